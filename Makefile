@@ -1,0 +1,60 @@
+# `make demo` and `make test` need Python 3.11-3.13, make and a network the first time; after that they start at once.
+# PYTHON=... picks the interpreter, REQUIREMENTS=cpu|cuda overrides what the machine is found to be.
+.NOTPARALLEL:
+.PHONY: help demo test lint format typecheck docs lock clean
+
+REQUIREMENTS ?= $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi),cuda,cpu)
+INSTALLED := .venv/.installed-$(REQUIREMENTS)
+PY := .venv/bin/python
+
+help:
+	@echo "make demo       train with full and compressed tables, write out/demo/report.html"
+	@echo "make test       lint, type check, tests"
+	@echo "make lint | format | typecheck | docs | lock | clean"
+
+demo: $(INSTALLED)
+	$(PY) -m experiments demo
+
+# One thread per worker: torch regions of several threads cost more than they save when workers share cores.
+test: lint typecheck
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(INSTALLED)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+typecheck: $(INSTALLED)
+	$(PY) -m pyright embcomp
+
+docs: $(INSTALLED)
+	$(PY) -m mkdocs build --strict
+
+# The stamp comes last, so that a set-up that failed is begun again. torch goes in first and with its requirements, because
+# the CUDA build (all that PyPI has for x86-64) needs libraries that the CPU build does not. All else is listed, so --no-deps:
+# torchrec declares the CUDA build of FBGEMM, which would overwrite the CPU build.
+$(INSTALLED): requirements/$(REQUIREMENTS).txt
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+		if $$python -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+			echo "Setting up .venv with $$($$python --version) from $< (once, some minutes)"; \
+			exec $$python -m venv --clear .venv; \
+		fi; \
+	done; \
+	echo "No Python 3.11-3.13 with venv among: $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." \
+		"Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2
+	$(PY) -m pip install -q --constraint requirements/cuda.txt torch
+	$(PY) -m pip install -q --no-deps --requirement $<
+	@touch $@
+
+# Resolve requirements/*.txt again, keeping what is pinned where it still fits (LOCK=--upgrade renews everything).
+LOCK_COMMAND = $(PY) -m uv pip compile pyproject.toml --extra torchrec --extra experiments --group dev --quiet $(LOCK) \
+	--universal --python-version 3.11 --fork-strategy fewest --custom-compile-command "make lock"
+lock: $(INSTALLED)
+	$(LOCK_COMMAND) --group cpu --override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
+	$(LOCK_COMMAND) --group cuda --constraint requirements/cpu.txt --output-file requirements/cuda.txt
+
+clean:
+	rm -rf .venv build dist site out .pytest_cache .ruff_cache .hypothesis
