@@ -1,0 +1,43 @@
+"""What all tests share: one thread, fixed seeds, the folder of real data."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# Derandomized: a failure seen once is seen again. No deadline: shared cores make any time limit a coin toss.
+settings.register_profile("embcomp", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("embcomp")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder that EMBCOMP_DATA names; the test is skipped where it names none."""
+    root = os.environ.get("EMBCOMP_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs real data: set EMBCOMP_DATA to a folder that holds it")
+    return Path(root).resolve()
+
+
+@pytest.fixture
+def dataset(data_root: Path, request: pytest.FixtureRequest) -> Path:
+    """One data set's folder, named by `@pytest.mark.dataset("ml-1m")`; skipped where EMBCOMP_DATA lacks it."""
+    marker = request.node.get_closest_marker("dataset")
+    assert marker, "a test that takes `dataset` names it: @pytest.mark.dataset('ml-1m')"
+    folder = data_root / marker.args[0]
+    if not folder.is_dir():
+        pytest.skip(f"needs real data: EMBCOMP_DATA has no folder {marker.args[0]!r}")
+    return folder

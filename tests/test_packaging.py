@@ -1,0 +1,129 @@
+"""The wheel, installed beside torch and nothing else, works; the pinned lists hold what the project declares."""
+
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+
+
+def applies(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
+def with_requirements(name: str, found: dict[str, Distribution] | None = None) -> dict[str, Distribution]:
+    """The installed distribution `name` and all that it requires, by name."""
+    found = {} if found is None else found
+    if canonicalize_name(name) not in found:
+        found[canonicalize_name(name)] = distribution(name)
+        for line in distribution(name).requires or []:
+            if applies(requirement := Requirement(line)):
+                with_requirements(requirement.name, found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment that holds torch, torch's requirements and the wheel.
+
+    torch is linked from the running environment, a matter of seconds and no download. pip then installs the wheel
+    without an index, so it fails should the wheel require anything beyond torch.
+    """
+    environment = tmp_path_factory.mktemp("clean")
+    venv.create(environment, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
+    for dist in with_requirements("torch").values():
+        for top in {file.parts[0] for file in dist.files or []} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(dist.locate_file(top))))
+    python = environment / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-index", wheel], check=True)
+    return python
+
+
+def run_clean(python: Path, code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([python, "-I", "-W", "error", "-c", code], cwd=cwd, capture_output=True, text=True)
+
+
+def test_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.split("/")[0] for name in names} == {
+        "embcomp",
+        "recsys_models",
+        f"embcomp-{PROJECT['version']}.dist-info",
+    }
+    sources = {str(path.relative_to(ROOT)) for p in ("embcomp", "recsys_models") for path in (ROOT / p).rglob("*.py")}
+    assert sources | {"embcomp/py.typed", "recsys_models/py.typed"} <= names
+
+
+def test_import_needs_torch_alone(clean_python: Path, tmp_path: Path) -> None:
+    code = """
+import importlib.util, sys, torch, embcomp
+table = embcomp.nn.CompressedEmbedding(1000, 8, embcomp.methods.HashingTrick(rows=100))
+table(torch.tensor([[0, 999]])).sum().backward()
+assert embcomp.nbytes(table) == 100 * 8 * 4, embcomp.nbytes(table)
+assert not {"torchrec", "fbgemm_gpu"} & set(sys.modules)
+assert importlib.util.find_spec("numpy") is None, "the environment is not clean"
+"""
+    result = run_clean(clean_python, code, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_missing_extra_is_named(clean_python: Path, tmp_path: Path) -> None:
+    result = run_clean(clean_python, "import embcomp.torchrec", tmp_path)
+    assert result.returncode == 1
+    assert "ImportError" in result.stderr or "ModuleNotFoundError" in result.stderr
+    assert "embcomp[torchrec]" in result.stderr
+
+
+def pins(kind: str) -> dict[str, str]:
+    lines = re.sub(r"#.*", "", (ROOT / "requirements" / f"{kind}.txt").read_text()).split("\n")
+    requirements = [Requirement(line) for line in lines if line.strip()]
+    assert all(len(r.specifier) == 1 and str(r.specifier).startswith("==") for r in requirements), (
+        "every line is pinned"
+    )
+    return {canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in requirements}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_pinned_list_holds_what_the_project_declares(kind: str) -> None:
+    groups = PYPROJECT["dependency-groups"]
+    extras = PROJECT["optional-dependencies"]
+    declared = [Requirement(r) for r in PROJECT["dependencies"] + extras["torchrec"] + extras["experiments"]]
+    declared += [Requirement(r) for r in groups[kind] + groups["dev"]]
+    pinned = pins(kind)
+    for requirement in declared:
+        if requirement.name != PROJECT["name"]:
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_lists_differ_in_fbgemm_and_cuda_libraries_alone() -> None:
+    cpu, cuda = pins("cpu"), pins("cuda")
+    assert set(cpu) - set(cuda) == {"fbgemm-gpu-cpu"}
+    assert "fbgemm-gpu" in set(cuda) - set(cpu)
+    assert all(re.match(r"fbgemm-gpu|nvidia-|cuda-|triton", name) for name in set(cuda) - set(cpu))
+    assert all(cpu[name] == cuda[name] for name in set(cpu) & set(cuda))
