@@ -3,7 +3,7 @@
 .NOTPARALLEL:
 .PHONY: help demo test lint format typecheck docs lock clean
 
-REQUIREMENTS ?= $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi),cuda,cpu)
+REQUIREMENTS ?= $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 INSTALLED := .venv/.installed-$(REQUIREMENTS)
 PY := .venv/bin/python
 
@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 
 # One thread per worker: torch regions of several threads cost more than they save when workers share cores.
 test: lint typecheck
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

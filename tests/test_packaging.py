@@ -65,7 +65,9 @@ def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_clean(python: Path, code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([python, "-I", "-W", "error", "-c", code], cwd=cwd, capture_output=True, text=True)
+    # torch itself warns at import where numpy is missing.
+    warnings = ["-W", "error", "-W", "ignore:Failed to initialize NumPy"]
+    return subprocess.run([python, "-I", *warnings, "-c", code], cwd=cwd, capture_output=True, text=True)
 
 
 def test_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
@@ -76,8 +78,9 @@ def test_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
         "recsys_models",
         f"embcomp-{PROJECT['version']}.dist-info",
     }
-    sources = {str(path.relative_to(ROOT)) for p in ("embcomp", "recsys_models") for path in (ROOT / p).rglob("*.py")}
-    assert sources | {"embcomp/py.typed", "recsys_models/py.typed"} <= names
+    files = [path for package in ("embcomp", "recsys_models") for path in (ROOT / package).rglob("*") if path.suffix]
+    sources = {str(path.relative_to(ROOT)) for path in files if path.suffix in {".py", ".cpp", ".h", ".typed"}}
+    assert {"embcomp/py.typed", "recsys_models/py.typed"} <= sources <= names
 
 
 def test_import_needs_torch_alone(clean_python: Path, tmp_path: Path) -> None:
@@ -96,7 +99,6 @@ assert importlib.util.find_spec("numpy") is None, "the environment is not clean"
 def test_missing_extra_is_named(clean_python: Path, tmp_path: Path) -> None:
     result = run_clean(clean_python, "import embcomp.torchrec", tmp_path)
     assert result.returncode == 1
-    assert "ImportError" in result.stderr or "ModuleNotFoundError" in result.stderr
     assert "embcomp[torchrec]" in result.stderr
 
 
