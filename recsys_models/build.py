@@ -1,0 +1,83 @@
+"""Models by name, for configuration files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from recsys_models.dcn import DCN
+from recsys_models.dcnv2 import DCNv2
+from recsys_models.deepfm import DeepFM
+from recsys_models.dlrm import DLRM
+from recsys_models.features import Dims, Embeddings
+from recsys_models.wide_deep import WideDeep
+
+MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (DLRM, DCN, DCNv2, DeepFM, WideDeep)}
+
+
+def build(
+    name: str,
+    embeddings: Embeddings,
+    *,
+    feature_names: Sequence[str],
+    num_dense: int,
+    dims: Dims | None = None,
+    embedding_dim: int | None = None,
+    linear: Embeddings | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a model by its name.
+
+    Args:
+        name: A key of `MODELS`; case, "_", "-" and "&" are ignored, so "wide_deep" is WideDeep.
+        embeddings: Embedding collection, called with the sparse features.
+        feature_names: Keys to read from its result.
+        num_dense: Number of dense columns, possibly 0.
+        dims: Widths of the features: one for all, one each, or a mapping by name.
+        embedding_dim: The width of all features; another way to give `dims`.
+        linear: Second collection, for the models that take one (DeepFM, WideDeep).
+        **options: Passed on to the model.
+
+    Raises:
+        ValueError: Unknown model or option (naming the nearest known one), neither or both of `dims` and
+            `embedding_dim`, and whatever the model rejects.
+
+    Example:
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+        >>> table = EmbeddingBagConfig(name="item", feature_names=["item"], num_embeddings=100, embedding_dim=8)
+        >>> embeddings = EmbeddingBagCollection(tables=[table])
+        >>> model = build("dcnv2", embeddings, feature_names=["item"], embedding_dim=8, num_dense=2, cross_layers=2)
+        >>> type(model).__name__
+        'DCNv2'
+    """
+    model = {_plain(known): cls for known, cls in MODELS.items()}.get(_plain(name))
+    if model is None:
+        raise ValueError(f"model {name!r} is not known: choose one of {', '.join(MODELS)}{_did_you_mean(name, MODELS)}")
+    if (dims is None) == (embedding_dim is None):
+        raise ValueError(f"give either dims or embedding_dim, not dims={dims!r} and embedding_dim={embedding_dim!r}")
+    common = {"self", "embeddings", "feature_names", "dims", "num_dense"}
+    known_options = [option for option in inspect.signature(model.__init__).parameters if option not in common]
+    if linear is not None:
+        options["linear"] = linear
+    for option in options:
+        if option not in known_options:
+            raise ValueError(
+                f"{model.__name__} takes no option {option!r}: its options are {', '.join(known_options)}"
+                f"{_did_you_mean(option, known_options)}"
+            )
+    widths = dims if dims is not None else embedding_dim
+    return model(embeddings, feature_names=feature_names, dims=widths, num_dense=num_dense, **options)
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _did_you_mean(given: str, known: Iterable[str]) -> str:
+    by_plain = {_plain(name): name for name in known}
+    close = get_close_matches(_plain(given), by_plain, n=1)
+    return f" (did you mean {by_plain[close[0]]!r}?)" if close else ""
