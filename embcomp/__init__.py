@@ -1,0 +1,36 @@
+"""embcomp: small embedding tables for recommender models."""
+
+from embcomp import nn
+from embcomp.methods import (
+    METHODS,
+    DoubleHash,
+    FrequencyHash,
+    Full,
+    HashEmbedding,
+    HashingTrick,
+    Method,
+    MultiHash,
+    QuotientRemainder,
+    Table,
+    UnifiedEmbedding,
+)
+from embcomp.sizes import nbytes, summary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "DoubleHash",
+    "FrequencyHash",
+    "Full",
+    "HashEmbedding",
+    "HashingTrick",
+    "Method",
+    "MultiHash",
+    "QuotientRemainder",
+    "Table",
+    "UnifiedEmbedding",
+    "nbytes",
+    "nn",
+    "summary",
+]

@@ -1,0 +1,288 @@
+"""The three parts of every method: an encoder (id -> rows), stores (row -> vector), a combiner (vectors -> vector).
+
+A method is one frozen dataclass. Its `plan(tables)` says, for the tables it is asked to compress, which stores there are and how
+each table's ids reach them. `embcomp.nn`, `embcomp.torchrec` and `embcomp.compress_` work from the plan alone, so adding a
+method means writing one file (docs/add-a-method.md).
+"""
+
+import abc
+import ctypes
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.ops.hashing import MAX_ROWS, check_ids
+
+FLOAT_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """An embedding table to compress.
+
+    Attributes:
+        name: part of the hash keys, so that two tables with the same ids read unrelated rows.
+        num_embeddings: how many ids there are; None leaves the id space open (any non-negative int64).
+        embedding_dim: the width of an id's vector.
+    """
+
+    name: str
+    num_embeddings: int | None
+    embedding_dim: int
+
+    def __post_init__(self) -> None:
+        if self.num_embeddings is not None and self.num_embeddings < 1:
+            raise ValueError(f"table {self.name!r}: num_embeddings must be at least 1, got {self.num_embeddings}")
+        if self.embedding_dim < 1:
+            raise ValueError(f"table {self.name!r}: embedding_dim must be at least 1, got {self.embedding_dim}")
+
+    def ids_or_raise(self, why: str) -> int:
+        """`num_embeddings`, for methods that need a closed id space."""
+        if self.num_embeddings is None:
+            raise ValueError(
+                f"table {self.name!r}: {why} needs num_embeddings, got None; give it, or use a hashing method"
+            )
+        return self.num_embeddings
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A plain table of `rows` vectors of `dim` floats.
+
+    Attributes:
+        init: "table" draws rows as the replaced class does, scaled so that the combined vector keeps its variance;
+            "unit" draws mean 0, variance 1 (a factor of a product); "ones" fills with 1 (weights).
+        summands: how many rows of this store are added up into one coordinate of a vector.
+    """
+
+    rows: int
+    dim: int
+    init: str = "table"
+    summands: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A read from one store: `lookups` rows per id, added up (each times its fixed weight, where `weighted`)."""
+
+    store: str
+    lookups: int = 1
+    weighted: bool = False
+
+
+class Rows(NamedTuple):
+    """What one chunk reads: `rows` int64 [N, lookups] and, where the chunk is weighted, `weights` float32 [N, lookups]."""
+
+    rows: Tensor
+    weights: Tensor | None = None
+
+
+class Encoder(nn.Module, abc.ABC):
+    """ids -> rows of each chunk. Holds buffers only (keys, maps, codes), never parameters.
+
+    Subclasses define `encode(ids)`. The configuration travels in the state dict
+    (as a uint8 tensor, so that every checkpoint format can hold it), and loading another one names the difference.
+    """
+
+    def __init__(self, table: Table, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.table = table
+        self.config = {**config, "num_embeddings": table.num_embeddings, "embedding_dim": table.embedding_dim}
+
+    @abc.abstractmethod
+    def encode(self, ids: Tensor) -> list[Rows]:
+        """The rows of each chunk, in the order of the plan's chunks, for checked ids, int64 [N]."""
+
+    def forward(self, ids: Tensor) -> list[Rows]:
+        """Checks `ids` (integer, [N]) and encodes them. Raises ValueError or IndexError (see `check_ids`)."""
+        return self.encode(check_ids(ids, self.table.num_embeddings, self.table.name))
+
+    def get_extra_state(self) -> Tensor:
+        text = json.dumps({"table": self.table.name, **self.config}, sort_keys=True)
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        saved = json.loads(bytes(state.cpu().tolist()))
+        name = saved.pop("table")
+        mine = json.loads(json.dumps(self.config))
+        differing = [key for key in sorted({*saved, *mine}) if saved.get(key) != mine.get(key)]
+        if differing:
+            said = "; ".join(f"{key}: saved {saved.get(key)!r}, here {mine.get(key)!r}" for key in differing)
+            raise ValueError(f"table {self.table.name!r}: the state was saved with another configuration ({said})")
+        self.table = dataclasses.replace(self.table, name=name)  # hash keys come from the name it was saved under
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Computes again the buffers that follow from the configuration (after `to_empty`, or under a loaded name)."""
+
+
+class Combiner(abc.ABC):
+    """The vectors of a table's chunks -> its embedding.
+
+    `linear` combiners commute with pooling, so bags pool inside the look-up; the others combine before they pool.
+    `neutral` maps a chunk to the constant that makes the rest linear (warm starts fix it there).
+    """
+
+    linear: ClassVar[bool] = True
+    neutral: ClassVar[Mapping[int, float]] = {}
+
+    @abc.abstractmethod
+    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+        """[..., dim of chunk] each -> [..., embedding_dim]."""
+
+    @abc.abstractmethod
+    def dim(self, dims: Sequence[int]) -> int:
+        """The width of the result for chunks of these widths."""
+
+
+class Concat(Combiner):
+    """Chunks side by side; with one chunk, that chunk."""
+
+    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+        return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim=-1)
+
+    def dim(self, dims: Sequence[int]) -> int:
+        return sum(dims)
+
+
+class Sum(Combiner):
+    """Chunks added up."""
+
+    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(chunks)).sum(0)
+
+    def dim(self, dims: Sequence[int]) -> int:
+        return dims[0]
+
+
+class Product(Combiner):
+    """The first chunk times the second, element by element."""
+
+    linear = False
+    neutral = {0: 1.0}
+
+    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+        return chunks[0] * chunks[1]
+
+    def dim(self, dims: Sequence[int]) -> int:
+        return dims[0]
+
+
+class WeightedSum(Combiner):
+    """Column j of the first chunk times chunk j + 1, added up (the first chunk may carry spare columns)."""
+
+    linear = False
+    neutral = {0: 1.0}
+
+    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+        weights, vectors = chunks[0], chunks[1:]
+        return sum((weights[..., j : j + 1] * vector for j, vector in enumerate(vectors)), torch.zeros_like(vectors[0]))
+
+    def dim(self, dims: Sequence[int]) -> int:
+        return dims[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class TablePlan:
+    """How one table's ids become vectors."""
+
+    table: Table
+    encoder: Encoder
+    chunks: tuple[Chunk, ...]
+    combiner: Combiner
+
+    @property
+    def weighted(self) -> bool:
+        return any(chunk.weighted for chunk in self.chunks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The stores of a group of tables, and how each table reads them."""
+
+    stores: dict[str, Store]
+    tables: list[TablePlan]
+
+    def embedding_dim(self, table: TablePlan) -> int:
+        return table.combiner.dim([self.stores[chunk.store].dim for chunk in table.chunks])
+
+    def nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of everything stored: rows, maps, keys."""
+        stores = sum(store.rows * store.dim * float_bytes for store in self.stores.values())
+        buffers = (buffer for table in self.tables for buffer in table.encoder.buffers())
+        return stores + sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+
+
+METHODS: dict[str, type["Method"]] = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Method(abc.ABC):
+    """A compression method's configuration. Subclasses register themselves in `METHODS` under their class name.
+
+    Two configurations are never merged by value: the tables matched by one instance form one group.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        METHODS[cls.__name__] = cls
+
+    @abc.abstractmethod
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        """Stores and encoders for these tables; `group` names stores that several tables share.
+
+        Raises:
+            ValueError: when a table cannot be compressed so; the text names it and the remedy.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        """The configuration that fills `nbytes` with tables and maps together, never above it.
+
+        Args:
+            tables: what is to be compressed, together.
+            nbytes: the budget in bytes.
+            fixed: settings to keep as given.
+
+        Raises:
+            ValueError: the budget holds not even the smallest configuration; the text says how much that is.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """The settings as JSON values, tensors by checksum: what a state dict keeps to recognise its own."""
+        return {
+            "method": type(self).__name__,
+            **{f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)},
+        }
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        digest = hashlib.sha256(ctypes.string_at(value.data_ptr(), value.nbytes)).hexdigest()[:16]
+        return f"tensor {list(value.shape)} {digest}"
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value
+
+
+def per_table(value: Any, table: Table, field: str) -> Any:
+    """A setting of one table: the value itself, or its entry in a mapping from table names."""
+    if not isinstance(value, Mapping):
+        return value
+    if table.name not in value:
+        raise ValueError(f"{field} names no table {table.name!r}; it has {sorted(value)}")
+    return value[table.name]
+
+
+def check_rows(rows: Any, table: str) -> int:
+    """`rows` as a valid size of a hashed table."""
+    if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= MAX_ROWS:
+        raise ValueError(f"table {table!r}: rows must be an integer in [1, 2^31), got {rows!r}")
+    return rows

@@ -1,0 +1,125 @@
+"""The most frequent ids own rows; the rest share what is left."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.methods.base import (
+    Chunk,
+    Concat,
+    Method,
+    Plan,
+    Rows,
+    Store,
+    Table,
+    TablePlan,
+    check_rows,
+    per_table,
+    plain,
+)
+from embcomp.methods.budget import largest_within, share_rows
+from embcomp.methods.hashing import HashEncoder
+
+
+class FrequencyEncoder(HashEncoder):
+    """A hot id reads the row of its place in the sorted `hot_ids`; another id hashes into the rows after those."""
+
+    hot_ids: Tensor
+
+    def __init__(
+        self, table: Table, config: Mapping[str, Any], seed: int, rows: int, lookups: int, hot_ids: Tensor
+    ) -> None:
+        super().__init__(table, config, seed, [rows - hot_ids.numel()], [lookups])
+        self.register_buffer("hot_ids", hot_ids)
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        (shared,) = super().encode(ids)
+        hot = self.hot_ids.numel()
+        if hot == 0:
+            return [Rows(shared.rows, torch.ones_like(shared.rows, dtype=torch.float32) if self._double else None)]
+        narrow = ids.to(self.hot_ids.dtype)
+        place = torch.searchsorted(self.hot_ids, narrow).clamp_(max=hot - 1)
+        is_hot = (self.hot_ids[place] == narrow).unsqueeze(-1)
+        rows = torch.where(is_hot, place.unsqueeze(-1), shared.rows + hot)
+        if not self._double:
+            return [Rows(rows)]
+        # A hot id reads its row once: the second look-up repeats it with weight 0.
+        weights = torch.ones_like(rows, dtype=torch.float32)
+        weights[:, 1:].masked_fill_(is_hot, 0.0)
+        return [Rows(rows, weights)]
+
+    @property
+    def _double(self) -> bool:
+        return self.lookups[0] > 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrequencyHash(Method):
+    """Rows of their own for the most frequent ids, hashed rows for the others (Zhang et al. 2020, arXiv 2007.14523).
+
+    The sorted list of frequent ids is stored with the table (4 bytes each, 8 where ids exceed 2^31) and counted.
+
+    Args:
+        rows: all rows of the table, or a mapping from table names to rows.
+        counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors.
+            Equal counts are ordered by id. Ids that never occur own no row.
+        tail: "hash" gives the other ids one row, "double" the sum of two.
+        hot_share: the part of the rows that is owned.
+        seed: another seed gives other collisions.
+
+    Example:
+        >>> import torch, embcomp
+        >>> counts = torch.tensor([5, 0, 90, 1, 40, 1])
+        >>> emb = embcomp.nn.CompressedEmbedding(6, 8, embcomp.FrequencyHash(rows=4, counts=counts))
+        >>> emb.encoder.hot_ids
+        tensor([2, 4], dtype=torch.int32)
+    """
+
+    rows: int | Mapping[str, int]
+    counts: Tensor | Mapping[str, Tensor] = field(repr=False)
+    tail: Literal["hash", "double"] = "hash"
+    hot_share: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tail not in ("hash", "double"):
+            raise ValueError(f"FrequencyHash: tail must be 'hash' or 'double', got {self.tail!r}")
+        if not 0 <= self.hot_share < 1:
+            raise ValueError(f"FrequencyHash: hot_share must be in [0, 1), got {self.hot_share}")
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = {}, []
+        lookups = 2 if self.tail == "double" else 1
+        for table in tables:
+            rows = check_rows(per_table(self.rows, table, "rows"), table.name)
+            counts = _checked_counts(per_table(self.counts, table, "counts"), table)
+            hot = _most_frequent(counts, min(int(rows * self.hot_share), rows - 1))
+            # Variance is kept for the shared rows of a double tail; an owned row starts as a plain one would, a little smaller.
+            stores[table.name] = Store(rows, table.embedding_dim, summands=lookups)
+            config = {**self.config(), "rows": rows, "counts": plain(counts)}
+            encoder = FrequencyEncoder(table, config, self.seed, rows, lookups, hot)
+            plans.append(TablePlan(table, encoder, (Chunk(table.name, lookups, weighted=lookups > 1),), Concat()))
+        return Plan(stores, plans)
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
+
+
+def _checked_counts(counts: Any, table: Table) -> Tensor:
+    ids = table.ids_or_raise("FrequencyHash")
+    counts = torch.as_tensor(counts)
+    if counts.shape != (ids,):
+        raise ValueError(f"table {table.name!r}: counts must have shape [{ids}], got {list(counts.shape)}")
+    if not bool((counts >= 0).all()):
+        raise ValueError(f"table {table.name!r}: counts must not be negative or NaN")
+    return counts
+
+
+def _most_frequent(counts: Tensor, most: int) -> Tensor:
+    """The `most` ids with the largest counts above zero, ascending, as int32 where they fit."""
+    order = torch.argsort(counts, descending=True, stable=True)[: min(most, int((counts > 0).sum()))]
+    return order.sort().values.to(torch.int32 if counts.numel() <= 2**31 else torch.int64)

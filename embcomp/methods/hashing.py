@@ -1,0 +1,211 @@
+"""Hashed rows: the hashing trick, several hashes, and hash embeddings with learned importance."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.methods.base import (
+    Chunk,
+    Concat,
+    Encoder,
+    Method,
+    Plan,
+    Rows,
+    Store,
+    Table,
+    TablePlan,
+    WeightedSum,
+    check_rows,
+    per_table,
+)
+from embcomp.methods.budget import largest_within, share_rows
+from embcomp.ops.hashing import hash_key, hash_rows
+
+
+class HashEncoder(Encoder):
+    """Chunk c reads `lookups[c]` rows below `rows[c]`, each under a key of its own (keys are numbered through)."""
+
+    keys: Tensor
+
+    def __init__(self, table: Table, config: Mapping[str, Any], seed: int, rows: Sequence[int], lookups: Sequence[int]):
+        super().__init__(table, config)
+        self.seed, self.ranges, self.lookups = seed, tuple(rows), tuple(lookups)
+        self.register_buffer("keys", self._keys(), persistent=False)
+
+    def _keys(self) -> Tensor:
+        return torch.tensor([hash_key(self.seed, self.table.name, j) for j in range(sum(self.lookups))])
+
+    def reset_buffers(self) -> None:
+        self.keys.copy_(self._keys())
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        keys = self.keys.split(self.lookups)
+        return [Rows(hash_rows(ids, key, rows)) for key, rows in zip(keys, self.ranges, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HashingTrick(Method):
+    """One table of `rows` vectors; an id reads the row that its hash gives (Weinberger et al. 2009, arXiv 0902.2206).
+
+    Args:
+        rows: rows of the table, or a mapping from table names to rows.
+        seed: another seed gives other collisions.
+
+    Example:
+        >>> import torch, embcomp
+        >>> emb = embcomp.nn.CompressedEmbedding(1_000_000, 16, embcomp.HashingTrick(rows=10_000))
+        >>> emb(torch.tensor([3, 999_999])).shape, embcomp.nbytes(emb)
+        (torch.Size([2, 16]), 640008)
+    """
+
+    rows: int | Mapping[str, int]
+    seed: int = 0
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = {}, []
+        for table in tables:
+            rows = check_rows(per_table(self.rows, table, "rows"), table.name)
+            stores[table.name] = Store(rows, table.embedding_dim)
+            config = {**self.config(), "rows": rows}
+            plans.append(
+                TablePlan(table, HashEncoder(table, config, self.seed, [rows], [1]), (Chunk(table.name),), Concat())
+            )
+        return Plan(stores, plans)
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MultiHash(Method):
+    """`num_hashes` rows of one table for each id, added up or side by side (Serra & Karatzoglou 2017, arXiv 1706.03993).
+
+    Two ids share a whole vector only where all their hashes agree.
+
+    Args:
+        rows: rows of the table, or a mapping from table names to rows. With "concat" a row is
+            embedding_dim / num_hashes wide.
+        num_hashes: look-ups of each id.
+        combine: "sum" or "concat".
+        seed: another seed gives other collisions.
+
+    Example:
+        >>> import torch, embcomp
+        >>> method = embcomp.MultiHash(rows=1000, num_hashes=4, combine="concat")
+        >>> emb = embcomp.nn.CompressedEmbedding(100_000, 64, method)
+        >>> emb(torch.tensor([5])).shape, embcomp.nbytes(emb)
+        (torch.Size([1, 64]), 64032)
+    """
+
+    rows: int | Mapping[str, int]
+    num_hashes: int = 2
+    combine: Literal["sum", "concat"] = "sum"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_hashes < 1:
+            raise ValueError(f"{type(self).__name__}: num_hashes must be at least 1, got {self.num_hashes}")
+        if self.combine not in ("sum", "concat"):
+            raise ValueError(f"{type(self).__name__}: combine must be 'sum' or 'concat', got {self.combine!r}")
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans, k = {}, [], self.num_hashes
+        for table in tables:
+            rows = check_rows(per_table(self.rows, table, "rows"), table.name)
+            if self.combine == "sum":
+                stores[table.name] = Store(rows, table.embedding_dim, summands=k)
+                lookups = [k]
+            else:
+                if table.embedding_dim % k:
+                    raise ValueError(
+                        f"table {table.name!r}: embedding_dim {table.embedding_dim} is not a multiple of num_hashes {k}; "
+                        f"choose another num_hashes, or combine='sum'"
+                    )
+                stores[table.name] = Store(rows, table.embedding_dim // k)
+                lookups = [1] * k
+            encoder = HashEncoder(table, {**self.config(), "rows": rows}, self.seed, [rows] * len(lookups), lookups)
+            plans.append(TablePlan(table, encoder, tuple(Chunk(table.name, n) for n in lookups), Concat()))
+        return Plan(stores, plans)
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DoubleHash(MultiHash):
+    """Two summed hashes in one table: `MultiHash(num_hashes=2, combine="sum")` (Zhang et al. 2020, arXiv 2007.14523).
+
+    Example:
+        >>> import embcomp
+        >>> embcomp.DoubleHash(rows=1000).num_hashes
+        2
+    """
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HashEmbedding(Method):
+    """Hashed rows weighted by learned importance: e(id) = sum_j p_j(id) E[h_j(id)] (Svenstrup et al. 2017, eq. 1-2).
+
+    The importance weights p are trained with the rows and start at 1, where the method equals `MultiHash`.
+
+    Args:
+        rows: rows of the table, or a mapping from table names to rows.
+        num_hashes: look-ups of each id.
+        importance_rows: rows of the importance table (or a mapping), read by one more hash; by default every id has its
+            own, which needs `num_embeddings`. A row holds num_hashes weights, padded to a multiple of 4 floats (what
+            FBGEMM can read).
+        seed: another seed gives other collisions.
+
+    Example:
+        >>> import torch, embcomp
+        >>> emb = embcomp.nn.CompressedEmbedding(1000, 16, embcomp.HashEmbedding(rows=50))
+        >>> embcomp.nbytes(emb) == 4 * (50 * 16 + 1000 * 4) + 8 * 3
+        True
+    """
+
+    rows: int | Mapping[str, int]
+    num_hashes: int = 2
+    importance_rows: int | Mapping[str, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_hashes < 1:
+            raise ValueError(f"HashEmbedding: num_hashes must be at least 1, got {self.num_hashes}")
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans, k = {}, [], self.num_hashes
+        for table in tables:
+            rows = check_rows(per_table(self.rows, table, "rows"), table.name)
+            importance = per_table(self.importance_rows, table, "importance_rows")
+            own = importance is None
+            importance = table.ids_or_raise("one importance per id") if own else check_rows(importance, table.name)
+            weights = f"{table.name}_importance"
+            stores[weights] = Store(importance, -(-k // 4) * 4, init="ones")
+            stores[table.name] = Store(rows, table.embedding_dim, summands=k)
+            config = {**self.config(), "rows": rows, "importance_rows": importance}
+            encoder = _HashEmbeddingEncoder(table, config, self.seed, rows, k, None if own else importance)
+            plans.append(TablePlan(table, encoder, (Chunk(weights), *[Chunk(table.name)] * k), WeightedSum()))
+        return Plan(stores, plans)
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
+
+
+class _HashEmbeddingEncoder(HashEncoder):
+    """The importance row first (the id itself, or its hash under the last key), then one row for each hash."""
+
+    def __init__(
+        self, table: Table, config: Mapping[str, Any], seed: int, rows: int, k: int, importance_rows: int | None
+    ):
+        super().__init__(table, config, seed, [rows] * k + [importance_rows or 1], [1] * (k + 1))
+        self.own_importance = importance_rows is None
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        *values, importance = super().encode(ids)
+        return [Rows(ids.unsqueeze(-1)) if self.own_importance else importance, *values]

@@ -1,0 +1,117 @@
+"""Compositional embeddings by quotient and remainder: every id has a vector of its own, from two small tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from torch import Tensor
+
+from embcomp.methods.base import (
+    Chunk,
+    Concat,
+    Encoder,
+    Method,
+    Plan,
+    Product,
+    Rows,
+    Store,
+    Sum,
+    Table,
+    TablePlan,
+    check_rows,
+    per_table,
+)
+from embcomp.methods.budget import largest_within, share_rows
+from embcomp.ops.hashing import MAX_ROWS
+
+
+class QuotientRemainderEncoder(Encoder):
+    """id -> (id // rows, id % rows)."""
+
+    def __init__(self, table: Table, config: Mapping[str, Any], rows: int):
+        super().__init__(table, config)
+        self.divisor = rows
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        quotient = ids // self.divisor
+        return [Rows(quotient.unsqueeze(-1)), Rows((ids - quotient * self.divisor).unsqueeze(-1))]
+
+
+def smallest_pair(num_embeddings: int) -> int:
+    """The remainder rows r for which r + ceil(num_embeddings / r) is smallest (the smallest such r).
+
+    Example:
+        >>> smallest_pair(10_000)
+        100
+    """
+    root = math.isqrt(num_embeddings)
+    near = range(max(1, root - 2), root + 3)
+    return min(near, key=lambda r: (r + -(-num_embeddings // r), r))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuotientRemainder(Method):
+    """e(id) = Q[id // rows] * R[id % rows] (Shi et al. 2020, arXiv 1909.02107, section 2 and 3.1).
+
+    Combined before pooling, so that multi-hot bags are exact. The id space must be closed.
+
+    Args:
+        rows: rows of the remainder table R (or a mapping from table names); the quotient table Q has
+            ceil(num_embeddings / rows). By default the pair with the fewest rows in total.
+        combine: "mul", "sum" or "concat" (each table then holds half of the width).
+
+    Example:
+        >>> import torch, embcomp
+        >>> emb = embcomp.nn.CompressedEmbedding(10_000, 16, embcomp.QuotientRemainder())
+        >>> embcomp.nbytes(emb) == 4 * 16 * (100 + 100)
+        True
+    """
+
+    rows: int | Mapping[str, int] | None = None
+    combine: Literal["mul", "sum", "concat"] = "mul"
+
+    def __post_init__(self) -> None:
+        if self.combine not in ("mul", "sum", "concat"):
+            raise ValueError(f"QuotientRemainder: combine must be 'mul', 'sum' or 'concat', got {self.combine!r}")
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = {}, []
+        for table in tables:
+            ids = table.ids_or_raise("QuotientRemainder")
+            rows = per_table(self.rows, table, "rows")
+            rows = smallest_pair(ids) if rows is None else check_rows(rows, table.name)
+            dim = table.embedding_dim
+            if self.combine == "concat" and dim % 2:
+                raise ValueError(f"table {table.name!r}: embedding_dim {dim} is odd; concat needs an even one")
+            half = dim // 2 if self.combine == "concat" else dim
+            summands = 2 if self.combine == "sum" else 1
+            quotient = f"{table.name}_quotient"
+            stores[quotient] = Store(-(-ids // rows), half, "unit" if self.combine == "mul" else "table", summands)
+            stores[table.name] = Store(rows, half, "table", summands)
+            encoder = QuotientRemainderEncoder(table, {**self.config(), "rows": rows}, rows)
+            combiner = {"mul": Product, "sum": Sum, "concat": Concat}[self.combine]()
+            plans.append(TablePlan(table, encoder, (Chunk(quotient), Chunk(table.name)), combiner))
+        return Plan(stores, plans)
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        def make(total: int) -> Self:
+            shares = share_rows(tables, total)
+            rows = {table.name: _largest_remainder(table, per_table(shares, table, "rows")) for table in tables}
+            return cls(rows=rows if len(tables) > 1 else rows[tables[0].name], **fixed)
+
+        return largest_within(tables, nbytes, make)
+
+
+def _largest_remainder(table: Table, total: int) -> int:
+    """The most remainder rows r with r + ceil(num_embeddings / r) <= total, or the smallest pair where none fits."""
+    ids = table.ids_or_raise("QuotientRemainder")
+    low = smallest_pair(ids)
+    if total <= low + -(-ids // low):
+        return low
+    high = min(total, MAX_ROWS)
+    while high - low > 1:  # r + ceil(ids / r) rises with r from the smallest pair on, but for steps of the ceiling
+        middle = (low + high) // 2
+        low, high = (middle, high) if middle + -(-ids // middle) <= total else (low, middle)
+    return low

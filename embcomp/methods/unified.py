@@ -1,0 +1,73 @@
+"""Unified Embedding: one table that all features read (feature multiplexing)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from embcomp.methods.base import Chunk, Concat, Method, Plan, Store, Table, TablePlan, check_rows
+from embcomp.methods.budget import largest_within
+from embcomp.methods.hashing import HashEncoder
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UnifiedEmbedding(Method):
+    """Feature multiplexing: every table matched by one instance reads one store (Coleman et al. 2023, arXiv 2305.12102, 3).
+
+    Chunk c of feature f for value v is E[h_{f,c}(v)], each (feature, chunk) with a key of its own; the chunks side by side
+    are the embedding. Collisions between features cancel, because the model reads each feature through its own
+    first-layer weights, which training turns orthogonal.
+
+    Args:
+        rows: rows of the shared store.
+        chunk_dim: width of a row.
+        lookups: look-ups by table name; such a table becomes lookups[name] * chunk_dim wide. The others read
+            embedding_dim / chunk_dim chunks.
+        seed: another seed gives other collisions.
+
+    Example:
+        >>> import embcomp
+        >>> tables = [embcomp.Table("user", 6040, 32), embcomp.Table("film", 3706, 32)]
+        >>> plan = embcomp.UnifiedEmbedding(rows=2000, chunk_dim=16).plan(tables)
+        >>> [(store.rows, store.dim) for store in plan.stores.values()], len(plan.tables[0].chunks)
+        ([(2000, 16)], 2)
+    """
+
+    rows: int
+    chunk_dim: int
+    lookups: Mapping[str, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.chunk_dim < 1:
+            raise ValueError(f"UnifiedEmbedding: chunk_dim must be at least 1, got {self.chunk_dim}")
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        check_rows(self.rows, group)
+        plans = []
+        for table in tables:
+            chunks = self._chunks(table)
+            encoder = HashEncoder(table, self.config(), self.seed, [self.rows] * chunks, [1] * chunks)
+            plans.append(TablePlan(table, encoder, (Chunk(group),) * chunks, Concat()))
+        unknown = set(self.lookups or {}) - {table.name for table in tables}
+        if unknown:
+            raise ValueError(f"UnifiedEmbedding: lookups names {sorted(unknown)}, which are not among its tables")
+        return Plan({group: Store(self.rows, self.chunk_dim)}, plans)
+
+    def _chunks(self, table: Table) -> int:
+        if self.lookups and table.name in self.lookups:
+            if self.lookups[table.name] < 1:
+                raise ValueError(f"table {table.name!r}: lookups must be at least 1, got {self.lookups[table.name]}")
+            return self.lookups[table.name]
+        if table.embedding_dim % self.chunk_dim:
+            raise ValueError(
+                f"table {table.name!r}: embedding_dim {table.embedding_dim} is not a multiple of chunk_dim "
+                f"{self.chunk_dim}; choose a divisor, or set lookups[{table.name!r}]"
+            )
+        return table.embedding_dim // self.chunk_dim
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        """As `Method.for_budget`; without `chunk_dim` it is chosen too."""
+        if "chunk_dim" not in fixed:
+            fixed["chunk_dim"] = min(table.embedding_dim for table in tables)
+        return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed))

@@ -1,0 +1,174 @@
+// Pooled look-ups and fused optimizers over plain float32 tables (embcomp.ops.tables), one thread.
+// Rows arrive feature by feature, as in a KeyedJaggedTensor: bag (f, b) reads rows[offsets[f * B + b] .. offsets[f * B + b + 1]).
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr size_t kBagsPerBlock = 32;  // output of a block stays in the second-level cache
+constexpr size_t kAhead = 32;         // rows fetched ahead
+
+inline void prefetch_row(const float* row, size_t dim) {
+  for (size_t d = 0; d < dim; d += 16) __builtin_prefetch(row + d);
+}
+
+template <size_t DIM>
+inline void add_scaled(float* __restrict out, const float* __restrict row, float scale, size_t dim) {
+  const size_t n = DIM ? DIM : dim;
+  for (size_t d = 0; d < n; d++) out[d] += scale * row[d];
+}
+
+template <size_t DIM>
+void forward(const float* table, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
+             size_t features, size_t batch, float* out, size_t out_stride, const int64_t* columns) {
+  const size_t n = DIM ? DIM : dim;
+  for (size_t start = 0; start < batch; start += kBagsPerBlock) {
+    const size_t stop = std::min(batch, start + kBagsPerBlock);
+    for (size_t f = 0; f < features; f++) {
+      // One feature further, so that its rows travel while this one is summed.
+      const size_t next = f + 1 < features ? f + 1 : 0;
+      const size_t next_start = f + 1 < features ? start : stop;
+      const size_t next_stop = std::min(batch, next_start + kBagsPerBlock);
+      if (next_start < next_stop)
+        for (int64_t j = offsets[next * batch + next_start]; j < offsets[next * batch + next_stop]; j++)
+          prefetch_row(table + rows[j] * (int64_t)n, n);
+      for (size_t b = start; b < stop; b++) {
+        float* bag = out + b * out_stride + columns[f];
+        const int64_t lo = offsets[f * batch + b], hi = offsets[f * batch + b + 1];
+        if (hi == lo + 1 && !weights) {
+          std::memcpy(bag, table + rows[lo] * (int64_t)n, n * sizeof(float));
+          continue;
+        }
+        std::memset(bag, 0, n * sizeof(float));
+        for (int64_t j = lo; j < hi; j++)
+          add_scaled<DIM>(bag, table + rows[j] * (int64_t)n, weights ? weights[j] : 1.0f, n);
+      }
+    }
+  }
+}
+
+// Kept between calls: fresh pages cost more than the arithmetic.
+struct Scratch {
+  std::vector<uint64_t> pairs;       // row << 32 | look-up
+  std::vector<uint64_t> other;       // the other half of the sort
+  std::vector<const float*> source;  // per look-up, the gradient of the bag it belongs to
+  std::vector<float> sum;            // gradient of one row
+};
+thread_local Scratch scratch;
+
+// Radix sort of the pairs by row, least significant digit first; rows then come in memory order.
+void sort_by_row(std::vector<uint64_t>& pairs, std::vector<uint64_t>& other, uint64_t num_rows) {
+  unsigned bits = 1;
+  while (bits < 32 && (num_rows - 1) >> bits) bits++;
+  const unsigned passes = (bits + 11) / 12, digit = (bits + passes - 1) / passes;
+  const uint64_t mask = (1u << digit) - 1;
+  std::vector<size_t> count(mask + 1);
+  other.resize(pairs.size());
+  for (unsigned shift = 32; shift < 32 + bits; shift += digit) {
+    std::fill(count.begin(), count.end(), 0);
+    for (uint64_t pair : pairs) count[(pair >> shift) & mask]++;
+    size_t total = 0;
+    for (size_t& c : count) {
+      const size_t here = c;
+      c = total;
+      total += here;
+    }
+    for (uint64_t pair : pairs) other[count[(pair >> shift) & mask]++] = pair;
+    pairs.swap(other);
+  }
+}
+
+enum Optimizer { SGD = 0, ADAGRAD = 1, ROWWISE_ADAGRAD = 2 };
+
+template <size_t DIM>
+void update(float* table, size_t num_rows, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
+            size_t features, size_t batch, const float* grad, size_t grad_stride, const int64_t* columns, int optimizer,
+            float* state, float lr, float eps, float weight_decay) {
+  const size_t n = DIM ? DIM : dim;
+  const int64_t first = offsets[0];
+  const size_t lookups = (size_t)(offsets[features * batch] - first);
+  std::vector<uint64_t>& pairs = scratch.pairs;
+  std::vector<const float*>& source = scratch.source;
+  pairs.resize(lookups);
+  source.resize(lookups);
+  scratch.sum.resize(n);
+  for (size_t f = 0, i = 0; f < features; f++)
+    for (size_t b = 0; b < batch; b++)
+      for (int64_t j = offsets[f * batch + b]; j < offsets[f * batch + b + 1]; j++, i++) {
+        pairs[i] = (uint64_t)rows[j] << 32 | (uint64_t)i;
+        source[i] = grad + b * grad_stride + columns[f];
+      }
+  sort_by_row(pairs, scratch.other, num_rows);
+  float* g = scratch.sum.data();
+  for (size_t i = 0; i < lookups;) {
+    const uint64_t row = pairs[i] >> 32;
+    std::memset(g, 0, n * sizeof(float));
+    for (; i < lookups && pairs[i] >> 32 == row; i++) {
+      if (i + kAhead < lookups) {
+        const uint64_t ahead = pairs[i + kAhead];
+        prefetch_row(source[(uint32_t)ahead], n);
+        if (ahead >> 32 != pairs[i + kAhead - 1] >> 32) {
+          prefetch_row(table + (ahead >> 32) * n, n);
+          if (optimizer == ROWWISE_ADAGRAD) __builtin_prefetch(state + (ahead >> 32));
+          if (optimizer == ADAGRAD) prefetch_row(state + (ahead >> 32) * n, n);
+        }
+      }
+      const uint32_t lookup = (uint32_t)pairs[i];
+      add_scaled<DIM>(g, source[lookup], weights ? weights[first + lookup] : 1.0f, n);
+    }
+    float* w = table + row * n;
+    if (weight_decay != 0.0f) add_scaled<DIM>(g, w, weight_decay, n);
+    if (optimizer == SGD) {
+      add_scaled<DIM>(w, g, -lr, n);
+    } else if (optimizer == ROWWISE_ADAGRAD) {
+      float square = 0.0f;
+      for (size_t d = 0; d < n; d++) square += g[d] * g[d];
+      state[row] += square / (float)n;
+      add_scaled<DIM>(w, g, -lr / (std::sqrt(state[row]) + eps), n);
+    } else {
+      float* s = state + row * n;
+      for (size_t d = 0; d < n; d++) {
+        s[d] += g[d] * g[d];
+        w[d] -= lr * g[d] / (std::sqrt(s[d]) + eps);
+      }
+    }
+  }
+}
+
+// Widths that are known when compiling keep a row in registers.
+#define EMBCOMP_FOR_WIDTH(CALL) \
+  switch (dim) {                \
+    case 8: CALL(8); break;     \
+    case 16: CALL(16); break;   \
+    case 32: CALL(32); break;   \
+    case 64: CALL(64); break;   \
+    case 128: CALL(128); break; \
+    default: CALL(0);           \
+  }
+
+}  // namespace
+
+extern "C" {
+
+void bag_forward(const float* table, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
+                 size_t features, size_t batch, float* out, size_t out_stride, const int64_t* columns) {
+#define EMBCOMP_CALL(WIDTH) forward<WIDTH>(table, dim, rows, offsets, weights, features, batch, out, out_stride, columns)
+  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
+#undef EMBCOMP_CALL
+}
+
+void bag_update(float* table, size_t num_rows, size_t dim, const int64_t* rows, const int64_t* offsets,
+                const float* weights, size_t features, size_t batch, const float* grad, size_t grad_stride,
+                const int64_t* columns, int optimizer, float* state, float lr, float eps, float weight_decay) {
+#define EMBCOMP_CALL(WIDTH)                                                                                           \
+  update<WIDTH>(table, num_rows, dim, rows, offsets, weights, features, batch, grad, grad_stride, columns, optimizer, \
+                state, lr, eps, weight_decay)
+  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
+#undef EMBCOMP_CALL
+}
+
+}  // extern "C"

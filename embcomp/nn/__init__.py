@@ -1,0 +1,6 @@
+"""Drop-ins for `torch.nn.Embedding` and `torch.nn.EmbeddingBag`."""
+
+from embcomp.nn.embedding import CompressedEmbedding
+from embcomp.nn.embedding_bag import CompressedEmbeddingBag
+
+__all__ = ["CompressedEmbedding", "CompressedEmbeddingBag"]

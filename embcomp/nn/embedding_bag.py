@@ -1,0 +1,127 @@
+"""Drop-in for `torch.nn.EmbeddingBag`."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from embcomp.methods.base import Method
+from embcomp.nn.stores import pool_vectors
+from embcomp.nn.table import CompressedTable
+
+
+class CompressedEmbeddingBag(CompressedTable):
+    """A compressed `torch.nn.EmbeddingBag`. A bag equals the pooled vectors of `CompressedEmbedding`, for every method.
+
+    Args:
+        num_embeddings: how many ids there are; None accepts any non-negative int64 id, where the method allows it.
+        embedding_dim: width of a vector.
+        method: the compression method's configuration.
+        mode: "sum", "mean" or "max" (torch's default is "mean").
+        include_last_offset: offsets end with the number of ids.
+        padding_idx: an id that is left out of its bag.
+        sparse: gradients of the rows are sparse tensors.
+        device: where the rows live.
+        dtype: floating dtype of the rows.
+
+    Example:
+        >>> import torch, embcomp
+        >>> bag = embcomp.nn.CompressedEmbeddingBag(10_000, 16, embcomp.QuotientRemainder(), mode="sum")
+        >>> bag(torch.tensor([1, 2, 4, 5, 4]), offsets=torch.tensor([0, 3])).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int | None,
+        embedding_dim: int,
+        method: Method,
+        mode: Literal["sum", "mean", "max"] = "mean",
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if mode not in ("sum", "mean", "max"):
+            raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {mode!r}")
+        super().__init__(num_embeddings, embedding_dim, method, padding_idx, sparse, device, dtype)
+        self.mode: str = mode
+        self.include_last_offset = include_last_offset
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """Pooled vectors: ids [B, L], or [N] with offsets [B] ([B + 1] with include_last_offset) -> [B, embedding_dim].
+
+        Args:
+            input: integer ids.
+            offsets: where each bag starts; only with one-dimensional ids.
+            per_sample_weights: a factor for each id, shaped like `input`; only with mode "sum".
+
+        Raises:
+            ValueError: shapes that do not fit, weights with another mode, ids that are not integers.
+            IndexError: an id out of range.
+        """
+        ids, bounds, weights = self._bags(input, offsets, per_sample_weights)
+        padding = None if self.padding_idx is None else ids == self.padding_idx
+        if padding is None and self.combiner.linear and self.mode != "max":
+            return self._pooled_look_up(ids, bounds, weights)
+        vectors = self._vectors(ids)  # zeros at the padding id
+        if self.mode == "sum" or padding is None:
+            return pool_vectors(vectors, bounds, self.mode, weights)
+        if self.mode == "mean":
+            return pool_vectors(vectors, bounds, "sum") / _lengths(bounds, ~padding, vectors)
+        lowest = vectors.masked_fill(padding.unsqueeze(-1), float("-inf"))
+        pooled = pool_vectors(lowest, bounds, "max")
+        return pooled.masked_fill(pooled == float("-inf"), 0.0)
+
+    def _pooled_look_up(self, ids: Tensor, bounds: Tensor, weights: Tensor | None) -> Tensor:
+        """Bags that pool inside the look-up, chunk by chunk."""
+        encoded = self.encoder(ids)
+        plain = weights is None and all(rows.weights is None and rows.rows.shape[-1] == 1 for rows in encoded)
+        pooled = []
+        for chunk, (rows, fixed) in zip(self.chunks, encoded, strict=True):
+            both = fixed
+            if weights is not None:
+                both = weights.unsqueeze(-1).expand(rows.shape) if fixed is None else fixed * weights.unsqueeze(-1)
+            pooled.append(self._store(chunk.store).pool(rows, bounds, both, self.mode if plain else "sum"))
+        out = self.combiner(pooled)
+        return out if plain or self.mode == "sum" else out / _lengths(bounds, None, out)
+
+    def _bags(
+        self, input: Tensor, offsets: Tensor | None, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Flat ids, the bounds of the bags [B + 1], flat weights."""
+        if weights is not None:
+            if self.mode != "sum":
+                raise ValueError(f"per_sample_weights needs mode='sum', this module has mode={self.mode!r}")
+            if weights.shape != input.shape:
+                raise ValueError(
+                    f"per_sample_weights has shape {list(weights.shape)}, but input has shape {list(input.shape)}"
+                )
+            weights = weights.reshape(-1)
+        if input.dim() == 2:
+            if offsets is not None:
+                raise ValueError("offsets must be None when input is two-dimensional: each row is a bag")
+            bags, length = input.shape
+            return input.reshape(-1), torch.arange(bags + 1, device=input.device) * length, weights
+        if input.dim() != 1:
+            raise ValueError(f"input must have one or two dimensions, got shape {list(input.shape)}")
+        if offsets is None:
+            raise ValueError("offsets are needed when input is one-dimensional")
+        bounds = offsets.long()
+        if not self.include_last_offset:
+            bounds = torch.cat([bounds, bounds.new_full((1,), input.numel())])
+        return input, bounds, weights
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mode={self.mode!r}"
+
+
+def _lengths(bounds: Tensor, counted: Tensor | None, like: Tensor) -> Tensor:
+    """How many ids of each bag count, at least 1, [B, 1] in the dtype of `like`."""
+    if counted is None:
+        lengths = bounds.diff()
+    else:
+        before = torch.cat([bounds.new_zeros(1), counted.long().cumsum(0)])
+        lengths = before[bounds[1:]] - before[bounds[:-1]]
+    return lengths.clamp(min=1).unsqueeze(-1).to(like.dtype)

@@ -1,0 +1,65 @@
+"""Stores as torch modules: the parameters behind a compressed table."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embcomp.methods.base import Store
+
+
+class PlainStore(nn.Module):
+    """A table of rows. Several compressed tables may hold the same instance.
+
+    Attributes:
+        weight: [rows, dim].
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.store = store
+        self.sparse = sparse
+        self.weight = nn.Parameter(torch.empty(store.rows, store.dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Rows as `nn.Embedding` draws them, so that the sum of `summands` of them has variance 1."""
+        if self.store.init == "ones":
+            nn.init.ones_(self.weight)
+        else:
+            nn.init.normal_(self.weight, std=1.0 if self.store.init == "unit" else self.store.summands**-0.5)
+
+    def look_up(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sum over the look-ups of each id: rows [N, lookups] (and weights alike) -> [N, dim]."""
+        if rows.shape[-1] == 1 and weights is None:
+            return F.embedding(rows.squeeze(-1), self.weight, sparse=self.sparse)
+        if weights is not None:
+            weights = weights.to(self.weight.dtype)
+        return F.embedding_bag(rows, self.weight, mode="sum", sparse=self.sparse, per_sample_weights=weights)
+
+    def pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, mode: str = "sum") -> Tensor:
+        """Bags over the first axis of rows [N, lookups]: offsets [B + 1] count ids -> [B, dim]."""
+        lookups = rows.shape[-1]
+        return F.embedding_bag(
+            rows.reshape(-1),
+            self.weight,
+            offsets * lookups,
+            mode=mode,
+            sparse=self.sparse,
+            per_sample_weights=None if weights is None else weights.to(self.weight.dtype).reshape(-1),
+            include_last_offset=True,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.store.rows}, {self.store.dim}"
+
+
+def pool_vectors(vectors: Tensor, offsets: Tensor, mode: str, weights: Tensor | None = None) -> Tensor:
+    """Bags of ready vectors [N, D] -> [B, D], as `nn.EmbeddingBag` pools them: empty bags are zero, "max" included."""
+    order = torch.arange(vectors.shape[0], device=vectors.device)
+    return F.embedding_bag(order, vectors, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)

@@ -1,0 +1,130 @@
+"""What the drop-ins share: the stores, the encoder, the combiner of one table, and its vectors without pooling."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.methods.base import Method, Plan, Table, TablePlan
+from embcomp.nn.stores import PlainStore
+
+
+class CompressedTable(nn.Module):
+    """Base of `CompressedEmbedding` and `CompressedEmbeddingBag`, which therefore share their state-dict keys.
+
+    Attributes:
+        num_embeddings: how many ids there are, or None for an open id space.
+        embedding_dim: width of the output (with `UnifiedEmbedding.lookups` it follows from these).
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int | None,
+        embedding_dim: int,
+        method: Method,
+        padding_idx: int | None,
+        sparse: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        plan = method.plan([Table("embedding", num_embeddings, embedding_dim)])
+        stores = make_stores(plan, sparse, device, dtype)
+        self._set_up(method, plan, plan.tables[0], stores, padding_idx, sparse, device)
+
+    @classmethod
+    def from_plan(cls, method: Method, plan: Plan, table: TablePlan, stores: Mapping[str, PlainStore], **settings: Any):
+        """A module for one table of a plan whose stores exist already, perhaps shared with other tables."""
+        self = cls.__new__(cls)
+        padding_idx, sparse = settings.pop("padding_idx", None), settings.pop("sparse", False)
+        self._set_up(method, plan, table, stores, padding_idx, sparse, settings.pop("device", None))
+        for name, value in settings.items():
+            setattr(self, name, value)
+        return self
+
+    def _set_up(
+        self,
+        method: Method,
+        plan: Plan,
+        table: TablePlan,
+        stores: Mapping[str, PlainStore],
+        padding_idx: int | None,
+        sparse: bool,
+        device: torch.device | str | None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.method = method
+        self.num_embeddings = table.table.num_embeddings
+        self.embedding_dim = plan.embedding_dim(table)
+        self.padding_idx = _checked_padding(padding_idx, table.table)
+        self.sparse = sparse
+        self.chunks = table.chunks
+        self.combiner = table.combiner
+        self.encoder = table.encoder
+        if device is not None and torch.device(device).type != "meta":
+            self.encoder.to(device)
+        self.stores = nn.ModuleDict({chunk.store: stores[chunk.store] for chunk in table.chunks})
+
+    def reset_parameters(self) -> None:
+        """Draws the rows anew and recomputes the hash keys (after `to_empty`, say)."""
+        self.encoder.reset_buffers()
+        for store in self.stores.values():
+            store.reset_parameters()  # pyright: ignore[reportCallIssue]
+
+    def _store(self, name: str) -> PlainStore:
+        return self.stores[name]  # pyright: ignore[reportReturnType]
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        """Ids [N] -> [N, embedding_dim]; the padding id gives zeros."""
+        encoded = self.encoder(ids)
+        chunks = [self._store(chunk.store).look_up(*rows) for chunk, rows in zip(self.chunks, encoded, strict=True)]
+        vectors = self.combiner(chunks)
+        if self.padding_idx is not None:
+            vectors = vectors.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+        return vectors
+
+    def materialize(self, ids: Tensor | None = None) -> Tensor:
+        """The full table, or the vectors of `ids`; differentiable. What `.weight` was before the swap.
+
+        Args:
+            ids: integer ids of any shape; None stands for 0 .. num_embeddings - 1.
+
+        Returns:
+            [num_embeddings, embedding_dim], or [*ids.shape, embedding_dim].
+
+        Raises:
+            ValueError: `ids` is None and the id space is open.
+        """
+        if ids is None:
+            if self.num_embeddings is None:
+                raise ValueError("num_embeddings is None, so there is no full table: pass the ids to materialize")
+            ids = torch.arange(self.num_embeddings, device=next(iter(self.stores.values())).weight.device)  # pyright: ignore
+        return self._vectors(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
+
+    @property
+    def weight(self) -> Tensor:
+        """`materialize()`: computed at each access, so that code which reads `.weight` (tied outputs) goes on working."""
+        return self.materialize()
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.num_embeddings}, {self.embedding_dim}, {type(self.method).__name__}"]
+        if self.padding_idx is not None:
+            parts.append(f"padding_idx={self.padding_idx}")
+        return ", ".join(parts)
+
+
+def make_stores(
+    plan: Plan, sparse: bool, device: torch.device | str | None, dtype: torch.dtype | None
+) -> dict[str, PlainStore]:
+    """The stores of a plan, initialised."""
+    return {name: PlainStore(store, sparse, device, dtype) for name, store in plan.stores.items()}
+
+
+def _checked_padding(padding_idx: int | None, table: Table) -> int | None:
+    if padding_idx is None or table.num_embeddings is None:
+        return padding_idx
+    if not -table.num_embeddings <= padding_idx < table.num_embeddings:
+        raise ValueError(
+            f"table {table.name!r}: padding_idx {padding_idx} must lie within num_embeddings {table.num_embeddings}"
+        )
+    return padding_idx % table.num_embeddings

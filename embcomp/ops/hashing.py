@@ -1,0 +1,118 @@
+"""From ids to rows: the hash of embcomp, specified in docs/hashing.md so that other languages compute the same rows.
+
+key  = first 8 bytes, little-endian, of SHA-256("embcomp/1/<seed>/<chunk>/<table>")
+z    = splitmix64_finaliser(id XOR key)          (all arithmetic modulo 2^64)
+row  = ((z >> 32) * rows) >> 32                  (multiply-shift instead of a division)
+"""
+
+import ctypes
+import hashlib
+
+import torch
+from torch import Tensor
+
+from embcomp.ops import native
+
+MAX_ROWS = 2**31 - 1
+_C1 = 0xBF58476D1CE4E5B9 - 2**64
+_C2 = 0x94D049BB133111EB - 2**64
+
+
+def hash_key(seed: int, table: str, chunk: int) -> int:
+    """The 64-bit key, as a signed integer, of one hash function of one table.
+
+    Example:
+        >>> hash_key(seed=0, table="user_id", chunk=0) == hash_key(seed=0, table="user_id", chunk=1)
+        False
+    """
+    digest = hashlib.sha256(f"embcomp/1/{seed}/{chunk}/{table}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64: torch's `>>` copies the sign bit, and uint64 has no shifts on CPU."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def hash_rows_reference(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
+    """`hash_rows` in plain torch: any device, traceable by torch.compile and torch.export."""
+    z = ids.unsqueeze(-1) ^ keys
+    z = (z ^ _shift_right(z, 30)) * _C1
+    z = (z ^ _shift_right(z, 27)) * _C2
+    z = z ^ _shift_right(z, 31)
+    return (_shift_right(z, 32) * rows) >> 32
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
+    """Rows of `ids` under each key.
+
+    Args:
+        ids: int64 [N], any values.
+        keys: int64 [K], from `hash_key`.
+        rows: the range, 1 .. 2^31 - 1; a row's probability differs from 1 / rows by less than 2^-32.
+
+    Returns:
+        int64 [N, K] in [0, rows).
+
+    Example:
+        >>> import torch
+        >>> hash_rows(torch.tensor([7, 2**62]), torch.tensor([hash_key(0, "item", 0)]), rows=1000)
+        tensor([[627],
+                [158]])
+    """
+    lib = None if torch.compiler.is_compiling() or not _plain_cpu(ids) else native.library()
+    if lib is None:
+        return hash_rows_reference(ids, keys, rows)
+    ids = ids.contiguous()
+    out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64)
+    lib.hash_rows(
+        _pointer(ids), ctypes.c_size_t(ids.numel()), _pointer(keys), ctypes.c_size_t(keys.numel()),
+        ctypes.c_int64(rows), _pointer(out),
+    )  # fmt: skip
+    return out
+
+
+def _plain_cpu(tensor: Tensor) -> bool:
+    """Real memory that a C function may read (no tracing stand-in, no other device)."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+
+
+def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
+    """`ids` as int64, after checking that each lies in [0, num_embeddings), or is not negative when that is None.
+
+    On CPU the error names the value. On a GPU and inside torch.compile or torch.export the check is an asynchronous
+    assertion, which costs no synchronisation.
+
+    Raises:
+        ValueError: ids of a floating, complex or boolean dtype.
+        IndexError: an id out of range (a RuntimeError of the device where the assertion is asynchronous).
+    """
+    if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise ValueError(f"table {table!r}: ids must be integers, got {ids.dtype}; convert with ids.long()")
+    ids = ids.long()
+    limit = 2**63 - 1 if num_embeddings is None else num_embeddings
+    allowed = "a non-negative id" if num_embeddings is None else f"an id in [0, {num_embeddings})"
+    if ids.device.type == "meta":
+        return ids
+    if torch.compiler.is_compiling() or not _plain_cpu(ids):
+        inside = ids >= 0 if num_embeddings is None else (ids >= 0) & (ids < limit)
+        torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")
+        return ids
+    if _any_outside(ids, limit):
+        wrong = ids[(ids < 0) | (ids >= limit)]
+        raise IndexError(
+            f"table {table!r}: id {int(wrong[0])} is out of range, expected {allowed} ({wrong.numel()} of {ids.numel()} ids are wrong)"
+        )
+    return ids
+
+
+def _any_outside(ids: Tensor, limit: int) -> bool:
+    lib = native.library()
+    if lib is None:
+        return bool(((ids < 0) | (ids >= limit)).any())
+    ids = ids.contiguous()
+    return bool(lib.any_outside(_pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(limit)))

@@ -1,0 +1,97 @@
+"""Compiles the C++ sources of `embcomp/native` once per machine and loads them with ctypes.
+
+The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`), takes about two seconds and is kept in a cache folder
+(`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). Without a compiler, or with
+`EMBCOMP_NATIVE=0`, `library()` returns None, the torch forms serve, and a warning says so once.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+_SOURCES = Path(__file__).parent.parent / "native"
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros",
+          "-fno-trapping-math", "-shared", "-fPIC"]  # fmt: skip
+
+
+class NativeUnavailable(RuntimeError):
+    """No compiled form on this machine; the text says why."""
+
+
+def _compiler() -> list[str]:
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise NativeUnavailable("no C++ compiler found (set CXX, or install g++ or clang++)")
+
+
+def _cache_folder() -> Path:
+    if os.environ.get("EMBCOMP_CACHE"):
+        return Path(os.environ["EMBCOMP_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embcomp"
+
+
+def _processor() -> str:
+    """What `-march=native` depends on, so that a home folder shared by machines keeps one build for each."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        return platform.processor() + platform.machine()
+
+
+def _run(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", "") or str(error)
+        raise NativeUnavailable(f"`{shlex.join(command[:2])} ...` failed: {detail.strip()[-500:]}") from error
+
+
+def build() -> Path:
+    """The shared library's path, compiled first where this machine has none yet. Raises `NativeUnavailable`."""
+    compiler = _compiler()
+    sources = sorted(_SOURCES.glob("*.cpp"))
+    parts = [source.read_bytes() for source in sources]
+    parts += [_run([*compiler, "--version"]).encode(), " ".join(_FLAGS).encode(), _processor().encode()]
+    target = _cache_folder() / f"embcomp-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:20]}.so"
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            _run([*compiler, *_FLAGS, *map(str, sources), "-o", str(made)])
+            os.replace(made, target)  # whole or not at all: another process may be building too
+    except OSError as error:
+        raise NativeUnavailable(f"cannot write {target.parent} ({error}); set EMBCOMP_CACHE") from error
+    return target
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where they cannot be had (said once, as a warning).
+
+    Example:
+        >>> from embcomp.ops import native
+        >>> lib = native.library()
+        >>> lib is None or hasattr(lib, "hash_rows")
+        True
+    """
+    if os.environ.get("EMBCOMP_NATIVE") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(build()))
+    except (NativeUnavailable, OSError) as error:
+        warnings.warn(f"embcomp: {error}. Slower torch forms serve instead.", RuntimeWarning, stacklevel=2)
+        return None

@@ -1,0 +1,80 @@
+"""Where the bytes are."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+
+def _stored(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a module itself, its children left out; fused tables name what they store."""
+    if hasattr(module, "stored_tensors"):
+        yield from module.stored_tensors()  # pyright: ignore[reportCallIssue]
+        return
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            yield tensor
+
+
+def nbytes(module: nn.Module) -> int:
+    """Bytes of everything a module stores: parameters, codebooks, maps. What is shared counts once.
+
+    Example:
+        >>> import torch, embcomp
+        >>> embcomp.nbytes(torch.nn.Embedding(1000, 16))
+        64000
+    """
+    seen: set[int] = set()
+    total = 0
+    for part in module.modules():
+        for tensor in _stored(part):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                total += tensor.nbytes
+    return total
+
+
+def summary(model: nn.Module) -> str:
+    """A text table of the parts of a model that store something, largest first, with their share of all bytes.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(1000, 16), torch.nn.Linear(16, 1))
+        >>> print(embcomp.summary(model))
+        part   kind           bytes   share
+        0      Embedding     64 000  99.9 %
+        1      Linear            68   0.1 %
+        total                64 068   100 %
+    """
+    seen: set[int] = set()
+    rows: list[tuple[str, str, int]] = []
+    for name, part in model.named_modules():
+        size = 0
+        for tensor in _stored(part):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                size += tensor.nbytes
+        if size:
+            rows.append((name or "(model)", type(part).__name__, size))
+    rows.sort(key=lambda row: -row[2])
+    total = sum(size for *_, size in rows)
+    cells = [(name, kind, grouped(size), f"{100 * size / total:.1f} %") for name, kind, size in rows]
+    return text_table(("part", "kind", "bytes", "share"), [*cells, ("total", "", grouped(total), "100 %")])
+
+
+def grouped(number: int) -> str:
+    """1234567 -> "1 234 567"."""
+    return f"{number:,}".replace(",", " ")
+
+
+def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 2) -> str:
+    """Columns padded to their widest cell; the first `left` are flush left."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = []
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append("  ".join(cells).rstrip())
+    return "\n".join(text)
