@@ -1,0 +1,13 @@
+"""Drop-ins for torchrec's collections. Needs torchrec and FBGEMM (the `torchrec` extra; docs/index.md, "Install")."""
+
+try:
+    import torchrec as _torchrec  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "embcomp.torchrec needs torchrec and FBGEMM: install `embcomp[torchrec]`, then torchrec and fbgemm-gpu-cpu (or "
+        "fbgemm-gpu) with --no-deps"
+    ) from error
+
+from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+
+__all__ = ["CompressedEmbeddingBagCollection", "CompressedEmbeddingCollection"]

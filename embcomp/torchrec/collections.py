@@ -1,0 +1,168 @@
+"""Drop-ins for torchrec's EmbeddingBagCollection and EmbeddingCollection: [encoder -> torchrec collection -> combiner]."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from embcomp.methods.base import Method
+from embcomp.torchrec.assemble import AssembleBags, AssembleSequences
+from embcomp.torchrec.encoder import KeyedEncoder
+from embcomp.torchrec.layout import Layout, make_layout
+from embcomp.torchrec.look_up import look_up_bags, look_up_sequences
+
+
+class Branch(nn.Module):
+    """An encoder and the torchrec collection that reads its rows; sharding and fusing swap the collection alone."""
+
+    def __init__(self, encoder: KeyedEncoder, collection: EmbeddingBagCollection | EmbeddingCollection) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.collection = collection
+        self.sequences = isinstance(collection, EmbeddingCollection)
+
+    def forward(self, features: KeyedJaggedTensor):
+        rows = self.encoder(features)
+        return look_up_sequences(self.collection, rows) if self.sequences else look_up_bags(self.collection, rows)
+
+
+def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn.ModuleDict:
+    encoders = {output.plan.table.name: output.plan.encoder for output in layout.outputs}
+    branches = nn.ModuleDict()
+    for name, configs in layout.configs.items():
+        carries = name == "weighted_bags"
+        if name.startswith("sequences"):
+            collection = EmbeddingCollection(tables=configs, device=device)  # pyright: ignore[reportArgumentType]
+        else:
+            collection = EmbeddingBagCollection(tables=configs, is_weighted=carries, device=device)  # pyright: ignore
+        encoder = KeyedEncoder(layout.reads(name), encoders, carries)
+        if device is not None and device.type != "meta":
+            encoder.to(device)
+        branches[name] = Branch(encoder, collection)
+    return branches
+
+
+class CompressedEmbeddingBagCollection(nn.Module):
+    """A compressed `torchrec.EmbeddingBagCollection`: the same keys, order and widths, smaller tables.
+
+    What holds rows are ordinary torchrec collections, so DistributedModelParallel shards them, fused optimizers train
+    them (`embcomp.torchrec.fuse_` in one process) and torchrec.quant serves them.
+
+    Args:
+        tables: torchrec's table configurations. `num_embeddings=2**63 - 1` leaves an id space open (with explicit
+            weight_init_min and weight_init_max or not, as for any table).
+        methods: a method for each table name; keys are glob patterns, the first match wins, unmatched tables stay full.
+            Tables matched by one `UnifiedEmbedding` share one store.
+        is_weighted: the batches carry a weight for each id.
+        device: where the rows live.
+
+    Raises:
+        ValueError: a pattern without a table, or a table that its method cannot compress.
+
+    Example:
+        >>> import torch, embcomp
+        >>> from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+        >>> from embcomp.torchrec import CompressedEmbeddingBagCollection
+        >>> tables = [
+        ...     EmbeddingBagConfig(name="users", num_embeddings=10_000, embedding_dim=16, feature_names=["user"]),
+        ...     EmbeddingBagConfig(name="films", num_embeddings=5_000, embedding_dim=16, feature_names=["seen", "film"]),
+        ... ]
+        >>> collection = CompressedEmbeddingBagCollection(
+        ...     tables, {"users": embcomp.DoubleHash(rows=500), "*": embcomp.HashingTrick(rows=400)}
+        ... )
+        >>> batch = KeyedJaggedTensor.from_lengths_sync(
+        ...     keys=["user", "seen", "film"],
+        ...     values=torch.tensor([7, 8, 1, 2, 3, 4, 4]),
+        ...     lengths=torch.tensor([1, 1, 3, 0, 1, 1]),
+        ... )
+        >>> out = collection(batch)
+        >>> out.keys(), out.values().shape
+        (['user', 'seen', 'film'], torch.Size([2, 48]))
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        methods: Mapping[str, Method],
+        is_weighted: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        layout = make_layout(tables, methods, is_weighted)
+        self._tables = list(tables)
+        self._is_weighted = is_weighted
+        self.branches = _branches(layout, is_weighted, None if device is None else torch.device(device))
+        self.assemble = AssembleBags(layout.outputs, is_weighted)
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Pooled embeddings: KeyedJaggedTensor of ids -> KeyedTensor [B, sum of widths].
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: ids that are not integers.
+            IndexError: an id out of range.
+        """
+        return self.assemble(features, {name: branch(features) for name, branch in self.branches.items()})
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """The tables as they were asked for, before compression."""
+        return self._tables
+
+    def is_weighted(self) -> bool:
+        return self._is_weighted
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class CompressedEmbeddingCollection(nn.Module):
+    """A compressed `torchrec.EmbeddingCollection`: vectors id by id, the same keys, smaller tables.
+
+    Args:
+        tables: torchrec's table configurations.
+        methods: as in `CompressedEmbeddingBagCollection`.
+        device: where the rows live.
+        need_indices: the result carries the ids as its weights, as in torchrec.
+
+    Example:
+        >>> import torch, embcomp
+        >>> from torchrec import EmbeddingConfig, KeyedJaggedTensor
+        >>> from embcomp.torchrec import CompressedEmbeddingCollection
+        >>> tables = [EmbeddingConfig(name="films", num_embeddings=5_000, embedding_dim=8, feature_names=["seen"])]
+        >>> collection = CompressedEmbeddingCollection(tables, {"*": embcomp.QuotientRemainder()})
+        >>> batch = KeyedJaggedTensor.from_lengths_sync(["seen"], torch.tensor([1, 2, 3]), torch.tensor([2, 1]))
+        >>> collection(batch)["seen"].values().shape
+        torch.Size([3, 8])
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[EmbeddingConfig],
+        methods: Mapping[str, Method],
+        device: torch.device | str | None = None,
+        need_indices: bool = False,
+    ) -> None:
+        super().__init__()
+        layout = make_layout(tables, methods, weighted=False)
+        self._tables = list(tables)
+        self.branches = _branches(layout, False, None if device is None else torch.device(device))
+        self.assemble = AssembleSequences(layout.outputs, need_indices)
+
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Embeddings id by id: for each key a JaggedTensor [N, width]. Raises as the bag collection does."""
+        return self.assemble(features, {name: branch(features) for name, branch in self.branches.items()})
+
+    def embedding_configs(self) -> list[EmbeddingConfig]:
+        """The tables as they were asked for, before compression."""
+        return self._tables
+
+    def need_indices(self) -> bool:
+        return self.assemble.need_indices
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

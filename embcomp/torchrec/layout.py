@@ -1,0 +1,220 @@
+"""How compressed tables become torchrec tables: which inner collection holds which store, and which keys they read.
+
+A table whose combiner is linear pools inside the look-up, so its stores go to an EmbeddingBagCollection ("bags", or
+"weighted_bags" where ids carry weights). Another is looked up id by id, in an EmbeddingCollection ("sequences_<width>": torchrec
+wants one width in each).
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
+    DataType,
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    PoolingType,
+)
+from torchrec.modules.embedding_modules import get_embedding_names_by_table
+
+from embcomp.methods.base import Chunk, Method, Plan, Store, Table, TablePlan
+from embcomp.methods.full import Full
+
+OPEN = 2**63 - 1  # num_embeddings of an open id space, where torchrec's configuration wants a number
+
+
+@dataclass(frozen=True)
+class Read:
+    """One chunk of one feature: a key of an inner collection."""
+
+    branch: str
+    key: str
+    feature: str
+    table: str
+    chunk: int
+    lookups: int
+    weighted: bool
+
+
+@dataclass(frozen=True)
+class Output:
+    """One key of the result, and what it is combined from."""
+
+    key: str
+    feature: str
+    plan: TablePlan
+    dim: int
+    reads: tuple[Read, ...]
+    divide: bool  # a mean over more than the rows that one look-up pools
+
+    @property
+    def pooled(self) -> bool:
+        return not self.reads[0].branch.startswith("sequences")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Outputs in the order of the replaced class, and the torchrec tables of each branch."""
+
+    outputs: list[Output]
+    configs: dict[str, list[EmbeddingBagConfig] | list[EmbeddingConfig]]
+
+    def reads(self, branch: str) -> list[Read]:
+        """The reads of a branch in the order of its collection's features."""
+        by_key = {read.key: read for output in self.outputs for read in output.reads if read.branch == branch}
+        return [by_key[name] for config in self.configs[branch] for name in config.feature_names]
+
+
+def assign(names: Sequence[str], methods: Mapping[str, Method]) -> dict[str, Method]:
+    """The method of each table: the first glob pattern that matches its name; unmatched tables stay `Full()`.
+
+    Raises:
+        ValueError: a pattern other than "*" matches no table.
+    """
+    for pattern in methods:
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"pattern {pattern!r} matches no table; the tables are {list(names)}")
+    full = Full()
+    return {name: next((m for p, m in methods.items() if fnmatchcase(name, p)), full) for name in names}
+
+
+def plan_tables(
+    configs: Sequence[BaseEmbeddingConfig], methods: Mapping[str, Method]
+) -> dict[str, tuple[Plan, TablePlan]]:
+    """For each table the plan of its group (the tables matched by one method instance) and its own part of it."""
+    chosen = assign([config.name for config in configs], methods)
+    tables = {
+        c.name: Table(c.name, None if c.num_embeddings >= OPEN else c.num_embeddings, c.embedding_dim) for c in configs
+    }
+    planned: dict[str, tuple[Plan, TablePlan]] = {}
+    groups = {id(method): method for method in chosen.values()}
+    for number, method in enumerate(groups.values()):
+        members = [table for name, table in tables.items() if chosen[name] is method]
+        plan = method.plan(members, group="shared" if number == 0 else f"shared_{number}")
+        for table in plan.tables:
+            planned[table.table.name] = (plan, table)
+    return planned
+
+
+def make_layout(
+    configs: Sequence[EmbeddingBagConfig] | Sequence[EmbeddingConfig], methods: Mapping[str, Method], weighted: bool
+) -> Layout:
+    """The layout for torchrec tables; `weighted` when the ids of the input carry weights.
+
+    Raises:
+        ValueError: duplicate names, a pattern without a table, a table that its method cannot compress, tables on one
+            store that differ in data type.
+    """
+    names = [config.name for config in configs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"duplicate table names in {names}")
+    configs = [config if config.feature_names else replace(config, feature_names=[config.name]) for config in configs]
+    planned = plan_tables(configs, methods)
+    keys = get_embedding_names_by_table(list(configs))  # pyright: ignore[reportArgumentType]
+    single = _single_look_up_stores(planned, weighted)
+    outputs: list[Output] = []
+    inner: dict[str, dict[str, EmbeddingBagConfig | EmbeddingConfig]] = {}
+    for config, table_keys in zip(configs, keys, strict=True):
+        plan, table = planned[config.name]
+        means = isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN
+        branches = [_branch(config, table, plan.stores[chunk.store], weighted) for chunk in table.chunks]
+        in_look_up = means and branches[0] == "bags" and all(c.store in single for c in table.chunks)
+        for feature, key in zip(config.feature_names, table_keys, strict=True):
+            reads = tuple(
+                Read(branch, f"{key}#{i}", feature, config.name, i, chunk.lookups, chunk.weighted)
+                for i, (branch, chunk) in enumerate(zip(branches, table.chunks, strict=True))
+            )
+            dim = plan.embedding_dim(table)
+            outputs.append(Output(key, feature, table, dim, reads, divide=means and not in_look_up))
+            for read, chunk in zip(reads, table.chunks, strict=True):
+                tables = inner.setdefault(read.branch, {})
+                pooling = PoolingType.MEAN if in_look_up else PoolingType.SUM
+                _add_feature(tables, config, chunk, plan.stores[chunk.store], pooling, read)
+    return Layout(outputs, {branch: list(tables.values()) for branch, tables in inner.items()})  # pyright: ignore
+
+
+def _branch(config: BaseEmbeddingConfig, table: TablePlan, store: Store, weighted: bool) -> str:
+    if not isinstance(config, EmbeddingBagConfig) or not table.combiner.linear:
+        return f"sequences_{store.dim}"
+    return "weighted_bags" if weighted or table.weighted else "bags"
+
+
+def _single_look_up_stores(planned: Mapping[str, tuple[Plan, TablePlan]], weighted: bool) -> set[str]:
+    """Stores that serve one table alone with one unweighted row per id: their look-up may take the mean itself."""
+    reads: dict[str, list[tuple[str, Chunk]]] = {}
+    for name, (_, table) in planned.items():
+        for chunk in table.chunks:
+            reads.setdefault(chunk.store, []).append((name, chunk))
+    return {
+        store
+        for store, users in reads.items()
+        if not weighted
+        and len({name for name, _ in users}) == 1
+        and all(chunk.lookups == 1 and not chunk.weighted for _, chunk in users)
+    }
+
+
+def _add_feature(
+    tables: dict[str, EmbeddingBagConfig | EmbeddingConfig],
+    config: EmbeddingBagConfig | EmbeddingConfig,
+    chunk: Chunk,
+    store: Store,
+    pooling: PoolingType,
+    read: Read,
+) -> None:
+    if chunk.store in tables:
+        existing = tables[chunk.store]
+        if existing.data_type != config.data_type:
+            raise ValueError(
+                f"table {config.name!r} is {config.data_type}, but shares a store with tables of {existing.data_type}; "
+                "give it a method instance of its own"
+            )
+        if read.key not in existing.feature_names:
+            existing.feature_names.append(read.key)
+        return
+    settings = {
+        "num_embeddings": store.rows,
+        "embedding_dim": store.dim,
+        "name": chunk.store,
+        "data_type": config.data_type,
+        "feature_names": [read.key],
+        "init_fn": functools.partial(_initialise, store=store, rule=_init_rule(config)),
+    }
+    if isinstance(config, EmbeddingBagConfig):
+        bag_settings = {**settings, "pooling": pooling}
+        tables[chunk.store] = (
+            EmbeddingConfig(**settings) if read.branch[:9] == "sequences" else EmbeddingBagConfig(**bag_settings)
+        )
+    else:
+        tables[chunk.store] = EmbeddingConfig(**settings)
+
+
+def _init_rule(config: BaseEmbeddingConfig):
+    """How the replaced table draws its rows, or None for torchrec's default (uniform, within 1 / sqrt(rows))."""
+    default = config.weight_init_min is None and config.weight_init_max is None
+    own = isinstance(config.init_fn, functools.partial) and config.init_fn.func is torch.nn.init.uniform_
+    return None if default and own else config.init_fn
+
+
+def _initialise(weight: Tensor, store: Store, rule) -> None:
+    """Fills a store: "table" as the replaced table would, so that the sum of `summands` rows keeps its variance."""
+    with torch.no_grad():
+        if store.init == "ones":
+            weight.fill_(1.0)
+        elif store.init == "unit":
+            weight.uniform_(-math.sqrt(3.0), math.sqrt(3.0))
+        elif rule is None:
+            weight.uniform_(-math.sqrt(1 / store.rows), math.sqrt(1 / store.rows)).mul_(store.summands**-0.5)
+        else:
+            rule(weight)
+            weight.mul_(store.summands**-0.5)
+
+
+def is_half(data_type: DataType) -> bool:
+    """Whether rows of this type take two bytes."""
+    return data_type == DataType.FP16
