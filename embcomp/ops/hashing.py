@@ -43,8 +43,9 @@ def hash_rows_reference(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     return (_shift_right(z, 32) * rows) >> 32
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """The address of a contiguous CPU tensor for a C function; None gives a null pointer."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
@@ -70,8 +71,8 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     ids = ids.contiguous()
     out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64)
     lib.hash_rows(
-        _pointer(ids), ctypes.c_size_t(ids.numel()), _pointer(keys), ctypes.c_size_t(keys.numel()),
-        ctypes.c_int64(rows), _pointer(out),
+        pointer(ids), ctypes.c_size_t(ids.numel()), pointer(keys), ctypes.c_size_t(keys.numel()),
+        ctypes.c_int64(rows), pointer(out),
     )  # fmt: skip
     return out
 
@@ -115,4 +116,12 @@ def _any_outside(ids: Tensor, limit: int) -> bool:
     if lib is None:
         return bool(((ids < 0) | (ids >= limit)).any())
     ids = ids.contiguous()
-    return bool(lib.any_outside(_pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(limit)))
+    return bool(lib.any_outside(pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(limit)))
+
+
+def check_rows_inside(rows: Tensor, offsets: Tensor, num_rows: int) -> None:
+    """Raises IndexError when one of rows[offsets[0] : offsets[-1]] is not a row of the table: C code would not notice."""
+    own = rows[int(offsets[0]) : int(offsets[-1])]
+    if _any_outside(own, num_rows):
+        wrong = own[(own < 0) | (own >= num_rows)]
+        raise IndexError(f"row {int(wrong[0])} is out of range, the table has {num_rows} rows")

@@ -9,5 +9,12 @@ except ImportError as error:
     ) from error
 
 from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec.fused import FusedOptimizer, fuse_, fused_optimizer
 
-__all__ = ["CompressedEmbeddingBagCollection", "CompressedEmbeddingCollection"]
+__all__ = [
+    "CompressedEmbeddingBagCollection",
+    "CompressedEmbeddingCollection",
+    "FusedOptimizer",
+    "fuse_",
+    "fused_optimizer",
+]

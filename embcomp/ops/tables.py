@@ -1,0 +1,157 @@
+"""Pooled look-ups and fused optimizers over plain float32 tables on CPU: the facade, and the plain torch form beside it.
+
+FBGEMM's table-batched embedding does the same; this form is faster where many narrow rows are read from one large table
+(`python -m experiments bench lookup`), which is what Unified Embedding asks for.
+"""
+
+import ctypes
+import mmap
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from embcomp.ops import native
+from embcomp.ops.hashing import pointer
+
+OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad"]
+_CODES: dict[str, int] = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
+_MADV_HUGEPAGE = 14
+
+
+@dataclass
+class FusedOptimizerSettings:
+    """What a row's update needs: w -= lr * g / (sqrt(state) + eps), g the summed gradient + weight_decay * w."""
+
+    name: OptimizerName
+    lr: float
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Rows of several features that read one table.
+
+    Attributes:
+        rows: int64, feature by feature, bag by bag; may hold those of other tables before and after.
+        offsets: int64 [features * batch + 1] into `rows`.
+        weights: float32 like `rows`, or None (all ones).
+        columns: int64 [features], the first output column of each feature.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    weights: Tensor | None
+    columns: Tensor
+
+    def own(self) -> "Bags":
+        """Without what belongs to other tables: offsets from 0, rows and weights cut to them."""
+        first, last = int(self.offsets[0]), int(self.offsets[-1])
+        weights = None if self.weights is None else self.weights[first:last]
+        return Bags(self.rows[first:last], self.offsets - first, weights, self.columns)
+
+    def columns_of_rows(self, dim: int) -> tuple[Tensor, Tensor]:
+        """For each row the place of its gradient: batch positions [N, 1] and output columns [N, dim]."""
+        bag = torch.repeat_interleave(torch.arange(self.offsets.numel() - 1), self.offsets.diff())
+        return (bag % self.batch).unsqueeze(-1), self.columns[bag // self.batch].unsqueeze(-1) + torch.arange(dim)
+
+    @property
+    def batch(self) -> int:
+        return (self.offsets.numel() - 1) // self.columns.numel()
+
+
+def state_shape(optimizer: OptimizerName, rows: int, dim: int) -> tuple[int, ...]:
+    """The shape of the sum of squared gradients: per row, per element, or none."""
+    return {"sgd": (0,), "adagrad": (rows, dim), "rowwise_adagrad": (rows,)}[optimizer]
+
+
+def empty_table(*shape: int) -> Tensor:
+    """float32 memory for a table. Large ones ask for huge pages: random rows then cost no page walk."""
+    table = torch.empty(*shape)
+    huge = 1 << 21
+    start = -(-table.data_ptr() // huge) * huge
+    length = (table.data_ptr() + table.nbytes - start) // huge * huge
+    if length > 0:
+        try:
+            ctypes.CDLL(None).madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(length), getattr(mmap, "MADV_HUGEPAGE", _MADV_HUGEPAGE)
+            )
+        except (AttributeError, OSError):
+            pass  # another system: ordinary pages serve
+    return table
+
+
+def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor) -> None:
+    """`pool_bags` in plain torch."""
+    bags, features, dim = bags.own(), bags.columns.numel(), table.shape[1]
+    pooled = torch.nn.functional.embedding_bag(
+        bags.rows, table, bags.offsets, mode="sum", per_sample_weights=bags.weights, include_last_offset=True
+    )
+    for f, column in enumerate(bags.columns.tolist()):
+        out[:, column : column + dim] = pooled.view(features, -1, dim)[f]
+
+
+def pool_bags(table: Tensor, bags: Bags, out: Tensor) -> None:
+    """Writes the sum of each bag's rows into `out` [batch, columns], float32, row-major."""
+    lib = native.library()
+    if lib is None:
+        return pool_bags_reference(table, bags, out)
+    lib.bag_forward(
+        pointer(table), _size(table.shape[1]), pointer(bags.rows), pointer(bags.offsets), pointer(bags.weights),
+        _size(bags.columns.numel()), _size(bags.batch), pointer(out), _size(out.shape[1]), pointer(bags.columns),
+    )  # fmt: skip
+    return None
+
+
+def update_rows_reference(
+    table: Tensor, state: Tensor, bags: Bags, grad: Tensor, settings: FusedOptimizerSettings
+) -> None:
+    """`update_rows` in plain torch."""
+    bags, dim = bags.own(), table.shape[1]
+    each = grad[bags.columns_of_rows(dim)]
+    if bags.weights is not None:
+        each = each * bags.weights.unsqueeze(-1)
+    rows, where = torch.unique(bags.rows, return_inverse=True)
+    summed = torch.zeros(rows.numel(), dim).index_add_(0, where, each) + settings.weight_decay * table[rows]
+    if settings.name == "sgd":
+        step = settings.lr * summed
+    else:
+        square = summed.square()
+        state[rows] += square.mean(1) if settings.name == "rowwise_adagrad" else square
+        root = state[rows].sqrt() + settings.eps
+        step = settings.lr * summed / (root.unsqueeze(-1) if settings.name == "rowwise_adagrad" else root)
+    table[rows] -= step
+
+
+def update_rows(table: Tensor, state: Tensor, bags: Bags, grad: Tensor, settings: FusedOptimizerSettings) -> None:
+    """One optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
+
+    Args:
+        table: float32 [rows, dim], updated in place.
+        state: as `state_shape` says, updated in place.
+        bags: what was read.
+        grad: float32 [batch, columns], row-major.
+        settings: optimizer and its constants.
+    """
+    lib = native.library()
+    if lib is None:
+        return update_rows_reference(table, state, bags, grad, settings)
+    lib.bag_update(
+        pointer(table), _size(table.shape[0]), _size(table.shape[1]), pointer(bags.rows), pointer(bags.offsets),
+        pointer(bags.weights), _size(bags.columns.numel()), _size(bags.batch), pointer(grad), _size(grad.shape[1]),
+        pointer(bags.columns), ctypes.c_int(_CODES[settings.name]), pointer(state), ctypes.c_float(settings.lr),
+        ctypes.c_float(settings.eps), ctypes.c_float(settings.weight_decay),
+    )  # fmt: skip
+    return None
+
+
+def weight_gradient(table: Tensor, bags: Bags, grad: Tensor) -> Tensor:
+    """The gradient of the weights of `bags.own()`: each row's product with the gradient of its bag."""
+    bags = bags.own()
+    return (grad[bags.columns_of_rows(table.shape[1])] * table[bags.rows]).sum(1)
+
+
+def _size(number: int) -> ctypes.c_size_t:
+    return ctypes.c_size_t(number)
