@@ -1,6 +1,7 @@
 """embcomp: small embedding tables for recommender models."""
 
 from embcomp import nn
+from embcomp.compress import CompressionReport, TableReport, compress_
 from embcomp.methods import (
     METHODS,
     DoubleHash,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "CompressionReport",
     "DoubleHash",
     "FrequencyHash",
     "Full",
@@ -29,7 +31,9 @@ __all__ = [
     "MultiHash",
     "QuotientRemainder",
     "Table",
+    "TableReport",
     "UnifiedEmbedding",
+    "compress_",
     "nbytes",
     "nn",
     "summary",

@@ -226,7 +226,12 @@ class Method(abc.ABC):
     """A compression method's configuration. Subclasses register themselves in `METHODS` under their class name.
 
     Two configurations are never merged by value: the tables matched by one instance form one group.
+
+    Attributes:
+        shares_store: whether the tables of a group read one store, and so must live in one module tree.
     """
+
+    shares_store: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

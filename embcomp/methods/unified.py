@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from embcomp.methods.base import Chunk, Concat, Method, Plan, Store, Table, TablePlan, check_rows
 from embcomp.methods.budget import largest_within
@@ -31,6 +31,8 @@ class UnifiedEmbedding(Method):
         >>> [(store.rows, store.dim) for store in plan.stores.values()], len(plan.tables[0].chunks)
         ([(2000, 16)], 2)
     """
+
+    shares_store: ClassVar[bool] = True
 
     rows: int
     chunk_dim: int

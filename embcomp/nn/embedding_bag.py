@@ -79,11 +79,11 @@ class CompressedEmbeddingBag(CompressedTable):
         encoded = self.encoder(ids)
         plain = weights is None and all(rows.weights is None and rows.rows.shape[-1] == 1 for rows in encoded)
         pooled = []
-        for chunk, (rows, fixed) in zip(self.chunks, encoded, strict=True):
+        for i, (rows, fixed) in enumerate(encoded):
             both = fixed
             if weights is not None:
                 both = weights.unsqueeze(-1).expand(rows.shape) if fixed is None else fixed * weights.unsqueeze(-1)
-            pooled.append(self._store(chunk.store).pool(rows, bounds, both, self.mode if plain else "sum"))
+            pooled.append(self._store(i).pool(rows, bounds, both, self.mode if plain else "sum"))
         out = self.combiner(pooled)
         return out if plain or self.mode == "sum" else out / _lengths(bounds, None, out)
 

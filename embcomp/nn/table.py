@@ -63,21 +63,24 @@ class CompressedTable(nn.Module):
         self.encoder = table.encoder
         if device is not None and torch.device(device).type != "meta":
             self.encoder.to(device)
-        self.stores = nn.ModuleDict({chunk.store: stores[chunk.store] for chunk in table.chunks})
+        # By number, not by name: names of tables may hold dots, and state dicts fit modules of other names.
+        names = list(dict.fromkeys(chunk.store for chunk in table.chunks))
+        self.stores = nn.ModuleList([stores[name] for name in names])
+        self.reads = tuple(names.index(chunk.store) for chunk in table.chunks)
 
     def reset_parameters(self) -> None:
         """Draws the rows anew and recomputes the hash keys (after `to_empty`, say)."""
         self.encoder.reset_buffers()
-        for store in self.stores.values():
+        for store in self.stores:
             store.reset_parameters()  # pyright: ignore[reportCallIssue]
 
-    def _store(self, name: str) -> PlainStore:
-        return self.stores[name]  # pyright: ignore[reportReturnType]
+    def _store(self, chunk: int) -> PlainStore:
+        return self.stores[self.reads[chunk]]  # pyright: ignore[reportReturnType]
 
     def _vectors(self, ids: Tensor) -> Tensor:
         """Ids [N] -> [N, embedding_dim]; the padding id gives zeros."""
         encoded = self.encoder(ids)
-        chunks = [self._store(chunk.store).look_up(*rows) for chunk, rows in zip(self.chunks, encoded, strict=True)]
+        chunks = [self._store(i).look_up(*rows) for i, rows in enumerate(encoded)]
         vectors = self.combiner(chunks)
         if self.padding_idx is not None:
             vectors = vectors.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
@@ -98,7 +101,7 @@ class CompressedTable(nn.Module):
         if ids is None:
             if self.num_embeddings is None:
                 raise ValueError("num_embeddings is None, so there is no full table: pass the ids to materialize")
-            ids = torch.arange(self.num_embeddings, device=next(iter(self.stores.values())).weight.device)  # pyright: ignore
+            ids = torch.arange(self.num_embeddings, device=self._store(0).weight.device)
         return self._vectors(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
 
     @property

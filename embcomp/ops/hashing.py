@@ -101,7 +101,7 @@ def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
         return ids
     if torch.compiler.is_compiling() or not _plain_cpu(ids):
         inside = ids >= 0 if num_embeddings is None else (ids >= 0) & (ids < limit)
-        torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")
+        torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")  # pyright: ignore
         return ids
     if _any_outside(ids, limit):
         wrong = ids[(ids < 0) | (ids >= limit)]

@@ -11,7 +11,7 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.ops.tables import FusedOptimizerSettings, OptimizerName
-from embcomp.torchrec.engines import make_engine
+from embcomp.torchrec.engines import Engine, make_engine
 
 _NAMES: dict[type[torch.optim.Optimizer], OptimizerName] = {
     torch.optim.SGD: "sgd",
@@ -41,6 +41,7 @@ class FusedTables(nn.Module):
         self.bags = isinstance(collection, EmbeddingBagCollection)
         held = collection.embedding_bags if isinstance(collection, EmbeddingBagCollection) else collection.embeddings
         self.configs: list[Any] = list(_configs(collection))
+        self.names = list(held.keys())
         sources: list[Tensor] = [module.weight for module in held.values()]  # pyright: ignore
         self.weighted = self.bags and collection.is_weighted()  # pyright: ignore[reportAttributeAccessIssue]
         self.means = [
@@ -49,16 +50,38 @@ class FusedTables(nn.Module):
         self.features = tuple(name for config in self.configs for name in config.feature_names)
         self.widths = [config.embedding_dim for config in self.configs for _ in config.feature_names]
         self.settings = settings
-        engine = make_engine(sources, [len(config.feature_names) for config in self.configs], settings)
+        self._attach(sources)
+
+    def _attach(self, sources: list[Tensor]) -> None:
+        engine = make_engine(sources, [len(config.feature_names) for config in self.configs], self.settings)
         self._engine = [engine]  # in a list: its tables are registered below, under the collection's own names
-        named = zip(held.keys(), engine.weights, strict=True)
+        named = zip(self.names, engine.weights, strict=True)
         tables = nn.ModuleDict({name: _Row(weight.detach()) for name, weight in named})
         self.add_module("embedding_bags" if self.bags else "embeddings", tables)
 
     @property
-    def engine(self):
+    def engine(self) -> Engine:
         """Tables, optimizer state and kernels."""
         return self._engine[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        engine = self.engine
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_modules")}
+        return {**kept, "_saved": ([weight.detach() for weight in engine.weights], engine.states)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weights, states = state.pop("_saved")
+        super().__setstate__({**state, "_modules": {}})
+        self._attach(weights)
+        for mine, saved in zip(self.engine.states, states, strict=True):
+            mine.copy_(saved)
+
+    def _apply(self, fn: Any, recurse: bool = True):
+        super()._apply(fn, recurse)
+        for mine, table in zip(self.parameters(), self.engine.weights, strict=True):
+            if mine.data_ptr() != table.data_ptr():
+                raise RuntimeError("fused tables cannot change device or dtype: move the model first, then call fuse_")
+        return self
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
         if list(features.keys()) != list(self.features):

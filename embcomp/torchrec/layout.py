@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
-    DataType,
     EmbeddingBagConfig,
     EmbeddingConfig,
     PoolingType,
@@ -113,13 +112,15 @@ def make_layout(
     names = [config.name for config in configs]
     if len(set(names)) < len(names):
         raise ValueError(f"duplicate table names in {names}")
-    configs = [config if config.feature_names else replace(config, feature_names=[config.name]) for config in configs]
-    planned = plan_tables(configs, methods)
-    keys = get_embedding_names_by_table(list(configs))  # pyright: ignore[reportArgumentType]
+    named: list[EmbeddingBagConfig | EmbeddingConfig] = [
+        config if config.feature_names else replace(config, feature_names=[config.name]) for config in configs
+    ]
+    planned = plan_tables(named, methods)
+    keys = get_embedding_names_by_table(named)  # pyright: ignore[reportArgumentType]
     single = _single_look_up_stores(planned, weighted)
     outputs: list[Output] = []
     inner: dict[str, dict[str, EmbeddingBagConfig | EmbeddingConfig]] = {}
-    for config, table_keys in zip(configs, keys, strict=True):
+    for config, table_keys in zip(named, keys, strict=True):
         plan, table = planned[config.name]
         means = isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN
         branches = [_branch(config, table, plan.stores[chunk.store], weighted) for chunk in table.chunks]
@@ -213,8 +214,3 @@ def _initialise(weight: Tensor, store: Store, rule) -> None:
         else:
             rule(weight)
             weight.mul_(store.summands**-0.5)
-
-
-def is_half(data_type: DataType) -> bool:
-    """Whether rows of this type take two bytes."""
-    return data_type == DataType.FP16

@@ -1,0 +1,261 @@
+"""`compress_`: swaps the tables of a model in place, and reports what was saved."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.methods.base import Method, TablePlan
+from embcomp.methods.full import Full
+from embcomp.nn.stores import PlainStore
+from embcomp.sites import Site, TorchSite, check_not_held, find_sites
+from embcomp.sizes import grouped, text_table
+from embcomp.warm import Trained, warm_start
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """One table before and after. `bytes_after` holds its maps and its part of a shared store."""
+
+    name: str
+    method: str
+    rows: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the table is."""
+        return self.bytes_before / max(1, self.bytes_after)
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What `compress_` did; `print(report)` shows it as a table."""
+
+    tables: list[TableReport] = field(default_factory=list)
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(table.bytes_before for table in self.tables)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(table.bytes_after for table in self.tables)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller all tables together are."""
+        return self.bytes_before / max(1, self.bytes_after)
+
+    def __str__(self) -> str:
+        lines = [
+            (t.name, t.method, grouped(t.rows), grouped(t.bytes_before), grouped(t.bytes_after), f"{t.ratio:.1f}x")
+            for t in self.tables
+        ]
+        total = ("total", "", "", grouped(self.bytes_before), grouped(self.bytes_after), f"{self.ratio:.1f}x")
+        return text_table(("table", "method", "rows", "bytes before", "bytes after", "smaller"), [*lines, total])
+
+
+def compress_(
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    *,
+    init: Literal["fresh", "warm"] = "fresh",
+    counts: Mapping[str, Tensor] | None = None,
+) -> CompressionReport:
+    """Swaps the embedding tables of a model for compressed ones, in place.
+
+    `nn.Embedding`, `nn.EmbeddingBag` and torchrec's EmbeddingBagCollection and EmbeddingCollection are swapped. A module
+    that is used in two places stays one module. Make the optimizer after this call: one made before would hold
+    the old tables.
+
+    Args:
+        model: the model; nothing changes where an error is raised.
+        methods: a method for each table. Keys are glob patterns over module paths ("user.embedding") and torchrec table
+            names; the first match wins, and a table that no key matches stays as it is.
+        init: "fresh" draws new rows; "warm" starts each row at the (count-weighted) mean of the trained vectors that
+            map to it, refined by least squares where ids add up several rows.
+        counts: for a warm start, how often each id occurs, [num_embeddings] by table name; others weigh all ids alike.
+
+    Returns:
+        Bytes before and after, table by table.
+
+    Raises:
+        ValueError: a pattern matches no table; a method cannot compress a table; or a table cannot be swapped: its weight
+            is held elsewhere in the model, `max_norm`, a subclass with behaviour of its own, a sharded module.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.ModuleDict({"user": torch.nn.Embedding(50_000, 16), "item": torch.nn.Embedding(9_000, 16)})
+        >>> print(embcomp.compress_(model, {"user": embcomp.HashingTrick(rows=500), "*": embcomp.DoubleHash(rows=900)}))
+        table  method        rows  bytes before  bytes after  smaller
+        user   HashingTrick   500     3 200 000       32 008   100.0x
+        item   DoubleHash     900       576 000       57 616    10.0x
+        total                         3 776 000       89 624    42.1x
+    """
+    if init not in ("fresh", "warm"):
+        raise ValueError(f"init must be 'fresh' or 'warm', got {init!r}")
+    sites = find_sites(model)
+    chosen = _choose(sites, methods)
+    touched = [site for site in sites if chosen[site]]
+    for site in touched:
+        site.check(chosen[site])
+    check_not_held(model, touched)
+    weights = _checked_counts(touched, counts or {})
+    torch_sites = [site for site in touched if isinstance(site, TorchSite)]
+    swaps = _torch_swaps(torch_sites, chosen) + _torchrec_swaps([s for s in touched if s not in torch_sites], chosen)
+    for swap in swaps:
+        kept = [part for part in swap.parts if isinstance(part.method, Full)]
+        warm_start([part.trained(weights) for part in (swap.parts if init == "warm" else kept)], swap.stores)
+        for name, store in swap.stores.items():
+            store.requires_grad_(any(p.trainable for p in swap.parts if name in p.stores))
+    for swap in swaps:
+        for site, replacement in swap.replacements:
+            site.put(model, replacement)
+    return CompressionReport([line for swap in swaps for line in swap.report()])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One table to swap, and how it will be stored."""
+
+    site: Site
+    method: Method
+    plan: TablePlan
+
+    @property
+    def name(self) -> str:
+        return self.plan.table.name
+
+    @property
+    def stores(self) -> set[str]:
+        return {chunk.store for chunk in self.plan.chunks}
+
+    @property
+    def trainable(self) -> bool:
+        return self.site.weight(self.name).requires_grad
+
+    def trained(self, counts: Mapping[str, Tensor]) -> Trained:
+        vectors = self.site.weight(self.name).detach()
+        given = counts.get(self.name)
+        weigh = torch.ones(vectors.shape[0]) if given is None else given.float()
+        weigh = weigh.to(vectors.device, copy=True)
+        padding = getattr(self.site.module, "padding_idx", None)
+        if padding is not None:
+            weigh[padding] = 0.0  # its vector never comes from the rows
+        return Trained(self.plan, vectors, weigh)
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """Tables whose stores belong together: all that is new, ready to be put in."""
+
+    parts: list[_Part]
+    stores: Mapping[str, Tensor]
+    replacements: list[tuple[Site, nn.Module]]
+
+    def report(self) -> Iterator[TableReport]:
+        """One line a table; the bytes of a shared store are split in proportion to the tables it replaces."""
+        before = {part.name: part.site.weight(part.name).nbytes for part in self.parts}
+        users = {store: [p.name for p in self.parts if store in p.stores] for store in self.stores}
+        for part in self.parts:
+            after = sum(buffer.nbytes for buffer in part.plan.encoder.buffers())
+            for store in part.stores:
+                names, size = users[store], self.stores[store].nbytes
+                whole = sum(before[name] for name in names)
+                upto = [sum(before[name] for name in names[:i]) * size // whole for i in range(len(names) + 1)]
+                place = names.index(part.name)
+                after += upto[place + 1] - upto[place]
+            rows = sum(self.stores[store].shape[0] for store in part.stores)
+            yield TableReport(part.name, type(part.method).__name__, rows, before[part.name], after)
+
+
+def _choose(sites: Sequence[Site], methods: Mapping[str, Method]) -> dict[Site, dict[str, Method]]:
+    """For each site the methods of its tables that are to be compressed; `Full()` and unmatched tables are left out."""
+    names = {(site, table): site.names(table) for site in sites for table in site.tables}
+    for pattern in methods:
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for all_names in names.values() for name in all_names):
+            known = [all_names[0] for all_names in names.values()]
+            raise ValueError(f"pattern {pattern!r} matches no table; the tables are {known}")
+    if not names:
+        raise ValueError("the model has no embedding table that compress_ knows")
+    chosen: dict[Site, dict[str, Method]] = {site: {} for site in sites}
+    homes: dict[int, set[int]] = {}
+    for (site, table), all_names in names.items():
+        method = next((m for p, m in methods.items() if any(fnmatchcase(name, p) for name in all_names)), None)
+        if method is None or isinstance(method, Full):
+            continue
+        chosen[site][table] = method
+        home = homes.setdefault(id(method), set())
+        home.add(0 if isinstance(site, TorchSite) else id(site))
+        if method.shares_store and len(home) > 1:
+            raise ValueError(
+                f"table {table!r}: one {type(method).__name__} cannot share its store between torchrec collections or with "
+                "torch modules; give each collection an instance of its own"
+            )
+    return chosen
+
+
+def _torch_swaps(sites: Sequence[TorchSite], chosen: Mapping[Site, Mapping[str, Method]]) -> list[_Swap]:
+    """Modules of plain torch, together where one method instance serves several."""
+    groups: dict[int, list[TorchSite]] = {}
+    for site in sites:
+        groups.setdefault(id(chosen[site][site.paths[0]]), []).append(site)
+    swaps = []
+    for members in groups.values():
+        method = chosen[members[0]][members[0].paths[0]]
+        plan = method.plan([site.tables[site.paths[0]] for site in members])
+        like = {(site.module.weight.device, site.module.weight.dtype) for site in members}
+        if method.shares_store and len(like) > 1:
+            raise ValueError(
+                f"tables {[site.paths[0] for site in members]} share a store, but differ in device or dtype"
+            )
+        stores: dict[str, PlainStore] = {}
+        parts, replacements = [], []
+        for site, part in zip(members, plan.tables, strict=True):
+            old = site.module
+            for chunk in part.chunks:
+                if chunk.store not in stores:
+                    store = plan.stores[chunk.store]
+                    stores[chunk.store] = PlainStore(store, old.sparse, old.weight.device, old.weight.dtype)
+            parts.append(_Part(site, method, part))
+            replacements.append((site, site.replacement(method, plan, part, stores)))
+        swaps.append(_Swap(parts, {name: store.weight for name, store in stores.items()}, replacements))
+    return swaps
+
+
+def _torchrec_swaps(sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, Method]]) -> list[_Swap]:
+    """Collections, each whole: tables without a method go along as they are."""
+    swaps = []
+    for site in sites:
+        from embcomp.torchrec.site import TorchrecSite, stores_of
+
+        assert isinstance(site, TorchrecSite)
+        new = site.replacement(chosen[site])
+        plans = {output.plan.table.name: output.plan for output in new.assemble.outputs}
+        parts = [_Part(site, chosen[site].get(name, Full()), plan) for name, plan in plans.items()]
+        swaps.append(_Swap(parts, stores_of(new), [(site, new)]))
+    return swaps
+
+
+def _checked_counts(sites: Sequence[Site], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Counts by table name, each non-negative and of the table's length."""
+    tables = {name: (table, site.names(name)) for site in sites for name, table in site.tables.items()}
+    result = {}
+    for given, values in counts.items():
+        found = [table for table, names in tables.values() if given in names]
+        if not found:
+            raise ValueError(f"counts names {given!r}, which is no table to compress; these are {sorted(tables)}")
+        for table in found:
+            if values.shape != (table.num_embeddings,):
+                raise ValueError(
+                    f"counts[{given!r}] has shape {list(values.shape)}, but the table has {table.num_embeddings} ids"
+                )
+            if not bool((values >= 0).all()):
+                raise ValueError(f"counts[{given!r}] has negative or NaN entries")
+            result[table.name] = values
+    return result

@@ -1,0 +1,199 @@
+"""The places of a model that hold embedding tables, and what forbids swapping one."""
+
+import abc
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from embcomp.methods.base import Method, Table, TablePlan
+from embcomp.nn.embedding import CompressedEmbedding
+from embcomp.nn.embedding_bag import CompressedEmbeddingBag
+from embcomp.nn.table import CompressedTable
+
+Stores = Mapping[str, Tensor]
+
+
+class Site(abc.ABC):
+    """A module with tables, at one or several paths of the model.
+
+    Attributes:
+        module: the module to replace.
+        paths: where it is, the first one in the order of the model first.
+        tables: by name.
+    """
+
+    tables: dict[str, Table]
+
+    def __init__(self, module: nn.Module, paths: list[str]) -> None:
+        self.module, self.paths = module, paths
+
+    @abc.abstractmethod
+    def names(self, table: str) -> list[str]:
+        """What a pattern may match for this table."""
+
+    @abc.abstractmethod
+    def weight(self, table: str) -> Tensor:
+        """The trained vectors, [num_embeddings, embedding_dim]."""
+
+    @abc.abstractmethod
+    def check(self, methods: Mapping[str, Method]) -> None:
+        """Raises ValueError for settings that no compressed table can keep."""
+
+    def put(self, model: nn.Module, replacement: nn.Module) -> None:
+        """Swaps the module at all its paths."""
+        for path in self.paths:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, replacement)
+
+
+class TorchSite(Site):
+    """An `nn.Embedding` or `nn.EmbeddingBag`."""
+
+    module: nn.Embedding | nn.EmbeddingBag
+
+    def __init__(self, module: nn.Embedding | nn.EmbeddingBag, paths: list[str]) -> None:
+        super().__init__(module, paths)
+        self.tables = {paths[0]: Table(paths[0], module.num_embeddings, module.embedding_dim)}
+
+    def names(self, table: str) -> list[str]:
+        return self.paths
+
+    def weight(self, table: str) -> Tensor:
+        return self.module.weight
+
+    def check(self, methods: Mapping[str, Method]) -> None:
+        module, where = self.module, f"cannot compress {self.paths[0]!r}"
+        if type(module) not in (nn.Embedding, nn.EmbeddingBag):
+            raise ValueError(f"{where}: {type(module).__name__} is a subclass; exclude it with embcomp.Full()")
+        if module.max_norm is not None:
+            raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows in place; set it to None first")
+        if module.scale_grad_by_freq:
+            raise ValueError(f"{where}: scale_grad_by_freq counts ids, which rows do not know; set it to False first")
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks):
+            raise ValueError(f"{where}: it has hooks, which would be lost; remove them, and set them again afterwards")
+
+    def replacement(self, method: Method, plan: Any, part: TablePlan, stores: Any) -> nn.Module:
+        """The compressed module with the settings of this one."""
+        old, width = self.module, plan.embedding_dim(part)
+        if width != old.embedding_dim:
+            raise ValueError(
+                f"cannot compress {self.paths[0]!r}: {type(method).__name__} would change its width from "
+                f"{old.embedding_dim} to {width}, and the model expects the former"
+            )
+        settings: dict[str, Any] = {"padding_idx": old.padding_idx, "sparse": old.sparse, "device": old.weight.device}
+        if isinstance(old, nn.EmbeddingBag):
+            bag = {"mode": old.mode, "include_last_offset": old.include_last_offset}
+            new: CompressedTable = CompressedEmbeddingBag.from_plan(method, plan, part, stores, **settings, **bag)
+        else:
+            new = CompressedEmbedding.from_plan(method, plan, part, stores, **settings)
+        return new.train(old.training)
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """All sites of a model, in its order. Modules that are compressed already are passed over.
+
+    Raises:
+        ValueError: the model itself is a table, or it holds tables that are sharded or wrapped for several processes.
+    """
+    found: dict[int, tuple[nn.Module, list[str]]] = {}
+    for path, module in _tables_of(model, ""):
+        found.setdefault(id(module), (module, []))[1].append(path)
+    sites: list[Site] = []
+    for module, paths in found.values():
+        if "" in paths:
+            raise ValueError(
+                "compress_ swaps tables inside a model; to replace a single table, build the drop-in itself"
+            )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            sites.append(TorchSite(module, paths))
+        else:
+            from embcomp.torchrec.site import TorchrecSite  # torchrec is imported already: its module is in the model
+
+            sites.append(TorchrecSite(module, paths))
+    return sites
+
+
+def _tables_of(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    kind = type(module)
+    if isinstance(module, DistributedDataParallel):
+        raise ValueError(f"{path or 'the model'!r} is wrapped in DistributedDataParallel: compress before wrapping")
+    if kind.__name__.startswith("Sharded") and kind.__module__.startswith("torchrec."):
+        raise ValueError(f"{path!r} ({kind.__name__}) is sharded already: compress before sharding")
+    if isinstance(module, CompressedTable) or _is_embcomp_collection(module):
+        return
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) or _is_torchrec_collection(module):
+        yield path, module
+        return
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _tables_of(child, f"{path}.{name}" if path else name)
+
+
+def _is_torchrec_collection(module: nn.Module) -> bool:
+    loaded = sys.modules.get("torchrec.modules.embedding_modules")
+    return loaded is not None and type(module) in (loaded.EmbeddingBagCollection, loaded.EmbeddingCollection)
+
+
+def _is_embcomp_collection(module: nn.Module) -> bool:
+    loaded = sys.modules.get("embcomp.torchrec.collections")
+    return loaded is not None and isinstance(
+        module, loaded.CompressedEmbeddingBagCollection | loaded.CompressedEmbeddingCollection
+    )
+
+
+def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Raises ValueError where the model keeps a table, or its weight, in a second place that a swap would not reach."""
+    owned: dict[int, str] = {}
+    memory: dict[int, str] = {}
+    inside: set[int] = set()
+    for site in sites:
+        for part in site.module.modules():
+            owned[id(part)] = site.paths[0]
+            inside.add(id(part))
+            for weight in part.parameters(recurse=False):
+                if isinstance(weight, DTensor):
+                    raise ValueError(
+                        f"cannot compress {site.paths[0]!r}: its weight is sharded; compress before sharding"
+                    )
+                owned[id(weight)] = site.paths[0]
+                if weight.device.type != "meta":
+                    memory[weight.data_ptr()] = site.paths[0]
+    for path, module in model.named_modules():
+        if id(module) in inside:
+            continue
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            table = tensor is not None and (owned.get(id(tensor)) or memory.get(_address(tensor)))
+            if table:
+                raise ValueError(
+                    f"cannot compress {table!r}: its weight is also {f'{path}.{name}'!r}; untie it, use "
+                    f"`materialize()` in its place, or exclude the table with embcomp.Full()"
+                )
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            held = _held(value, owned)
+            if held:
+                raise ValueError(
+                    f"cannot compress {held!r}: {f'{path}.{name}'!r} keeps it (or its weight) outside the module tree, "
+                    "and would go on using the old one; clear it, or exclude the table with embcomp.Full()"
+                )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.device.type == "meta" or not tensor.numel() else tensor.data_ptr()
+
+
+def _held(value: Any, owned: Mapping[int, str], depth: int = 3) -> str | None:
+    """The table that a plain attribute holds, itself or inside lists and dictionaries."""
+    if isinstance(value, Tensor | nn.Module):
+        return owned.get(id(value))
+    if depth and isinstance(value, Mapping):
+        value = list(value.values())
+    if depth and isinstance(value, list | tuple | set):
+        return next((table for item in value if (table := _held(item, owned, depth - 1))), None)
+    return None

@@ -1,0 +1,73 @@
+"""A torchrec collection as a place where `compress_` swaps tables."""
+
+from collections.abc import Mapping
+from glob import escape
+from typing import Any
+
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from embcomp.methods.base import Method, Table
+from embcomp.methods.full import Full
+from embcomp.sites import Site
+from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec.layout import OPEN
+
+Compressed = CompressedEmbeddingBagCollection | CompressedEmbeddingCollection
+
+
+class TorchrecSite(Site):
+    """An EmbeddingBagCollection or EmbeddingCollection: one module, several tables."""
+
+    def __init__(self, module: nn.Module, paths: list[str]) -> None:
+        super().__init__(module, paths)
+        self.bags = isinstance(module, EmbeddingBagCollection)
+        self.configs: list[Any] = list(
+            module.embedding_bag_configs() if self.bags else module.embedding_configs()  # pyright: ignore
+        )
+        self.tables = {config.name: _table(config) for config in self.configs}
+
+    def names(self, table: str) -> list[str]:
+        return [table, *[f"{path}.{table}" for path in self.paths]]
+
+    def weight(self, table: str) -> Tensor:
+        held = self.module.embedding_bags if self.bags else self.module.embeddings
+        return held[table].weight  # pyright: ignore
+
+    def check(self, methods: Mapping[str, Method]) -> None:
+        if any(part._forward_hooks or part._forward_pre_hooks for part in self.module.modules()):
+            raise ValueError(f"cannot compress {self.paths[0]!r}: it has hooks, which would be lost; remove them first")
+
+    def replacement(self, methods: Mapping[str, Method]) -> Compressed:
+        """The compressed collection; tables without a method keep their trained rows."""
+        old: Any = self.module
+        device = next(old.parameters()).device
+        exact = {escape(name): methods.get(name, Full()) for name in self.tables}
+        if isinstance(old, EmbeddingBagCollection):
+            new: Compressed = CompressedEmbeddingBagCollection(self.configs, exact, old.is_weighted(), device)
+        else:
+            assert isinstance(old, EmbeddingCollection)
+            new = CompressedEmbeddingCollection(self.configs, exact, device, old.need_indices())
+        for output in new.assemble.outputs:
+            table = output.plan.table
+            if output.dim != table.embedding_dim:
+                raise ValueError(
+                    f"cannot compress {table.name!r}: its width would change from {table.embedding_dim} to {output.dim}, "
+                    "and the model expects the former; build the collection yourself"
+                )
+        return new.train(old.training)
+
+
+def stores_of(collection: Compressed) -> dict[str, nn.Parameter]:
+    """The rows of each store of a compressed collection, by name."""
+    found: dict[str, nn.Parameter] = {}
+    for branch in collection.branches.values():
+        inner: Any = branch.collection
+        held = inner.embeddings if branch.sequences else inner.embedding_bags
+        found.update({name: module.weight for name, module in held.items()})
+    return found
+
+
+def _table(config: BaseEmbeddingConfig) -> Table:
+    return Table(config.name, None if config.num_embeddings >= OPEN else config.num_embeddings, config.embedding_dim)
