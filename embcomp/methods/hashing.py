@@ -22,7 +22,7 @@ from embcomp.methods.base import (
     per_table,
 )
 from embcomp.methods.budget import largest_within, share_rows
-from embcomp.ops.hashing import hash_key, hash_rows
+from embcomp.ops.hashing import hash_key, hash_rows, hash_rows_by_key
 
 
 class HashEncoder(Encoder):
@@ -33,6 +33,7 @@ class HashEncoder(Encoder):
     def __init__(self, table: Table, config: Mapping[str, Any], seed: int, rows: Sequence[int], lookups: Sequence[int]):
         super().__init__(table, config)
         self.seed, self.ranges, self.lookups = seed, tuple(rows), tuple(lookups)
+        self._one_each = len(set(self.ranges)) == 1 and set(self.lookups) == {1}
         self.register_buffer("keys", self._keys(), persistent=False)
 
     def _keys(self) -> Tensor:
@@ -42,6 +43,8 @@ class HashEncoder(Encoder):
         self.keys.copy_(self._keys())
 
     def encode(self, ids: Tensor) -> list[Rows]:
+        if self._one_each:  # chunks of one store: one pass over the ids
+            return [Rows(rows.unsqueeze(-1)) for rows in hash_rows_by_key(ids, self.keys, self.ranges[0])]
         keys = self.keys.split(self.lookups)
         return [Rows(hash_rows(ids, key, rows)) for key, rows in zip(keys, self.ranges, strict=True)]
 

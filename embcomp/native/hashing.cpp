@@ -14,13 +14,17 @@ static inline int64_t to_row(uint64_t id, uint64_t key, uint64_t rows) {
 
 extern "C" {
 
+// out[j * n + i] = row of ids[i] under keys[j].
+void hash_rows_by_key(const int64_t* ids, size_t n, const int64_t* keys, size_t num_keys, int64_t rows, int64_t* out) {
+  for (size_t j = 0; j < num_keys; j++) {
+    const uint64_t key = (uint64_t)keys[j];
+    for (size_t i = 0; i < n; i++) out[j * n + i] = to_row((uint64_t)ids[i], key, (uint64_t)rows);
+  }
+}
+
 // out[i * num_keys + j] = row of ids[i] under keys[j]; blocks stay in the first-level cache between the passes.
 void hash_rows(const int64_t* ids, size_t n, const int64_t* keys, size_t num_keys, int64_t rows, int64_t* out) {
-  if (num_keys == 1) {
-    const uint64_t key = (uint64_t)keys[0];
-    for (size_t i = 0; i < n; i++) out[i] = to_row((uint64_t)ids[i], key, (uint64_t)rows);
-    return;
-  }
+  if (num_keys == 1) return hash_rows_by_key(ids, n, keys, 1, rows, out);
   enum { BLOCK = 512 };
   int64_t block[BLOCK];
   for (size_t start = 0; start < n; start += BLOCK) {

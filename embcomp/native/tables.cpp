@@ -51,6 +51,21 @@ void forward(const float* table, size_t dim, const int64_t* rows, const int64_t*
   }
 }
 
+// Adds the gradient of each bag to the rows that it has read.
+template <size_t DIM>
+void backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
+              size_t features, size_t batch, const float* grad, size_t grad_stride, const int64_t* columns) {
+  const size_t n = DIM ? DIM : dim;
+  for (size_t start = 0; start < batch; start += kBagsPerBlock) {
+    const size_t stop = std::min(batch, start + kBagsPerBlock);
+    for (size_t f = 0; f < features; f++)
+      for (size_t b = start; b < stop; b++)
+        for (int64_t j = offsets[f * batch + b]; j < offsets[f * batch + b + 1]; j++)
+          add_scaled<DIM>(table_grad + rows[j] * (int64_t)n, grad + b * grad_stride + columns[f],
+                          weights ? weights[j] : 1.0f, n);
+  }
+}
+
 // Kept between calls: fresh pages cost more than the arithmetic.
 struct Scratch {
   std::vector<uint64_t> pairs;       // row << 32 | look-up
@@ -157,6 +172,14 @@ extern "C" {
 void bag_forward(const float* table, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
                  size_t features, size_t batch, float* out, size_t out_stride, const int64_t* columns) {
 #define EMBCOMP_CALL(WIDTH) forward<WIDTH>(table, dim, rows, offsets, weights, features, batch, out, out_stride, columns)
+  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
+#undef EMBCOMP_CALL
+}
+
+void bag_backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
+                  size_t features, size_t batch, const float* grad, size_t grad_stride, const int64_t* columns) {
+#define EMBCOMP_CALL(WIDTH) \
+  backward<WIDTH>(table_grad, dim, rows, offsets, weights, features, batch, grad, grad_stride, columns)
   EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
 }

@@ -7,6 +7,7 @@ row  = ((z >> 32) * rows) >> 32                  (multiply-shift instead of a di
 
 import ctypes
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -68,13 +69,27 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     lib = None if torch.compiler.is_compiling() or not _plain_cpu(ids) else native.library()
     if lib is None:
         return hash_rows_reference(ids, keys, rows)
-    ids = ids.contiguous()
     out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64)
-    lib.hash_rows(
+    _fill(lib.hash_rows, ids, keys, rows, out)
+    return out
+
+
+def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
+    """`hash_rows` with the keys first, [K, N]: each key's rows lie together, as chunks of a vector want them."""
+    lib = None if torch.compiler.is_compiling() or not _plain_cpu(ids) else native.library()
+    if lib is None:
+        return hash_rows_reference(ids, keys, rows).t()
+    out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64)
+    _fill(lib.hash_rows_by_key, ids, keys, rows, out)
+    return out
+
+
+def _fill(function: Callable[..., None], ids: Tensor, keys: Tensor, rows: int, out: Tensor) -> None:
+    ids = ids.contiguous()
+    function(
         pointer(ids), ctypes.c_size_t(ids.numel()), pointer(keys), ctypes.c_size_t(keys.numel()),
         ctypes.c_int64(rows), pointer(out),
     )  # fmt: skip
-    return out
 
 
 def _plain_cpu(tensor: Tensor) -> bool:

@@ -7,13 +7,13 @@ FBGEMM's table-batched embedding does the same; this form is faster where many n
 import ctypes
 import mmap
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from embcomp.ops import native
-from embcomp.ops.hashing import pointer
+from embcomp.ops.hashing import check_rows_inside, pointer
 
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad"]
 _CODES: dict[str, int] = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
@@ -60,6 +60,57 @@ class Bags:
     @property
     def batch(self) -> int:
         return (self.offsets.numel() - 1) // self.columns.numel()
+
+
+class SumBags(torch.autograd.Function):
+    """Sum-pooled bags of one table, float32 on CPU, with a dense gradient: `SumBags.apply(table, rows, offsets, weights, features)`.
+
+    [rows, dim], int64 [N], int64 [features * batch + 1], float32 [N] or None, int -> [batch, features * dim].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, features: int
+    ) -> Tensor:
+        dim = table.shape[1]
+        given = None if weights is None else weights.detach().float().contiguous()
+        bags = Bags(rows.contiguous(), offsets.contiguous(), given, torch.arange(features) * dim)
+        check_rows_inside(bags.rows, bags.offsets, table.shape[0])
+        out = torch.empty(bags.batch, features * dim)
+        pool_bags(table.detach(), bags, out)
+        ctx.bags = bags
+        ctx.save_for_backward(table)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        (table,) = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        table_grad = table_gradient(table, ctx.bags, grad) if ctx.needs_input_grad[0] else None
+        weight_grad = weight_gradient(table.detach(), ctx.bags, grad) if ctx.needs_input_grad[3] else None
+        return table_grad, None, None, weight_grad, None
+
+
+def table_gradient_reference(table: Tensor, bags: Bags, grad: Tensor) -> Tensor:
+    """`table_gradient` in plain torch."""
+    own = bags.own()
+    each = grad[own.columns_of_rows(table.shape[1])]
+    if own.weights is not None:
+        each = each * own.weights.unsqueeze(-1)
+    return torch.zeros(table.shape).index_add_(0, own.rows, each)
+
+
+def table_gradient(table: Tensor, bags: Bags, grad: Tensor) -> Tensor:
+    """The dense gradient of a table, [rows, dim], from that of its bags, [batch, columns]."""
+    lib = native.library()
+    if lib is None:
+        return table_gradient_reference(table, bags, grad)
+    out = torch.zeros(table.shape)
+    lib.bag_backward(
+        pointer(out), _size(table.shape[1]), pointer(bags.rows), pointer(bags.offsets), pointer(bags.weights),
+        _size(bags.columns.numel()), _size(bags.batch), pointer(grad), _size(grad.shape[1]), pointer(bags.columns),
+    )  # fmt: skip
+    return out
 
 
 def state_shape(optimizer: OptimizerName, rows: int, dim: int) -> tuple[int, ...]:

@@ -3,14 +3,18 @@
 torchrec's own unsharded forward makes a dense gradient for each feature of a table; here features of a table are read together.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from embcomp.ops.tables import SumBags
 
-def look_up_bags(collection, features: KeyedJaggedTensor) -> KeyedTensor:
+
+def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
     """`collection(features)`, by fewer calls where the collection is torchrec's plain one and nothing is being traced."""
     if type(collection) is not EmbeddingBagCollection or torch.compiler.is_compiling():
         return collection(features)
@@ -23,15 +27,9 @@ def look_up_bags(collection, features: KeyedJaggedTensor) -> KeyedTensor:
         number = len(config.feature_names)
         stop = start + sum(counts[first : first + number])
         bounds = features.offsets()[first * batch : (first + number) * batch + 1] - start
-        out = F.embedding_bag(
-            features.values()[start:stop],
-            bag.weight,  # pyright: ignore[reportArgumentType]
-            bounds,
-            mode=bag.mode,  # pyright: ignore[reportArgumentType]
-            per_sample_weights=None if weights is None else weights[start:stop].to(bag.weight.dtype),  # pyright: ignore
-            include_last_offset=True,
-        ).float()
-        pooled.append(out if number == 1 else out.view(number, batch, -1).transpose(0, 1).reshape(batch, -1))
+        part = features.values()[start:stop]
+        given = None if weights is None else weights[start:stop]
+        pooled.append(_pool(bag, part, bounds, given, number, batch))
         first, start = first + number, stop
     return KeyedTensor(
         keys=features.keys(),
@@ -40,7 +38,24 @@ def look_up_bags(collection, features: KeyedJaggedTensor) -> KeyedTensor:
     )
 
 
-def look_up_sequences(collection, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+def _pool(
+    bag: nn.EmbeddingBag, rows: Tensor, bounds: Tensor, weights: Tensor | None, features: int, batch: int
+) -> Tensor:
+    """Bags of all features of one table, [batch, features * dim]."""
+    if bag.mode == "sum" and bag.weight.device.type == "cpu" and bag.weight.dtype == torch.float32:
+        return SumBags.apply(bag.weight, rows.long(), bounds.long(), weights, features)  # pyright: ignore
+    out = F.embedding_bag(
+        rows,
+        bag.weight,
+        bounds,
+        mode=bag.mode,
+        per_sample_weights=None if weights is None else weights.to(bag.weight.dtype),
+        include_last_offset=True,
+    ).float()
+    return out if features == 1 else out.view(features, batch, -1).transpose(0, 1).reshape(batch, -1)
+
+
+def look_up_sequences(collection: Any, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
     """`collection(features)`, by fewer calls where the collection is torchrec's plain one and nothing is being traced."""
     if type(collection) is not EmbeddingCollection or torch.compiler.is_compiling():
         return collection(features)
