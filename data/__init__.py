@@ -1,0 +1,18 @@
+"""Click data sets: one reader per data set, a synthetic generator, batches for torchrec models.
+
+`data.load(name, **options)` encodes a data set once into a cache folder and opens it. From a checkout:
+
+    import data
+
+    clicks = data.load("synthetic", num_rows=10_000)
+    for batch in clicks.loader("train", batch_size=4096, shuffle=True, seed=0, epoch=0):
+        batch.dense, batch.sparse, batch.label, batch.columns
+"""
+
+from __future__ import annotations
+
+from data.clicks import ClickData
+from data.registry import DATASETS, load
+from data.schema import DataError, Feature, Schema
+
+__all__ = ["DATASETS", "ClickData", "DataError", "Feature", "Schema", "load"]

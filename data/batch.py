@@ -1,0 +1,46 @@
+"""A batch of clicks, as models and torchrec's pipelines take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """B rows.
+
+    Attributes:
+        dense: float32 [B, num_dense].
+        sparse: keys = features in schema order, int64 values, stride B.
+        label: float32 [B], 0 or 1.
+        columns: name -> [B], the group id (int64) and other columns for evaluation.
+    """
+
+    dense: Tensor
+    sparse: KeyedJaggedTensor
+    label: Tensor
+    columns: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return self.label.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return self._map(lambda value: value.to(torch.device(device), non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        return self._map(lambda value: value.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        for value in (self.dense, self.sparse, self.label, *self.columns.values()):
+            value.record_stream(stream)  # type: ignore[arg-type]
+
+    def _map(self, function: Callable[[Any], Any]) -> Batch:
+        columns = {name: function(column) for name, column in self.columns.items()}
+        return Batch(function(self.dense), function(self.sparse), function(self.label), columns)

@@ -1,0 +1,107 @@
+"""Raw values -> ids: vocabularies, and 63-bit hashes for open id spaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from data.schema import DataError, Feature
+
+_MIX = [(np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))]
+
+
+@dataclass(frozen=True)
+class Field:
+    """How a reader wants the values of one feature turned into ids.
+
+    Attributes:
+        ids: "train" or "all": a vocabulary of the values seen in the train split or in all rows; "raw": an open id
+            space, integers as they are and strings by `hash_strings`; a number n: the values are ids, 0 <= id < n.
+        min_count: values seen less often share the out-of-vocabulary id.
+        multi_hot: the column holds lists.
+
+    Vocabulary ids are numbered in the order of the sorted values. With ids="train" or min_count > 1, id 0 is the
+    out-of-vocabulary id and the vocabulary starts at 1. A missing value is a value like others, the empty string.
+    """
+
+    name: str
+    ids: Literal["train", "all", "raw"] | int = "train"
+    min_count: int = 1
+    multi_hot: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ids, str) and self.ids not in ("train", "all", "raw"):
+            raise DataError(f"feature {self.name!r}: ids must be 'train', 'all', 'raw' or a number, not {self.ids!r}")
+        if isinstance(self.ids, int) and (isinstance(self.ids, bool) or self.ids < 1):
+            raise DataError(f"feature {self.name!r}: the number of ids must be at least 1, not {self.ids}")
+        if self.min_count < 1:
+            raise DataError(f"feature {self.name!r}: min_count must be at least 1, not {self.min_count}")
+
+    @property
+    def has_vocabulary(self) -> bool:
+        return self.ids in ("train", "all")
+
+    @property
+    def out_of_vocabulary(self) -> bool:
+        """Whether id 0 stands for values outside the vocabulary."""
+        return self.ids == "train" or (self.ids == "all" and self.min_count > 1)
+
+    def feature(self, vocabulary: pl.Series | None) -> Feature:
+        if self.ids == "raw":
+            return Feature(self.name, None, self.multi_hot)
+        size = self.ids if vocabulary is None else len(vocabulary) + self.out_of_vocabulary
+        assert isinstance(size, int)
+        return Feature(self.name, size, self.multi_hot)
+
+    def encode(self, dtype: pl.DataType, vocabulary: pl.Series | None) -> pl.Expr:
+        """Expression for the column of ids."""
+        column = pl.col(self.name)
+        if self.multi_hot:
+            assert isinstance(dtype, pl.List)
+            return column.fill_null([]).list.drop_nulls().list.eval(self._encode(pl.element(), dtype.inner, vocabulary))
+        return self._encode(column, dtype, vocabulary)
+
+    def _encode(self, column: pl.Expr, dtype: pl.DataType | pl.DataTypeClass, vocabulary: pl.Series | None) -> pl.Expr:
+        if vocabulary is not None:
+            code = as_strings(column).cast(pl.Enum(vocabulary), strict=False).to_physical().cast(pl.Int32)
+            return (code + 1).fill_null(0) if self.out_of_vocabulary else code
+        if self.ids == "raw" and dtype == pl.String:
+            return column.fill_null("").map_batches(hash_strings, return_dtype=pl.Int64, is_elementwise=True)
+        wide = self.ids == "raw" or self.ids > 2**31
+        return column.cast(pl.Int64 if wide else pl.Int32)
+
+
+def as_strings(column: pl.Expr) -> pl.Expr:
+    """Values as vocabularies hold them."""
+    return column.cast(pl.String).fill_null("")
+
+
+def hash_strings(strings: pl.Series) -> pl.Series:
+    """63-bit ids of strings, the same on every machine and with every release.
+
+    Tabulation hashing: the sum modulo 2^64 of mix(256 * position + byte) over the UTF-8 bytes, then mix of that sum,
+    then its upper 63 bits; `mix` is the finaliser of splitmix64. Two given strings meet with probability about 2^-63.
+
+    >>> hash_strings(pl.Series(["", "a", "b"])).to_list()
+    [8147104208329303767, 7909417042028778113, 8489266153844338160]
+    """
+    data = strings.cast(pl.Binary).fill_null(b"")
+    lengths = data.bin.size().to_numpy().astype(np.int64)
+    filled = lengths > 0
+    bytes_ = np.frombuffer(b"".join(data.to_list()), np.uint8).astype(np.uint64)
+    starts = np.cumsum(lengths) - lengths
+    position = np.arange(len(bytes_)) - np.repeat(starts, lengths)
+    sums = np.zeros(len(strings), np.uint64)
+    if filled.any():
+        sums[filled] = np.add.reduceat(_mix(position.astype(np.uint64) * np.uint64(256) + bytes_), starts[filled])
+    return pl.Series(strings.name, (_mix(sums) >> np.uint64(1)).astype(np.int64))
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in _MIX:
+        values = (values ^ (values >> shift)) * factor
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,113 @@
+"""Batches from a parquet file of encoded rows: streamed, shuffled by (seed, epoch), resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data.batch import Batch
+from data.prefetch import prefetched
+from data.schema import DataError, Schema
+from data.window import Window, collate
+
+WINDOW_ROWS = 1 << 20
+
+
+class Loader:
+    """Iterates over the batches of one split, in an order that depends only on (seed, epoch).
+
+    Shuffled rows: the row groups of the file are permuted, then rows are permuted inside windows of consecutive groups
+    that hold at least `window_rows` rows. A file that fits in one window is thus permuted as a whole. Memory holds two
+    windows at most. Skipped row groups are not read, so `start_batch` is cheap.
+
+    Args:
+        path: parquet file as `data.prepare` writes it.
+        batch_size: rows per batch; the last batch may be smaller.
+        start_batch: the first batch to yield; the batches are those of an iteration from 0, exactly.
+        drop_last: leave out a last batch that is smaller.
+        window_rows: rows inside which rows are permuted.
+        prefetch: batches made ahead in a thread of their own; 0 for none.
+
+    Raises:
+        DataError: a batch size below 1, a negative seed or epoch, a start_batch beyond the last batch.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        start_batch: int = 0,
+        drop_last: bool = False,
+        window_rows: int = WINDOW_ROWS,
+        prefetch: int = 0,
+    ) -> None:
+        for name, value, least in [("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0)]:
+            if value < least:
+                raise DataError(f"{name} must be at least {least}, not {value}")
+        self.path, self.schema, self.batch_size = path, schema, batch_size
+        self.shuffle, self.seed, self.epoch, self.prefetch = shuffle, seed, epoch, prefetch
+        with pq.ParquetFile(path) as file:
+            self._group_rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        rows = sum(self._group_rows)
+        self.num_rows = rows - rows % batch_size if drop_last else rows
+        batches = -(-self.num_rows // batch_size)
+        if not 0 <= start_batch <= batches:
+            raise DataError(f"start_batch is {start_batch}, but {path.stem} has {batches} batches of {batch_size}")
+        self.start_batch = start_batch
+        self._windows = self._plan(window_rows)
+
+    def __len__(self) -> int:
+        """Number of batches that an iteration yields."""
+        return -(-self.num_rows // self.batch_size) - self.start_batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return prefetched(self._batches, self.prefetch) if self.prefetch else self._batches()
+
+    def _plan(self, window_rows: int) -> list[list[int]]:
+        """Row groups of each window."""
+        if not self.shuffle:
+            return [[group] for group in range(len(self._group_rows))]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self._group_rows)).tolist()
+        windows: list[list[int]] = [[]]
+        rows = 0
+        for group in order:
+            if rows >= window_rows:
+                windows.append([])
+                rows = 0
+            windows[-1].append(group)
+            rows += self._group_rows[group]
+        return windows
+
+    def _batches(self) -> Iterator[Batch]:
+        position, first = 0, self.start_batch * self.batch_size
+        parts: list[tuple[Window, int, int]] = []
+        missing = self.batch_size
+        with pq.ParquetFile(self.path) as file:
+            for number, groups in enumerate(self._windows):
+                rows = sum(self._group_rows[group] for group in groups)
+                begin, end = max(first - position, 0), min(self.num_rows - position, rows)
+                position += rows
+                if begin >= end:
+                    continue
+                order = None
+                if self.shuffle:
+                    order = np.random.default_rng([self.seed, self.epoch, number]).permutation(rows)
+                window = Window.read(file, groups, self.schema, order)
+                while begin < end:
+                    stop = min(begin + missing, end)
+                    parts.append((window, begin, stop))
+                    missing -= stop - begin
+                    begin = stop
+                    if not missing:
+                        yield collate(parts, self.schema)
+                        parts, missing = [], self.batch_size
+        if parts:
+            yield collate(parts, self.schema)

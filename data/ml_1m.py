@@ -1,0 +1,81 @@
+"""MovieLens-1M as clicks: ratings 1-2 are negative, 4-5 positive, 3s are dropped (739,012 rows).
+
+Reads the published `ratings.dat` and `users.dat` (`::` between fields) or `ratings.parquet` and `users.parquet`.
+Features are user, item, gender, age, occupation and zip, 13,177 values in all rows together; their ids cover all
+rows, as in the replication of Unified Embedding that published figures come from (Coleman et al. 2023, arXiv
+2305.12102).
+
+F. M. Harper and J. A. Konstan. The MovieLens Datasets: History and Context. ACM TiiS 5(4), 2015.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from data.ids import Field
+from data.prepare import Source
+from data.schema import DataError
+from data.splits import SPLIT, with_split
+from data.text import scan_delimited
+
+FEATURES = ("user", "item", "gender", "age", "occupation", "zip")
+_RATINGS = {"user_id": pl.Int32, "item_id": pl.Int32, "rating": pl.Int8, "timestamp": pl.Int64}
+_USERS = {"user_id": pl.Int32, "gender": pl.String, "age": pl.Int8, "occupation": pl.Int8, "zip": pl.String}
+
+
+def files(folder: Path) -> list[Path]:
+    """The source files: the parquet pair where it is complete, else the published pair."""
+    kind = "parquet" if (folder / "ratings.parquet").is_file() else "dat"
+    return [folder / f"ratings.{kind}", folder / f"users.{kind}"]
+
+
+def read(folder: Path, *, split: str = "random", seed: int = 0, ids: str = "vocabulary") -> Source:
+    """Rows in the order of (user, item), whatever the order of the file.
+
+    Args:
+        split: "random", 80/10/10 over all rows by the seed; "time": of each user's rows in the order of time the
+            first 80 % are train, the next 10 % valid, the rest test.
+        ids: "vocabulary", or "raw" for the ids of the source and hashes of the strings.
+    """
+    if ids not in ("vocabulary", "raw"):
+        raise DataError(f"ids must be 'vocabulary' or 'raw', not {ids!r}")
+    ratings = read_ratings(files(folder)[0])
+    users = read_users(files(folder)[1])
+    rows = (
+        ratings.sort("user_id", "item_id")
+        .filter(pl.col("rating") != 3)
+        .join(users, on="user_id", how="left", maintain_order="left")
+        .with_columns(label=(pl.col("rating") > 3).cast(pl.Int8))
+        .rename({"user_id": "user", "item_id": "item"})
+        .collect()
+    )
+    unknown = rows.filter(pl.col("gender").is_null())
+    if len(unknown):
+        raise DataError(f"user {unknown['user'][0]} has ratings but is not in {files(folder)[1]}")
+    if split == "time":
+        # The order of the rows of a user, 0 <= place < 1.
+        place = pl.struct("position", "item").rank("ordinal").over("user") - 1
+        share = place / pl.len().over("user")
+        lazy = rows.lazy().with_columns((share >= 0.8).cast(pl.UInt8).add((share >= 0.9).cast(pl.UInt8)).alias(SPLIT))
+    else:
+        lazy = with_split(rows.lazy(), len(rows), split, seed)
+    kind = "all" if ids == "vocabulary" else "raw"
+    return Source(lazy, tuple(Field(name, kind) for name in FEATURES), label="label", group="user")
+
+
+def read_ratings(path: Path) -> pl.LazyFrame:
+    """user_id, item_id, rating, and position: 0.. in each user's order of time, rows of unknown time last."""
+    if path.suffix == ".parquet":
+        return pl.scan_parquet(path).select("user_id", "item_id", "rating", pl.col("position").fill_null(2**15 - 1))
+    rows = scan_delimited(path, "::", _RATINGS).collect().lazy()
+    return rows.with_columns(position=pl.col("timestamp").rank("ordinal").over("user_id").cast(pl.Int16) - 1).select(
+        "user_id", "item_id", "rating", "position"
+    )
+
+
+def read_users(path: Path) -> pl.LazyFrame:
+    if path.suffix == ".parquet":
+        return pl.scan_parquet(path).select(list(_USERS))
+    return scan_delimited(path, "::", _USERS)

@@ -1,0 +1,109 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from data import frappe, ml_1m, synthetic
+from data.clicks import ClickData
+from data.prepare import Source, prepared
+from data.schema import DataError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """How to read a data set.
+
+    Attributes:
+        read: (folder, **options) -> Source; without the folder for generated data.
+        files: folder -> its source files; None for generated data.
+        folder: name of its folder under the root.
+        resolve: options as given -> options as `read` takes them.
+        defaults: options of `read` with their defaults, where its signature does not name them.
+    """
+
+    read: Callable[..., Source]
+    files: Callable[[Path], list[Path]] | None = None
+    folder: str | None = None
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    defaults: dict[str, Any] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options with their defaults."""
+        if self.defaults is not None:
+            return self.defaults
+        parameters = list(inspect.signature(self.read).parameters.values())
+        return {p.name: p.default for p in parameters[1 if self.files else 0 :]}
+
+
+DATASETS: dict[str, Dataset] = {
+    "ml-1m": Dataset(ml_1m.read, ml_1m.files, "ml-1m"),
+    "frappe": Dataset(frappe.read, frappe.files, "frappe_x1"),
+    "synthetic": Dataset(synthetic.read, defaults=synthetic.OPTIONS),
+}
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    folder: str | Path | None = None,
+    cache: str | Path | None = None,
+    **options: Any,
+) -> ClickData:
+    """Encode a data set where that has not been done yet, and open it.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: folder of source data, by default what EMBCOMP_DATA names.
+        folder: folder of this data set, relative to `root` unless absolute, where it is not the usual one.
+        cache: folder of encoded data, by default `embcomp` in the user's cache folder.
+        options: those of the `read` function of the data set's module.
+
+    Raises:
+        DataError: unknown name or option, missing file, malformed line, a value that cannot be trained on, an empty
+            split.
+    """
+    dataset = DATASETS[known("data set", name, DATASETS)]
+    defaults = dataset.options
+    for option in options:
+        known(f"option of {name}", option, defaults)
+    for option, default in defaults.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise DataError(f"data set {name!r} needs the option {option!r}")
+    chosen = dataset.resolve({**defaults, **options})
+    if dataset.files is None:
+        return ClickData(prepared(name, cache, chosen, [], lambda: dataset.read(**chosen)))
+    place = _place(root, folder or dataset.folder)
+    return ClickData(prepared(name, cache, chosen, dataset.files(place), lambda: dataset.read(place, **chosen)))
+
+
+def root_folder(root: str | Path | None = None) -> Path:
+    """The folder of source data: `root`, else what EMBCOMP_DATA names."""
+    chosen = root or os.environ.get("EMBCOMP_DATA")
+    if not chosen:
+        raise DataError("where is the data? Give root= or set EMBCOMP_DATA to the folder that holds the data sets")
+    return Path(chosen).expanduser()
+
+
+def known(kind: str, name: str, names: Any) -> str:
+    """`name`, where it is one of `names`; else an error with the nearest of them."""
+    if name not in names:
+        near = get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+        raise DataError(f"unknown {kind} {name!r}: {hint}")
+    return name
+
+
+def _place(root: str | Path | None, folder: str | Path | None) -> Path:
+    if folder is None:
+        raise DataError("which folder? Give folder=, the folder or file of the data")
+    path = Path(folder).expanduser()
+    return path if path.is_absolute() else root_folder(root) / path

@@ -1,0 +1,72 @@
+"""What a click data set looks like to a model: its label, features, dense columns and group."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+class DataError(ValueError):
+    """Bad data or a bad request for data; the message names the place, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A categorical feature.
+
+    Attributes:
+        name: column of the data, key of the KeyedJaggedTensor.
+        num_embeddings: ids are 0 <= id < num_embeddings; None for an open id space (any non-negative int64).
+        multi_hot: the column holds a list of ids per row, possibly empty.
+    """
+
+    name: str
+    num_embeddings: int | None
+    multi_hot: bool = False
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of an encoded data set.
+
+    Attributes:
+        label: column of 0 and 1.
+        features: categorical features, in the order of the KeyedJaggedTensor's keys.
+        dense: float columns, in the order of `Batch.dense`.
+        group: column by which metrics are grouped (a feature or one of `columns`), or None.
+        columns: further columns that batches carry for evaluation, not for the model.
+    """
+
+    label: str
+    features: tuple[Feature, ...]
+    dense: tuple[str, ...] = ()
+    group: str | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def feature_names(self) -> list[str]:
+        return [feature.name for feature in self.features]
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Columns that `Batch.columns` holds: the group first, then `columns`."""
+        return tuple(dict.fromkeys(([self.group] if self.group else []) + list(self.columns)))
+
+    def feature(self, name: str) -> Feature:
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise DataError(f"no feature {name!r}; the features are {', '.join(self.feature_names)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Schema:
+        return cls(
+            label=values["label"],
+            features=tuple(Feature(**feature) for feature in values["features"]),
+            dense=tuple(values["dense"]),
+            group=values["group"],
+            columns=tuple(values["columns"]),
+        )
