@@ -66,35 +66,37 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
         tensor([[627],
                 [158]])
     """
-    lib = None if torch.compiler.is_compiling() or not _plain_cpu(ids) else native.library()
+    lib = native.library() if _readable(ids, keys) else None
     if lib is None:
         return hash_rows_reference(ids, keys, rows)
-    out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64)
+    out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64, device=ids.device)
     _fill(lib.hash_rows, ids, keys, rows, out)
     return out
 
 
 def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     """`hash_rows` with the keys first, [K, N]: each key's rows lie together, as chunks of a vector want them."""
-    lib = None if torch.compiler.is_compiling() or not _plain_cpu(ids) else native.library()
+    lib = native.library() if _readable(ids, keys) else None
     if lib is None:
         return hash_rows_reference(ids, keys, rows).t()
-    out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64)
+    out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64, device=ids.device)
     _fill(lib.hash_rows_by_key, ids, keys, rows, out)
     return out
 
 
 def _fill(function: Callable[..., None], ids: Tensor, keys: Tensor, rows: int, out: Tensor) -> None:
-    ids = ids.contiguous()
+    ids, keys = ids.contiguous(), keys.contiguous()
     function(
         pointer(ids), ctypes.c_size_t(ids.numel()), pointer(keys), ctypes.c_size_t(keys.numel()),
         ctypes.c_int64(rows), pointer(out),
     )  # fmt: skip
 
 
-def _plain_cpu(tensor: Tensor) -> bool:
-    """Real memory that a C function may read (no tracing stand-in, no other device)."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+def _readable(*tensors: Tensor) -> bool:
+    """Whether a C function may read them: real memory of this process, and nothing records what is done with it."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
 
 
 def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
@@ -110,33 +112,38 @@ def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
     if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise ValueError(f"table {table!r}: ids must be integers, got {ids.dtype}; convert with ids.long()")
     ids = ids.long()
-    limit = 2**63 - 1 if num_embeddings is None else num_embeddings
     allowed = "a non-negative id" if num_embeddings is None else f"an id in [0, {num_embeddings})"
     if ids.device.type == "meta":
         return ids
-    if torch.compiler.is_compiling() or not _plain_cpu(ids):
-        inside = ids >= 0 if num_embeddings is None else (ids >= 0) & (ids < limit)
+    if not _readable(ids):
+        inside = ~_outside(ids, num_embeddings)
         torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")  # pyright: ignore
         return ids
-    if _any_outside(ids, limit):
-        wrong = ids[(ids < 0) | (ids >= limit)]
+    if _any_outside(ids, num_embeddings):
+        wrong = ids[_outside(ids, num_embeddings)]
         raise IndexError(
-            f"table {table!r}: id {int(wrong[0])} is out of range, expected {allowed} ({wrong.numel()} of {ids.numel()} ids are wrong)"
+            f"table {table!r}: id {int(wrong[0])} is out of range, expected {allowed} "
+            f"({wrong.numel()} of {ids.numel()} ids are wrong)"
         )
     return ids
 
 
-def _any_outside(ids: Tensor, limit: int) -> bool:
+def _outside(ids: Tensor, limit: int | None) -> Tensor:
+    return ids < 0 if limit is None else (ids < 0) | (ids >= limit)
+
+
+def _any_outside(ids: Tensor, limit: int | None) -> bool:
     lib = native.library()
     if lib is None:
-        return bool(((ids < 0) | (ids >= limit)).any())
+        return bool(_outside(ids, limit).any())
     ids = ids.contiguous()
-    return bool(lib.any_outside(pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(limit)))
+    unsigned = 2**63 if limit is None else limit  # the C function compares without a sign
+    return bool(lib.any_outside(pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(unsigned)))
 
 
 def check_rows_inside(rows: Tensor, offsets: Tensor, num_rows: int) -> None:
-    """Raises IndexError when one of rows[offsets[0] : offsets[-1]] is not a row of the table: C code would not notice."""
+    """Raises IndexError when one of rows[offsets[0] : offsets[-1]] is no row of the table: C code would not notice."""
     own = rows[int(offsets[0]) : int(offsets[-1])]
     if _any_outside(own, num_rows):
-        wrong = own[(own < 0) | (own >= num_rows)]
+        wrong = own[_outside(own, num_rows)]
         raise IndexError(f"row {int(wrong[0])} is out of range, the table has {num_rows} rows")
