@@ -69,8 +69,8 @@ def compress_(
 ) -> CompressionReport:
     """Swaps the embedding tables of a model for compressed ones, in place.
 
-    `nn.Embedding`, `nn.EmbeddingBag` and torchrec's EmbeddingBagCollection and EmbeddingCollection are swapped. A module
-    that is used in two places stays one module. Make the optimizer after this call: one made before would hold
+    `nn.Embedding`, `nn.EmbeddingBag` and torchrec's EmbeddingBagCollection and EmbeddingCollection are swapped. A
+    module that is used in two places stays one module. Make the optimizer after this call: one made before would hold
     the old tables.
 
     Args:
@@ -85,7 +85,8 @@ def compress_(
         Bytes before and after, table by table.
 
     Raises:
-        ValueError: a pattern matches no table; a method cannot compress a table; or a table cannot be swapped: its weight
+        ValueError: a pattern matches no table; a method cannot compress a table; or a table cannot be swapped: its
+        weight
             is held elsewhere in the model, `max_norm`, a subclass with behaviour of its own, a sharded module.
 
     Example:
@@ -194,8 +195,8 @@ def _choose(sites: Sequence[Site], methods: Mapping[str, Method]) -> dict[Site, 
         home.add(0 if isinstance(site, TorchSite) else id(site))
         if method.shares_store and len(home) > 1:
             raise ValueError(
-                f"table {table!r}: one {type(method).__name__} cannot share its store between torchrec collections or with "
-                "torch modules; give each collection an instance of its own"
+                f"table {table!r}: one {type(method).__name__} cannot share its store between torchrec collections or "
+                "with torch modules; give each collection an instance of its own"
             )
     return chosen
 

@@ -24,10 +24,10 @@ class Trained:
 def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: int = 20) -> None:
     """Fills the stores so that the compressed tables come close to the trained ones.
 
-    Each row starts at the count-weighted mean of the vectors (or their chunks) that map to it, divided by how many rows are
-    added up. With one row per id that is the least-squares solution; with several, `steps` steps of conjugate gradients
-    go on towards it. Weights and factors that a combiner multiplies with start at their neutral value, 1. Rows that
-    no id maps to keep what they hold.
+    Each row starts at the count-weighted mean of the vectors (or their chunks) that map to it, divided by how many
+    rows are added up. With one row per id that is the least-squares solution; with several, `steps` steps of
+    conjugate gradients go on towards it. Weights and factors that a combiner multiplies with start at their neutral
+    value, 1. Rows that no id maps to keep what they hold.
 
     Args:
         trained: all tables that read these stores.

@@ -1,8 +1,8 @@
 """The three parts of every method: an encoder (id -> rows), stores (row -> vector), a combiner (vectors -> vector).
 
-A method is one frozen dataclass. Its `plan(tables)` says, for the tables it is asked to compress, which stores there are and how
-each table's ids reach them. `embcomp.nn`, `embcomp.torchrec` and `embcomp.compress_` work from the plan alone, so adding a
-method means writing one file (docs/add-a-method.md).
+A method is one frozen dataclass. Its `plan(tables)` says, for the tables it is asked to compress, which stores there
+are and how each table's ids reach them. `embcomp.nn`, `embcomp.torchrec` and `embcomp.compress_` work from the plan
+alone, so adding a method means writing one file (docs/add-a-method.md).
 """
 
 import abc
@@ -76,7 +76,7 @@ class Chunk:
 
 
 class Rows(NamedTuple):
-    """What one chunk reads: `rows` int64 [N, lookups] and, where the chunk is weighted, `weights` float32 [N, lookups]."""
+    """What one chunk reads: `rows` int64 [N, lookups] and, where it is weighted, `weights` float32 [N, lookups]."""
 
     rows: Tensor
     weights: Tensor | None = None
@@ -164,7 +164,7 @@ class Product(Combiner):
     """The first chunk times the second, element by element."""
 
     linear = False
-    neutral = {0: 1.0}
+    neutral: ClassVar[Mapping[int, float]] = {0: 1.0}
 
     def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
         return chunks[0] * chunks[1]
@@ -177,7 +177,7 @@ class WeightedSum(Combiner):
     """Column j of the first chunk times chunk j + 1, added up (the first chunk may carry spare columns)."""
 
     linear = False
-    neutral = {0: 1.0}
+    neutral: ClassVar[Mapping[int, float]] = {0: 1.0}
 
     def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
         weights, vectors = chunks[0], chunks[1:]
@@ -268,6 +268,7 @@ class Method(abc.ABC):
 
 
 def plain(value: Any) -> Any:
+    """A setting as a JSON value, tensors by shape and checksum."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         digest = hashlib.sha256(ctypes.string_at(value.data_ptr(), value.nbytes)).hexdigest()[:16]

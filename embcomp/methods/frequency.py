@@ -97,7 +97,7 @@ class FrequencyHash(Method):
             rows = check_rows(per_table(self.rows, table, "rows"), table.name)
             counts = _checked_counts(per_table(self.counts, table, "counts"), table)
             hot = _most_frequent(counts, min(int(rows * self.hot_share), rows - 1))
-            # Variance is kept for the shared rows of a double tail; an owned row starts as a plain one would, a little smaller.
+            # The scale that suits the sum of two shared rows; an owned row starts a little smaller than a plain one.
             stores[table.name] = Store(rows, table.embedding_dim, summands=lookups)
             config = {**self.config(), "rows": rows, "counts": plain(counts)}
             encoder = FrequencyEncoder(table, config, self.seed, rows, lookups, hot)

@@ -85,7 +85,7 @@ class HashingTrick(Method):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultiHash(Method):
-    """`num_hashes` rows of one table for each id, added up or side by side (Serra & Karatzoglou 2017, arXiv 1706.03993).
+    """Several rows of one table for each id, added up or side by side (Serra & Karatzoglou 2017, arXiv 1706.03993).
 
     Two ids share a whole vector only where all their hashes agree.
 
@@ -125,8 +125,8 @@ class MultiHash(Method):
             else:
                 if table.embedding_dim % k:
                     raise ValueError(
-                        f"table {table.name!r}: embedding_dim {table.embedding_dim} is not a multiple of num_hashes {k}; "
-                        f"choose another num_hashes, or combine='sum'"
+                        f"table {table.name!r}: embedding_dim {table.embedding_dim} is not a multiple of "
+                        f"num_hashes {k}; choose another num_hashes, or combine='sum'"
                     )
                 stores[table.name] = Store(rows, table.embedding_dim // k)
                 lookups = [1] * k

@@ -11,10 +11,10 @@ from embcomp.methods.hashing import HashEncoder
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnifiedEmbedding(Method):
-    """Feature multiplexing: every table matched by one instance reads one store (Coleman et al. 2023, arXiv 2305.12102, 3).
+    """Feature multiplexing: all tables matched by one instance read one store (Coleman et al. 2023, arXiv 2305.12102).
 
-    Chunk c of feature f for value v is E[h_{f,c}(v)], each (feature, chunk) with a key of its own; the chunks side by side
-    are the embedding. Collisions between features cancel, because the model reads each feature through its own
+    Chunk c of feature f for value v is E[h_{f,c}(v)], each (feature, chunk) with a key of its own; the chunks side
+    by side are the embedding. Collisions between features cancel, because the model reads each feature through its own
     first-layer weights, which training turns orthogonal.
 
     Args:

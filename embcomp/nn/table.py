@@ -106,7 +106,7 @@ class CompressedTable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`materialize()`: computed at each access, so that code which reads `.weight` (tied outputs) goes on working."""
+        """`materialize()`, computed at each access: code that reads `.weight` (tied outputs) goes on working."""
         return self.materialize()
 
     def extra_repr(self) -> str:

@@ -1,1 +1,1 @@
-"""The arithmetic that must be fast: row hashing, id checks, fused tables. A plain torch reference stands beside each."""
+"""The arithmetic that must be fast: row hashing, id checks, fused tables. A torch reference stands beside each."""

@@ -1,7 +1,7 @@
 """Compiles the C++ sources of `embcomp/native` once per machine and loads them with ctypes.
 
-The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`), takes about two seconds and is kept in a cache folder
-(`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). Without a compiler, or with
+The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`), takes about two seconds and is kept in a
+cache folder (`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). Without a compiler, or with
 `EMBCOMP_NATIVE=0`, `library()` returns None, the torch forms serve, and a warning says so once.
 """
 

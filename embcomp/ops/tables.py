@@ -1,9 +1,10 @@
-"""Pooled look-ups and fused optimizers over plain float32 tables on CPU: the facade, and the plain torch form beside it.
+"""Pooled look-ups and fused optimizers over plain float32 tables on CPU: the facade, and a torch form beside it.
 
 FBGEMM's table-batched embedding does the same; this form is faster where many narrow rows are read from one large table
 (`python -m experiments bench lookup`), which is what Unified Embedding asks for.
 """
 
+import contextlib
 import ctypes
 import mmap
 from dataclasses import dataclass
@@ -63,9 +64,10 @@ class Bags:
 
 
 class SumBags(torch.autograd.Function):
-    """Sum-pooled bags of one table, float32 on CPU, with a dense gradient: `SumBags.apply(table, rows, offsets, weights, features)`.
+    """Sum-pooled bags of one table, float32 on CPU, with a dense gradient.
 
-    [rows, dim], int64 [N], int64 [features * batch + 1], float32 [N] or None, int -> [batch, features * dim].
+    `SumBags.apply(table, rows, offsets, weights, features)`: [rows, dim], int64 [N], int64 [features * batch + 1],
+    float32 [N] or None, int -> [batch, features * dim].
     """
 
     @staticmethod
@@ -125,12 +127,10 @@ def empty_table(*shape: int) -> Tensor:
     start = -(-table.data_ptr() // huge) * huge
     length = (table.data_ptr() + table.nbytes - start) // huge * huge
     if length > 0:
-        try:
+        with contextlib.suppress(AttributeError, OSError):  # another system: ordinary pages serve
             ctypes.CDLL(None).madvise(
                 ctypes.c_void_p(start), ctypes.c_size_t(length), getattr(mmap, "MADV_HUGEPAGE", _MADV_HUGEPAGE)
             )
-        except (AttributeError, OSError):
-            pass  # another system: ordinary pages serve
     return table
 
 

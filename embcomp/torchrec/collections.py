@@ -1,4 +1,4 @@
-"""Drop-ins for torchrec's EmbeddingBagCollection and EmbeddingCollection: [encoder -> torchrec collection -> combiner]."""
+"""Drop-ins for torchrec's collections: [encoder -> torchrec collection -> combiner]."""
 
 from collections.abc import Mapping, Sequence
 
@@ -67,8 +67,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
         >>> from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
         >>> from embcomp.torchrec import CompressedEmbeddingBagCollection
         >>> tables = [
-        ...     EmbeddingBagConfig(name="users", num_embeddings=10_000, embedding_dim=16, feature_names=["user"]),
-        ...     EmbeddingBagConfig(name="films", num_embeddings=5_000, embedding_dim=16, feature_names=["seen", "film"]),
+        ...     EmbeddingBagConfig(name="users", num_embeddings=9_000, embedding_dim=16, feature_names=["user"]),
+        ...     EmbeddingBagConfig(name="films", num_embeddings=500, embedding_dim=16, feature_names=["seen", "film"]),
         ... ]
         >>> collection = CompressedEmbeddingBagCollection(
         ...     tables, {"users": embcomp.DoubleHash(rows=500), "*": embcomp.HashingTrick(rows=400)}

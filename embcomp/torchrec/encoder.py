@@ -1,4 +1,4 @@
-"""KeyedJaggedTensor of ids -> KeyedJaggedTensor of rows: the parameter-free part that a training pipeline runs ahead."""
+"""KeyedJaggedTensor of ids -> that of rows: the parameter-free part, which a training pipeline runs ahead."""
 
 from collections.abc import Sequence
 

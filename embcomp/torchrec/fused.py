@@ -43,7 +43,7 @@ class FusedTables(nn.Module):
         self.configs: list[Any] = list(_configs(collection))
         self.names = list(held.keys())
         sources: list[Tensor] = [module.weight for module in held.values()]  # pyright: ignore
-        self.weighted = self.bags and collection.is_weighted()  # pyright: ignore[reportAttributeAccessIssue]
+        self.weighted = isinstance(collection, EmbeddingBagCollection) and collection.is_weighted()
         self.means = [
             c.pooling == PoolingType.MEAN if isinstance(c, EmbeddingBagConfig) else False for c in self.configs
         ]
@@ -140,9 +140,9 @@ def fuse_(
 ) -> nn.Module:
     """Puts a fused optimizer under every torchrec collection of a model, compressed or not, in this process.
 
-    A row is updated inside `backward()`, from the summed gradients of the batch, and no dense gradient is made. The other
-    parameters are trained by an optimizer as usual; `fused_optimizer(model)` holds the state and the learning rate of
-    the fused ones. Values set before are kept, and state-dict keys do not change.
+    A row is updated inside `backward()`, from the summed gradients of the batch, and no dense gradient is made. The
+    other parameters are trained by an optimizer as usual; `fused_optimizer(model)` holds the state and the learning
+    rate of the fused ones. Values set before are kept, and state-dict keys do not change.
 
     Args:
         model: changed in place.
@@ -200,8 +200,8 @@ def _settings(optimizer: type[torch.optim.Optimizer], kwargs: dict[str, Any]) ->
 class FusedOptimizer(torch.optim.Optimizer):
     """State and learning rate of the fused tables of a model, as an ordinary optimizer.
 
-    Set `param_groups[0]["lr"]` (or use a scheduler) and call `step()` after each backward pass; the rows themselves have
-    been updated by then. `state_dict` and `load_state_dict` carry the sums of squared gradients.
+    Set `param_groups[0]["lr"]` (or use a scheduler) and call `step()` after each backward pass; the rows themselves
+    have been updated by then. `state_dict` and `load_state_dict` carry the sums of squared gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """How compressed tables become torchrec tables: which inner collection holds which store, and which keys they read.
 
 A table whose combiner is linear pools inside the look-up, so its stores go to an EmbeddingBagCollection ("bags", or
-"weighted_bags" where ids carry weights). Another is looked up id by id, in an EmbeddingCollection ("sequences_<width>": torchrec
-wants one width in each).
+"weighted_bags" where ids carry weights). Another is looked up id by id, in an EmbeddingCollection ("sequences_<width>":
+torchrec wants one width in each).
 """
 
 import functools

@@ -1,12 +1,13 @@
 """Look-ups of an inner collection that is neither sharded nor fused: one call per table instead of one per feature.
 
-torchrec's own unsharded forward makes a dense gradient for each feature of a table; here features of a table are read together.
+torchrec's own unsharded forward makes a dense gradient for each feature of a table; here features of a table are
+read together.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -15,7 +16,7 @@ from embcomp.ops.tables import SumBags
 
 
 def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
-    """`collection(features)`, by fewer calls where the collection is torchrec's plain one and nothing is being traced."""
+    """`collection(features)`, by fewer calls where the collection is a plain one and nothing is being traced."""
     if type(collection) is not EmbeddingBagCollection or torch.compiler.is_compiling():
         return collection(features)
     configs = collection.embedding_bag_configs()
@@ -38,9 +39,7 @@ def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
     )
 
 
-def _pool(
-    bag: nn.EmbeddingBag, rows: Tensor, bounds: Tensor, weights: Tensor | None, features: int, batch: int
-) -> Tensor:
+def _pool(bag: Any, rows: Tensor, bounds: Tensor, weights: Tensor | None, features: int, batch: int) -> Tensor:
     """Bags of all features of one table, [batch, features * dim]."""
     if bag.mode == "sum" and bag.weight.device.type == "cpu" and bag.weight.dtype == torch.float32:
         return SumBags.apply(bag.weight, rows.long(), bounds.long(), weights, features)  # pyright: ignore
@@ -56,7 +55,7 @@ def _pool(
 
 
 def look_up_sequences(collection: Any, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-    """`collection(features)`, by fewer calls where the collection is torchrec's plain one and nothing is being traced."""
+    """`collection(features)`, by fewer calls where the collection is a plain one and nothing is being traced."""
     if type(collection) is not EmbeddingCollection or torch.compiler.is_compiling():
         return collection(features)
     counts = features.length_per_key()

@@ -53,8 +53,8 @@ class TorchrecSite(Site):
             table = output.plan.table
             if output.dim != table.embedding_dim:
                 raise ValueError(
-                    f"cannot compress {table.name!r}: its width would change from {table.embedding_dim} to {output.dim}, "
-                    "and the model expects the former; build the collection yourself"
+                    f"cannot compress {table.name!r}: its width would change from {table.embedding_dim} to "
+                    f"{output.dim}, and the model expects the former; build the collection yourself"
                 )
         return new.train(old.training)
 
