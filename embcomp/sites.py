@@ -85,7 +85,7 @@ class TorchSite(Site):
                 f"cannot compress {self.paths[0]!r}: {type(method).__name__} would change its width from "
                 f"{old.embedding_dim} to {width}, and the model expects the former"
             )
-        settings: dict[str, Any] = {"padding_idx": old.padding_idx, "sparse": old.sparse, "device": old.weight.device}
+        settings: dict[str, Any] = {"padding_idx": old.padding_idx, "sparse": old.sparse}
         if isinstance(old, nn.EmbeddingBag):
             bag = {"mode": old.mode, "include_last_offset": old.include_last_offset}
             new: CompressedTable = CompressedEmbeddingBag.from_plan(method, plan, part, stores, **settings, **bag)

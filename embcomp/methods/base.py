@@ -100,7 +100,11 @@ class Encoder(nn.Module, abc.ABC):
 
     def forward(self, ids: Tensor) -> list[Rows]:
         """Checks `ids` (integer, [N]) and encodes them. Raises ValueError or IndexError (see `check_ids`)."""
-        return self.encode(check_ids(ids, self.table.num_embeddings, self.table.name))
+        ids = check_ids(ids, self.table.num_embeddings, self.table.name)
+        if ids.is_meta and any(not buffer.is_meta for buffer in self.buffers()):  # only shapes are asked for
+            on_meta = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
+            return torch.func.functional_call(self, on_meta, (ids,))
+        return self.encode(ids)
 
     def get_extra_state(self) -> Tensor:
         text = json.dumps({"table": self.table.name, **self.config}, sort_keys=True)
@@ -112,6 +116,7 @@ class Encoder(nn.Module, abc.ABC):
         mine = json.loads(json.dumps(self.config))
         differing = [key for key in sorted({*saved, *mine}) if saved.get(key) != mine.get(key)]
         if differing:
+            self.reset_buffers()  # torch has copied those of the other configuration already
             said = "; ".join(f"{key}: saved {saved.get(key)!r}, here {mine.get(key)!r}" for key in differing)
             raise ValueError(f"table {self.table.name!r}: the state was saved with another configuration ({said})")
         self.table = dataclasses.replace(self.table, name=name)  # hash keys come from the name it was saved under
@@ -119,6 +124,14 @@ class Encoder(nn.Module, abc.ABC):
 
     def reset_buffers(self) -> None:
         """Computes again the buffers that follow from the configuration (after `to_empty`, or under a loaded name)."""
+
+    def restore(self, name: str, value: Tensor) -> None:
+        """Writes a buffer anew, in place where it has memory."""
+        buffer = self.get_buffer(name)
+        if buffer.is_meta:
+            self.register_buffer(name, value, persistent=name not in self._non_persistent_buffers_set)
+        else:
+            buffer.copy_(value)
 
 
 class Combiner(abc.ABC):

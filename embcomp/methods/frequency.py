@@ -30,10 +30,16 @@ class FrequencyEncoder(HashEncoder):
     hot_ids: Tensor
 
     def __init__(
-        self, table: Table, config: Mapping[str, Any], seed: int, rows: int, lookups: int, hot_ids: Tensor
+        self, table: Table, config: Mapping[str, Any], seed: int, rows: int, lookups: int, counts: Tensor, hot: int
     ) -> None:
+        hot_ids = _most_frequent(counts, hot)
         super().__init__(table, config, seed, [rows - hot_ids.numel()], [lookups])
         self.register_buffer("hot_ids", hot_ids)
+        self.counts, self.hot = counts, hot  # a reference to the method's own counts, not a second copy
+
+    def reset_buffers(self) -> None:
+        super().reset_buffers()
+        self.restore("hot_ids", _most_frequent(self.counts, self.hot))
 
     def encode(self, ids: Tensor) -> list[Rows]:
         (shared,) = super().encode(ids)
@@ -96,11 +102,11 @@ class FrequencyHash(Method):
         for table in tables:
             rows = check_rows(per_table(self.rows, table, "rows"), table.name)
             counts = _checked_counts(per_table(self.counts, table, "counts"), table)
-            hot = _most_frequent(counts, min(int(rows * self.hot_share), rows - 1))
+            hot = min(int(rows * self.hot_share), rows - 1)
             # The scale that suits the sum of two shared rows; an owned row starts a little smaller than a plain one.
             stores[table.name] = Store(rows, table.embedding_dim, summands=lookups)
             config = {**self.config(), "rows": rows, "counts": plain(counts)}
-            encoder = FrequencyEncoder(table, config, self.seed, rows, lookups, hot)
+            encoder = FrequencyEncoder(table, config, self.seed, rows, lookups, counts, hot)
             plans.append(TablePlan(table, encoder, (Chunk(table.name, lookups, weighted=lookups > 1),), Concat()))
         return Plan(stores, plans)
 
@@ -111,7 +117,7 @@ class FrequencyHash(Method):
 
 def _checked_counts(counts: Any, table: Table) -> Tensor:
     ids = table.ids_or_raise("FrequencyHash")
-    counts = torch.as_tensor(counts)
+    counts = counts if isinstance(counts, Tensor) else torch.as_tensor(counts, device="cpu")
     if counts.shape != (ids,):
         raise ValueError(f"table {table.name!r}: counts must have shape [{ids}], got {list(counts.shape)}")
     if not bool((counts >= 0).all()):

@@ -37,10 +37,12 @@ class HashEncoder(Encoder):
         self.register_buffer("keys", self._keys(), persistent=False)
 
     def _keys(self) -> Tensor:
-        return torch.tensor([hash_key(self.seed, self.table.name, j) for j in range(sum(self.lookups))])
+        keys = [hash_key(self.seed, self.table.name, j) for j in range(sum(self.lookups))]
+        # Real even inside `with torch.device("meta")`: they follow from the configuration, so nobody would load them.
+        return torch.tensor(keys, device="cpu" if torch.get_default_device().type == "meta" else None)
 
     def reset_buffers(self) -> None:
-        self.keys.copy_(self._keys())
+        self.restore("keys", self._keys())
 
     def encode(self, ids: Tensor) -> list[Rows]:
         if self._one_each:  # chunks of one store: one pass over the ids

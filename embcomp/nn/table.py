@@ -30,14 +30,14 @@ class CompressedTable(nn.Module):
     ) -> None:
         plan = method.plan([Table("embedding", num_embeddings, embedding_dim)])
         stores = make_stores(plan, sparse, device, dtype)
-        self._set_up(method, plan, plan.tables[0], stores, padding_idx, sparse, device)
+        self._set_up(method, plan, plan.tables[0], stores, padding_idx, sparse)
 
     @classmethod
     def from_plan(cls, method: Method, plan: Plan, table: TablePlan, stores: Mapping[str, PlainStore], **settings: Any):
         """A module for one table of a plan whose stores exist already, perhaps shared with other tables."""
         self = cls.__new__(cls)
         padding_idx, sparse = settings.pop("padding_idx", None), settings.pop("sparse", False)
-        self._set_up(method, plan, table, stores, padding_idx, sparse, settings.pop("device", None))
+        self._set_up(method, plan, table, stores, padding_idx, sparse)
         for name, value in settings.items():
             setattr(self, name, value)
         return self
@@ -50,7 +50,6 @@ class CompressedTable(nn.Module):
         stores: Mapping[str, PlainStore],
         padding_idx: int | None,
         sparse: bool,
-        device: torch.device | str | None,
     ) -> None:
         nn.Module.__init__(self)
         self.method = method
@@ -61,12 +60,13 @@ class CompressedTable(nn.Module):
         self.chunks = table.chunks
         self.combiner = table.combiner
         self.encoder = table.encoder
-        if device is not None and torch.device(device).type != "meta":
-            self.encoder.to(device)
         # By number, not by name: names of tables may hold dots, and state dicts fit modules of other names.
         names = list(dict.fromkeys(chunk.store for chunk in table.chunks))
         self.stores = nn.ModuleList([stores[name] for name in names])
         self.reads = tuple(names.index(chunk.store) for chunk in table.chunks)
+        home = self._store(0).weight.device
+        if home.type != "meta":  # maps and keys stay real: only rows wait for their memory
+            self.encoder.to(home)
 
     def reset_parameters(self) -> None:
         """Draws the rows anew and recomputes the hash keys (after `to_empty`, say)."""
@@ -124,7 +124,13 @@ def make_stores(
 
 
 def _checked_padding(padding_idx: int | None, table: Table) -> int | None:
-    if padding_idx is None or table.num_embeddings is None:
+    if padding_idx is None:
+        return None
+    if table.num_embeddings is None:
+        if padding_idx < 0:
+            raise ValueError(
+                f"table {table.name!r}: padding_idx {padding_idx} counts from the end, which an open id space has not"
+            )
         return padding_idx
     if not -table.num_embeddings <= padding_idx < table.num_embeddings:
         raise ValueError(

@@ -94,7 +94,7 @@ def _fill(function: Callable[..., None], ids: Tensor, keys: Tensor, rows: int, o
 
 def _readable(*tensors: Tensor) -> bool:
     """Whether a C function may read them: real memory of this process, and nothing records what is done with it."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
         return False
     return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
 
