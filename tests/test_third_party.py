@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_rechub.basic.features import DenseFeature, SequenceFeature, SparseFeature
 from torch_rechub.models import ranking
+from torch_rechub.trainers import CTRTrainer
 
 import embcomp
 
@@ -172,6 +173,25 @@ def test_a_compressed_model_trains(name, methods):
     outputs = predict(model.eval(), batch(1))
     assert [out.shape for out in outputs] == shapes
     assert all(out.isfinite().all() for out in outputs)
+
+
+@every_model
+def test_the_trainer_of_the_library_learns(name, tmp_path):
+    """Its own loop, on clicks that follow from the item: the log-loss falls below that of always saying 1/2."""
+    model = make(name)
+    embcomp.compress_(model, {"*": embcomp.DoubleHash(rows=100)})
+    batches = [(x, (x["item"] % 2).float()) for x in map(batch, range(2))]
+    trainer = CTRTrainer(
+        model,
+        optimizer_params={"lr": 0.01},
+        n_epoch=20,
+        loss_mode=len(predict(model, batch())) == 1,
+        model_path=str(tmp_path),
+    )
+    trainer.fit(batches)
+    model.eval()
+    losses = [nn.functional.binary_cross_entropy(predict(model, x)[0], y) for x, y in batches]
+    assert torch.stack(losses).mean() < 0.6
 
 
 @every_model
