@@ -8,6 +8,7 @@ from torch import Tensor
 from embcomp.methods.base import Method
 from embcomp.nn.stores import pool_vectors
 from embcomp.nn.table import CompressedTable
+from embcomp.ops.hashing import readable
 
 
 class CompressedEmbeddingBag(CompressedTable):
@@ -98,7 +99,7 @@ class CompressedEmbeddingBag(CompressedTable):
                 raise ValueError(
                     f"per_sample_weights has shape {list(weights.shape)}, but input has shape {list(input.shape)}"
                 )
-            weights = weights.reshape(-1)
+            weights = weights.reshape(-1).to(self._store(0).weight.dtype)
         if input.dim() == 2:
             if offsets is not None:
                 raise ValueError("offsets must be None when input is two-dimensional: each row is a bag")
@@ -108,13 +109,26 @@ class CompressedEmbeddingBag(CompressedTable):
             raise ValueError(f"input must have one or two dimensions, got shape {list(input.shape)}")
         if offsets is None:
             raise ValueError("offsets are needed when input is one-dimensional")
+        if offsets.dim() != 1 or offsets.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"offsets must be int64 or int32 [B], got {offsets.dtype} {list(offsets.shape)}")
         bounds = offsets.long()
         if not self.include_last_offset:
             bounds = torch.cat([bounds, bounds.new_full((1,), input.numel())])
+        _check_bounds(bounds, offsets, input.numel())
         return input, bounds, weights
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"
+
+
+def _check_bounds(bounds: Tensor, offsets: Tensor, ids: int) -> None:
+    """Offsets that do not fit would read beside the ids. Only where looking at them costs no synchronisation."""
+    if not readable(bounds):
+        return
+    if bounds.numel() == 0:
+        raise ValueError("offsets are empty: with include_last_offset they hold at least the number of ids")
+    if int(bounds[0]) != 0 or int(bounds[-1]) > ids or bool((bounds.diff() < 0).any()):
+        raise ValueError(f"offsets must rise from 0 to at most {ids}, the number of ids; got {offsets.tolist()[:20]}")
 
 
 def _lengths(bounds: Tensor, counted: Tensor | None, like: Tensor) -> Tensor:

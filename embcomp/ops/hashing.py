@@ -66,7 +66,7 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
         tensor([[627],
                 [158]])
     """
-    lib = native.library() if _readable(ids, keys) else None
+    lib = native.library() if readable(ids, keys) else None
     if lib is None:
         return hash_rows_reference(ids, keys, rows)
     out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64, device=ids.device)
@@ -76,7 +76,7 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
 
 def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     """`hash_rows` with the keys first, [K, N]: each key's rows lie together, as chunks of a vector want them."""
-    lib = native.library() if _readable(ids, keys) else None
+    lib = native.library() if readable(ids, keys) else None
     if lib is None:
         return hash_rows_reference(ids, keys, rows).t()
     out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64, device=ids.device)
@@ -92,7 +92,7 @@ def _fill(function: Callable[..., None], ids: Tensor, keys: Tensor, rows: int, o
     )  # fmt: skip
 
 
-def _readable(*tensors: Tensor) -> bool:
+def readable(*tensors: Tensor) -> bool:
     """Whether a C function may read them: real memory of this process, and nothing records what is done with it."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
         return False
@@ -115,7 +115,7 @@ def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
     allowed = "a non-negative id" if num_embeddings is None else f"an id in [0, {num_embeddings})"
     if ids.device.type == "meta":
         return ids
-    if not _readable(ids):
+    if not readable(ids):
         inside = ~_outside(ids, num_embeddings)
         torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")  # pyright: ignore
         return ids
