@@ -170,8 +170,8 @@ def test_learns_an_interaction(variant):
     sparse = KeyedJaggedTensor(NAMES, torch.cat((users, items, zips)), lengths=torch.ones(3 * 64, dtype=torch.int64))
     dense = torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
     model = make(variant, hidden=[32])
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(200):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(80):
         loss = nn.functional.binary_cross_entropy_with_logits(model(dense, sparse), label)
         optimizer.zero_grad()
         loss.backward()
