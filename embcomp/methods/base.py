@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -288,6 +289,8 @@ def plain(value: Any) -> Any:
         return f"tensor {list(value.shape)} {digest}"
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)  # NumPy's too
     return value
 
 
@@ -298,6 +301,16 @@ def per_table(value: Any, table: Table, field: str) -> Any:
     if table.name not in value:
         raise ValueError(f"{field} names no table {table.name!r}; it has {sorted(value)}")
     return value[table.name]
+
+
+def side_store(table: Table, what: str, tables: Sequence[Table]) -> str:
+    """The name of a second store of a table, `what` saying which; no other table may bear it."""
+    name = f"{table.name}_{what}"
+    if any(other.name == name for other in tables):
+        raise ValueError(
+            f"table {table.name!r} keeps its {what} rows under {name!r}, the name of another table: rename it"
+        )
+    return name
 
 
 def check_rows(rows: Any, table: str) -> int:

@@ -20,6 +20,7 @@ from embcomp.methods.base import (
     WeightedSum,
     check_rows,
     per_table,
+    side_store,
 )
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.ops.hashing import hash_key, hash_rows, hash_rows_by_key
@@ -189,7 +190,7 @@ class HashEmbedding(Method):
             importance = per_table(self.importance_rows, table, "importance_rows")
             own = importance is None
             importance = table.ids_or_raise("one importance per id") if own else check_rows(importance, table.name)
-            weights = f"{table.name}_importance"
+            weights = side_store(table, "importance", tables)
             stores[weights] = Store(importance, -(-k // 4) * 4, init="ones")
             stores[table.name] = Store(rows, table.embedding_dim, summands=k)
             config = {**self.config(), "rows": rows, "importance_rows": importance}

@@ -21,6 +21,7 @@ from embcomp.methods.base import (
     TablePlan,
     check_rows,
     per_table,
+    side_store,
 )
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.ops.hashing import MAX_ROWS
@@ -86,7 +87,7 @@ class QuotientRemainder(Method):
                 raise ValueError(f"table {table.name!r}: embedding_dim {dim} is odd; concat needs an even one")
             half = dim // 2 if self.combine == "concat" else dim
             summands = 2 if self.combine == "sum" else 1
-            quotient = f"{table.name}_quotient"
+            quotient = side_store(table, "quotient", tables)
             stores[quotient] = Store(-(-ids // rows), half, "unit" if self.combine == "mul" else "table", summands)
             stores[table.name] = Store(rows, half, "table", summands)
             encoder = QuotientRemainderEncoder(table, {**self.config(), "rows": rows}, rows)
