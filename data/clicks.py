@@ -42,7 +42,7 @@ class ClickData:
 
     def split(self, name: str) -> pl.LazyFrame:
         """Rows of a split, with ids as models take them, in the order of the source."""
-        return pl.scan_parquet(self._path(name))
+        return pl.scan_ipc(self._path(name))
 
     def num_rows(self, split: str) -> int:
         self._path(split)
@@ -102,7 +102,7 @@ class ClickData:
     def _path(self, split: str) -> Path:
         if split not in self._rows:
             raise DataError(f"{self.name} has no split {split!r}; it has {', '.join(self._rows)}")
-        return self.folder / f"{split}.parquet"
+        return self.folder / f"{split}.arrow"
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{split} {rows:,}" for split, rows in self._rows.items())

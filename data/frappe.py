@@ -15,8 +15,8 @@ from pathlib import Path
 import polars as pl
 
 from data.ids import Field
-from data.prepare import Source
 from data.schema import DataError
+from data.source import Source
 from data.splits import SPLIT, SPLITS
 from data.text import scan_delimited
 

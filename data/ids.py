@@ -33,12 +33,14 @@ class Field:
     multi_hot: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.ids, str) and self.ids not in ("train", "all", "raw"):
-            raise DataError(f"feature {self.name!r}: ids must be 'train', 'all', 'raw' or a number, not {self.ids!r}")
-        if isinstance(self.ids, int) and (isinstance(self.ids, bool) or self.ids < 1):
-            raise DataError(f"feature {self.name!r}: the number of ids must be at least 1, not {self.ids}")
-        if self.min_count < 1:
-            raise DataError(f"feature {self.name!r}: min_count must be at least 1, not {self.min_count}")
+        if self.ids not in ("train", "all", "raw") and (type(self.ids) is not int or self.ids < 1):
+            raise DataError(f"feature {self.name!r}: ids are 'train', 'all', 'raw' or their number, not {self.ids!r}")
+        if type(self.min_count) is not int or self.min_count < 1:
+            raise DataError(f"feature {self.name!r}: min_count must be at least 1, not {self.min_count!r}")
+        if self.min_count > 1 and not self.has_vocabulary:
+            raise DataError(f"feature {self.name!r}: min_count={self.min_count} needs a vocabulary, not {self.ids!r}")
+        if type(self.multi_hot) is not bool:
+            raise DataError(f"feature {self.name!r}: multi_hot must be true or false, not {self.multi_hot!r}")
 
     @property
     def has_vocabulary(self) -> bool:
@@ -57,26 +59,35 @@ class Field:
         return Feature(self.name, size, self.multi_hot)
 
     def encode(self, dtype: pl.DataType, vocabulary: pl.Series | None) -> pl.Expr:
-        """Expression for the column of ids."""
+        """The column of ids, from a column of `dtype`."""
         column = pl.col(self.name)
         if self.multi_hot:
-            assert isinstance(dtype, pl.List)
-            return column.fill_null([]).list.drop_nulls().list.eval(self._encode(pl.element(), dtype.inner, vocabulary))
+            ids = self._encode(pl.element(), single(dtype), vocabulary)
+            return column.fill_null([]).list.drop_nulls().list.eval(ids)
         return self._encode(column, dtype, vocabulary)
 
-    def _encode(self, column: pl.Expr, dtype: pl.DataType | pl.DataTypeClass, vocabulary: pl.Series | None) -> pl.Expr:
+    def _encode(self, column: pl.Expr, dtype: pl.DataType, vocabulary: pl.Series | None) -> pl.Expr:
         if vocabulary is not None:
             code = as_strings(column).cast(pl.Enum(vocabulary), strict=False).to_physical().cast(pl.Int32)
             return (code + 1).fill_null(0) if self.out_of_vocabulary else code
-        if self.ids == "raw" and dtype == pl.String:
-            return column.fill_null("").map_batches(hash_strings, return_dtype=pl.Int64, is_elementwise=True)
-        wide = self.ids == "raw" or self.ids > 2**31
-        return column.cast(pl.Int64 if wide else pl.Int32)
+        if isinstance(self.ids, int):
+            return column.cast(pl.Int32 if self.ids <= 2**31 else pl.Int64)
+        return column.cast(pl.Int64) if dtype.is_integer() else hashed(column)
+
+
+def single(dtype: pl.DataType) -> pl.DataType:
+    """Type of the single values of a column, lists or not."""
+    return dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[return-value]
 
 
 def as_strings(column: pl.Expr) -> pl.Expr:
     """Values as vocabularies hold them."""
     return column.cast(pl.String).fill_null("")
+
+
+def hashed(column: pl.Expr) -> pl.Expr:
+    """`hash_strings` of the values as strings."""
+    return as_strings(column).map_batches(hash_strings, return_dtype=pl.Int64, is_elementwise=True)
 
 
 def hash_strings(strings: pl.Series) -> pl.Series:
@@ -88,7 +99,7 @@ def hash_strings(strings: pl.Series) -> pl.Series:
     >>> hash_strings(pl.Series(["", "a", "b"])).to_list()
     [8147104208329303767, 7909417042028778113, 8489266153844338160]
     """
-    data = strings.cast(pl.Binary).fill_null(b"")
+    data = strings.cast(pl.Binary)
     lengths = data.bin.size().to_numpy().astype(np.int64)
     filled = lengths > 0
     bytes_ = np.frombuffer(b"".join(data.to_list()), np.uint8).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Batches from a parquet file of encoded rows: streamed, shuffled by (seed, epoch), resumable."""
+"""Batches from an Arrow file of encoded rows: streamed, shuffled by (seed, epoch), resumable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from data.batch import Batch
 from data.prefetch import prefetched
@@ -19,12 +19,12 @@ WINDOW_ROWS = 1 << 20
 class Loader:
     """Iterates over the batches of one split, in an order that depends only on (seed, epoch).
 
-    Shuffled rows: the row groups of the file are permuted, then rows are permuted inside windows of consecutive groups
-    that hold at least `window_rows` rows. A file that fits in one window is thus permuted as a whole. Memory holds two
-    windows at most. Skipped row groups are not read, so `start_batch` is cheap.
+    Shuffled rows: the chunks of the file (65,536 rows) are permuted, then rows are permuted inside windows of
+    consecutive chunks that hold at least `window_rows` rows. A file that fits in one window is thus permuted as a
+    whole. Memory holds two windows at most. Skipped windows are not read, so `start_batch` is cheap.
 
     Args:
-        path: parquet file as `data.prepare` writes it.
+        path: file that `data.encode` wrote.
         batch_size: rows per batch; the last batch may be smaller.
         start_batch: the first batch to yield; the batches are those of an iteration from 0, exactly.
         drop_last: leave out a last batch that is smaller.
@@ -54,9 +54,10 @@ class Loader:
                 raise DataError(f"{name} must be at least {least}, not {value}")
         self.path, self.schema, self.batch_size = path, schema, batch_size
         self.shuffle, self.seed, self.epoch, self.prefetch = shuffle, seed, epoch, prefetch
-        with pq.ParquetFile(path) as file:
-            self._group_rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        rows = sum(self._group_rows)
+        with pa.memory_map(str(path)) as source:
+            file = pa.ipc.open_file(source)
+            self._chunk_rows = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
+        rows = sum(self._chunk_rows)
         self.num_rows = rows - rows % batch_size if drop_last else rows
         batches = -(-self.num_rows // batch_size)
         if not 0 <= start_batch <= batches:
@@ -72,27 +73,28 @@ class Loader:
         return prefetched(self._batches, self.prefetch) if self.prefetch else self._batches()
 
     def _plan(self, window_rows: int) -> list[list[int]]:
-        """Row groups of each window."""
+        """Chunks of each window."""
         if not self.shuffle:
-            return [[group] for group in range(len(self._group_rows))]
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self._group_rows)).tolist()
+            return [[chunk] for chunk in range(len(self._chunk_rows))]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self._chunk_rows)).tolist()
         windows: list[list[int]] = [[]]
         rows = 0
-        for group in order:
+        for chunk in order:
             if rows >= window_rows:
                 windows.append([])
                 rows = 0
-            windows[-1].append(group)
-            rows += self._group_rows[group]
+            windows[-1].append(chunk)
+            rows += self._chunk_rows[chunk]
         return windows
 
     def _batches(self) -> Iterator[Batch]:
         position, first = 0, self.start_batch * self.batch_size
         parts: list[tuple[Window, int, int]] = []
         missing = self.batch_size
-        with pq.ParquetFile(self.path) as file:
-            for number, groups in enumerate(self._windows):
-                rows = sum(self._group_rows[group] for group in groups)
+        with pa.memory_map(str(self.path)) as source:
+            file = pa.ipc.open_file(source)
+            for number, chunks in enumerate(self._windows):
+                rows = sum(self._chunk_rows[chunk] for chunk in chunks)
                 begin, end = max(first - position, 0), min(self.num_rows - position, rows)
                 position += rows
                 if begin >= end:
@@ -100,7 +102,7 @@ class Loader:
                 order = None
                 if self.shuffle:
                     order = np.random.default_rng([self.seed, self.epoch, number]).permutation(rows)
-                window = Window.read(file, groups, self.schema, order)
+                window = Window.read([file.get_batch(chunk) for chunk in chunks], self.schema, order)
                 while begin < end:
                     stop = min(begin + missing, end)
                     parts.append((window, begin, stop))

@@ -6,14 +6,14 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from data import frappe, ml_1m, synthetic
+from data import avazu, criteo, frappe, ml_1m, parquet, synthetic
 from data.clicks import ClickData
-from data.prepare import Source, prepared
-from data.schema import DataError
+from data.prepare import prepared
+from data.schema import DataError, known
+from data.source import Source
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Dataset:
 
 DATASETS: dict[str, Dataset] = {
     "ml-1m": Dataset(ml_1m.read, ml_1m.files, "ml-1m"),
+    "criteo": Dataset(criteo.read, criteo.files, "criteo"),
+    "avazu": Dataset(avazu.read, avazu.files, "avazu"),
     "frappe": Dataset(frappe.read, frappe.files, "frappe_x1"),
+    "parquet": Dataset(parquet.read, parquet.files, resolve=parquet.resolve),
     "synthetic": Dataset(synthetic.read, defaults=synthetic.OPTIONS),
 }
 
@@ -91,15 +94,6 @@ def root_folder(root: str | Path | None = None) -> Path:
     if not chosen:
         raise DataError("where is the data? Give root= or set EMBCOMP_DATA to the folder that holds the data sets")
     return Path(chosen).expanduser()
-
-
-def known(kind: str, name: str, names: Any) -> str:
-    """`name`, where it is one of `names`; else an error with the nearest of them."""
-    if name not in names:
-        near = get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
-        raise DataError(f"unknown {kind} {name!r}: {hint}")
-    return name
 
 
 def _place(root: str | Path | None, folder: str | Path | None) -> Path:

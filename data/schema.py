@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any
 
 
 class DataError(ValueError):
     """Bad data or a bad request for data; the message names the place, the value and the remedy."""
+
+
+def known(kind: str, name: str, names: Collection[str]) -> str:
+    """`name`, where it is one of `names`; else an error with the nearest of them."""
+    if name not in names:
+        near = get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+        raise DataError(f"unknown {kind} {name!r}: {hint}")
+    return name
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import polars as pl
 from data.schema import DataError
 
 SPLITS = ("train", "valid", "test")
-SPLIT = "split"  # the column that says it, an index into SPLITS
+SPLIT = "__split"  # the column that says it, an index into SPLITS
+_ROW = "__row"
 
 
 def with_split(rows: pl.LazyFrame, num_rows: int, how: str, seed: int) -> pl.LazyFrame:
-    """Rows with a column `split` that gives 80 % to train, 10 % to valid and 10 % to test (the rest of the rounding).
+    """Rows with a column SPLIT that gives 80 % to train, 10 % to valid and 10 % to test (the rest of the rounding).
 
     Args:
         how: "random", by a permutation that depends on the seed alone, or "time", by the order of the rows.
@@ -30,5 +31,5 @@ def with_split(rows: pl.LazyFrame, num_rows: int, how: str, seed: int) -> pl.Laz
     def assign(index: pl.Series) -> pl.Series:
         return pl.Series(assignment[index.to_numpy()])
 
-    index = pl.col("_row").map_batches(assign, return_dtype=pl.UInt8, is_elementwise=True)
-    return rows.with_row_index("_row").with_columns(index.alias(SPLIT)).drop("_row")
+    index = pl.col(_ROW).map_batches(assign, return_dtype=pl.UInt8, is_elementwise=True)
+    return rows.with_row_index(_ROW).with_columns(index.alias(SPLIT)).drop(_ROW)

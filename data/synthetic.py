@@ -38,8 +38,8 @@ import numpy as np
 import polars as pl
 
 from data.ids import Field
-from data.prepare import Source
 from data.schema import DataError
+from data.source import Source
 from data.splits import with_split
 
 NUM_DEVICES, NUM_HOURS = 4, 24

@@ -15,7 +15,7 @@ _LINE = "line_number"
 def scan_delimited(
     path: Path, separator: str, schema: Mapping[str, pl.DataType | type[pl.DataType]], *, header: bool = False
 ) -> pl.LazyFrame:
-    """Lazy rows of a text file without quoting; an empty field is null (for strings too).
+    """Lazy rows of a text file without quoting; an empty field is null, in a column of strings the empty string.
 
     Args:
         path: the file.
@@ -41,24 +41,19 @@ def scan_delimited(
     def parse(lines: pl.DataFrame) -> pl.DataFrame:
         line = pl.col("line").str.strip_chars_end("\r")
         fields = lines.select(
-            pl.col(_LINE), count=line.str.count_matches(separator, literal=True) + 1, parts=line.str.split(separator)
+            _LINE,
+            line.str.count_matches(separator, literal=True).alias("separators"),
+            line.str.split_exact(separator, len(schema) - 1).struct.rename_fields(list(schema)).alias("fields"),
         )
-        wrong = fields.filter(pl.col("count") != len(schema))
-        if len(wrong):
-            number, count, _ = wrong.row(0)
-            raise DataError(f"{path}:{number}: {count} fields, not {len(schema)}; correct or remove the line")
-        raw = fields.select(
-            pl.col(_LINE), pl.col("parts").list.to_struct(fields=list(schema), upper_bound=len(schema))
-        ).unnest("parts")
-        raw = raw.with_columns(pl.col(name).replace("", None) for name in schema)
+        for number, separators in fields.filter(pl.col("separators") != len(schema) - 1).drop("fields").head(1).rows():
+            raise DataError(f"{path}:{number}: {separators + 1} fields, not {len(schema)}; correct or remove the line")
+        raw = fields.unnest("fields")
         typed = raw.select(pl.col(name).cast(dtype, strict=False) for name, dtype in schema.items())
         for name, dtype in schema.items():
-            bad = typed[name].is_null() & raw[name].is_not_null()
-            if bad.any():
-                number, value = raw.filter(bad).select(_LINE, name).row(0)
-                raise DataError(
-                    f"{path}:{number}: {name} is {value!r}, not of type {dtype}; correct or remove the line"
-                )
+            if dtype != pl.String and typed[name].has_nulls():
+                bad = raw.filter(typed[name].is_null() & (raw[name] != "")).select(_LINE, name)
+                for number, value in bad.head(1).rows():
+                    raise DataError(f"{path}:{number}: {name} is {value!r}, not {dtype}; correct or remove the line")
         return typed
 
     return lines.map_batches(parse, schema=dict(schema), streamable=True, validate_output_schema=False)

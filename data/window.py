@@ -1,4 +1,4 @@
-"""Decoded rows of some row groups, and batches cut from them without a Python loop over rows."""
+"""Rows of some chunks of a file, and batches cut from them without a Python loop over rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -36,31 +35,34 @@ class Window:
     columns: dict[str, Tensor]
 
     @classmethod
-    def read(cls, file: pq.ParquetFile, groups: Sequence[int], schema: Schema, order: np.ndarray | None) -> Window:
-        """Decode row groups; row i of the window is row `order[i]` of the groups."""
-        names = dict.fromkeys([*schema.feature_names, *schema.dense, schema.label, *schema.carried])
-        table = file.read_row_groups(groups, columns=list(names), use_threads=False)
-        rows = table.num_rows
+    def read(cls, chunks: Sequence[pa.RecordBatch], schema: Schema, order: np.ndarray | None) -> Window:
+        """Rows of the chunks; row i of the window is row `order[i]` of the chunks."""
+        table = pa.Table.from_batches(chunks)
 
         def column(name: str, out: np.ndarray | None = None) -> np.ndarray:
             values = table.column(name).to_numpy()
             if out is None:
-                return values.copy() if order is None else values[order]
-            out[:] = values if order is None else values[order]
+                out = np.empty(len(values), values.dtype)
+            if order is None:
+                out[:] = values
+            else:
+                np.take(values, order, out=out, mode="clip")  # the mode that writes into `out` directly
             return out
 
         single = [feature.name for feature in schema.features if not feature.multi_hot]
         wide = any(table.schema.field(name).type != pa.int32() for name in single)
-        one_hot = np.empty((len(single), rows), np.int64 if wide else np.int32)
+        one_hot = np.empty((len(single), table.num_rows), np.int64 if wide else np.int32)
         for row, name in enumerate(single):
-            column(name, one_hot[row])
-        dense = np.empty((rows, len(schema.dense)), np.float32)
-        for index, name in enumerate(schema.dense):
-            column(name, dense[:, index])
+            values = column(name) if wide else column(name, one_hot[row])
+            if wide:
+                one_hot[row] = values
+        dense = np.empty((len(schema.dense), table.num_rows), np.float32)
+        for row, name in enumerate(schema.dense):
+            column(name, dense[row])
         return cls(
             one_hot=torch.from_numpy(one_hot),
             multi_hot={f.name: _bags(table.column(f.name), order) for f in schema.features if f.multi_hot},
-            dense=torch.from_numpy(dense),
+            dense=torch.from_numpy(dense).t(),
             label=torch.from_numpy(column(schema.label)),
             columns={name: _widest(torch.from_numpy(column(name))) for name in schema.carried},
         )
@@ -89,9 +91,9 @@ def _bags(column: pa.ChunkedArray, order: np.ndarray | None) -> tuple[Tensor, Te
 def collate(parts: Sequence[tuple[Window, int, int]], schema: Schema) -> Batch:
     """The batch that consists of rows begin <= row < end of each (window, begin, end)."""
     return Batch(
-        dense=torch.cat([window.dense[begin:end] for window, begin, end in parts]),
+        dense=torch.cat([window.dense[begin:end] for window, begin, end in parts]).contiguous(),
         sparse=_sparse(parts, schema),
-        label=torch.cat([window.label[begin:end] for window, begin, end in parts]).to(torch.float32),
+        label=torch.cat([window.label[begin:end] for window, begin, end in parts]),
         columns={
             name: torch.cat([window.columns[name][begin:end] for window, begin, end in parts])
             for name in schema.carried

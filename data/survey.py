@@ -1,0 +1,101 @@
+"""One look at all rows before they are encoded: are they fit for training, how many are there, which values occur?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from data.ids import Field, as_strings, single
+from data.schema import DataError, known
+from data.source import Source
+from data.splits import SPLIT, SPLITS
+
+_TEXT = (pl.String, pl.Boolean, pl.Categorical, pl.Enum)
+
+
+def check_columns(source: Source) -> dict[str, pl.DataType]:
+    """Types of the columns, all of which exist and can hold what they are for."""
+    dtypes = dict(source.rows.collect_schema())
+    wanted = [source.label, *(f.name for f in source.fields), *source.dense, *source.carried]
+    for column in wanted:
+        known("column", column, [name for name in dtypes if name != SPLIT])
+        if wanted.count(column) > 1:
+            raise DataError(f"column {column!r} has more than one use; give each column one")
+    for column in (source.label, *source.dense):
+        if not (dtypes[column].is_numeric() or dtypes[column] == pl.Boolean):
+            raise DataError(f"column {column!r} is {dtypes[column]}, not numbers")
+    for column in source.carried:
+        if not (dtypes[column].is_numeric() or dtypes[column] in _TEXT):
+            raise DataError(f"column {column!r} is {dtypes[column]}, not numbers or strings")
+    for f in source.fields:
+        dtype = dtypes[f.name]
+        if isinstance(dtype, pl.List) != f.multi_hot:
+            hint = "set multi_hot" if isinstance(dtype, pl.List) else "multi_hot is for lists"
+            raise DataError(f"feature {f.name!r} is {dtype}: {hint}")
+        inner = single(dtype)
+        if not (inner.is_integer() or (inner in _TEXT and not isinstance(f.ids, int))):
+            raise DataError(f"feature {f.name!r} with ids={f.ids!r} is {dtype}, which it cannot hold")
+    return dtypes
+
+
+def survey(source: Source, dtypes: Mapping[str, pl.DataType]) -> tuple[dict[str, int], dict[str, pl.Series]]:
+    """Rows of each split, and the vocabularies.
+
+    Raises:
+        DataError: a value that cannot be trained on, an empty split.
+    """
+    rules = _rules(source, dtypes)
+    broken = [wrong.fill_null(True).sum().alias(name) for name, (wrong, _) in rules.items()]
+    queries = [source.rows.group_by(SPLIT).agg(pl.len().alias("__rows"), *broken)]
+    fields = [f for f in source.fields if f.has_vocabulary]
+    # One scan of the source serves all queries.
+    overview, *values = pl.collect_all([*queries, *(_values(source.rows, f) for f in fields)], engine="streaming")
+    for name, (wrong, rule) in rules.items():
+        if overview[name].sum():
+            bad = source.rows.with_row_index("__row").filter(wrong.fill_null(True)).select("__row", name)
+            row, value = bad.head(1).collect(engine="streaming").row(0)
+            raise DataError(f"column {name!r} is {value!r} in row {row} (counted from 0), but {rule}")
+    counted = dict(overview.select(SPLIT, "__rows").iter_rows())
+    rows = {split: counted.get(SPLITS.index(split), 0) for split in source.splits}
+    for split, number in rows.items():
+        if not number:
+            raise DataError(f"split {split!r} is empty, of {sum(rows.values())} rows in all; give more rows")
+    return rows, {f.name: _sorted(v["value"], dtypes[f.name]) for f, v in zip(fields, values, strict=True)}
+
+
+def _rules(source: Source, dtypes: Mapping[str, pl.DataType]) -> dict[str, tuple[pl.Expr, str]]:
+    """Column -> (which rows break its rule; null counts as broken, the rule)."""
+    rules = {source.label: (~pl.col(source.label).cast(pl.Float64).is_in([0.0, 1.0]), "a label is 0 or 1")}
+    for column in source.dense:
+        finite = pl.col(column).cast(pl.Float32).is_finite()
+        rules[column] = (~finite, "dense columns hold finite numbers; fill or drop the row")
+    for column in source.carried:
+        rules[column] = (pl.col(column).is_null(), "it must not be missing; fill or drop the row")
+    for f in source.fields:
+        if not f.has_vocabulary and single(dtypes[f.name]).is_integer():
+            end = 2**63 if isinstance(f.ids, str) else f.ids
+            rule = f"ids are 0 <= id < {end}"
+            if f.multi_hot:
+                ids = pl.col(f.name).fill_null([]).list.drop_nulls().list
+                rules[f.name] = (ids.min().fill_null(0) < 0) | (ids.max().fill_null(0) > end - 1), rule
+            else:
+                rules[f.name] = (pl.col(f.name) < 0) | (pl.col(f.name) > end - 1), rule
+    return rules
+
+
+def _values(rows: pl.LazyFrame, f: Field) -> pl.LazyFrame:
+    """The values that become the vocabulary of a feature."""
+    rows = rows.filter(pl.col(SPLIT) == 0) if f.ids == "train" else rows
+    rows = rows.select(f.name)
+    if f.multi_hot:
+        rows = rows.explode(f.name, empty_as_null=False, keep_nulls=False).drop_nulls()
+    counts = rows.group_by(as_strings(pl.col(f.name)).alias("value")).len()
+    return counts.filter(pl.col("len") >= f.min_count).select("value")
+
+
+def _sorted(values: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Values in their order: that of numbers, not of their digits; a missing value first."""
+    inner = single(dtype)
+    key = values.cast(inner, strict=False) if inner.is_integer() else values
+    return values.to_frame("value").with_columns(key=key).sort("key", nulls_last=False)["value"]
