@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from embcomp.ops.hashing import MAX_ROWS, check_ids
 
 FLOAT_BYTES = 4
+KEY_BYTES = 8
 
 
 @dataclasses.dataclass(frozen=True)

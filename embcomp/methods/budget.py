@@ -9,7 +9,13 @@ from embcomp.ops.hashing import MAX_ROWS
 M = TypeVar("M", bound=Method)
 
 
-def largest_within(tables: Sequence[Table], nbytes: int, make: Callable[[int], M], most: int = MAX_ROWS) -> M:
+def largest_within(
+    tables: Sequence[Table],
+    nbytes: int,
+    make: Callable[[int], M],
+    most: int = MAX_ROWS,
+    cost: Callable[[M], int] | None = None,
+) -> M:
     """The configuration `make(size)` with the largest `size` in [1, most] whose plan stores at most `nbytes`.
 
     Args:
@@ -17,13 +23,15 @@ def largest_within(tables: Sequence[Table], nbytes: int, make: Callable[[int], M
         nbytes: the budget in bytes.
         make: a configuration for a size; its bytes must not fall as the size grows.
         most: the largest size to try.
+        cost: the bytes of a configuration, for methods whose plan is expensive to make; by default its plan is asked.
 
     Raises:
         ValueError: `make(1)` is already larger than the budget.
     """
 
-    def cost(size: int) -> int:
-        return make(size).plan(tables).nbytes()
+    def size_of(size: int) -> int:
+        method = make(size)
+        return method.plan(tables).nbytes() if cost is None else cost(method)
 
     least = make(1)
     floor = least.plan(tables).nbytes()
@@ -34,12 +42,12 @@ def largest_within(tables: Sequence[Table], nbytes: int, make: Callable[[int], M
             f"the smallest configuration takes {floor} bytes"
         )
     low, high = 1, 2
-    while high < most and cost(high) <= nbytes:
+    while high < most and size_of(high) <= nbytes:
         low, high = high, high * 2
     high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        if cost(middle) <= nbytes:
+        if size_of(middle) <= nbytes:
             low = middle
         else:
             high = middle

@@ -1,13 +1,15 @@
 """The most frequent ids own rows; the rest share what is left."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from embcomp.methods.base import (
+    FLOAT_BYTES,
+    KEY_BYTES,
     Chunk,
     Concat,
     Method,
@@ -98,21 +100,43 @@ class FrequencyHash(Method):
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
-        lookups = 2 if self.tail == "double" else 1
+        lookups = self._lookups
         for table in tables:
             rows = check_rows(per_table(self.rows, table, "rows"), table.name)
             counts = _checked_counts(per_table(self.counts, table, "counts"), table)
-            hot = min(int(rows * self.hot_share), rows - 1)
+            hot = self._owned(rows)
             # The scale that suits the sum of two shared rows; an owned row starts a little smaller than a plain one.
             stores[table.name] = Store(rows, table.embedding_dim, summands=lookups)
-            config = {**self.config(), "rows": rows, "counts": plain(counts)}
+            config = {**replace(self, counts={}).config(), "rows": rows, "counts": plain(counts)}
             encoder = FrequencyEncoder(table, config, self.seed, rows, lookups, counts, hot)
             plans.append(TablePlan(table, encoder, (Chunk(table.name, lookups, weighted=lookups > 1),), Concat()))
         return Plan(stores, plans)
 
     @classmethod
     def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
-        return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
+        def make(total: int) -> Self:
+            return cls(rows=share_rows(tables, total), **fixed)
+
+        given = make(1).counts
+        occurring = [int((_checked_counts(per_table(given, table, "counts"), table) > 0).sum()) for table in tables]
+
+        def cost(method: Self) -> int:  # what its plan stores, without sorting the counts at each step of the search
+            total = 0
+            for table, most in zip(tables, occurring, strict=True):
+                rows = per_table(method.rows, table, "rows")
+                hot = min(method._owned(rows), most)
+                total += rows * table.embedding_dim * FLOAT_BYTES + hot * _id_type(table.ids_or_raise("")).itemsize
+            return total + len(tables) * method._lookups * KEY_BYTES
+
+        return largest_within(tables, nbytes, make, cost=cost)
+
+    def _owned(self, rows: int) -> int:
+        """How many of the rows are owned, at most."""
+        return min(int(rows * self.hot_share), rows - 1)
+
+    @property
+    def _lookups(self) -> int:
+        return 2 if self.tail == "double" else 1
 
 
 def _checked_counts(counts: Any, table: Table) -> Tensor:
@@ -128,4 +152,8 @@ def _checked_counts(counts: Any, table: Table) -> Tensor:
 def _most_frequent(counts: Tensor, most: int) -> Tensor:
     """The `most` ids with the largest counts above zero, ascending, as int32 where they fit."""
     order = torch.argsort(counts, descending=True, stable=True)[: min(most, int((counts > 0).sum()))]
-    return order.sort().values.to(torch.int32 if counts.numel() <= 2**31 else torch.int64)
+    return order.sort().values.to(_id_type(counts.numel()))
+
+
+def _id_type(num_embeddings: int) -> torch.dtype:
+    return torch.int32 if num_embeddings <= 2**31 else torch.int64

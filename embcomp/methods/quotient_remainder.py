@@ -40,7 +40,7 @@ class QuotientRemainderEncoder(Encoder):
 
 
 def smallest_pair(num_embeddings: int) -> int:
-    """The remainder rows r for which r + ceil(num_embeddings / r) is smallest (the smallest such r).
+    """Remainder rows r for which r + ceil(num_embeddings / r) is smallest, close to the square root.
 
     Example:
         >>> smallest_pair(10_000)
@@ -106,12 +106,15 @@ class QuotientRemainder(Method):
 
 
 def _largest_remainder(table: Table, total: int) -> int:
-    """The most remainder rows r with r + ceil(num_embeddings / r) <= total, or the smallest pair where none fits."""
+    """The most remainder rows r with r + ceil(num_embeddings / r) <= total, or the smallest pair where none fits.
+
+    Never more than num_embeddings: an id would not reach the others.
+    """
     ids = table.ids_or_raise("QuotientRemainder")
     low = smallest_pair(ids)
     if total <= low + -(-ids // low):
         return low
-    high = min(total, MAX_ROWS)
+    high = min(total, ids + 1, MAX_ROWS + 1)
     while high - low > 1:  # r + ceil(ids / r) rises with r from the smallest pair on, but for steps of the ceiling
         middle = (low + high) // 2
         low, high = (middle, high) if middle + -(-ids // middle) <= total else (low, middle)

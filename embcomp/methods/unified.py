@@ -1,5 +1,6 @@
 """Unified Embedding: one table that all features read (feature multiplexing)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -69,7 +70,7 @@ class UnifiedEmbedding(Method):
 
     @classmethod
     def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
-        """As `Method.for_budget`; without `chunk_dim` it is chosen too."""
+        """As `Method.for_budget`; without `chunk_dim` it is the widest chunk that divides every width."""
         if "chunk_dim" not in fixed:
-            fixed["chunk_dim"] = min(table.embedding_dim for table in tables)
+            fixed["chunk_dim"] = math.gcd(*[table.embedding_dim for table in tables])
         return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed))
