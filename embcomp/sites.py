@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -73,9 +74,13 @@ class TorchSite(Site):
             raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows in place; set it to None first")
         if module.scale_grad_by_freq:
             raise ValueError(f"{where}: scale_grad_by_freq counts ids, which rows do not know; set it to False first")
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
+        hooks += [module._backward_pre_hooks, module.weight._backward_hooks]
+        hooks += [getattr(module.weight, "_post_accumulate_grad_hooks", None)]
         if any(hooks):
             raise ValueError(f"{where}: it has hooks, which would be lost; remove them, and set them again afterwards")
+        if "forward" in vars(module):
+            raise ValueError(f"{where}: its forward was replaced, which would be lost; exclude it with embcomp.Full()")
 
     def replacement(self, method: Method, plan: Any, part: TablePlan, stores: Any) -> nn.Module:
         """The compressed module with the settings of this one."""
@@ -131,7 +136,7 @@ def _tables_of(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         return
     for name, child in module._modules.items():
         if child is not None:
-            yield from _tables_of(child, f"{path}.{name}" if path else name)
+            yield from _tables_of(child, _join(path, name))
 
 
 def _is_torchrec_collection(module: nn.Module) -> bool:
@@ -148,8 +153,7 @@ def _is_embcomp_collection(module: nn.Module) -> bool:
 
 def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
     """Raises ValueError where the model keeps a table, or its weight, in a second place that a swap would not reach."""
-    owned: dict[int, str] = {}
-    memory: dict[int, str] = {}
+    owned: dict[Any, str] = {}  # by id of a module or tensor, and by address of a weight
     inside: set[int] = set()
     for site in sites:
         for part in site.module.modules():
@@ -160,40 +164,61 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
                     raise ValueError(
                         f"cannot compress {site.paths[0]!r}: its weight is sharded; compress before sharding"
                     )
-                owned[id(weight)] = site.paths[0]
-                if weight.device.type != "meta":
-                    memory[weight.data_ptr()] = site.paths[0]
+                other = _owner(weight, owned)
+                if other:
+                    raise ValueError(
+                        f"cannot compress {site.paths[0]!r}: it shares its weight with {other!r}; use one module in both "
+                        "places, or exclude both tables with embcomp.Full()"
+                    )
+                owned[id(weight)] = owned[_address(weight)] = site.paths[0]
+    registered = {id(module) for module in model.modules()}
     for path, module in model.named_modules():
         if id(module) in inside:
             continue
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            table = tensor is not None and (owned.get(id(tensor)) or memory.get(_address(tensor)))
+            table = tensor is not None and _owner(tensor, owned)
             if table:
                 raise ValueError(
-                    f"cannot compress {table!r}: its weight is also {f'{path}.{name}'!r}; untie it, use "
+                    f"cannot compress {table!r}: its weight is also {_join(path, name)!r}; untie it, use "
                     f"`materialize()` in its place, or exclude the table with embcomp.Full()"
                 )
         for name, value in vars(module).items():
             if name in ("_parameters", "_buffers", "_modules"):
                 continue
-            held = _held(value, owned)
+            held = _held(value, owned, registered)
             if held:
                 raise ValueError(
-                    f"cannot compress {held!r}: {f'{path}.{name}'!r} keeps it (or its weight) outside the module tree, "
+                    f"cannot compress {held!r}: {_join(path, name)!r} keeps it (or its weight) outside the module tree, "
                     "and would go on using the old one; clear it, or exclude the table with embcomp.Full()"
                 )
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.device.type == "meta" or not tensor.numel() else tensor.data_ptr()
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
-def _held(value: Any, owned: Mapping[int, str], depth: int = 3) -> str | None:
-    """The table that a plain attribute holds, itself or inside lists and dictionaries."""
-    if isinstance(value, Tensor | nn.Module):
-        return owned.get(id(value))
+def _address(tensor: Tensor) -> Any:
+    """What tensors over the same memory have in common; nothing, where there is no memory to share."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_meta:
+        return id(tensor)
+    return (tensor.device, tensor.data_ptr()) if tensor.numel() else id(tensor)
+
+
+def _owner(tensor: Tensor, owned: Mapping[Any, str]) -> str | None:
+    return owned.get(id(tensor)) or owned.get(_address(tensor))
+
+
+def _held(value: Any, owned: Mapping[Any, str], registered: set[int], depth: int = 3) -> str | None:
+    """The table that a plain attribute holds: itself, by a method of it, inside a module, lists or dictionaries."""
+    value = getattr(value, "__self__", value)  # of a bound method
+    if isinstance(value, Tensor):
+        return _owner(value, owned)
+    if isinstance(value, nn.Module):
+        if id(value) in registered and id(value) not in owned:
+            return None  # the swap reaches what is inside
+        return next((table for part in value.modules() if (table := owned.get(id(part)))), None)
     if depth and isinstance(value, Mapping):
         value = list(value.values())
     if depth and isinstance(value, list | tuple | set):
-        return next((table for item in value if (table := _held(item, owned, depth - 1))), None)
+        return next((table for item in value if (table := _held(item, owned, registered, depth - 1))), None)
     return None
