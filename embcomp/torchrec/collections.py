@@ -38,7 +38,7 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
             collection = EmbeddingCollection(tables=configs, device=device)  # pyright: ignore[reportArgumentType]
         else:
             collection = EmbeddingBagCollection(tables=configs, is_weighted=carries, device=device)  # pyright: ignore
-        encoder = KeyedEncoder(layout.reads(name), encoders, carries)
+        encoder = KeyedEncoder(layout.reads(name), encoders, carries, ids_weighted=weighted)
         if device is not None and device.type != "meta":
             encoder.to(device)
         branches[name] = Branch(encoder, collection)
@@ -102,7 +102,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: ids that are not integers.
+            ValueError: ids that are not integers; weights are missing.
             IndexError: an id out of range.
         """
         return self.assemble(features, {name: branch(features) for name, branch in self.branches.items()})

@@ -16,13 +16,18 @@ class KeyedEncoder(nn.Module):
     Args:
         reads: the chunks to produce, in the order of the collection's features.
         encoders: by table name.
-        weighted: whether the result carries weights.
+        weighted: whether the result carries weights, of the ids or of the method.
+        ids_weighted: whether the batch carries a weight for each id; where it should not, its weights are ignored, as
+            torchrec ignores them.
     """
 
-    def __init__(self, reads: Sequence[Read], encoders: dict[str, Encoder], weighted: bool) -> None:
+    def __init__(
+        self, reads: Sequence[Read], encoders: dict[str, Encoder], weighted: bool, ids_weighted: bool = False
+    ) -> None:
         super().__init__()
         self.reads = tuple(reads)
         self.weighted = weighted
+        self.ids_weighted = ids_weighted
         self.encoders = nn.ModuleDict({read.table: encoders[read.table] for read in reads})
         self.features = tuple(dict.fromkeys(read.feature for read in reads))
 
@@ -31,9 +36,9 @@ class KeyedEncoder(nn.Module):
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: batches of varying size per feature.
+            ValueError: batches of varying size per feature; weights are missing.
         """
-        check_features(features, self.features)
+        check_features(features, self.features, self.ids_weighted)
         jagged = features.to_dict()
         lengths = features.lengths().view(len(features.keys()), -1)
         position = {key: i for i, key in enumerate(features.keys())}
@@ -47,7 +52,8 @@ class KeyedEncoder(nn.Module):
             rows, fixed = encoded[read.feature, read.table][read.chunk]
             values.append(rows.reshape(-1))
             if self.weighted:
-                weights.append(_weights(rows, fixed, ids.weights_or_none()).reshape(-1))
+                given = ids.weights_or_none() if self.ids_weighted else None
+                weights.append(_weights(rows, fixed, given).reshape(-1))
         order = [position[read.feature] for read in self.reads]
         if order != list(range(len(features.keys()))):
             lengths = lengths[order]
@@ -72,10 +78,12 @@ def _weights(rows: Tensor, fixed: Tensor | None, given: Tensor | None) -> Tensor
     return given.unsqueeze(-1).expand(rows.shape) if fixed is None else fixed * given.unsqueeze(-1)
 
 
-def check_features(features: KeyedJaggedTensor, needed: Sequence[str]) -> None:
-    """Raises KeyError for a missing feature and ValueError for batches that differ in size between features."""
+def check_features(features: KeyedJaggedTensor, needed: Sequence[str], weighted: bool) -> None:
+    """Raises KeyError for a missing feature, ValueError for missing weights and for batches that differ in size."""
     missing = [name for name in needed if name not in features.keys()]  # noqa: SIM118 (a method of torchrec)
     if missing:
         raise KeyError(f"the batch lacks the features {missing}; it has {features.keys()}")
     if features.variable_stride_per_key():
         raise ValueError("batches whose size varies between features are not supported: expand them first")
+    if weighted and features.weights_or_none() is None:
+        raise ValueError("the collection is weighted, but the batch carries no weights: give each id one")
