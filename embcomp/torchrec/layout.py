@@ -92,11 +92,21 @@ def plan_tables(
     }
     planned: dict[str, tuple[Plan, TablePlan]] = {}
     groups = {id(method): method for method in chosen.values()}
+    owners: dict[str, str | int] = {}
     for number, method in enumerate(groups.values()):
         members = [table for name, table in tables.items() if chosen[name] is method]
-        plan = method.plan(members, group="shared" if number == 0 else f"shared_{number}")
+        group = "shared" if number == 0 else f"shared_{number}"
+        while group in tables:
+            group += "_"
+        plan = method.plan(members, group=group)
         for table in plan.tables:
             planned[table.table.name] = (plan, table)
+            for chunk in table.chunks:
+                owner = number if method.shares_store else table.table.name
+                if owners.setdefault(chunk.store, owner) != owner:
+                    raise ValueError(
+                        f"table {table.table.name!r} and another would both keep rows as {chunk.store!r}: rename one"
+                    )
     return planned
 
 
@@ -198,8 +208,10 @@ def _add_feature(
 def _init_rule(config: BaseEmbeddingConfig):
     """How the replaced table draws its rows, or None for torchrec's default (uniform, within 1 / sqrt(rows))."""
     default = config.weight_init_min is None and config.weight_init_max is None
-    own = isinstance(config.init_fn, functools.partial) and config.init_fn.func is torch.nn.init.uniform_
-    return None if default and own else config.init_fn
+    bounds = {"a": config.get_weight_init_min(), "b": config.get_weight_init_max()}
+    rule = config.init_fn
+    own = isinstance(rule, functools.partial) and rule.func is torch.nn.init.uniform_ and rule.keywords == bounds
+    return None if default and own else rule
 
 
 def _initialise(weight: Tensor, store: Store, rule) -> None:
