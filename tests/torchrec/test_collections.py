@@ -1,0 +1,519 @@
+"""CompressedEmbeddingBagCollection and CompressedEmbeddingCollection against torchrec's classes and a plain loop."""
+
+import copy
+import functools
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import example as explicit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+import embcomp
+from embcomp.ops.hashing import hash_key, hash_rows_reference
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec.site import stores_of
+from tests.methods_under_test import EXAMPLES, Example, missing
+from tests.torchrec.batches import (
+    FEATURES,
+    as_tables,
+    bag_tables,
+    batch,
+    batch_lengths,
+    look_ups,
+    pooled_one_by_one,
+    sequence_tables,
+    singles,
+)
+
+OPEN = 2**63 - 1
+every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
+few = settings(max_examples=8)
+RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 0, 0]]
+
+
+def bags(example: Example, weighted: bool = False, **config):
+    """A compressed collection, its tables and its method."""
+    configs = bag_tables(**({"pooling": PoolingType.SUM} if weighted else {}), **config)
+    method = example.make(as_tables(configs))
+    return CompressedEmbeddingBagCollection(configs, {"*": method}, is_weighted=weighted), configs, method
+
+
+def sequences(example: Example, **settings):
+    configs = sequence_tables()
+    method = example.make(as_tables(configs))
+    return CompressedEmbeddingCollection(configs, {"*": method}, **settings), configs, method
+
+
+def assert_close(actual: dict, expected: dict, **tolerance) -> None:
+    assert list(actual) == list(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, msg=lambda text, key=key: f"{key}: {text}", **tolerance)
+
+
+def test_every_method_has_an_example():
+    assert missing() == set()
+
+
+# --- The same as the classes replaced ---
+
+
+def copied_from(original, collection) -> None:
+    """Loads the rows of torchrec's collection into a collection of `Full()` tables."""
+    held = original.embedding_bags if isinstance(original, EmbeddingBagCollection) else original.embeddings
+    with torch.no_grad():
+        for name, store in stores_of(collection).items():
+            store.copy_(held[name].weight)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@given(lengths=batch_lengths(), seed=st.integers(0, 99))
+@explicit(lengths=[[0], [0], [0], [0]], seed=0)
+def test_full_bags_equal_torchrec(weighted, lengths, seed):
+    configs = bag_tables(pooling=PoolingType.SUM) if weighted else bag_tables()
+    original = EmbeddingBagCollection(configs, is_weighted=weighted)
+    collection = CompressedEmbeddingBagCollection(configs, {"*": embcomp.Full()}, is_weighted=weighted)
+    copied_from(original, collection)
+    features = batch(lengths, weighted=weighted, seed=seed)
+    actual, expected = collection(features), original(features)
+    assert actual.keys() == expected.keys() == ["user@users", "friend", "film", "user@films", "tag"]
+    assert actual.length_per_key() == expected.length_per_key()
+    torch.testing.assert_close(actual.values(), expected.values())
+    torch.testing.assert_close(actual["user@films"], expected["user@films"])
+
+
+@given(lengths=batch_lengths(), seed=st.integers(0, 99), need_indices=st.booleans())
+@explicit(lengths=[[0], [0], [0], [0]], seed=0, need_indices=True)
+def test_full_sequences_equal_torchrec(lengths, seed, need_indices):
+    configs = sequence_tables()
+    original = EmbeddingCollection(configs, need_indices=need_indices)
+    collection = CompressedEmbeddingCollection(configs, {"*": embcomp.Full()}, need_indices=need_indices)
+    copied_from(original, collection)
+    features = batch(lengths, seed=seed, ids=torch.int32)
+    actual, expected = collection(features), original(features)
+    assert list(actual) == list(expected)
+    assert collection.need_indices() == need_indices
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key].values(), value.values())
+        assert torch.equal(actual[key].lengths(), value.lengths())
+        assert torch.equal(actual[key].offsets(), value.offsets())
+        if need_indices:
+            assert torch.equal(actual[key].weights(), value.weights())
+        else:
+            assert actual[key].weights_or_none() is None
+
+
+def test_half_precision_tables_equal_torchrec():
+    configs = bag_tables(data_type=DataType.FP16)
+    original = EmbeddingBagCollection(configs)
+    collection = CompressedEmbeddingBagCollection(configs, {"*": embcomp.Full()})
+    assert {store.dtype for store in stores_of(collection).values()} == {torch.float16}
+    assert embcomp.nbytes(collection) == embcomp.nbytes(original)
+    copied_from(original, collection)
+    features = batch(RAGGED)
+    actual, expected = collection(features).values(), original(features).values()
+    assert actual.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(actual, expected)
+
+
+# --- The same as a loop over single ids, for every method ---
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@every_method
+@few
+@given(lengths=batch_lengths(), seed=st.integers(0, 99))
+@explicit(lengths=[[0, 0], [0, 0], [0, 0], [0, 0]], seed=0)
+def test_bags_equal_pooled_singles(example, weighted, lengths, seed):
+    collection, configs, method = bags(example, weighted)
+    features = batch(lengths, weighted=weighted, seed=seed)
+    expected = pooled_one_by_one(look_ups(collection, configs, method), configs, features, weighted)
+    assert_close(collection(features).to_dict(), expected)
+
+
+@every_method
+@few
+@given(lengths=batch_lengths(), seed=st.integers(0, 99))
+@explicit(lengths=[[0], [0], [0], [0]], seed=0)
+def test_sequences_equal_singles(example, lengths, seed):
+    collection, configs, method = sequences(example)
+    features = batch(lengths, seed=seed)
+    single = look_ups(collection, configs, method)
+    result = collection(features)
+    expected = {}
+    for key in result:
+        feature, _, table = key.partition("@")
+        name = table or {"friend": "users", "film": "films", "tag": "tags"}[feature]
+        expected[key] = single[name](features[feature].values())
+        assert torch.equal(result[key].lengths(), features[feature].lengths())
+    assert list(result) == ["user@users", "friend", "film", "user@films", "tag"]
+    assert_close({key: value.values() for key, value in result.items()}, expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@every_method
+def test_gradients_equal_those_of_singles(example, weighted):
+    collection, configs, method = bags(example, weighted)
+    features = batch(RAGGED, weighted=weighted)
+    if weighted:
+        features.weights().requires_grad_()
+    stores = stores_of(collection)
+    wanted = [*stores.values(), *([features.weights()] if weighted else [])]
+    expected_values = torch.cat(
+        list(pooled_one_by_one(look_ups(collection, configs, method), configs, features, weighted).values()), dim=1
+    )
+    values = collection(features).values()
+    signal = torch.randn_like(values)
+    actual = torch.autograd.grad(values, wanted, signal)
+    expected = torch.autograd.grad(expected_values, wanted, signal)
+    for mine, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("lengths_dtype", [torch.int32, torch.int64])
+@every_method
+def test_narrow_integers(example, lengths_dtype):
+    collection, *_ = bags(example)
+    expected = collection(batch(RAGGED)).values()
+    features = batch(RAGGED, ids=torch.int32, lengths_dtype=lengths_dtype)
+    assert torch.equal(collection(features).values(), expected)
+
+
+@every_method
+def test_half_precision_tables(example):
+    collection, configs, method = bags(example, data_type=DataType.FP16)
+    features = batch(RAGGED)
+    expected = pooled_one_by_one(look_ups(collection, configs, method), configs, features)
+    assert_close(collection(features).to_dict(), expected, rtol=1e-2, atol=1e-3)
+
+
+@every_method
+def test_other_order_and_further_features(example):
+    collection, *_ = bags(example)
+    features = batch(RAGGED, seed=4)
+    parts = features.to_dict()
+    keys = ["price", "tag", "film", "brand", "user", "friend"]
+    jagged = {**parts, "price": parts["user"], "brand": parts["film"]}
+    other = KeyedJaggedTensor(
+        keys=keys,
+        values=torch.cat([jagged[key].values() for key in keys]),
+        lengths=torch.cat([jagged[key].lengths() for key in keys]),
+    )
+    assert_close(collection(other).to_dict(), collection(features).to_dict(), rtol=0, atol=0)
+
+
+@every_method
+def test_weights_are_ignored_where_the_collection_is_not_weighted(example):
+    """As in torchrec, where is_weighted=False reads a weighted batch."""
+    collection, *_ = bags(example)
+    features = batch(RAGGED, weighted=True)
+    plain = KeyedJaggedTensor(keys=features.keys(), values=features.values(), lengths=features.lengths())
+    assert torch.equal(collection(features).values(), collection(plain).values())
+
+
+MIXTURES = {
+    "branches": {
+        "users": embcomp.HashEmbedding(rows=5),
+        "films": embcomp.UnifiedEmbedding(rows=9, chunk_dim=4),
+        "tags": embcomp.Full(),
+    },
+    "interleaved": {"films": embcomp.DoubleHash(rows=5), "*": embcomp.UnifiedEmbedding(rows=9, chunk_dim=4)},
+    "fixed weights": {
+        "users": embcomp.FrequencyHash(rows=8, counts=torch.arange(20), tail="double"),
+        "films": embcomp.QuotientRemainder(combine="concat"),
+        "tags": embcomp.QuotientRemainder(),
+    },
+    "two stores": {
+        "users": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8),
+        "*": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8),
+    },
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("methods", MIXTURES.values(), ids=list(MIXTURES))
+def test_methods_mix_in_one_collection(methods, weighted):
+    configs = bag_tables(pooling=PoolingType.SUM) if weighted else bag_tables()
+    collection = CompressedEmbeddingBagCollection(configs, methods, is_weighted=weighted)
+    held, tables = stores_of(collection), as_tables(configs)
+    look_up = {}
+    for output in collection.assemble.outputs:  # the rows of each table, whatever its store is called
+        name = output.plan.table.name
+        method = methods.get(name, methods.get("*"))
+        members = [t for t in tables if methods.get(t.name, methods.get("*")) is method]
+        plan = method.plan(members)
+        part = next(part for part in plan.tables if part.table.name == name)
+        modules = {}
+        for mine, theirs in zip(part.chunks, output.plan.chunks, strict=True):
+            modules[mine.store] = embcomp.nn.stores.PlainStore(plan.stores[mine.store])
+            modules[mine.store].weight = held[theirs.store]
+        look_up[name] = embcomp.nn.CompressedEmbedding.from_plan(method, plan, part, modules)
+    features = batch(RAGGED, weighted=weighted)
+    assert_close(collection(features).to_dict(), pooled_one_by_one(look_up, configs, features, weighted))
+
+
+def test_two_unified_instances_keep_two_stores_and_two_keys():
+    collection = CompressedEmbeddingBagCollection(bag_tables(), MIXTURES["two stores"])
+    assert [store.shape for store in stores_of(collection).values()] == [(9, 8), (9, 8)]
+
+
+def test_unified_look_ups_set_the_width():
+    method = embcomp.UnifiedEmbedding(rows=9, chunk_dim=4, lookups={"tags": 5})
+    collection = CompressedEmbeddingBagCollection(bag_tables(), {"*": method})
+    result = collection(batch(RAGGED))
+    assert result.length_per_key() == [8, 8, 16, 16, 20]
+    assert result["tag"].shape == (3, 20)
+
+
+# --- An open id space ---
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.open_ids], ids=str)
+def test_open_id_space(example):
+    configs = [
+        EmbeddingBagConfig(name="page", num_embeddings=OPEN, embedding_dim=8, feature_names=["page"]),
+        EmbeddingBagConfig(
+            name="site", num_embeddings=OPEN, embedding_dim=8, feature_names=["site"], weight_init_min=-1.0,
+            weight_init_max=1.0,
+        ),
+    ]  # fmt: skip
+    method = example.make([embcomp.Table(c.name, None, c.embedding_dim) for c in configs])
+    collection = CompressedEmbeddingBagCollection(configs, {"*": method})
+    features = KeyedJaggedTensor(
+        keys=["page", "site"], values=torch.tensor([2**62, 0, 2**63 - 2, 5]), lengths=torch.tensor([1, 1, 2, 0])
+    )
+    tables = [embcomp.Table(c.name, None, c.embedding_dim) for c in configs]
+    expected = pooled_one_by_one(singles(method, tables, stores_of(collection)), configs, features)
+    assert_close(collection(features).to_dict(), expected)
+
+
+def test_open_id_space_reads_the_specified_row():
+    configs = [EmbeddingConfig(name="page", num_embeddings=OPEN, embedding_dim=4, feature_names=["page"])]
+    collection = CompressedEmbeddingCollection(configs, {"*": embcomp.HashingTrick(rows=1000)})
+    ids = torch.tensor([2**62, 2**63 - 2, 3])
+    rows = hash_rows_reference(ids, torch.tensor([hash_key(0, "page", 0)]), 1000).squeeze(1)
+    features = KeyedJaggedTensor(keys=["page"], values=ids, lengths=torch.tensor([3]))
+    expected = stores_of(collection)["page"][rows]
+    assert torch.equal(collection(features)["page"].values(), expected)
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.open_ids], ids=str)
+def test_closed_methods_refuse_an_open_id_space(example):
+    method = example.make(as_tables(bag_tables()))
+    configs = [EmbeddingBagConfig(name="users", num_embeddings=OPEN, embedding_dim=8, feature_names=["user"])]
+    with pytest.raises(ValueError, match="'users'"):
+        CompressedEmbeddingBagCollection(configs, {"*": method})
+
+
+# --- Bad input ---
+
+
+@every_method
+@pytest.mark.parametrize("make", [bags, sequences])
+def test_bad_ids_name_the_table(example, make):
+    collection, *_ = make(example)
+    features = batch(RAGGED)
+    for wrong in (-1, 33):
+        features.values()[-1] = wrong  # of "film"; the last feature is empty
+        with pytest.raises(IndexError, match=rf"'films'.*{wrong}"):
+            collection(features)
+    floats = KeyedJaggedTensor(keys=FEATURES, values=torch.rand(12), lengths=torch.tensor(RAGGED).reshape(-1))
+    with pytest.raises(ValueError, match=r"'users'.*float32"):
+        collection(floats)
+
+
+@pytest.mark.parametrize("make", [bags, sequences])
+def test_missing_feature(make):
+    collection, *_ = make(EXAMPLES[0])
+    with pytest.raises(KeyError, match="friend"):
+        collection(batch(RAGGED[1:], keys=["user", "film", "tag"]))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_missing_weights(example):
+    collection, *_ = bags(example, weighted=True)
+    with pytest.raises(ValueError, match="no weights"):
+        collection(batch(RAGGED))
+
+
+def test_batches_that_differ_in_size():
+    collection, *_ = bags(EXAMPLES[0])
+    features = KeyedJaggedTensor(
+        keys=FEATURES,
+        values=torch.arange(5),
+        lengths=torch.ones(5, dtype=torch.int64),
+        stride_per_key_per_rank=[[2], [1], [1], [1]],
+    )
+    with pytest.raises(ValueError, match="varies"):
+        collection(features)
+
+
+def test_unknown_pattern_and_duplicate_table():
+    with pytest.raises(ValueError, match=r"'songs'.*users"):
+        CompressedEmbeddingBagCollection(bag_tables(), {"songs": embcomp.HashingTrick(rows=5)})
+    with pytest.raises(ValueError, match="duplicate"):
+        CompressedEmbeddingBagCollection([bag_tables()[0], bag_tables()[0]], {})
+
+
+def test_first_matching_pattern_wins_and_the_rest_stays_full():
+    collection = CompressedEmbeddingBagCollection(
+        bag_tables(), {"user?": embcomp.HashingTrick(rows=5), "us*": embcomp.HashingTrick(rows=6)}
+    )
+    assert {name: store.shape[0] for name, store in stores_of(collection).items()} == {
+        "users": 5, "films": 33, "tags": 12,
+    }  # fmt: skip
+
+
+def test_tables_of_one_store_share_a_data_type():
+    configs = bag_tables()
+    configs[1].data_type = DataType.FP16
+    with pytest.raises(ValueError, match=r"'films'.*FP16"):
+        CompressedEmbeddingBagCollection(configs, {"*": embcomp.UnifiedEmbedding(rows=5, chunk_dim=8)})
+
+
+# --- Names of stores ---
+
+
+def named(*names: str) -> list[EmbeddingBagConfig]:
+    return [EmbeddingBagConfig(name=name, num_embeddings=100, embedding_dim=8, feature_names=[name]) for name in names]
+
+
+@pytest.mark.parametrize("unified_first", [True, False])
+def test_a_table_may_be_called_shared(unified_first):
+    names = ("films", "shared") if unified_first else ("shared", "films")
+    methods = {"shared": embcomp.Full(), "*": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8)}
+    stores = stores_of(CompressedEmbeddingBagCollection(named(*names), methods))
+    assert sorted(store.shape for store in stores.values()) == [(9, 8), (100, 8)]
+
+
+@pytest.mark.parametrize("method", [embcomp.QuotientRemainder(combine="concat"), embcomp.QuotientRemainder()])
+@pytest.mark.parametrize("other", ["same", "another"])
+def test_clashing_names_of_stores_are_refused(method, other):
+    """One table's quotient rows and another table's rows would be one store."""
+    methods = {"a": method, "*": method if other == "same" else embcomp.Full()}
+    with pytest.raises(ValueError, match=r"'a_quotient'.*rename"):
+        CompressedEmbeddingBagCollection(named("a", "a_quotient"), methods)
+
+
+# --- Initial rows ---
+
+
+def test_rows_start_as_those_of_torchrec():
+    configs = named("t")
+    full = stores_of(CompressedEmbeddingBagCollection(configs, {"*": embcomp.Full()}))["t"]
+    hashed = stores_of(CompressedEmbeddingBagCollection(configs, {"*": embcomp.HashingTrick(rows=25)}))["t"]
+    for store, bound in ((full, 0.1), (hashed, 0.2)):
+        assert store.abs().max() <= bound
+        assert store.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+
+
+RULES = {
+    "normal": functools.partial(torch.nn.init.normal_, mean=0.0, std=2.0),
+    "uniform": functools.partial(torch.nn.init.uniform_, a=-2 * math.sqrt(3), b=2 * math.sqrt(3)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+def test_own_initialisation_keeps_its_spread(rule):
+    """An init_fn of the user's rules, scaled so that a sum of rows has the standard deviation asked for (2 here)."""
+    config = EmbeddingBagConfig(name="t", num_embeddings=900, embedding_dim=64, feature_names=["t"], init_fn=rule)
+    features = KeyedJaggedTensor(keys=["t"], values=torch.arange(900), lengths=torch.ones(900, dtype=torch.int64))
+    for method in (
+        embcomp.Full(),
+        embcomp.MultiHash(rows=400, num_hashes=3),
+        embcomp.QuotientRemainder(),
+        embcomp.HashEmbedding(rows=400),
+    ):
+        spread = CompressedEmbeddingBagCollection([config], {"*": method})(features).values().std().item()
+        assert spread == pytest.approx(2.0, rel=0.15), method
+
+
+def test_weight_init_bounds_are_honoured():
+    configs = bag_tables(weight_init_min=0.5, weight_init_max=0.75)
+    for store in stores_of(CompressedEmbeddingBagCollection(configs, {"*": embcomp.HashingTrick(rows=9)})).values():
+        assert ((store >= 0.5) & (store <= 0.75)).all()
+
+
+# --- State ---
+
+
+@every_method
+@pytest.mark.parametrize("make", [bags, sequences])
+def test_state_round_trip_copies_and_pickles(example, make, tmp_path):
+    collection, configs, _ = make(example)
+    torch.save(collection.state_dict(), tmp_path / "state.pt")
+    torch.manual_seed(1)
+    fresh = type(collection)(configs, {"*": example.make(as_tables(configs))})
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    state = list(collection.state_dict().values())
+    for twin in (fresh, copy.deepcopy(collection), pickle.loads(pickle.dumps(collection))):
+        assert list(twin.state_dict()) == list(collection.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(twin.state_dict().values(), state, strict=True))
+        mine, theirs = collection(batch(RAGGED)), twin(batch(RAGGED))
+        for key in mine.keys():  # noqa: SIM118 (a KeyedTensor)
+            a, b = (mine[key], theirs[key]) if make is bags else (mine[key].values(), theirs[key].values())
+            assert torch.equal(a, b)
+    with torch.no_grad():
+        next(iter(stores_of(twin).values())).add_(1.0)
+        assert not torch.equal(next(iter(stores_of(twin).values())), next(iter(stores_of(collection).values())))
+
+
+@every_method
+def test_another_configuration_is_named(example):
+    configs = bag_tables()
+    collection, *_ = bags(example)
+    larger = bag_tables()
+    larger[0].num_embeddings = 21
+    other = CompressedEmbeddingBagCollection(larger, {"*": example.make(as_tables(larger))})
+    with pytest.raises((ValueError, RuntimeError), match=r"users[\s\S]*(21|20)"):
+        other.load_state_dict(collection.state_dict())
+    assert configs[0].feature_names == ["user", "friend"]
+
+
+@every_method
+def test_bytes_are_those_of_the_plan(example):
+    for make in (bags, sequences):
+        collection, configs, method = make(example)
+        assert embcomp.nbytes(collection) == method.plan(as_tables(configs)).nbytes()
+
+
+@every_method
+def test_encoders_hold_no_parameters(example):
+    """What a training pipeline runs ahead, and what sharding must not touch."""
+    for make in (bags, sequences):
+        collection, *_ = make(example)
+        for branch in collection.branches.values():
+            assert list(branch.encoder.parameters()) == []
+        names = [name for name, _ in collection.named_parameters()]
+        assert names
+        assert all(".collection." in name for name in names)
+
+
+@every_method
+def test_configs_are_left_alone_and_answered(example):
+    configs = bag_tables()
+    before = copy.deepcopy(configs)
+    collection = CompressedEmbeddingBagCollection(configs, {"*": example.make(as_tables(configs))})
+    assert collection.embedding_bag_configs() == configs
+    assert [c.feature_names for c in configs] == [c.feature_names for c in before]
+    assert not collection.is_weighted()
+
+
+@every_method
+def test_meta_device_then_loaded(example):
+    """Built without memory, then filled from a state dict: rows and look-ups as in the original."""
+    collection, configs, method = bags(example)
+    for build in ("argument", "context"):
+        if build == "argument":
+            empty = CompressedEmbeddingBagCollection(configs, {"*": method}, device="meta")
+        else:
+            with torch.device("meta"):
+                empty = CompressedEmbeddingBagCollection(configs, {"*": method})
+        assert empty.device.type == "meta"
+        empty.load_state_dict(collection.state_dict(), assign=True)
+        assert torch.equal(empty(batch(RAGGED)).values(), collection(batch(RAGGED)).values())
