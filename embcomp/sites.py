@@ -167,8 +167,8 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
                 other = _owner(weight, owned)
                 if other:
                     raise ValueError(
-                        f"cannot compress {site.paths[0]!r}: it shares its weight with {other!r}; use one module in both "
-                        "places, or exclude both tables with embcomp.Full()"
+                        f"cannot compress {site.paths[0]!r}: it shares its weight with {other!r}; use one module in "
+                        "both places, or exclude both tables with embcomp.Full()"
                     )
                 owned[id(weight)] = owned[_address(weight)] = site.paths[0]
     registered = {id(module) for module in model.modules()}
@@ -188,8 +188,8 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
             held = _held(value, owned, registered)
             if held:
                 raise ValueError(
-                    f"cannot compress {held!r}: {_join(path, name)!r} keeps it (or its weight) outside the module tree, "
-                    "and would go on using the old one; clear it, or exclude the table with embcomp.Full()"
+                    f"cannot compress {held!r}: {_join(path, name)!r} keeps it (or its weight) outside the module "
+                    "tree, and would go on using the old one; clear it, or exclude the table with embcomp.Full()"
                 )
 
 
