@@ -98,7 +98,7 @@ def make(name: str, seed: int = 0) -> nn.Module:
 
 
 def tables(model: nn.Module) -> dict[str, nn.Embedding]:
-    return {path: module for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    return {path: module for path, module in model.named_modules() if type(module) is nn.Embedding}
 
 
 def batch(seed: int = 0) -> dict[str, Tensor]:

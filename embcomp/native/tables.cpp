@@ -4,13 +4,20 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
+#include <utility>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace {
 
 constexpr size_t kBagsPerBlock = 32;  // output of a block stays in the second-level cache
-constexpr size_t kAhead = 32;         // rows fetched ahead
+constexpr size_t kAhead = 16;         // rows fetched ahead
 
 inline void prefetch_row(const float* row, size_t dim) {
   for (size_t d = 0; d < dim; d += 16) __builtin_prefetch(row + d);
@@ -66,35 +73,61 @@ void backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t*
   }
 }
 
-// Kept between calls: fresh pages cost more than the arithmetic.
+// Memory kept between calls, in huge pages where the system gives them: fresh pages, and page walks while sorting, cost
+// more than the arithmetic.
+template <class T>
+class Buffer {
+ public:
+  T* at_least(size_t count) {
+    if (count > capacity_) {
+      std::free(data_);
+      const size_t bytes = (count * sizeof(T) + kHugePage - 1) / kHugePage * kHugePage;
+      data_ = static_cast<T*>(std::aligned_alloc(kHugePage, bytes));
+      if (!data_) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+      madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+      capacity_ = bytes / sizeof(T);
+    }
+    return data_;
+  }
+  ~Buffer() { std::free(data_); }
+
+ private:
+  static constexpr size_t kHugePage = (size_t)1 << 21;
+  T* data_ = nullptr;
+  size_t capacity_ = 0;
+};
+
 struct Scratch {
-  std::vector<uint64_t> pairs;       // row << 32 | look-up
-  std::vector<uint64_t> other;       // the other half of the sort
-  std::vector<const float*> source;  // per look-up, the gradient of the bag it belongs to
-  std::vector<float> sum;            // gradient of one row
+  Buffer<uint64_t> pairs;       // row << 32 | look-up
+  Buffer<uint64_t> other;       // the other half of the sort
+  Buffer<const float*> source;  // per look-up, the gradient of the bag it belongs to
+  Buffer<float> sum;            // gradient of one row
 };
 thread_local Scratch scratch;
 
 // Radix sort of the pairs by row, least significant digit first; rows then come in memory order.
-void sort_by_row(std::vector<uint64_t>& pairs, std::vector<uint64_t>& other, uint64_t num_rows) {
+// Returns the sorted half.
+uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_t num_rows) {
   unsigned bits = 1;
   while (bits < 32 && (num_rows - 1) >> bits) bits++;
   const unsigned passes = (bits + 11) / 12, digit = (bits + passes - 1) / passes;
   const uint64_t mask = (1u << digit) - 1;
   std::vector<size_t> count(mask + 1);
-  other.resize(pairs.size());
   for (unsigned shift = 32; shift < 32 + bits; shift += digit) {
     std::fill(count.begin(), count.end(), 0);
-    for (uint64_t pair : pairs) count[(pair >> shift) & mask]++;
+    for (size_t i = 0; i < n; i++) count[(pairs[i] >> shift) & mask]++;
     size_t total = 0;
     for (size_t& c : count) {
       const size_t here = c;
       c = total;
       total += here;
     }
-    for (uint64_t pair : pairs) other[count[(pair >> shift) & mask]++] = pair;
-    pairs.swap(other);
+    for (size_t i = 0; i < n; i++) other[count[(pairs[i] >> shift) & mask]++] = pairs[i];
+    std::swap(pairs, other);
   }
+  return pairs;
 }
 
 enum Optimizer { SGD = 0, ADAGRAD = 1, ROWWISE_ADAGRAD = 2 };
@@ -106,19 +139,16 @@ void update(float* table, size_t num_rows, size_t dim, const int64_t* rows, cons
   const size_t n = DIM ? DIM : dim;
   const int64_t first = offsets[0];
   const size_t lookups = (size_t)(offsets[features * batch] - first);
-  std::vector<uint64_t>& pairs = scratch.pairs;
-  std::vector<const float*>& source = scratch.source;
-  pairs.resize(lookups);
-  source.resize(lookups);
-  scratch.sum.resize(n);
+  uint64_t* pairs = scratch.pairs.at_least(lookups);
+  const float** source = scratch.source.at_least(lookups);
+  float* g = scratch.sum.at_least(n);
   for (size_t f = 0, i = 0; f < features; f++)
     for (size_t b = 0; b < batch; b++)
       for (int64_t j = offsets[f * batch + b]; j < offsets[f * batch + b + 1]; j++, i++) {
         pairs[i] = (uint64_t)rows[j] << 32 | (uint64_t)i;
         source[i] = grad + b * grad_stride + columns[f];
       }
-  sort_by_row(pairs, scratch.other, num_rows);
-  float* g = scratch.sum.data();
+  pairs = sort_by_row(pairs, scratch.other.at_least(lookups), lookups, num_rows);
   for (size_t i = 0; i < lookups;) {
     const uint64_t row = pairs[i] >> 32;
     std::memset(g, 0, n * sizeof(float));

@@ -7,8 +7,10 @@ from torch.nn import functional as F
 from embcomp.methods.base import Store
 
 
-class PlainStore(nn.Module):
+class PlainStore(nn.Embedding):
     """A table of rows. Several compressed tables may hold the same instance.
+
+    An `nn.Embedding`, so that code which looks for those (regularisers, initialisers) finds what is trained.
 
     Attributes:
         weight: [rows, dim].
@@ -21,11 +23,8 @@ class PlainStore(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.store = store
-        self.sparse = sparse
-        self.weight = nn.Parameter(torch.empty(store.rows, store.dim, device=device, dtype=dtype))
-        self.reset_parameters()
+        self.store = store  # before the constructor, which draws the rows
+        super().__init__(store.rows, store.dim, sparse=sparse, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Rows as `nn.Embedding` draws them, so that the sum of `summands` of them has variance 1."""
@@ -54,9 +53,6 @@ class PlainStore(nn.Module):
             per_sample_weights=None if weights is None else weights.to(self.weight.dtype).reshape(-1),
             include_last_offset=True,
         )
-
-    def extra_repr(self) -> str:
-        return f"{self.store.rows}, {self.store.dim}"
 
 
 def pool_vectors(vectors: Tensor, offsets: Tensor, mode: str, weights: Tensor | None = None) -> Tensor:
