@@ -85,9 +85,9 @@ def compress_(
         Bytes before and after, table by table.
 
     Raises:
+        TypeError: a value of `methods` is not a method's configuration.
         ValueError: a pattern matches no table; a method cannot compress a table; or a table cannot be swapped: its
-        weight
-            is held elsewhere in the model, `max_norm`, a subclass with behaviour of its own, a sharded module.
+            weight is held elsewhere in the model, `max_norm`, a subclass with behaviour of its own, a sharded module.
 
     Example:
         >>> import torch, embcomp
@@ -108,12 +108,17 @@ def compress_(
     check_not_held(model, touched)
     weights = _checked_counts(touched, counts or {})
     torch_sites = [site for site in touched if isinstance(site, TorchSite)]
+    if init == "warm":
+        _check_trained(touched)
     swaps = _torch_swaps(torch_sites, chosen) + _torchrec_swaps([s for s in touched if s not in torch_sites], chosen)
     for swap in swaps:
         kept = [part for part in swap.parts if isinstance(part.method, Full)]
-        warm_start([part.trained(weights) for part in (swap.parts if init == "warm" else kept)], swap.stores)
+        learned = [part for part in swap.parts if init == "warm" and not isinstance(part.method, Full)]
+        warm_start([part.trained({}) for part in kept + learned if not part.weight.is_meta], swap.stores)
+        if weights and learned:  # over the plain means, which stay where no id with a count maps to a row
+            warm_start([part.trained(weights) for part in learned], swap.stores)
         for name, store in swap.stores.items():
-            store.requires_grad_(any(p.trainable for p in swap.parts if name in p.stores))
+            store.requires_grad_(any(p.weight.requires_grad for p in swap.parts if name in p.stores))
     for swap in swaps:
         for site, replacement in swap.replacements:
             site.put(model, replacement)
@@ -137,11 +142,11 @@ class _Part:
         return {chunk.store for chunk in self.plan.chunks}
 
     @property
-    def trainable(self) -> bool:
-        return self.site.weight(self.name).requires_grad
+    def weight(self) -> Tensor:
+        return self.site.weight(self.name)
 
     def trained(self, counts: Mapping[str, Tensor]) -> Trained:
-        vectors = self.site.weight(self.name).detach()
+        vectors = self.weight.detach()
         given = counts.get(self.name)
         weigh = torch.ones(vectors.shape[0]) if given is None else given.float()
         weigh = weigh.to(vectors.device, copy=True)
@@ -161,7 +166,7 @@ class _Swap:
 
     def report(self) -> Iterator[TableReport]:
         """One line a table; the bytes of a shared store are split in proportion to the tables it replaces."""
-        before = {part.name: part.site.weight(part.name).nbytes for part in self.parts}
+        before = {part.name: part.weight.nbytes for part in self.parts}
         users = {store: [p.name for p in self.parts if store in p.stores] for store in self.stores}
         for part in self.parts:
             after = sum(buffer.nbytes for buffer in part.plan.encoder.buffers())
@@ -178,7 +183,12 @@ class _Swap:
 def _choose(sites: Sequence[Site], methods: Mapping[str, Method]) -> dict[Site, dict[str, Method]]:
     """For each site the methods of its tables that are to be compressed; `Full()` and unmatched tables are left out."""
     names = {(site, table): site.names(table) for site in sites for table in site.tables}
-    for pattern in methods:
+    for pattern, method in methods.items():
+        if not isinstance(method, Method):
+            raise TypeError(
+                f"methods[{pattern!r}] must be a method's configuration, such as embcomp.HashingTrick(rows=1000), "
+                f"got {method!r}"
+            )
         if pattern != "*" and not any(fnmatchcase(name, pattern) for all_names in names.values() for name in all_names):
             known = [all_names[0] for all_names in names.values()]
             raise ValueError(f"pattern {pattern!r} matches no table; the tables are {known}")
@@ -241,6 +251,12 @@ def _torchrec_swaps(sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, Me
         parts = [_Part(site, chosen[site].get(name, Full()), plan) for name, plan in plans.items()]
         swaps.append(_Swap(parts, stores_of(new), [(site, new)]))
     return swaps
+
+
+def _check_trained(sites: Sequence[Site]) -> None:
+    empty = [name for site in sites for name in site.tables if site.weight(name).is_meta]
+    if empty:
+        raise ValueError(f"tables {empty} are on the meta device and hold nothing to start from: use init='fresh'")
 
 
 def _checked_counts(sites: Sequence[Site], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -75,9 +75,9 @@ def _refine(trained: Sequence[Trained], stores: dict[str, Tensor], weight: dict[
     x = {name: store.float().clone() for name, store in stores.items()}
     residual = _normal(trained, x, subtract_from_target=True)
     direction = {name: value.clone() for name, value in residual.items()}
-    size = _dot(residual, residual)
+    size = start = _dot(residual, residual)
     for _ in range(steps):
-        if size <= 1e-12:
+        if size <= 1e-12 * start:
             break
         image = _normal(trained, direction, subtract_from_target=False)
         step = size / _dot(direction, image)

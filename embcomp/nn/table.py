@@ -106,7 +106,12 @@ class CompressedTable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`materialize()`, computed at each access: code that reads `.weight` (tied outputs) goes on working."""
+        """`materialize()`, computed at each access: code that reads `.weight` (tied outputs) goes on working.
+
+        An open id space has no full table, hence no such attribute.
+        """
+        if self.num_embeddings is None:
+            raise AttributeError("num_embeddings is None, so there is no full table")
         return self.materialize()
 
     def extra_repr(self) -> str:
