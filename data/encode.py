@@ -1,6 +1,6 @@
 """Raw rows -> encoded Arrow files.
 
-Arrow IPC rather than parquet: a batch costs a gather from mapped memory, not the decoding of 65,536 rows of each
+Arrow IPC rather than parquet: a batch costs a gather from mapped memory, not the decoding of 16,384 rows of each
 column, which alone would take longer than all else that the loader does.
 """
 
@@ -21,7 +21,7 @@ from data.source import Source
 from data.splits import SPLIT, SPLITS
 from data.survey import check_columns, survey
 
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS = 1 << 14
 
 
 def encode(source: Source, folder: Path, name: str) -> None:

@@ -19,7 +19,7 @@ WINDOW_ROWS = 1 << 20
 class Loader:
     """Iterates over the batches of one split, in an order that depends only on (seed, epoch).
 
-    Shuffled rows: the chunks of the file (65,536 rows) are permuted, then rows are permuted inside windows of
+    Shuffled rows: the chunks of the file (16,384 rows) are permuted, then rows are permuted inside windows of
     consecutive chunks that hold at least `window_rows` rows. A file that fits in one window is thus permuted as a
     whole. Memory holds two windows at most. Skipped windows are not read, so `start_batch` is cheap.
 
@@ -56,7 +56,8 @@ class Loader:
         self.shuffle, self.seed, self.epoch, self.prefetch = shuffle, seed, epoch, prefetch
         with pa.memory_map(str(path)) as source:
             file = pa.ipc.open_file(source)
-            self._chunk_rows = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
+            last = file.num_record_batches - 1  # all others are as long as the first
+            self._chunk_rows = [file.get_batch(0).num_rows] * last + [file.get_batch(last).num_rows]
         rows = sum(self._chunk_rows)
         self.num_rows = rows - rows % batch_size if drop_last else rows
         batches = -(-self.num_rows // batch_size)

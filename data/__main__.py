@@ -1,0 +1,83 @@
+"""`python -m data`: fetch, list and look at data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from data.fetch import fetch as fetch_archive
+from data.registry import DATASETS, load, root_folder
+from data.schema import DataError, known
+from data.sources import SOURCES
+
+app = typer.Typer(help="Click data sets.", no_args_is_help=True, pretty_exceptions_enable=False)
+Name = Annotated[str, typer.Argument(help="name of the data set")]
+Root = Annotated[Path | None, typer.Option(help="folder of all source data, by default what EMBCOMP_DATA names")]
+
+
+@app.command()
+def fetch(
+    name: Name,
+    root: Root = None,
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="accept the publisher's terms")] = False,
+) -> None:
+    """Download a data set from its public source into ROOT; goes on where an earlier call stopped."""
+    source = SOURCES.get(known("data set", name, DATASETS))
+    if source is None:
+        raise DataError(f"there is nothing to fetch for {name!r}; it is generated or read from your own files")
+    folder = root_folder(root) / str(DATASETS[name].folder)
+    if isinstance(source, str):
+        raise DataError(source.format(folder=folder))
+    if source.accept and not accept_terms:
+        raise DataError(f"{name} comes under {source.terms}. Read them, then add --accept-terms")
+    console = Console(stderr=True)
+    console.print(f"{source.url}\nTerms: {source.terms}", highlight=False)
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(name, total=None)
+        written = fetch_archive(source, folder, lambda done, total: progress.update(task, completed=done, total=total))
+    typer.echo("\n".join(map(str, written)) if written else f"{folder} has all files")
+
+
+@app.command(name="list")
+def list_() -> None:
+    """Say which data sets there are, and whether their files are there."""
+    table = Table("name", "source", "options")
+    for name, dataset in DATASETS.items():
+        source = SOURCES.get(name)
+        where = "own files" if dataset.files else "generated"
+        if source:
+            where = "by hand, see fetch" if isinstance(source, str) else "fetch"
+        table.add_row(name, where, ", ".join(dataset.options))
+    Console().print(table)
+
+
+@app.command()
+def head(
+    name: Name,
+    root: Root = None,
+    cache: Annotated[Path | None, typer.Option(help="folder of encoded data")] = None,
+    split: str = "train",
+    rows: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """Print the first encoded rows of a split, and the sizes."""
+    clicks = load(name, root=root, cache=cache)
+    typer.echo(clicks)
+    typer.echo(clicks.split(split).head(rows).collect())
+
+
+def main() -> None:
+    try:
+        app()
+    except DataError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
