@@ -18,7 +18,15 @@ from embcomp.warm import Trained, warm_start
 
 @dataclass(frozen=True)
 class TableReport:
-    """One table before and after. `bytes_after` holds its maps and its part of a shared store."""
+    """One table before and after. `bytes_after` holds its maps and its part of a shared store.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 8)})
+        >>> (table,) = embcomp.compress_(model, {"item": embcomp.HashingTrick(rows=100)}).tables
+        >>> table.name, table.rows, table.bytes_before, table.bytes_after
+        ('item', 100, 32000, 3208)
+    """
 
     name: str
     method: str
@@ -34,7 +42,15 @@ class TableReport:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What `compress_` did; `print(report)` shows it as a table."""
+    """What `compress_` did; `print(report)` shows it as a table.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 8)})
+        >>> report = embcomp.compress_(model, {"item": embcomp.HashingTrick(rows=100)})
+        >>> report.bytes_before, report.bytes_after, round(report.ratio, 1)
+        (32000, 3208, 10.0)
+    """
 
     tables: list[TableReport] = field(default_factory=list)
 

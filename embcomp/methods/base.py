@@ -31,6 +31,10 @@ class Table:
         name: part of the hash keys, so that two tables with the same ids read unrelated rows.
         num_embeddings: how many ids there are; None leaves the id space open (any non-negative int64).
         embedding_dim: the width of an id's vector.
+
+    Example:
+        >>> Table("item", num_embeddings=10_000, embedding_dim=16)
+        Table(name='item', num_embeddings=10000, embedding_dim=16)
     """
 
     name: str
@@ -107,6 +111,11 @@ class Encoder(nn.Module, abc.ABC):
             on_meta = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
             return torch.func.functional_call(self, on_meta, (ids,))
         return self.encode(ids)
+
+    def packed(self, ids: Tensor) -> Tensor:
+        """The rows of all chunks, one chunk after the other, flat: what a KeyedJaggedTensor takes. Checks as `forward`."""
+        rows = [chunk.rows.reshape(-1) for chunk in self(ids)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def get_extra_state(self) -> Tensor:
         text = json.dumps({"table": self.table.name, **self.config}, sort_keys=True)
@@ -244,6 +253,11 @@ class Method(abc.ABC):
 
     Attributes:
         shares_store: whether the tables of a group read one store, and so must live in one module tree.
+
+    Example:
+        >>> import embcomp
+        >>> embcomp.METHODS["HashingTrick"](rows=100)
+        HashingTrick(rows=100, seed=0)
     """
 
     shares_store: ClassVar[bool] = False
