@@ -1,0 +1,166 @@
+"""The command line: `python -m experiments run | report | demo | bench`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from experiments.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in each job.")]
+
+
+@app.command()
+def run(
+    paths: Annotated[list[Path], typer.Argument(help="TOML files, folders of them, or names in experiments/configs.")],
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
+    filter: Annotated[str, typer.Option(help="Only runs whose name matches this pattern.")] = "*",
+    force: Annotated[bool, typer.Option(help="Run again what is current already.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    threads: Threads = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints and TensorBoard scalars.")] = Path("out"),
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 30.0,
+    dry_run: Annotated[bool, typer.Option(help="Say what would run.")] = False,
+) -> None:
+    """Train experiments; runs whose result is current are skipped, a killed run goes on where it stood."""
+    from experiments.load import find, load
+
+    chosen = _seeds(seeds)
+    experiments = [load(path) for path in find(paths)]
+    runs = [run for experiment in experiments for run in experiment.runs()]
+    runs = [run for run in runs if (chosen is None or run.seed in chosen) and _matches(run.name, filter)]
+    if not runs:
+        raise InputError(f"no run matches --filter {filter!r}" + (f" and --seeds {seeds}" if seeds else ""))
+
+    from experiments import results as files
+    from experiments.runner import Settings, forget, run_all
+
+    folder = results or files.RESULTS
+    pending = runs if force else [run for run in runs if not files.is_current(run, folder)]
+    if len(pending) < len(runs):
+        console.print(f"{len(runs) - len(pending)} of {len(runs)} runs are current")
+    if dry_run:
+        for each in pending:
+            console.print(f"{each.experiment}/{each.name}", highlight=False)
+        return
+    settings = Settings(folder, out, device, threads, checkpoint_seconds)
+    if force:
+        for each in pending:
+            forget(each, settings)
+    summary = run_all(pending, settings, console, min(jobs, max(len(pending), 1)))
+    if summary.bad_input:
+        raise typer.Exit(2)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments, by default all.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the HTML page.")] = Path("out/report"),
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write Markdown and SVG files for the docs here instead.")
+    ] = None,
+) -> None:
+    """Tables and pictures of all results: one HTML page that needs nothing else."""
+    from experiments.report import write_html, write_markdown
+    from experiments.results import RESULTS
+
+    folder = results or RESULTS
+    path = write_markdown(folder, markdown, names) if markdown else write_html(folder, out / "index.html", names)
+    console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of all that it writes.")] = Path("out/demo"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side, by default two where cores allow.")
+    ] = None,
+) -> None:
+    """Train full and compressed tables in a few minutes, and show what was saved and what it cost."""
+    from experiments.demo import run_demo
+
+    console.print(f"wrote {run_demo(out, jobs or min(2, os.cpu_count() or 1), console)}", highlight=False)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="A module of experiments/bench; without it, their names.")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="KEY=VALUE for the bench.")] = None,
+) -> None:
+    """Measure: ratios of paired timings, with their spread."""
+    from experiments.bench import check_options, find, names, show
+    from experiments.files import write_json
+
+    if not name:
+        console.print("\n".join(names()))
+        return
+    call, options = find(name), _options(option or [])
+    check_options(name, options)
+    if json_file is not None and not json_file.parent.is_dir():
+        raise InputError(f"--json {json_file}: there is no folder {json_file.parent}")
+    rows = call(console, **options)
+    show(console, name, rows)
+    if json_file is not None:
+        write_json(json_file, [asdict(row) for row in rows])
+        console.print(f"wrote {json_file}", highlight=False)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*{pattern}*")
+
+
+def _seeds(text: str | None) -> set[int] | None:
+    try:
+        return None if text is None else {int(part) for part in text.split(",")}
+    except ValueError:
+        raise InputError(f"--seeds {text}: give whole numbers with commas between, as 0,1,2") from None
+
+
+def _options(pairs: list[str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--option {pair}: write KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one message and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print("[red]error:[/] ", end="")
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from the last checkpoint")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Benches: `experiments/bench/<name>.py` defines `run(console, **options) -> list[BenchRow]`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.errors import InputError
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """How long `name` takes, as a multiple of what `against` takes: median and spread of paired rounds."""
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+    against: str
+
+
+Bench = Callable[..., list[BenchRow]]
+
+
+def names() -> list[str]:
+    """The modules of this package that define `run`."""
+    found = [module.name for module in pkgutil.iter_modules(__path__)]
+    return [name for name in found if hasattr(importlib.import_module(f"{__name__}.{name}"), "run")]
+
+
+def find(name: str) -> Bench:
+    """The `run` of a bench. Raises InputError where there is none of that name."""
+    if name not in names():
+        raise InputError(f"no bench {name!r}: there are {', '.join(names()) or 'none'}")
+    return importlib.import_module(f"{__name__}.{name}").run
+
+
+def check_options(name: str, options: dict[str, object]) -> None:
+    """Raises InputError for an option that the bench does not take."""
+    parameters = inspect.signature(find(name)).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)][1:]
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return
+    for option in options:
+        if option not in known:
+            raise InputError(f"bench {name!r} takes no option {option!r}: it takes {', '.join(known) or 'none'}")
+
+
+def show(console: Console, title: str, rows: list[BenchRow]) -> None:
+    """Print rows as a table."""
+    table = Table(title=title)
+    for column in ("name", "against"):
+        table.add_column(column)
+    for column in ("ratio", "low", "high"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row.name, row.against, *(f"{value:.2f}x" for value in (row.ratio, row.low, row.high)))
+    console.print(table)

@@ -1,0 +1,228 @@
+"""An experiment as frozen dataclasses, as the TOML file says it.
+
+    experiment = "unified-ml1m"           # by default the name of the file
+    seeds = [0, 1, 2]
+    data = { name = "ml-1m" }
+    model = { name = "DCN", embedding_dim = 30, init_uniform = 0.05, options = { cross_layers = 1, hidden = [192] } }
+    optimizer = { name = "Adam", lr = 1e-3 }
+    training = { batch_size = 128, epochs = 10 }
+
+    [[methods]]
+    method = "UnifiedEmbedding"
+    options = { chunk_dim = 15 }
+    share = [0.5, 0.1]
+
+gives the runs methods x budgets x seeds. `experiments.load` reads and checks such a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_strict = ConfigDict(extra="forbid")
+
+
+def _many(value: Any) -> Any:
+    """One value or a list of them -> a tuple."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seeds = Annotated[tuple[NotNegative, ...], BeforeValidator(_many), Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class DataConfig:
+    """A data set and the options of its reader (`data.load`)."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class ModelConfig:
+    """A model of `recsys_models` and its options.
+
+    Attributes:
+        embedding_dim: of every feature.
+        init_uniform: tables start uniform in +- this.
+        init_normal: tables start normal with this standard deviation. Without either, torchrec's own start.
+        linear: give the model first-order weights of their own, a full table of width 1 per feature.
+        options: of the model.
+    """
+
+    name: str
+    embedding_dim: Positive
+    init_uniform: Rate | None = None
+    init_normal: Rate | None = None
+    linear: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class OptimizerConfig:
+    """How parameters move.
+
+    Attributes:
+        name: optimizer of the parameters.
+        weight_decay: L2 on all parameters but the tables.
+        embedding: fused optimizer of the tables, updating them in backward; None puts them under `name` as well.
+        embedding_lr: learning rate of the tables, by default `lr`.
+        embedding_weight_decay: L2 on the whole tables at every step, decay / 2 * ||E||^2 in the loss, which is what
+            the `embedding_regularizer` of FuxiCTR's (BARS's) recipes adds.
+        max_grad_norm: clip gradients to this norm.
+    """
+
+    name: Literal["Adam", "Adagrad", "SGD"] = "Adam"
+    lr: Rate = 1e-3
+    weight_decay: Rate = 0.0
+    embedding: Literal["RowWiseAdagrad", "Adagrad", "SGD"] | None = None
+    embedding_lr: Rate | None = None
+    embedding_weight_decay: Rate = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class TrainingConfig:
+    """How long to train.
+
+    Attributes:
+        epochs: at most so many.
+        monitor: metric of the valid split that says which epoch was best; its weights are tested.
+        patience: stop after so many epochs in a row without a new best.
+        min_delta: a new best is better by more than this.
+        lr_factor: learning rates are multiplied by this after an epoch without a new best.
+    """
+
+    batch_size: Positive
+    eval_batch_size: Positive = 8192
+    epochs: Positive
+    monitor: Literal["valid/auc", "valid/gauc", "valid/logloss", "valid/ne"] = "valid/auc"
+    patience: Positive = 2
+    min_delta: Rate = 1e-6
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_lr: Rate = 1e-6
+
+    @property
+    def maximise(self) -> bool:
+        return self.monitor.endswith("auc")
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class SliceConfig:
+    """Rows whose id of `feature` occurs min_count <= n <= max_count times in training: metrics `test/auc/<slice>`."""
+
+    feature: str
+    min_count: NotNegative = 0
+    max_count: NotNegative | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class MethodConfig:
+    """A method by its class name, its options, and at most one kind of budget.
+
+    Attributes:
+        rows: the method's `rows`.
+        nbytes: bytes of tables and maps.
+        share: bytes of tables and maps, as a share of the full tables'.
+        label: name in tables and pictures.
+        seeds: in place of the experiment's.
+    """
+
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    rows: Annotated[tuple[Positive, ...], BeforeValidator(_many)] | None = None
+    nbytes: Annotated[tuple[Positive, ...], BeforeValidator(_many)] | None = None
+    share: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_many)] | None = None
+    label: str | None = None
+    seeds: Seeds | None = None
+
+    @property
+    def budgets(self) -> list[tuple[str, int | float] | None]:
+        """(kind, value) of each budget; [None] where there is none."""
+        given = [(kind, value) for kind in ("rows", "nbytes", "share") for value in getattr(self, kind) or ()]
+        return list(given) or [None]
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class ExperimentConfig:
+    """One TOML file."""
+
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    training: TrainingConfig
+    slices: dict[str, SliceConfig] = Field(default_factory=dict)
+    methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_many), Field(min_length=1)]
+    seeds: Seeds = (0,)
+
+    def runs(self) -> Iterator[RunConfig]:
+        """Methods x budgets x seeds; seeds outermost, so that a part of the runs already shows the whole picture."""
+        entries = [(method, budget) for method in self.methods for budget in method.budgets]
+        seeds = dict.fromkeys(seed for method in self.methods for seed in method.seeds or self.seeds)
+        for seed in seeds:
+            for method, budget in entries:
+                if seed in (method.seeds or self.seeds):
+                    yield RunConfig(
+                        experiment=self.experiment,
+                        data=self.data,
+                        model=self.model,
+                        optimizer=self.optimizer,
+                        training=self.training,
+                        slices=self.slices,
+                        method=replace(method, rows=None, nbytes=None, share=None, seeds=None),
+                        budget=budget,
+                        seed=seed,
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training: a method at one budget (kind, value) with one seed."""
+
+    experiment: str
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    slices: dict[str, SliceConfig]
+    method: MethodConfig
+    budget: tuple[str, int | float] | None
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Method and options, as tables and pictures call them."""
+        if self.method.label:
+            return self.method.label
+        options = ", ".join(f"{name}={value}" for name, value in self.method.options.items())
+        return f"{self.method.method}({options})" if options else self.method.method
+
+    @property
+    def name(self) -> str:
+        """Unique in the experiment, fit for a file name."""
+        budget = f"-{self.budget[0]}{self.budget[1]:g}" if self.budget and self.budget[0] == "share" else ""
+        if self.budget and not budget:
+            budget = f"-{self.budget[0]}{self.budget[1]}"
+        plain = "".join(c if c.isalnum() or c in "=._" else "-" for c in self.label).replace("--", "-").strip("-")
+        return f"{self.data.name}-{plain}{budget}-seed{self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without what was not given for the method."""
+        values = asdict(self)
+        values["method"] = {
+            "method": self.method.method,
+            "options": self.method.options,
+            **({self.budget[0]: self.budget[1]} if self.budget else {}),
+        }
+        del values["budget"]
+        return values

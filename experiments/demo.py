@@ -1,0 +1,70 @@
+"""The demo: full and compressed tables side by side, in a few minutes on two cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from data import DataError, load
+from experiments.config import ExperimentConfig
+from experiments.load import check
+from experiments.report import collect, write_html
+from experiments.report.collect import Section
+from experiments.results import is_current
+from experiments.runner import Settings, run_all
+
+_SHARES = [0.1, 0.03]
+_VALUES: dict[str, Any] = {
+    "experiment": "demo",
+    "model": {"name": "DCNv2", "embedding_dim": 16, "options": {"cross_layers": 2, "hidden": [64, 32]}},
+    "optimizer": {"name": "Adam", "lr": 2e-3},
+    "training": {"batch_size": 1024, "epochs": 3, "patience": 1, "eval_batch_size": 8192},
+    "methods": [
+        {"method": "Full"},
+        {"method": "HashingTrick", "share": _SHARES},
+        {"method": "DoubleHash", "share": _SHARES},
+        {"method": "QuotientRemainder", "share": _SHARES},
+        {"method": "FrequencyHash", "share": _SHARES},
+        {"method": "UnifiedEmbedding", "options": {"chunk_dim": 8}, "share": _SHARES},
+    ],
+}
+
+
+def experiment() -> ExperimentConfig:
+    """On MovieLens-1M where EMBCOMP_DATA holds it, else on synthetic clicks."""
+    try:
+        load("ml-1m")
+        source: dict[str, Any] = {"name": "ml-1m"}
+    except DataError:
+        source = {"name": "synthetic", "options": {"num_rows": 600_000}}
+    return check({**_VALUES, "data": source}, "demo")
+
+
+def run_demo(out: Path, jobs: int, console: Console, config: ExperimentConfig | None = None) -> Path:
+    """Train, print a table, write `report.html` into `out`."""
+    results = out / "results"
+    config = config or experiment()
+    runs = list(config.runs())
+    console.print(f"{config.model.name} on {config.data.name}: {len(runs)} runs", highlight=False)
+    pending = [run for run in runs if not is_current(run, results)]
+    summary = run_all(pending, Settings(results, out), console, jobs)
+    if summary.bad_input or summary.failed:
+        raise SystemExit(2 if summary.bad_input else 1)
+    section = next(s for s in collect(results, [config.experiment]) if s.dataset == config.data.name)
+    console.print(_table(section))
+    return write_html(results, out / "report.html", [config.experiment], title="embcomp demo")
+
+
+def _table(section: Section) -> Table:
+    table = Table(title=section.title)
+    table.add_column("method")
+    for column in ("bytes", "share", "AUC", "log-loss"):
+        table.add_column(column, justify="right")
+    for row in section.rows:
+        scores = (f"{row.metrics[name].mean:.4f}" for name in ("auc", "logloss"))
+        table.add_row(row.label, decimal(row.nbytes, precision=2), f"{row.share:.1%}", *scores)
+    return table

@@ -1,0 +1,75 @@
+"""A model's metrics on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from data import ClickData
+from experiments.config import SliceConfig
+from experiments.errors import InputError
+from experiments.metrics import sliced_metrics
+from experiments.task import counts_of
+
+
+def evaluate(
+    model: nn.Module,
+    clicks: ClickData,
+    split: str,
+    batch_size: int,
+    *,
+    device: torch.device,
+    slices: Mapping[str, SliceConfig] | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
+    """`<split>/<metric>`, and for each slice `<split>/<metric>/<slice>`; boolean columns of the batches are slices too.
+
+    Args:
+        tick: called with the number of batches done.
+
+    Raises:
+        InputError: a slice over a feature that does not exist or is multi-hot.
+    """
+    group = clicks.schema.group
+    wanted = dict(slices or {})
+    counts = {name: _counts(clicks, part.feature, name) for name, part in wanted.items()}
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    groups: list[Tensor] = []
+    inside: dict[str, list[Tensor]] = {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for number, batch in enumerate(clicks.loader(split, batch_size), 1):
+                on_device = batch.to(device) if device.type != "cpu" else batch
+                logits.append(model(on_device.dense, on_device.sparse).float().cpu())
+                labels.append(batch.label)
+                if group is not None:
+                    groups.append(batch.columns[group])
+                for name, part in wanted.items():
+                    seen = counts[name].index_select(0, batch.sparse[part.feature].values())
+                    most = torch.iinfo(torch.int64).max if part.max_count is None else part.max_count
+                    inside.setdefault(name, []).append((seen >= part.min_count) & (seen <= most))
+                for name, column in batch.columns.items():
+                    if column.dtype == torch.bool:
+                        inside.setdefault(name, []).append(column)
+                tick(number)
+    finally:
+        model.train(training)
+    if not logits:
+        raise InputError(f"the {split} split of {clicks.name!r} is empty")
+    rows = {name: torch.cat(parts) for name, parts in inside.items()}
+    found = sliced_metrics(torch.cat(logits), torch.cat(labels), torch.cat(groups) if groups else None, rows)
+    return {f"{split}/{name}": value for name, value in found.items()}
+
+
+def _counts(clicks: ClickData, feature: str, name: str) -> Tensor:
+    known = {f.name: f for f in clicks.schema.features}
+    if feature not in known:
+        raise InputError(f"slices.{name}.feature: no feature {feature!r}; there are {', '.join(known)}")
+    if known[feature].multi_hot:
+        raise InputError(f"slices.{name}.feature: {feature!r} is multi-hot; slices need one id per row")
+    return counts_of(clicks.folder)[feature]

@@ -1,0 +1,183 @@
+"""TOML files -> checked experiments. Everything that can be known without data is checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from data.registry import DATASETS
+from embcomp.methods import METHODS
+from experiments.config import (
+    DataConfig,
+    ExperimentConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SliceConfig,
+    TrainingConfig,
+)
+from experiments.errors import InputError
+from recsys_models.build import MODELS
+
+CONFIGS = Path(__file__).parent / "configs"
+_SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "optimizer": OptimizerConfig,
+    "training": TrainingConfig,
+    "methods": MethodConfig,
+    "slices": SliceConfig,
+}
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """The TOML files among `paths` and in the folders among them. A bare name is one of `experiments/configs`."""
+    files: list[Path] = []
+    for path in paths:
+        known = CONFIGS / f"{path}.toml"
+        if path.is_dir():
+            inside = sorted(path.rglob("*.toml"))
+            if not inside:
+                raise InputError(f"{path}: the folder holds no .toml file")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        elif known.is_file():
+            files.append(known)
+        else:
+            names = sorted(file.stem for file in CONFIGS.glob("*.toml"))
+            raise InputError(f"{path}: no such file{_hint(str(path.stem), names)}")
+    return list(dict.fromkeys(files))
+
+
+def load(path: Path) -> ExperimentConfig:
+    """Read and check one file.
+
+    Raises:
+        InputError: not TOML (with the line), unknown or missing keys, values of the wrong type, unknown names.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    return check(values, str(path), path.stem)
+
+
+def check(values: dict[str, Any], place: str, default_name: str = "experiment") -> ExperimentConfig:
+    """Values as TOML gives them -> an experiment; `place` goes into messages."""
+    try:
+        # As JSON, because strict validation takes tables and arrays for dataclasses and tuples only there.
+        text = json.dumps({"experiment": default_name, **values}, default=str)
+        experiment = TypeAdapter(ExperimentConfig).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{place}: {_explain(e)}" for e in error.errors())) from None
+    problems = [*_data(experiment.data), *_model(experiment.model), *_slices(experiment)]
+    for number, method in enumerate(experiment.methods):
+        problems += _method(method, f"methods[{number}]")
+    if not problems:
+        names = Counter(run.name for run in experiment.runs())
+        problems += [f"two runs are called {name!r}: tell them apart by label" for name, n in names.items() if n > 1]
+    if problems:
+        raise InputError("\n".join(f"{place}: {problem}" for problem in problems))
+    return experiment
+
+
+def _data(data: DataConfig) -> Iterable[str]:
+    if data.name not in DATASETS:
+        yield f"data.name: unknown data set {data.name!r}{_hint(data.name, DATASETS)}"
+        return
+    known = {*DATASETS[data.name].options, "folder"}
+    yield from _unknown("data.options", data.options, known)
+    folder = Path(str(data.options.get("folder", "")))
+    if folder.is_absolute():
+        yield f"data.options.folder: {folder} is absolute; name it relative to EMBCOMP_DATA, for others to run it too"
+
+
+def _model(model: ModelConfig) -> Iterable[str]:
+    plain = {_plain(name): cls for name, cls in MODELS.items()}
+    cls = plain.get(_plain(model.name))
+    if cls is None:
+        yield f"model.name: unknown model {model.name!r}{_hint(model.name, MODELS)}"
+        return
+    given = {"self", "embeddings", "feature_names", "dims", "num_dense", "linear"}
+    parameters = inspect.signature(cls.__init__).parameters
+    yield from _unknown("model.options", model.options, set(parameters) - given)
+    if model.linear and "linear" not in parameters:
+        yield f"model.linear: {model.name} takes no first-order weights; leave it out"
+    if model.init_uniform is not None and model.init_normal is not None:
+        yield "model: give init_uniform or init_normal, not both"
+
+
+def _method(config: MethodConfig, key: str) -> Iterable[str]:
+    cls = METHODS.get(config.method)
+    if cls is None:
+        yield f"{key}.method: unknown method {config.method!r}{_hint(config.method, METHODS)}"
+        return
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    yield from _unknown(f"{key}.options", config.options, fields)
+    given = [kind for kind in ("rows", "nbytes", "share") if getattr(config, kind) is not None]
+    if "rows" in config.options:
+        given.append("options.rows")
+    if len(given) > 1:
+        yield f"{key}: give one budget, not {' and '.join(given)}"
+    if config.rows is not None and "rows" not in fields:
+        yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
+    needs = [name for name in fields if _required(fields[name]) and name not in config.options and name != "counts"]
+    if needs and not given:
+        yield f"{key}: {config.method} needs {' and '.join(needs)}: give rows, nbytes or share"
+    elif config.rows is not None and (missing := [name for name in needs if name != "rows"]):
+        yield f"{key}.options: {config.method} with rows needs {' and '.join(missing)}"
+
+
+def _slices(experiment: ExperimentConfig) -> Iterable[str]:
+    for name, part in experiment.slices.items():
+        if part.max_count is not None and part.max_count < part.min_count:
+            yield f"slices.{name}: max_count {part.max_count} is below min_count {part.min_count}"
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _unknown(key: str, given: Iterable[str], known: Iterable[str]) -> Iterable[str]:
+    known = sorted(known)
+    return [f"{key}: unknown option {name!r}{_hint(name, known)}" for name in given if name not in known]
+
+
+def _explain(error: Any) -> str:
+    """One message of pydantic with the TOML key, and the nearest known key where it is unknown."""
+    keys = [part for part in error["loc"] if isinstance(part, int) or not part.startswith("function-")]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).lstrip(".")
+    if error["type"] == "unexpected_keyword_argument":
+        return f"unknown key {key!r}{_hint(str(keys[-1]), _known_keys(keys[:-1]))}"
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"missing key {key!r}"
+    return f"{key}: {error['msg'].lower()}, not {error['input']!r}"
+
+
+def _known_keys(keys: list[Any]) -> list[str]:
+    """The keys of the table at this place of the file."""
+    return [field.name for field in dataclasses.fields(_SECTIONS[keys[0]] if keys else ExperimentConfig)]
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    by_plain = {_plain(other): other for other in known}
+    near = get_close_matches(_plain(name), by_plain, n=1, cutoff=0.5)
+    if near:
+        return f": did you mean {by_plain[near[0]]!r}?"
+    return f": there are {', '.join(by_plain.values())}" if by_plain else ""
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

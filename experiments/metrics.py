@@ -1,0 +1,73 @@
+"""Metrics of clicks, exact: no bins, no samples.
+
+AUC is the Mann-Whitney statistic with ties counted half. Grouped AUC is the mean of the groups' AUCs, weighted by their
+rows, over the groups that hold both classes (Zhou et al. 2018, arXiv 1706.06978, section 6.2). Normalised entropy is
+log-loss over the entropy of the mean label (He et al. 2014).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import polars as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from experiments.errors import Diverged, InputError
+
+
+def click_metrics(logits: Tensor, labels: Tensor, group: Tensor | None = None) -> dict[str, float]:
+    """Metrics of one set of rows: `auc`, `logloss`, `ne`, and `gauc` where there is a group.
+
+    Args:
+        logits: float [N].
+        labels: float [N], 0 or 1.
+        group: int64 [N].
+
+    Returns:
+        Metrics by name. AUC and normalised entropy are left out where they are not defined (one class only).
+
+    Raises:
+        Diverged: a logit is NaN or infinite.
+        InputError: a label is neither 0 nor 1.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise Diverged("the model answers NaN or infinite logits; lower the learning rate")
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        raise InputError("labels must be 0 or 1")
+    frame = pl.DataFrame({"score": logits.cpu().numpy(), "label": labels.cpu().numpy() > 0.5})
+    found: dict[str, float | None] = {"auc": frame.select(_auc()).item()}
+    found["logloss"] = logloss = F.binary_cross_entropy_with_logits(logits.double(), labels.double()).item()
+    rate = labels.double().mean().item()
+    if 0 < rate < 1:
+        found["ne"] = logloss / -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
+    if group is not None:
+        groups = frame.with_columns(group=group.cpu().numpy()).group_by("group").agg(_auc().alias("auc"), rows=pl.len())
+        known = groups.drop_nulls("auc").sort("group")  # in a fixed order, so that the sum is the same every time
+        found["gauc"] = known.select((pl.col("auc") * pl.col("rows")).sum() / pl.col("rows").sum()).item()
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def sliced_metrics(
+    logits: Tensor, labels: Tensor, group: Tensor | None, slices: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Metrics of all rows, and of those where each slice (bool [N]) holds as `<metric>/<slice>`."""
+    found = click_metrics(logits, labels, group)
+    for name, rows in slices.items():
+        if bool(rows.any()):
+            part = click_metrics(logits[rows], labels[rows], None if group is None else group[rows])
+            found |= {f"{metric}/{name}": value for metric, value in part.items()}
+        found[f"rows/{name}"] = int(rows.sum())
+    return found
+
+
+def _auc() -> pl.Expr:
+    """Null where there is one class only."""
+    label = pl.col("label")
+    positives = label.sum().cast(pl.Float64)
+    negatives = pl.len().cast(pl.Float64) - positives
+    ranks = pl.col("score").rank("average").filter(label).sum()
+    wins = ranks - positives * (positives + 1) / 2
+    return pl.when((positives > 0) & (negatives > 0)).then(wins / (positives * negatives))

@@ -1,0 +1,152 @@
+"""Result files -> sections: an experiment on a data set, its rows being means over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import InputError
+from experiments.results import read_infeasible, read_results
+
+# The first of these that a section has is drawn; lower is better for those that end in these words.
+MAIN_METRICS = ("auc", "recall@20", "ndcg@20", "logloss")
+_ORDER = ("auc", "gauc", "logloss", "ne")
+LOWER_IS_BETTER = ("logloss", "ne")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation; the latter is 0 for a single value."""
+
+    mean: float
+    std: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Stat:
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.std:.4f}" if self.count > 1 else f"{self.mean:.4f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a budget.
+
+    Attributes:
+        label: method and options.
+        config: of one of its runs.
+        metrics: of the test split, by name without `test/`, over the seeds.
+    """
+
+    method: str
+    label: str
+    nbytes: int
+    full_nbytes: int
+    rows: int
+    seeds: int
+    seconds: float
+    config: dict[str, Any]
+    metrics: dict[str, Stat]
+
+    @property
+    def share(self) -> float:
+        return self.nbytes / self.full_nbytes
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment on a data set with a model.
+
+    Attributes:
+        missing: (label, budget, reason) of what a method could not serve.
+    """
+
+    experiment: str
+    dataset: str
+    model: str
+    rows: list[Row]
+    missing: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment}: {self.model} on {self.dataset}"
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of metrics of all test rows, the usual ones first."""
+        found = {name for row in self.rows for name in row.metrics if "/" not in name}
+        return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+    @property
+    def sliced(self) -> list[str]:
+        """Names of metrics of slices, `<metric>/<slice>`."""
+        return sorted({name for row in self.rows for name in row.metrics if "/" in name and name[:5] != "rows/"})
+
+    @property
+    def main(self) -> str | None:
+        return next((name for name in MAIN_METRICS if name in self.metrics), None)
+
+
+def collect(results: Path, experiments: Sequence[str] | None = None) -> list[Section]:
+    """Sections of all experiments, or of those named.
+
+    Raises:
+        InputError: no results, or none of a named experiment.
+    """
+    found = read_results(results)
+    known = sorted({result["experiment"] for result in found})
+    if not found:
+        raise InputError(f"{results} holds no results; run an experiment first: python -m experiments run NAME")
+    for name in experiments or ():
+        if name not in known:
+            raise InputError(f"no results of experiment {name!r} in {results}; there are {', '.join(known)}")
+    groups: dict[tuple[str, str, str], dict[tuple[str, str], list[dict[str, Any]]]] = {}
+    for result in found:
+        if not experiments or result["experiment"] in experiments:
+            section = groups.setdefault((result["experiment"], result["dataset"], result["model"]), {})
+            section.setdefault((result["label"], str(result["budget"])), []).append(result)
+    sections = {
+        place: Section(*place, rows=_sorted([_row(runs) for runs in group.values()])) for place, group in groups.items()
+    }
+    for entry in read_infeasible(results):
+        place = (entry["experiment"], entry["dataset"], entry["model"])
+        if place in sections:
+            line = (entry["label"], _budget(entry["budget"]), entry["reason"])
+            if line not in sections[place].missing:
+                sections[place].missing.append(line)
+    return list(sections.values())
+
+
+def _row(runs: list[dict[str, Any]]) -> Row:
+    first = runs[0]
+    names = {name for run in runs for name in run["metrics"] if name.startswith("test/")}
+    return Row(
+        method=first["method"],
+        label=first["label"],
+        nbytes=first["nbytes"],
+        full_nbytes=first["full_nbytes"],
+        rows=first["rows"],
+        seeds=len(runs),
+        seconds=statistics.fmean(run["seconds"] for run in runs),
+        config=first["config"],
+        metrics={
+            name.removeprefix("test/"): Stat.of([run["metrics"][name] for run in runs if name in run["metrics"]])
+            for name in sorted(names)
+        },
+    )
+
+
+def _sorted(rows: list[Row]) -> list[Row]:
+    """The full tables first, then by method, large before small."""
+    return sorted(rows, key=lambda row: (row.method != "Full", row.label, -row.nbytes))
+
+
+def _budget(budget: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{value:.4g} of the full bytes" if kind == "share" else f"{kind} {value:,}" for kind, value in budget.items()
+    )

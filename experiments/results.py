@@ -1,0 +1,108 @@
+"""Result files: one per run, `<results>/<experiment>/<run>.json`; runs whose file is current are skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import embcomp
+from experiments.config import RunConfig
+from experiments.errors import InputError
+from experiments.files import write_json
+from experiments.machine import hardware, versions
+from experiments.task import Task
+from experiments.train import Outcome
+
+RESULTS = Path(__file__).parent / "results"
+FORMAT = 1  # raise it when results of the same configuration change: all files are then stale
+
+
+def key(run: RunConfig) -> str:
+    """Checksum of what a result depends on: the configuration, and the version of embcomp but for its last part."""
+    release = embcomp.__version__.rsplit(".", 1)[0]
+    text = json.dumps([FORMAT, release, run.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def path_of(run: RunConfig, results: Path) -> Path:
+    return results / run.experiment / f"{run.name}.json"
+
+
+def infeasible_path(run: RunConfig, results: Path) -> Path:
+    """Where a run is noted that its method cannot serve; apart from results, as it has none."""
+    return results / run.experiment / "infeasible" / f"{run.name}.json"
+
+
+def is_current(run: RunConfig, results: Path) -> bool:
+    """Whether a file, of either kind, holds this very configuration."""
+    return any(_key_in(path) == key(run) for path in (path_of(run, results), infeasible_path(run, results)))
+
+
+def write_result(task: Task, outcome: Outcome, results: Path, device: torch.device) -> Path:
+    run, progress = task.run, outcome.progress
+    values: dict[str, Any] = {
+        **_head(run),
+        "rows": task.rows,
+        "nbytes": outcome.nbytes,
+        "full_nbytes": task.full_nbytes,
+        "metrics": dict(sorted(outcome.metrics.items())),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "history": progress.history,
+        "seconds": round(progress.seconds, 1),
+        "peak_memory": progress.peak_memory,
+        "versions": versions(),
+        "hardware": hardware(device),
+        "config": run.to_dict(),
+        "key": key(run),
+    }
+    path = path_of(run, results)
+    write_json(path, values)
+    infeasible_path(run, results).unlink(missing_ok=True)
+    return path
+
+
+def write_infeasible(run: RunConfig, reason: str, results: Path) -> Path:
+    path = infeasible_path(run, results)
+    write_json(path, {**_head(run), "reason": reason, "config": run.to_dict(), "key": key(run)})
+    path_of(run, results).unlink(missing_ok=True)
+    return path
+
+
+def read_results(results: Path) -> list[dict[str, Any]]:
+    """All results in a folder, ordered by file name. Files of benches, which are lists, are left aside."""
+    return [found for path in sorted(results.glob("*/*.json")) if isinstance(found := _read(path), dict)]
+
+
+def read_infeasible(results: Path) -> list[dict[str, Any]]:
+    return [_read(path) for path in sorted(results.glob("*/infeasible/*.json"))]
+
+
+def _head(run: RunConfig) -> dict[str, Any]:
+    return {
+        "experiment": run.experiment,
+        "dataset": run.data.name,
+        "model": run.model.name,
+        "method": run.method.method,
+        "label": run.label,
+        "budget": dict([run.budget]) if run.budget else {},
+        "seed": run.seed,
+    }
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}; delete the file and run the experiment again") from None
+
+
+def _key_in(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text()).get("key")
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -1,0 +1,210 @@
+"""Runs, one after the other or side by side, each in a folder of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from experiments.config import RunConfig
+from experiments.errors import Diverged, Infeasible, InputError
+
+OUT = Path("out")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run; nothing here changes a result.
+
+    Attributes:
+        results: folder of result files.
+        work: folder of checkpoints and TensorBoard scalars.
+        threads: of torch, in each job.
+    """
+
+    results: Path
+    work: Path = OUT
+    device: str = "cpu"
+    threads: int = 1
+    checkpoint_seconds: float = 30.0
+
+
+@dataclass
+class Summary:
+    """What became of the runs, by name."""
+
+    done: list[str] = field(default_factory=list)
+    infeasible: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    bad_input: list[str] = field(default_factory=list)
+
+
+def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str], None]) -> tuple[str, str]:
+    """One run, from where it stands to its result file -> (a field of `Summary`, what to say of it)."""
+    import torch
+
+    from experiments import results
+    from experiments.task import prepare
+    from experiments.train import Trainer
+
+    torch.set_num_threads(settings.threads)
+    device = torch.device(settings.device)
+    folder = settings.work / "runs" / run.experiment / run.name
+    with _locked(folder, lambda: report(0, 0, "waits for another process that trains this run")):
+        try:
+            task = prepare(run)
+            trainer = Trainer(
+                task,
+                folder=folder,
+                key=results.key(run),
+                device=device,
+                report=report,
+                tensorboard=settings.work / "tensorboard" / run.experiment / run.name,
+                checkpoint_seconds=settings.checkpoint_seconds,
+            )
+            outcome = trainer.fit()
+        except Infeasible as error:
+            results.write_infeasible(run, str(error), settings.results)
+            return "infeasible", str(error)
+        except InputError as error:
+            return "bad_input", str(error)
+        except Diverged as error:
+            return "failed", str(error)
+        results.write_result(task, outcome, settings.results, device)
+        trainer.checkpoints.last.unlink(missing_ok=True)
+    shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in ("auc", "logloss"))
+    share = outcome.nbytes / task.full_nbytes
+    return "done", f"{shown}  {outcome.nbytes:,} B ({share:.1%})  {outcome.progress.seconds:.0f} s"
+
+
+def forget(run: RunConfig, settings: Settings) -> None:
+    """Drop checkpoints and scalars of a run, so that it begins again."""
+    for kind in ("runs", "tensorboard"):
+        shutil.rmtree(settings.work / kind / run.experiment / run.name, ignore_errors=True)
+
+
+def run_all(runs: Sequence[RunConfig], settings: Settings, console: Console, jobs: int = 1) -> Summary:
+    """Execute runs with a progress bar each; what went wrong in one does not stop the others."""
+    summary = Summary()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        whole = bars.add_task("runs", total=len(runs), text="", visible=len(runs) > 1)
+        for run, (status, text) in (_one_by_one if jobs == 1 else _side_by_side)(runs, settings, jobs, bars):
+            getattr(summary, status).append(run.name)
+            mark = {"done": "[green]done[/]", "infeasible": "[yellow]cannot[/]"}.get(status, "[red]failed[/]")
+            bars.console.print(f"{mark} {run.experiment}/{run.name}", end="  ", highlight=False)
+            bars.console.print(text, markup=False, highlight=False)
+            bars.advance(whole)
+    return summary
+
+
+Results = Iterator[tuple[RunConfig, tuple[str, str]]]
+
+
+def _one_by_one(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: Progress) -> Results:
+    for run in runs:
+        with _Bar(bars, run.name) as bar:
+            outcome = execute(run, settings, bar.update)
+        yield run, outcome
+
+
+def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: Progress) -> Results:
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    open_bars: dict[str, _Bar] = {}
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(messages, os.getpid()))
+    try:
+        waiting: dict[Future[tuple[str, str]], RunConfig] = {
+            pool.submit(_execute_in_worker, run, settings): run for run in runs
+        }
+        while waiting:
+            _drain(messages, open_bars, bars)
+            for future in [future for future in waiting if future.done()]:
+                run = waiting.pop(future)
+                if bar := open_bars.pop(run.name, None):
+                    bar.close()
+                yield run, future.result()
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _drain(messages: Any, open_bars: dict[str, _Bar], bars: Progress) -> None:
+    """Pass on what the workers say, waiting for it a moment."""
+    try:
+        while True:
+            name, *state = messages.get(timeout=0.1)
+            if name not in open_bars:
+                open_bars[name] = _Bar(bars, name)
+            open_bars[name].update(*state)
+    except Empty:
+        return
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(messages: Any, parent: int) -> None:
+    _worker.update(messages=messages, parent=parent)
+
+
+def _execute_in_worker(run: RunConfig, settings: Settings) -> tuple[str, str]:
+    def report(done: int, total: int, text: str) -> None:
+        if os.getppid() != _worker["parent"]:
+            os._exit(1)  # nobody waits for this run any more; it goes on from its checkpoint when asked for again
+        _worker["messages"].put((run.name, done, total, text))
+
+    return execute(run, settings, report)
+
+
+class _Bar:
+    """The line of one run."""
+
+    def __init__(self, bars: Progress, name: str) -> None:
+        self.bars = bars
+        self.task: TaskID = bars.add_task(name, total=None, text="")
+
+    def update(self, done: int, total: int, text: str) -> None:
+        self.bars.update(self.task, completed=done, total=total or None, text=text)
+
+    def close(self) -> None:
+        self.bars.remove_task(self.task)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _locked(folder: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Two processes never train the same run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,189 @@
+"""Training: epochs, early stopping, checkpoints from which a killed run goes on exactly where it stood."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+
+from data import ClickData
+from experiments.checkpoint import Checkpoints, Progress
+from experiments.config import TrainingConfig
+from experiments.errors import Diverged
+from experiments.evaluate import evaluate
+from experiments.machine import PeakMemory
+from experiments.optim import decay_lr, make_optimizers
+from experiments.task import Task
+
+Report = Callable[[int, int, str], None]
+"""(steps done, steps at most, text) -> None; called about twice a second."""
+
+_TICK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        metrics: of the best epoch: `valid/...` and `test/...`.
+        nbytes: of tables and maps.
+    """
+
+    metrics: dict[str, float]
+    nbytes: int
+    progress: Progress
+
+
+class Trainer:
+    """Trains one task.
+
+    Args:
+        folder: of the checkpoints.
+        key: of the configuration; checkpoints of another one are left aside.
+        tensorboard: folder of TensorBoard scalars; None for none.
+        checkpoint_seconds: time between checkpoints inside an epoch; each epoch ends with one anyway.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        folder: Path,
+        key: str,
+        device: torch.device,
+        report: Report,
+        tensorboard: Path | None = None,
+        checkpoint_seconds: float = 30.0,
+    ) -> None:
+        self.task, self.device, self.report = task, device, report
+        self.config: TrainingConfig = task.run.training
+        self.built = task.model(device)
+        self.model: nn.Module = self.built.model
+        self.optimizers = make_optimizers(self.built, task.run.optimizer)
+        self.tables = {id(parameter) for parameter in self.built.embeddings.parameters()}
+        self.checkpoints = Checkpoints(folder, key)
+        self.checkpoint_seconds = checkpoint_seconds
+        self.memory = PeakMemory(device)
+        self.progress = self.checkpoints.restore(self.model, self.optimizers) or Progress()
+        self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
+        self.steps = len(self._data.loader("train", self.config.batch_size))
+        done = self.progress.epoch * self.steps + self.progress.batch
+        self.writer = SummaryWriter(str(tensorboard), purge_step=done) if tensorboard else None
+
+    @property
+    def _data(self) -> ClickData:
+        return self.task.data
+
+    def fit(self) -> Outcome:
+        """Train to the end, then test the best epoch.
+
+        Raises:
+            Diverged: loss or logits are not finite.
+        """
+        try:
+            while not self.progress.finished:
+                self._epoch()
+                self._judge()
+                self._save()
+            self.checkpoints.load_best(self.model)
+            metrics = self._evaluate("valid") | self._evaluate("test")
+        finally:
+            if self.writer:
+                self.writer.close()
+        self._clock()
+        return Outcome(metrics, self.built.nbytes, self.progress)
+
+    def _epoch(self) -> None:
+        progress, config = self.progress, self.config
+        loader = self._data.loader(
+            "train",
+            config.batch_size,
+            shuffle=True,
+            seed=self.task.run.seed,
+            epoch=progress.epoch,
+            start_batch=progress.batch,
+        )
+        model, optimizers, on_cpu = self.model, self.optimizers, self.device.type == "cpu"
+        clipped = [p for group in optimizers[0].param_groups for p in group["params"]]
+        clip = self.task.run.optimizer.max_grad_norm
+        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.device)
+        model.train()
+        now = time.monotonic()
+        next_tick, next_save = now, now + self.checkpoint_seconds
+        for batch in loader:
+            if not on_cpu:
+                batch = batch.to(self.device, non_blocking=True)
+            loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
+            loss.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(clipped, clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            loss_sum += loss.detach()
+            progress.batch += 1
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + _TICK_SECONDS
+                progress.loss_sum = loss_sum.item()
+                self._tick()
+            if now >= next_save:
+                progress.loss_sum = loss_sum.item()
+                self._save()
+                next_save = time.monotonic() + self.checkpoint_seconds
+        progress.loss_sum = loss_sum.item()
+        if self.steps and not torch.isfinite(loss_sum):
+            raise Diverged(f"the loss is not finite in epoch {progress.epoch + 1}; lower the learning rate")
+
+    def _judge(self) -> None:
+        """Evaluate the epoch that has ended: a new best, a lower learning rate, or the end."""
+        progress, config = self.progress, self.config
+        metrics = self._evaluate("valid")
+        loss = progress.loss_sum / self.steps
+        progress.history.append({"train/loss": loss, **metrics})
+        if self.writer:
+            for name, value in progress.history[-1].items():
+                self.writer.add_scalar(name, value, (progress.epoch + 1) * self.steps)
+        if config.monitor not in metrics:
+            raise Diverged(f"{config.monitor} is not defined: the valid split holds one class only")
+        value = metrics[config.monitor]
+        gain = None if progress.best is None else (value - progress.best) * (1 if config.maximise else -1)
+        if gain is None or gain > config.min_delta:
+            progress.best, progress.best_epoch, progress.stale = value, progress.epoch, 0
+            self.checkpoints.save_best(self.model)
+        else:
+            progress.stale += 1
+            decay_lr(self.optimizers, config.lr_factor, config.min_lr)
+        progress.epoch += 1
+        progress.batch, progress.loss_sum = 0, 0.0
+        progress.finished = progress.stale >= config.patience or progress.epoch >= config.epochs
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        slices = self.task.run.slices if split == "test" else None
+        size = self.config.eval_batch_size
+        return evaluate(self.model, self._data, split, size, device=self.device, slices=slices)
+
+    def _tick(self) -> None:
+        progress = self.progress
+        done = progress.epoch * self.steps + progress.batch
+        loss = progress.loss_sum / max(progress.batch, 1)
+        if self.writer:
+            self.writer.add_scalar("train/running_loss", loss, done)
+        best = "" if progress.best is None else f"  {self.config.monitor} {progress.best:.4f}"
+        text = f"epoch {progress.epoch + 1}/{self.config.epochs}  loss {loss:.4f}{best}"
+        self.report(done, self.config.epochs * self.steps, text)
+
+    def _clock(self) -> None:
+        self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started
+        self.progress.peak_memory = max(self.progress.peak_memory, self.memory.nbytes())
+
+    def _save(self) -> None:
+        self._clock()
+        self.checkpoints.save(self.model, self.optimizers, self.progress)
