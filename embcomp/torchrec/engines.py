@@ -1,15 +1,16 @@
 """Two engines behind `fuse_`: FBGEMM's table-batched embedding (any device), and `embcomp.ops.tables` (CPU)."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
     SplitTableBatchedEmbeddingBagsCodegen,
+    WeightDecayMode,
 )
 from torch import Tensor, nn
 
@@ -21,6 +22,11 @@ from embcomp.ops.tables import Bags, FusedOptimizerSettings
 class Engine(nn.Module, abc.ABC):
     """Sum-pooled look-ups of several tables whose rows are updated inside the backward pass.
 
+    Args:
+        sources: the tables by name, [rows, dim] each; copied.
+        features: how many features read each.
+        settings: optimizer and its constants; the learning rate may change.
+
     Attributes:
         weights: the tables, [rows, dim] each; updated in place.
         states: sums of squared gradients, one for each table (empty for SGD).
@@ -29,89 +35,126 @@ class Engine(nn.Module, abc.ABC):
     weights: list[Tensor]
     states: list[Tensor]
 
-    @abc.abstractmethod
-    def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
-        """KeyedJaggedTensor layout (rows [N], offsets [features * batch + 1]) -> [batch, sum of widths]."""
+    def __init__(
+        self, sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.names = list(sources)
+        widths = [
+            source.shape[1] for source, number in zip(sources.values(), features, strict=True) for _ in range(number)
+        ]
+        starts = torch.tensor([0, *widths]).cumsum(0)
+        self.width = int(starts[-1])
+        self.columns = list(starts[:-1].split(list(features)))
 
     @abc.abstractmethod
+    def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
+        """KeyedJaggedTensor layout (rows [N], offsets [features * batch + 1]) -> [batch, sum of widths].
+
+        Raises:
+            IndexError: a row that its table does not have (on a GPU an asynchronous assertion of FBGEMM).
+        """
+
     def set_learning_rate(self, lr: float) -> None:
         """Takes effect with the next backward pass."""
+        self.settings.lr = lr
+
+    def bags(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Bags]:
+        """What each table is asked for. Raises IndexError for a row out of range (nothing has been touched then)."""
+        batch = (offsets.numel() - 1) // sum(columns.numel() for columns in self.columns)
+        result, first = [], 0
+        for name, table, columns in zip(self.names, self.weights, self.columns, strict=True):
+            last = first + columns.numel() * batch
+            bags = Bags(rows, offsets[first : last + 1], weights, columns)
+            try:
+                check_rows_inside(bags.rows, bags.offsets, table.shape[0])
+            except IndexError as error:
+                raise IndexError(f"table {name!r}: {error}") from None
+            result.append(bags)
+            first = last
+        return result
 
 
 class FbgemmEngine(Engine):
     """FBGEMM's SplitTableBatchedEmbeddingBags; widths must be multiples of 4."""
 
-    def __init__(self, sources: Sequence[Tensor], features: Sequence[int], settings: FusedOptimizerSettings) -> None:
-        super().__init__()
-        odd = [weight.shape[1] for weight in sources if weight.shape[1] % 4]
+    def __init__(
+        self, sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings
+    ) -> None:
+        super().__init__(sources, features, settings)
+        tables = list(sources.values())
+        odd = {name: source.shape[1] for name, source in sources.items() if source.shape[1] % 4}
         if odd:
             raise ValueError(f"FBGEMM reads rows whose width is a multiple of 4, got {odd}; choose other widths")
-        cuda = sources[0].device.type == "cuda"
-        location = EmbeddingLocation.DEVICE if cuda else EmbeddingLocation.HOST
-        compute = ComputeDevice.CUDA if cuda else ComputeDevice.CPU
-        kinds = {
-            "sgd": EmbOptimType.EXACT_SGD,
-            "adagrad": EmbOptimType.EXACT_ADAGRAD,
-            "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        }
-        constants: dict[str, Any] = {"learning_rate": settings.lr}
-        if settings.name != "sgd":
-            constants["eps"] = settings.eps
-        if settings.name == "rowwise_adagrad":
-            constants["weight_decay"] = settings.weight_decay
-        elif settings.weight_decay:
-            raise ValueError(f"FBGEMM has no weight_decay for {settings.name}; use row-wise Adagrad or weight_decay=0")
+        types = {name: source.dtype for name, source in sources.items()}
+        if len(set(types.values())) > 1:
+            raise ValueError(f"fused tables of one collection share a data type, got {types}; choose one")
+        device = tables[0].device
+        self.on_gpu = device.type == "cuda"
+        location = EmbeddingLocation.DEVICE if self.on_gpu else EmbeddingLocation.HOST
+        compute = ComputeDevice.CUDA if self.on_gpu else ComputeDevice.CPU
         self.tbe = SplitTableBatchedEmbeddingBagsCodegen(
-            [(weight.shape[0], weight.shape[1], location, compute) for weight in sources],
-            feature_table_map=[table for table, number in enumerate(features) for _ in range(number)],
-            optimizer=kinds[settings.name],
+            [(table.shape[0], table.shape[1], location, compute) for table in tables],
+            feature_table_map=[i for i, number in enumerate(features) for _ in range(number)],
+            weights_precision=SparseType.from_dtype(tables[0].dtype),
+            output_dtype=SparseType.FP32,
             pooling_mode=PoolingMode.SUM,
-            device=sources[0].device,
-            **constants,
+            bounds_check_mode=BoundsCheckMode.FATAL,  # the default reads row 0 instead, and goes on
+            device=device,
+            **_fbgemm_settings(settings, self.on_gpu),
         )
         self.weights = self.tbe.split_embedding_weights()
         self.states = [state[0] for state in self.tbe.split_optimizer_states()] if settings.name != "sgd" else []
-        for weight, source in zip(self.weights, sources, strict=True):
+        for weight, source in zip(self.weights, tables, strict=True):
             weight.detach().copy_(source)
 
     def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
-        return self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights)
+        if self.on_gpu:
+            return self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights)
+        self.bags(rows, offsets, weights)
+        if not torch.is_inference_mode_enabled():
+            return self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights)
+        with torch.inference_mode(False), torch.no_grad():  # on CPU the look-up is known to autograd alone
+            return self.tbe(indices=rows.clone(), offsets=offsets.clone(), per_sample_weights=weights)
 
     def set_learning_rate(self, lr: float) -> None:
+        super().set_learning_rate(lr)
         self.tbe.set_learning_rate(lr)
+
+
+def _fbgemm_settings(settings: FusedOptimizerSettings, on_gpu: bool) -> dict[str, Any]:
+    kinds = {
+        "sgd": EmbOptimType.EXACT_SGD,
+        "adagrad": EmbOptimType.EXACT_ADAGRAD,
+        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    }
+    constants: dict[str, Any] = {"optimizer": kinds[settings.name], "learning_rate": settings.lr}
+    if settings.name != "sgd":
+        constants["eps"] = settings.eps
+    if settings.weight_decay:
+        if settings.name != "rowwise_adagrad" or not on_gpu:  # it would be ignored
+            raise ValueError(f"FBGEMM has no weight_decay for {settings.name} on this device; use weight_decay=0")
+        constants.update(weight_decay=settings.weight_decay, weight_decay_mode=WeightDecayMode.L2)
+    return constants
 
 
 class NativeEngine(Engine):
     """`embcomp.ops.tables`: float32 on CPU, one thread, any width."""
 
-    def __init__(self, sources: Sequence[Tensor], features: Sequence[int], settings: FusedOptimizerSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.weights = [tables.empty_table(*source.shape).copy_(source.detach()) for source in sources]
-        shapes = [tables.state_shape(settings.name, *source.shape) for source in sources]
+    def __init__(
+        self, sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings
+    ) -> None:
+        super().__init__(sources, features, settings)
+        given = list(sources.values())
+        self.weights = [tables.empty_table(*source.shape).copy_(source.detach()) for source in given]
+        shapes = [tables.state_shape(settings.name, *source.shape) for source in given]
         self.states = [] if settings.name == "sgd" else [tables.empty_table(*shape).zero_() for shape in shapes]
-        widths = [weight.shape[1] for weight, number in zip(sources, features, strict=True) for _ in range(number)]
-        starts = torch.tensor([0, *widths]).cumsum(0)
-        self.width = int(starts[-1])
-        self.columns = list(starts[:-1].split(list(features)))
         # Autograd calls the backward pass of what depends on a parameter; the tables themselves are outside it.
         self.anchor = torch.zeros(1, requires_grad=True)
 
     def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
         return _PoolAndUpdate.apply(self.anchor, rows.contiguous(), offsets.contiguous(), weights, self)  # pyright: ignore
-
-    def set_learning_rate(self, lr: float) -> None:
-        self.settings.lr = lr
-
-    def bags(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Bags]:
-        """What each table is asked for."""
-        batch = (offsets.numel() - 1) // sum(columns.numel() for columns in self.columns)
-        result, first = [], 0
-        for columns in self.columns:
-            last = first + columns.numel() * batch
-            result.append(Bags(rows, offsets[first : last + 1], weights, columns))
-            first = last
-        return result
 
 
 class _PoolAndUpdate(torch.autograd.Function):
@@ -119,8 +162,6 @@ class _PoolAndUpdate(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, engine: NativeEngine):
         given = None if weights is None else weights.detach().float().contiguous()
         parts = engine.bags(rows, offsets, given)
-        for table, bags in zip(engine.weights, parts, strict=True):
-            check_rows_inside(bags.rows, bags.offsets, table.shape[0])
         out = torch.empty(parts[0].batch, engine.width)
         for table, bags in zip(engine.weights, parts, strict=True):
             tables.pool_bags(table, bags, out)
@@ -141,15 +182,14 @@ class _PoolAndUpdate(torch.autograd.Function):
         return None, None, None, weight_grad, None
 
 
-def make_engine(sources: Sequence[Tensor], features: Sequence[int], settings: FusedOptimizerSettings) -> Engine:
+def make_engine(sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings) -> Engine:
     """The engine for these tables; `features` counts the features that read each.
 
-    The native one on CPU, where it is at least as fast as FBGEMM and takes every width; FBGEMM's on a GPU, and where
-    there is no compiler and the widths allow it.
+    The native one on CPU, where it is at least as fast as FBGEMM, takes every width and knows weight decay; FBGEMM's on
+    a GPU, for tables of half precision, and where there is no compiler and it can do what is asked.
     """
-    float32 = all(source.dtype == torch.float32 for source in sources)
-    if sources[0].device.type == "cpu" and float32:
-        narrow = any(source.shape[1] % 4 for source in sources)
-        if native.library() is not None or narrow:
+    if all(source.device.type == "cpu" and source.dtype == torch.float32 for source in sources.values()):
+        narrow = any(source.shape[1] % 4 for source in sources.values())
+        if native.library() is not None or narrow or settings.weight_decay:
             return NativeEngine(sources, features, settings)
     return FbgemmEngine(sources, features, settings)

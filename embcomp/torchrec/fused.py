@@ -1,16 +1,21 @@
 """`fuse_`: one process trains tables without dense gradients, the optimizer running inside the backward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingCollection,
+    get_embedding_names_by_table,
+)
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.ops.tables import FusedOptimizerSettings, OptimizerName
+from embcomp.torchrec.encoder import check_features
 from embcomp.torchrec.engines import Engine, make_engine
 
 _NAMES: dict[type[torch.optim.Optimizer], OptimizerName] = {
@@ -26,6 +31,16 @@ class _Row(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any, **kwargs: Any):
+        """Copies, also where `assign=True` would put another tensor here: the engine goes on using its own memory."""
+        local_metadata = {**local_metadata, "assign_to_params_buffers": False}
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True):
+        if fn(self.weight.detach()).data_ptr() != self.weight.data_ptr():
+            raise RuntimeError("fused tables cannot change device or dtype: move the model first, then call fuse_")
+        return self
 
 
 class FusedTables(nn.Module):
@@ -48,12 +63,15 @@ class FusedTables(nn.Module):
             c.pooling == PoolingType.MEAN if isinstance(c, EmbeddingBagConfig) else False for c in self.configs
         ]
         self.features = tuple(name for config in self.configs for name in config.feature_names)
+        self.keys = [key for keys in get_embedding_names_by_table(self.configs) for key in keys]
+        self.need_indices = isinstance(collection, EmbeddingCollection) and collection.need_indices()
         self.widths = [config.embedding_dim for config in self.configs for _ in config.feature_names]
         self.settings = settings
         self._attach(sources)
 
     def _attach(self, sources: list[Tensor]) -> None:
-        engine = make_engine(sources, [len(config.feature_names) for config in self.configs], self.settings)
+        numbers = [len(config.feature_names) for config in self.configs]
+        engine = make_engine(dict(zip(self.names, sources, strict=True)), numbers, self.settings)
         self._engine = [engine]  # in a list: its tables are registered below, under the collection's own names
         named = zip(self.names, engine.weights, strict=True)
         tables = nn.ModuleDict({name: _Row(weight.detach()) for name, weight in named})
@@ -76,17 +94,10 @@ class FusedTables(nn.Module):
         for mine, saved in zip(self.engine.states, states, strict=True):
             mine.copy_(saved)
 
-    def _apply(self, fn: Any, recurse: bool = True):
-        super()._apply(fn, recurse)
-        for mine, table in zip(self.parameters(), self.engine.weights, strict=True):
-            if mine.data_ptr() != table.data_ptr():
-                raise RuntimeError("fused tables cannot change device or dtype: move the model first, then call fuse_")
-        return self
-
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
+        check_features(features, self.features, self.weighted)
         if list(features.keys()) != list(self.features):
-            order = [features.keys().index(name) for name in self.features]
-            features = features.permute(order)
+            features = _in_order(features, self.features)
         if self.bags:
             return self._pooled(features)
         return self._sequences(features)
@@ -96,7 +107,7 @@ class FusedTables(nn.Module):
         if any(self.means):
             weights = self._mean_weights(features, weights)
         values = self.engine(features.values().long(), features.offsets().long(), weights)
-        return KeyedTensor(keys=list(self.features), length_per_key=self.widths, values=values)
+        return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
 
     def _sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Each id is a bag of its own; features take turns, because their numbers of ids differ."""
@@ -107,9 +118,10 @@ class FusedTables(nn.Module):
         offsets = torch.cat([each.new_zeros(1), each.cumsum(0)])
         table = self.engine(features.values().long(), offsets, None)
         result, column = {}, 0
-        lengths = features.lengths().view(len(self.features), -1)
-        for i, (name, size, width) in enumerate(zip(self.features, sizes, self.widths, strict=True)):
-            result[name] = JaggedTensor(values=table[:size, column : column + width], lengths=lengths[i])
+        lengths, ids = features.lengths().view(len(self.features), -1), features.values().split(sizes)
+        for i, (key, size, width) in enumerate(zip(self.keys, sizes, self.widths, strict=True)):
+            values = table[:size, column : column + width]
+            result[key] = JaggedTensor(values=values, lengths=lengths[i], weights=ids[i] if self.need_indices else None)
             column += width
         return result
 
@@ -125,6 +137,20 @@ class FusedTables(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{type(self.engine).__name__}, {self.settings}"
+
+
+def _in_order(features: KeyedJaggedTensor, names: Sequence[str]) -> KeyedJaggedTensor:
+    """These features, some perhaps twice (the gradient of KeyedJaggedTensor.permute would then read foreign memory)."""
+    jagged = features.to_dict()
+    parts = [jagged[name] for name in names]
+    return KeyedJaggedTensor(
+        keys=list(names),
+        values=torch.cat([part.values() for part in parts]),
+        weights=None if features.weights_or_none() is None else torch.cat([part.weights() for part in parts]),
+        lengths=torch.cat([part.lengths() for part in parts]),
+        stride=features.stride(),
+        length_per_key=[part.values().numel() for part in parts],
+    )
 
 
 def _configs(
@@ -153,7 +179,8 @@ def fuse_(
         The model.
 
     Raises:
-        ValueError: another optimizer, an unknown setting, no collection, or a width that FBGEMM cannot read.
+        ValueError: another optimizer, an unknown setting, no collection to train, tables partly frozen, a weight that
+            another module holds too, or what FBGEMM cannot do.
 
     Example:
         >>> import torch, embcomp
@@ -169,18 +196,39 @@ def fuse_(
         True
     """
     settings = _settings(optimizer, dict(optimizer_kwargs or {}))
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) in (EmbeddingBagCollection, EmbeddingCollection)
-    ]
-    if not found:
-        raise ValueError("fuse_ found no torchrec collection inside the model (or it is sharded or fused already)")
-    fused = [FusedTables(child, settings) for _, _, child in found]  # pyright: ignore[reportArgumentType]
-    for (parent, name, _), tables in zip(found, fused, strict=True):
-        setattr(parent, name, tables)
+    places = _places(model)
+    if not places:
+        raise ValueError(
+            "fuse_ found no torchrec collection to train inside the model (it is frozen, sharded or fused)"
+        )
+    fused = [FusedTables(collection, settings) for collection in places]
+    for tables, where in zip(fused, places.values(), strict=True):
+        for parent, name in where:
+            setattr(parent, name, tables)
     return model
+
+
+def _places(model: nn.Module) -> dict[EmbeddingBagCollection | EmbeddingCollection, list[tuple[nn.Module, str]]]:
+    """The trained collections of a model and where each is held (a collection used twice stays one)."""
+    places: dict[Any, list[tuple[nn.Module, str]]] = {}
+    holders: dict[int, int] = {}
+    for parent in model.modules():
+        for weight in parent._parameters.values():
+            holders[id(weight)] = holders.get(id(weight), 0) + 1
+        for name, child in parent._modules.items():
+            if type(child) in (EmbeddingBagCollection, EmbeddingCollection):
+                places.setdefault(child, []).append((parent, name))
+    for collection in list(places):
+        weights = dict(collection.named_parameters())
+        tied = [name for name, weight in weights.items() if holders[id(weight)] > 1]
+        if tied:
+            raise ValueError(f"cannot fuse {tied}: another module holds the same weight, and would not see its updates")
+        frozen = [name for name, weight in weights.items() if not weight.requires_grad]
+        if len(frozen) == len(weights):
+            del places[collection]  # nothing to train: it stays as it is
+        elif frozen:
+            raise ValueError(f"cannot fuse {frozen}: frozen, in one collection with trained tables; give them another")
+    return places
 
 
 def _settings(optimizer: type[torch.optim.Optimizer], kwargs: dict[str, Any]) -> FusedOptimizerSettings:
@@ -194,40 +242,69 @@ def _settings(optimizer: type[torch.optim.Optimizer], kwargs: dict[str, Any]) ->
     )
     if kwargs:
         raise ValueError(f"cannot fuse {optimizer.__name__} with {sorted(kwargs)}: only lr, eps and weight_decay")
+    for key in ("lr", "eps", "weight_decay"):
+        if not 0 <= getattr(settings, key) < float("inf"):
+            raise ValueError(
+                f"cannot fuse {optimizer.__name__} with {key}={getattr(settings, key)}: it must be at least 0"
+            )
     return settings
 
 
 class FusedOptimizer(torch.optim.Optimizer):
     """State and learning rate of the fused tables of a model, as an ordinary optimizer.
 
-    Set `param_groups[0]["lr"]` (or use a scheduler) and call `step()` after each backward pass; the rows themselves
-    have been updated by then. `state_dict` and `load_state_dict` carry the sums of squared gradients.
+    Use it as one: `zero_grad()` before and `step()` after each backward pass, a scheduler, or `param_groups[0]["lr"]`
+    set by hand (one group for each call of `fuse_`). Both calls pass the learning rate on; the rows themselves are
+    updated by the backward pass. `state_dict` and `load_state_dict` carry the sums of squared gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.tables = list(_fused(model))
-        if not self.tables:
+        together: dict[int, list[FusedTables]] = {}
+        for tables in _fused(model):
+            together.setdefault(id(tables.settings), []).append(tables)
+        if not together:
             raise ValueError("the model has no fused tables: call fuse_ first")
-        weights = [weight for tables in self.tables for weight in tables.parameters()]
-        super().__init__(weights, {"lr": self.tables[0].settings.lr})
-        for tables in self.tables:
+        self.tables = list(together.values())
+        groups = [
+            {"params": [weight for tables in group for weight in tables.parameters()], "lr": group[0].settings.lr}
+            for group in self.tables
+        ]
+        super().__init__(groups, {})
+        for tables in _fused(model):
             for weight, state in zip(tables.parameters(), tables.engine.states, strict=False):
                 self.state[weight] = {"sum": state}
 
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for tables in self.tables:
-            tables.engine.set_learning_rate(self.param_groups[0]["lr"])
+        """Passes the learning rates on."""
+        self._pass_on()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing to do: no gradient is kept."""
+        """Passes the learning rates on: a scheduler changes them after `step`. No gradient is kept."""
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        for settings, group in zip(self.param_groups, self.tables, strict=True):
+            for tables in group:
+                tables.engine.set_learning_rate(settings["lr"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        held = {weight: dict(state) for weight, state in self.state.items()}
+        """Continues where `state_dict` was saved.
+
+        Raises:
+            ValueError: it was saved for another optimizer or for other tables.
+        """
+        mine, saved = (
+            {number: list(state.get("sum", torch.empty(0)).shape) for number, state in states.items()}
+            for states in (self.state_dict()["state"], state_dict["state"])
+        )
+        if mine != saved:
+            raise ValueError(f"the state was saved for another optimizer or other tables: sums {saved}, here {mine}")
+        held = {weight: state["sum"] for weight, state in self.state.items()}
         super().load_state_dict(state_dict)
         for weight, state in held.items():
-            state["sum"].copy_(self.state[weight]["sum"])  # the engine goes on using its own memory
-            self.state[weight] = state
-        self.step()
+            state.copy_(self.state[weight]["sum"])  # the engine goes on using its own memory
+            self.state[weight] = {"sum": state}
+        self._pass_on()
 
 
 def fused_optimizer(model: nn.Module) -> FusedOptimizer:

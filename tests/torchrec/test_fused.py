@@ -1,0 +1,503 @@
+"""`fuse_`: the optimizer inside the backward pass leaves what the same optimizer outside it leaves."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import example as explicit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim import RowWiseAdagrad
+
+import embcomp
+from embcomp.ops import native
+from embcomp.torchrec import (
+    CompressedEmbeddingBagCollection,
+    CompressedEmbeddingCollection,
+    fuse_,
+    fused_optimizer,
+)
+from embcomp.torchrec.engines import FbgemmEngine, NativeEngine
+from tests.methods_under_test import EXAMPLES
+from tests.torchrec.batches import as_tables, bag_tables, batch, batch_lengths, sequence_tables
+
+OPTIMIZERS = {
+    "SGD": (torch.optim.SGD, {"lr": 0.1}),
+    "Adagrad": (torch.optim.Adagrad, {"lr": 0.1, "eps": 1e-6}),
+    "RowWiseAdagrad": (RowWiseAdagrad, {"lr": 0.1, "eps": 1e-6}),
+}
+every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 2, 0]]
+
+
+class Model(nn.Module):
+    """A collection and a head that is not linear, so that gradients depend on the rows."""
+
+    def __init__(self, collection: nn.Module) -> None:
+        super().__init__()
+        self.collection = collection
+
+    def forward(self, features):
+        result = self.collection(features)
+        if isinstance(result, dict):
+            return torch.cat([jagged.values() for jagged in result.values()])
+        return torch.cat([result[key] for key in result.keys()], dim=1)  # noqa: SIM118 (a KeyedTensor)
+
+
+@pytest.fixture(params=["native", "torch", "fbgemm"])
+def engine(request, monkeypatch):
+    """All that can serve: compiled kernels, their torch form, FBGEMM."""
+    kind = FbgemmEngine if request.param == "fbgemm" else NativeEngine
+    monkeypatch.setattr("embcomp.torchrec.fused.make_engine", kind)
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif request.param == "native" and native.library() is None:
+        pytest.skip("no compiler: the torch form is tested")
+    return request.param
+
+
+def bag_model(methods, weighted=False, **config) -> Model:
+    configs = bag_tables(**({"pooling": PoolingType.SUM} if weighted else {}), **config)
+    return Model(CompressedEmbeddingBagCollection(configs, methods, is_weighted=weighted))
+
+
+def loss_of(values: torch.Tensor) -> torch.Tensor:
+    signal = torch.linspace(-1, 1, values.numel()).reshape(values.shape)
+    return (values * signal).sum() + values.square().sum()
+
+
+def fused_twin(model: nn.Module, optimizer: str, **more) -> nn.Module:
+    kind, kwargs = OPTIMIZERS[optimizer]
+    return fuse_(copy.deepcopy(model), optimizer=kind, optimizer_kwargs={**kwargs, **more})
+
+
+def train_both(model: nn.Module, fused: nn.Module, optimizer: str, batches) -> torch.optim.Optimizer:
+    """Steps of the unfused and the fused model on the same batches; outputs and weight gradients are compared."""
+    kind, kwargs = OPTIMIZERS[optimizer]
+    outside = kind(model.parameters(), **kwargs)
+    for features in batches:
+        weights = features.weights_or_none()
+        seen = []
+        for each in (model, fused):
+            if weights is not None:
+                weights.requires_grad_().grad = None
+            outside.zero_grad()
+            out = each(features)
+            loss_of(out).backward()
+            if each is model:
+                outside.step()
+            seen.append((out.detach(), None if weights is None else weights.grad.clone()))
+        torch.testing.assert_close(seen[1], seen[0])
+    return outside
+
+
+def assert_same(model: nn.Module, fused: nn.Module, outside: torch.optim.Optimizer | None = None) -> None:
+    """Equal tables, and equal sums of squared gradients where an optimizer is given."""
+    mine, theirs = dict(model.named_parameters()), dict(fused.named_parameters())
+    assert list(mine) == list(theirs)
+    sums = fused_optimizer(fused).state
+    for name, weight in mine.items():
+        torch.testing.assert_close(theirs[name].data, weight.data, msg=lambda text, name=name: f"{name}: {text}")
+        if outside is not None and "sum" in outside.state[weight]:
+            expected = outside.state[weight]["sum"]
+            torch.testing.assert_close(sums[theirs[name]]["sum"].reshape(expected.shape), expected)
+
+
+# --- Equal to the optimizer outside ---
+
+
+@every_optimizer
+@every_method
+def test_bags_train_as_unfused(example, optimizer, engine):
+    model = bag_model({"*": example.make(as_tables(bag_tables()))})
+    fused = fused_twin(model, optimizer)
+    batches = [batch(RAGGED, seed=seed) for seed in range(3)]
+    assert_same(model, fused, train_both(model, fused, optimizer, batches))
+
+
+@every_optimizer
+@every_method
+def test_weighted_bags_train_as_unfused(example, optimizer, engine):
+    """Also the gradient of the weights, which reaches whoever computed them."""
+    model = bag_model({"*": example.make(as_tables(bag_tables()))}, weighted=True)
+    fused = fused_twin(model, optimizer)
+    batches = [batch(RAGGED, seed=seed, weighted=True) for seed in range(2)]
+    assert_same(model, fused, train_both(model, fused, optimizer, batches))
+
+
+@every_optimizer
+@every_method
+def test_sequences_train_as_unfused(example, optimizer, engine):
+    method = example.make(as_tables(sequence_tables()))
+    model = Model(CompressedEmbeddingCollection(sequence_tables(), {"*": method}))
+    fused = fused_twin(model, optimizer)
+    batches = [batch(RAGGED, seed=seed) for seed in range(2)]
+    assert_same(model, fused, train_both(model, fused, optimizer, batches))
+
+
+@every_optimizer
+@settings(max_examples=15)
+@given(
+    example=st.sampled_from(EXAMPLES),
+    all_lengths=st.lists(batch_lengths(), min_size=1, max_size=3),
+    weighted=st.booleans(),
+    kind=st.sampled_from([NativeEngine, FbgemmEngine]),
+)
+@explicit(example=EXAMPLES[0], all_lengths=[[[0], [0], [0], [0]]], weighted=False, kind=NativeEngine)
+@explicit(example=EXAMPLES[0], all_lengths=[[[0], [0], [0], [0]]], weighted=False, kind=FbgemmEngine)
+def test_any_shape_trains_as_unfused(optimizer, example, all_lengths, weighted, kind):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embcomp.torchrec.fused.make_engine", kind)
+        model = bag_model({"*": example.make(as_tables(bag_tables()))}, weighted=weighted)
+        fused = fused_twin(model, optimizer)
+        batches = [batch(lengths, seed=i, weighted=weighted) for i, lengths in enumerate(all_lengths)]
+        assert_same(model, fused, train_both(model, fused, optimizer, batches))
+
+
+@every_optimizer
+def test_torchrecs_own_collections_train_as_unfused(optimizer, engine):
+    """With their keys, means, indices, and ids in an order and a width of the caller's choice."""
+    model = Model(EmbeddingBagCollection(bag_tables()))
+    fused = fused_twin(model, optimizer)
+    order = ["tag", "user", "other", "film", "friend"]
+    batches = [batch([[1, 2], [0, 3], [1, 1], [4, 0], [2, 2]], order, seed=s, ids=torch.int32) for s in range(2)]
+    assert_same(model, fused, train_both(model, fused, optimizer, batches))
+    assert fused.collection(batches[0]).keys() == model.collection(batches[0]).keys()
+
+    model = Model(EmbeddingCollection(sequence_tables(), need_indices=True))
+    fused = fused_twin(model, optimizer)
+    assert_same(model, fused, train_both(model, fused, optimizer, batches))
+    mine, theirs = model.collection(batches[0]), fused.collection(batches[0])
+    assert list(mine) == list(theirs)
+    for key, jagged in mine.items():
+        assert torch.equal(jagged.weights(), theirs[key].weights())
+        assert torch.equal(jagged.lengths(), theirs[key].lengths())
+
+
+def test_weighted_torchrec_bags_train_as_unfused(engine):
+    model = Model(EmbeddingBagCollection(bag_tables(pooling=PoolingType.SUM), is_weighted=True))
+    fused = fused_twin(model, "RowWiseAdagrad")
+    batches = [batch(RAGGED, seed=seed, weighted=True) for seed in range(2)]
+    assert_same(model, fused, train_both(model, fused, "RowWiseAdagrad", batches))
+
+
+def test_half_precision_tables_keep_their_type():
+    model = bag_model({"*": embcomp.HashingTrick(rows=7)}, data_type=DataType.FP16)
+    fused = fused_twin(model, "SGD")
+    assert {weight.dtype for weight in fused.parameters()} == {torch.float16}
+    assert embcomp.nbytes(fused) == embcomp.nbytes(model)
+    features = batch(RAGGED)
+    before = [weight.detach().float() for weight in model.parameters()]
+    torch.testing.assert_close(fused(features), model(features), rtol=1e-3, atol=1e-4)
+    for each in (model, fused):
+        loss_of(each(features)).backward()
+    for old, weight, new in zip(before, model.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(new.float(), old - 0.1 * weight.grad.float(), rtol=1e-2, atol=5e-3)
+
+
+# --- When updates happen ---
+
+
+@pytest.fixture
+def pair(engine) -> tuple[nn.Module, nn.Module]:
+    model = bag_model({"*": embcomp.DoubleHash(rows=7)})
+    return model, fused_twin(model, "SGD")
+
+
+def test_two_forwards_before_one_backward(pair):
+    model, fused = pair
+    for each in pair:
+        sum(each(batch(RAGGED, seed=seed)).sum() for seed in range(2)).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert_same(model, fused)
+
+
+def test_two_backwards_are_two_updates(pair):
+    model, fused = pair
+    for each in pair:
+        loss = each(batch(RAGGED)).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()  # of the accumulated gradient
+    assert_same(model, fused)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evaluation_changes_nothing(pair, mode):
+    model, fused = pair
+    with mode():
+        out = fused.eval()(batch(RAGGED))
+    assert not out.requires_grad
+    torch.testing.assert_close(out, model(batch(RAGGED)).detach())
+    assert_same(model, fused)
+    loss_of(fused.train()(batch(RAGGED))).backward()  # and training goes on
+    assert not torch.equal(next(fused.parameters()), next(model.parameters()))
+
+
+def test_no_gradient_is_kept_and_no_other_optimizer_moves_the_rows(pair):
+    _, fused = pair
+    loss_of(fused(batch(RAGGED))).backward()
+    before = [weight.clone() for weight in fused.parameters()]
+    assert all(weight.grad is None and not weight.requires_grad for weight in fused.parameters())
+    torch.optim.SGD(fused.parameters(), lr=1.0, weight_decay=1.0).step()
+    assert all(torch.equal(a, b) for a, b in zip(before, fused.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("wrong", [-1, 12, 2**40])
+@every_optimizer
+def test_a_row_out_of_range_changes_nothing_and_names_the_table(engine, wrong, optimizer):
+    for collection in (EmbeddingBagCollection(bag_tables()), EmbeddingCollection(sequence_tables())):
+        model = Model(collection)
+        fused = fused_twin(model, optimizer)
+        features = batch([[1, 2], [1, 1], [2, 0], [0, 3]])
+        features.values()[-2] = wrong  # of "tag"
+        ids = features.values().clone()
+        with pytest.raises(IndexError, match=rf"'tags'.*{wrong}"):
+            loss_of(fused(features)).backward()
+        assert torch.equal(features.values(), ids)
+        assert_same(model, fused)
+        assert all(state["sum"].count_nonzero() == 0 for state in fused_optimizer(fused).state.values())
+
+
+def test_missing_feature_and_missing_weights(engine):
+    fused = fused_twin(Model(EmbeddingBagCollection(bag_tables())), "SGD")
+    with pytest.raises(KeyError, match="friend"):
+        fused(batch(RAGGED[1:], keys=["user", "film", "tag"]))
+    fused = fused_twin(Model(EmbeddingBagCollection(bag_tables(pooling=PoolingType.SUM), is_weighted=True)), "SGD")
+    with pytest.raises(ValueError, match="no weights"):
+        fused(batch(RAGGED))
+
+
+# --- The optimizer's handle ---
+
+
+def test_a_schedule_acts_as_on_the_unfused_optimizer(engine):
+    model = bag_model({"*": embcomp.HashingTrick(rows=7)})
+    fused = fused_twin(model, "RowWiseAdagrad")
+    outside = RowWiseAdagrad(model.parameters(), lr=0.1, eps=1e-6)
+    inside = fused_optimizer(fused)
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(opt, 0.3) for opt in (outside, inside)]
+    for seed in range(4):
+        for each, opt, schedule in zip((model, fused), (outside, inside), schedules, strict=True):
+            opt.zero_grad()
+            loss_of(each(batch(RAGGED, seed=seed))).backward()
+            opt.step()
+            schedule.step()
+    assert_same(model, fused, outside)
+
+
+def test_setting_the_learning_rate_takes_effect(engine):
+    model = bag_model({"*": embcomp.HashingTrick(rows=7)})
+    fused = fused_twin(model, "SGD")
+    before = copy.deepcopy(model)
+    optimizer = fused_optimizer(fused)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    loss_of(fused(batch(RAGGED))).backward()
+    assert_same(before, fused)
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.zero_grad()
+    assert_same(model, fused, train_both(model, fused, "SGD", [batch(RAGGED)]))
+
+
+@pytest.mark.parametrize("optimizer", ["Adagrad", "RowWiseAdagrad"])
+def test_saved_and_resumed_is_as_never_stopped(engine, optimizer, tmp_path):
+    methods = {"users": embcomp.HashEmbedding(rows=5), "*": embcomp.UnifiedEmbedding(rows=7, chunk_dim=4)}
+    start = bag_model(methods)
+    whole = fused_twin(start, optimizer)
+    batches = [batch(RAGGED, seed=seed) for seed in range(5)]
+    for number, features in enumerate(batches):
+        if number == 3:
+            handle = fused_optimizer(whole)
+            handle.param_groups[0]["lr"] = 0.03
+            handle.step()
+            torch.save({"model": whole.state_dict(), "optimizer": handle.state_dict()}, tmp_path / "state.pt")
+        loss_of(whole(features)).backward()
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = fused_twin(bag_model(methods), optimizer)
+    resumed.load_state_dict(saved["model"])
+    fused_optimizer(resumed).load_state_dict(saved["optimizer"])
+    for features in batches[3:]:
+        loss_of(resumed(features)).backward()
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    states = [fused_optimizer(each).state_dict() for each in (whole, resumed)]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    for number, state in states[0]["state"].items():
+        assert torch.equal(state["sum"], states[1]["state"][number]["sum"])
+
+
+@pytest.mark.parametrize("other", ["SGD", "Adagrad", "larger"])
+def test_another_optimizers_state_is_refused_and_changes_nothing(engine, other):
+    fused = fused_twin(bag_model({"*": embcomp.HashingTrick(rows=7)}), "RowWiseAdagrad")
+    rows = 9 if other == "larger" else 7
+    another = fused_twin(
+        bag_model({"*": embcomp.HashingTrick(rows=rows)}), "RowWiseAdagrad" if other == "larger" else other, lr=7.0
+    )
+    loss_of(fused(batch(RAGGED))).backward()
+    handle = fused_optimizer(fused)
+    before = copy.deepcopy(handle.state_dict())
+    with pytest.raises(ValueError, match="another optimizer or other tables"):
+        handle.load_state_dict(fused_optimizer(another).state_dict())
+    assert handle.state_dict()["param_groups"] == before["param_groups"]
+    for number, state in before["state"].items():
+        assert torch.equal(state["sum"], handle.state_dict()["state"][number]["sum"])
+
+
+def test_two_calls_of_fuse_keep_their_learning_rates(engine):
+    def towers() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        return nn.ModuleDict({name: bag_model({"*": embcomp.HashingTrick(rows=7)}) for name in ("a", "b")})
+
+    model, fused = towers(), towers()
+    fuse_(fused["a"], optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.1})
+    fuse_(fused["b"], optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.5})
+    handle = fused_optimizer(fused)
+    assert [group["lr"] for group in handle.param_groups] == [0.1, 0.5]
+    handle.step()
+    outside = torch.optim.SGD(
+        [{"params": model["a"].parameters(), "lr": 0.1}, {"params": model["b"].parameters()}], 0.5
+    )
+    for each in (model, fused):
+        loss_of(each["a"](batch(RAGGED)) + each["b"](batch(RAGGED))).backward()
+    outside.step()
+    assert_same(model, fused)
+
+
+def test_fused_optimizer_needs_fused_tables():
+    with pytest.raises(ValueError, match="fuse_ first"):
+        fused_optimizer(bag_model({}))
+
+
+# --- State, copies, moves ---
+
+
+@every_method
+def test_state_dicts_fit_either_form(example, engine):
+    method = example.make(as_tables(bag_tables()))
+    model = bag_model({"*": method})
+    fused = fused_twin(bag_model({"*": method}), "Adagrad")
+    assert list(fused.state_dict()) == list(model.state_dict())
+    assert embcomp.nbytes(fused) == embcomp.nbytes(model)
+    for assign in (False, True):
+        fused.load_state_dict(model.state_dict(), assign=assign)
+        torch.testing.assert_close(fused(batch(RAGGED)), model(batch(RAGGED)))
+        unshared = [weight.data_ptr() for weight in model.parameters()]
+        assert not set(unshared) & {weight.data_ptr() for weight in fused.parameters()}
+        loss_of(fused(batch(RAGGED))).backward()
+        model.load_state_dict(fused.state_dict())
+        torch.testing.assert_close(fused(batch(RAGGED)), model(batch(RAGGED)))
+
+
+@every_optimizer
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_train_on_alike_and_apart(twin_of, optimizer, engine):
+    fused = fused_twin(bag_model({"*": embcomp.HashEmbedding(rows=5)}), optimizer)
+    loss_of(fused(batch(RAGGED))).backward()
+    handle = fused_optimizer(fused)
+    handle.param_groups[0]["lr"] = 0.07
+    handle.step()
+    twin = twin_of(fused)
+    assert fused_optimizer(twin).param_groups[0]["lr"] == 0.07
+    before = copy.deepcopy(fused.state_dict())
+    loss_of(twin(batch(RAGGED, seed=1))).backward()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), fused.state_dict().values(), strict=True))
+    loss_of(fused(batch(RAGGED, seed=1))).backward()
+    assert all(torch.equal(a, b) for a, b in zip(twin.state_dict().values(), fused.state_dict().values(), strict=True))
+    for mine, theirs in zip(fused_optimizer(fused).state.values(), fused_optimizer(twin).state.values(), strict=True):
+        assert torch.equal(mine["sum"], theirs["sum"])
+
+
+@pytest.mark.parametrize("move", [nn.Module.half, lambda m: m.to("meta"), lambda m: m.to_empty(device="cpu")])
+def test_moves_are_refused_and_change_nothing(pair, move):
+    model, fused = pair
+    with pytest.raises(RuntimeError, match="move the model first"):
+        move(fused.collection.branches["bags"].collection)
+    assert_same(model, fused)
+    assert_same(model, fused, train_both(model, fused, "SGD", [batch(RAGGED)]))
+
+
+def test_moves_that_are_none_pass(pair):
+    model, fused = pair
+    fused.to("cpu").float().train().requires_grad_(False)
+    assert_same(model, fused, train_both(model, fused, "SGD", [batch(RAGGED)]))
+
+
+# --- What fuse_ finds ---
+
+
+def test_a_collection_used_twice_stays_one(engine):
+    collection = EmbeddingBagCollection(bag_tables())
+    model = nn.ModuleDict({"a": Model(collection), "b": Model(collection), "c": nn.ModuleList([collection] * 2)})
+    before = len(list(model.parameters()))
+    fuse_(model, optimizer=torch.optim.SGD)
+    assert model["a"].collection is model["b"].collection is model["c"][0] is model["c"][1]
+    assert type(model["a"].collection).__name__ == "FusedTables"
+    assert len(list(model.parameters())) == before
+
+
+def test_frozen_collections_stay_as_they_are(engine):
+    model = nn.ModuleDict({name: bag_model({"*": embcomp.HashingTrick(rows=7)}) for name in ("frozen", "trained")})
+    model["frozen"].requires_grad_(False)
+    fuse_(model, optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.1})
+    before = model["frozen"](batch(RAGGED))
+    assert not before.requires_grad
+    loss_of(before + model["trained"](batch(RAGGED))).backward()
+    assert torch.equal(before, model["frozen"](batch(RAGGED)))
+    model["frozen"].requires_grad_(True)
+    with pytest.raises(ValueError, match="no torchrec collection to train"):
+        fuse_(bag_model({}).requires_grad_(False), optimizer=torch.optim.SGD)
+
+
+def test_partly_frozen_collections_are_refused():
+    model = Model(EmbeddingBagCollection(bag_tables()))
+    model.collection.embedding_bags["films"].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"films.*frozen"):
+        fuse_(model, optimizer=torch.optim.SGD)
+    assert type(model.collection) is EmbeddingBagCollection
+
+
+def test_tied_weights_are_refused():
+    model = Model(EmbeddingBagCollection(bag_tables()))
+    model.output = nn.Linear(16, 33, bias=False)
+    model.output.weight = model.collection.embedding_bags["films"].weight
+    with pytest.raises(ValueError, match=r"films.*another module"):
+        fuse_(model, optimizer=torch.optim.SGD)
+    assert type(model.collection) is EmbeddingBagCollection
+
+
+def test_bad_input():
+    model = bag_model({})
+    with pytest.raises(ValueError, match="Adam"):
+        fuse_(model, optimizer=torch.optim.Adam)
+    with pytest.raises(ValueError, match="momentum"):
+        fuse_(model, optimizer=torch.optim.SGD, optimizer_kwargs={"momentum": 0.9})
+    with pytest.raises(ValueError, match="no torchrec collection"):
+        fuse_(nn.Linear(2, 2), optimizer=torch.optim.SGD)
+    fuse_(model, optimizer=torch.optim.SGD)
+    with pytest.raises(ValueError, match="fused"):
+        fuse_(model, optimizer=torch.optim.SGD)
+
+
+@every_optimizer
+@pytest.mark.parametrize("setting", [{"lr": -0.1}, {"eps": -1e-8}, {"weight_decay": -0.1}, {"lr": float("nan")}])
+def test_settings_that_no_optimizer_takes(optimizer, setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}="):
+        fuse_(bag_model({}), optimizer=OPTIMIZERS[optimizer][0], optimizer_kwargs=setting)
+
+
+def test_widths_that_fbgemm_cannot_read(monkeypatch):
+    configs = [EmbeddingBagConfig(name="t", num_embeddings=9, embedding_dim=6, feature_names=["user"])]
+    model = Model(EmbeddingBagCollection(configs))
+    fused = fuse_(copy.deepcopy(model), optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.1})
+    assert isinstance(fused.collection.engine, NativeEngine)
+    assert_same(model, fused, train_both(model, fused, "SGD", [batch([[2, 1]], ["user"], most=9)]))
+    monkeypatch.setattr("embcomp.torchrec.fused.make_engine", FbgemmEngine)
+    with pytest.raises(ValueError, match=r"multiple of 4.*'t': 6"):
+        fuse_(model, optimizer=torch.optim.SGD)
+    assert type(model.collection) is EmbeddingBagCollection
