@@ -60,7 +60,7 @@ def _fit(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: int) -
         for rows, vectors, counts in _blocks(table):
             _scatter(table.plan, rows, vectors * counts.unsqueeze(-1), target)
             for chunk, rows_of_chunk in _learned(table.plan, rows):
-                share = counts.unsqueeze(-1) * _weights(rows_of_chunk)
+                share = counts.unsqueeze(-1) * _weights(rows_of_chunk).square()  # least squares, one row at a time
                 weight[chunk.store].index_add_(0, rows_of_chunk[0].reshape(-1), share.reshape(-1))
     for name, store in learned.items():
         used = weight[name] > 0

@@ -113,7 +113,7 @@ class Encoder(nn.Module, abc.ABC):
         return self.encode(ids)
 
     def packed(self, ids: Tensor) -> Tensor:
-        """The rows of all chunks, one chunk after the other, flat: what a KeyedJaggedTensor takes. Checks as `forward`."""
+        """The rows of all chunks, one chunk after the other, flat, as a KeyedJaggedTensor takes them; checked first."""
         rows = [chunk.rows.reshape(-1) for chunk in self(ids)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
@@ -122,27 +122,38 @@ class Encoder(nn.Module, abc.ABC):
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        saved = json.loads(bytes(state.cpu().tolist()))
-        name = saved.pop("table")
-        mine = json.loads(json.dumps(self.config))
-        differing = [key for key in sorted({*saved, *mine}) if saved.get(key) != mine.get(key)]
-        if differing:
-            self.reset_buffers()  # torch has copied those of the other configuration already
-            said = "; ".join(f"{key}: saved {saved.get(key)!r}, here {mine.get(key)!r}" for key in differing)
-            raise ValueError(f"table {self.table.name!r}: the state was saved with another configuration ({said})")
+        name = json.loads(bytes(state.cpu().tolist()))["table"]
         self.table = dataclasses.replace(self.table, name=name)  # hash keys come from the name it was saved under
         self.reset_buffers()
 
-    def reset_buffers(self) -> None:
-        """Computes again the buffers that follow from the configuration (after `to_empty`, or under a loaded name)."""
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None:  # before torch copies the maps of another configuration over ours
+            self._check_config(json.loads(bytes(saved.cpu().tolist())))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def restore(self, name: str, value: Tensor) -> None:
-        """Writes a buffer anew, in place where it has memory."""
-        buffer = self.get_buffer(name)
-        if buffer.is_meta:
-            self.register_buffer(name, value, persistent=name not in self._non_persistent_buffers_set)
-        else:
-            buffer.copy_(value)
+    def _check_config(self, saved: dict[str, Any]) -> None:
+        mine = json.loads(json.dumps(self.config))
+        keys = sorted({*saved, *mine} - {"table"})
+        said = "; ".join(
+            f"{key}: saved {saved.get(key)!r}, here {mine.get(key)!r}"
+            for key in keys
+            if saved.get(key) != mine.get(key)
+        )
+        if said:
+            raise ValueError(f"table {self.table.name!r}: the state was saved with another configuration ({said})")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Keys and maps move, but are never emptied (`to_empty`) or made meta: nobody would refill them."""
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            device = self.get_buffer(name).device
+            self._buffers[name] = buffer if device.type == "meta" else buffer.to(device)
+        return self
+
+    def reset_buffers(self) -> None:
+        """Computes again the buffers that follow from the table's name, after it has changed."""
 
 
 class Combiner(abc.ABC):

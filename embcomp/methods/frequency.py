@@ -20,7 +20,6 @@ from embcomp.methods.base import (
     TablePlan,
     check_rows,
     per_table,
-    plain,
 )
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.hashing import HashEncoder
@@ -35,13 +34,8 @@ class FrequencyEncoder(HashEncoder):
         self, table: Table, config: Mapping[str, Any], seed: int, rows: int, lookups: int, counts: Tensor, hot: int
     ) -> None:
         hot_ids = _most_frequent(counts, hot)
-        super().__init__(table, config, seed, [rows - hot_ids.numel()], [lookups])
+        super().__init__(table, {**config, "hot": hot_ids.numel()}, seed, [rows - hot_ids.numel()], [lookups])
         self.register_buffer("hot_ids", hot_ids)
-        self.counts, self.hot = counts, hot  # a reference to the method's own counts, not a second copy
-
-    def reset_buffers(self) -> None:
-        super().reset_buffers()
-        self.restore("hot_ids", _most_frequent(self.counts, self.hot))
 
     def encode(self, ids: Tensor) -> list[Rows]:
         (shared,) = super().encode(ids)
@@ -107,7 +101,8 @@ class FrequencyHash(Method):
             hot = self._owned(rows)
             # The scale that suits the sum of two shared rows; an owned row starts a little smaller than a plain one.
             stores[table.name] = Store(rows, table.embedding_dim, summands=lookups)
-            config = {**replace(self, counts={}).config(), "rows": rows, "counts": plain(counts)}
+            config = {**replace(self, counts={}).config(), "rows": rows}
+            del config["counts"]  # they live on in the list of frequent ids, which is saved with the rows
             encoder = FrequencyEncoder(table, config, self.seed, rows, lookups, counts, hot)
             plans.append(TablePlan(table, encoder, (Chunk(table.name, lookups, weighted=lookups > 1),), Concat()))
         return Plan(stores, plans)

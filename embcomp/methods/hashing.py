@@ -23,7 +23,7 @@ from embcomp.methods.base import (
     side_store,
 )
 from embcomp.methods.budget import largest_within, share_rows
-from embcomp.ops.hashing import hash_key, hash_rows, hash_rows_by_key
+from embcomp.ops.hashing import check_ids, hash_key, hash_rows, hash_rows_by_key
 
 
 class HashEncoder(Encoder):
@@ -43,7 +43,13 @@ class HashEncoder(Encoder):
         return torch.tensor(keys, device="cpu" if torch.get_default_device().type == "meta" else None)
 
     def reset_buffers(self) -> None:
-        self.restore("keys", self._keys())
+        self.keys.copy_(self._keys())
+
+    def packed(self, ids: Tensor) -> Tensor:
+        if not self._one_each or type(self) is not HashEncoder:  # a subclass may add to the hashed rows
+            return super().packed(ids)
+        ids = check_ids(ids, self.table.num_embeddings, self.table.name)
+        return hash_rows_by_key(ids, self.keys, self.ranges[0]).reshape(-1)
 
     def encode(self, ids: Tensor) -> list[Rows]:
         if self._one_each:  # chunks of one store: one pass over the ids

@@ -30,6 +30,9 @@ class KeyedEncoder(nn.Module):
         self.ids_weighted = ids_weighted
         self.encoders = nn.ModuleDict({read.table: encoders[read.table] for read in reads})
         self.features = tuple(dict.fromkeys(read.feature for read in reads))
+        self.runs = _runs(self.reads)
+        self.counts = {read.table: read.chunks for read in reads}
+        self._orders: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor | None, Tensor | None]] = {}
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Rows under the keys of the inner collection, with the lengths of the bags times the look-ups of each id.
@@ -39,36 +42,81 @@ class KeyedEncoder(nn.Module):
             ValueError: batches of varying size per feature; weights are missing.
         """
         check_features(features, self.features, self.ids_weighted)
-        jagged = features.to_dict()
-        lengths = features.lengths().view(len(features.keys()), -1)
-        position = {key: i for i, key in enumerate(features.keys())}
+        ids, given = _by_feature(features, self.ids_weighted)
         encoded: dict[tuple[str, str], list[Rows]] = {}
         values: list[Tensor] = []
         weights: list[Tensor] = []
-        for read in self.reads:
-            ids = jagged[read.feature]
-            if (read.feature, read.table) not in encoded:
-                encoded[read.feature, read.table] = self.encoders[read.table](ids.values())
-            rows, fixed = encoded[read.feature, read.table][read.chunk]
-            values.append(rows.reshape(-1))
-            if self.weighted:
-                given = ids.weights_or_none() if self.ids_weighted else None
-                weights.append(_weights(rows, fixed, given).reshape(-1))
-        order = [position[read.feature] for read in self.reads]
-        if order != list(range(len(features.keys()))):
-            lengths = lengths[order]
-        if any(read.lookups > 1 for read in self.reads):
-            times = torch.tensor([[read.lookups] for read in self.reads], dtype=lengths.dtype)
-            lengths = lengths * times.to(lengths.device, non_blocking=True)
+        for run in self.runs:
+            feature, table = run[0].feature, run[0].table
+            encoder = self.encoders[table]
+            if not self.weighted and len(run) == self.counts[table]:
+                values.append(encoder.packed(ids[feature]))  # pyright: ignore[reportCallIssue]
+                continue
+            if (feature, table) not in encoded:
+                encoded[feature, table] = encoder(ids[feature])
+            for read in run:
+                rows, fixed = encoded[feature, table][read.chunk]
+                values.append(rows.reshape(-1))
+                if self.weighted:
+                    weights.append(_weights(rows, fixed, given.get(feature)).reshape(-1))
+        lengths = features.lengths().view(len(features.keys()), -1)
+        order, times = self._order(tuple(features.keys()), lengths.device)
+        if order is not None:
+            lengths = lengths.index_select(0, order)
+        if times is not None:
+            lengths = lengths * times.to(lengths.dtype)
+        # Known on the host already: asking the lengths would synchronise a GPU.
+        sizes = None if torch.compiler.is_compiling() else [ids[r.feature].numel() * r.lookups for r in self.reads]
         return KeyedJaggedTensor(
             keys=[read.key for read in self.reads],
-            values=torch.cat(values),
+            values=values[0] if len(values) == 1 else torch.cat(values),
             weights=torch.cat(weights) if self.weighted else None,
             lengths=lengths.reshape(-1),
             stride=features.stride(),
-            # Known on the host already: asking the lengths would synchronise a GPU.
-            length_per_key=None if torch.compiler.is_compiling() else [value.numel() for value in values],
+            length_per_key=sizes,
         )
+
+    def _order(self, keys: tuple[str, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Which feature each read takes, and how often it repeats an id's length; None where nothing changes."""
+        if torch.compiler.is_compiling():
+            return self._make_order(keys, device)
+        if (keys, device) not in self._orders:
+            self._orders[keys, device] = self._make_order(keys, device)
+        return self._orders[keys, device]
+
+    def _make_order(self, keys: tuple[str, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        position = {key: i for i, key in enumerate(keys)}
+        order = [position[read.feature] for read in self.reads]
+        lookups = [[read.lookups] for read in self.reads]
+        same = order == list(range(len(keys)))
+        return (
+            None if same else torch.tensor(order, device=device),
+            None if all(n == [1] for n in lookups) else torch.tensor(lookups, device=device),
+        )
+
+
+def _runs(reads: tuple[Read, ...]) -> tuple[tuple[Read, ...], ...]:
+    """Reads that follow each other and are the chunks of one feature in one table, in order."""
+    runs: list[list[Read]] = []
+    for read in reads:
+        last = runs[-1][-1] if runs else None
+        if last and (last.feature, last.table, last.chunk + 1) == (read.feature, read.table, read.chunk):
+            runs[-1].append(read)
+        else:
+            runs.append([read])
+    return tuple(map(tuple, runs))
+
+
+def _by_feature(features: KeyedJaggedTensor, weighted: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The ids, and the weights where they are wanted, of each feature."""
+    keys = features.keys()
+    if torch.compiler.is_compiling():
+        jagged = features.to_dict()
+        ids = {key: jagged[key].values() for key in keys}
+        return ids, {key: jagged[key].weights() for key in keys} if weighted else {}
+    sizes = features.length_per_key()
+    ids = dict(zip(keys, features.values().split(sizes), strict=True))
+    return ids, dict(zip(keys, features.weights().split(sizes), strict=True)) if weighted else {}
 
 
 def _weights(rows: Tensor, fixed: Tensor | None, given: Tensor | None) -> Tensor:

@@ -36,6 +36,7 @@ class Read:
     feature: str
     table: str
     chunk: int
+    chunks: int  # how many the table has
     lookups: int
     weighted: bool
 
@@ -137,7 +138,7 @@ def make_layout(
         in_look_up = means and branches[0] == "bags" and all(c.store in single for c in table.chunks)
         for feature, key in zip(config.feature_names, table_keys, strict=True):
             reads = tuple(
-                Read(branch, f"{key}#{i}", feature, config.name, i, chunk.lookups, chunk.weighted)
+                Read(branch, f"{key}#{i}", feature, config.name, i, len(table.chunks), chunk.lookups, chunk.weighted)
                 for i, (branch, chunk) in enumerate(zip(branches, table.chunks, strict=True))
             )
             dim = plan.embedding_dim(table)

@@ -1,0 +1,156 @@
+"""`python -m experiments bench lookup`: hashing, the training step of a collection, and the plain torch drop-in.
+
+Everything is measured beside what it is compared with, in one process and one thread: the collection's step against FBGEMM's
+table-batched embedding over uncompressed tables, each also beside the memory-bandwidth floor of its own work.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
+from rich.console import Console
+from torch import Tensor
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.optim import RowWiseAdagrad
+
+import embcomp
+from embcomp.ops.hashing import hash_key, hash_rows
+from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
+from experiments.bench.timing import BenchRow, paired
+
+FEATURES, BATCH, DIM, ZIPF = 26, 8192, 64, 1.05
+LEARNING_RATE = 0.01
+
+
+def run(console: Console, *, ids: int = 1_000_000, rounds: int = 30) -> list[BenchRow]:
+    """All comparisons. `ids` is the size of each feature's id space, `rounds` how often each pair is timed."""
+    return [*_hashing(rounds), *_collection(console, ids, rounds), *_drop_in(ids, rounds)]
+
+
+def zipf_ids(rng: np.random.Generator, size: int, count: int, exponent: float = ZIPF) -> Tensor:
+    """`count` ids below `size` with power-law frequencies, spread over the id space by a fixed permutation."""
+    cumulative = np.cumsum(np.arange(1, size + 1) ** -exponent)
+    ranks = np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
+    return torch.from_numpy(np.random.default_rng(0).permutation(size)[ranks])
+
+
+def _hashing(rounds: int) -> list[BenchRow]:
+    ids = torch.randint(0, 2**62, (1_000_000,), generator=torch.Generator().manual_seed(0))
+    key = torch.tensor([hash_key(0, "item", 0)])
+    candidates: dict[str, Callable[[], object]] = {
+        "copy of 1e6 ids": ids.clone,
+        "hashing 1e6 ids": lambda: hash_rows(ids, key, 100_000),
+    }
+    return paired(candidates, against="copy of 1e6 ids", rounds=rounds * 5)
+
+
+def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
+    """Training steps: forward, backward and row-wise Adagrad over 26 features of Zipf ids."""
+    rng = np.random.default_rng(1)
+    batches = [torch.cat([zipf_ids(rng, ids, BATCH) for _ in range(FEATURES)]) for _ in range(4)]
+    grad = torch.randn(BATCH, FEATURES * DIM, generator=torch.Generator().manual_seed(2)) * 1e-3
+    rows = ids // 10
+    methods = {
+        "HashingTrick at 10 %": embcomp.HashingTrick(rows=rows),
+        "DoubleHash at 10 %": embcomp.DoubleHash(rows=rows),
+        "UnifiedEmbedding 4 x 16 at 10 %": embcomp.UnifiedEmbedding(rows=FEATURES * rows * 4, chunk_dim=16),
+    }
+    candidates = {"uncompressed FBGEMM TBE": _tbe_step(ids, batches, grad)}
+    for name, method in methods.items():
+        console.log(f"building {name}")
+        candidates[name] = _step(ids, method, batches, grad)
+    found = paired(candidates, against="uncompressed FBGEMM TBE", rounds=rounds)
+    console.log("the floor: the bytes of each step's own work, moved as fast as this machine copies")
+    floors = {
+        "uncompressed FBGEMM TBE": _floor(batches, 1, DIM),
+        "HashingTrick at 10 %": _floor(batches, 1, DIM),
+        "DoubleHash at 10 %": _floor(batches, 2, DIM),
+        "UnifiedEmbedding 4 x 16 at 10 %": _floor(batches, 4, 16),
+    }
+    beside = [
+        row
+        for name, step in candidates.items()
+        for row in paired(
+            {"floor": floors[name], f"{name}, against its floor": step}, against="floor", rounds=rounds // 3
+        )
+    ]
+    return found + beside
+
+
+def _tbe_step(ids: int, batches: Sequence[Tensor], grad: Tensor) -> Callable[[], object]:
+    tbe = SplitTableBatchedEmbeddingBagsCodegen(
+        [(ids, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU)] * FEATURES,
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        learning_rate=LEARNING_RATE,
+        pooling_mode=PoolingMode.SUM,
+    )
+    for weight in tbe.split_embedding_weights():
+        weight.data.uniform_(-0.05, 0.05)
+    offsets = torch.arange(FEATURES * BATCH + 1)
+    turn = _turns(batches)
+    return lambda: tbe(next(turn), offsets).backward(grad)
+
+
+def _step(ids: int, method: embcomp.Method, batches: Sequence[Tensor], grad: Tensor) -> Callable[[], object]:
+    names = [f"feature_{i}" for i in range(FEATURES)]
+    tables = [
+        EmbeddingBagConfig(name=name, num_embeddings=ids, embedding_dim=DIM, feature_names=[name]) for name in names
+    ]
+    collection = CompressedEmbeddingBagCollection(tables, {"*": method})
+    fuse_(collection, optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": LEARNING_RATE})
+    lengths = torch.ones(FEATURES * BATCH, dtype=torch.int64)
+    turn = _turns(batches)
+
+    def step() -> None:
+        features = KeyedJaggedTensor(
+            keys=names, values=next(turn), lengths=lengths, stride=BATCH, length_per_key=[BATCH] * FEATURES
+        )
+        collection(features).values().backward(grad)
+
+    return step
+
+
+def _floor(batches: Sequence[Tensor], lookups: int, width: int) -> Callable[[], object]:
+    """A copy of as many bytes as the step must move: each look-up reads its row, each bag writes its sum and reads its
+    gradient, and each distinct row is read and written by its update."""  # noqa: D205, D209
+    per_feature = [batch.view(FEATURES, BATCH) for batch in batches]
+    distinct = int(np.mean([sum(ids.unique().numel() for ids in batch) for batch in per_feature])) * lookups
+    floats = FEATURES * BATCH * lookups * width + 2 * FEATURES * BATCH * DIM + 2 * distinct * width
+    source = torch.ones(floats // 2)  # a copy reads and writes each byte
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _drop_in(ids: int, rounds: int) -> list[BenchRow]:
+    """`CompressedEmbedding` against `nn.Embedding` with as many rows: forward, backward and Adagrad on sparse gradients."""
+    rows = ids // 10
+    batch = zipf_ids(np.random.default_rng(3), ids, FEATURES * BATCH)
+    grad = torch.randn(batch.numel(), DIM, generator=torch.Generator().manual_seed(4)) * 1e-3
+    compressed = embcomp.nn.CompressedEmbedding(ids, DIM, embcomp.HashingTrick(rows=rows), sparse=True)
+    plain = torch.nn.Embedding(rows, DIM, sparse=True)
+    hashed = compressed.encoder(batch)[0].rows.squeeze(-1)
+    name = "nn.Embedding with as many rows"
+    candidates = {
+        name: _sparse_step(plain, hashed, grad),
+        "CompressedEmbedding, HashingTrick": _sparse_step(compressed, batch, grad),
+    }
+    return paired(candidates, against=name, rounds=rounds)
+
+
+def _sparse_step(module: torch.nn.Module, ids: Tensor, grad: Tensor) -> Callable[[], object]:
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        module(ids).backward(grad)
+        optimizer.step()
+
+    return step
+
+
+def _turns(batches: Sequence[Tensor]):
+    while True:
+        yield from batches
