@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native
 from embcomp.ops.hashing import check_rows_inside, pointer
@@ -75,41 +76,45 @@ class SumBags(torch.autograd.Function):
         ctx: Any, table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, features: int
     ) -> Tensor:
         dim = table.shape[1]
+        ctx.shape = table.shape
+        if ctx.needs_input_grad[3]:  # else the rows may change before the backward pass, as with torch's own bags
+            ctx.save_for_backward(table)
         given = None if weights is None else weights.detach().float().contiguous()
         bags = Bags(rows.contiguous(), offsets.contiguous(), given, torch.arange(features) * dim)
         check_rows_inside(bags.rows, bags.offsets, table.shape[0])
         out = torch.empty(bags.batch, features * dim)
-        pool_bags(table.detach(), bags, out)
+        pool_bags(table.detach().contiguous(), bags, out)
         ctx.bags = bags
-        ctx.save_for_backward(table)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
-        (table,) = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        table_grad = table_gradient(table, ctx.bags, grad) if ctx.needs_input_grad[0] else None
-        weight_grad = weight_gradient(table.detach(), ctx.bags, grad) if ctx.needs_input_grad[3] else None
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad, weight_grad = grads[0].contiguous(), None
+        if ctx.needs_input_grad[3]:
+            (table,) = ctx.saved_tensors
+            weight_grad = weight_gradient(table, ctx.bags, grad)
+        table_grad = table_gradient(ctx.shape, ctx.bags, grad) if ctx.needs_input_grad[0] else None
         return table_grad, None, None, weight_grad, None
 
 
-def table_gradient_reference(table: Tensor, bags: Bags, grad: Tensor) -> Tensor:
+def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
     """`table_gradient` in plain torch."""
     own = bags.own()
-    each = grad[own.columns_of_rows(table.shape[1])]
+    each = grad[own.columns_of_rows(shape[1])]
     if own.weights is not None:
         each = each * own.weights.unsqueeze(-1)
-    return torch.zeros(table.shape).index_add_(0, own.rows, each)
+    return torch.zeros(shape).index_add_(0, own.rows, each)
 
 
-def table_gradient(table: Tensor, bags: Bags, grad: Tensor) -> Tensor:
-    """The dense gradient of a table, [rows, dim], from that of its bags, [batch, columns]."""
+def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
+    """The dense gradient of a table of this shape, [rows, dim], from that of its bags, [batch, columns]."""
     lib = native.library()
     if lib is None:
-        return table_gradient_reference(table, bags, grad)
-    out = torch.zeros(table.shape)
+        return table_gradient_reference(shape, bags, grad)
+    out = torch.zeros(shape)
     lib.bag_backward(
-        pointer(out), _size(table.shape[1]), pointer(bags.rows), pointer(bags.offsets), pointer(bags.weights),
+        pointer(out), _size(shape[1]), pointer(bags.rows), pointer(bags.offsets), pointer(bags.weights),
         _size(bags.columns.numel()), _size(bags.batch), pointer(grad), _size(grad.shape[1]), pointer(bags.columns),
     )  # fmt: skip
     return out

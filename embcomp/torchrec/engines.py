@@ -13,6 +13,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     WeightDecayMode,
 )
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native, tables
 from embcomp.ops.hashing import check_rows_inside
@@ -169,7 +170,8 @@ class _PoolAndUpdate(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         engine: NativeEngine = ctx.engine
         grad = grads[0].float().contiguous()
         weight_grad = None
