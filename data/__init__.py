@@ -11,8 +11,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from data.clicks import ClickData
 from data.registry import DATASETS, load
 from data.schema import DataError, Feature, Schema
 
-__all__ = ["DATASETS", "ClickData", "DataError", "Feature", "Schema", "load"]
+if TYPE_CHECKING:
+    from data.batch import Batch
+
+__all__ = ["DATASETS", "Batch", "ClickData", "DataError", "Feature", "Schema", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Batch":  # torchrec takes seconds to import, and only batches need it
+        from data.batch import Batch
+
+        return Batch
+    raise AttributeError(f"module 'data' has no attribute {name!r}")

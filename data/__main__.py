@@ -67,8 +67,8 @@ def head(
 ) -> None:
     """Print the first encoded rows of a split, and the sizes."""
     clicks = load(name, root=root, cache=cache)
-    typer.echo(clicks)
-    typer.echo(clicks.split(split).head(rows).collect())
+    first = clicks.split(split).head(rows).collect()
+    typer.echo(f"{clicks}\n{first}")
 
 
 def main() -> None:

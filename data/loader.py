@@ -32,7 +32,7 @@ class Loader:
         prefetch: batches made ahead in a thread of their own; 0 for none.
 
     Raises:
-        DataError: a batch size below 1, a negative seed or epoch, a start_batch beyond the last batch.
+        DataError: a number out of range, a start_batch beyond the last batch.
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class Loader:
         window_rows: int = WINDOW_ROWS,
         prefetch: int = 0,
     ) -> None:
-        for name, value, least in [("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0)]:
-            if value < least:
-                raise DataError(f"{name} must be at least {least}, not {value}")
+        least = {"batch_size": (batch_size, 1), "window_rows": (window_rows, 1)}
+        least |= {"seed": (seed, 0), "epoch": (epoch, 0), "prefetch": (prefetch, 0)}
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise DataError(f"{name} must be at least {bound}, not {value}")
         self.path, self.schema, self.batch_size = path, schema, batch_size
         self.shuffle, self.seed, self.epoch, self.prefetch = shuffle, seed, epoch, prefetch
         with pa.memory_map(str(path)) as source:

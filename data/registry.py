@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polars.exceptions import PolarsError
+
 from data import avazu, criteo, frappe, ml_1m, parquet, synthetic
 from data.clicks import ClickData
 from data.prepare import prepared
@@ -71,8 +73,8 @@ def load(
         options: those of the `read` function of the data set's module.
 
     Raises:
-        DataError: unknown name or option, missing file, malformed line, a value that cannot be trained on, an empty
-            split.
+        DataError: unknown name or option, missing or damaged file, malformed line, a value that cannot be trained on,
+            an empty split.
     """
     dataset = DATASETS[known("data set", name, DATASETS)]
     defaults = dataset.options
@@ -85,7 +87,10 @@ def load(
     if dataset.files is None:
         return ClickData(prepared(name, cache, chosen, [], lambda: dataset.read(**chosen)))
     place = _place(root, folder or dataset.folder)
-    return ClickData(prepared(name, cache, chosen, dataset.files(place), lambda: dataset.read(place, **chosen)))
+    try:
+        return ClickData(prepared(name, cache, chosen, dataset.files(place), lambda: dataset.read(place, **chosen)))
+    except PolarsError as error:
+        raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def root_folder(root: str | Path | None = None) -> Path:

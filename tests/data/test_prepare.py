@@ -1,0 +1,113 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import data
+from data import DataError, prepare
+
+ROOT = Path(__file__).parents[2]
+ROWS = pl.DataFrame({"label": [0, 1] * 10, "item": [i % 5 for i in range(20)]})
+SCHEMA = {"label": "label", "features": {"item": {}}}
+
+
+@pytest.fixture
+def load(tmp_path):
+    (tmp_path / "rows").mkdir()
+    path = tmp_path / "rows" / "rows.parquet"
+    ROWS.write_parquet(path)
+
+    def load(**changes) -> data.ClickData:
+        return data.load("parquet", folder=path, cache=tmp_path / "cache", schema=SCHEMA | changes)
+
+    load.path = path
+    return load
+
+
+def test_encodes_once(load, monkeypatch):
+    first = load()
+    monkeypatch.setattr(prepare, "encode", lambda *args: pytest.fail("encoded again"))
+    assert load().folder == first.folder
+
+
+def test_other_options_or_sources_are_encoded_anew(load):
+    first, other = load(), load(seed=3)
+    assert first.folder != other.folder
+    os.utime(load.path, ns=(0, 0))
+    touched = load()
+    assert touched.folder != first.folder
+    ROWS[:15].write_parquet(load.path)
+    os.utime(load.path, ns=(0, 0))
+    assert load().num_rows("train") == 12
+
+
+def test_a_folder_appears_complete_or_not_at_all(load, tmp_path, monkeypatch):
+    original = prepare.encode
+
+    def breaks(source, folder, name):
+        original(source, folder, name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "encode", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+KILLED = """
+import sys, time
+import data
+from data import encode, prepare
+
+original = encode._Writer.close
+def wait(self):
+    original(self)
+    print("writing", flush=True)
+    time.sleep(60)
+encode._Writer.close = wait
+data.load("parquet", folder=sys.argv[1], cache=sys.argv[2], schema={"label": "label", "features": {"item": {}}})
+"""
+
+
+def test_a_killed_run_leaves_no_half_and_the_next_one_cleans_up(load, tmp_path):
+    cache = tmp_path / "cache"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(load.path), str(cache)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    left = [path for path in cache.iterdir() if path.is_dir()]
+    assert [path.suffix for path in left] == [".part"]
+    clicks = load()
+    assert clicks.num_rows("train") == clicks.split("train").collect().height == 16
+    assert [path for path in cache.iterdir() if path.is_dir()] == [clicks.folder]
+
+
+def test_two_processes_at_once(load, tmp_path):
+    """The second waits for the first and takes its folder."""
+    command = [sys.executable, "-c", KILLED.replace("60", ".3"), str(load.path), str(tmp_path / "cache")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(output.count("writing") for output in outputs) == [0, 3]
+
+
+def test_default_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert prepare.cache_folder() == tmp_path / "embcomp"
+    clicks = data.load("synthetic", num_rows=100, num_users=30, num_items=30, num_communities=2)
+    assert clicks.folder.parent == tmp_path / "embcomp"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert prepare.cache_folder() == tmp_path / "home" / ".cache" / "embcomp"
+
+
+def test_a_folder_that_holds_no_data(tmp_path):
+    with pytest.raises(DataError, match="holds no encoded data"):
+        data.ClickData(tmp_path)

@@ -1,0 +1,30 @@
+import pytest
+
+import data
+from data import DataError
+from data.registry import root_folder
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ml1m", {}, "unknown data set 'ml1m': did you mean 'ml-1m'"),
+        ("xyz", {}, "unknown data set 'xyz': there are ml-1m, criteo, avazu, frappe, parquet, synthetic"),
+        ("synthetic", {"num_row": 5}, "unknown option of synthetic 'num_row': did you mean 'num_rows'"),
+        ("frappe", {"seed": 5}, "unknown option of frappe 'seed': there are none"),
+        ("parquet", {"folder": "x"}, "data set 'parquet' needs the option 'schema'"),
+        ("ml-1m", {}, "set EMBCOMP_DATA"),
+    ],
+)
+def test_bad_requests(name, options, message, monkeypatch):
+    monkeypatch.delenv("EMBCOMP_DATA", raising=False)
+    with pytest.raises(DataError, match=message):
+        data.load(name, **options)
+
+
+def test_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("EMBCOMP_DATA", str(tmp_path))
+    assert root_folder() == tmp_path
+    assert root_folder("elsewhere").name == "elsewhere"
+    with pytest.raises(DataError, match=rf"no file {tmp_path}/criteo/train\.txt; `python -m data fetch criteo`"):
+        data.load("criteo")
