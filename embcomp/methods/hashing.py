@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from embcomp.methods.base import (
+    FLOAT_BYTES,
     Chunk,
     Concat,
     Encoder,
@@ -197,7 +198,7 @@ class HashEmbedding(Method):
             own = importance is None
             importance = table.ids_or_raise("one importance per id") if own else check_rows(importance, table.name)
             weights = side_store(table, "importance", tables)
-            stores[weights] = Store(importance, -(-k // 4) * 4, init="ones")
+            stores[weights] = Store(importance, _padded(k), init="ones")
             stores[table.name] = Store(rows, table.embedding_dim, summands=k)
             config = {**self.config(), "rows": rows, "importance_rows": importance}
             encoder = _HashEmbeddingEncoder(table, config, self.seed, rows, k, None if own else importance)
@@ -206,7 +207,27 @@ class HashEmbedding(Method):
 
     @classmethod
     def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
-        return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
+        """As `Method.for_budget`. Where one importance per id would take over half of the budget, it is hashed.
+
+        Without `importance_rows` among the fixed settings, the hashed importance table has as many rows as the other.
+        """
+        own = (
+            sum((table.num_embeddings or nbytes) for table in tables)
+            * _padded(fixed.get("num_hashes", 2))
+            * FLOAT_BYTES
+        )
+        hashed = "importance_rows" not in fixed and 2 * own > nbytes
+
+        def make(total: int) -> Self:
+            rows = share_rows(tables, total)
+            return cls(rows=rows, **fixed, **({"importance_rows": rows} if hashed else {}))
+
+        return largest_within(tables, nbytes, make)
+
+
+def _padded(num_hashes: int) -> int:
+    """Columns of an importance row: FBGEMM reads multiples of 4."""
+    return -(-num_hashes // 4) * 4
 
 
 class _HashEmbeddingEncoder(HashEncoder):

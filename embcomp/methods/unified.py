@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from embcomp.methods.base import Chunk, Concat, Method, Plan, Store, Table, TablePlan, check_rows
+from embcomp.methods.base import FLOAT_BYTES, Chunk, Concat, Method, Plan, Store, Table, TablePlan, check_rows
 from embcomp.methods.budget import largest_within
 from embcomp.methods.hashing import HashEncoder
 
@@ -70,7 +70,27 @@ class UnifiedEmbedding(Method):
 
     @classmethod
     def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
-        """As `Method.for_budget`; without `chunk_dim` it is the widest chunk that divides every width."""
+        """As `Method.for_budget`; without `chunk_dim` it is chosen by `best_chunk_dim`."""
         if "chunk_dim" not in fixed:
-            fixed["chunk_dim"] = math.gcd(*[table.embedding_dim for table in tables])
+            fixed["chunk_dim"] = best_chunk_dim(tables, nbytes)
         return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed))
+
+
+def best_chunk_dim(tables: Sequence[Table], nbytes: int) -> int:
+    """The chunk width that a budget wants: the tighter it is, the more look-ups, for two ids must not share them all.
+
+    About 2 + log2(full bytes / budget) look-ups were best on MovieLens-1M at 100 %, 50 % and 10 % of the full bytes
+    (the experiment `unified-ml1m`); the divisor of the widths that comes nearest is taken, and one that FBGEMM can
+    read (a multiple of 4) where the widths allow it. Tables of an open id space count as if the budget were tight.
+
+    Example:
+        >>> tables = [Table("user", 6040, 32), Table("film", 3706, 32)]
+        >>> best_chunk_dim(tables, nbytes=1_247_488), best_chunk_dim(tables, nbytes=124_748)
+        (16, 8)
+    """
+    width = math.gcd(*[table.embedding_dim for table in tables])
+    full = sum((table.num_embeddings or nbytes) * table.embedding_dim * FLOAT_BYTES for table in tables)
+    wanted = 2 + math.log2(max(1.0, full / max(1, nbytes)))
+    step = 4 if width % 4 == 0 else 1
+    chunks = [dim for dim in range(step, width + 1, step) if width % dim == 0]
+    return min(chunks, key=lambda dim: (abs(math.log(width / dim / wanted)), -dim))
