@@ -1,6 +1,7 @@
 """The contract of tests/contract.py for every registered method; a new one joins by a line in methods_under_test.py."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,28 +81,20 @@ def test_compiled_whole_as_eager() -> None:
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own imports
-def test_inductor_gives_the_same_vectors() -> None:
-    """The compiler that people use, on what it could get wrong: arithmetic on 64 bits with overflow."""
+def test_inductor_hashes_alike() -> None:
+    """The compiler that people use, on what it could get wrong: arithmetic on 64 bits with overflow.
 
-    class Vectors(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.closed = nn.ModuleList(embedding(e) for e in EXAMPLES if not e.open_ids)
-            self.open = nn.ModuleList(embedding(e, n=None) for e in EXAMPLES if e.open_ids)
-
-        def forward(self, ids: Tensor, large: Tensor) -> list[Tensor]:
-            return [module(ids) for module in self.closed] + [module(large) for module in self.open]
-
-    module = Vectors().requires_grad_(False)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    One small graph, because each kernel takes seconds to build.
+    """
+    (encoder,) = (embedding(example, n=None).encoder for example in EXAMPLES if example.name == "MultiHash-sum")
+    compiled = torch.compile(lambda ids: encoder(ids)[0].rows, fullgraph=True, dynamic=True)
     for n in (17, 4):
-        ids, large = torch.randint(N, (n,)), torch.randint(2**63 - 1, (n,))
-        torch.testing.assert_close(compiled(ids, large), module(ids, large))
+        ids = torch.randint(2**63 - 1, (n,))
+        assert torch.equal(compiled(ids), encoder(ids)[0].rows)
     with pytest.raises(RuntimeError, match="embedding"):
-        compiled(torch.tensor([1, N]), large[:2])
-    with pytest.raises(RuntimeError, match="embedding"):
-        compiled(torch.tensor([1, 2]), torch.tensor([1, -1]))
+        compiled(torch.tensor([1, -1]))
 
 
 def test_exported_as_eager() -> None:
