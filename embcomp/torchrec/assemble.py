@@ -53,7 +53,9 @@ class AssembleBags(nn.Module):
             (inner,) = branches.values()
             if list(inner.keys()) == self.inner_keys:  # a sharding may have put them in another order
                 return KeyedTensor(keys=keys, length_per_key=dims, values=inner.values())  # pyright: ignore
-        pooled = {name: result.to_dict() for name, result in branches.items() if isinstance(result, KeyedTensor)}
+        # By name: a sharded collection answers with an awaitable, which is no KeyedTensor yet.
+        bags = {name: result for name, result in branches.items() if not name.startswith("sequences")}
+        pooled = {name: result.to_dict() for name, result in bags.items()}  # pyright: ignore
         vectors = [self._vector(output, features, branches, pooled) for output in self.outputs]
         return KeyedTensor(keys=keys, length_per_key=dims, values=torch.cat(vectors, dim=1))
 
