@@ -38,7 +38,10 @@ def _compiler() -> list[str]:
 def _cache_folder() -> Path:
     if os.environ.get("EMBCOMP_CACHE"):
         return Path(os.environ["EMBCOMP_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embcomp"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embcomp"
+    except RuntimeError as error:  # a user without a home folder, as in some containers
+        raise NativeUnavailable(f"{error} set EMBCOMP_CACHE to a folder") from error
 
 
 def _processor() -> str:
