@@ -57,7 +57,7 @@ def run(
         for each in pending:
             console.print(f"{each.experiment}/{each.name}", highlight=False)
         return
-    settings = Settings(folder, out, device, threads, checkpoint_seconds)
+    settings = Settings(folder, out, _device(device), threads, checkpoint_seconds)
     if force:
         for each in pending:
             forget(each, settings)
@@ -134,6 +134,16 @@ def _seeds(text: str | None) -> set[int] | None:
         return None if text is None else {int(part) for part in text.split(",")}
     except ValueError:
         raise InputError(f"--seeds {text}: give whole numbers with commas between, as 0,1,2") from None
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"--device {name}: no such device here; leave it out for the CPU") from None
+    return name
 
 
 def _options(pairs: list[str]) -> dict[str, object]:

@@ -163,7 +163,8 @@ def _explain(error: Any) -> str:
         return f"unknown key {key!r}{_hint(str(keys[-1]), _known_keys(keys[:-1]))}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"missing key {key!r}"
-    return f"{key}: {error['msg'].lower()}, not {error['input']!r}"
+    said = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}: {said}, not {error['input']!r}"
 
 
 def _known_keys(keys: list[Any]) -> list[str]:

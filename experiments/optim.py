@@ -30,28 +30,25 @@ def make_optimizers(built: BuiltModel, config: OptimizerConfig) -> list[Optimize
     table_lr = config.lr if config.embedding_lr is None else config.embedding_lr
     fused: list[Optimizer] = []
     if config.embedding:
-        settings: dict[str, Any] = {"lr": table_lr, "weight_decay": config.embedding_weight_decay}
+        fused_settings: dict[str, Any] = {"lr": table_lr, "weight_decay": config.embedding_weight_decay}
         try:
-            fuse_(built.embeddings, optimizer=_FUSED[config.embedding], optimizer_kwargs=settings)
+            fuse_(built.embeddings, optimizer=_FUSED[config.embedding], optimizer_kwargs=fused_settings)
             fused.append(fused_optimizer(built.embeddings))
         except ValueError as error:
             raise InputError(f"optimizer.embedding: {error}") from error
     tables = {id(parameter) for parameter in built.embeddings.parameters()}
     trained = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
+    # Coupled decay adds decay * E to the gradient of the whole table: that of decay / 2 * ||E||^2 in the loss.
+    settings = [(config.lr, config.weight_decay), (table_lr, config.embedding_weight_decay)]
+    parts = [[p for p in trained if id(p) not in tables], [p for p in trained if id(p) in tables]]
+    if settings[0] == settings[1]:  # one call of the optimizer instead of two
+        settings, parts = settings[:1], [trained]
     groups = [
-        {
-            "params": [parameter for parameter in trained if id(parameter) not in tables],
-            "lr": config.lr,
-            "weight_decay": config.weight_decay,
-        },
-        {
-            # Coupled decay adds decay * E to the gradient of the whole table: that of decay / 2 * ||E||^2 in the loss.
-            "params": [parameter for parameter in trained if id(parameter) in tables],
-            "lr": table_lr,
-            "weight_decay": config.embedding_weight_decay,
-        },
+        {"params": part, "lr": lr, "weight_decay": decay}
+        for part, (lr, decay) in zip(parts, settings, strict=True)
+        if part
     ]
-    dense = _DENSE[config.name]([group for group in groups if group["params"]], fused=True)  # type: ignore[call-arg]
+    dense = _DENSE[config.name](groups, fused=True)  # type: ignore[call-arg]
     return [dense, *fused]
 
 

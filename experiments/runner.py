@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import multiprocessing
 import os
 import shutil
@@ -59,6 +60,7 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
     from experiments.train import Trainer
 
     torch.set_num_threads(settings.threads)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a note on torchrec's use of torch.fx
     device = torch.device(settings.device)
     folder = settings.work / "runs" / run.experiment / run.name
     with _locked(folder, lambda: report(0, 0, "waits for another process that trains this run")):
@@ -86,6 +88,10 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
     shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in ("auc", "logloss"))
     share = outcome.nbytes / task.full_nbytes
     return "done", f"{shown}  {outcome.nbytes:,} B ({share:.1%})  {outcome.progress.seconds:.0f} s"
+
+
+def unheard(done: int, total: int, text: str) -> None:
+    """A report that nobody reads."""
 
 
 def forget(run: RunConfig, settings: Settings) -> None:
@@ -126,10 +132,10 @@ def _one_by_one(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: 
 
 
 def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: Progress) -> Results:
-    context = multiprocessing.get_context("spawn")
+    context = worker_context()
     messages = context.Queue()
     open_bars: dict[str, _Bar] = {}
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(messages, os.getpid()))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(messages,))
     try:
         waiting: dict[Future[tuple[str, str]], RunConfig] = {
             pool.submit(_execute_in_worker, run, settings): run for run in runs
@@ -149,6 +155,15 @@ def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars
         pool.shutdown(cancel_futures=True)
 
 
+def worker_context() -> Any:
+    """How workers start: from one process that has imported everything, where the system can fork."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.runner", "experiments.results", "experiments.train"])
+    return context
+
+
 def _drain(messages: Any, open_bars: dict[str, _Bar], bars: Progress) -> None:
     """Pass on what the workers say, waiting for it a moment."""
     try:
@@ -164,8 +179,8 @@ def _drain(messages: Any, open_bars: dict[str, _Bar], bars: Progress) -> None:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(messages: Any, parent: int) -> None:
-    _worker.update(messages=messages, parent=parent)
+def _start_worker(messages: Any) -> None:
+    _worker.update(messages=messages, parent=os.getppid())
 
 
 def _execute_in_worker(run: RunConfig, settings: Settings) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 from rich.filesize import decimal
 
 from experiments.report.collect import LOWER_IS_BETTER, Row, Section
@@ -77,8 +77,9 @@ def _against_bytes(section: Section, metric: str, base: str) -> Picture:
             axes.axhline(row.metrics[metric].mean, linestyle="--", color=_GREY, label="Full")
         if lines:
             axes.set_xscale("log")
+            axes.set_xticks(_apart([row.nbytes for rows in lines.values() for row in rows]), minor=False)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: decimal(int(value))))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("bytes of tables and maps")
 
     title = f"{_name(metric)} against bytes"
@@ -95,10 +96,11 @@ def _against_option(section: Section, metric: str, method: str, option: str, bas
         if row.method == method and option in options and metric in row.metrics:
             x = value_of(row.config, options[option])
             lines.setdefault(decimal(row.nbytes, precision=0), []).append((x, row))
+    for points in lines.values():
+        points.sort(key=lambda point: point[0])
 
     def draw(axes: Axes) -> None:
         for number, (label, points) in enumerate(lines.items()):
-            points = sorted(points, key=lambda point: point[0])
             _line(axes, number, label, [x for x, _ in points], [row for _, row in points], metric)
         axes.set_xlabel(axis)
 
@@ -122,6 +124,15 @@ def _swept(section: Section) -> list[tuple[str, str]]:
     return [key for key, found in values.items() if len(found) >= 3]
 
 
+def _apart(sizes: list[int]) -> list[int]:
+    """The sizes that are worth a mark: of those within a sixth of each other, the largest."""
+    kept: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        if not kept or size < kept[-1] / 1.17:
+            kept.append(size)
+    return kept
+
+
 def _line(axes: Axes, number: int, label: str, xs: list[Any], rows: list[Row], metric: str) -> None:
     stats = [row.metrics[metric] for row in rows]
     axes.errorbar(
@@ -138,7 +149,7 @@ def _line(axes: Axes, number: int, label: str, xs: list[Any], rows: list[Row], m
 
 def _svg(draw: Callable[[Axes], None], metric: str) -> str:
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         axes.set_ylabel(_name(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
@@ -146,7 +157,10 @@ def _svg(draw: Callable[[Axes], None], metric: str) -> str:
         handles, labels = axes.get_legend_handles_labels()
         if handles:
             unique = dict(zip(labels, handles, strict=True))
-            axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8, loc="best")
+            columns = 2 if len(unique) > 3 else 3
+            figure.legend(
+                unique.values(), unique.keys(), frameon=False, fontsize=8, loc="outside lower center", ncols=columns
+            )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

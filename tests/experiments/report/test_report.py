@@ -1,0 +1,144 @@
+"""The report says what the files say: means and deviations, pictures with words, nothing from elsewhere."""
+
+import json
+import re
+import statistics
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+from experiments.errors import InputError
+from experiments.report import collect, write_html, write_markdown
+from experiments.report.pictures import pictures
+
+AUC = {("Full", None): [0.9, 0.91], ("HashingTrick", None): [0.8, 0.7]}
+AUC |= {("UnifiedEmbedding", dim): [0.8 + dim / 100, 0.81 + dim / 100] for dim in (2, 4, 8)}
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "results"
+    for (method, dim), values in AUC.items():
+        for seed, auc in enumerate(values):
+            options = {} if dim is None else {"chunk_dim": dim}
+            label = method if dim is None else f"{method}(chunk_dim={dim})"
+            write(folder, method, label, options, 4000 if method == "Full" else 400, seed, auc)
+    (folder / "toy" / "infeasible").mkdir()
+    said = {"experiment": "toy", "dataset": "clicks", "model": "DCN", "method": "HashingTrick", "label": "HashingTrick"}
+    noted = {**said, "budget": {"share": 0.001}, "seed": 0, "reason": "<too small>"}
+    for seed in (0, 1):
+        (folder / "toy" / "infeasible" / f"tiny-seed{seed}.json").write_text(json.dumps({**noted, "seed": seed}))
+    return folder
+
+
+def write(folder, method, label, options, nbytes, seed, auc, experiment="toy"):
+    values = {
+        "experiment": experiment,
+        "dataset": "clicks",
+        "model": "DCN",
+        "method": method,
+        "label": label,
+        "budget": {} if method == "Full" else {"share": 0.1},
+        "seed": seed,
+        "rows": nbytes // 4,
+        "nbytes": nbytes,
+        "full_nbytes": 4000,
+        "seconds": 1.0,
+        "metrics": {
+            "test/auc": auc,
+            "test/logloss": 1 - auc,
+            "valid/auc": 0.1,
+            "test/auc/rare": auc / 2,
+            "test/rows/rare": 5,
+        },
+        "config": {"model": {"embedding_dim": 8}, "method": {"method": method, "options": options}},
+    }
+    path = folder / experiment / f"{label}-{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.images, self.links, self.tags, self.text = [], [], [], set(), text
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(attrs)
+        self.links += [attrs[name] for name in ("src", "href") if name in attrs]
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells:
+            self.cells[-1] += data.strip()
+
+
+def test_means_and_deviations_are_over_seeds(results):
+    (section,) = collect(results)
+    rows = {row.label: row for row in section.rows}
+    stat = rows["HashingTrick"].metrics["auc"]
+    assert stat.mean == pytest.approx(statistics.fmean([0.8, 0.7]))
+    assert stat.std == pytest.approx(statistics.stdev([0.8, 0.7]))
+    assert str(stat) == "0.7500 ± 0.0707"
+    assert rows["HashingTrick"].share == 0.1
+    assert section.rows[0].label == "Full"
+    assert section.metrics == ["auc", "logloss"]
+    assert section.sliced == ["auc/rare"]
+    assert section.missing == [("HashingTrick", "0.001 of the full bytes", "<too small>")]
+
+
+def test_the_page_needs_nothing_else(results, tmp_path):
+    page = Page(write_html(results, tmp_path / "report" / "index.html").read_text())
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert not page.tags & {"script", "link", "iframe"}
+    assert "url(" not in page.text
+    assert 'name="viewport"' in page.text
+    assert "0.7500 ± 0.0707" in page.cells
+    assert "&lt;too small&gt;" in page.text
+    assert len(page.images) == 2
+    for image in page.images:
+        assert image["src"].startswith("data:image/svg+xml;base64,")
+        assert "HashingTrick" in image["alt"] or "chunks" in image["alt"]
+
+
+def test_pictures_are_svg_and_the_same_every_time(results):
+    (section,) = collect(results)
+    first, again = pictures(section), pictures(section)
+    assert [picture.svg for picture in first] == [picture.svg for picture in again]
+    by_bytes, by_chunks = first
+    for picture in first:
+        assert ElementTree.fromstring(picture.svg).tag.endswith("svg")
+    for label in ("Full", "HashingTrick", "UnifiedEmbedding(chunk_dim=2)"):
+        assert label in by_bytes.svg
+    # 8 / chunk_dim chunks: the values at 1, 2 and 4 chunks.
+    assert "1 0.8850, 2 0.8450, 4 0.8250" in by_chunks.alt
+    assert "chunks per feature" in by_chunks.svg
+
+
+def test_one_experiment_of_several(results, tmp_path):
+    write(results, "Full", "Full", {}, 4000, 0, 0.5, experiment="other")
+    assert {section.experiment for section in collect(results)} == {"toy", "other"}
+    assert {section.experiment for section in collect(results, ["other"])} == {"other"}
+    with pytest.raises(InputError, match=r"no results of experiment 'third'.*other, toy"):
+        collect(results, ["third"])
+    with pytest.raises(InputError, match="holds no results"):
+        collect(tmp_path / "nowhere")
+
+
+def test_markdown_links_pictures_that_are_there(results, tmp_path):
+    write(results, "Full", "Full", {}, 4000, 0, 0.5, experiment="other")
+    folder = write_markdown(results, tmp_path / "docs")
+    text = (folder / "toy.md").read_text()
+    links = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert len(links) == 2
+    assert all((folder / link).is_file() for link in links)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert any("0.7500 ± 0.0707" in line for line in tables)
+    assert {line.count("|") for line in tables} == {9, 5}  # eight columns, and four of slices
+    assert "(toy.md)" in (folder / "index.md").read_text()

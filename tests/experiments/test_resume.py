@@ -1,0 +1,52 @@
+"""A process killed with SIGKILL at random moments ends, run again, where one that was left alone ends: exactly."""
+
+import json
+import random
+import time
+
+import pytest
+
+from experiments.runner import Settings, execute, unheard, worker_context
+
+SECTIONS = {
+    "adam and dropout": {"model": {"options": {"hidden": [16], "dropout": 0.3, "batch_norm": True}}},
+    "fused row-wise Adagrad": {"optimizer": {"embedding": "RowWiseAdagrad", "embedding_lr": 0.1}},
+}
+
+
+@pytest.mark.parametrize("sections", SECTIONS.values(), ids=SECTIONS.keys())
+def test_killed_runs_end_like_others(make_run, tmp_path, sections):
+    training = {"epochs": 3, "batch_size": 32, "patience": 3}
+    run = make_run(**sections, training=training, methods=[{"method": "DoubleHash", "share": 0.3}])
+    settings = {
+        name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.02)
+        for name in ("alone", "killed")
+    }
+    assert execute(run, settings["alone"], unheard)[0] == "done"
+
+    moments, kills = random.Random(0), 0
+    last = tmp_path / "killed" / "out" / "runs" / run.experiment / run.name / "last.pt"
+    while True:
+        before = _modified(last)
+        process = worker_context().Process(target=execute, args=(run, settings["killed"], unheard))
+        process.start()
+        while process.is_alive() and (kills >= 4 or _modified(last) == before):  # each session gets a little further
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -9
+        kills += 1
+    assert kills >= 3
+
+    alone, killed = (json.loads((s.results / "small" / f"{run.name}.json").read_text()) for s in settings.values())
+    for changing in ("seconds", "peak_memory"):
+        del alone[changing], killed[changing]
+    assert killed == alone
+    assert not last.exists()
+
+
+def _modified(path):
+    return path.stat().st_mtime_ns if path.exists() else None
