@@ -32,7 +32,7 @@ from data.schema import DataError, known
 from data.source import Source
 from data.splits import SPLIT, SPLITS, with_split
 
-_KEYS = {"label", "group", "dense", "columns", "split", "seed", "features"}
+_KEYS = {"label": str, "group": str, "dense": list, "columns": list, "split": str, "seed": int, "features": dict}
 _FIELD_KEYS = {f.name for f in dataclass_fields(Field)} - {"name"}
 
 
@@ -56,7 +56,10 @@ def resolve(options: dict[str, Any]) -> dict[str, Any]:
             raise DataError(f"no schema file {schema}") from None
         except tomllib.TOMLDecodeError as error:
             raise DataError(f"schema file {options['schema']}: {error}") from None
-    _check("schema", schema, _KEYS)
+    _check("schema", schema, set(_KEYS))
+    for key, value in schema.items():
+        if type(value) is not _KEYS[key]:
+            raise DataError(f"{key!r} in the schema must be of type {_KEYS[key].__name__}, not {value!r}")
     for key in ("label", "features"):
         if not schema.get(key):
             raise DataError(f"the schema has no {key!r}")

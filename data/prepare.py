@@ -23,7 +23,7 @@ from data.encode import encode
 from data.schema import DataError
 from data.source import Source
 
-FORMAT = 1  # raise it when encoded files change
+FORMAT = 2  # raise it when encoded files change
 
 
 def prepared(
@@ -50,7 +50,12 @@ def prepared(
     root = Path(cache).expanduser() if cache else cache_folder()
     folder = root / f"{name}-{key[:16]}"
     if not folder.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"cannot make the cache folder {root} ({error.strerror}); give another with cache="
+            ) from None
         with _locked(root / f"{folder.name}.lock"):
             if not folder.is_dir():
                 part = root / f"{folder.name}.part"

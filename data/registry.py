@@ -78,8 +78,11 @@ def load(
     """
     dataset = DATASETS[known("data set", name, DATASETS)]
     defaults = dataset.options
-    for option in options:
-        known(f"option of {name}", option, defaults)
+    for option, value in options.items():
+        default = defaults[known(f"option of {name}", option, defaults)]
+        like = {float: (int, float)}.get(type(default), (type(default),))
+        if default is not inspect.Parameter.empty and type(value) not in like:
+            raise DataError(f"option {option!r} of {name} must be like its default {default!r}, not {value!r}")
     for option, default in defaults.items():
         if default is inspect.Parameter.empty and option not in options:
             raise DataError(f"data set {name!r} needs the option {option!r}")

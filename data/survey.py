@@ -30,6 +30,8 @@ def check_columns(source: Source) -> dict[str, pl.DataType]:
             raise DataError(f"column {column!r} is {dtypes[column]}, not numbers or strings")
     for f in source.fields:
         dtype = dtypes[f.name]
+        if f.multi_hot and f.name in (source.group, *source.columns):
+            raise DataError(f"feature {f.name!r} is multi-hot: neither the group nor one of the columns can be it")
         if isinstance(dtype, pl.List) != f.multi_hot:
             hint = "set multi_hot" if isinstance(dtype, pl.List) else "multi_hot is for lists"
             raise DataError(f"feature {f.name!r} is {dtype}: {hint}")

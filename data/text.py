@@ -45,7 +45,8 @@ def scan_delimited(
             line.str.count_matches(separator, literal=True).alias("separators"),
             line.str.split_exact(separator, len(schema) - 1).struct.rename_fields(list(schema)).alias("fields"),
         )
-        for number, separators in fields.filter(pl.col("separators") != len(schema) - 1).drop("fields").head(1).rows():
+        wrong = fields.filter(pl.col("separators") != len(schema) - 1).drop("fields")
+        for number, separators in wrong.head(1).rows():
             raise DataError(f"{path}:{number}: {separators + 1} fields, not {len(schema)}; correct or remove the line")
         raw = fields.unnest("fields")
         typed = raw.select(pl.col(name).cast(dtype, strict=False) for name, dtype in schema.items())

@@ -75,8 +75,6 @@ def _widest(column: Tensor) -> Tensor:
 def _bags(column: pa.ChunkedArray, order: np.ndarray | None) -> tuple[Tensor, Tensor]:
     """Ids and offsets of a list column whose rows are taken in `order`."""
     array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # newer releases answer a chunked array of one chunk
-        array = array.chunk(0)
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.to_numpy()
     if order is None:

@@ -108,6 +108,12 @@ def test_default_cache_folder(monkeypatch, tmp_path):
     assert prepare.cache_folder() == tmp_path / "home" / ".cache" / "embcomp"
 
 
+def test_cache_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot make the cache folder .*file/cache \(Not a directory\); give another"):
+        data.load("synthetic", cache=tmp_path / "file" / "cache")
+
+
 def test_a_folder_that_holds_no_data(tmp_path):
     with pytest.raises(DataError, match="holds no encoded data"):
         data.ClickData(tmp_path)
