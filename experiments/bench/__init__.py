@@ -30,15 +30,20 @@ Bench = Callable[..., list[BenchRow]]
 
 def names() -> list[str]:
     """The modules of this package that define `run`."""
-    found = [module.name for module in pkgutil.iter_modules(__path__)]
-    return [name for name in found if hasattr(importlib.import_module(f"{__name__}.{name}"), "run")]
+    return [module.name for module in pkgutil.iter_modules(__path__) if _run_of(module.name)]
 
 
 def find(name: str) -> Bench:
     """The `run` of a bench. Raises InputError where there is none of that name."""
-    if name not in names():
+    known = {module.name for module in pkgutil.iter_modules(__path__)}
+    run = _run_of(name) if name in known else None
+    if run is None:
         raise InputError(f"no bench {name!r}: there are {', '.join(names()) or 'none'}")
-    return importlib.import_module(f"{__name__}.{name}").run
+    return run
+
+
+def _run_of(name: str) -> Bench | None:
+    return getattr(importlib.import_module(f"{__name__}.{name}"), "run", None)
 
 
 def check_options(name: str, options: dict[str, object]) -> None:

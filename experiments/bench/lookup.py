@@ -1,7 +1,7 @@
 """`python -m experiments bench lookup`: hashing, the training step of a collection, and the plain torch drop-in.
 
-Everything is measured beside what it is compared with, in one process and one thread: the collection's step against FBGEMM's
-table-batched embedding over uncompressed tables, each also beside the memory-bandwidth floor of its own work.
+Everything is measured beside what it is compared with, in one process and one thread: the collection's step against
+FBGEMM's table-batched embedding over uncompressed tables, each also beside the bandwidth floor of its own work.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,8 @@ from torchrec.optim import RowWiseAdagrad
 import embcomp
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
-from experiments.bench.timing import BenchRow, paired
+from experiments.bench import BenchRow
+from experiments.bench.timing import paired
 
 FEATURES, BATCH, DIM, ZIPF = 26, 8192, 64, 1.05
 LEARNING_RATE = 0.01
@@ -114,8 +115,11 @@ def _step(ids: int, method: embcomp.Method, batches: Sequence[Tensor], grad: Ten
 
 
 def _floor(batches: Sequence[Tensor], lookups: int, width: int) -> Callable[[], object]:
-    """A copy of as many bytes as the step must move: each look-up reads its row, each bag writes its sum and reads its
-    gradient, and each distinct row is read and written by its update."""  # noqa: D205, D209
+    """A copy of as many bytes as the step must move.
+
+    Each look-up reads its row, each bag writes its sum and reads its gradient, and the update reads and writes each
+    distinct row.
+    """
     per_feature = [batch.view(FEATURES, BATCH) for batch in batches]
     distinct = int(np.mean([sum(ids.unique().numel() for ids in batch) for batch in per_feature])) * lookups
     floats = FEATURES * BATCH * lookups * width + 2 * FEATURES * BATCH * DIM + 2 * distinct * width
@@ -125,7 +129,7 @@ def _floor(batches: Sequence[Tensor], lookups: int, width: int) -> Callable[[], 
 
 
 def _drop_in(ids: int, rounds: int) -> list[BenchRow]:
-    """`CompressedEmbedding` against `nn.Embedding` with as many rows: forward, backward and Adagrad on sparse gradients."""
+    """`CompressedEmbedding` against `nn.Embedding` with as many rows: forward, backward and SGD on sparse rows."""
     rows = ids // 10
     batch = zipf_ids(np.random.default_rng(3), ids, FEATURES * BATCH)
     grad = torch.randn(batch.numel(), DIM, generator=torch.Generator().manual_seed(4)) * 1e-3
