@@ -17,7 +17,7 @@ from embcomp.ops.tables import SumBags
 
 def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
     """`collection(features)`, by fewer calls where the collection is a plain one and nothing is being traced."""
-    if type(collection) is not EmbeddingBagCollection or torch.compiler.is_compiling():
+    if type(collection) is not EmbeddingBagCollection or _is_traced(features):
         return collection(features)
     configs = collection.embedding_bag_configs()
     batch, counts = features.stride(), features.length_per_key()
@@ -39,6 +39,10 @@ def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
     )
 
 
+def _is_traced(features: KeyedJaggedTensor) -> bool:
+    return torch.compiler.is_compiling() or isinstance(features, torch.fx.Proxy)
+
+
 def _pool(bag: Any, rows: Tensor, bounds: Tensor, weights: Tensor | None, features: int, batch: int) -> Tensor:
     """Bags of all features of one table, [batch, features * dim]."""
     if bag.mode == "sum" and bag.weight.device.type == "cpu" and bag.weight.dtype == torch.float32:
@@ -56,7 +60,7 @@ def _pool(bag: Any, rows: Tensor, bounds: Tensor, weights: Tensor | None, featur
 
 def look_up_sequences(collection: Any, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
     """`collection(features)`, by fewer calls where the collection is a plain one and nothing is being traced."""
-    if type(collection) is not EmbeddingCollection or torch.compiler.is_compiling():
+    if type(collection) is not EmbeddingCollection or _is_traced(features):
         return collection(features)
     counts = features.length_per_key()
     lengths = features.lengths().view(len(counts), -1)
