@@ -1,0 +1,137 @@
+"""torch.fx, torch.compile and torch.export on the drop-ins."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, ShapesCollection, export
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+import embcomp
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from tests.methods_under_test import EXAMPLES
+from tests.torchrec.batches import as_tables, bag_tables, batch, sequence_tables
+
+every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
+# Compiling takes seconds: one configuration of each class, and those that take other paths.
+FEW = [
+    e
+    for e in EXAMPLES
+    if "-" not in e.name or e.name in ("FrequencyHash-double", "MultiHash-sum", "QuotientRemainder-mul")
+]
+each_class = pytest.mark.parametrize("example", FEW, ids=str)
+RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 2, 0]]
+
+
+def small(example, kind: str) -> tuple[nn.Module, list[str]]:
+    """One table, and a feature of the batch that it does not read: little to compile."""
+    configs = (bag_tables() if kind == "bags" else sequence_tables())[1:2]
+    configs[0].feature_names = ["film"]
+    method = example.make(as_tables(configs))
+    if kind == "bags":
+        return CompressedEmbeddingBagCollection(configs, {"*": method}), ["user", "film"]
+    return CompressedEmbeddingCollection(configs, {"*": method}), ["user", "film"]
+
+
+def values_of(result) -> torch.Tensor:
+    return torch.cat([jagged.values() for jagged in result.values()]) if isinstance(result, dict) else result.values()
+
+
+def bare(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    """Values and lengths alone: what has been computed and kept would become inputs of the exported program."""
+    return KeyedJaggedTensor(features.keys(), features.values(), lengths=features.lengths())
+
+
+@each_class
+def test_compiles_whole(example):
+    torch._dynamo.reset()
+    module, keys = small(example, "bags")
+    compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=True)
+    for lengths in ([[2, 0, 1], [0, 3, 1]], [[5, 0, 7], [1, 1, 1]]):
+        features = batch(lengths, keys)
+        mine, theirs = values_of(compiled(bare(features))), values_of(module(features))
+        torch.testing.assert_close(mine, theirs)
+    signal = torch.randn_like(theirs)
+    parameters = list(module.parameters())
+    for a, b in zip(
+        torch.autograd.grad(mine, parameters, signal), torch.autograd.grad(theirs, parameters, signal), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    features.values()[-1] = 33
+    with pytest.raises(RuntimeError, match="films"):
+        compiled(bare(features))
+
+
+@each_class
+def test_exports_with_any_number_of_ids(example, caplog):
+    caplog.set_level(logging.ERROR)
+    module, keys = small(example, "sequences")
+    features = bare(batch([[2, 0, 1], [0, 3, 1]], keys))
+    shapes = ShapesCollection()
+    shapes[features.values()] = {0: Dim.DYNAMIC}
+    program = export(module.eval(), (features,), dynamic_shapes=shapes, strict=False).module()
+    for lengths in ([[2, 0, 1], [0, 3, 1]], [[5, 0, 7], [1, 1, 1]], [[0, 1, 0], [1, 1, 0]]):
+        features = bare(batch(lengths, keys))
+        torch.testing.assert_close(values_of(program(features)), values_of(module(features)))
+    features.values()[-1] = 33
+    with pytest.raises(RuntimeError, match="films"):
+        program(features)
+
+
+class _Wrapped(nn.Module):
+    """What a server has: plain tensors in, plain tensors out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return self.module(KeyedJaggedTensor(["user", "friend", "film", "tag"], ids, lengths=lengths)).values()
+
+
+def test_exports_a_whole_collection_and_loads_it(tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    methods = {
+        "users": embcomp.UnifiedEmbedding(rows=9, chunk_dim=4),
+        "films": embcomp.QuotientRemainder(),
+        "tags": embcomp.DoubleHash(rows=5),
+    }
+    module = _Wrapped(CompressedEmbeddingBagCollection(bag_tables(), methods)).eval()
+    features = batch(RAGGED)
+    dynamic = {"ids": {0: Dim.DYNAMIC}, "lengths": None}
+    exported = export(module, (features.values(), features.lengths()), dynamic_shapes=dynamic, strict=False)
+    torch.export.save(exported, tmp_path / "program.pt2")
+    program = torch.export.load(tmp_path / "program.pt2").module()
+    for seed, lengths in enumerate((RAGGED, [[3, 3, 3], [9, 0, 1], [1, 1, 1], [0, 1, 0]])):
+        features = batch(lengths, seed=seed)
+        expected = module(features.values(), features.lengths())
+        torch.testing.assert_close(program(features.values(), features.lengths()), expected)
+
+
+class _Tracer(torch.fx.Tracer):
+    """Encoders, torchrec's collections and what puts their results together are leaves, as in a training pipeline."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        parts = (EmbeddingBagCollection, EmbeddingCollection)
+        return type(m) in parts or module_qualified_name.rpartition(".")[2] in ("encoder", "assemble")
+
+
+@pytest.mark.parametrize("kind", ["bags", "sequences"])
+@every_method
+def test_fx_sees_encoder_collection_and_assembly(example, kind):
+    configs = bag_tables() if kind == "bags" else sequence_tables()
+    make = CompressedEmbeddingBagCollection if kind == "bags" else CompressedEmbeddingCollection
+    module = make(configs, {"*": example.make(as_tables(configs))})
+    graph = _Tracer().trace(module)
+    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+    parts = [f"branches.{name}.{part}" for name in module.branches for part in ("encoder", "collection")]
+    assert calls == [*parts, "assemble"]
+    for node in graph.nodes:  # between the batch and a collection there is the encoder alone
+        if node.op == "call_module" and node.target.endswith(".collection"):
+            (encoder,) = node.all_input_nodes
+            assert encoder.target == node.target.replace(".collection", ".encoder")
+            assert [n.op for n in encoder.all_input_nodes] == ["placeholder"]
+    traced = torch.fx.GraphModule(module, graph)
+    torch.testing.assert_close(values_of(traced(batch(RAGGED))), values_of(module(batch(RAGGED))))
