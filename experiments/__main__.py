@@ -48,6 +48,7 @@ def run(
 
     from experiments import results as files
     from experiments.runner import Settings, forget, run_all
+    from experiments.task import preflight
 
     folder = results or files.RESULTS
     pending = runs if force else [run for run in runs if not files.is_current(run, folder)]
@@ -57,6 +58,7 @@ def run(
         for each in pending:
             console.print(f"{each.experiment}/{each.name}", highlight=False)
         return
+    preflight(pending)
     settings = Settings(folder, out, _device(device), threads, checkpoint_seconds)
     if force:
         for each in pending:

@@ -58,6 +58,7 @@ def write_result(task: Task, outcome: Outcome, results: Path, device: torch.devi
         "versions": versions(),
         "hardware": hardware(device),
         "config": run.to_dict(),
+        "method_config": task.method.config(),
         "key": key(run),
     }
     path = path_of(run, results)

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -83,6 +84,8 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
             return "bad_input", str(error)
         except Diverged as error:
             return "failed", str(error)
+        except Exception:  # of one run; the others may still be good
+            return "failed", traceback.format_exc()
         results.write_result(task, outcome, settings.results, device)
         trainer.checkpoints.last.unlink(missing_ok=True)
     shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in ("auc", "logloss"))

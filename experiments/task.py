@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import embcomp
 from embcomp.methods import METHODS, Method, Table
 from embcomp.methods.base import FLOAT_BYTES
 from embcomp.torchrec import CompressedEmbeddingBagCollection
-from experiments.config import DataConfig, MethodConfig, ModelConfig, RunConfig
+from experiments.config import DataConfig, MethodConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.errors import Infeasible, InputError
 from recsys_models.build import build
 
@@ -61,7 +61,7 @@ class Task:
                 **config.options,
             )
         except (ValueError, TypeError) as error:
-            raise InputError(f"{self.run.experiment}: model {config.name!r}: {error}") from error
+            raise InputError(f"model {config.name!r}: {error}") from error
         return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
 
 
@@ -88,9 +88,8 @@ def prepare(run: RunConfig) -> Task:
     clicks = load_data(run.data)
     open_ids = [feature.name for feature in clicks.schema.features if feature.num_embeddings is None]
     if open_ids:
-        raise InputError(
-            f"{run.experiment}: feature {open_ids[0]!r} has an open id space; load the data with a vocabulary"
-        )
+        raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
+    check_slices(clicks, run.slices)
     tables = [Table(f.name, f.num_embeddings, run.model.embedding_dim) for f in clicks.schema.features]
     extra = full_nbytes(_linear(tables)) if run.model.linear else 0
     full = full_nbytes(tables) + extra
@@ -102,6 +101,25 @@ def prepare(run: RunConfig) -> Task:
     rows = sum(store.rows for store in plan.stores.values())
     widths = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
     return Task(run, clicks, tables, method, rows, widths, full)
+
+
+def preflight(runs: Iterable[RunConfig]) -> None:
+    """Size every method and build every model once, so that bad input is said before anything trains.
+
+    Raises:
+        InputError: see `prepare`; names the run.
+    """
+    built: set[str] = set()
+    for run in runs:
+        try:
+            task = prepare(run)
+            if (model := repr((run.experiment, run.data, run.model))) not in built:
+                task.model(torch.device("cpu"))
+                built.add(model)
+        except Infeasible:
+            continue
+        except InputError as error:
+            raise InputError(f"{run.experiment}/{run.name}: {error}") from error
 
 
 def size(
@@ -123,10 +141,10 @@ def size(
             method = cls.for_budget(tables, nbytes, **options)
         method.plan(tables)
     except TypeError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name} cannot take its options: {error}") from error
     except ValueError as error:
         if kind is None or not _serves_somewhere(cls, tables, options, full):
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(str(error)) from error
         raise Infeasible(str(error)) from error
     return method
 
@@ -149,6 +167,16 @@ def load_data(config: DataConfig) -> data.ClickData:
         return data.load(config.name, **config.options)
     except data.DataError as error:
         raise InputError(f"data {config.name!r}: {error}") from error
+
+
+def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> None:
+    """Raises InputError for a slice over a feature that does not exist or has several ids in a row."""
+    known = {feature.name: feature for feature in clicks.schema.features}
+    for name, part in slices.items():
+        if part.feature not in known:
+            raise InputError(f"slices.{name}.feature: no feature {part.feature!r}; there are {', '.join(known)}")
+        if known[part.feature].multi_hot:
+            raise InputError(f"slices.{name}.feature: {part.feature!r} is multi-hot; slices need one id per row")
 
 
 @cache

@@ -67,7 +67,6 @@ class Trainer:
         self.built = task.model(device)
         self.model: nn.Module = self.built.model
         self.optimizers = make_optimizers(self.built, task.run.optimizer)
-        self.tables = {id(parameter) for parameter in self.built.embeddings.parameters()}
         self.checkpoints = Checkpoints(folder, key)
         self.checkpoint_seconds = checkpoint_seconds
         self.memory = PeakMemory(device)

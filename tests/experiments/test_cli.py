@@ -74,13 +74,22 @@ def test_bad_input_is_exit_code_2_before_anything_runs(call, toml, small, tmp_pa
     assert call("run", good, "--device", "cuda:77")[0] == 2
 
 
-def test_bad_data_is_exit_code_2_and_does_not_stop_the_others(call, toml, small, tmp_path):
-    small["methods"] = [{"method": "MultiHash", "options": {"combine": "max"}, "rows": 5}, {"method": "Full"}]
-    small |= {"training": {"batch_size": 512, "epochs": 1}, "seeds": [0]}
-    code, out, _ = call("run", toml(values=small), "--results", "results")
+def test_what_only_the_data_shows_is_exit_code_2_before_anything_runs(call, toml, small, tmp_path):
+    small["methods"] += [{"method": "MultiHash", "options": {"combine": "max"}, "rows": 5}]
+    code, _, err = call("run", toml(values=small), "--results", "results")
     assert code == 2
-    assert "combine must be 'sum' or 'concat'" in out
-    assert [path.stem for path in (tmp_path / "results" / "small").iterdir()] == ["synthetic-Full-seed0"]
+    assert "small/synthetic-MultiHash-combine=max-rows5-seed0: MultiHash: combine must be 'sum' or 'concat'" in err
+    small["methods"].pop()
+    small["model"]["options"]["hidden"] = [0]
+    code, _, err = call("run", toml(values=small), "--results", "results")
+    assert code == 2
+    assert "model 'DCN': hidden layer of width 0" in err
+    small["model"]["options"]["hidden"] = [8]
+    small["slices"] = {"new": {"feature": "film", "max_count": 0}}
+    code, _, err = call("run", toml(values=small), "--results", "results")
+    assert code == 2
+    assert "slices.new.feature: no feature 'film'" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"small.toml"}
 
 
 def test_divergence_is_exit_code_1(call, toml, small):

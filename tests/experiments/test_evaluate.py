@@ -7,7 +7,6 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from experiments.config import SliceConfig
-from experiments.errors import InputError
 from experiments.evaluate import evaluate
 from experiments.task import prepare
 
@@ -50,8 +49,3 @@ def test_the_model_is_left_as_it_was(clicks):
     model = ById().train()
     evaluate(model, clicks, "valid", 512, device=CPU)
     assert model.training
-
-
-def test_a_slice_over_no_feature_is_an_input_error(clicks):
-    with pytest.raises(InputError, match=r"slices.tail.feature: no feature 'film'; there are user, item"):
-        evaluate(ById(), clicks, "test", 512, device=CPU, slices={"tail": SliceConfig(feature="film")})

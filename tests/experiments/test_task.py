@@ -67,7 +67,7 @@ def test_a_budget_too_small_is_infeasible(make_run):
     [
         ({"method": "MultiHash", "options": {"combine": "max"}, "share": 0.1}, "combine must be 'sum' or 'concat'"),
         ({"method": "UnifiedEmbedding", "options": {"chunk_dim": 3}, "share": 0.1}, "not a multiple of chunk_dim"),
-        ({"method": "UnifiedEmbedding", "options": {"chunk_dim": "wide"}, "share": 0.1}, "UnifiedEmbedding"),
+        ({"method": "UnifiedEmbedding", "options": {"chunk_dim": "wide"}, "share": 0.1}, "cannot take its options"),
     ],
 )
 def test_options_that_no_budget_helps_are_input_errors(make_run, method, message):
@@ -86,3 +86,10 @@ def test_missing_data_is_an_input_error(make_run, monkeypatch, tmp_path):
     run = make_run(data={"name": "frappe", "options": {}})
     with pytest.raises(InputError, match="data 'frappe': no file"):
         prepare(run)
+
+
+def test_slices_need_a_feature_with_one_id_a_row(make_run):
+    data = {"options": {"num_rows": 3000, "num_users": 100, "num_items": 100, "tags": True}}
+    for feature, message in [("film", "no feature 'film'; there are user, item"), ("tags", "'tags' is multi-hot")]:
+        with pytest.raises(InputError, match=rf"slices\.new\.feature: {message}"):
+            prepare(make_run(data=data, slices={"new": {"feature": feature}}))
