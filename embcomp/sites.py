@@ -93,9 +93,9 @@ class TorchSite(Site):
         settings: dict[str, Any] = {"padding_idx": old.padding_idx, "sparse": old.sparse}
         if isinstance(old, nn.EmbeddingBag):
             bag = {"mode": old.mode, "include_last_offset": old.include_last_offset}
-            new: CompressedTable = CompressedEmbeddingBag.from_plan(method, plan, part, stores, **settings, **bag)
+            new: CompressedTable = CompressedEmbeddingBag.from_plan(plan, part, stores, **settings, **bag)
         else:
-            new = CompressedEmbedding.from_plan(method, plan, part, stores, **settings)
+            new = CompressedEmbedding.from_plan(plan, part, stores, **settings)
         return new.train(old.training)
 
 

@@ -42,7 +42,7 @@ def largest_within(
             f"the smallest configuration takes {floor} bytes"
         )
     low, high = 1, 2
-    while high < most and size_of(high) <= nbytes:
+    while high <= most and size_of(high) <= nbytes:
         low, high = high, high * 2
     high = min(high, most + 1)
     while high - low > 1:

@@ -112,7 +112,7 @@ def _largest_remainder(table: Table, total: int) -> int:
     """
     ids = table.ids_or_raise("QuotientRemainder")
     low = smallest_pair(ids)
-    if total <= low + -(-ids // low):
+    if total < low + -(-ids // low):
         return low
     high = min(total, ids + 1, MAX_ROWS + 1)
     while high - low > 1:  # r + ceil(ids / r) rises with r from the smallest pair on, but for steps of the ceiling

@@ -30,21 +30,20 @@ class CompressedTable(nn.Module):
     ) -> None:
         plan = method.plan([Table("embedding", num_embeddings, embedding_dim)])
         stores = make_stores(plan, sparse, device, dtype)
-        self._set_up(method, plan, plan.tables[0], stores, padding_idx, sparse)
+        self._set_up(plan, plan.tables[0], stores, padding_idx, sparse)
 
     @classmethod
-    def from_plan(cls, method: Method, plan: Plan, table: TablePlan, stores: Mapping[str, PlainStore], **settings: Any):
+    def from_plan(cls, plan: Plan, table: TablePlan, stores: Mapping[str, PlainStore], **settings: Any):
         """A module for one table of a plan whose stores exist already, perhaps shared with other tables."""
         self = cls.__new__(cls)
         padding_idx, sparse = settings.pop("padding_idx", None), settings.pop("sparse", False)
-        self._set_up(method, plan, table, stores, padding_idx, sparse)
+        self._set_up(plan, table, stores, padding_idx, sparse)
         for name, value in settings.items():
             setattr(self, name, value)
         return self
 
     def _set_up(
         self,
-        method: Method,
         plan: Plan,
         table: TablePlan,
         stores: Mapping[str, PlainStore],
@@ -52,7 +51,6 @@ class CompressedTable(nn.Module):
         sparse: bool,
     ) -> None:
         nn.Module.__init__(self)
-        self.method = method
         self.num_embeddings = table.table.num_embeddings
         self.embedding_dim = plan.embedding_dim(table)
         self.padding_idx = _checked_padding(padding_idx, table.table)
@@ -115,7 +113,7 @@ class CompressedTable(nn.Module):
         return self.materialize()
 
     def extra_repr(self) -> str:
-        parts = [f"{self.num_embeddings}, {self.embedding_dim}, {type(self.method).__name__}"]
+        parts = [f"{self.num_embeddings}, {self.embedding_dim}, {self.encoder.config['method']}"]
         if self.padding_idx is not None:
             parts.append(f"padding_idx={self.padding_idx}")
         return ", ".join(parts)
