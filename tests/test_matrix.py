@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 pytest.register_assert_rewrite("tests.contract")
 
-from tests.contract import CHECKS, D, N, bag, embedding  # noqa: E402
+from tests.contract import CHECKS  # noqa: E402
+from tests.drop_ins import D, N, bag, embedding  # noqa: E402
 from tests.methods_under_test import EXAMPLES, Example, missing  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embcomp import UnifiedEmbedding
+from embcomp.methods import Table
+from embcomp.nn import CompressedEmbedding
+from tests import hash_spec
+from tests.drop_ins import randomize
+
+TABLES = [Table("user", 6000, 32), Table("film", 4000, 32), Table("word", None, 16)]
+
+
+def test_all_tables_read_one_store() -> None:
+    plan = UnifiedEmbedding(rows=50, chunk_dim=8).plan(TABLES, group="multiplex")
+    assert {name: (store.rows, store.dim) for name, store in plan.stores.items()} == {"multiplex": (50, 8)}
+    assert [len(table.chunks) for table in plan.tables] == [4, 4, 2]
+    assert {chunk.store for table in plan.tables for chunk in table.chunks} == {"multiplex"}
+    assert [plan.embedding_dim(table) for table in plan.tables] == [32, 32, 16]
+    assert plan.nbytes() == 50 * 8 * 4 + 8 * 10
+
+
+def test_each_chunk_of_each_feature_has_a_hash_of_its_own() -> None:
+    plan = UnifiedEmbedding(rows=50, chunk_dim=8, seed=3).plan(TABLES)
+    ids = torch.arange(40)
+    read = {}
+    for table in plan.tables:
+        for c, chunk in enumerate(table.encoder(ids)):
+            read[table.table.name, c] = chunk.rows.flatten().tolist()
+            assert read[table.table.name, c] == [hash_spec.row(i, 3, table.table.name, c, 50) for i in range(40)]
+    assert len({tuple(rows) for rows in read.values()}) == 10
+
+
+def test_a_vector_is_its_chunks_side_by_side() -> None:
+    module = randomize(CompressedEmbedding(None, 12, UnifiedEmbedding(rows=9, chunk_dim=4)))
+    (store,) = module.parameters()
+    for id in (0, 5, 2**62):
+        rows = [hash_spec.row(id, 0, "embedding", c, 9) for c in range(3)]
+        assert torch.equal(module(torch.tensor(id)), torch.cat([store[row] for row in rows]))
+
+
+def test_lookups_change_widths() -> None:
+    plan = UnifiedEmbedding(rows=50, chunk_dim=8, lookups={"user": 6, "film": 1}).plan(TABLES)
+    assert [len(table.chunks) for table in plan.tables] == [6, 1, 2]
+    assert [plan.embedding_dim(table) for table in plan.tables] == [48, 8, 16]
+    module = CompressedEmbedding(100, 32, UnifiedEmbedding(rows=50, chunk_dim=8, lookups={"embedding": 3}))
+    assert (module.embedding_dim, module(torch.tensor([1, 2])).shape) == (24, (2, 24))
+    odd = UnifiedEmbedding(rows=50, chunk_dim=7, lookups={"t": 2}).plan([Table("t", 10, 32)])
+    assert odd.embedding_dim(odd.tables[0]) == 14
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    for wrong, message in [
+        (lambda: UnifiedEmbedding(rows=5, chunk_dim=0), "chunk_dim must be at least 1, got 0"),
+        (lambda: UnifiedEmbedding(rows=0, chunk_dim=8).plan(TABLES), r"rows must be an integer in \[1, 2\^31\), got 0"),
+        (lambda: UnifiedEmbedding(rows=5, chunk_dim=5).plan(TABLES), "table 'user': embedding_dim 32 .* chunk_dim 5"),
+        (lambda: UnifiedEmbedding(rows=5, chunk_dim=8, lookups={"user": 0}).plan(TABLES), "'user': lookups .* got 0"),
+        (lambda: UnifiedEmbedding(rows=5, chunk_dim=8, lookups={"usr": 1}).plan(TABLES), r"lookups names \['usr'\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 10**6) | st.none(), st.sampled_from([3, 8, 24, 32, 40])), min_size=1, max_size=4),
+    st.integers(10_000, 10**7),
+)
+def test_a_budget_alone_picks_chunks_that_divide_every_width(sizes: list[tuple[int | None, int]], budget: int) -> None:
+    tables = [Table(str(i), n, dim) for i, (n, dim) in enumerate(sizes)]
+    method = UnifiedEmbedding.for_budget(tables, budget)
+    assert all(table.embedding_dim % method.chunk_dim == 0 for table in tables)
+    assert budget - 4 * method.chunk_dim < method.plan(tables).nbytes() <= budget
+
+
+def test_tighter_budgets_read_more_and_narrower_chunks() -> None:
+    tables = [Table("user", 6040, 32), Table("film", 3706, 32)]
+    full = sum(4 * 32 * (table.num_embeddings or 0) for table in tables)
+    dims = [UnifiedEmbedding.for_budget(tables, int(full * share)).chunk_dim for share in (1, 0.5, 0.1, 0.01, 0.001)]
+    assert dims == sorted(dims, reverse=True)
+    assert dims[0] > dims[-1]
+
+
+def test_a_given_chunk_is_kept() -> None:
+    tables = [Table("a", 100, 24), Table("b", None, 40)]
+    narrow = UnifiedEmbedding.for_budget(tables, 5000, chunk_dim=4, seed=7)
+    assert (narrow.chunk_dim, narrow.seed, narrow.rows) == (4, 7, (5000 - 8 * 16) // 16)
