@@ -220,7 +220,8 @@ class HashEmbedding(Method):
 
         def make(total: int) -> Self:
             rows = share_rows(tables, total)
-            return cls(rows=rows, **fixed, **({"importance_rows": rows} if hashed else {}))
+            importance: dict[str, Any] = {"importance_rows": rows} if hashed else {}
+            return cls(rows=rows, **fixed, **importance)
 
         return largest_within(tables, nbytes, make)
 
