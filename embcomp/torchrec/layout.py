@@ -6,6 +6,7 @@ torchrec wants one width in each).
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,12 +95,10 @@ def plan_tables(
     planned: dict[str, tuple[Plan, TablePlan]] = {}
     groups = {id(method): method for method in chosen.values()}
     owners: dict[str, str | int] = {}
+    free = (name for n in itertools.count() if (name := f"shared_{n}" if n else "shared") not in tables)
     for number, method in enumerate(groups.values()):
         members = [table for name, table in tables.items() if chosen[name] is method]
-        group = "shared" if number == 0 else f"shared_{number}"
-        while group in tables:
-            group += "_"
-        plan = method.plan(members, group=group)
+        plan = method.plan(members, group=next(free) if method.shares_store else "shared")
         for table in plan.tables:
             planned[table.table.name] = (plan, table)
             for chunk in table.chunks:
