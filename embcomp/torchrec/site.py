@@ -36,7 +36,10 @@ class TorchrecSite(Site):
         return held[table].weight  # pyright: ignore
 
     def check(self, methods: Mapping[str, Method]) -> None:
-        if any(part._forward_hooks or part._forward_pre_hooks for part in self.module.modules()):
+        if any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+            for part in self.module.modules()
+        ):
             raise ValueError(f"cannot compress {self.paths[0]!r}: it has hooks, which would be lost; remove them first")
 
     def replacement(self, methods: Mapping[str, Method]) -> Compressed:
