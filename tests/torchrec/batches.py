@@ -74,7 +74,7 @@ def singles(method: Method, tables: Sequence[Table], stores: Mapping[str, Tensor
     for name, module in modules.items():
         assert module.weight.shape == stores[name].shape
         module.weight = stores[name]  # pyright: ignore[reportAttributeAccessIssue]
-    return {part.table.name: CompressedEmbedding.from_plan(method, plan, part, modules) for part in plan.tables}
+    return {part.table.name: CompressedEmbedding.from_plan(plan, part, modules) for part in plan.tables}
 
 
 def outputs_of(configs: Sequence[EmbeddingBagConfig] | Sequence[EmbeddingConfig]) -> list[tuple[str, str, int]]:

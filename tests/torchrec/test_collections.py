@@ -252,7 +252,7 @@ def test_methods_mix_in_one_collection(methods, weighted):
         for mine, theirs in zip(part.chunks, output.plan.chunks, strict=True):
             modules[mine.store] = embcomp.nn.stores.PlainStore(plan.stores[mine.store])
             modules[mine.store].weight = held[theirs.store]
-        look_up[name] = embcomp.nn.CompressedEmbedding.from_plan(method, plan, part, modules)
+        look_up[name] = embcomp.nn.CompressedEmbedding.from_plan(plan, part, modules)
     features = batch(RAGGED, weighted=weighted)
     assert_close(collection(features).to_dict(), pooled_one_by_one(look_up, configs, features, weighted))
 
@@ -388,7 +388,15 @@ def test_a_table_may_be_called_shared(unified_first):
     names = ("films", "shared") if unified_first else ("shared", "films")
     methods = {"shared": embcomp.Full(), "*": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8)}
     stores = stores_of(CompressedEmbeddingBagCollection(named(*names), methods))
-    assert sorted(store.shape for store in stores.values()) == [(9, 8), (100, 8)]
+    assert {name: store.shape for name, store in stores.items()} == {"shared": (100, 8), "shared_1": (9, 8)}
+
+
+def test_shared_stores_are_numbered_among_themselves():
+    """So that another method of another table changes no state-dict key of theirs."""
+    first, second = (embcomp.UnifiedEmbedding(rows=rows, chunk_dim=8) for rows in (9, 7))
+    methods = {"a": embcomp.HashingTrick(rows=5), "b": first, "c": embcomp.Full(), "*": second}
+    stores = stores_of(CompressedEmbeddingBagCollection(named("a", "b", "c", "d"), methods))
+    assert {name: store.shape[0] for name, store in stores.items()} == {"a": 5, "shared": 9, "c": 100, "shared_1": 7}
 
 
 @pytest.mark.parametrize("method", [embcomp.QuotientRemainder(combine="concat"), embcomp.QuotientRemainder()])

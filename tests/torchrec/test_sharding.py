@@ -23,7 +23,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import RowWiseAdagrad
 
 import embcomp
-from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from tests.methods_under_test import EXAMPLES
 from tests.torchrec.batches import as_tables, bag_tables, batch, sequence_tables
 
@@ -97,13 +97,10 @@ def make(kind: str, methods=None, example=None) -> nn.Module:
     )
 
 
-def sharded(model: nn.Module) -> DistributedModelParallel:
-    """A copy of the model, every inner collection table-wise with fused kernels; the same rows."""
-    twin = copy.deepcopy(model)
-    rows = [weight for name, weight in twin.named_parameters() if ".collection." in name]
-    _apply_optimizer_in_backward(RowWiseAdagrad, rows, {"lr": 0.1, "eps": 1e-6})
+def plan_of(model: nn.Module) -> ShardingPlan:
+    """Every table of torchrec's collections table-wise, with fused kernels."""
     plan = {}
-    for path, module in twin.named_modules():
+    for path, module in model.named_modules():
         if type(module) in SHARDERS:
             tables = module.embedding_bags if isinstance(module, EmbeddingBagCollection) else module.embeddings
             plan[path] = construct_module_sharding_plan(
@@ -115,8 +112,16 @@ def sharded(model: nn.Module) -> DistributedModelParallel:
                 device_type="cpu",
             )
     assert plan
+    return ShardingPlan(plan)
+
+
+def sharded(model: nn.Module) -> DistributedModelParallel:
+    """A copy of the model, every inner collection table-wise with fused kernels; the same rows."""
+    twin = copy.deepcopy(model)
+    rows = [weight for name, weight in twin.named_parameters() if ".collection." in name]
+    _apply_optimizer_in_backward(RowWiseAdagrad, rows, {"lr": 0.1, "eps": 1e-6})
     dmp = DistributedModelParallel(
-        twin, ShardingEnv.from_process_group(dist.group.WORLD), CPU, ShardingPlan(plan), list(SHARDERS.values())
+        twin, ShardingEnv.from_process_group(dist.group.WORLD), CPU, plan_of(twin), list(SHARDERS.values())
     )
     assert not any(type(module) in SHARDERS for module in dmp.modules())
     with torch.no_grad():
@@ -201,3 +206,42 @@ def test_a_pipeline_runs_encoders_ahead(example):
     assert names == {f"collection.branches.{name}.collection" for name in collection.branches}
     expected = steps(model, plain_optimizers(model), batches)
     torch.testing.assert_close(actual, expected)
+
+
+def test_sharded_tables_start_as_the_method_says():
+    """Built without memory, the rows are drawn by DistributedModelParallel through init_fn."""
+    collection = CompressedEmbeddingBagCollection(bag_tables(), MIXED, device="meta")
+    model = nn.ModuleDict({"collection": collection})
+    rows = [weight for name, weight in model.named_parameters() if ".collection." in name]
+    _apply_optimizer_in_backward(torch.optim.SGD, rows, {"lr": 0.1})
+    dmp = DistributedModelParallel(
+        model, ShardingEnv.from_process_group(dist.group.WORLD), CPU, plan_of(model), list(SHARDERS.values())
+    )
+    values = {name: local(value) for name, value in dmp.state_dict().items() if name.endswith("weight")}
+    bound = {"users_importance": None, "users": (2 * 5) ** -0.5, "shared": 9**-0.5, "tags": (2 * 6) ** -0.5}
+    assert {name.split(".")[-2] for name in values} == set(bound)
+    for name, value in values.items():
+        limit = bound[name.split(".")[-2]]
+        if limit is None:
+            assert (value == 1.0).all()
+        else:
+            assert 0.7 * limit < value.abs().max() <= limit
+    eager = CompressedEmbeddingBagCollection(bag_tables(), MIXED)
+    eager.load_state_dict({name.removeprefix("collection."): local(v) for name, v in dmp.state_dict().items()})
+    result, expected = dmp.module["collection"](batch(RAGGED)), eager(batch(RAGGED))
+    for key in expected.keys():  # noqa: SIM118 (a KeyedTensor)
+        torch.testing.assert_close(result[key], expected[key])
+
+
+def test_sharded_collections_are_refused():
+    model = nn.ModuleDict({"tables": EmbeddingBagCollection(bag_tables()), "other": nn.Embedding(50, 8)})
+    dmp = DistributedModelParallel(
+        model, ShardingEnv.from_process_group(dist.group.WORLD), CPU, plan_of(model), list(SHARDERS.values())
+    )
+    before = {name: (type(part), id(part)) for name, part in dmp.named_modules()}
+    for target in (dmp, dmp.module):
+        with pytest.raises(ValueError, match="before"):
+            embcomp.compress_(target, {"*": embcomp.HashingTrick(rows=5)})
+        with pytest.raises(ValueError, match="sharded"):
+            fuse_(target, optimizer=torch.optim.SGD)
+    assert before == {name: (type(part), id(part)) for name, part in dmp.named_modules()}
