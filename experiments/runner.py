@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -179,18 +180,20 @@ def _drain(messages: Any, open_bars: dict[str, _Bar], bars: Progress) -> None:
         return
 
 
-_worker: dict[str, Any] = {}
+_messages: list[Any] = []
 
 
 def _start_worker(messages: Any) -> None:
-    _worker.update(messages=messages, parent=os.getppid())
+    _messages[:] = [messages]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
 
 
 def _execute_in_worker(run: RunConfig, settings: Settings) -> tuple[str, str]:
     def report(done: int, total: int, text: str) -> None:
-        if os.getppid() != _worker["parent"]:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
             os._exit(1)  # nobody waits for this run any more; it goes on from its checkpoint when asked for again
-        _worker["messages"].put((run.name, done, total, text))
+        _messages[0].put((run.name, done, total, text))
 
     return execute(run, settings, report)
 
