@@ -42,7 +42,7 @@ class FrequencyEncoder(HashEncoder):
         hot = self.hot_ids.numel()
         if hot == 0:
             return [Rows(shared.rows, torch.ones_like(shared.rows, dtype=torch.float32) if self._double else None)]
-        narrow = ids.to(self.hot_ids.dtype)
+        narrow = ids.to(self.hot_ids.dtype).contiguous()  # else searchsorted warns
         place = torch.searchsorted(self.hot_ids, narrow).clamp_(max=hot - 1)
         is_hot = (self.hot_ids[place] == narrow).unsqueeze(-1)
         rows = torch.where(is_hot, place.unsqueeze(-1), shared.rows + hot)

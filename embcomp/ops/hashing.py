@@ -96,7 +96,7 @@ def readable(*tensors: Tensor) -> bool:
     """Whether a C function may read them: real memory of this process, and nothing records what is done with it."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
         return False
-    return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
+    return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not _wrapped(t) for t in tensors)
 
 
 def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
@@ -115,17 +115,29 @@ def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
     allowed = "a non-negative id" if num_embeddings is None else f"an id in [0, {num_embeddings})"
     if ids.device.type == "meta":
         return ids
-    if not readable(ids):
-        inside = ~_outside(ids, num_embeddings)
+    given = _unwrapped(ids)
+    if not readable(given):
+        inside = ~_outside(given, num_embeddings)
         torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")  # pyright: ignore
         return ids
-    if _any_outside(ids, num_embeddings):
-        wrong = ids[_outside(ids, num_embeddings)]
+    if _any_outside(given, num_embeddings):
+        wrong = given[_outside(given, num_embeddings)]
         raise IndexError(
             f"table {table!r}: id {int(wrong[0])} is out of range, expected {allowed} "
-            f"({wrong.numel()} of {ids.numel()} ids are wrong)"
+            f"({wrong.numel()} of {given.numel()} ids are wrong)"
         )
     return ids
+
+
+def _wrapped(tensor: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """The memory below torch.func's transforms: vmap knows no assertions, and a C function reads no wrapper."""
+    while not torch.compiler.is_compiling() and _wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)  # pyright: ignore
+    return tensor
 
 
 def _outside(ids: Tensor, limit: int | None) -> Tensor:
@@ -136,7 +148,7 @@ def _any_outside(ids: Tensor, limit: int | None) -> bool:
     lib = native.library()
     if lib is None:
         return bool(_outside(ids, limit).any())
-    ids = ids.contiguous()
+    ids = ids if ids.is_contiguous() else _unwrapped(ids.contiguous())
     unsigned = 2**63 if limit is None else limit  # the C function compares without a sign
     return bool(lib.any_outside(pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(unsigned)))
 
