@@ -9,6 +9,7 @@ import dataclasses
 import io
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -163,6 +164,26 @@ def gradients_are_those_of_finite_differences(example: Example) -> None:
 
         inputs = [*(p.detach().requires_grad_() for p in module.parameters()), *([] if weights is None else [weights])]
         assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@check
+def gradients_of_single_samples(example: Example) -> None:
+    """torch.func: vmap over grad, as differential privacy asks for, against one sample after the other."""
+    module = embedding(example, padding_idx=2)
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+    def loss(values: dict[str, Tensor], ids: Tensor) -> Tensor:
+        return torch.func.functional_call(module, values, ids).square().sum()
+
+    ids = torch.tensor([[3, 2], [39, 3], [0, 0]])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, ids.t().contiguous().t())
+        with pytest.raises(IndexError, match=f"id {N} "):
+            torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, ids + 1)
+    for sample in range(3):
+        expected = gradients(module, module(ids[sample]).square().sum())
+        assert_all_close([each[name][sample] for name in parameters], expected)
 
 
 @check
