@@ -20,6 +20,8 @@ from embcomp.ops.hashing import check_rows_inside, pointer
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad"]
 _CODES: dict[str, int] = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
 _MADV_HUGEPAGE = 14
+# What C functions read and write, whatever torch.set_default_dtype and set_default_device say.
+_FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 @dataclass
@@ -56,8 +58,9 @@ class Bags:
 
     def columns_of_rows(self, dim: int) -> tuple[Tensor, Tensor]:
         """For each row the place of its gradient: batch positions [N, 1] and output columns [N, dim]."""
-        bag = torch.repeat_interleave(torch.arange(self.offsets.numel() - 1), self.offsets.diff())
-        return (bag % self.batch).unsqueeze(-1), self.columns[bag // self.batch].unsqueeze(-1) + torch.arange(dim)
+        bag = torch.repeat_interleave(torch.arange(self.offsets.numel() - 1, device="cpu"), self.offsets.diff())
+        columns = self.columns[bag // self.batch].unsqueeze(-1) + torch.arange(dim, device="cpu")
+        return (bag % self.batch).unsqueeze(-1), columns
 
     @property
     def batch(self) -> int:
@@ -80,9 +83,9 @@ class SumBags(torch.autograd.Function):
         if ctx.needs_input_grad[3]:  # else the rows may change before the backward pass, as with torch's own bags
             ctx.save_for_backward(table)
         given = None if weights is None else weights.detach().float().contiguous()
-        bags = Bags(rows.contiguous(), offsets.contiguous(), given, torch.arange(features) * dim)
+        bags = Bags(rows.contiguous(), offsets.contiguous(), given, torch.arange(features, device="cpu") * dim)
         check_rows_inside(bags.rows, bags.offsets, table.shape[0])
-        out = torch.empty(bags.batch, features * dim)
+        out = torch.empty(bags.batch, features * dim, **_FLOAT)
         pool_bags(table.detach().contiguous(), bags, out)
         ctx.bags = bags
         return out
@@ -104,7 +107,7 @@ def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor) -> Ten
     each = grad[own.columns_of_rows(shape[1])]
     if own.weights is not None:
         each = each * own.weights.unsqueeze(-1)
-    return torch.zeros(shape).index_add_(0, own.rows, each)
+    return torch.zeros(shape, **_FLOAT).index_add_(0, own.rows, each)
 
 
 def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
@@ -112,7 +115,7 @@ def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
     lib = native.library()
     if lib is None:
         return table_gradient_reference(shape, bags, grad)
-    out = torch.zeros(shape)
+    out = torch.zeros(shape, **_FLOAT)
     lib.bag_backward(
         pointer(out), _size(shape[1]), pointer(bags.rows), pointer(bags.offsets), pointer(bags.weights),
         _size(bags.columns.numel()), _size(bags.batch), pointer(grad), _size(grad.shape[1]), pointer(bags.columns),
@@ -127,7 +130,7 @@ def state_shape(optimizer: OptimizerName, rows: int, dim: int) -> tuple[int, ...
 
 def empty_table(*shape: int) -> Tensor:
     """float32 memory for a table. Large ones ask for huge pages: random rows then cost no page walk."""
-    table = torch.empty(*shape)
+    table = torch.empty(*shape, **_FLOAT)
     huge = 1 << 21
     start = -(-table.data_ptr() // huge) * huge
     length = (table.data_ptr() + table.nbytes - start) // huge * huge
@@ -170,7 +173,7 @@ def update_rows_reference(
     if bags.weights is not None:
         each = each * bags.weights.unsqueeze(-1)
     rows, where = torch.unique(bags.rows, return_inverse=True)
-    summed = torch.zeros(rows.numel(), dim).index_add_(0, where, each) + settings.weight_decay * table[rows]
+    summed = torch.zeros(rows.numel(), dim, **_FLOAT).index_add_(0, where, each) + settings.weight_decay * table[rows]
     if settings.name == "sgd":
         step = settings.lr * summed
     else:

@@ -60,7 +60,7 @@ class KeyedEncoder(nn.Module):
                 if self.weighted:
                     weights.append(_weights(rows, fixed, given.get(feature)).reshape(-1))
         lengths = features.lengths().view(len(features.keys()), -1)
-        order, times = self._order(tuple(features.keys()), lengths.device)
+        order, times = self._order(tuple(features.keys()), lengths)
         if order is not None:
             lengths = lengths.index_select(0, order)
         if times is not None:
@@ -76,13 +76,13 @@ class KeyedEncoder(nn.Module):
             length_per_key=sizes,
         )
 
-    def _order(self, keys: tuple[str, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    def _order(self, keys: tuple[str, ...], lengths: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Which feature each read takes, and how often it repeats an id's length; None where nothing changes."""
-        if torch.compiler.is_compiling():
-            return self._make_order(keys, device)
-        if (keys, device) not in self._orders:
-            self._orders[keys, device] = self._make_order(keys, device)
-        return self._orders[keys, device]
+        if torch.compiler.is_compiling() or type(lengths) is not Tensor:  # a tracing stand-in is not to be kept
+            return self._make_order(keys, lengths.device)
+        if (keys, lengths.device) not in self._orders:
+            self._orders[keys, lengths.device] = self._make_order(keys, lengths.device)
+        return self._orders[keys, lengths.device]
 
     def _make_order(self, keys: tuple[str, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         position = {key: i for i, key in enumerate(keys)}
@@ -122,7 +122,7 @@ def _by_feature(features: KeyedJaggedTensor, weighted: bool) -> tuple[dict[str, 
 def _weights(rows: Tensor, fixed: Tensor | None, given: Tensor | None) -> Tensor:
     """The factor of each row, [N, lookups]: the method's, times that of the id."""
     if given is None:
-        return torch.ones(rows.shape, device=rows.device) if fixed is None else fixed
+        return torch.ones(rows.shape, dtype=torch.float32, device=rows.device) if fixed is None else fixed
     return given.unsqueeze(-1).expand(rows.shape) if fixed is None else fixed * given.unsqueeze(-1)
 
 
@@ -133,5 +133,7 @@ def check_features(features: KeyedJaggedTensor, needed: Sequence[str], weighted:
         raise KeyError(f"the batch lacks the features {missing}; it has {features.keys()}")
     if features.variable_stride_per_key():
         raise ValueError("batches whose size varies between features are not supported: expand them first")
+    if features.inverse_indices_or_none() is not None:
+        raise ValueError("batches with inverse indices are not supported: expand them first")
     if weighted and features.weights_or_none() is None:
         raise ValueError("the collection is weighted, but the batch carries no weights: give each id one")

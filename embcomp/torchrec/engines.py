@@ -45,7 +45,7 @@ class Engine(nn.Module, abc.ABC):
         widths = [
             source.shape[1] for source, number in zip(sources.values(), features, strict=True) for _ in range(number)
         ]
-        starts = torch.tensor([0, *widths]).cumsum(0)
+        starts = torch.tensor([0, *widths], device="cpu").cumsum(0)
         self.width = int(starts[-1])
         self.columns = list(starts[:-1].split(list(features)))
 
@@ -152,7 +152,7 @@ class NativeEngine(Engine):
         shapes = [tables.state_shape(settings.name, *source.shape) for source in given]
         self.states = [] if settings.name == "sgd" else [tables.empty_table(*shape).zero_() for shape in shapes]
         # Autograd calls the backward pass of what depends on a parameter; the tables themselves are outside it.
-        self.anchor = torch.zeros(1, requires_grad=True)
+        self.anchor = torch.zeros(1, device="cpu", requires_grad=True)
 
     def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
         return _PoolAndUpdate.apply(self.anchor, rows.contiguous(), offsets.contiguous(), weights, self)  # pyright: ignore
@@ -163,7 +163,7 @@ class _PoolAndUpdate(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, engine: NativeEngine):
         given = None if weights is None else weights.detach().float().contiguous()
         parts = engine.bags(rows, offsets, given)
-        out = torch.empty(parts[0].batch, engine.width)
+        out = torch.empty(parts[0].batch, engine.width, dtype=torch.float32, device="cpu")
         for table, bags in zip(engine.weights, parts, strict=True):
             tables.pool_bags(table, bags, out)
         ctx.engine, ctx.parts = engine, parts
@@ -178,7 +178,7 @@ class _PoolAndUpdate(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             parts = zip(engine.weights, ctx.parts, strict=True)
             weight_grad = torch.cat([tables.weight_gradient(table, bags, grad) for table, bags in parts])
-        states = engine.states or [torch.empty(0)] * len(engine.weights)
+        states = engine.states or [torch.empty(0, device="cpu")] * len(engine.weights)
         for table, state, bags in zip(engine.weights, states, ctx.parts, strict=True):
             tables.update_rows(table, state, bags, grad, engine.settings)
         return None, None, None, weight_grad, None
@@ -190,6 +190,8 @@ def make_engine(sources: Mapping[str, Tensor], features: Sequence[int], settings
     The native one on CPU, where it is at least as fast as FBGEMM, takes every width and knows weight decay; FBGEMM's on
     a GPU, for tables of half precision, and where there is no compiler and it can do what is asked.
     """
+    if any(source.device.type == "meta" for source in sources.values()):
+        raise ValueError(f"cannot fuse {list(sources)} on the meta device: give the tables memory and rows first")
     if all(source.device.type == "cpu" and source.dtype == torch.float32 for source in sources.values()):
         narrow = any(source.shape[1] % 4 for source in sources.values())
         if native.library() is not None or narrow or settings.weight_decay:

@@ -40,7 +40,8 @@ def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
 
 
 def _is_traced(features: KeyedJaggedTensor) -> bool:
-    return torch.compiler.is_compiling() or isinstance(features, torch.fx.Proxy)
+    """Whether stand-ins are looked up, or graphs are made."""
+    return torch.compiler.is_compiling() or type(features.values()) is not Tensor
 
 
 def _pool(bag: Any, rows: Tensor, bounds: Tensor, weights: Tensor | None, features: int, batch: int) -> Tensor:
