@@ -276,3 +276,35 @@ def test_empty_tables_are_writable(shape):
     assert table.dtype == torch.float32
     table.fill_(3.0)
     assert table.sum().item() == 3.0 * math.prod(shape)
+
+
+@pytest.mark.parametrize("setting", ["dtype", "device"])
+def test_defaults_of_torch_do_not_reach_the_kernels(form, setting):
+    """Under them, new tensors would be float64, or have no memory."""
+    table, rows, offsets = torch.randn(9, 6, requires_grad=True), torch.arange(8), torch.tensor([0, 3, 3, 8, 8])
+    weights = torch.rand(8, requires_grad=True)
+    signal = torch.randn(2, 12)
+    state = torch.zeros(9)
+
+    def everything() -> list[Tensor]:
+        out = sum_bags(table, rows, offsets, weights, features=2)
+        gradients = torch.autograd.grad(out, [table, weights], signal)
+        fresh, sums = tables.empty_table(9, 6).copy_(table.detach()), state.clone()
+        bags = Bags(rows, offsets, weights.detach(), rows[:2] * 6)
+        tables.update_rows(fresh, sums, bags, signal, FusedOptimizerSettings("rowwise_adagrad", 0.1))
+        return [out, *gradients, fresh, sums]
+
+    expected = everything()
+    before = torch.get_default_dtype()
+    if setting == "dtype":
+        try:
+            torch.set_default_dtype(torch.float64)
+            actual = everything()
+        finally:
+            torch.set_default_dtype(before)
+    else:
+        with torch.device("meta"):
+            actual = everything()
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)

@@ -2,21 +2,25 @@
 
 import copy
 import functools
+import itertools
 import math
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.ops.hashing import hash_key, hash_rows_reference
-from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
 from tests.methods_under_test import EXAMPLES, Example, missing
 from tests.torchrec.batches import (
@@ -193,6 +197,35 @@ def test_half_precision_tables(example):
 
 
 @every_method
+def test_weighted_means_divide_by_the_number_of_ids(example):
+    """As in FBGEMM, and so as in a sharded collection (torchrec's plain class refuses them)."""
+    configs = bag_tables()
+    method = example.make(as_tables(configs))
+    collection = CompressedEmbeddingBagCollection(configs, {"*": method}, is_weighted=True)
+    features = batch(RAGGED, weighted=True)
+    expected = pooled_one_by_one(look_ups(collection, configs, method), configs, features, weighted=True)
+    assert_close(collection(features).to_dict(), expected)
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.name != "UnifiedEmbedding-whole"], ids=str)
+def test_narrow_tables(example):
+    """Width 4: weights and vectors of HashEmbedding are in one inner collection; a table's name names its feature."""
+    configs = [EmbeddingConfig(name="users", num_embeddings=20, embedding_dim=4)]
+    collection = CompressedEmbeddingCollection(configs, {"*": example.make(as_tables(configs))})
+    single = look_ups(collection, configs, example.make(as_tables(configs)))["users"]
+    features = KeyedJaggedTensor(["users"], torch.arange(20), lengths=torch.tensor([15, 0, 5]))
+    assert_close({k: v.values() for k, v in collection(features).items()}, {"users": single(torch.arange(20))})
+
+
+@every_method
+def test_offsets_instead_of_lengths(example):
+    collection, *_ = bags(example)
+    features = batch(RAGGED)
+    other = KeyedJaggedTensor(features.keys(), features.values(), offsets=features.offsets())
+    assert torch.equal(collection(other).values(), collection(features).values())
+
+
+@every_method
 def test_other_order_and_further_features(example):
     collection, *_ = bags(example)
     features = batch(RAGGED, seed=4)
@@ -353,6 +386,18 @@ def test_batches_that_differ_in_size():
         collection(features)
 
 
+def test_inverse_indices():
+    collection, *_ = bags(EXAMPLES[0])
+    features = KeyedJaggedTensor(
+        keys=FEATURES,
+        values=torch.arange(4),
+        lengths=torch.ones(4, dtype=torch.int64),
+        inverse_indices=(FEATURES, torch.zeros(4, 2, dtype=torch.int64)),
+    )
+    with pytest.raises(ValueError, match="inverse indices"):
+        collection(features)
+
+
 def test_unknown_pattern_and_duplicate_table():
     with pytest.raises(ValueError, match=r"'songs'.*users"):
         CompressedEmbeddingBagCollection(bag_tables(), {"songs": embcomp.HashingTrick(rows=5)})
@@ -447,6 +492,54 @@ def test_weight_init_bounds_are_honoured():
         assert ((store >= 0.5) & (store <= 0.75)).all()
 
 
+# --- Settings of torch ---
+
+
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@every_method
+def test_default_dtype_changes_nothing(example, weighted, float64_by_default):
+    """Torchrec's tables are float32 whatever the default is."""
+    collection, configs, method = bags(example, weighted)
+    assert {store.dtype for store in stores_of(collection).values()} == {torch.float32}
+    features = batch(RAGGED, weighted=weighted)
+    expected = pooled_one_by_one(look_ups(collection, configs, method), configs, features, weighted)
+    expected = {key: value.float() for key, value in expected.items()}
+    assert_close(collection(features).to_dict(), expected)
+    fuse_(collection, optimizer=RowWiseAdagrad)
+    fused = collection(features)
+    assert_close(fused.to_dict(), expected)
+    fused.values().sum().backward()
+    assert all(weight.isfinite().all() for weight in collection.parameters())
+
+
+@every_method
+def test_shapes_of_stand_ins(example):
+    """Under FakeTensorMode (to count operations, say) nothing is read, and nothing is left behind."""
+    collection, *_ = bags(example)
+    expected = collection(batch(RAGGED)).values()
+    twin = pickle.loads(pickle.dumps(collection))
+    features = batch(RAGGED)
+    sizes = features.length_per_key()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = KeyedJaggedTensor(
+            features.keys(),
+            values=mode.from_tensor(features.values()),
+            lengths=mode.from_tensor(features.lengths()),
+            stride=features.stride(),
+            length_per_key=sizes,
+        )
+        assert twin(fake).values().shape == expected.shape
+    assert torch.equal(twin(batch(RAGGED)).values(), expected)
+
+
 # --- State ---
 
 
@@ -516,12 +609,16 @@ def test_configs_are_left_alone_and_answered(example):
 def test_meta_device_then_loaded(example):
     """Built without memory, then filled from a state dict: rows and look-ups as in the original."""
     collection, configs, method = bags(example)
-    for build in ("argument", "context"):
+    for build, fill in itertools.product(("argument", "context"), ("assign", "copy")):
         if build == "argument":
             empty = CompressedEmbeddingBagCollection(configs, {"*": method}, device="meta")
         else:
             with torch.device("meta"):
                 empty = CompressedEmbeddingBagCollection(configs, {"*": method})
         assert empty.device.type == "meta"
-        empty.load_state_dict(collection.state_dict(), assign=True)
+        with pytest.raises(ValueError, match="meta"):
+            fuse_(copy.deepcopy(empty), optimizer=RowWiseAdagrad)
+        if fill == "copy":
+            empty.to_empty(device="cpu")
+        empty.load_state_dict(collection.state_dict(), assign=fill == "assign")
         assert torch.equal(empty(batch(RAGGED)).values(), collection(batch(RAGGED)).values())
