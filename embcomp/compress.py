@@ -138,7 +138,9 @@ def compress_(
     for swap in swaps:
         for site, replacement in swap.replacements:
             site.put(model, replacement)
-    return CompressionReport([line for swap in swaps for line in swap.report()])
+    order = [name for site in sites for name in site.tables]
+    lines = [line for swap in swaps for line in swap.report()]
+    return CompressionReport(sorted(lines, key=lambda line: order.index(line.name)))
 
 
 @dataclass(frozen=True)
