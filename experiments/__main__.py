@@ -63,7 +63,11 @@ def run(
     if force:
         for each in pending:
             forget(each, settings)
-    summary = run_all(pending, settings, console, min(jobs, max(len(pending), 1)))
+    try:
+        summary = run_all(pending, settings, console, min(jobs, max(len(pending), 1)))
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the last checkpoint")
+        raise typer.Exit(130) from None
     if summary.bad_input:
         raise typer.Exit(2)
     if summary.failed:
@@ -169,9 +173,6 @@ def main() -> None:
         Console(stderr=True).print("[red]error:[/] ", end="")
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from the last checkpoint")
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from experiments.report.collect import Section
 from experiments.results import is_current
 from experiments.runner import Settings, run_all
 
-_SHARES = [0.1, 0.03]
+_SHARES = [0.1, 0.04]
 _VALUES: dict[str, Any] = {
     "experiment": "demo",
     "model": {"name": "DCNv2", "embedding_dim": 16, "options": {"cross_layers": 2, "hidden": [64, 32]}},
@@ -54,13 +54,14 @@ def run_demo(out: Path, jobs: int, console: Console, config: ExperimentConfig | 
     summary = run_all(pending, Settings(results, out), console, jobs)
     if summary.bad_input or summary.failed:
         raise SystemExit(2 if summary.bad_input else 1)
-    section = next(s for s in collect(results, [config.experiment]) if s.dataset == config.data.name)
+    (found,) = collect(results, [config.experiment])
+    section = next(section for section in found.sections if section.dataset == config.data.name)
     console.print(_table(section))
     return write_html(results, out / "report.html", [config.experiment], title="embcomp demo")
 
 
 def _table(section: Section) -> Table:
-    table = Table(title=section.title)
+    table = Table(title=f"{section.title}, test split")
     table.add_column("method")
     for column in ("bytes", "share", "AUC", "log-loss"):
         table.add_column(column, justify="right")

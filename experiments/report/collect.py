@@ -1,4 +1,4 @@
-"""Result files -> sections: an experiment on a data set, its rows being means over seeds."""
+"""Result files -> experiments, their sections (a model on a data set) and rows (means over seeds)."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ class Row:
 
     Attributes:
         label: method and options.
+        budget: as asked for, in words; empty for none.
         config: of one of its runs.
         metrics: of the test split, by name without `test/`, over the seeds.
     """
 
     method: str
     label: str
+    budget: str
     nbytes: int
     full_nbytes: int
     rows: int
@@ -60,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment on a data set with a model.
+    """A model on a data set, in an experiment.
 
     Attributes:
         missing: (label, budget, reason) of what a method could not serve.
@@ -74,7 +76,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        return f"{self.experiment}: {self.model} on {self.dataset}"
+        return f"{self.model} on {self.dataset}"
 
     @property
     def metrics(self) -> list[str]:
@@ -92,8 +94,16 @@ class Section:
         return next((name for name in MAIN_METRICS if name in self.metrics), None)
 
 
-def collect(results: Path, experiments: Sequence[str] | None = None) -> list[Section]:
-    """Sections of all experiments, or of those named.
+@dataclass(frozen=True)
+class Experiment:
+    """All sections of one experiment."""
+
+    name: str
+    sections: list[Section]
+
+
+def collect(results: Path, experiments: Sequence[str] | None = None) -> list[Experiment]:
+    """All experiments, or those named.
 
     Raises:
         InputError: no results, or none of a named experiment.
@@ -119,7 +129,10 @@ def collect(results: Path, experiments: Sequence[str] | None = None) -> list[Sec
             line = (entry["label"], _budget(entry["budget"]), entry["reason"])
             if line not in sections[place].missing:
                 sections[place].missing.append(line)
-    return list(sections.values())
+    by_name: dict[str, list[Section]] = {}
+    for section in sections.values():
+        by_name.setdefault(section.experiment, []).append(section)
+    return [Experiment(name, parts) for name, parts in by_name.items()]
 
 
 def _row(runs: list[dict[str, Any]]) -> Row:
@@ -128,6 +141,7 @@ def _row(runs: list[dict[str, Any]]) -> Row:
     return Row(
         method=first["method"],
         label=first["label"],
+        budget=_budget(first["budget"]),
         nbytes=first["nbytes"],
         full_nbytes=first["full_nbytes"],
         rows=first["rows"],
@@ -147,6 +161,5 @@ def _sorted(rows: list[Row]) -> list[Row]:
 
 
 def _budget(budget: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{value:.4g} of the full bytes" if kind == "share" else f"{kind} {value:,}" for kind, value in budget.items()
-    )
+    said = {"share": lambda value: f"{value:.4g} of the bytes", "nbytes": lambda value: f"{value:,} bytes"}
+    return ", ".join(said.get(kind, lambda value: f"{value:,} rows")(value) for kind, value in budget.items())

@@ -1,19 +1,21 @@
-"""Pictures of a section, as SVG text. Grey text on nothing, so that they fit light and dark pages."""
+"""Pictures of experiments, as SVG text. Grey text on nothing, so that they fit light and dark pages."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from rich.filesize import decimal
 
-from experiments.report.collect import LOWER_IS_BETTER, Row, Section
+from experiments.report.collect import LOWER_IS_BETTER, Experiment, Row, Section
 
 _GREY = "#808080"
 _STYLE = {
@@ -51,44 +53,57 @@ class Picture:
     svg: str
 
 
-def pictures(section: Section) -> list[Picture]:
-    """The metric against bytes, then the metric against each option that several runs of one method differ in."""
+def overview(experiment: Experiment) -> Picture | None:
+    """The main metric against bytes, a panel for each section."""
+    shown = [(section, section.main) for section in experiment.sections if section.main]
+    labels = dict.fromkeys(row.label for section, _ in shown for row in section.rows if row.method != "Full")
+    number = {label: i for i, label in enumerate(labels)}
+    if not shown:
+        return None
+    title = " and ".join(dict.fromkeys(name_of(metric) for _, metric in shown)) + " against bytes"
+    said = "; ".join(f"{section.title}: {_said(section, metric)}" for section, metric in shown)
+    panels = [partial(_draw_bytes, section=section, metric=metric, number=number) for section, metric in shown]
+    return Picture(f"{experiment.name}-bytes", title, f"{experiment.name}, {title}. {said}.", _svg(panels))
+
+
+def sweeps(section: Section) -> list[Picture]:
+    """The main metric against each option that three or more runs of one method differ in."""
     if section.main is None:
         return []
-    base = f"{section.experiment}-{section.dataset}-{section.model}"
-    drawn = [_against_bytes(section, section.main, base)]
-    for method, option in _swept(section):
-        drawn.append(_against_option(section, section.main, method, option, base))
-    return drawn
+    return [_against_option(section, section.main, method, option) for method, option in _swept(section)]
 
 
-def _against_bytes(section: Section, metric: str, base: str) -> Picture:
-    lines: dict[str, list[Row]] = {}
-    full = [row for row in section.rows if row.method == "Full" and metric in row.metrics]
+def _said(section: Section, metric: str) -> str:
+    """Each method with the range of its values, for those who do not see the picture."""
+    values: dict[str, list[float]] = {}
     for row in section.rows:
-        if row.method != "Full" and metric in row.metrics:
-            lines.setdefault(row.label, []).append(row)
+        if metric in row.metrics:
+            values.setdefault(row.label, []).append(row.metrics[metric].mean)
+    ranges = {label: sorted({f"{min(found):.4f}", f"{max(found):.4f}"}) for label, found in values.items()}
+    return ", ".join(f"{label} {' to '.join(ends)}" for label, ends in ranges.items())
 
-    def draw(axes: Axes) -> None:
-        for number, (label, rows) in enumerate(lines.items()):
-            rows = sorted(rows, key=lambda row: row.nbytes)
-            _line(axes, number, label, [row.nbytes for row in rows], rows, metric)
-        for row in full:
+
+def _draw_bytes(axes: Axes, section: Section, metric: str, number: dict[str, int]) -> None:
+    lines: dict[str, list[Row]] = {}
+    for row in section.rows:
+        if metric in row.metrics and row.method == "Full":
             axes.axhline(row.metrics[metric].mean, linestyle="--", color=_GREY, label="Full")
-        if lines:
-            axes.set_xscale("log")
-            axes.set_xticks(_apart([row.nbytes for rows in lines.values() for row in rows]), minor=False)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: decimal(int(value))))
-            axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("bytes of tables and maps")
+        elif metric in row.metrics:
+            lines.setdefault(row.label, []).append(row)
+    for label, rows in lines.items():
+        rows = sorted(rows, key=lambda row: row.nbytes)
+        _line(axes, number[label], label, [row.nbytes for row in rows], rows, metric)
+    if lines:
+        axes.set_xscale("log")
+        axes.set_xticks(_apart([row.nbytes for rows in lines.values() for row in rows]), minor=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: decimal(int(value))))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("bytes of tables and maps")
+    axes.set_title(section.title, fontsize=10)
+    _label(axes, metric)
 
-    title = f"{_name(metric)} against bytes"
-    shown = [*full, *(row for rows in lines.values() for row in rows)]
-    ends = [f"{row.label} {decimal(row.nbytes)} {row.metrics[metric].mean:.4f}" for row in shown]
-    return Picture(f"{base}-bytes", title, f"{title}, {section.title}: {'; '.join(ends)}.", _svg(draw, metric))
 
-
-def _against_option(section: Section, metric: str, method: str, option: str, base: str) -> Picture:
+def _against_option(section: Section, metric: str, method: str, option: str) -> Picture:
     axis, value_of = _AXES.get(option, (option, lambda config, value: value))
     lines: dict[str, list[tuple[float, Row]]] = {}
     for row in section.rows:
@@ -103,15 +118,15 @@ def _against_option(section: Section, metric: str, method: str, option: str, bas
         for number, (label, points) in enumerate(lines.items()):
             _line(axes, number, label, [x for x, _ in points], [row for _, row in points], metric)
         axes.set_xlabel(axis)
+        _label(axes, metric)
 
-    title = f"{_name(metric)} of {method} against {axis}"
+    title = f"{name_of(metric)} of {method} against {axis}"
     said = [
         f"{label}: " + ", ".join(f"{x:g} {row.metrics[metric].mean:.4f}" for x, row in points)
         for label, points in lines.items()
     ]
-    return Picture(
-        f"{base}-{method}-{option}", title, f"{title}, {section.title}: {'; '.join(said)}.", _svg(draw, metric)
-    )
+    name = f"{section.experiment}-{section.dataset}-{section.model}-{method}-{option}"
+    return Picture(name, title, f"{title}, {section.title}. {'; '.join(said)}.", _svg([draw]))
 
 
 def _swept(section: Section) -> list[tuple[str, str]]:
@@ -147,24 +162,27 @@ def _line(axes: Axes, number: int, label: str, xs: list[Any], rows: list[Row], m
     )
 
 
-def _svg(draw: Callable[[Axes], None], metric: str) -> str:
+def _label(axes: Axes, metric: str) -> None:
+    axes.set_ylabel(name_of(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
+    axes.grid(True)
+
+
+def _svg(panels: Sequence[Callable[[Axes], None]]) -> str:
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        axes.set_ylabel(_name(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
-        axes.grid(True)
-        handles, labels = axes.get_legend_handles_labels()
+        figure = Figure(figsize=(7, 0.8 + 4.2 * len(panels)), layout="constrained")
+        handles: dict[str, Any] = {}
+        for panel, axes in zip(panels, np.atleast_1d(figure.subplots(len(panels))), strict=True):
+            panel(axes)
+            found, labels = axes.get_legend_handles_labels()
+            handles |= dict(zip(labels, found, strict=True))
         if handles:
-            unique = dict(zip(labels, handles, strict=True))
-            columns = 2 if len(unique) > 3 else 3
-            figure.legend(
-                unique.values(), unique.keys(), frameon=False, fontsize=8, loc="outside lower center", ncols=columns
-            )
+            columns = 2 if len(handles) > 3 else 3
+            place = "outside lower center"
+            figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc=place, ncols=columns)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
-def _name(metric: str) -> str:
+def name_of(metric: str) -> str:
     return {"auc": "AUC", "gauc": "grouped AUC", "logloss": "log-loss", "ne": "normalised entropy"}.get(metric, metric)

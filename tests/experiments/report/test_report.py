@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from experiments.errors import InputError
-from experiments.report import collect, write_html, write_markdown
-from experiments.report.pictures import pictures
+from experiments.report import collect, tables, write_html, write_markdown
+from experiments.report.pictures import overview, sweeps
 
 AUC = {("Full", None): [0.9, 0.91], ("HashingTrick", None): [0.8, 0.7]}
 AUC |= {("UnifiedEmbedding", dim): [0.8 + dim / 100, 0.81 + dim / 100] for dim in (2, 4, 8)}
@@ -32,10 +32,10 @@ def results(tmp_path):
     return folder
 
 
-def write(folder, method, label, options, nbytes, seed, auc, experiment="toy"):
+def write(folder, method, label, options, nbytes, seed, auc, experiment="toy", dataset="clicks"):
     values = {
         "experiment": experiment,
-        "dataset": "clicks",
+        "dataset": dataset,
         "model": "DCN",
         "method": method,
         "label": label,
@@ -54,7 +54,7 @@ def write(folder, method, label, options, nbytes, seed, auc, experiment="toy"):
         },
         "config": {"model": {"embedding_dim": 8}, "method": {"method": method, "options": options}},
     }
-    path = folder / experiment / f"{label}-{seed}.json"
+    path = folder / experiment / f"{dataset}-{label}-{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values))
 
@@ -80,7 +80,7 @@ class Page(HTMLParser):
 
 
 def test_means_and_deviations_are_over_seeds(results):
-    (section,) = collect(results)
+    (section,) = collect(results)[0].sections
     rows = {row.label: row for row in section.rows}
     stat = rows["HashingTrick"].metrics["auc"]
     assert stat.mean == pytest.approx(statistics.fmean([0.8, 0.7]))
@@ -90,7 +90,7 @@ def test_means_and_deviations_are_over_seeds(results):
     assert section.rows[0].label == "Full"
     assert section.metrics == ["auc", "logloss"]
     assert section.sliced == ["auc/rare"]
-    assert section.missing == [("HashingTrick", "0.001 of the full bytes", "<too small>")]
+    assert section.missing == [("HashingTrick", "0.001 of the bytes", "<too small>")]
 
 
 def test_the_page_needs_nothing_else(results, tmp_path):
@@ -108,8 +108,8 @@ def test_the_page_needs_nothing_else(results, tmp_path):
 
 
 def test_pictures_are_svg_and_the_same_every_time(results):
-    (section,) = collect(results)
-    first, again = pictures(section), pictures(section)
+    (experiment,) = collect(results)
+    first, again = ([overview(experiment), *sweeps(experiment.sections[0])] for _ in range(2))
     assert [picture.svg for picture in first] == [picture.svg for picture in again]
     by_bytes, by_chunks = first
     for picture in first:
@@ -123,8 +123,8 @@ def test_pictures_are_svg_and_the_same_every_time(results):
 
 def test_one_experiment_of_several(results, tmp_path):
     write(results, "Full", "Full", {}, 4000, 0, 0.5, experiment="other")
-    assert {section.experiment for section in collect(results)} == {"toy", "other"}
-    assert {section.experiment for section in collect(results, ["other"])} == {"other"}
+    assert {experiment.name for experiment in collect(results)} == {"toy", "other"}
+    assert [experiment.name for experiment in collect(results, ["other"])] == ["other"]
     with pytest.raises(InputError, match=r"no results of experiment 'third'.*other, toy"):
         collect(results, ["third"])
     with pytest.raises(InputError, match="holds no results"):
@@ -142,3 +142,20 @@ def test_markdown_links_pictures_that_are_there(results, tmp_path):
     assert any("0.7500 ± 0.0707" in line for line in tables)
     assert {line.count("|") for line in tables} == {9, 5}  # eight columns, and four of slices
     assert "(toy.md)" in (folder / "index.md").read_text()
+
+
+def test_data_sets_of_one_experiment_are_side_by_side(results, tmp_path):
+    write(results, "HashingTrick", "HashingTrick", {}, 400, 0, 0.625, dataset="more")
+    (experiment,) = collect(results)
+    assert [section.dataset for section in experiment.sections] == ["clicks", "more"]
+    table = tables.overview(experiment)
+    assert table.header == ["method", "budget", "AUC, clicks", "log-loss, clicks", "AUC, more", "log-loss, more"]
+    lines = {line[0]: line[1:] for line in table.lines}
+    assert lines["HashingTrick"] == ["0.1 of the bytes", "0.7500 ± 0.0707", "0.2500 ± 0.0707", "0.6250", "0.3750"]
+    assert lines["Full"] == ["–", "0.9050 ± 0.0071", "0.0950 ± 0.0071", "–", "–"]
+    drawn = overview(experiment).svg
+    assert "DCN on clicks" in drawn
+    assert "DCN on more" in drawn
+    page = Page(write_html(results, tmp_path / "index.html").read_text())
+    assert "0.6250" in page.cells
+    assert "AUC, more" in (write_markdown(results, tmp_path / "docs") / "toy.md").read_text()
