@@ -145,4 +145,4 @@ def _combine(plan: TablePlan, rows: list, x: dict[str, Tensor], width: int) -> T
 
 
 def _dot(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    return sum(float((a[name] * b[name]).sum(dtype=torch.float64)) for name in a)
+    return sum(float((a[name].double() * b[name]).sum()) for name in a)  # float32 loses products of small numbers
