@@ -100,10 +100,16 @@ class Buffer {
 };
 
 struct Scratch {
-  Buffer<uint64_t> pairs;       // row << 32 | look-up
+  Buffer<uint64_t> pairs;       // row << 32 | entry
   Buffer<uint64_t> other;       // the other half of the sort
-  Buffer<const float*> source;  // per look-up, the gradient of the bag it belongs to
-  Buffer<float> sum;            // gradient of one row
+  Buffer<const float*> source;  // per entry, its gradient
+  Buffer<uint32_t> bag;         // per entry, the look-up whose weight it has
+  Buffer<float> sums;           // gradients of ids that repeat, summed
+  Buffer<uint64_t> order;       // bags of one feature by row
+  Buffer<uint64_t> other_order;
+  std::vector<uint32_t> runs;   // where the bags of one id start in `order`
+  std::vector<uint32_t> split;
+  std::vector<float> sum;       // gradient of one row
 };
 thread_local Scratch scratch;
 
@@ -130,6 +136,96 @@ uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_t num_r
   return pairs;
 }
 
+// Whether each bag of a feature holds one row.
+inline bool one_hot(const int64_t* offsets, size_t batch) {
+  for (size_t b = 0; b < batch; b++)
+    if (offsets[b + 1] != offsets[b] + 1) return false;
+  return true;
+}
+
+// Splits the runs of equal rows so that the rows of one more feature are equal within each run too. False, and nothing is
+// changed, where more than one bag in sixteen would part: the feature reads other ids.
+bool refine_runs(const int64_t* rows, uint64_t* order, size_t batch) {
+  std::vector<uint32_t>& runs = scratch.runs;
+  size_t parting = 0;
+  for (size_t r = 0; r + 1 < runs.size(); r++)
+    for (uint32_t i = runs[r] + 1; i < runs[r + 1]; i++)
+      parting += rows[(uint32_t)order[i]] != rows[(uint32_t)order[runs[r]]];
+  if (parting * 16 > batch) return false;
+  if (!parting) return true;
+  scratch.split.clear();
+  for (size_t r = 0; r + 1 < runs.size(); r++) {
+    std::stable_sort(order + runs[r], order + runs[r + 1],
+                     [&](uint64_t x, uint64_t y) { return rows[(uint32_t)x] < rows[(uint32_t)y]; });
+    for (uint32_t i = runs[r]; i < runs[r + 1]; i++)
+      if (i == runs[r] || rows[(uint32_t)order[i]] != rows[(uint32_t)order[i - 1]]) scratch.split.push_back(i);
+  }
+  scratch.split.push_back((uint32_t)batch);
+  runs.swap(scratch.split);
+  return true;
+}
+
+// What a batch asks of a table: entries of (row, gradient). An id that repeats within a feature reads the same row in each of
+// its chunks: its gradients are summed over all chunks at once, which are contiguous, before anything is sorted globally.
+template <size_t DIM>
+size_t gather_entries(size_t num_rows, size_t dim, const int64_t* rows, const int64_t* offsets, bool weighted,
+                      size_t features, size_t batch, const float* grad, size_t grad_stride, const int64_t* columns) {
+  const size_t n = DIM ? DIM : dim;
+  const int64_t first = offsets[0];
+  const size_t lookups = (size_t)(offsets[features * batch] - first);
+  uint64_t* pairs = scratch.pairs.at_least(lookups);
+  const float** source = scratch.source.at_least(lookups);
+  uint32_t* bag = scratch.bag.at_least(lookups);
+  float* sums = scratch.sums.at_least(lookups * n);
+  size_t entries = 0, used = 0;
+  for (size_t f = 0; f < features;) {
+    const int64_t* own = offsets + f * batch;
+    size_t last = f + 1;
+    if (!weighted && batch > 1 && last < features && columns[last] == columns[f] + (int64_t)n && one_hot(own, batch)) {
+      const int64_t* feature_rows = rows + own[0];
+      uint64_t* order = scratch.order.at_least(batch);
+      for (size_t b = 0; b < batch; b++) order[b] = (uint64_t)feature_rows[b] << 32 | (uint64_t)b;
+      order = sort_by_row(order, scratch.other_order.at_least(batch), batch, num_rows);
+      std::vector<uint32_t>& runs = scratch.runs;
+      runs.clear();
+      for (size_t i = 0; i < batch; i++)
+        if (i == 0 || order[i] >> 32 != order[i - 1] >> 32) runs.push_back((uint32_t)i);
+      const bool repeats = runs.size() < batch - batch / 8;
+      runs.push_back((uint32_t)batch);
+      while (repeats && last < features && columns[last] == columns[last - 1] + (int64_t)n &&
+             one_hot(offsets + last * batch, batch) && refine_runs(rows + offsets[last * batch], order, batch))
+        last++;
+      if (last > f + 1) {
+        const size_t width = (last - f) * n;
+        for (size_t r = 0; r + 1 < runs.size(); r++) {
+          float* sum = sums + used;
+          const uint32_t any = (uint32_t)order[runs[r]];
+          std::memcpy(sum, grad + any * grad_stride + columns[f], width * sizeof(float));
+          for (uint32_t i = runs[r]; i < runs[r + 1]; i++) {
+            if (i + kAhead < batch) prefetch_row(grad + (uint32_t)order[i + kAhead] * grad_stride + columns[f], width);
+            if (i > runs[r]) add_scaled<0>(sum, grad + (uint32_t)order[i] * grad_stride + columns[f], 1.0f, width);
+          }
+          for (size_t chunk = f; chunk < last; chunk++, entries++) {
+            pairs[entries] = (uint64_t)rows[offsets[chunk * batch] + any] << 32 | (uint64_t)entries;
+            source[entries] = sum + (chunk - f) * n;
+          }
+          used += width;
+        }
+        f = last;
+        continue;
+      }
+    }
+    for (size_t b = 0; b < batch; b++)
+      for (int64_t j = own[b]; j < own[b + 1]; j++, entries++) {
+        pairs[entries] = (uint64_t)rows[j] << 32 | (uint64_t)entries;
+        source[entries] = grad + b * grad_stride + columns[f];
+        bag[entries] = (uint32_t)(j - first);
+      }
+    f++;
+  }
+  return entries;
+}
+
 enum Optimizer { SGD = 0, ADAGRAD = 1, ROWWISE_ADAGRAD = 2 };
 
 template <size_t DIM>
@@ -137,23 +233,19 @@ void update(float* table, size_t num_rows, size_t dim, const int64_t* rows, cons
             size_t features, size_t batch, const float* grad, size_t grad_stride, const int64_t* columns, int optimizer,
             float* state, float lr, float eps, float weight_decay) {
   const size_t n = DIM ? DIM : dim;
-  const int64_t first = offsets[0];
-  const size_t lookups = (size_t)(offsets[features * batch] - first);
-  uint64_t* pairs = scratch.pairs.at_least(lookups);
-  const float** source = scratch.source.at_least(lookups);
-  float* g = scratch.sum.at_least(n);
-  for (size_t f = 0, i = 0; f < features; f++)
-    for (size_t b = 0; b < batch; b++)
-      for (int64_t j = offsets[f * batch + b]; j < offsets[f * batch + b + 1]; j++, i++) {
-        pairs[i] = (uint64_t)rows[j] << 32 | (uint64_t)i;
-        source[i] = grad + b * grad_stride + columns[f];
-      }
-  pairs = sort_by_row(pairs, scratch.other.at_least(lookups), lookups, num_rows);
-  for (size_t i = 0; i < lookups;) {
+  const size_t entries = gather_entries<DIM>(num_rows, dim, rows, offsets, weights != nullptr, features, batch, grad,
+                                             grad_stride, columns);
+  const uint64_t* pairs =
+      sort_by_row(scratch.pairs.at_least(entries), scratch.other.at_least(entries), entries, num_rows);
+  const float* const* source = scratch.source.at_least(entries);
+  const uint32_t* bag = scratch.bag.at_least(entries);
+  scratch.sum.resize(n);
+  float* g = scratch.sum.data();
+  for (size_t i = 0; i < entries;) {
     const uint64_t row = pairs[i] >> 32;
     std::memset(g, 0, n * sizeof(float));
-    for (; i < lookups && pairs[i] >> 32 == row; i++) {
-      if (i + kAhead < lookups) {
+    for (; i < entries && pairs[i] >> 32 == row; i++) {
+      if (i + kAhead < entries) {
         const uint64_t ahead = pairs[i + kAhead];
         prefetch_row(source[(uint32_t)ahead], n);
         if (ahead >> 32 != pairs[i + kAhead - 1] >> 32) {
@@ -162,8 +254,8 @@ void update(float* table, size_t num_rows, size_t dim, const int64_t* rows, cons
           if (optimizer == ADAGRAD) prefetch_row(state + (ahead >> 32) * n, n);
         }
       }
-      const uint32_t lookup = (uint32_t)pairs[i];
-      add_scaled<DIM>(g, source[lookup], weights ? weights[first + lookup] : 1.0f, n);
+      const uint32_t entry = (uint32_t)pairs[i];
+      add_scaled<DIM>(g, source[entry], weights ? weights[offsets[0] + bag[entry]] : 1.0f, n);
     }
     float* w = table + row * n;
     if (weight_decay != 0.0f) add_scaled<DIM>(g, w, weight_decay, n);
