@@ -21,8 +21,8 @@ _SHARES = [0.1, 0.04]
 _VALUES: dict[str, Any] = {
     "experiment": "demo",
     "model": {"name": "DCNv2", "embedding_dim": 16, "options": {"cross_layers": 2, "hidden": [64, 32]}},
-    "optimizer": {"name": "Adam", "lr": 2e-3},
-    "training": {"batch_size": 1024, "epochs": 3, "patience": 1, "eval_batch_size": 8192},
+    "optimizer": {"name": "Adam", "lr": 4e-3},
+    "training": {"batch_size": 2048, "epochs": 3, "patience": 1, "eval_batch_size": 8192},
     "methods": [
         {"method": "Full"},
         {"method": "HashingTrick", "share": _SHARES},
