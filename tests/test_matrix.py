@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embcomp.methods import Table
+from embcomp.nn import CompressedEmbedding
+
 pytest.register_assert_rewrite("tests.contract")
 
 from tests.contract import CHECKS  # noqa: E402
@@ -120,6 +123,7 @@ def test_on_a_gpu_as_on_cpu(example: Example) -> None:
         module.cuda()
         torch.testing.assert_close(module(ids.cuda(), offsets.cuda()).cpu(), expected)
         torch.testing.assert_close(module.materialize().cpu(), table)
+    method = example.make([Table("embedding", N, D)])
     with torch.device("cuda"):
-        assert embedding(example)(ids.cuda()).is_cuda
-    assert embedding(example, device="cuda")(ids.cuda()).shape == (12, D)
+        assert CompressedEmbedding(N, D, method)(ids.cuda()).is_cuda
+    assert CompressedEmbedding(N, D, method, device="cuda")(ids.cuda()).shape == (12, D)
