@@ -49,8 +49,11 @@ def run_demo(out: Path, jobs: int, console: Console, config: ExperimentConfig | 
     results = out / "results"
     config = config or experiment()
     runs = list(config.runs())
-    console.print(f"{config.model.name} on {config.data.name}: {len(runs)} runs", highlight=False)
     pending = [run for run in runs if not is_current(run, results)]
+    console.print(f"{config.model.name} on {config.data.name}: {len(pending)} runs", highlight=False)
+    if len(pending) < len(runs):
+        done = len(runs) - len(pending)
+        console.print(f"{done} more are in {results} already; remove {out} to train them again", highlight=False)
     summary = run_all(pending, Settings(results, out), console, jobs)
     if summary.bad_input or summary.failed:
         raise SystemExit(2 if summary.bad_input else 1)
