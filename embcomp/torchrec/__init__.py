@@ -9,7 +9,8 @@ except ImportError as error:
     ) from error
 
 from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from embcomp.torchrec.fused import FusedOptimizer, fuse_, fused_optimizer
+from embcomp.torchrec.fused import fuse_
+from embcomp.torchrec.optimizer import FusedOptimizer, fused_optimizer
 
 __all__ = [
     "CompressedEmbeddingBagCollection",
