@@ -13,9 +13,12 @@ from embcomp import Table
 from embcomp.methods import Method
 from embcomp.nn import CompressedEmbedding
 from embcomp.nn.stores import PlainStore
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.site import stores_of
+from tests.methods_under_test import Example
 
 FEATURES = ["user", "friend", "film", "tag"]
+RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 2, 0]]  # lengths [features][bags]
 FEWEST_IDS = 12  # of all tables: any of them takes these ids
 
 
@@ -112,3 +115,22 @@ def pooled_one_by_one(
 def look_ups(collection, configs, method: Method) -> dict[str, CompressedEmbedding]:
     """`singles` over the rows of a compressed collection."""
     return singles(method, as_tables(configs), stores_of(collection))
+
+
+def bags(example: Example, weighted: bool = False, **config):
+    """A compressed collection, its tables and its method."""
+    configs = bag_tables(**({"pooling": PoolingType.SUM} if weighted else {}), **config)
+    method = example.make(as_tables(configs))
+    return CompressedEmbeddingBagCollection(configs, {"*": method}, is_weighted=weighted), configs, method
+
+
+def sequences(example: Example, **settings):
+    configs = sequence_tables()
+    method = example.make(as_tables(configs))
+    return CompressedEmbeddingCollection(configs, {"*": method}, **settings), configs, method
+
+
+def assert_close(actual: dict, expected: dict, **tolerance) -> None:
+    assert list(actual) == list(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, msg=lambda text, key=key: f"{key}: {text}", **tolerance)

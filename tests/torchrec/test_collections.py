@@ -1,63 +1,39 @@
 """CompressedEmbeddingBagCollection and CompressedEmbeddingCollection against torchrec's classes and a plain loop."""
 
 import copy
-import functools
 import itertools
-import math
 import pickle
-from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
-from embcomp.ops.hashing import hash_key, hash_rows_reference
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
-from tests.methods_under_test import EXAMPLES, Example, missing
+from tests.methods_under_test import EXAMPLES, missing
 from tests.torchrec.batches import (
-    FEATURES,
+    RAGGED,
     as_tables,
+    assert_close,
     bag_tables,
+    bags,
     batch,
     batch_lengths,
     look_ups,
     pooled_one_by_one,
     sequence_tables,
-    singles,
+    sequences,
 )
 
-OPEN = 2**63 - 1
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
 few = settings(max_examples=8)
-RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 0, 0]]
-
-
-def bags(example: Example, weighted: bool = False, **config):
-    """A compressed collection, its tables and its method."""
-    configs = bag_tables(**({"pooling": PoolingType.SUM} if weighted else {}), **config)
-    method = example.make(as_tables(configs))
-    return CompressedEmbeddingBagCollection(configs, {"*": method}, is_weighted=weighted), configs, method
-
-
-def sequences(example: Example, **settings):
-    configs = sequence_tables()
-    method = example.make(as_tables(configs))
-    return CompressedEmbeddingCollection(configs, {"*": method}, **settings), configs, method
-
-
-def assert_close(actual: dict, expected: dict, **tolerance) -> None:
-    assert list(actual) == list(expected)
-    for key, value in expected.items():
-        torch.testing.assert_close(actual[key], value, msg=lambda text, key=key: f"{key}: {text}", **tolerance)
 
 
 def test_every_method_has_an_example():
@@ -301,243 +277,6 @@ def test_unified_look_ups_set_the_width():
     result = collection(batch(RAGGED))
     assert result.length_per_key() == [8, 8, 16, 16, 20]
     assert result["tag"].shape == (3, 20)
-
-
-# --- An open id space ---
-
-
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.open_ids], ids=str)
-def test_open_id_space(example):
-    configs = [
-        EmbeddingBagConfig(name="page", num_embeddings=OPEN, embedding_dim=8, feature_names=["page"]),
-        EmbeddingBagConfig(
-            name="site", num_embeddings=OPEN, embedding_dim=8, feature_names=["site"], weight_init_min=-1.0,
-            weight_init_max=1.0,
-        ),
-    ]  # fmt: skip
-    method = example.make([embcomp.Table(c.name, None, c.embedding_dim) for c in configs])
-    collection = CompressedEmbeddingBagCollection(configs, {"*": method})
-    features = KeyedJaggedTensor(
-        keys=["page", "site"], values=torch.tensor([2**62, 0, 2**63 - 2, 5]), lengths=torch.tensor([1, 1, 2, 0])
-    )
-    tables = [embcomp.Table(c.name, None, c.embedding_dim) for c in configs]
-    expected = pooled_one_by_one(singles(method, tables, stores_of(collection)), configs, features)
-    assert_close(collection(features).to_dict(), expected)
-
-
-def test_open_id_space_reads_the_specified_row():
-    configs = [EmbeddingConfig(name="page", num_embeddings=OPEN, embedding_dim=4, feature_names=["page"])]
-    collection = CompressedEmbeddingCollection(configs, {"*": embcomp.HashingTrick(rows=1000)})
-    ids = torch.tensor([2**62, 2**63 - 2, 3])
-    rows = hash_rows_reference(ids, torch.tensor([hash_key(0, "page", 0)]), 1000).squeeze(1)
-    features = KeyedJaggedTensor(keys=["page"], values=ids, lengths=torch.tensor([3]))
-    expected = stores_of(collection)["page"][rows]
-    assert torch.equal(collection(features)["page"].values(), expected)
-
-
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.open_ids], ids=str)
-def test_closed_methods_refuse_an_open_id_space(example):
-    method = example.make(as_tables(bag_tables()))
-    configs = [EmbeddingBagConfig(name="users", num_embeddings=OPEN, embedding_dim=8, feature_names=["user"])]
-    with pytest.raises(ValueError, match="'users'"):
-        CompressedEmbeddingBagCollection(configs, {"*": method})
-
-
-# --- Bad input ---
-
-
-@every_method
-@pytest.mark.parametrize("make", [bags, sequences])
-def test_bad_ids_name_the_table(example, make):
-    collection, *_ = make(example)
-    features = batch(RAGGED)
-    for wrong in (-1, 33):
-        features.values()[-1] = wrong  # of "film"; the last feature is empty
-        with pytest.raises(IndexError, match=rf"'films'.*{wrong}"):
-            collection(features)
-    floats = KeyedJaggedTensor(keys=FEATURES, values=torch.rand(12), lengths=torch.tensor(RAGGED).reshape(-1))
-    with pytest.raises(ValueError, match=r"'users'.*float32"):
-        collection(floats)
-
-
-@pytest.mark.parametrize("make", [bags, sequences])
-def test_missing_feature(make):
-    collection, *_ = make(EXAMPLES[0])
-    with pytest.raises(KeyError, match="friend"):
-        collection(batch(RAGGED[1:], keys=["user", "film", "tag"]))
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
-def test_missing_weights(example):
-    collection, *_ = bags(example, weighted=True)
-    with pytest.raises(ValueError, match="no weights"):
-        collection(batch(RAGGED))
-
-
-def test_batches_that_differ_in_size():
-    collection, *_ = bags(EXAMPLES[0])
-    features = KeyedJaggedTensor(
-        keys=FEATURES,
-        values=torch.arange(5),
-        lengths=torch.ones(5, dtype=torch.int64),
-        stride_per_key_per_rank=[[2], [1], [1], [1]],
-    )
-    with pytest.raises(ValueError, match="varies"):
-        collection(features)
-
-
-def test_inverse_indices():
-    collection, *_ = bags(EXAMPLES[0])
-    features = KeyedJaggedTensor(
-        keys=FEATURES,
-        values=torch.arange(4),
-        lengths=torch.ones(4, dtype=torch.int64),
-        inverse_indices=(FEATURES, torch.zeros(4, 2, dtype=torch.int64)),
-    )
-    with pytest.raises(ValueError, match="inverse indices"):
-        collection(features)
-
-
-def test_unknown_pattern_and_duplicate_table():
-    with pytest.raises(ValueError, match=r"'songs'.*users"):
-        CompressedEmbeddingBagCollection(bag_tables(), {"songs": embcomp.HashingTrick(rows=5)})
-    with pytest.raises(ValueError, match="duplicate"):
-        CompressedEmbeddingBagCollection([bag_tables()[0], bag_tables()[0]], {})
-
-
-def test_first_matching_pattern_wins_and_the_rest_stays_full():
-    collection = CompressedEmbeddingBagCollection(
-        bag_tables(), {"user?": embcomp.HashingTrick(rows=5), "us*": embcomp.HashingTrick(rows=6)}
-    )
-    assert {name: store.shape[0] for name, store in stores_of(collection).items()} == {
-        "users": 5, "films": 33, "tags": 12,
-    }  # fmt: skip
-
-
-def test_tables_of_one_store_share_a_data_type():
-    configs = bag_tables()
-    configs[1].data_type = DataType.FP16
-    with pytest.raises(ValueError, match=r"'films'.*FP16"):
-        CompressedEmbeddingBagCollection(configs, {"*": embcomp.UnifiedEmbedding(rows=5, chunk_dim=8)})
-
-
-# --- Names of stores ---
-
-
-def named(*names: str) -> list[EmbeddingBagConfig]:
-    return [EmbeddingBagConfig(name=name, num_embeddings=100, embedding_dim=8, feature_names=[name]) for name in names]
-
-
-@pytest.mark.parametrize("unified_first", [True, False])
-def test_a_table_may_be_called_shared(unified_first):
-    names = ("films", "shared") if unified_first else ("shared", "films")
-    methods = {"shared": embcomp.Full(), "*": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8)}
-    stores = stores_of(CompressedEmbeddingBagCollection(named(*names), methods))
-    assert {name: store.shape for name, store in stores.items()} == {"shared": (100, 8), "shared_1": (9, 8)}
-
-
-def test_shared_stores_are_numbered_among_themselves():
-    """So that another method of another table changes no state-dict key of theirs."""
-    first, second = (embcomp.UnifiedEmbedding(rows=rows, chunk_dim=8) for rows in (9, 7))
-    methods = {"a": embcomp.HashingTrick(rows=5), "b": first, "c": embcomp.Full(), "*": second}
-    stores = stores_of(CompressedEmbeddingBagCollection(named("a", "b", "c", "d"), methods))
-    assert {name: store.shape[0] for name, store in stores.items()} == {"a": 5, "shared": 9, "c": 100, "shared_1": 7}
-
-
-@pytest.mark.parametrize("method", [embcomp.QuotientRemainder(combine="concat"), embcomp.QuotientRemainder()])
-@pytest.mark.parametrize("other", ["same", "another"])
-def test_clashing_names_of_stores_are_refused(method, other):
-    """One table's quotient rows and another table's rows would be one store."""
-    methods = {"a": method, "*": method if other == "same" else embcomp.Full()}
-    with pytest.raises(ValueError, match=r"'a_quotient'.*rename"):
-        CompressedEmbeddingBagCollection(named("a", "a_quotient"), methods)
-
-
-# --- Initial rows ---
-
-
-def test_rows_start_as_those_of_torchrec():
-    configs = named("t")
-    full = stores_of(CompressedEmbeddingBagCollection(configs, {"*": embcomp.Full()}))["t"]
-    hashed = stores_of(CompressedEmbeddingBagCollection(configs, {"*": embcomp.HashingTrick(rows=25)}))["t"]
-    for store, bound in ((full, 0.1), (hashed, 0.2)):
-        assert store.abs().max() <= bound
-        assert store.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
-
-
-RULES = {
-    "normal": functools.partial(torch.nn.init.normal_, mean=0.0, std=2.0),
-    "uniform": functools.partial(torch.nn.init.uniform_, a=-2 * math.sqrt(3), b=2 * math.sqrt(3)),
-}
-
-
-@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
-def test_own_initialisation_keeps_its_spread(rule):
-    """An init_fn of the user's rules, scaled so that a sum of rows has the standard deviation asked for (2 here)."""
-    config = EmbeddingBagConfig(name="t", num_embeddings=900, embedding_dim=64, feature_names=["t"], init_fn=rule)
-    features = KeyedJaggedTensor(keys=["t"], values=torch.arange(900), lengths=torch.ones(900, dtype=torch.int64))
-    for method in (
-        embcomp.Full(),
-        embcomp.MultiHash(rows=400, num_hashes=3),
-        embcomp.QuotientRemainder(),
-        embcomp.HashEmbedding(rows=400),
-    ):
-        spread = CompressedEmbeddingBagCollection([config], {"*": method})(features).values().std().item()
-        assert spread == pytest.approx(2.0, rel=0.15), method
-
-
-def test_weight_init_bounds_are_honoured():
-    configs = bag_tables(weight_init_min=0.5, weight_init_max=0.75)
-    for store in stores_of(CompressedEmbeddingBagCollection(configs, {"*": embcomp.HashingTrick(rows=9)})).values():
-        assert ((store >= 0.5) & (store <= 0.75)).all()
-
-
-# --- Settings of torch ---
-
-
-@pytest.fixture
-def float64_by_default() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@every_method
-def test_default_dtype_changes_nothing(example, weighted, float64_by_default):
-    """Torchrec's tables are float32 whatever the default is."""
-    collection, configs, method = bags(example, weighted)
-    assert {store.dtype for store in stores_of(collection).values()} == {torch.float32}
-    features = batch(RAGGED, weighted=weighted)
-    expected = pooled_one_by_one(look_ups(collection, configs, method), configs, features, weighted)
-    expected = {key: value.float() for key, value in expected.items()}
-    assert_close(collection(features).to_dict(), expected)
-    fuse_(collection, optimizer=RowWiseAdagrad)
-    fused = collection(features)
-    assert_close(fused.to_dict(), expected)
-    fused.values().sum().backward()
-    assert all(weight.isfinite().all() for weight in collection.parameters())
-
-
-@every_method
-def test_shapes_of_stand_ins(example):
-    """Under FakeTensorMode (to count operations, say) nothing is read, and nothing is left behind."""
-    collection, *_ = bags(example)
-    expected = collection(batch(RAGGED)).values()
-    twin = pickle.loads(pickle.dumps(collection))
-    features = batch(RAGGED)
-    sizes = features.length_per_key()
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = KeyedJaggedTensor(
-            features.keys(),
-            values=mode.from_tensor(features.values()),
-            lengths=mode.from_tensor(features.lengths()),
-            stride=features.stride(),
-            length_per_key=sizes,
-        )
-        assert twin(fake).values().shape == expected.shape
-    assert torch.equal(twin(batch(RAGGED)).values(), expected)
 
 
 # --- State ---

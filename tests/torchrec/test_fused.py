@@ -11,101 +11,28 @@ from hypothesis import strategies as st
 from torch import nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.optim import RowWiseAdagrad
 
 import embcomp
-from embcomp.ops import native
 from embcomp.torchrec import (
-    CompressedEmbeddingBagCollection,
     CompressedEmbeddingCollection,
     fuse_,
     fused_optimizer,
 )
 from embcomp.torchrec.engines import FbgemmEngine, NativeEngine
 from tests.methods_under_test import EXAMPLES
-from tests.torchrec.batches import as_tables, bag_tables, batch, batch_lengths, sequence_tables
+from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, batch_lengths, sequence_tables
+from tests.torchrec.training import (
+    OPTIMIZERS,
+    Model,
+    assert_same,
+    bag_model,
+    every_optimizer,
+    fused_twin,
+    loss_of,
+    train_both,
+)
 
-OPTIMIZERS = {
-    "SGD": (torch.optim.SGD, {"lr": 0.1}),
-    "Adagrad": (torch.optim.Adagrad, {"lr": 0.1, "eps": 1e-6}),
-    "RowWiseAdagrad": (RowWiseAdagrad, {"lr": 0.1, "eps": 1e-6}),
-}
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
-every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
-RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 2, 0]]
-
-
-class Model(nn.Module):
-    """A collection and a head that is not linear, so that gradients depend on the rows."""
-
-    def __init__(self, collection: nn.Module) -> None:
-        super().__init__()
-        self.collection = collection
-
-    def forward(self, features):
-        result = self.collection(features)
-        if isinstance(result, dict):
-            return torch.cat([jagged.values() for jagged in result.values()])
-        return torch.cat([result[key] for key in result.keys()], dim=1)  # noqa: SIM118 (a KeyedTensor)
-
-
-@pytest.fixture(params=["native", "torch", "fbgemm"])
-def engine(request, monkeypatch):
-    """All that can serve: compiled kernels, their torch form, FBGEMM."""
-    kind = FbgemmEngine if request.param == "fbgemm" else NativeEngine
-    monkeypatch.setattr("embcomp.torchrec.fused.make_engine", kind)
-    if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif request.param == "native" and native.library() is None:
-        pytest.skip("no compiler: the torch form is tested")
-    return request.param
-
-
-def bag_model(methods, weighted=False, **config) -> Model:
-    configs = bag_tables(**({"pooling": PoolingType.SUM} if weighted else {}), **config)
-    return Model(CompressedEmbeddingBagCollection(configs, methods, is_weighted=weighted))
-
-
-def loss_of(values: torch.Tensor) -> torch.Tensor:
-    signal = torch.linspace(-1, 1, values.numel()).reshape(values.shape)
-    return (values * signal).sum() + values.square().sum()
-
-
-def fused_twin(model: nn.Module, optimizer: str, **more) -> nn.Module:
-    kind, kwargs = OPTIMIZERS[optimizer]
-    return fuse_(copy.deepcopy(model), optimizer=kind, optimizer_kwargs={**kwargs, **more})
-
-
-def train_both(model: nn.Module, fused: nn.Module, optimizer: str, batches) -> torch.optim.Optimizer:
-    """Steps of the unfused and the fused model on the same batches; outputs and weight gradients are compared."""
-    kind, kwargs = OPTIMIZERS[optimizer]
-    outside = kind(model.parameters(), **kwargs)
-    for features in batches:
-        weights = features.weights_or_none()
-        seen = []
-        for each in (model, fused):
-            if weights is not None:
-                weights.requires_grad_().grad = None
-            outside.zero_grad()
-            out = each(features)
-            loss_of(out).backward()
-            if each is model:
-                outside.step()
-            seen.append((out.detach(), None if weights is None else weights.grad.clone()))
-        torch.testing.assert_close(seen[1], seen[0])
-    return outside
-
-
-def assert_same(model: nn.Module, fused: nn.Module, outside: torch.optim.Optimizer | None = None) -> None:
-    """Equal tables, and equal sums of squared gradients where an optimizer is given."""
-    mine, theirs = dict(model.named_parameters()), dict(fused.named_parameters())
-    assert list(mine) == list(theirs)
-    sums = fused_optimizer(fused).state
-    for name, weight in mine.items():
-        torch.testing.assert_close(theirs[name].data, weight.data, msg=lambda text, name=name: f"{name}: {text}")
-        if outside is not None and "sum" in outside.state[weight]:
-            expected = outside.state[weight]["sum"]
-            torch.testing.assert_close(sums[theirs[name]]["sum"].reshape(expected.shape), expected)
 
 
 # --- Equal to the optimizer outside ---
@@ -271,107 +198,6 @@ def test_missing_feature_and_missing_weights(engine):
     fused = fused_twin(Model(EmbeddingBagCollection(bag_tables(pooling=PoolingType.SUM), is_weighted=True)), "SGD")
     with pytest.raises(ValueError, match="no weights"):
         fused(batch(RAGGED))
-
-
-# --- The optimizer's handle ---
-
-
-def test_a_schedule_acts_as_on_the_unfused_optimizer(engine):
-    model = bag_model({"*": embcomp.HashingTrick(rows=7)})
-    fused = fused_twin(model, "RowWiseAdagrad")
-    outside = RowWiseAdagrad(model.parameters(), lr=0.1, eps=1e-6)
-    inside = fused_optimizer(fused)
-    schedules = [torch.optim.lr_scheduler.ExponentialLR(opt, 0.3) for opt in (outside, inside)]
-    for seed in range(4):
-        for each, opt, schedule in zip((model, fused), (outside, inside), schedules, strict=True):
-            opt.zero_grad()
-            loss_of(each(batch(RAGGED, seed=seed))).backward()
-            opt.step()
-            schedule.step()
-    assert_same(model, fused, outside)
-
-
-def test_setting_the_learning_rate_takes_effect(engine):
-    model = bag_model({"*": embcomp.HashingTrick(rows=7)})
-    fused = fused_twin(model, "SGD")
-    before = copy.deepcopy(model)
-    optimizer = fused_optimizer(fused)
-    optimizer.param_groups[0]["lr"] = 0.0
-    optimizer.step()
-    loss_of(fused(batch(RAGGED))).backward()
-    assert_same(before, fused)
-    optimizer.param_groups[0]["lr"] = 0.1
-    optimizer.zero_grad()
-    assert_same(model, fused, train_both(model, fused, "SGD", [batch(RAGGED)]))
-
-
-@pytest.mark.parametrize("optimizer", ["Adagrad", "RowWiseAdagrad"])
-def test_saved_and_resumed_is_as_never_stopped(engine, optimizer, tmp_path):
-    methods = {"users": embcomp.HashEmbedding(rows=5), "*": embcomp.UnifiedEmbedding(rows=7, chunk_dim=4)}
-    start = bag_model(methods)
-    whole = fused_twin(start, optimizer)
-    batches = [batch(RAGGED, seed=seed) for seed in range(5)]
-    for number, features in enumerate(batches):
-        if number == 3:
-            handle = fused_optimizer(whole)
-            handle.param_groups[0]["lr"] = 0.03
-            handle.step()
-            torch.save({"model": whole.state_dict(), "optimizer": handle.state_dict()}, tmp_path / "state.pt")
-        loss_of(whole(features)).backward()
-    saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    resumed = fused_twin(bag_model(methods), optimizer)
-    resumed.load_state_dict(saved["model"])
-    fused_optimizer(resumed).load_state_dict(saved["optimizer"])
-    for features in batches[3:]:
-        loss_of(resumed(features)).backward()
-    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    states = [fused_optimizer(each).state_dict() for each in (whole, resumed)]
-    assert states[0]["param_groups"] == states[1]["param_groups"]
-    for number, state in states[0]["state"].items():
-        assert torch.equal(state["sum"], states[1]["state"][number]["sum"])
-
-
-@pytest.mark.parametrize("other", ["SGD", "Adagrad", "larger"])
-def test_another_optimizers_state_is_refused_and_changes_nothing(engine, other):
-    fused = fused_twin(bag_model({"*": embcomp.HashingTrick(rows=7)}), "RowWiseAdagrad")
-    rows = 9 if other == "larger" else 7
-    another = fused_twin(
-        bag_model({"*": embcomp.HashingTrick(rows=rows)}), "RowWiseAdagrad" if other == "larger" else other, lr=7.0
-    )
-    loss_of(fused(batch(RAGGED))).backward()
-    handle = fused_optimizer(fused)
-    before = copy.deepcopy(handle.state_dict())
-    with pytest.raises(ValueError, match="another optimizer or other tables"):
-        handle.load_state_dict(fused_optimizer(another).state_dict())
-    assert handle.state_dict()["param_groups"] == before["param_groups"]
-    for number, state in before["state"].items():
-        assert torch.equal(state["sum"], handle.state_dict()["state"][number]["sum"])
-
-
-def test_two_calls_of_fuse_keep_their_learning_rates(engine):
-    def towers() -> nn.ModuleDict:
-        torch.manual_seed(0)
-        return nn.ModuleDict({name: bag_model({"*": embcomp.HashingTrick(rows=7)}) for name in ("a", "b")})
-
-    model, fused = towers(), towers()
-    fuse_(fused["a"], optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.1})
-    fuse_(fused["b"], optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.5})
-    handle = fused_optimizer(fused)
-    assert [group["lr"] for group in handle.param_groups] == [0.1, 0.5]
-    handle.step()
-    outside = torch.optim.SGD(
-        [{"params": model["a"].parameters(), "lr": 0.1}, {"params": model["b"].parameters()}], 0.5
-    )
-    for each in (model, fused):
-        loss_of(each["a"](batch(RAGGED)) + each["b"](batch(RAGGED))).backward()
-    outside.step()
-    assert_same(model, fused)
-
-
-def test_fused_optimizer_needs_fused_tables():
-    with pytest.raises(ValueError, match="fuse_ first"):
-        fused_optimizer(bag_model({}))
 
 
 # --- State, copies, moves ---

@@ -25,7 +25,7 @@ from torchrec.optim import RowWiseAdagrad
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from tests.methods_under_test import EXAMPLES
-from tests.torchrec.batches import as_tables, bag_tables, batch, sequence_tables
+from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecate
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
 CPU = torch.device("cpu")
 SHARDERS = {EmbeddingBagCollection: EmbeddingBagCollectionSharder(), EmbeddingCollection: EmbeddingCollectionSharder()}
-RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 2, 0]]
+
 MIXED = {
     "users": embcomp.HashEmbedding(rows=5),
     "films": embcomp.UnifiedEmbedding(rows=9, chunk_dim=4),

@@ -13,10 +13,9 @@ from embcomp.ops.hashing import hash_key, hash_rows_reference
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
 from tests.methods_under_test import EXAMPLES
-from tests.torchrec.batches import as_tables, bag_tables, batch, sequence_tables
+from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
-RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 2, 0]]
 
 
 class Model(nn.Module):

@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from tests.methods_under_test import EXAMPLES
-from tests.torchrec.batches import as_tables, bag_tables, batch, sequence_tables
+from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
 # Compiling takes seconds: one configuration of each class, and those that take other paths.
@@ -22,7 +22,6 @@ FEW = [
     if "-" not in e.name or e.name in ("FrequencyHash-double", "MultiHash-sum", "QuotientRemainder-mul")
 ]
 each_class = pytest.mark.parametrize("example", FEW, ids=str)
-RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 2, 0]]
 
 
 def small(example, kind: str) -> tuple[nn.Module, list[str]]:

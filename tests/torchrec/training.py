@@ -1,0 +1,80 @@
+"""A model, and the same steps of it with the optimizer outside and inside the backward pass."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import PoolingType
+from torchrec.optim import RowWiseAdagrad
+
+from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, fused_optimizer
+from tests.torchrec.batches import bag_tables
+
+OPTIMIZERS = {
+    "SGD": (torch.optim.SGD, {"lr": 0.1}),
+    "Adagrad": (torch.optim.Adagrad, {"lr": 0.1, "eps": 1e-6}),
+    "RowWiseAdagrad": (RowWiseAdagrad, {"lr": 0.1, "eps": 1e-6}),
+}
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+
+
+class Model(nn.Module):
+    """A collection and a head that is not linear, so that gradients depend on the rows."""
+
+    def __init__(self, collection: nn.Module) -> None:
+        super().__init__()
+        self.collection = collection
+
+    def forward(self, features):
+        result = self.collection(features)
+        if isinstance(result, dict):
+            return torch.cat([jagged.values() for jagged in result.values()])
+        return torch.cat([result[key] for key in result.keys()], dim=1)  # noqa: SIM118 (a KeyedTensor)
+
+
+def bag_model(methods, weighted=False, **config) -> Model:
+    configs = bag_tables(**({"pooling": PoolingType.SUM} if weighted else {}), **config)
+    return Model(CompressedEmbeddingBagCollection(configs, methods, is_weighted=weighted))
+
+
+def loss_of(values: torch.Tensor) -> torch.Tensor:
+    signal = torch.linspace(-1, 1, values.numel()).reshape(values.shape)
+    return (values * signal).sum() + values.square().sum()
+
+
+def fused_twin(model: nn.Module, optimizer: str, **more) -> nn.Module:
+    kind, kwargs = OPTIMIZERS[optimizer]
+    return fuse_(copy.deepcopy(model), optimizer=kind, optimizer_kwargs={**kwargs, **more})
+
+
+def train_both(model: nn.Module, fused: nn.Module, optimizer: str, batches) -> torch.optim.Optimizer:
+    """Steps of the unfused and the fused model on the same batches; outputs and weight gradients are compared."""
+    kind, kwargs = OPTIMIZERS[optimizer]
+    outside = kind(model.parameters(), **kwargs)
+    for features in batches:
+        weights = features.weights_or_none()
+        seen = []
+        for each in (model, fused):
+            if weights is not None:
+                weights.requires_grad_().grad = None
+            outside.zero_grad()
+            out = each(features)
+            loss_of(out).backward()
+            if each is model:
+                outside.step()
+            seen.append((out.detach(), None if weights is None else weights.grad.clone()))
+        torch.testing.assert_close(seen[1], seen[0])
+    return outside
+
+
+def assert_same(model: nn.Module, fused: nn.Module, outside: torch.optim.Optimizer | None = None) -> None:
+    """Equal tables, and equal sums of squared gradients where an optimizer is given."""
+    mine, theirs = dict(model.named_parameters()), dict(fused.named_parameters())
+    assert list(mine) == list(theirs)
+    sums = fused_optimizer(fused).state
+    for name, weight in mine.items():
+        torch.testing.assert_close(theirs[name].data, weight.data, msg=lambda text, name=name: f"{name}: {text}")
+        if outside is not None and "sum" in outside.state[weight]:
+            expected = outside.state[weight]["sum"]
+            torch.testing.assert_close(sums[theirs[name]]["sum"].reshape(expected.shape), expected)
