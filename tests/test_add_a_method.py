@@ -151,6 +151,20 @@ def test_compress(which: int, init: str) -> None:
     model["user"](torch.arange(60)).sum().backward()
 
 
+def test_a_warm_start_reaches_least_squares(page: ModuleType) -> None:
+    """Signs are weights: a mean that took them for counts would divide by what cancels."""
+    vectors = torch.randn(60, 4, dtype=torch.float64)
+    for k in (1, 2):
+        model = nn.ModuleDict({"t": nn.Embedding.from_pretrained(vectors.float())})
+        embcomp.compress_(model, {"t": page.SignedHash(rows=15, num_hashes=k)}, init="warm")
+        ((rows, signs),) = model["t"].encoder(torch.arange(60))
+        design = torch.zeros(60, 15, dtype=torch.float64)
+        design.scatter_add_(1, rows, signs.double())
+        best = design @ torch.linalg.lstsq(design, vectors, driver="gelsd").solution
+        got = model["t"].materialize().detach().double()
+        assert (got - vectors).square().sum() < 1.001 * (best - vectors).square().sum()
+
+
 @pytest.mark.usefixtures("page")
 @pytest.mark.parametrize("which", [0, 1])
 def test_torchrec(which: int) -> None:
