@@ -16,8 +16,8 @@
 
 namespace {
 
-constexpr size_t kBagsPerBlock = 32;  // output of a block stays in the second-level cache
-constexpr size_t kAhead = 16;         // rows fetched ahead
+constexpr size_t kBagsPerBlock = 16;  // output of a block stays in the second-level cache
+constexpr size_t kAhead = 32;         // rows fetched ahead
 
 inline void prefetch_row(const float* row, size_t dim) {
   for (size_t d = 0; d < dim; d += 16) __builtin_prefetch(row + d);
