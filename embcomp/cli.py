@@ -1,0 +1,32 @@
+"""The command `embcomp`: each part of the library that has commands of its own adds them here."""
+
+import sys
+from importlib import import_module
+
+_PARTS: dict[str, tuple[str, str]] = {}
+"""Command -> the module whose `app` it is, and the extra that the module needs."""
+
+
+def main() -> None:
+    """Run `embcomp COMMAND ...`. Exit code 2, and a message, where an extra is missing or the input is bad."""
+    try:
+        import typer
+    except ModuleNotFoundError:
+        sys.exit("embcomp: the command line needs typer: pip install 'embcomp[graph]' or 'embcomp[semantic]'")
+    app = typer.Typer(no_args_is_help=True, help="Small embedding tables for recommender models.")
+
+    @app.callback()
+    def _root() -> None:
+        """Keeps a single command a subcommand."""
+
+    wanted = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    for name, (module, extra) in _PARTS.items():
+        try:
+            part = import_module(module)
+        except ModuleNotFoundError as error:
+            if wanted == name:
+                print(f"embcomp {name}: {error}: pip install 'embcomp[{extra}]'", file=sys.stderr)
+                sys.exit(2)
+            continue
+        app.add_typer(part.app, name=name)
+    app()
