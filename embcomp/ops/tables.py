@@ -7,6 +7,7 @@ FBGEMM's table-batched embedding does the same; this form is faster where many n
 import contextlib
 import ctypes
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,38 +68,76 @@ class Bags:
         return (self.offsets.numel() - 1) // self.columns.numel()
 
 
-class SumBags(torch.autograd.Function):
-    """Sum-pooled bags of one table, float32 on CPU, with a dense gradient.
+def bags_of_tables(
+    rows: Tensor,
+    offsets: Tensor,
+    weights: Tensor | None,
+    tables: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    names: Sequence[str] = (),
+) -> list[Bags]:
+    """What each table is asked for, where the features of one table follow each other.
 
-    `SumBags.apply(table, rows, offsets, weights, features)`: [rows, dim], int64 [N], int64 [features * batch + 1],
-    float32 [N] or None, int -> [batch, features * dim].
+    Args:
+        rows: int64 [N], contiguous.
+        offsets: int64 [features * batch + 1], contiguous.
+        weights: float32 [N], contiguous, or None.
+        tables: [rows, dim] each; their number of rows is what is looked at.
+        columns: for each table the first output column of each of its features.
+        names: of the tables, for the error.
+
+    Raises:
+        IndexError: a row that its table does not have.
+    """
+    batch = (offsets.numel() - 1) // sum(own.numel() for own in columns)
+    result, first = [], 0
+    for i, (table, own) in enumerate(zip(tables, columns, strict=True)):
+        last = first + own.numel() * batch
+        bags = Bags(rows, offsets[first : last + 1], weights, own)
+        try:
+            check_rows_inside(rows, bags.offsets, table.shape[0])
+        except IndexError as error:
+            raise IndexError(f"table {names[i]!r}: {error}" if names else str(error)) from None
+        result.append(bags)
+        first = last
+    return result
+
+
+class SumBags(torch.autograd.Function):
+    """Sum-pooled bags of several tables, float32 on CPU, with dense gradients.
+
+    `SumBags.apply(rows, offsets, weights, columns, *tables)`: int64 [N], int64 [features * batch + 1], float32 [N] or
+    None, for each table the first output column of each of its features (int64, on CPU), [rows, dim] each
+    -> [batch, sum of widths].
     """
 
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, features: int
+        ctx: Any, rows: Tensor, offsets: Tensor, weights: Tensor | None, columns: Sequence[Tensor], *tables: Tensor
     ) -> Tensor:
-        dim = table.shape[1]
-        ctx.shape = table.shape
-        if ctx.needs_input_grad[3]:  # else the rows may change before the backward pass, as with torch's own bags
-            ctx.save_for_backward(table)
+        ctx.shapes = [table.shape for table in tables]
+        if ctx.needs_input_grad[2]:  # else the rows may change before the backward pass, as with torch's own bags
+            ctx.save_for_backward(*tables)
         given = None if weights is None else weights.detach().float().contiguous()
-        bags = Bags(rows.contiguous(), offsets.contiguous(), given, torch.arange(features, device="cpu") * dim)
-        check_rows_inside(bags.rows, bags.offsets, table.shape[0])
-        out = torch.empty(bags.batch, features * dim, **_FLOAT)
-        pool_bags(table.detach().contiguous(), bags, out)
-        ctx.bags = bags
+        ctx.bags = bags_of_tables(rows.contiguous(), offsets.contiguous(), given, tables, columns)
+        width = sum(table.shape[1] * own.numel() for table, own in zip(tables, columns, strict=True))
+        out = torch.empty(ctx.bags[0].batch, width, **_FLOAT)
+        for table, bags in zip(tables, ctx.bags, strict=True):
+            pool_bags(table.detach().contiguous(), bags, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         grad, weight_grad = grads[0].contiguous(), None
-        if ctx.needs_input_grad[3]:
-            (table,) = ctx.saved_tensors
-            weight_grad = weight_gradient(table, ctx.bags, grad)
-        table_grad = table_gradient(ctx.shape, ctx.bags, grad) if ctx.needs_input_grad[0] else None
-        return table_grad, None, None, weight_grad, None
+        if ctx.needs_input_grad[2]:
+            pairs = zip(ctx.saved_tensors, ctx.bags, strict=True)
+            weight_grad = torch.cat([weight_gradient(table, bags, grad) for table, bags in pairs])
+        table_grads = [
+            table_gradient(shape, bags, grad) if needed else None
+            for shape, bags, needed in zip(ctx.shapes, ctx.bags, ctx.needs_input_grad[4:], strict=True)
+        ]
+        return None, None, weight_grad, None, *table_grads
 
 
 def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:

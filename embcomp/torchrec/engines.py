@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native, tables
-from embcomp.ops.hashing import check_rows_inside
 from embcomp.ops.tables import Bags, FusedOptimizerSettings
 
 
@@ -63,18 +62,7 @@ class Engine(nn.Module, abc.ABC):
 
     def bags(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Bags]:
         """What each table is asked for. Raises IndexError for a row out of range (nothing has been touched then)."""
-        batch = (offsets.numel() - 1) // sum(columns.numel() for columns in self.columns)
-        result, first = [], 0
-        for name, table, columns in zip(self.names, self.weights, self.columns, strict=True):
-            last = first + columns.numel() * batch
-            bags = Bags(rows, offsets[first : last + 1], weights, columns)
-            try:
-                check_rows_inside(bags.rows, bags.offsets, table.shape[0])
-            except IndexError as error:
-                raise IndexError(f"table {name!r}: {error}") from None
-            result.append(bags)
-            first = last
-        return result
+        return tables.bags_of_tables(rows, offsets, weights, self.weights, self.columns, self.names)
 
 
 class FbgemmEngine(Engine):

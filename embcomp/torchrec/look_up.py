@@ -4,6 +4,7 @@ torchrec's own unsharded forward makes a dense gradient for each feature of a ta
 read together.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,23 +21,17 @@ def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
     if type(collection) is not EmbeddingBagCollection or _is_traced(features):
         return collection(features)
     configs = collection.embedding_bag_configs()
-    batch, counts = features.stride(), features.length_per_key()
+    bags: list[Any] = list(collection.embedding_bags.values())
+    numbers = [len(config.feature_names) for config in configs]
     weights = features.weights() if collection.is_weighted() else None
-    pooled: list[Tensor] = []
-    first, start = 0, 0
-    for config, bag in zip(configs, collection.embedding_bags.values(), strict=True):
-        number = len(config.feature_names)
-        stop = start + sum(counts[first : first + number])
-        bounds = features.offsets()[first * batch : (first + number) * batch + 1] - start
-        part = features.values()[start:stop]
-        given = None if weights is None else weights[start:stop]
-        pooled.append(_pool(bag, part, bounds, given, number, batch))
-        first, start = first + number, stop
-    return KeyedTensor(
-        keys=features.keys(),
-        length_per_key=[config.embedding_dim for config in configs for _ in config.feature_names],
-        values=pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1),
-    )
+    if all(bag.mode == "sum" and _is_plain(bag.weight) for bag in bags):
+        columns = _columns(tuple((config.embedding_dim, n) for config, n in zip(configs, numbers, strict=True)))
+        tables = [bag.weight for bag in bags]
+        values = SumBags.apply(features.values().long(), features.offsets().long(), weights, columns, *tables)
+    else:
+        values = _pool_each(bags, numbers, features, weights)
+    dims = [config.embedding_dim for config in configs for _ in config.feature_names]
+    return KeyedTensor(keys=features.keys(), length_per_key=dims, values=values)  # pyright: ignore
 
 
 def _is_traced(features: KeyedJaggedTensor) -> bool:
@@ -44,19 +39,38 @@ def _is_traced(features: KeyedJaggedTensor) -> bool:
     return torch.compiler.is_compiling() or type(features.values()) is not Tensor
 
 
-def _pool(bag: Any, rows: Tensor, bounds: Tensor, weights: Tensor | None, features: int, batch: int) -> Tensor:
-    """Bags of all features of one table, [batch, features * dim]."""
-    if bag.mode == "sum" and bag.weight.device.type == "cpu" and bag.weight.dtype == torch.float32:
-        return SumBags.apply(bag.weight, rows.long(), bounds.long(), weights, features)  # pyright: ignore
-    out = F.embedding_bag(
-        rows,
-        bag.weight,
-        bounds,
-        mode=bag.mode,
-        per_sample_weights=None if weights is None else weights.to(bag.weight.dtype),
-        include_last_offset=True,
-    ).float()
-    return out if features == 1 else out.view(features, batch, -1).transpose(0, 1).reshape(batch, -1)
+def _is_plain(table: Tensor) -> bool:
+    return table.device.type == "cpu" and table.dtype == torch.float32
+
+
+@lru_cache(maxsize=256)
+def _columns(widths: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    """For each table, given as (width, number of features), the first output column of each of its features."""
+    columns, first = [], 0
+    for width, number in widths:
+        columns.append(torch.arange(number, device="cpu") * width + first)
+        first += number * width
+    return columns
+
+
+def _pool_each(bags: list[Any], numbers: list[int], features: KeyedJaggedTensor, weights: Tensor | None) -> Tensor:
+    """Table by table, on any device and in any dtype: [batch, sum of widths]."""
+    batch, counts = features.stride(), features.length_per_key()
+    pooled: list[Tensor] = []
+    first, start = 0, 0
+    for bag, number in zip(bags, numbers, strict=True):
+        stop = start + sum(counts[first : first + number])
+        out = F.embedding_bag(
+            features.values()[start:stop],
+            bag.weight,
+            features.offsets()[first * batch : (first + number) * batch + 1] - start,
+            mode=bag.mode,
+            per_sample_weights=None if weights is None else weights[start:stop].to(bag.weight.dtype),
+            include_last_offset=True,
+        ).float()
+        pooled.append(out if number == 1 else out.view(number, batch, -1).transpose(0, 1).reshape(batch, -1))
+        first, start = first + number, stop
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
 def look_up_sequences(collection: Any, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:

@@ -269,7 +269,8 @@ def test_updates_do_not_depend_on_what_came_before(form):
 
 
 def sum_bags(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, features: int = 1) -> Tensor:
-    return SumBags.apply(table, rows, offsets, weights, features)  # pyright: ignore[reportReturnType]
+    columns = [torch.arange(features, device="cpu") * table.shape[1]]
+    return SumBags.apply(rows, offsets, weights, columns, table)  # pyright: ignore[reportReturnType]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -284,6 +285,27 @@ def test_sum_bags_differentiates_as_torch(form, weighted):
     torch.testing.assert_close(out, expected)
     signal = torch.randn_like(out)
     wanted = [table] if weights is None else [table, weights]
+    for a, b in zip(
+        torch.autograd.grad(out, wanted, signal), torch.autograd.grad(expected, wanted, signal), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_sum_bags_of_several_tables(form):
+    """Each table's features side by side, the gradient of each its own; weights between them."""
+    wide, narrow = torch.randn(9, 4, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    frozen = torch.randn(2, 1)
+    # Four features, batch 2: the second bags of the first three are empty.
+    rows, offsets = torch.tensor([8, 0, 1, 4, 4, 0, 1]), torch.tensor([0, 2, 2, 3, 3, 5, 5, 6, 7])
+    weights = torch.randn(7, requires_grad=True)
+    columns = [torch.tensor([0, 4]), torch.tensor([8]), torch.tensor([11])]
+    out = SumBags.apply(rows, offsets, weights, columns, wide, narrow, frozen)
+    w = weights.unsqueeze(1)
+    first = torch.cat([wide[8] * w[0] + wide[0] * w[1], wide[1] * w[2], (narrow[4] * w[3:5]).sum(0), frozen[0] * w[5]])
+    second = torch.cat([torch.zeros(11), frozen[1] * w[6]])
+    expected = torch.stack([first, second])
+    torch.testing.assert_close(out, expected)
+    wanted, signal = [wide, narrow, weights], torch.randn(2, 12)
     for a, b in zip(
         torch.autograd.grad(out, wanted, signal), torch.autograd.grad(expected, wanted, signal), strict=True
     ):
