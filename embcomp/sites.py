@@ -131,6 +131,8 @@ def _tables_of(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         raise ValueError(f"{path!r} ({kind.__name__}) is sharded already: compress before sharding")
     if isinstance(module, CompressedTable) or _is_embcomp_collection(module):
         return
+    if _is_fused(module):
+        raise ValueError(f"{path or 'the model'!r} trains inside the backward pass already: compress before fuse_")
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) or _is_torchrec_collection(module):
         yield path, module
         return
@@ -142,6 +144,11 @@ def _tables_of(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
 def _is_torchrec_collection(module: nn.Module) -> bool:
     loaded = sys.modules.get("torchrec.modules.embedding_modules")
     return loaded is not None and type(module) in (loaded.EmbeddingBagCollection, loaded.EmbeddingCollection)
+
+
+def _is_fused(module: nn.Module) -> bool:
+    loaded = sys.modules.get("embcomp.torchrec.fused")
+    return loaded is not None and isinstance(module, loaded.FusedTables)
 
 
 def _is_embcomp_collection(module: nn.Module) -> bool:

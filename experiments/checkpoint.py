@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from experiments.errors import InputError
 from experiments.files import write_atomic
 
 
@@ -72,13 +73,20 @@ class Checkpoints:
         write_atomic(self.last, lambda file: torch.save(state, file))
 
     def restore(self, model: nn.Module, optimizers: list[Optimizer]) -> Progress | None:
-        """Load `last.pt` into model, optimizers and random generators; None where there is none to go on from."""
+        """Load `last.pt` into model, optimizers and random generators; None where there is none to go on from.
+
+        Raises:
+            InputError: it was written by another version of the code.
+        """
         state = self._read(self.last)
         if state is None:
             return None
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        try:
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{self.last} fits another version of the code; begin anew with --force") from error
         for device, rng in state["rng"].items():
             torch.set_rng_state(rng) if device == "cpu" else torch.cuda.set_rng_state(rng, device)
         return Progress(**state["progress"])
