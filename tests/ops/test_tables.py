@@ -221,6 +221,20 @@ def test_chunks_of_ids_that_repeat(dim, request):
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_outputs_too_large_for_a_cache(form, shift):
+    """They may be written another way, where their columns stand on whole vectors."""
+    dim, batch = 512, 8200
+    table, rows = torch.randn(50, dim), torch.randint(0, 50, (2 * batch,))
+    out = torch.zeros(batch, 2 * dim + 4)
+    assert out.nbytes > 32 << 20
+    columns = torch.tensor([shift, dim + shift])
+    tables.pool_bags(table, Bags(rows, torch.arange(2 * batch + 1), None, columns), out)
+    expected = torch.zeros_like(out)
+    expected[:, shift : shift + 2 * dim] = torch.cat([table[rows[:batch]], table[rows[batch:]]], dim=1)
+    assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_update_is_that_of_the_torch_optimizer(form, optimizer):
     """Every row is read, so that weight decay means the same to both."""
