@@ -40,10 +40,19 @@ Seeds = Annotated[tuple[NotNegative, ...], BeforeValidator(_many), Field(min_len
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
 class DataConfig:
-    """A data set and the options of its reader (`data.load`)."""
+    """A data set and the options of its reader (`data.load`); the option `seed = "run"` takes the seed of each run.
+
+    A random split then differs from run to run, as the start of the weights does.
+    """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+    def for_seed(self, seed: int) -> DataConfig:
+        """With the seed of a run where it is asked for."""
+        if self.options.get("seed") != "run":
+            return self
+        return replace(self, options={**self.options, "seed": seed})
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -174,7 +183,7 @@ class ExperimentConfig:
                 if seed in (method.seeds or self.seeds):
                     yield RunConfig(
                         experiment=self.experiment,
-                        data=self.data,
+                        data=self.data.for_seed(seed),
                         model=self.model,
                         optimizer=self.optimizer,
                         training=self.training,

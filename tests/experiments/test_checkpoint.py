@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from experiments.checkpoint import Checkpoints, Progress
+from experiments.errors import InputError
 
 
 @pytest.fixture
@@ -38,6 +39,14 @@ def test_everything_comes_back(parts, tmp_path):
 def test_files_of_another_configuration_are_left_aside(parts, tmp_path):
     Checkpoints(tmp_path, "key").save(*parts, Progress(epoch=2))
     assert Checkpoints(tmp_path, "other").restore(*parts) is None
+
+
+def test_a_file_of_another_version_of_the_code_is_named(parts, tmp_path):
+    checkpoints = Checkpoints(tmp_path, "key")
+    checkpoints.save(*parts, Progress())
+    other = nn.Linear(3, 2, bias=False)
+    with pytest.raises(InputError, match=r"last\.pt fits another version.*--force"):
+        checkpoints.restore(other, [torch.optim.Adam(other.parameters())])
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])

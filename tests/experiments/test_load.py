@@ -22,6 +22,13 @@ def test_runs_are_methods_times_budgets_times_seeds(experiment):
     assert len({run.name for run in runs}) == len(runs)
 
 
+def test_data_may_take_the_seed_of_the_run(small):
+    small["data"]["options"] = {**small["data"].get("options", {}), "seed": "run"}
+    runs = list(check(small, "anywhere").runs())
+    assert {run.data.options["seed"] == run.seed for run in runs} == {True}
+    assert len({run.seed for run in runs}) > 1
+
+
 def test_a_file_gives_what_its_values_give(toml, small):
     assert load(toml()) == check(small, "anywhere")
 

@@ -256,3 +256,12 @@ def test_compressed_collections_are_passed_over():
     assert type(model.country) is not nn.Embedding
     for mine, theirs in (model.bags, before.bags), (model.tower["history"], before.tower["history"]):
         assert {k: v.shape for k, v in stores_of(mine).items()} == {k: v.shape for k, v in stores_of(theirs).items()}
+
+
+def test_tables_that_train_inside_the_backward_pass_already_are_refused():
+    model = Model()
+    fuse_(model, optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.1})
+    before = [type(part) for part in model.modules()]
+    with pytest.raises(ValueError, match=r"'bags'.*compress before fuse_"):
+        embcomp.compress_(model, {"*": embcomp.HashingTrick(rows=5)})
+    assert [type(part) for part in model.modules()] == before
