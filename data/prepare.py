@@ -23,7 +23,7 @@ from data.encode import encode
 from data.schema import DataError
 from data.source import Source
 
-FORMAT = 2  # raise it when encoded files change
+FORMAT = 3  # raise it when encoded files change
 
 
 def prepared(
