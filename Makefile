@@ -50,7 +50,7 @@ $(INSTALLED): requirements/$(REQUIREMENTS).txt
 	@touch $@
 
 # Resolve requirements/*.txt again, keeping what is pinned where it still fits (LOCK=--upgrade renews everything).
-LOCK_COMMAND = $(PY) -m uv pip compile pyproject.toml --extra torchrec --extra graph --extra semantic --extra experiments --group dev --quiet $(LOCK) \
+LOCK_COMMAND = $(PY) -m uv pip compile pyproject.toml --extra torchrec --extra graph --extra semantic --extra serving --extra experiments --group dev --quiet $(LOCK) \
 	--universal --python-version 3.11 --fork-strategy fewest --custom-compile-command "make lock"
 lock: $(INSTALLED)
 	$(LOCK_COMMAND) --group cpu --override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
