@@ -77,7 +77,9 @@ def test_command_refuses(arguments, message, tmp_path, monkeypatch, capsys):
 def test_list_and_head(tmp_path):
     listed = CliRunner().invoke(__main__.app, ["list"])
     assert listed.exit_code == 0
-    assert all(name in listed.output for name in ("ml-1m", "criteo", "frappe", "synthetic", "gowalla"))
+    assert all(
+        name in listed.output for name in ("ml-1m", "criteo", "avazu", "frappe", "parquet", "synthetic", "gowalla")
+    )
     shown = CliRunner().invoke(__main__.app, ["head", "synthetic", "--cache", str(tmp_path), "--rows", "3"])
     assert shown.exit_code == 0
     assert "shape: (3, 8)" in shown.output

@@ -1,0 +1,52 @@
+"""LightGCN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recsys_models.propagation import NormalizedAdjacency
+from recsys_models.retrieval import DotProduct
+
+
+class LightGCN(DotProduct):
+    """LightGCN (He et al. 2020, arXiv 2002.02126, eq. 3-8): vectors are averaged over the graph, and nothing else.
+
+    `E^(k+1) = D^-1/2 A D^-1/2 E^(k)` (eq. 7), the final vectors are the mean of `E^(0) .. E^(K)` (eq. 4 with
+    `a_k = 1 / (K + 1)`), and the score is their inner product (eq. 5).
+
+    Args:
+        users: Embedding of the users, see `RetrievalModel`.
+        items: Embedding of the items, as wide.
+        edges: Pairs of the training split, int64 `[2, E]`, users above items.
+        num_layers: K.
+
+    Raises:
+        ValueError: A negative `num_layers`, and what `NormalizedAdjacency` rejects.
+
+    Shapes: users int64 `[B]`, items int64 `[B, n]` -> scores `[B, n]`.
+
+    Example:
+        >>> import torch, embcomp
+        >>> users = embcomp.nn.CompressedEmbedding(1_000, 16, embcomp.HashingTrick(rows=100))
+        >>> edges = torch.tensor([[7, 7, 8, 9], [1, 2, 2, 499]])
+        >>> model = LightGCN(users, torch.nn.Embedding(500, 16), edges=edges, num_layers=2)
+        >>> model(torch.tensor([7, 8]), torch.tensor([[1, 2, 3], [4, 5, 6]])).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, users: nn.Module, items: nn.Module, *, edges: Tensor, num_layers: int = 2) -> None:
+        super().__init__(users, items)
+        if num_layers < 0:
+            raise ValueError(f"num_layers must be at least 0, not {num_layers}")
+        self.num_layers = num_layers
+        self.sizes: list[int] = [users.num_embeddings, items.num_embeddings]  # type: ignore[list-item]
+        self.adjacency = NormalizedAdjacency(edges, *self.sizes)
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        layer = total = torch.cat((self.users.weight, self.items.weight))  # type: ignore[list-item]
+        for _ in range(self.num_layers):
+            layer = self.adjacency(layer)
+            total = total + layer
+        users, items = (total / (self.num_layers + 1)).split(self.sizes)
+        return users, items
