@@ -60,7 +60,7 @@ class DotProduct(RetrievalModel):
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         user_vectors, item_vectors = self.look_up(users, items)
-        return (item_vectors @ user_vectors.unsqueeze(-1)).squeeze(-1)
+        return (item_vectors * user_vectors.unsqueeze(1)).sum(-1)
 
     def scorer(self, items: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         user_vectors, item_vectors = self.vectors()
