@@ -12,7 +12,8 @@
     options = { chunk_dim = 15 }
     share = [0.5, 0.1]
 
-gives the runs methods x budgets x seeds. `experiments.load` reads and checks such a file.
+gives the runs methods x budgets x seeds. A section [retrieval] makes them retrieval runs. `experiments.load` reads and
+checks such a file.
 """
 
 from __future__ import annotations
