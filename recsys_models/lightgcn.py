@@ -44,9 +44,6 @@ class LightGCN(DotProduct):
         self.adjacency = NormalizedAdjacency(edges, *self.sizes)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        layer = total = torch.cat((self.users.weight, self.items.weight))  # type: ignore[list-item]
-        for _ in range(self.num_layers):
-            layer = self.adjacency(layer)
-            total = total + layer
-        users, items = (total / (self.num_layers + 1)).split(self.sizes)
+        start = torch.cat((self.users.weight, self.items.weight))  # type: ignore[list-item]
+        users, items = self.adjacency.layer_mean(start, self.num_layers).split(self.sizes)
         return users, items

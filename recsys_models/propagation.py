@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,20 +59,45 @@ class NormalizedAdjacency(nn.Module):
         self.register_buffer("values", (degrees[rows] * degrees[columns]).float().rsqrt(), persistent=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        return _SymmetricProduct.apply(vectors, self.columns, self.offsets, self.values.to(vectors.dtype))
+        return _Symmetric.apply(vectors, self._product)
 
+    def layer_mean(self, vectors: Tensor, num_layers: int) -> Tensor:
+        """The mean of E, AE, .., A^K E for vectors E and K layers: LightGCN's propagation, in one step each way.
 
-class _SymmetricProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, columns: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
-        ctx.save_for_backward(columns, offsets, values)
+        A polynomial of a symmetric matrix is symmetric, so that the backward pass is the same polynomial again.
+
+        Example:
+            >>> import torch
+            >>> adjacency = NormalizedAdjacency(torch.tensor([[0], [0]]), num_users=1, num_items=1)
+            >>> adjacency.layer_mean(torch.tensor([[3.0], [6.0]]), num_layers=2).squeeze()
+            tensor([4., 5.])
+        """
+        return _Symmetric.apply(vectors, partial(self._layer_mean, num_layers=num_layers)) if num_layers else vectors
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        weights = self.values.to(vectors.dtype)
         return F.embedding_bag(
-            columns, vectors, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
+            self.columns, vectors, self.offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
         )
+
+    def _layer_mean(self, vectors: Tensor, num_layers: int) -> Tensor:
+        total = vectors
+        for _ in range(num_layers):  # Horner's scheme
+            total = self._product(total).add_(vectors)
+        return total.div_(num_layers + 1)
+
+
+class _Symmetric(torch.autograd.Function):
+    """A linear map with a symmetric matrix, which is its own backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, linear_map: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.linear_map = linear_map
+        return linear_map(vectors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _SymmetricProduct.apply(grad.contiguous(), *ctx.saved_tensors), None, None, None
+        return _Symmetric.apply(grad.contiguous(), ctx.linear_map), None
 
 
 def _checked(edges: Tensor, num_users: int, num_items: int) -> tuple[Tensor, Tensor]:

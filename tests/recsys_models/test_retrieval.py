@@ -64,6 +64,7 @@ def test_propagation_is_the_normalised_adjacency(edges):
     double = x.detach().double().requires_grad_()
     assert torch.autograd.gradcheck(lambda v: adjacency(v[:, :2]), double)
     assert torch.autograd.gradgradcheck(lambda v: adjacency(v[:, :2]), double)
+    assert torch.autograd.gradcheck(lambda v: adjacency.layer_mean(v[:, :2], 3), double)
 
 
 def test_propagation_knows_edges_not_their_order_or_number(edges):
