@@ -106,6 +106,9 @@ class ClickTraining:
     def counts(self) -> Mapping[str, Tensor]:
         return counts_of(self.clicks.folder)
 
+    def edges(self) -> Tensor:
+        raise InputError(f"{self.clicks.name} are clicks; methods that need pairs of users and items need [retrieval]")
+
 
 def load_data(config: DataConfig) -> data.ClickData:
     try:

@@ -1,7 +1,7 @@
 """What a method is given from the training split.
 
-A method that has a field of a name in `PROVIDERS` is given its value, in experiments of every kind, unless the
-experiment's options set it. Nothing here may see the valid or test split.
+A method that has a field of a name in `PROVIDERS` is given what stands there, in experiments of every kind, unless the
+experiment's options set the field. Nothing here may see the valid or test split.
 """
 
 from __future__ import annotations
@@ -26,17 +26,27 @@ class Training(Protocol):
         """Table -> how often each of its ids occurs, int64 [num_embeddings]."""
         ...
 
+    def edges(self) -> Tensor:
+        """Pairs of user and item, int64 [2, E].
 
-# Field of a method -> what it is given.
-PROVIDERS: dict[str, Callable[[Training], Any]] = {
-    "counts": lambda training: training.counts(),
+        Raises:
+            InputError: the data does not say what is a user and what an item.
+        """
+        ...
+
+
+# Field of a method -> the settings that stand in for it. Mostly the field itself; where what it holds depends on the
+# budget, settings from which the method's `for_budget` makes it (edges in the place of clusters).
+PROVIDERS: dict[str, Callable[[Training], dict[str, Any]]] = {
+    "counts": lambda training: {"counts": training.counts()},
 }
 
 
 def provided(method: MethodConfig, training: Training) -> dict[str, Any]:
-    """The values of the fields that the method needs from the training split."""
+    """The settings that the method takes from the training split."""
     fields = {field.name for field in dataclasses.fields(METHODS[method.method])} - method.options.keys()
-    return {name: give(training) for name, give in PROVIDERS.items() if name in fields}
+    given = [give(training) for name, give in PROVIDERS.items() if name in fields]
+    return {name: value for settings in given for name, value in settings.items()}
 
 
 @cache

@@ -103,7 +103,6 @@ class RetrievalTraining:
         return {table: self.pairs.counts(table) for table in self.pairs.values}
 
     def edges(self) -> Tensor:
-        """Pairs of user and item: int64 [2, E]."""
         return self.pairs.edges("train")
 
 
