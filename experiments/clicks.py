@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ class ClickTask:
         widths: of the features, by name; a method may change them.
     """
 
-    shown: ClassVar[tuple[str, ...]] = ("auc", "logloss")
-    validate_every: ClassVar[int] = 1
+    shown = ("auc", "logloss")
+    validate_every = 1
 
     run: RunConfig
     data: data.ClickData

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ _START_STD = 0.1  # of LightGCN's tables, where the configuration says nothing
 class RetrievalTask:
     """What a retrieval run trains; see `experiments.task.Task`. Its tables are "user_id" and "item_id"."""
 
-    shown: ClassVar[tuple[str, ...]] = ("recall@20", "ndcg@20")
+    shown = ("recall@20", "ndcg@20")
 
     run: RunConfig
     config: RetrievalConfig

@@ -18,7 +18,7 @@ from recsys_models.lightgcn import LightGCN
 from recsys_models.mf import MF
 from recsys_models.neumf import NeuMF
 from recsys_models.ngcf import NGCF
-from recsys_models.retrieval import RetrievalModel
+from recsys_models.retrieval import Embedding, RetrievalModel
 from recsys_models.wide_deep import WideDeep
 
 MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (DLRM, DCN, DCNv2, DeepFM, WideDeep)}
@@ -73,13 +73,13 @@ def build(
 
 
 def build_retrieval(
-    name: str, users: nn.Module, items: nn.Module, *, edges: Tensor | None = None, **options: Any
+    name: str, users: Embedding, items: Embedding, *, edges: Tensor | None = None, **options: Any
 ) -> RetrievalModel:
     """Build a retrieval model by its name.
 
     Args:
         name: A key of `RETRIEVAL_MODELS`; case, "_" and "-" are ignored.
-        users: Embedding of the users, see `recsys_models.retrieval.RetrievalModel`.
+        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
         items: Embedding of the items, as wide.
         edges: Pairs of the training split, int64 `[2, E]`, for the models that propagate along them.
         **options: Passed on to the model.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recsys_models.propagation import NormalizedAdjacency
-from recsys_models.retrieval import DotProduct
+from recsys_models.retrieval import DotProduct, Embedding
 
 
 class LightGCN(DotProduct):
@@ -16,7 +16,7 @@ class LightGCN(DotProduct):
     `a_k = 1 / (K + 1)`), and the score is their inner product (eq. 5).
 
     Args:
-        users: Embedding of the users, see `RetrievalModel`.
+        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
         items: Embedding of the items, as wide.
         edges: Pairs of the training split, int64 `[2, E]`, users above items.
         num_layers: K.
@@ -35,15 +35,14 @@ class LightGCN(DotProduct):
         torch.Size([2, 3])
     """
 
-    def __init__(self, users: nn.Module, items: nn.Module, *, edges: Tensor, num_layers: int = 2) -> None:
+    def __init__(self, users: Embedding, items: Embedding, *, edges: Tensor, num_layers: int = 2) -> None:
         super().__init__(users, items)
         if num_layers < 0:
             raise ValueError(f"num_layers must be at least 0, not {num_layers}")
         self.num_layers = num_layers
-        self.sizes: list[int] = [users.num_embeddings, items.num_embeddings]  # type: ignore[list-item]
-        self.adjacency = NormalizedAdjacency(edges, *self.sizes)
+        self.adjacency = NormalizedAdjacency(edges, self.num_users, self.num_items)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        start = torch.cat((self.users.weight, self.items.weight))  # type: ignore[list-item]
-        users, items = self.adjacency.layer_mean(start, self.num_layers).split(self.sizes)
+        start = torch.cat((self.users.weight, self.items.weight))
+        users, items = self.adjacency.layer_mean(start, self.num_layers).split([self.num_users, self.num_items])
         return users, items

@@ -13,7 +13,7 @@ class MF(DotProduct):
     The score of item i for user u is `e_u . e_i`. Only the vectors of a batch are looked up.
 
     Args:
-        users: Embedding of the users, see `RetrievalModel`.
+        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
         items: Embedding of the items, as wide.
 
     Shapes: users int64 `[B]`, items int64 `[B, n]` -> scores `[B, n]`.
@@ -29,7 +29,7 @@ class MF(DotProduct):
     """
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        return self.users.weight, self.items.weight  # type: ignore[return-value]
+        return self.users.weight, self.items.weight
 
     def look_up(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         return self.users(users), self.items(items)

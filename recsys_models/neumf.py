@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_models.layers import MLP
-from recsys_models.retrieval import RetrievalModel
+from recsys_models.retrieval import Embedding, RetrievalModel
 
 _BLOCK = 1 << 24  # floats of the first hidden layer that a full ranking holds at once
 
@@ -20,7 +20,7 @@ class NeuMF(RetrievalModel):
     network, each with vectors of its own. A user's embedding is `[p_G, p_M]`, an item's `[q_G, q_M]`.
 
     Args:
-        users: Embedding of the users, see `RetrievalModel`.
+        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
         items: Embedding of the items, as wide.
         gmf_dim: Width of `p_G` and `q_G`, by default half of the embedding.
         hidden: Hidden layers of the network, each with a ReLU.
@@ -40,8 +40,8 @@ class NeuMF(RetrievalModel):
 
     def __init__(
         self,
-        users: nn.Module,
-        items: nn.Module,
+        users: Embedding,
+        items: Embedding,
         *,
         gmf_dim: int | None = None,
         hidden: Sequence[int] = (64, 32, 16),
@@ -67,7 +67,7 @@ class NeuMF(RetrievalModel):
         return self._score([part.unsqueeze(-2) for part in user], item)
 
     def scorer(self, items: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        item = self._of_items(self.items.weight if items is None else self.items(items))  # type: ignore[arg-type]
+        item = self._of_items(self.items.weight if items is None else self.items(items))
         at_once = max(1, _BLOCK // (len(item[0]) * self.width))
 
         def score(users: Tensor) -> Tensor:

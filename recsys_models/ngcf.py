@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys_models.propagation import NormalizedAdjacency
-from recsys_models.retrieval import DotProduct
+from recsys_models.retrieval import DotProduct, Embedding
 
 
 class NGCF(DotProduct):
@@ -20,7 +20,7 @@ class NGCF(DotProduct):
     product (eq. 10).
 
     Args:
-        users: Embedding of the users, see `RetrievalModel`.
+        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
         items: Embedding of the items, as wide.
         edges: Pairs of the training split, int64 `[2, E]`, users above items.
         hidden: Widths of the layers.
@@ -41,8 +41,8 @@ class NGCF(DotProduct):
 
     def __init__(
         self,
-        users: nn.Module,
-        items: nn.Module,
+        users: Embedding,
+        items: Embedding,
         *,
         edges: Tensor,
         hidden: Sequence[int] = (64, 64, 64),
@@ -51,21 +51,24 @@ class NGCF(DotProduct):
         super().__init__(users, items)
         if not hidden:
             raise ValueError("hidden names no layer; without layers the model is MF")
-        self.sizes: list[int] = [users.num_embeddings, items.num_embeddings]  # type: ignore[list-item]
-        self.adjacency = NormalizedAdjacency(edges, *self.sizes)
+        self.adjacency = NormalizedAdjacency(edges, self.num_users, self.num_items)
         widths = list(zip([self.embedding_dim, *hidden[:-1]], hidden, strict=True))
-        self.sums = nn.ModuleList(nn.Linear(*width, bias=False) for width in widths)  # W_1
-        self.products = nn.ModuleList(nn.Linear(*width, bias=False) for width in widths)  # W_2
+        self.sums = nn.ModuleList(_xavier(*width) for width in widths)  # W_1
+        self.products = nn.ModuleList(_xavier(*width) for width in widths)  # W_2
         self.dropout = nn.Dropout(dropout)
-        for linear in (*self.sums, *self.products):
-            nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        layer = torch.cat((self.users.weight, self.items.weight))  # type: ignore[list-item]
+        layer = torch.cat((self.users.weight, self.items.weight))
         layers = [layer]
         for w_1, w_2 in zip(self.sums, self.products, strict=True):
             messages = self.adjacency(layer)
             layer = self.dropout(F.leaky_relu(w_1(messages + layer) + w_2(messages * layer), 0.2))
             layers.append(layer)
-        users, items = torch.cat(layers, dim=1).split(self.sizes)
+        users, items = torch.cat(layers, dim=1).split([self.num_users, self.num_items])
         return users, items
+
+
+def _xavier(width: int, next_width: int) -> nn.Linear:
+    linear = nn.Linear(width, next_width, bias=False)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear

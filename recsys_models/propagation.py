@@ -96,8 +96,8 @@ class _Symmetric(torch.autograd.Function):
         return linear_map(vectors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _Symmetric.apply(grad.contiguous(), ctx.linear_map), None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        return _Symmetric.apply(grad_outputs[0].contiguous(), ctx.linear_map), None
 
 
 def _checked(edges: Tensor, num_users: int, num_items: int) -> tuple[Tensor, Tensor]:

@@ -4,34 +4,54 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Embedding(Protocol):
+    """What a model asks of its tables: `nn.Embedding` and `embcomp.nn.CompressedEmbedding` have it.
+
+    Attributes:
+        num_embeddings: Ids are 0 <= id < num_embeddings. None, an open id space, cannot be ranked as a whole.
+        embedding_dim: Width of a vector.
+        weight: All vectors, `[num_embeddings, embedding_dim]`, differentiable.
+    """
+
+    @property
+    def num_embeddings(self) -> int | None: ...
+    @property
+    def embedding_dim(self) -> int: ...
+    @property
+    def weight(self) -> Tensor: ...
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """int64 `[*]` -> `[*, embedding_dim]`."""
+        ...
 
 
 class RetrievalModel(nn.Module, abc.ABC):
     """A model that scores items for users.
 
     Args:
-        users: `nn.Embedding`, `embcomp.nn.CompressedEmbedding`, or a module like them: called with ids, with
-            `num_embeddings`, `embedding_dim`, and all vectors as `.weight`.
-        items: The same for the items.
+        users: Embedding of the users, a module: see `Embedding`.
+        items: Embedding of the items, as wide.
 
     Raises:
         ValueError: Users and items of different width, or a module with an open id space.
     """
 
-    def __init__(self, users: nn.Module, items: nn.Module) -> None:
+    def __init__(self, users: Embedding, items: Embedding) -> None:
         super().__init__()
-        for name, table in (("users", users), ("items", items)):
-            if table.num_embeddings is None:
-                raise ValueError(
-                    f"{name} have an open id space, which cannot be ranked as a whole: give num_embeddings"
-                )
+        if users.num_embeddings is None or items.num_embeddings is None:
+            whose = "users" if users.num_embeddings is None else "items"
+            raise ValueError(f"{whose} have an open id space, which cannot be ranked as a whole: give num_embeddings")
         if users.embedding_dim != items.embedding_dim:
             raise ValueError(f"users are {users.embedding_dim} wide and items {items.embedding_dim}; make them equal")
         self.users, self.items = users, items
-        self.embedding_dim: int = users.embedding_dim  # type: ignore[assignment]
+        self.num_users, self.num_items = users.num_embeddings, items.num_embeddings
+        self.embedding_dim = users.embedding_dim
 
     @abc.abstractmethod
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
