@@ -45,7 +45,7 @@ class Trainer:
         folder: of the checkpoints.
         key: of the configuration; checkpoints of another one are left aside.
         tensorboard: folder of TensorBoard scalars; None for none.
-        checkpoint_seconds: time between checkpoints inside an epoch; each epoch ends with one anyway.
+        checkpoint_seconds: time between checkpoints inside an epoch; each validation ends with one anyway.
     """
 
     def __init__(
