@@ -1,4 +1,4 @@
-"""Click data sets: one reader per data set, a synthetic generator, batches for torchrec models.
+"""Data sets of clicks and of interactions: one reader per data set, a synthetic generator, batches.
 
 `data.load(name, **options)` encodes a data set once into a cache folder and opens it. From a checkout:
 
@@ -7,6 +7,8 @@
     clicks = data.load("synthetic", num_rows=10_000)
     for batch in clicks.loader("train", batch_size=4096, shuffle=True, seed=0, epoch=0):
         batch.dense, batch.sparse, batch.label, batch.columns
+
+`data.load_interactions(name, **options)` reads pairs of a user and an item, for retrieval.
 """
 
 from __future__ import annotations
@@ -14,13 +16,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from data.clicks import ClickData
-from data.registry import DATASETS, load
+from data.interactions import Interactions
+from data.registry import DATASETS, INTERACTIONS, load, load_interactions
 from data.schema import DataError, Feature, Schema
 
 if TYPE_CHECKING:
     from data.batch import Batch
 
-__all__ = ["DATASETS", "Batch", "ClickData", "DataError", "Feature", "Schema", "load"]
+__all__ = [
+    "DATASETS",
+    "INTERACTIONS",
+    "Batch",
+    "ClickData",
+    "DataError",
+    "Feature",
+    "Interactions",
+    "Schema",
+    "load",
+    "load_interactions",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,11 +11,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from data.fetch import fetch as fetch_archive
-from data.registry import DATASETS, load, root_folder
+from data.registry import DATASETS, INTERACTIONS, Dataset, load, load_interactions, root_folder
 from data.schema import DataError, known
 from data.sources import SOURCES
 
-app = typer.Typer(help="Click data sets.", no_args_is_help=True, pretty_exceptions_enable=False)
+_ALL: dict[str, Dataset] = {**INTERACTIONS, **DATASETS}
+app = typer.Typer(help="Data sets.", no_args_is_help=True, pretty_exceptions_enable=False)
 Name = Annotated[str, typer.Argument(help="name of the data set")]
 Root = Annotated[Path | None, typer.Option(help="folder of all source data, by default what EMBCOMP_DATA names")]
 
@@ -27,10 +28,10 @@ def fetch(
     accept_terms: Annotated[bool, typer.Option("--accept-terms", help="accept the publisher's terms")] = False,
 ) -> None:
     """Download a data set from its public source into ROOT; goes on where an earlier call stopped."""
-    source = SOURCES.get(known("data set", name, DATASETS))
+    source = SOURCES.get(known("data set", name, _ALL))
     if source is None:
         raise DataError(f"there is nothing to fetch for {name!r}; it is generated or read from your own files")
-    folder = root_folder(root) / str(DATASETS[name].folder)
+    folder = root_folder(root) / str(_ALL[name].folder)
     if isinstance(source, str):
         raise DataError(source.format(folder=folder))
     if source.accept and not accept_terms:
@@ -47,13 +48,14 @@ def fetch(
 @app.command(name="list")
 def list_() -> None:
     """Say which data sets there are, and whether their files are there."""
-    table = Table("name", "source", "options")
-    for name, dataset in DATASETS.items():
+    table = Table("name", "kind", "source", "options")
+    kinds = [*((n, d, "clicks") for n, d in DATASETS.items()), *((n, d, "pairs") for n, d in INTERACTIONS.items())]
+    for name, dataset, kind in kinds:
         source = SOURCES.get(name)
         where = "own files" if dataset.files else "generated"
         if source:
             where = "by hand, see fetch" if isinstance(source, str) else "fetch"
-        table.add_row(name, where, ", ".join(dataset.options))
+        table.add_row(name, kind, where, ", ".join(dataset.options))
     Console().print(table)
 
 
@@ -66,6 +68,10 @@ def head(
     rows: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     """Print the first encoded rows of a split, and the sizes."""
+    if name in INTERACTIONS and name not in DATASETS:
+        found = load_interactions(name, root=root)
+        typer.echo(f"{found}\n{found.pairs[known('split', split, found.pairs)].head(rows)}")
+        return
     clicks = load(name, root=root, cache=cache)
     first = clicks.split(split).head(rows).collect()
     typer.echo(f"{clicks}\n{first}")

@@ -5,17 +5,17 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from polars.exceptions import PolarsError
 
-from data import avazu, criteo, frappe, ml_1m, parquet, synthetic
+from data import avazu, criteo, frappe, interactions, ml_1m, parquet, synthetic
 from data.clicks import ClickData
+from data.interactions import Interactions
 from data.prepare import prepared
 from data.schema import DataError, known
-from data.source import Source
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Dataset:
     """How to read a data set.
 
     Attributes:
-        read: (folder, **options) -> Source; without the folder for generated data.
+        read: (folder, **options) -> Source, or rows of interactions; without the folder for generated data.
         files: folder -> its source files; None for generated data.
         folder: name of its folder under the root.
         resolve: options as given -> options as `read` takes them.
         defaults: options of `read` with their defaults, where its signature does not name them.
     """
 
-    read: Callable[..., Source]
+    read: Callable[..., Any]
     files: Callable[[Path], list[Path]] | None = None
     folder: str | None = None
     resolve: Callable[[dict[str, Any]], dict[str, Any]] = dict
@@ -52,6 +52,13 @@ DATASETS: dict[str, Dataset] = {
     "frappe": Dataset(frappe.read, frappe.files, "frappe_x1"),
     "parquet": Dataset(parquet.read, parquet.files, resolve=parquet.resolve),
     "synthetic": Dataset(synthetic.read, defaults=synthetic.OPTIONS),
+}
+
+INTERACTIONS: dict[str, Dataset] = {
+    "gowalla": Dataset(interactions.read, interactions.files, "gowalla"),
+    "beauty": Dataset(interactions.read, interactions.files, "beauty"),
+    "interactions": Dataset(interactions.read, interactions.files),
+    "synthetic": Dataset(interactions.synthetic, defaults=asdict(synthetic.Config())),
 }
 
 
@@ -77,21 +84,40 @@ def load(
             an empty split.
     """
     dataset = DATASETS[known("data set", name, DATASETS)]
-    defaults = dataset.options
-    for option, value in options.items():
-        default = defaults[known(f"option of {name}", option, defaults)]
-        like = {float: (int, float)}.get(type(default), (type(default),))
-        if default is not inspect.Parameter.empty and type(value) not in like:
-            raise DataError(f"option {option!r} of {name} must be like its default {default!r}, not {value!r}")
-    for option, default in defaults.items():
-        if default is inspect.Parameter.empty and option not in options:
-            raise DataError(f"data set {name!r} needs the option {option!r}")
-    chosen = dataset.resolve({**defaults, **options})
+    chosen = _chosen(name, dataset, options)
     if dataset.files is None:
         return ClickData(prepared(name, cache, chosen, [], lambda: dataset.read(**chosen)))
     place = _place(root, folder or dataset.folder)
     try:
         return ClickData(prepared(name, cache, chosen, dataset.files(place), lambda: dataset.read(place, **chosen)))
+    except PolarsError as error:
+        raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def load_interactions(
+    name: str, *, root: str | Path | None = None, folder: str | Path | None = None, **options: Any
+) -> Interactions:
+    """Read a retrieval data set into memory.
+
+    Args:
+        name: a key of `INTERACTIONS`; "interactions" reads any parquet file with columns user_id, item_id and split.
+        root: folder of source data, by default what EMBCOMP_DATA names.
+        folder: folder or file of this data set, relative to `root` unless absolute, where it is not the usual one.
+        options: of "synthetic", those of `data.synthetic.Config`.
+
+    Raises:
+        DataError: unknown name or option, missing or damaged file, a value that cannot be trained on, an empty split.
+    """
+    dataset = INTERACTIONS[known("data set", name, INTERACTIONS)]
+    chosen = _chosen(name, dataset, options)
+    if dataset.files is None:
+        return interactions.from_rows(name, dataset.read(**chosen))
+    place = _place(root, folder or dataset.folder)
+    for file in dataset.files(place):
+        if not file.is_file():
+            raise DataError(f"no file {file}; `python -m data fetch {name}` says where it is")
+    try:
+        return interactions.from_rows(name, dataset.read(place, **chosen))
     except PolarsError as error:
         raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
 
@@ -102,6 +128,20 @@ def root_folder(root: str | Path | None = None) -> Path:
     if not chosen:
         raise DataError("where is the data? Give root= or set EMBCOMP_DATA to the folder that holds the data sets")
     return Path(chosen).expanduser()
+
+
+def _chosen(name: str, dataset: Dataset, options: dict[str, Any]) -> dict[str, Any]:
+    """All options of a data set, those given checked."""
+    defaults = dataset.options
+    for option, value in options.items():
+        default = defaults[known(f"option of {name}", option, defaults)]
+        like = {float: (int, float)}.get(type(default), (type(default),))
+        if default is not inspect.Parameter.empty and type(value) not in like:
+            raise DataError(f"option {option!r} of {name} must be like its default {default!r}, not {value!r}")
+    for option, default in defaults.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise DataError(f"data set {name!r} needs the option {option!r}")
+    return dataset.resolve({**defaults, **options})
 
 
 def _place(root: str | Path | None, folder: str | Path | None) -> Path:

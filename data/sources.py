@@ -52,4 +52,10 @@ SOURCES: dict[str, Archive | str] = {
     ),
     "avazu": "Avazu is on Kaggle, behind a login. Accept the rules at "
     "https://www.kaggle.com/c/avazu-ctr-prediction/data, download train.gz there and unpack it to {folder}/train.csv",
+    "gowalla": "Gowalla is published as text files of one user a line, and its validation split apart from the others. "
+    "Write {folder}/interactions.parquet with the columns user_id, item_id and split (train, valid, test) from "
+    "data/gowalla of https://github.com/geon0325/LightGCNpp",
+    "beauty": "Beauty is published as files of torch tensors. Write {folder}/interactions.parquet with the columns "
+    "user_id, item_id and split (train, valid, test) from code/datasets/Beauty-processed of "
+    "https://github.com/HKBU-LAGAS/BACO",
 }

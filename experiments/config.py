@@ -12,7 +12,8 @@
     options = { chunk_dim = 15 }
     share = [0.5, 0.1]
 
-gives the runs methods x budgets x seeds. `experiments.load` reads and checks such a file.
+gives the runs methods x budgets x seeds. A section [retrieval] makes them retrieval runs. `experiments.load` reads and
+checks such a file.
 """
 
 from __future__ import annotations
@@ -35,6 +36,18 @@ def _many(value: Any) -> Any:
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Monitor = Literal[
+    "valid/auc",
+    "valid/gauc",
+    "valid/logloss",
+    "valid/ne",
+    "valid/recall@10",
+    "valid/recall@20",
+    "valid/recall@50",
+    "valid/ndcg@10",
+    "valid/ndcg@20",
+    "valid/ndcg@50",
+]
 Seeds = Annotated[tuple[NotNegative, ...], BeforeValidator(_many), Field(min_length=1)]
 
 
@@ -62,7 +75,8 @@ class ModelConfig:
     Attributes:
         embedding_dim: of every feature.
         init_uniform: tables start uniform in +- this.
-        init_normal: tables start normal with this standard deviation. Without either, torchrec's own start.
+        init_normal: tables start normal with this standard deviation. Without either, torchrec's own start, or in
+            retrieval runs that of LightGCN, normal with 0.1.
         linear: give the model first-order weights of their own, a full table of width 1 per feature.
         options: of the model.
     """
@@ -104,7 +118,8 @@ class TrainingConfig:
 
     Attributes:
         epochs: at most so many.
-        monitor: metric of the valid split that says which epoch was best; its weights are tested.
+        monitor: metric of the valid split that says which epoch was best; its weights are tested. A retrieval run
+            names a recall or ndcg.
         patience: stop after so many epochs in a row without a new best.
         min_delta: a new best is better by more than this.
         lr_factor: learning rates are multiplied by this after an epoch without a new best.
@@ -113,7 +128,7 @@ class TrainingConfig:
     batch_size: Positive
     eval_batch_size: Positive = 8192
     epochs: Positive
-    monitor: Literal["valid/auc", "valid/gauc", "valid/logloss", "valid/ne"] = "valid/auc"
+    monitor: Monitor = "valid/auc"
     patience: Positive = 2
     min_delta: Rate = 1e-6
     lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -121,7 +136,23 @@ class TrainingConfig:
 
     @property
     def maximise(self) -> bool:
-        return self.monitor.endswith("auc")
+        return self.monitor not in ("valid/logloss", "valid/ne")
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class RetrievalConfig:
+    """What makes a run a retrieval run: all items are ranked for each user.
+
+    Attributes:
+        loss: "bpr" and "bce" (binary cross-entropy) set each pair against one random item, drawn anew at each step;
+            "directau" needs none.
+        gamma: weight of uniformity in "directau".
+        validate_every: epochs between two evaluations of the valid split.
+    """
+
+    loss: Literal["bpr", "directau", "bce"] = "bpr"
+    gamma: Rate = 1.0
+    validate_every: Positive = 1
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -170,6 +201,7 @@ class ExperimentConfig:
     model: ModelConfig
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig
+    retrieval: RetrievalConfig | None = None
     slices: dict[str, SliceConfig] = Field(default_factory=dict)
     methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_many), Field(min_length=1)]
     seeds: Seeds = (0,)
@@ -187,6 +219,7 @@ class ExperimentConfig:
                         model=self.model,
                         optimizer=self.optimizer,
                         training=self.training,
+                        retrieval=self.retrieval,
                         slices=self.slices,
                         method=replace(method, rows=None, nbytes=None, share=None, seeds=None),
                         budget=budget,
@@ -203,6 +236,7 @@ class RunConfig:
     model: ModelConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
+    retrieval: RetrievalConfig | None
     slices: dict[str, SliceConfig]
     method: MethodConfig
     budget: tuple[str, int | float] | None
@@ -223,7 +257,8 @@ class RunConfig:
         if self.budget and not budget:
             budget = f"-{self.budget[0]}{self.budget[1]}"
         plain = "".join(c if c.isalnum() or c in "=._" else "-" for c in self.label).replace("--", "-").strip("-")
-        return f"{self.data.name}-{plain}{budget}-seed{self.seed}"
+        model = f"-{self.model.name}" if self.retrieval else ""  # retrieval compares models on the same data
+        return f"{self.data.name}{model}-{plain}{budget}-seed{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without what was not given for the method."""
@@ -234,4 +269,6 @@ class RunConfig:
             **({self.budget[0]: self.budget[1]} if self.budget else {}),
         }
         del values["budget"]
+        if self.retrieval is None:
+            del values["retrieval"]
         return values

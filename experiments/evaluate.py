@@ -11,7 +11,7 @@ from data import ClickData
 from experiments.config import SliceConfig
 from experiments.errors import InputError
 from experiments.metrics import sliced_metrics
-from experiments.task import counts_of
+from experiments.provide import counts_of
 
 
 def evaluate(

@@ -7,14 +7,14 @@ import inspect
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.registry import DATASETS
+from data.registry import DATASETS, INTERACTIONS, Dataset
 from embcomp.methods import METHODS
 from experiments.config import (
     DataConfig,
@@ -22,11 +22,13 @@ from experiments.config import (
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
+    RetrievalConfig,
     SliceConfig,
     TrainingConfig,
 )
 from experiments.errors import InputError
-from recsys_models.build import MODELS
+from experiments.provide import PROVIDERS
+from recsys_models.build import MODELS, RETRIEVAL_MODELS
 
 CONFIGS = Path(__file__).parent / "configs"
 _SECTIONS: dict[str, Any] = {
@@ -34,6 +36,7 @@ _SECTIONS: dict[str, Any] = {
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
     "training": TrainingConfig,
+    "retrieval": RetrievalConfig,
     "methods": MethodConfig,
     "slices": SliceConfig,
 }
@@ -82,7 +85,11 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
         experiment = TypeAdapter(ExperimentConfig).validate_json(text, strict=True)
     except ValidationError as error:
         raise InputError("\n".join(f"{place}: {_explain(e)}" for e in error.errors())) from None
-    problems = [*_data(experiment.data), *_model(experiment.model), *_slices(experiment)]
+    if experiment.retrieval is None:
+        problems = [*_data(experiment.data, DATASETS), *_click_model(experiment.model)]
+    else:
+        problems = [*_data(experiment.data, INTERACTIONS), *_retrieval(experiment, experiment.retrieval)]
+    problems += [*_model(experiment.model), *_monitor(experiment), *_slices(experiment)]
     for number, method in enumerate(experiment.methods):
         problems += _method(method, f"methods[{number}]")
     if not problems:
@@ -93,28 +100,61 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
     return experiment
 
 
-def _data(data: DataConfig) -> Iterable[str]:
-    if data.name not in DATASETS:
-        yield f"data.name: unknown data set {data.name!r}{_hint(data.name, DATASETS)}"
+def _data(data: DataConfig, datasets: Mapping[str, Dataset]) -> Iterable[str]:
+    if data.name not in datasets:
+        yield f"data.name: unknown data set {data.name!r}{_hint(data.name, datasets)}"
         return
-    known = {*DATASETS[data.name].options, "folder"}
+    known = {*datasets[data.name].options, "folder"}
     yield from _unknown("data.options", data.options, known)
     folder = Path(str(data.options.get("folder", "")))
     if folder.is_absolute():
         yield f"data.options.folder: {folder} is absolute; name it relative to EMBCOMP_DATA, for others to run it too"
 
 
-def _model(model: ModelConfig) -> Iterable[str]:
-    plain = {_plain(name): cls for name, cls in MODELS.items()}
-    cls = plain.get(_plain(model.name))
-    if cls is None:
-        yield f"model.name: unknown model {model.name!r}{_hint(model.name, MODELS)}"
-        return
+def _click_model(model: ModelConfig) -> Iterable[str]:
     given = {"self", "embeddings", "feature_names", "dims", "num_dense", "linear"}
+    if _plain(model.name) in map(_plain, RETRIEVAL_MODELS):
+        yield f"model.name: {model.name} is a retrieval model; add a section [retrieval]"
+        return
+    parameters = yield from _known_model(model, MODELS, given)
+    if model.linear and parameters and "linear" not in parameters:
+        yield f"model.linear: {model.name} takes no first-order weights; leave it out"
+
+
+def _retrieval(experiment: ExperimentConfig, config: RetrievalConfig) -> Iterable[str]:
+    model = experiment.model
+    yield from _known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
+    if config.loss == "directau" and _plain(model.name) == "neumf":
+        yield "retrieval.loss: directau compares vectors, and NeuMF has scores alone; take bpr or bce"
+    if model.linear:
+        yield "model.linear: retrieval models take no first-order weights; leave it out"
+    if experiment.optimizer.embedding:
+        yield "optimizer.embedding: tables of retrieval models are not fused; leave it out"
+    if experiment.slices:
+        yield "slices: a retrieval run has none; leave them out"
+
+
+def _known_model(
+    model: ModelConfig, models: Mapping[str, type], given: set[str]
+) -> Generator[str, None, Mapping[str, Any]]:
+    """Says what is wrong with the name and the options, and answers the model's parameters."""
+    cls = {_plain(name): cls for name, cls in models.items()}.get(_plain(model.name))
+    if cls is None:
+        yield f"model.name: unknown model {model.name!r}{_hint(model.name, models)}"
+        return {}
     parameters = inspect.signature(cls.__init__).parameters
     yield from _unknown("model.options", model.options, set(parameters) - given)
-    if model.linear and "linear" not in parameters:
-        yield f"model.linear: {model.name} takes no first-order weights; leave it out"
+    return parameters
+
+
+def _monitor(experiment: ExperimentConfig) -> Iterable[str]:
+    monitor = experiment.training.monitor
+    if ("@" in monitor) != (experiment.retrieval is not None):
+        kind, metric = ("retrieval", "recall@20") if experiment.retrieval else ("click-through", "auc")
+        yield f"training.monitor: a {kind} run has no {monitor}; set it, for example, to 'valid/{metric}'"
+
+
+def _model(model: ModelConfig) -> Iterable[str]:
     if model.init_uniform is not None and model.init_normal is not None:
         yield "model: give init_uniform or init_normal, not both"
 
@@ -133,7 +173,9 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: give one budget, not {' and '.join(given)}"
     if config.rows is not None and "rows" not in fields:
         yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
-    needs = [name for name in fields if _required(fields[name]) and name not in config.options and name != "counts"]
+    needs = [
+        name for name in fields if _required(fields[name]) and name not in config.options and name not in PROVIDERS
+    ]
     if needs and not given:
         yield f"{key}: {config.method} needs {' and '.join(needs)}: give rows, nbytes or share"
     elif config.rows is not None and (missing := [name for name in needs if name != "rows"]):

@@ -11,7 +11,7 @@ from torchrec.optim import RowWiseAdagrad
 from embcomp.torchrec import fuse_, fused_optimizer
 from experiments.config import OptimizerConfig
 from experiments.errors import InputError
-from experiments.task import BuiltModel
+from experiments.sizing import BuiltModel
 
 _DENSE: dict[str, type[Optimizer]] = {"Adam": torch.optim.Adam, "Adagrad": torch.optim.Adagrad, "SGD": torch.optim.SGD}
 _FUSED: dict[str, type[Optimizer]] = {

@@ -89,7 +89,7 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
             return "failed", traceback.format_exc()
         results.write_result(task, outcome, settings.results, device)
         trainer.checkpoints.last.unlink(missing_ok=True)
-    shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in ("auc", "logloss"))
+    shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in task.shown)
     share = outcome.nbytes / task.full_nbytes
     return "done", f"{shown}  {outcome.nbytes:,} B ({share:.1%})  {outcome.progress.seconds:.0f} s"
 

@@ -1,81 +1,63 @@
-"""A run's configuration -> the things it names: data, tables, method, model."""
+"""A run's configuration -> what it trains: a click-through task or a retrieval task."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagConfig
 
-import data
-import embcomp
-from embcomp.methods import METHODS, Method, Table
-from embcomp.methods.base import FLOAT_BYTES
-from embcomp.torchrec import CompressedEmbeddingBagCollection
-from experiments.config import DataConfig, MethodConfig, ModelConfig, RunConfig, SliceConfig
+from embcomp.methods import Method
+from experiments.clicks import ClickTask
+from experiments.config import RunConfig
 from experiments.errors import Infeasible, InputError
-from recsys_models.build import build
+from experiments.retrieval import RetrievalTask
+from experiments.sizing import BuiltModel
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a run trains.
+class Task(Protocol):
+    """What the trainer and the result files need of a run.
 
     Attributes:
-        tables: one for each feature.
+        method: at its budget.
         rows: of all stores of the tables together.
-        widths: of the features, by name; a method may change them.
         full_nbytes: of the uncompressed tables.
+        shown: metrics of the test split that are printed at the end.
+        validate_every: epochs between two evaluations of the valid split.
+        steps: batches of an epoch.
     """
 
-    run: RunConfig
-    data: data.ClickData
-    tables: list[Table]
-    method: Method
-    rows: int
-    widths: dict[str, int]
-    full_nbytes: int
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def method(self) -> Method: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def full_nbytes(self) -> int: ...
+    @property
+    def shown(self) -> tuple[str, ...]: ...
+    @property
+    def validate_every(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
 
     def model(self, device: torch.device) -> BuiltModel:
         """A new model, its weights drawn from the run's seed."""
-        torch.manual_seed(self.run.seed)
-        config = self.run.model
-        collection = partial(CompressedEmbeddingBagCollection, device=device)
-        embeddings = collection(_configs(self.tables, config), {"*": self.method})
-        linear = collection(_configs(_linear(self.tables), config), {}) if config.linear else None
-        schema = self.data.schema
-        try:
-            model = build(
-                config.name,
-                embeddings,
-                feature_names=schema.feature_names,
-                num_dense=len(schema.dense),
-                dims=self.widths,
-                linear=linear,
-                **config.options,
-            )
-        except (ValueError, TypeError) as error:
-            raise InputError(f"model {config.name!r}: {error}") from error
-        return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
+        ...
 
+    def batches(self, epoch: int, start_batch: int) -> Iterator[Any]:
+        """Batches of the train split, with a method `to`, in an order that depends on (seed, epoch) alone."""
+        ...
 
-@dataclass(frozen=True)
-class BuiltModel:
-    """A model, and the part of it that holds its tables."""
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a batch, a scalar."""
+        ...
 
-    model: nn.Module
-    embeddings: nn.Module
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tables and maps."""
-        return embcomp.nbytes(self.embeddings)
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
+        """`<split>/<metric>` -> value."""
+        ...
 
 
 def prepare(run: RunConfig) -> Task:
@@ -85,22 +67,7 @@ def prepare(run: RunConfig) -> Task:
         InputError: bad data, or options that the method rejects at any budget.
         Infeasible: the method cannot serve this budget.
     """
-    clicks = load_data(run.data)
-    open_ids = [feature.name for feature in clicks.schema.features if feature.num_embeddings is None]
-    if open_ids:
-        raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
-    check_slices(clicks, run.slices)
-    tables = [Table(f.name, f.num_embeddings, run.model.embedding_dim) for f in clicks.schema.features]
-    extra = full_nbytes(_linear(tables)) if run.model.linear else 0
-    full = full_nbytes(tables) + extra
-    counts = {"counts": counts_of(clicks.folder)} if "counts" in _fields(run.method) else {}
-    seeded = {"seed": run.seed} if "seed" in _fields(run.method) else {}  # other seeds, other collisions
-    options = {**counts, **seeded, **run.method.options}
-    method = size(run.method.method, tables, options, run.budget, full, extra)
-    plan = method.plan(tables)
-    rows = sum(store.rows for store in plan.stores.values())
-    widths = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
-    return Task(run, clicks, tables, method, rows, widths, full)
+    return ClickTask.prepare(run) if run.retrieval is None else RetrievalTask.prepare(run)
 
 
 def preflight(runs: Iterable[RunConfig]) -> None:
@@ -120,94 +87,3 @@ def preflight(runs: Iterable[RunConfig]) -> None:
             continue
         except InputError as error:
             raise InputError(f"{run.experiment}/{run.name}: {error}") from error
-
-
-def size(
-    name: str,
-    tables: Sequence[Table],
-    options: dict[str, Any],
-    budget: tuple[str, int | float] | None,
-    full: int,
-    extra: int,
-) -> Method:
-    """The method at its budget; `extra` bytes of the budget are spent already."""
-    cls = METHODS[name]
-    kind, value = budget or (None, 0)
-    try:
-        if kind is None or kind == "rows":
-            method = cls(**options, **({"rows": value} if kind else {}))
-        else:
-            nbytes = int(value * full if kind == "share" else value) - extra
-            method = cls.for_budget(tables, nbytes, **options)
-        method.plan(tables)
-    except TypeError as error:
-        raise InputError(f"{name} cannot take its options: {error}") from error
-    except ValueError as error:
-        if kind is None or not _serves_somewhere(cls, tables, options, full):
-            raise InputError(str(error)) from error
-        raise Infeasible(str(error)) from error
-    return method
-
-
-def _serves_somewhere(cls: type[Method], tables: Sequence[Table], options: dict[str, Any], full: int) -> bool:
-    """Whether more bytes would help: otherwise the options are at fault, not the budget."""
-    try:
-        cls.for_budget(tables, 4 * full + 2**20, **options)
-    except ValueError:
-        return False
-    return True
-
-
-def full_nbytes(tables: Sequence[Table]) -> int:
-    return sum((table.num_embeddings or 0) * table.embedding_dim * FLOAT_BYTES for table in tables)
-
-
-def load_data(config: DataConfig) -> data.ClickData:
-    try:
-        return data.load(config.name, **config.options)
-    except data.DataError as error:
-        raise InputError(f"data {config.name!r}: {error}") from error
-
-
-def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> None:
-    """Raises InputError for a slice over a feature that does not exist or has several ids in a row."""
-    known = {feature.name: feature for feature in clicks.schema.features}
-    for name, part in slices.items():
-        if part.feature not in known:
-            raise InputError(f"slices.{name}.feature: no feature {part.feature!r}; there are {', '.join(known)}")
-        if known[part.feature].multi_hot:
-            raise InputError(f"slices.{name}.feature: {part.feature!r} is multi-hot; slices need one id per row")
-
-
-@cache
-def counts_of(folder: Path) -> dict[str, Tensor]:
-    """Feature -> how often each id occurs in training, of the encoded data in `folder`."""
-    clicks = data.ClickData(folder)
-    return {feature: clicks.counts(feature) for feature in clicks.schema.feature_names}
-
-
-def _fields(method: MethodConfig) -> set[str]:
-    return {field.name for field in dataclasses.fields(METHODS[method.method])}
-
-
-def _linear(tables: Sequence[Table]) -> list[Table]:
-    return [dataclasses.replace(table, embedding_dim=1) for table in tables]
-
-
-def _configs(tables: Sequence[Table], config: ModelConfig) -> list[EmbeddingBagConfig]:
-    bound, std = config.init_uniform, config.init_normal
-    start: dict[str, Any] = {}
-    if bound is not None:
-        start = {"weight_init_min": -bound, "weight_init_max": bound}
-    if std is not None:
-        start = {"init_fn": partial(nn.init.normal_, std=std)}
-    return [
-        EmbeddingBagConfig(
-            name=table.name,
-            feature_names=[table.name],
-            num_embeddings=int(table.num_embeddings or 0),
-            embedding_dim=table.embedding_dim,
-            **start,
-        )
-        for table in tables
-    ]

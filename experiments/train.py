@@ -9,14 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from data import ClickData
 from experiments.checkpoint import Checkpoints, Progress
 from experiments.config import TrainingConfig
 from experiments.errors import Diverged
-from experiments.evaluate import evaluate
 from experiments.machine import PeakMemory
 from experiments.optim import decay_lr, make_optimizers
 from experiments.task import Task
@@ -48,7 +45,7 @@ class Trainer:
         folder: of the checkpoints.
         key: of the configuration; checkpoints of another one are left aside.
         tensorboard: folder of TensorBoard scalars; None for none.
-        checkpoint_seconds: time between checkpoints inside an epoch; each epoch ends with one anyway.
+        checkpoint_seconds: time between checkpoints inside an epoch; each validation ends with one anyway.
     """
 
     def __init__(
@@ -72,13 +69,10 @@ class Trainer:
         self.memory = PeakMemory(device)
         self.progress = self.checkpoints.restore(self.model, self.optimizers) or Progress()
         self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
-        self.steps = len(self._data.loader("train", self.config.batch_size))
+        self.steps = task.steps
+        self.next_save = self.started + checkpoint_seconds
         done = self.progress.epoch * self.steps + self.progress.batch
         self.writer = SummaryWriter(str(tensorboard), purge_step=done) if tensorboard else None
-
-    @property
-    def _data(self) -> ClickData:
-        return self.task.data
 
     def fit(self) -> Outcome:
         """Train to the end, then test the best epoch.
@@ -89,8 +83,7 @@ class Trainer:
         try:
             while not self.progress.finished:
                 self._epoch()
-                self._judge()
-                self._save()
+                self._end_epoch()
             self.checkpoints.load_best(self.model)
             metrics = self._evaluate("valid") | self._evaluate("test")
         finally:
@@ -100,26 +93,17 @@ class Trainer:
         return Outcome(metrics, self.built.nbytes, self.progress)
 
     def _epoch(self) -> None:
-        progress, config = self.progress, self.config
-        loader = self._data.loader(
-            "train",
-            config.batch_size,
-            shuffle=True,
-            seed=self.task.run.seed,
-            epoch=progress.epoch,
-            start_batch=progress.batch,
-        )
+        progress, task = self.progress, self.task
         model, optimizers, on_cpu = self.model, self.optimizers, self.device.type == "cpu"
         clipped = [p for group in optimizers[0].param_groups for p in group["params"]]
-        clip = self.task.run.optimizer.max_grad_norm
+        clip = task.run.optimizer.max_grad_norm
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.device)
         model.train()
-        now = time.monotonic()
-        next_tick, next_save = now, now + self.checkpoint_seconds
-        for batch in loader:
+        next_tick = time.monotonic()
+        for batch in task.batches(progress.epoch, progress.batch):
             if not on_cpu:
                 batch = batch.to(self.device, non_blocking=True)
-            loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
+            loss = task.loss(model, batch)
             loss.backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(clipped, clip)
@@ -133,23 +117,34 @@ class Trainer:
                 next_tick = now + _TICK_SECONDS
                 progress.loss_sum = loss_sum.item()
                 self._tick()
-            if now >= next_save:
+            if now >= self.next_save:
                 progress.loss_sum = loss_sum.item()
                 self._save()
-                next_save = time.monotonic() + self.checkpoint_seconds
         progress.loss_sum = loss_sum.item()
         if self.steps and not torch.isfinite(loss_sum):
             raise Diverged(f"the loss is not finite in epoch {progress.epoch + 1}; lower the learning rate")
 
-    def _judge(self) -> None:
-        """Evaluate the epoch that has ended: a new best, a lower learning rate, or the end."""
-        progress, config = self.progress, self.config
-        metrics = self._evaluate("valid")
+    def _end_epoch(self) -> None:
+        """Note the epoch that has ended, and judge it where it is one of those that are validated."""
+        progress, every = self.progress, self.task.validate_every
+        validated = (progress.epoch + 1) % every == 0 or progress.epoch + 1 >= self.config.epochs
+        metrics = self._evaluate("valid") if validated else {}
         loss = progress.loss_sum / self.steps
         progress.history.append({"train/loss": loss, **metrics})
         if self.writer:
             for name, value in progress.history[-1].items():
                 self.writer.add_scalar(name, value, (progress.epoch + 1) * self.steps)
+        progress.stale += 1
+        if validated:
+            self._judge(metrics)
+        progress.epoch += 1
+        progress.batch, progress.loss_sum = 0, 0.0
+        if validated:
+            self._save()
+
+    def _judge(self, metrics: dict[str, float]) -> None:
+        """A new best, a lower learning rate, or the end."""
+        progress, config = self.progress, self.config
         if config.monitor not in metrics:
             raise Diverged(f"{config.monitor} is not defined: the valid split holds one class only")
         value = metrics[config.monitor]
@@ -158,16 +153,11 @@ class Trainer:
             progress.best, progress.best_epoch, progress.stale = value, progress.epoch, 0
             self.checkpoints.save_best(self.model)
         else:
-            progress.stale += 1
             decay_lr(self.optimizers, config.lr_factor, config.min_lr)
-        progress.epoch += 1
-        progress.batch, progress.loss_sum = 0, 0.0
-        progress.finished = progress.stale >= config.patience or progress.epoch >= config.epochs
+        progress.finished = progress.stale >= config.patience or progress.epoch + 1 >= config.epochs
 
     def _evaluate(self, split: str) -> dict[str, float]:
-        slices = self.task.run.slices if split == "test" else None
-        size = self.config.eval_batch_size
-        return evaluate(self.model, self._data, split, size, device=self.device, slices=slices)
+        return self.task.evaluate(self.model, split, self.device)
 
     def _tick(self) -> None:
         progress = self.progress
@@ -186,3 +176,4 @@ class Trainer:
     def _save(self) -> None:
         self._clock()
         self.checkpoints.save(self.model, self.optimizers, self.progress)
+        self.next_save = time.monotonic() + self.checkpoint_seconds

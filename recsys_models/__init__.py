@@ -1,13 +1,38 @@
-"""Click-through models on `(dense [B, num_dense], KeyedJaggedTensor) -> logits [B]`.
+"""Models over any embedding modules, compressed or not.
 
-Each takes its embedding collection as an argument: torchrec's, a compressed or a sharded one.
+Click-through models: `(dense [B, num_dense], KeyedJaggedTensor) -> logits [B]`. Each takes its embedding collection as
+an argument: torchrec's, a compressed or a sharded one.
+
+Retrieval models: `(users [B], items [B, n]) -> scores [B, n]`. Each takes a module for users and one for items:
+`nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
 """
 
-from recsys_models.build import MODELS, build
+from recsys_models.build import MODELS, RETRIEVAL_MODELS, build, build_retrieval
 from recsys_models.dcn import DCN
 from recsys_models.dcnv2 import DCNv2
 from recsys_models.deepfm import DeepFM
 from recsys_models.dlrm import DLRM
+from recsys_models.lightgcn import LightGCN
+from recsys_models.losses import bpr_loss, directau_loss
+from recsys_models.mf import MF
+from recsys_models.neumf import NeuMF
+from recsys_models.ngcf import NGCF
 from recsys_models.wide_deep import WideDeep
 
-__all__ = ["DCN", "DLRM", "MODELS", "DCNv2", "DeepFM", "WideDeep", "build"]
+__all__ = [
+    "DCN",
+    "DLRM",
+    "MF",
+    "MODELS",
+    "NGCF",
+    "RETRIEVAL_MODELS",
+    "DCNv2",
+    "DeepFM",
+    "LightGCN",
+    "NeuMF",
+    "WideDeep",
+    "bpr_loss",
+    "build",
+    "build_retrieval",
+    "directau_loss",
+]

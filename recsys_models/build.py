@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from recsys_models.dcn import DCN
 from recsys_models.dcnv2 import DCNv2
 from recsys_models.deepfm import DeepFM
 from recsys_models.dlrm import DLRM
 from recsys_models.features import Dims, Embeddings
+from recsys_models.lightgcn import LightGCN
+from recsys_models.mf import MF
+from recsys_models.neumf import NeuMF
+from recsys_models.ngcf import NGCF
+from recsys_models.retrieval import Embedding, RetrievalModel
 from recsys_models.wide_deep import WideDeep
 
 MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (DLRM, DCN, DCNv2, DeepFM, WideDeep)}
+RETRIEVAL_MODELS: dict[str, type[RetrievalModel]] = {model.__name__: model for model in (MF, LightGCN, NGCF, NeuMF)}
+
+_M = TypeVar("_M", bound=nn.Module)
 
 
 def build(
@@ -54,23 +62,63 @@ def build(
         >>> type(model).__name__
         'DCNv2'
     """
-    model = {_plain(known): cls for known, cls in MODELS.items()}.get(_plain(name))
-    if model is None:
-        raise ValueError(f"model {name!r} is not known: choose one of {', '.join(MODELS)}{_did_you_mean(name, MODELS)}")
+    model = _known(name, MODELS)
     if (dims is None) == (embedding_dim is None):
         raise ValueError(f"give either dims or embedding_dim, not dims={dims!r} and embedding_dim={embedding_dim!r}")
-    common = {"self", "embeddings", "feature_names", "dims", "num_dense"}
-    known_options = [option for option in inspect.signature(model.__init__).parameters if option not in common]
     if linear is not None:
         options["linear"] = linear
-    for option in options:
-        if option not in known_options:
-            raise ValueError(
-                f"{model.__name__} takes no option {option!r}: its options are {', '.join(known_options)}"
-                f"{_did_you_mean(option, known_options)}"
-            )
+    _check_options(model, options, {"self", "embeddings", "feature_names", "dims", "num_dense"})
     widths = dims if dims is not None else embedding_dim
     return model(embeddings, feature_names=feature_names, dims=widths, num_dense=num_dense, **options)
+
+
+def build_retrieval(
+    name: str, users: Embedding, items: Embedding, *, edges: Tensor | None = None, **options: Any
+) -> RetrievalModel:
+    """Build a retrieval model by its name.
+
+    Args:
+        name: A key of `RETRIEVAL_MODELS`; case, "_" and "-" are ignored.
+        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        items: Embedding of the items, as wide.
+        edges: Pairs of the training split, int64 `[2, E]`, for the models that propagate along them.
+        **options: Passed on to the model.
+
+    Raises:
+        ValueError: Unknown model or option (naming the nearest known one), a graph model without edges, and whatever
+            the model rejects.
+
+    Example:
+        >>> import torch
+        >>> users, items = torch.nn.Embedding(100, 16), torch.nn.Embedding(50, 16)
+        >>> edges = torch.tensor([[0, 1, 99], [7, 7, 49]])
+        >>> build_retrieval("light_gcn", users, items, edges=edges, num_layers=3).num_layers
+        3
+    """
+    model = _known(name, RETRIEVAL_MODELS)
+    _check_options(model, options, {"self", "users", "items", "edges"})
+    if "edges" in inspect.signature(model.__init__).parameters:
+        if edges is None:
+            raise ValueError(f"{model.__name__} propagates along the edges of the training split: give edges")
+        options["edges"] = edges
+    return model(users, items, **options)
+
+
+def _known(name: str, models: Mapping[str, type[_M]]) -> type[_M]:
+    model = {_plain(known): cls for known, cls in models.items()}.get(_plain(name))
+    if model is None:
+        raise ValueError(f"model {name!r} is not known: choose one of {', '.join(models)}{_did_you_mean(name, models)}")
+    return model
+
+
+def _check_options(model: type[nn.Module], options: Iterable[str], common: set[str]) -> None:
+    known = [option for option in inspect.signature(model.__init__).parameters if option not in common]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{model.__name__} takes no option {option!r}: its options are {', '.join(known) or 'none'}"
+                f"{_did_you_mean(option, known)}"
+            )
 
 
 def _plain(name: str) -> str:

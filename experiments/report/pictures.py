@@ -185,4 +185,5 @@ def _svg(panels: Sequence[Callable[[Axes], None]]) -> str:
 
 
 def name_of(metric: str) -> str:
-    return {"auc": "AUC", "gauc": "grouped AUC", "logloss": "log-loss", "ne": "normalised entropy"}.get(metric, metric)
+    names = {"auc": "AUC", "gauc": "grouped AUC", "logloss": "log-loss", "ne": "normalised entropy"}
+    return names.get(metric, metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@"))

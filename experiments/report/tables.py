@@ -8,7 +8,8 @@ from rich.filesize import decimal
 
 from experiments.report.collect import Experiment, Row, Section
 
-_NAMES = {"auc": "AUC", "gauc": "GAUC", "logloss": "log-loss", "ne": "NE"}
+_NAMES = {"auc": "AUC", "gauc": "GAUC", "logloss": "log-loss", "ne": "NE", "recall": "Recall", "ndcg": "NDCG"}
+_OVERVIEW = ("auc", "logloss", "recall@20", "ndcg@20")
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ def overview(experiment: Experiment) -> Table | None:
         return None
     found = [{(row.label, row.budget): row for row in section.rows} for section in sections]
     keys = dict.fromkeys(key for rows in found for key in rows)
-    columns = [
-        (i, name) for i, section in enumerate(sections) for name in section.metrics if name in ("auc", "logloss")
-    ]
-    header = ["method", "budget", *(f"{_NAMES[name]}, {sections[i].dataset}" for i, name in columns)]
+    columns = [(i, name) for i, section in enumerate(sections) for name in section.metrics if name in _OVERVIEW]
+    same_data = len({section.dataset for section in sections}) == 1
+    places = [section.model if same_data else section.dataset for section in sections]
+    header = ["method", "budget", *(f"{_name(name)}, {places[i]}" for i, name in columns)]
     lines = [
         [label, budget or "–", *(_cell(found[i].get((label, budget)), name) for i, name in columns)]
         for label, budget in keys
     ]
-    return Table("Test split, all data sets", header, lines)
+    return Table("Test split, all " + ("models" if same_data else "data sets"), header, lines)
 
 
 def details(section: Section) -> list[Table]:
@@ -67,4 +68,5 @@ def _cell(row: Row | None, metric: str) -> str:
 
 def _name(metric: str) -> str:
     name, _, part = metric.partition("/")
-    return f"{_NAMES.get(name, name)} {part}".strip()
+    kind, at, k = name.partition("@")
+    return f"{_NAMES.get(kind, kind)}{at}{k} {part}".strip()

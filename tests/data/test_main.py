@@ -57,6 +57,8 @@ def test_terms_must_be_accepted_first(server, tmp_path, monkeypatch, capsys):
     [
         (["fetch", "avazu"], "avazu/train.csv"),
         (["fetch", "criteo"], "--accept-terms"),
+        (["fetch", "beauty"], "beauty/interactions.parquet with the columns user_id"),
+        (["head", "gowalla"], "no file"),
         (["fetch", "synthetic"], "nothing to fetch"),
         (["fetch", "ml1m"], "did you mean 'ml-1m'"),
         (["head", "ml-1m"], "no file"),
@@ -75,7 +77,9 @@ def test_command_refuses(arguments, message, tmp_path, monkeypatch, capsys):
 def test_list_and_head(tmp_path):
     listed = CliRunner().invoke(__main__.app, ["list"])
     assert listed.exit_code == 0
-    assert all(name in listed.output for name in ("ml-1m", "criteo", "avazu", "frappe", "parquet", "synthetic"))
+    assert all(
+        name in listed.output for name in ("ml-1m", "criteo", "avazu", "frappe", "parquet", "synthetic", "gowalla")
+    )
     shown = CliRunner().invoke(__main__.app, ["head", "synthetic", "--cache", str(tmp_path), "--rows", "3"])
     assert shown.exit_code == 0
     assert "shape: (3, 8)" in shown.output

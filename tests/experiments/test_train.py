@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import train
+from experiments import clicks
 from experiments.errors import Diverged
 from experiments.task import prepare
 from experiments.train import Trainer
@@ -41,7 +41,7 @@ def scripted(monkeypatch):
             tables.append([parameter.detach().clone() for parameter in model.parameters()])
             return {metric: next(answers)}
 
-        monkeypatch.setattr(train, "evaluate", evaluate)
+        monkeypatch.setattr(clicks, "evaluate", evaluate)
         return tables
 
     return script

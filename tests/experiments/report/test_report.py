@@ -32,7 +32,7 @@ def results(tmp_path):
     return folder
 
 
-def write(folder, method, label, options, nbytes, seed, auc, experiment="toy", dataset="clicks"):
+def write(folder, method, label, options, nbytes, seed, auc, experiment="toy", dataset="clicks", **other):
     values = {
         "experiment": experiment,
         "dataset": dataset,
@@ -54,9 +54,9 @@ def write(folder, method, label, options, nbytes, seed, auc, experiment="toy", d
         },
         "config": {"model": {"embedding_dim": 8}, "method": {"method": method, "options": options}},
     }
-    path = folder / experiment / f"{dataset}-{label}-{seed}.json"
+    path = folder / experiment / f"{dataset}-{other.get('model', 'DCN')}-{label}-{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({**values, **other}))
 
 
 class Page(HTMLParser):
@@ -159,3 +159,19 @@ def test_data_sets_of_one_experiment_are_side_by_side(results, tmp_path):
     page = Page(write_html(results, tmp_path / "index.html").read_text())
     assert "0.6250" in page.cells
     assert "AUC, more" in (write_markdown(results, tmp_path / "docs") / "toy.md").read_text()
+
+
+def test_models_that_rank_are_side_by_side(tmp_path):
+    for model, recall in (("MF", 0.25), ("LightGCN", 0.5)):
+        metrics = {"test/ndcg@20": recall / 2, "test/recall@10": 0.125, "test/recall@20": recall}
+        write(tmp_path, "Full", "Full", {}, 4000, 0, 0, experiment="ranked", model=model, metrics=metrics)
+    (experiment,) = collect(tmp_path)
+    table = tables.overview(experiment)
+    assert table.header == [
+        *["method", "budget"],
+        *(f"{m}@20, {n}" for n in ("LightGCN", "MF") for m in ("NDCG", "Recall")),
+    ]
+    assert table.lines == [["Full", "–", "0.2500", "0.5000", "0.1250", "0.2500"]]
+    (details,) = tables.details(experiment.sections[0])
+    assert details.header[5:8] == ["NDCG@20", "Recall@10", "Recall@20"]
+    assert "Recall@20" in overview(experiment).title

@@ -1,0 +1,119 @@
+"""Who met which item: the data of retrieval experiments.
+
+A parquet file with the columns `user_id` and `item_id` (integers or strings) and `split` (train, valid or test).
+Gowalla and Beauty come so, with their published splits.
+
+D. Liang et al. Modeling User Exposure in Recommendation. WWW 2016 (Gowalla; split: X. He et al. LightGCN. SIGIR 2020).
+J. McAuley et al. Image-based Recommendations on Styles and Substitutes. SIGIR 2015 (Beauty).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from data.schema import DataError
+from data.splits import SPLITS, with_split
+from data.synthetic import Config, generate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COLUMNS = ("user_id", "item_id", "split")
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Pairs of a user and an item, by split, with dense ids: 0 .. n - 1 in the order of the sorted values.
+
+    A pair that occurs more than once counts once, in the earliest of its splits: what was trained on is no test.
+
+    Attributes:
+        name: of the data set.
+        values: "user_id" and "item_id" -> the value behind each id, of all splits.
+        pairs: split -> columns user_id and item_id (Int64), sorted.
+    """
+
+    name: str
+    values: Mapping[str, pl.Series]
+    pairs: Mapping[str, pl.DataFrame]
+
+    @property
+    def num_users(self) -> int:
+        return len(self.values["user_id"])
+
+    @property
+    def num_items(self) -> int:
+        return len(self.values["item_id"])
+
+    def edges(self, split: str = "train") -> Tensor:
+        """The pairs of a split: int64 [2, N], users above items."""
+        import torch
+
+        if split not in self.pairs:
+            raise DataError(f"{self.name} has no split {split!r}; it has {', '.join(self.pairs)}")
+        return torch.from_numpy(self.pairs[split].to_numpy(order="fortran").T.copy())
+
+    def counts(self, table: str) -> Tensor:
+        """How often each id of "user_id" or "item_id" occurs in the train split: int64 [number of ids]."""
+        edges = self.edges("train")
+        return edges[COLUMNS.index(table)].bincount(minlength=len(self.values[table]))
+
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"{split} {len(rows):,}" for split, rows in self.pairs.items())
+        return f"Interactions({self.name}: {self.num_users:,} users, {self.num_items:,} items, {pairs})"
+
+
+def files(folder: Path) -> list[Path]:
+    """`interactions.parquet` of a folder, or the one file."""
+    return [folder if folder.suffix == ".parquet" else folder / "interactions.parquet"]
+
+
+def read(folder: Path) -> pl.LazyFrame:
+    return pl.scan_parquet(files(folder))
+
+
+def synthetic(**config: float) -> pl.LazyFrame:
+    """The clicked pairs of `data.synthetic`, split at random; its communities of users and items are there to find."""
+    settings = Config(**config)  # type: ignore[arg-type]
+    rows = generate(settings).rows.filter(pl.col("label") == 1).select(user_id="user", item_id="item").unique()
+    rows = with_split(rows.sort("user_id", "item_id").lazy(), len(rows), "random", settings.seed)
+    return rows.select("user_id", "item_id", split=pl.lit(pl.Series(SPLITS)).gather(pl.col("__split")))
+
+
+def from_rows(name: str, rows: pl.LazyFrame) -> Interactions:
+    """Check rows with COLUMNS and number their ids.
+
+    Raises:
+        DataError: a missing column, ids that are neither integers nor strings, a missing id, a split that is none of
+            train, valid and test, or that holds no pair of its own.
+    """
+    dtypes = rows.collect_schema()
+    for column in COLUMNS:
+        if column not in dtypes:
+            raise DataError(f"{name} has no column {column!r}; it has {', '.join(dtypes)}")
+        if column != "split" and not (dtypes[column].is_integer() or dtypes[column] == pl.String):
+            raise DataError(f"{name}: {column} must hold integers or strings, not {dtypes[column]}")
+    split = pl.col("split").cast(pl.String)
+    places = {part: place for place, part in enumerate(SPLITS)}
+    number = split.replace_strict(places, default=None, return_dtype=pl.Int8)
+    grouped = rows.group_by("user_id", "item_id").agg(number.min(), bad=split.filter(number.is_null()).len())
+    found = grouped.sort("user_id", "item_id").collect(engine="streaming")
+    if found["bad"].sum():
+        value = rows.filter(number.is_null()).select(split).head(1).collect().item()
+        raise DataError(f"{name}: split is {value!r}; it must be one of {', '.join(SPLITS)}")
+    for column in COLUMNS[:2]:
+        if found[column].null_count():
+            raise DataError(f"{name}: {column} is missing in {found[column].null_count()} pairs; drop those rows")
+    values = {column: found[column].unique().sort() for column in COLUMNS[:2]}
+    coded = [values[column].search_sorted(found[column]).cast(pl.Int64).alias(column) for column in COLUMNS[:2]]
+    frame = pl.DataFrame([*coded, found["split"]])
+    pairs = {part: frame.filter(split=place).drop("split") for part, place in places.items()}
+    for part, rows_of_part in pairs.items():
+        if rows_of_part.is_empty():
+            raise DataError(f"{name}: the {part} split is empty; give each of {', '.join(SPLITS)} some pairs")
+    return Interactions(name, values, pairs)

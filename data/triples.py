@@ -1,0 +1,57 @@
+"""Training batches of retrieval models: a user, an item that the user met, an item drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.schema import DataError
+
+
+@dataclass(frozen=True)
+class Triples:
+    """One batch.
+
+    Attributes:
+        users: int64 [B].
+        positives: int64 [B], items that these users met.
+        negatives: int64 [B], uniform over all items (so it may be one that the user met, as in the papers' samplers).
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Triples:
+        moved = (t.to(device, non_blocking=non_blocking) for t in (self.users, self.positives, self.negatives))
+        return Triples(*moved)
+
+
+def num_batches(edges: Tensor, batch_size: int) -> int:
+    """Batches of an epoch, each of at most `batch_size` pairs."""
+    if batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, not {batch_size}")
+    return -(-edges.shape[1] // batch_size)
+
+
+def triples(
+    edges: Tensor, num_items: int, batch_size: int, *, seed: int, epoch: int = 0, start_batch: int = 0
+) -> Iterator[Triples]:
+    """Each pair once, in an order that depends only on (seed, epoch), in batches whose sizes differ by one at most.
+
+    Args:
+        edges: int64 [2, E], users above items.
+        num_items: negatives are drawn below it, anew in every epoch.
+        start_batch: the first batch to yield; the batches are those of an iteration from 0, exactly.
+    """
+    batches = num_batches(edges, batch_size)
+    order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(edges.shape[1]))
+    for number, part in enumerate(order.tensor_split(batches)):
+        if number >= start_batch:
+            users, positives = edges[:, part]
+            drawn = np.random.default_rng([seed, epoch, number]).integers(num_items, size=len(part))
+            yield Triples(users, positives, torch.from_numpy(drawn))

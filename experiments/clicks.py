@@ -1,0 +1,150 @@
+"""Click-through runs: a model says how likely a click is, log-loss trains it, AUC judges it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec import EmbeddingBagConfig
+
+import data
+from embcomp.methods import Method, Table
+from embcomp.torchrec import CompressedEmbeddingBagCollection
+from experiments.config import DataConfig, ModelConfig, RunConfig, SliceConfig
+from experiments.errors import InputError
+from experiments.evaluate import evaluate
+from experiments.provide import counts_of
+from experiments.sizing import BuiltModel, full_nbytes, sized
+from recsys_models.build import build
+
+
+@dataclass(frozen=True)
+class ClickTask:
+    """What a click-through run trains; see `experiments.task.Task`.
+
+    Attributes:
+        tables: one for each feature.
+        widths: of the features, by name; a method may change them.
+    """
+
+    shown = ("auc", "logloss")
+    validate_every = 1
+
+    run: RunConfig
+    data: data.ClickData
+    tables: list[Table]
+    method: Method
+    rows: int
+    widths: dict[str, int]
+    full_nbytes: int
+
+    @classmethod
+    def prepare(cls, run: RunConfig) -> ClickTask:
+        clicks = load_data(run.data)
+        open_ids = [feature.name for feature in clicks.schema.features if feature.num_embeddings is None]
+        if open_ids:
+            raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
+        check_slices(clicks, run.slices)
+        tables = [Table(f.name, f.num_embeddings, run.model.embedding_dim) for f in clicks.schema.features]
+        extra = full_nbytes(_linear(tables)) if run.model.linear else 0
+        method = sized(run, tables, ClickTraining(clicks), extra)
+        plan = method.plan(tables)
+        rows = sum(store.rows for store in plan.stores.values())
+        widths = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
+        return cls(run, clicks, tables, method, rows, widths, full_nbytes(tables) + extra)
+
+    def model(self, device: torch.device) -> BuiltModel:
+        torch.manual_seed(self.run.seed)
+        config = self.run.model
+        collection = partial(CompressedEmbeddingBagCollection, device=device)
+        embeddings = collection(_configs(self.tables, config), {"*": self.method})
+        linear = collection(_configs(_linear(self.tables), config), {}) if config.linear else None
+        schema = self.data.schema
+        try:
+            model = build(
+                config.name,
+                embeddings,
+                feature_names=schema.feature_names,
+                num_dense=len(schema.dense),
+                dims=self.widths,
+                linear=linear,
+                **config.options,
+            )
+        except (ValueError, TypeError) as error:
+            raise InputError(f"model {config.name!r}: {error}") from error
+        return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
+
+    @property
+    def steps(self) -> int:
+        return len(self.data.loader("train", self.run.training.batch_size))
+
+    def batches(self, epoch: int, start_batch: int) -> Iterator[data.Batch]:
+        options = {"shuffle": True, "seed": self.run.seed, "epoch": epoch, "start_batch": start_batch}
+        return iter(self.data.loader("train", self.run.training.batch_size, **options))
+
+    def loss(self, model: nn.Module, batch: data.Batch) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
+
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
+        slices = self.run.slices if split == "test" else None
+        size = self.run.training.eval_batch_size
+        return evaluate(model, self.data, split, size, device=device, slices=slices)
+
+
+@dataclass(frozen=True)
+class ClickTraining:
+    """The training split as methods see it; see `experiments.provide.Training`."""
+
+    clicks: data.ClickData
+
+    def counts(self) -> Mapping[str, Tensor]:
+        return counts_of(self.clicks.folder)
+
+    def edges(self) -> Tensor:
+        raise InputError(f"{self.clicks.name} are clicks; methods that need pairs of users and items need [retrieval]")
+
+
+def load_data(config: DataConfig) -> data.ClickData:
+    try:
+        return data.load(config.name, **config.options)
+    except data.DataError as error:
+        raise InputError(f"data {config.name!r}: {error}") from error
+
+
+def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> None:
+    """Raises InputError for a slice over a feature that does not exist or has several ids in a row."""
+    known = {feature.name: feature for feature in clicks.schema.features}
+    for name, part in slices.items():
+        if part.feature not in known:
+            raise InputError(f"slices.{name}.feature: no feature {part.feature!r}; there are {', '.join(known)}")
+        if known[part.feature].multi_hot:
+            raise InputError(f"slices.{name}.feature: {part.feature!r} is multi-hot; slices need one id per row")
+
+
+def _linear(tables: Sequence[Table]) -> list[Table]:
+    return [dataclasses.replace(table, embedding_dim=1) for table in tables]
+
+
+def _configs(tables: Sequence[Table], config: ModelConfig) -> list[EmbeddingBagConfig]:
+    bound, std = config.init_uniform, config.init_normal
+    start: dict[str, Any] = {}
+    if bound is not None:
+        start = {"weight_init_min": -bound, "weight_init_max": bound}
+    if std is not None:
+        start = {"init_fn": partial(nn.init.normal_, std=std)}
+    return [
+        EmbeddingBagConfig(
+            name=table.name,
+            feature_names=[table.name],
+            num_embeddings=int(table.num_embeddings or 0),
+            embedding_dim=table.embedding_dim,
+            **start,
+        )
+        for table in tables
+    ]

@@ -1,0 +1,56 @@
+"""What a method is given from the training split.
+
+A method that has a field of a name in `PROVIDERS` is given what stands there, in experiments of every kind, unless the
+experiment's options set the field. Nothing here may see the valid or test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from data import ClickData
+from embcomp.methods import METHODS
+from experiments.config import MethodConfig
+
+
+class Training(Protocol):
+    """The training split, as each kind of task shows it."""
+
+    def counts(self) -> Mapping[str, Tensor]:
+        """Table -> how often each of its ids occurs, int64 [num_embeddings]."""
+        ...
+
+    def edges(self) -> Tensor:
+        """Pairs of user and item, int64 [2, E].
+
+        Raises:
+            InputError: the data does not say what is a user and what an item.
+        """
+        ...
+
+
+# Field of a method -> the settings that stand in for it. Mostly the field itself; where what it holds depends on the
+# budget, settings from which the method's `for_budget` makes it (edges in the place of clusters).
+PROVIDERS: dict[str, Callable[[Training], dict[str, Any]]] = {
+    "counts": lambda training: {"counts": training.counts()},
+}
+
+
+def provided(method: MethodConfig, training: Training) -> dict[str, Any]:
+    """The settings that the method takes from the training split."""
+    fields = {field.name for field in dataclasses.fields(METHODS[method.method])} - method.options.keys()
+    given = [give(training) for name, give in PROVIDERS.items() if name in fields]
+    return {name: value for settings in given for name, value in settings.items()}
+
+
+@cache
+def counts_of(folder: Path) -> dict[str, Tensor]:
+    """Feature -> how often each id occurs in training, of the encoded clicks in `folder`."""
+    clicks = ClickData(folder)
+    return {feature: clicks.counts(feature) for feature in clicks.schema.feature_names}

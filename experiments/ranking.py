@@ -1,0 +1,82 @@
+"""Recall and NDCG of a full ranking, exact: every item is a candidate, no samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from experiments.errors import Diverged
+
+KS = (10, 20, 50)
+
+
+def rank_metrics(
+    model: nn.Module, known: Tensor, wanted: Tensor, num_items: int, batch_size: int, ks: tuple[int, ...] = KS
+) -> dict[str, float]:
+    """Means over the users of `wanted`, each ranking all items but its known ones.
+
+    With n wanted items of a user, of which h are among the first k: recall@k = h / min(k, n). ndcg@k is the sum of
+    1 / log2(place + 1) over the places 1 .. k that hold wanted items, divided by that of the first min(k, n) places.
+
+    Compressed tables give items equal vectors and so equal scores. Ties fall by a fixed random order of the items, not
+    by their ids, which may say something of their popularity.
+
+    Args:
+        model: a `recsys_models.retrieval.RetrievalModel`; it is left in the mode that it was in.
+        known: int64 [2, N], pairs of user and item that are not ranked.
+        wanted: int64 [2, M], pairs that should be at the top.
+        batch_size: users at a time.
+
+    Returns:
+        `recall@k` and `ndcg@k` for each k of `ks`.
+
+    Raises:
+        Diverged: scores are NaN or infinite.
+    """
+    device = wanted.device
+    order = torch.randperm(num_items, generator=torch.Generator().manual_seed(0)).to(device)
+    place = torch.argsort(order)
+    known, wanted = (_sorted(torch.stack((users, place[items]))) for users, items in (known, wanted))
+    users, counts = wanted[0].unique_consecutive(return_counts=True)
+    most = min(max(ks), num_items)
+    gains = 1 / torch.arange(2, max(ks) + 2, dtype=torch.float64, device=device).log2()
+    best = gains.cumsum(0)
+    sums = torch.zeros(2, len(ks), dtype=torch.float64, device=device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            scorer = model.scorer(order)  # type: ignore[operator]
+            for block, total in zip(users.split(batch_size), counts.split(batch_size), strict=True):
+                scores = scorer(block)
+                scores[_cells(known, block)] = -math.inf
+                values, first = scores.topk(most)
+                if not bool((values < math.inf).all()):  # NaN sorts first, and is not below
+                    raise Diverged("the model answers NaN or infinite scores; lower the learning rate")
+                relevant = torch.zeros(scores.shape, dtype=torch.bool, device=device)
+                relevant[_cells(wanted, block)] = True
+                hits = relevant.gather(1, first).double()
+                for column, k in enumerate(ks):
+                    limit = total.clamp(max=k)
+                    sums[0, column] += (hits[:, :k].sum(1) / limit).sum()
+                    sums[1, column] += (hits[:, :k] @ gains[: min(k, most)] / best[limit - 1]).sum()
+    finally:
+        model.train(training)
+    recall, ndcg = (sums / len(users)).tolist()
+    found = [(f"recall@{k}", value) for k, value in zip(ks, recall, strict=True)]
+    return dict(found + [(f"ndcg@{k}", value) for k, value in zip(ks, ndcg, strict=True)])
+
+
+def _sorted(pairs: Tensor) -> Tensor:
+    return pairs[:, torch.argsort(pairs[0], stable=True)]
+
+
+def _cells(pairs: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the pairs whose user is in `block`; both are sorted by user."""
+    begin, end = torch.searchsorted(pairs[0], block[[0, -1]] + torch.tensor([0, 1], device=block.device)).tolist()
+    users, columns = pairs[:, begin:end]
+    rows = torch.searchsorted(block, users)
+    inside = block[rows] == users
+    return rows[inside], columns[inside]

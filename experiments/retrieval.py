@@ -1,0 +1,131 @@
+"""Retrieval runs: a model ranks all items for each user; a pairwise loss trains it, recall judges it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import data
+from data.triples import Triples, num_batches, triples
+from embcomp.methods import Method, Table
+from embcomp.methods.base import Plan
+from embcomp.nn import CompressedEmbedding
+from embcomp.nn.table import make_stores
+from experiments.config import DataConfig, ModelConfig, RetrievalConfig, RunConfig
+from experiments.errors import InputError
+from experiments.ranking import rank_metrics
+from experiments.sizing import BuiltModel, full_nbytes, sized
+from recsys_models.build import build_retrieval
+from recsys_models.losses import bpr_loss, directau_loss
+
+_START_STD = 0.1  # of LightGCN's tables, where the configuration says nothing
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """What a retrieval run trains; see `experiments.task.Task`. Its tables are "user_id" and "item_id"."""
+
+    shown = ("recall@20", "ndcg@20")
+
+    run: RunConfig
+    config: RetrievalConfig
+    data: data.Interactions
+    tables: list[Table]
+    method: Method
+    rows: int
+    full_nbytes: int
+
+    @classmethod
+    def prepare(cls, run: RunConfig) -> RetrievalTask:
+        assert run.retrieval is not None
+        pairs = load_data(run.data)
+        tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
+        method = sized(run, tables, RetrievalTraining(pairs))
+        rows = sum(store.rows for store in method.plan(tables).stores.values())
+        return cls(run, run.retrieval, pairs, tables, method, rows, full_nbytes(tables))
+
+    def model(self, device: torch.device) -> BuiltModel:
+        torch.manual_seed(self.run.seed)
+        config = self.run.model
+        users, items = embeddings(self.method.plan(self.tables), config)
+        try:
+            model = build_retrieval(config.name, users, items, edges=self.data.edges("train"), **config.options)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"model {config.name!r}: {error}") from error
+        return BuiltModel(model.to(device), nn.ModuleList([users, items]))
+
+    @property
+    def validate_every(self) -> int:
+        return self.config.validate_every
+
+    @property
+    def steps(self) -> int:
+        return num_batches(self.data.edges("train"), self.run.training.batch_size)
+
+    def batches(self, epoch: int, start_batch: int) -> Iterator[Triples]:
+        size, seed = self.run.training.batch_size, self.run.seed
+        edges, num_items = self.data.edges("train"), self.data.num_items
+        return triples(edges, num_items, size, seed=seed, epoch=epoch, start_batch=start_batch)
+
+    def loss(self, model: nn.Module, batch: Triples) -> Tensor:
+        if self.config.loss == "directau":
+            users, items = model.look_up(batch.users, batch.positives.unsqueeze(1))  # type: ignore[operator]
+            return directau_loss(users, items.squeeze(1), self.config.gamma)
+        scores = model(batch.users, torch.stack((batch.positives, batch.negatives), dim=1))
+        if self.config.loss == "bce":
+            return F.binary_cross_entropy_with_logits(scores, torch.tensor([1.0, 0.0]).to(scores).expand_as(scores))
+        return bpr_loss(scores[:, :1], scores[:, 1:])
+
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
+        """Of the users that have items in `split`; what earlier splits hold is not ranked."""
+        before = ("train",) if split == "valid" else ("train", "valid")
+        known = torch.cat([self.data.edges(part) for part in before], dim=1).to(device)
+        wanted = self.data.edges(split).to(device)
+        found = rank_metrics(model, known, wanted, self.data.num_items, self.run.training.eval_batch_size)
+        return {f"{split}/{name}": value for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class RetrievalTraining:
+    """The training split as methods see it; see `experiments.provide.Training`."""
+
+    pairs: data.Interactions
+
+    def counts(self) -> Mapping[str, Tensor]:
+        return {table: self.pairs.counts(table) for table in self.pairs.values}
+
+    def edges(self) -> Tensor:
+        return self.pairs.edges("train")
+
+
+def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:
+    """One for each table of the plan, started as configured."""
+    stores = make_stores(plan, sparse=False, device=None, dtype=None)
+    bound, std = config.init_uniform, config.init_normal
+    for name, store in plan.stores.items():
+        if store.init != "table":
+            continue
+        weight = stores[name].weight
+        with torch.no_grad():
+            weight.normal_(std=_START_STD if std is None else std) if bound is None else weight.uniform_(-bound, bound)
+            weight.mul_(store.summands**-0.5)
+    return [CompressedEmbedding.from_plan(plan, part, stores) for part in plan.tables]
+
+
+def load_data(config: DataConfig) -> data.Interactions:
+    return _loaded(config.name, json.dumps(config.options), os.environ.get("EMBCOMP_DATA"))
+
+
+@lru_cache(maxsize=1)  # runs of one experiment follow each other
+def _loaded(name: str, options: str, root: str | None) -> data.Interactions:
+    try:
+        return data.load_interactions(name, root=root, **json.loads(options))
+    except data.DataError as error:
+        raise InputError(f"data {name!r}: {error}") from error

@@ -1,0 +1,60 @@
+"""What methods are given from the training split, and by which name."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from embcomp.methods import METHODS, HashingTrick
+from experiments.config import MethodConfig
+from experiments.errors import InputError
+from experiments.provide import PROVIDERS, provided
+from experiments.task import prepare
+
+PAIRS = {
+    "data": {"name": "synthetic", "options": {"num_rows": 4_000, "num_users": 60, "num_items": 50}},
+    "model": {"name": "MF", "options": {}},
+    "training": {"monitor": "valid/recall@20"},
+    "retrieval": {},
+}
+
+
+class Training:
+    def counts(self):
+        return {"item": torch.tensor([3, 1])}
+
+
+def test_a_method_is_given_what_it_has_fields_for():
+    assert provided(MethodConfig(method="HashingTrick"), Training()) == {}
+    given = provided(MethodConfig(method="FrequencyHash"), Training())
+    assert given["counts"]["item"].tolist() == [3, 1]
+    assert provided(MethodConfig(method="FrequencyHash", options={"counts": [1, 2]}), Training()) == {}
+
+
+@pytest.fixture
+def needs_clusters(monkeypatch):
+    """A method whose `for_budget` makes a field that it needs from edges."""
+    monkeypatch.setitem(PROVIDERS, "clusters", lambda training: {"edges": training.edges()})
+
+    @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+    class NeedsClusters(HashingTrick):
+        clusters: Any
+
+        @classmethod
+        def for_budget(cls, tables, nbytes, edges, **fixed):
+            return cls(rows=7, clusters=edges.shape, **fixed)
+
+    yield
+    del METHODS["NeedsClusters"]
+
+
+def test_a_field_that_depends_on_the_budget_comes_from_the_edges_of_training(make_run, needs_clusters):
+    task = prepare(make_run(**PAIRS, methods=[{"method": "NeedsClusters", "share": 0.5}]))
+    assert task.method.clusters == (2, len(task.data.pairs["train"]))
+    assert task.method.seed == 0
+
+
+def test_clicks_have_no_edges(make_run, needs_clusters):
+    with pytest.raises(InputError, match="synthetic are clicks"):
+        prepare(make_run(methods=[{"method": "NeedsClusters", "share": 0.5}]))
