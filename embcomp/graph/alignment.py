@@ -68,12 +68,11 @@ def _matching(before: np.ndarray, after: np.ndarray, rows: int) -> np.ndarray:
     scipy wants matchings that leave nobody out, so every row gets a stand-in to be matched with, and the stand-ins of
     matched rows can be matched, too. All matchings then have 2 * rows pairs, and 1 more for each pair changes nothing.
     """
-    from scipy.sparse import coo_array, csr_array
+    from scipy.sparse import csr_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-    overlap = csr_array(coo_array((np.ones(before.size), (after, before)), shape=(rows, rows)))  # sums repeated pairs
-    new, old = overlap.nonzero()
-    counts = np.asarray(overlap[new, old]).reshape(-1)
+    pairs, counts = np.unique(after * rows + before, return_counts=True)
+    new, old = pairs // rows, pairs % rows
     each = np.arange(rows)
     left = np.concatenate([new, rows + old, each, rows + each])
     right = np.concatenate([old, rows + new, rows + each, each])

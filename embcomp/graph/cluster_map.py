@@ -58,11 +58,7 @@ class ClusterMap:
     clustering: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.unseen_rows < self.rows <= MAX_ROWS:
-            raise ValueError(
-                f"a map needs rows in [1, 2^31) and fewer unseen_rows, got rows={self.rows}, "
-                f"unseen_rows={self.unseen_rows}"
-            )
+        _check_rows(self.rows, self.unseen_rows)
         if self.words.shape != (packed_words(self.num_ids, self.bits),):
             raise ValueError(
                 f"a map of {self.num_ids} ids in {self.bits} bits has {packed_words(self.num_ids, self.bits)} words, "
@@ -84,6 +80,7 @@ class ClusterMap:
         Raises:
             ValueError: a row is out of range, or no integer.
         """
+        _check_rows(rows, unseen_rows)
         row_of_id = torch.as_tensor(row_of_id, device="cpu")
         if row_of_id.ndim != 1 or row_of_id.dtype.is_floating_point or row_of_id.dtype == torch.bool:
             raise ValueError(f"rows of ids must be integers [num_ids], got {row_of_id.dtype} {list(row_of_id.shape)}")
@@ -203,6 +200,13 @@ class ClusterMap:
         header, tensors = read_file(path, "cluster map")
         del header["kind"]
         return cls(**header, **tensors)
+
+
+def _check_rows(rows: int, unseen_rows: int) -> None:
+    if not 0 <= unseen_rows < rows <= MAX_ROWS:
+        raise ValueError(
+            f"a map needs rows in [1, 2^31) and fewer unseen_rows, got rows={rows}, unseen_rows={unseen_rows}"
+        )
 
 
 def look_up(words: Tensor, bits: int, num_ids: int, own_rows: int, ids: Tensor, complete: bool = False) -> Tensor:

@@ -230,8 +230,8 @@ def _maps(edges: Edges, graph: Problem, labels: np.ndarray, kept: tuple[int, int
         row_of_id = np.full(edges.num_ids(side), -1, dtype=np.int64)
         row_of_id[ids] = rows_of
         more = {"side": side, "coherence": coherence(edges, side, row_of_id), "clustering": name}
-        labels = torch.from_numpy(found.astype(np.int32))
-        maps.append(ClusterMap.of(torch.from_numpy(row_of_id), found.size + spare, spare, labels=labels, **more))
+        more["labels"] = torch.from_numpy(found.astype(np.int32))
+        maps.append(ClusterMap.of(torch.from_numpy(row_of_id), found.size + spare, spare, **more))
     return maps[0], maps[1]
 
 

@@ -36,7 +36,7 @@ def mixture(edges: Edges, clusters: Clusters, side: Side, k: int = 4) -> Mixture
         >>> edges = interactions((np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 0, 1, 2, 1])))
         >>> found = mixture(edges, cluster(edges, rows=4), "items", k=2)
         >>> found.rows_of(torch.tensor([2])), found.weights[2]
-        (tensor([[1, 0]]), tensor([255,  28], dtype=torch.uint8))
+        (tensor([[1, 0]]), tensor([255,  85], dtype=torch.uint8))
     """
     if k < 1:
         raise ValueError(f"a mixture needs k >= 1, got {k}")
@@ -45,7 +45,9 @@ def mixture(edges: Edges, clusters: Clusters, side: Side, k: int = 4) -> Mixture
     n, m = edges.num_ids(side), edges.num_ids("items" if side == "users" else "users")
     weights = np.ones(len(edges)) if edges.weights is None else edges.weights.astype(np.float64)
     walk = csr_array((weights, (ids, neighbours)), shape=(n, m))
-    back = _walk(walk.T.tocsr()) @ _one_hot(mine.row_of(torch.arange(n)).numpy(), mine.own_rows)
+    shared = np.append(mine.labels.numpy() >= 0, False)  # the last for ids without a row, -1
+    own = mine.row_of(torch.arange(n)).numpy()
+    back = _walk(walk.T.tocsr()) @ _one_hot(np.where(shared[own], own, -1), mine.own_rows)
     seen = back + _one_hot(rows_in(mine, theirs, np.arange(m)), mine.own_rows)
     seen, walk = _largest(csr_array(seen), _KEPT), _walk(walk)
     rows, share = np.zeros((n, k), dtype=np.int64), np.zeros((n, k))
@@ -119,7 +121,9 @@ def _largest(matrix: csr_array, k: int) -> csr_array:
     row = _row_of_entry(matrix)
     data, columns = np.asarray(matrix.data), np.asarray(matrix.indices)
     order = np.lexsort((columns, -data, row))
-    kept = order[np.arange(order.size) - np.asarray(matrix.indptr)[row] < k]
+    starts_of: np.ndarray = np.asarray(matrix.indptr, dtype=np.int64)[row]
+    rank = np.arange(order.size) - starts_of
+    kept = order[rank < k]
     starts = np.append(0, np.cumsum(np.minimum(_counts(matrix), k)))
     return csr_array((data[kept], columns[kept], starts), shape=matrix.shape)
 
