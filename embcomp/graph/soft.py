@@ -120,7 +120,7 @@ def _largest(matrix: csr_array, k: int) -> csr_array:
     """The k largest entries of each row, largest first, ties by column."""
     row = _row_of_entry(matrix)
     data, columns = np.asarray(matrix.data), np.asarray(matrix.indices)
-    order = np.lexsort((columns, -data, row))
+    order = np.lexsort((columns, np.negative(data), row))
     starts_of: np.ndarray = np.asarray(matrix.indptr, dtype=np.int64)[row]
     rank = np.arange(order.size) - starts_of
     kept = order[rank < k]
