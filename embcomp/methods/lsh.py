@@ -118,12 +118,12 @@ def signatures(features: Any, table: Table, bits: int, seed: int) -> tuple[Tenso
 def _project(features: Any, width: int, generator: torch.Generator, n: int) -> Tensor:
     """Features times random directions, [n, width]."""
     if isinstance(features, Tensor):
-        directions = torch.randn(features.shape[1], width, generator=generator, device="cpu")
+        directions = torch.randn(features.shape[1], width, generator=generator, dtype=torch.float32, device="cpu")
         return features.detach().cpu().to(torch.float32) @ directions
     ids, neighbours, weights, others = _ends(features)
-    directions = torch.randn(others, width, generator=generator, device="cpu")
+    directions = torch.randn(others, width, generator=generator, dtype=torch.float32, device="cpu")
     each = directions[neighbours] if weights is None else directions[neighbours] * weights.unsqueeze(1)
-    return torch.zeros(n, width, device="cpu").index_add_(0, ids, each)
+    return torch.zeros(n, width, dtype=torch.float32, device="cpu").index_add_(0, ids, each)
 
 
 def _known(features: Any, table: Table) -> Tensor:
