@@ -135,6 +135,8 @@ def warm_rows(weight: Tensor, old: ClusterMap, new: ClusterMap, counts: Tensor |
 def remap_(module: nn.Module, new: ClusterMap, counts: Tensor | None = None) -> None:
     """Puts a new map into a trained `CompressedEmbedding` or `CompressedEmbeddingBag` of `GraphHash`, in place.
 
+    Of `DoubleGraphHash`, too; hashed rows stay what they are.
+
     After `extend` nothing but the map changes; after a new clustering rows are those of `warm_rows`, so `align` first.
     The number of ids follows the map. Optimizer state stays with the row numbers.
 

@@ -17,6 +17,7 @@ import torch
 
 from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.graph.edges import Edges
+from embcomp.graph.files import read_file, write_file
 from embcomp.graph.growth import coherence, extend
 from embcomp.graph.partition import Algorithm, Objective, Problem, label_propagation, leiden, louvain, problem
 from embcomp.graph.row_budget import count_rows, to_rows
@@ -57,22 +58,27 @@ class Clusters:
         return replace(self, users=self.users.with_own_rows(users), items=self.items.with_own_rows(items))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `users.map` and `items.map` into the folder, which is made."""
+        """Writes `users.map`, `items.map` and `quality` into the folder, which is made."""
         Path(folder).mkdir(parents=True, exist_ok=True)
+        about = {"quality": self.quality, "resolution": self.resolution, "clustering": self.users.clustering}
+        write_file(Path(folder, "quality"), "quality of clusters", about, {})
         self.users.save(Path(folder, "users.map"))
         self.items.save(Path(folder, "items.map"))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """The maps that `save` wrote (quality and resolution are not kept: NaN).
+        """What `save` wrote.
 
         Raises:
-            ValueError: a file is truncated or edited, or the two are of different clusterings.
+            ValueError: a file is truncated or edited, or they are of different clusterings.
         """
         users, items = (ClusterMap.load(Path(folder, f"{side}.map")) for side in ("users", "items"))
-        if users.clustering != items.clustering:
-            raise ValueError(f"{folder}: users.map and items.map are of different clusterings; save both together")
-        return cls(users, items, math.nan, math.nan)
+        about, _ = read_file(Path(folder, "quality"), "quality of clusters")
+        if not users.clustering == items.clustering == about["clustering"]:
+            raise ValueError(
+                f"{folder}: users.map, items.map and quality are of different clusterings; save them together"
+            )
+        return cls(users, items, about["quality"], about["resolution"])
 
 
 def cluster(

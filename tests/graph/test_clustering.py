@@ -24,6 +24,7 @@ def edges_of(pairs: list[tuple[int, int]], **more):
 @example([(0, 0)], 0.0, 0.0, "leiden")
 @example([(i, i) for i in range(10)], 0.3, 0.1, "louvain")  # components without an edge between them
 @example([(i, 0) for i in range(13)], 0.5, 0.0, "leiden")  # a star
+@example([(i, j) for i in range(13) for j in range(10)], 0.4, 0.6, "leiden")  # everybody clicked everything
 def test_the_row_budget_is_met_exactly(pairs: list[tuple[int, int]], a: float, b: float, algorithm) -> None:
     edges = edges_of(pairs, num_users=15)
     users, items = np.unique(edges.users).size, np.unique(edges.items).size
@@ -98,6 +99,7 @@ def test_saved_together(tmp_path) -> None:
     assert torch.equal(again.users.words, found.users.words)
     assert torch.equal(again.items.labels, found.items.labels)
     assert again.items.coherence == found.items.coherence
+    assert (again.quality, again.resolution) == (found.quality, found.resolution)
     cluster(edges, 22).items.save(tmp_path / "tonight" / "items.map")
     with pytest.raises(ValueError, match="different clusterings"):
         Clusters.load(tmp_path / "tonight")
