@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embcomp.graph.files import read_file, write_file
 from embcomp.ops.hashing import MAX_ROWS
-from embcomp.ops.packing import bits_for, pack, packed_words, unpack
+from embcomp.ops.packing import bits_for, pack, packed_words, unpack, unpack_known
 
 if TYPE_CHECKING:
     from embcomp.graph.edges import Edges
@@ -222,7 +222,4 @@ def look_up(words: Tensor, bits: int, num_ids: int, own_rows: int, ids: Tensor, 
     """
     if complete:
         return unpack(words, bits, ids)
-    if num_ids == 0:
-        return torch.full_like(ids, -1)
-    rows = unpack(words, bits, ids.clamp(max=num_ids - 1))
-    return rows.masked_fill((ids >= num_ids) | (rows >= own_rows), -1)
+    return unpack_known(words, bits, ids, num_ids, own_rows)

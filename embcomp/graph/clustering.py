@@ -197,6 +197,7 @@ def _search(
     _, labels, resolution = best
     if algorithm == "leiden":
         say(f"Leiden at resolution {resolution:.4g}")
+        graph.forget_graph()  # igraph makes its own, and memory peaks there
         labels = leiden(graph, resolution, seed, labels)
     return labels, resolution
 

@@ -7,6 +7,7 @@ volumes of a cluster, every objective has the form  quality = (W - gamma sum_c O
 import itertools
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -33,7 +34,6 @@ class Problem:
         out: float64 [n], what a vertex adds to Out of its cluster.
         inn: float64 [n], what it adds to In.
         scale: gamma = scale * resolution.
-        graph: the same, symmetric.
     """
 
     users: np.ndarray
@@ -44,7 +44,15 @@ class Problem:
     out: np.ndarray
     inn: np.ndarray
     scale: float
-    graph: Graph
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The same edges in both directions, for local moves."""
+        return Graph(*symmetric(self.sources, self.targets, self.weights, self.out.size), self.out, self.inn)
+
+    def forget_graph(self) -> None:
+        """Frees what `graph` holds, until it is asked for again."""
+        self.__dict__.pop("graph", None)
 
     @property
     def total(self) -> float:
@@ -91,9 +99,7 @@ def problem(edges: Edges, objective: Objective) -> Problem:
         scale = 1 / items.size
     else:
         raise ValueError(f"objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")
-    starts, adjacency, weights = symmetric(sources, targets, edges.weights, n)
-    graph = Graph(starts, adjacency, weights, out, inn)
-    return Problem(users, items, sources, targets, edges.weights, out, inn, scale, graph)
+    return Problem(users, items, sources, targets, edges.weights, out, inn, scale)
 
 
 def louvain(problem: Problem, resolution: float, seed: int, levels: int = 100, passes: int = 100) -> np.ndarray:

@@ -25,4 +25,14 @@ void unpack(const unsigned char* words, size_t bits, const int64_t* ids, size_t 
       out[i * width + j] = entry(words, (uint32_t)bits, (uint32_t)(ids[i] * (int64_t)width) + (uint32_t)j);
 }
 
+// out[i] = entry ids[i], or -1 where there is none (ids[i] >= entries) or it is no value (>= values).
+void unpack_known(const unsigned char* words, size_t bits, const int64_t* ids, size_t n, int64_t entries, int64_t values,
+                  int64_t* out) {
+  for (size_t i = 0; i < n; i++) {
+    const bool there = ids[i] < entries;
+    const int64_t value = entry(words, (uint32_t)bits, (uint32_t)(there ? ids[i] : 0));
+    out[i] = there && value < values ? value : -1;
+  }
+}
+
 }  // extern "C"

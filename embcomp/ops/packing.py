@@ -107,3 +107,39 @@ def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
         pointer(out),
     )  # fmt: skip
     return out
+
+
+def unpack_known_reference(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:
+    """`unpack_known` in plain torch."""
+    found = unpack_reference(words, bits, ids.clamp(max=max(entries - 1, 0)))
+    return found.masked_fill((ids >= entries) | (found >= values), -1)
+
+
+def unpack_known(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:
+    """Reads entries that may be missing.
+
+    Args:
+        words: int32, from `pack`.
+        bits: of an entry.
+        ids: int64 [N], not negative, which entries.
+        entries: how many there are; ids beyond have none.
+        values: an entry that is not below it stands for nothing.
+
+    Returns:
+        int64 [N], -1 where there is no entry or it stands for nothing.
+
+    Example:
+        >>> import torch
+        >>> unpack_known(pack(torch.tensor([1, 3, 0]), bits=2), 2, torch.tensor([0, 1, 9]), entries=3, values=3)
+        tensor([ 1, -1, -1])
+    """
+    lib = native.library() if readable(words, ids) else None
+    if lib is None:
+        return unpack_known_reference(words, bits, ids, entries, values)
+    words, ids = words.contiguous(), ids.contiguous()
+    out = torch.empty(ids.shape, dtype=torch.int64, device=ids.device)
+    lib.unpack_known(
+        pointer(words), ctypes.c_size_t(bits), pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(entries),
+        ctypes.c_int64(values), pointer(out),
+    )  # fmt: skip
+    return out

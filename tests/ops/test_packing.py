@@ -3,7 +3,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embcomp.ops.packing import bits_for, pack, packed_words, unpack, unpack_reference
+from embcomp.ops.packing import (
+    bits_for,
+    pack,
+    packed_words,
+    unpack,
+    unpack_known,
+    unpack_known_reference,
+    unpack_reference,
+)
 
 
 @given(st.integers(1, 31), st.integers(0, 70), st.integers(0, 2**32))
@@ -17,6 +25,16 @@ def test_what_is_packed_is_read_back(bits: int, n: int, seed: int) -> None:
     for form in (unpack, unpack_reference):
         assert torch.equal(form(words, bits, ids), values[ids])
         assert torch.equal(form(words, bits, ids[::2]), values[ids[::2]])
+
+
+@given(st.integers(1, 31), st.integers(0, 50), st.integers(0, 2**32))
+def test_missing_entries(bits: int, n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values, limit = torch.randint(1 << bits, (n,), generator=generator), (1 << bits) * 2 // 3
+    ids = torch.cat([torch.randint(2 * n + 1, (30,), generator=generator), torch.tensor([2**62])])
+    expected = [int(values[i]) if i < n and values[i] < limit else -1 for i in ids.tolist()]
+    for form in (unpack_known, unpack_known_reference):
+        assert form(pack(values, bits), bits, ids, n, limit).tolist() == expected
 
 
 def test_several_entries_of_an_id() -> None:
