@@ -319,7 +319,7 @@ def plain(value: Any) -> Any:
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if hasattr(value, "__array_interface__") and value.ndim:  # of NumPy, without its scalars
+    if hasattr(value, "__array_interface__") and getattr(value, "ndim", 0):  # of NumPy, without its scalars
         return plain(torch.as_tensor(value, device="cpu"))
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)  # NumPy's too
