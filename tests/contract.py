@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import embcomp
-from embcomp.methods import Full, QuotientRemainder, Table
+from embcomp.methods import Full, GraphHash, QuotientRemainder, Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from tests.drop_ins import D, N, assert_all_close, bag, embedding, gradients, randomize, singles
 from tests.methods_under_test import Example
@@ -388,7 +388,8 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
     """Bytes of the built model, not of the plan. A gap of one row for each table is allowed: rows are whole.
 
     `Full` has one size. `QuotientRemainder` has no size below its smallest pair and none above its largest; between
-    them one more remainder row may need fewer quotient rows.
+    them one more remainder row may need fewer quotient rows. `GraphHash` and those of its kind have the size of the
+    clusters that they are given (tests/methods/test_graphhash.py fills budgets from edges).
     """
 
     @settings(max_examples=8)
@@ -418,7 +419,8 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
         stored = built(budget)
         assert stored <= budget
         assert stored <= built(int(budget * more))
-        if not isinstance(method, Full | QuotientRemainder):
+        one_size = isinstance(method, GraphHash) and getattr(method, "rows", None) is None
+        if not one_size and not isinstance(method, Full | QuotientRemainder):
             row = sum(16 * 4 + 16 for _ in tables)  # the widest row, and the place of an owned id
             assert budget - stored <= max(0.02 * budget, row)
 

@@ -8,19 +8,25 @@ are what tests want. A method that is registered but missing here fails in tests
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from embcomp.graph import ClusterMap, Edges, Mixture, interactions
 from embcomp.methods import (
     METHODS,
+    DoubleGraphHash,
     DoubleHash,
     FrequencyHash,
     Full,
+    GraphHash,
     HashEmbedding,
     HashingTrick,
+    LSHash,
     Method,
     MultiHash,
     QuotientRemainder,
+    SoftGraphHash,
     Table,
     UnifiedEmbedding,
 )
@@ -50,6 +56,31 @@ def counts_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
     return {t.name: (torch.arange(t.ids_or_raise("counts")) * 7919 % 11).float() for t in tables}
 
 
+def clusters_of(tables: Sequence[Table], unseen_rows: int = 0) -> Mapping[str, ClusterMap]:
+    """A map of each table, with ids that have no cluster; of an open id space the first 20 ids."""
+    ids = {t.name: torch.arange(t.num_embeddings or 20) for t in tables}
+    rows = {name: (n * 7919 % 11).clamp(max=ROWS) - 1 for name, n in ids.items()}
+    return {name: ClusterMap.of(row, ROWS + unseen_rows, unseen_rows) for name, row in rows.items()}
+
+
+def mixtures_of(tables: Sequence[Table]) -> Mapping[str, Mixture]:
+    """Three of the clusters for each id; ids that are multiples of 5 have none."""
+    found = {}
+    for name, clusters in clusters_of(tables).items():
+        ids = torch.arange(clusters.num_ids).unsqueeze(1)
+        weights = torch.tensor([0.7, 0.2, 0.1]) * (ids % 5 > 0)
+        found[name] = Mixture.of((ids * torch.tensor([1, 3, 5]) + 2) % ROWS, weights, clusters)
+    return found
+
+
+def edges_of(table: Table) -> tuple[Edges, str]:
+    """Interactions of the table's ids with 9 others."""
+    ids = np.arange(3 * table.ids_or_raise("edges"))
+    kept = ids % 4 > 0
+    log = (ids[kept] // 3, ids[kept] * 7919 % 9)
+    return interactions(log, num_users=table.ids_or_raise("edges")), "users"
+
+
 EXAMPLES = [
     Example("Full", lambda tables: Full(), open_ids=False),
     Example("HashingTrick", lambda tables: HashingTrick(rows=ROWS)),
@@ -66,6 +97,24 @@ EXAMPLES = [
     Example(
         "FrequencyHash-double",
         lambda tables: FrequencyHash(rows=ROWS, counts=counts_of(tables), tail="double"),
+        open_ids=False,
+    ),
+    Example("GraphHash", lambda tables: GraphHash(clusters_of(tables))),
+    Example(
+        "GraphHash-hot",
+        lambda tables: GraphHash(clusters_of(tables, unseen_rows=3), hot={t.name: [0] for t in tables}, seed=2),
+    ),
+    Example("DoubleGraphHash", lambda tables: DoubleGraphHash(clusters_of(tables))),
+    Example("DoubleGraphHash-own", lambda tables: DoubleGraphHash(clusters_of(tables), second="own", rows=ROWS)),
+    Example("SoftGraphHash", lambda tables: SoftGraphHash(clusters_of(tables), weights=mixtures_of(tables), k=2)),
+    Example(
+        "LSHash",
+        lambda tables: LSHash(rows=ROWS, features={t.name: torch.eye(t.ids_or_raise(""), 5) - 0.3 for t in tables}),
+        open_ids=False,
+    ),
+    Example(
+        "LSHash-adjacency",
+        lambda tables: LSHash(rows=ROWS, features={t.name: edges_of(t) for t in tables}, bits=5),
         open_ids=False,
     ),
     Example("UnifiedEmbedding", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=4)),

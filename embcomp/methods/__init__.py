@@ -3,20 +3,27 @@
 from embcomp.methods.base import METHODS, Method, Table
 from embcomp.methods.frequency import FrequencyHash
 from embcomp.methods.full import Full
+from embcomp.methods.graphhash import DoubleGraphHash, GraphHash
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
+from embcomp.methods.lsh import LSHash
 from embcomp.methods.quotient_remainder import QuotientRemainder
+from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.methods.unified import UnifiedEmbedding
 
 __all__ = [
     "METHODS",
+    "DoubleGraphHash",
     "DoubleHash",
     "FrequencyHash",
     "Full",
+    "GraphHash",
     "HashEmbedding",
     "HashingTrick",
+    "LSHash",
     "Method",
     "MultiHash",
     "QuotientRemainder",
+    "SoftGraphHash",
     "Table",
     "UnifiedEmbedding",
 ]

@@ -315,6 +315,12 @@ def plain(value: Any) -> Any:
         return f"tensor {list(value.shape)} {digest}"
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # a map, say, with tensors in it
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "__array_interface__") and getattr(value, "ndim", 0):  # of NumPy, without its scalars
+        return plain(torch.as_tensor(value, device="cpu"))
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)  # NumPy's too
     return value

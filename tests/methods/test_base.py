@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from embcomp import METHODS, HashingTrick, UnifiedEmbedding
+from embcomp.graph import ClusterMap
 from embcomp.methods.base import Concat, Method, Product, Sum, Table, WeightedSum, plain
 from embcomp.nn import CompressedEmbedding
 from tests.methods_under_test import EXAMPLES, Example
@@ -23,7 +24,7 @@ def test_methods_are_registered_frozen_and_keyword_only() -> None:
         assert cls.__name__ == name
         assert issubclass(cls, Method)
         assert cls.__dataclass_params__.frozen
-        assert all(field.kw_only for field in dataclasses.fields(cls))
+        assert all(field.kw_only or field.name == "clusters" for field in dataclasses.fields(cls))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
@@ -39,6 +40,8 @@ def test_plain_values() -> None:
     assert plain(a) == plain(a.clone()) != plain(b)
     assert plain(a.view(2, 3).t()) == plain(a.view(2, 3).t().contiguous())
     assert plain(torch.tensor([])).startswith("tensor [0]")
+    assert plain(np.arange(6)) == plain(a)
+    assert plain(ClusterMap.of([1, 0], 2))["words"] == plain(ClusterMap.of([1, 0], 2).words)
     value = plain({"n": np.int64(3), "flag": True, 5: [1.5]})
     assert json.dumps(value) == '{"n": 3, "flag": true, "5": [1.5]}'
 

@@ -1,0 +1,51 @@
+"""Interactions -> clusters -> the maps that graph methods read. Maps need torch alone, the rest the extra `graph`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embcomp.graph.alignment import align, remap_, warm_rows
+    from embcomp.graph.cluster_map import ClusterMap
+    from embcomp.graph.clustering import Clusters, cluster
+    from embcomp.graph.edges import Edges, interactions
+    from embcomp.graph.mixtures import Mixture
+    from embcomp.graph.soft import mixture, second_clusters
+
+_HOMES = {
+    "ClusterMap": "cluster_map",
+    "Clusters": "clustering",
+    "Edges": "edges",
+    "Mixture": "mixtures",
+    "align": "alignment",
+    "cluster": "clustering",
+    "interactions": "edges",
+    "mixture": "soft",
+    "remap_": "alignment",
+    "second_clusters": "soft",
+    "warm_rows": "alignment",
+}
+
+__all__ = [
+    "ClusterMap",
+    "Clusters",
+    "Edges",
+    "Mixture",
+    "align",
+    "cluster",
+    "interactions",
+    "mixture",
+    "remap_",
+    "second_clusters",
+    "warm_rows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"embcomp.graph.{name}: {error}: pip install 'embcomp[graph]'") from error
+    globals()[name] = found
+    return found

@@ -1,0 +1,170 @@
+"""A fresh clustering on a trained table: numbered like the old one, and the rows of moved ids warm."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embcomp.graph.cluster_map import ClusterMap
+
+if TYPE_CHECKING:
+    from embcomp.graph.clustering import Clusters
+
+
+@overload
+def align(old: ClusterMap, new: ClusterMap) -> ClusterMap: ...
+@overload
+def align(old: Clusters, new: Clusters) -> Clusters: ...
+def align(old: ClusterMap | Clusters, new: ClusterMap | Clusters) -> ClusterMap | Clusters:
+    """Numbers the rows of a fresh clustering so that as many ids as possible keep theirs.
+
+    The renumbering of largest overlap is a maximum weight matching of new and old rows, found exactly.
+
+    Args:
+        old: the map, or both maps, in use.
+        new: of the same kind, from a new clustering with the same rows.
+
+    Returns:
+        `new` with other row numbers.
+
+    Raises:
+        ValueError: the two differ in rows or kept rows.
+
+    Example:
+        >>> from embcomp.graph import ClusterMap, align
+        >>> align(ClusterMap.of([0, 0, 1, 2], rows=3), ClusterMap.of([1, 1, 2, 0, 0], rows=3)).assignment()
+        tensor([0, 0, 1, 2, 2])
+    """
+    if isinstance(old, ClusterMap) and isinstance(new, ClusterMap):
+        return _aligned(old, new)
+    if isinstance(old, ClusterMap) or isinstance(new, ClusterMap):
+        raise ValueError("align wants two maps or two Clusters, got one of each")
+    return dataclasses.replace(new, users=_aligned(old.users, new.users), items=_aligned(old.items, new.items))
+
+
+def _aligned(old: ClusterMap, new: ClusterMap) -> ClusterMap:
+    if (old.rows, old.unseen_rows) != (new.rows, new.unseen_rows):
+        raise ValueError(
+            f"the old map has {old.rows} rows, {old.unseen_rows} of them for unseen ids, the new one {new.rows} and "
+            f"{new.unseen_rows}: cluster with the old numbers, or start with new rows"
+        )
+    both = min(old.num_ids, new.num_ids)
+    before, after = old.assignment()[:both].numpy(), new.assignment()[:both].numpy()
+    placed = (before >= 0) & (after >= 0)
+    number = torch.from_numpy(_matching(before[placed], after[placed], new.own_rows))
+    rows = new.assignment()
+    labels = torch.empty_like(new.labels)
+    labels[number] = new.labels
+    return new.remapped(torch.where(rows >= 0, number[rows.clamp(min=0)], -1), labels)
+
+
+def _matching(before: np.ndarray, after: np.ndarray, rows: int) -> np.ndarray:
+    """For each new row its old number; a permutation, int64 [rows].
+
+    scipy wants matchings that leave nobody out, so every row gets a stand-in to be matched with, and the stand-ins of
+    matched rows can be matched, too. All matchings then have 2 * rows pairs, and 1 more for each pair changes nothing.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    pairs, counts = np.unique(after * rows + before, return_counts=True)
+    new, old = pairs // rows, pairs % rows
+    each = np.arange(rows)
+    left = np.concatenate([new, rows + old, each, rows + each])
+    right = np.concatenate([old, rows + new, rows + each, each])
+    weight = np.concatenate([counts + 1, np.ones(new.size + 2 * rows)])
+    matched = min_weight_full_bipartite_matching(
+        csr_array((weight, (left, right)), shape=(2 * rows, 2 * rows)), maximize=True
+    )[1][:rows]
+    number = np.where(matched < rows, matched, -1)
+    number[number < 0] = np.setdiff1d(each, number)  # rows without overlap take what is left
+    return number.astype(np.int64)
+
+
+@torch.no_grad()
+def warm_rows(weight: Tensor, old: ClusterMap, new: ClusterMap, counts: Tensor | None = None) -> Tensor:
+    """Rows for a new map from those trained under an old one.
+
+    A row becomes the mean of what its ids read before, weighted by `counts`; where all read one row, exactly that one.
+    Rows without such ids stay as they are.
+
+    Args:
+        weight: trained rows, [old.rows, dim].
+        old: the map that they were trained under.
+        new: the map to come, with as many rows (see `align`).
+        counts: how often each id occurs, [old.num_ids]; all alike by default.
+
+    Returns:
+        [new.rows, dim], new memory.
+
+    Raises:
+        ValueError: shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from embcomp.graph import ClusterMap, warm_rows
+        >>> old, new = ClusterMap.of([0, 0, 1], rows=2), ClusterMap.of([0, 1, 1], rows=2)
+        >>> warm_rows(torch.tensor([[2.0], [6.0]]), old, new)
+        tensor([[2.],
+                [4.]])
+    """
+    if weight.shape[0] != old.rows or new.rows != old.rows:
+        raise ValueError(f"the table has {weight.shape[0]} rows, the old map {old.rows}, the new one {new.rows}")
+    if counts is not None and counts.shape != (old.num_ids,):
+        raise ValueError(f"counts has shape {list(counts.shape)}, but the old map has {old.num_ids} ids")
+    both = min(old.num_ids, new.num_ids)
+    before, after = old.assignment()[:both], new.assignment()[:both]
+    share = torch.ones(both, dtype=torch.float64) if counts is None else counts[:both].double().cpu()
+    kept = (before >= 0) & (after >= 0) & (share > 0)
+    before, after, share = (part[kept].to(weight.device) for part in (before, after, share))
+    total = torch.zeros(new.rows, weight.shape[1], dtype=torch.float64, device=weight.device)
+    total.index_add_(0, after, weight.double()[before] * share.unsqueeze(1))
+    mass = torch.zeros(new.rows, dtype=torch.float64, device=weight.device).index_add_(0, after, share)
+    most = torch.full((new.rows,), -1, device=weight.device).scatter_reduce_(0, after, before, "amax")
+    least = torch.full((new.rows,), old.rows, device=weight.device).scatter_reduce_(0, after, before, "amin")
+    result, one, mixed = weight.clone(), most == least, (most >= 0) & (most != least)
+    result[one] = weight[most[one]]
+    result[mixed] = (total[mixed] / mass[mixed].unsqueeze(1)).to(weight.dtype)
+    return result
+
+
+def remap_(module: nn.Module, new: ClusterMap, counts: Tensor | None = None) -> None:
+    """Puts a new map into a trained `CompressedEmbedding` or `CompressedEmbeddingBag` of `GraphHash`, in place.
+
+    Of `DoubleGraphHash`, too; hashed rows stay what they are.
+
+    After `extend` nothing but the map changes; after a new clustering rows are those of `warm_rows`, so `align` first.
+    The number of ids follows the map. Optimizer state stays with the row numbers.
+
+    Args:
+        module: whose map is exchanged.
+        new: a map with as many rows.
+        counts: as in `warm_rows`.
+
+    Raises:
+        ValueError: the module is of another method, or the maps differ in rows; nothing has changed then.
+
+    Example:
+        >>> import torch, embcomp
+        >>> from embcomp.graph import ClusterMap, remap_
+        >>> emb = embcomp.nn.CompressedEmbedding(3, 4, embcomp.GraphHash(ClusterMap.of([0, 1, 1], rows=2)))
+        >>> remap_(emb, ClusterMap.of([0, 1, 1, 0], rows=2))
+        >>> bool((emb(torch.tensor(3)) == emb(torch.tensor(0))).all())
+        True
+    """
+    from embcomp.methods.graphhash import ClusterEncoder
+    from embcomp.nn.table import CompressedTable
+
+    encoder = getattr(module, "encoder", None)
+    if not isinstance(module, CompressedTable) or type(encoder) is not ClusterEncoder:
+        raise ValueError(f"remap_ wants a CompressedEmbedding of GraphHash, got {module!r}")
+    store = module._store(0)
+    weight = warm_rows(store.weight, encoder.cluster_map(), new, counts)
+    encoder.set_map(new)
+    module.num_embeddings = encoder.table.num_embeddings
+    with torch.no_grad():
+        store.weight.copy_(weight)

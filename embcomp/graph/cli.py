@@ -1,0 +1,105 @@
+"""`embcomp graphhash`: from a file of interactions to the maps of users and items."""
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import numpy as np
+import typer
+
+from embcomp.graph.cluster_map import ClusterMap
+from embcomp.graph.clustering import Clusters, cluster
+from embcomp.graph.edges import interactions
+from embcomp.graph.partition import Algorithm, Objective
+from embcomp.sizes import grouped, text_table
+
+app = typer.Typer(invoke_without_command=True, context_settings={"allow_interspersed_args": True})
+
+
+@app.callback()
+def graphhash(
+    edges: Annotated[list[str], typer.Argument(help="Parquet files of interactions; globs too.")],
+    rows: Annotated[int | None, typer.Option(help="Rows of both tables together, split as the graph has it.")] = None,
+    user_rows: Annotated[int | None, typer.Option(help="Rows for users; with --item-rows instead of --rows.")] = None,
+    item_rows: Annotated[int | None, typer.Option(help="Rows for items.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for users.map, items.map, sizes.svg.")] = Path(
+        "clusters"
+    ),
+    user: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
+    item: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
+    weight: Annotated[str | None, typer.Option(help="Column of weights.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of labels: only positive ones join.")] = None,
+    min_label: Annotated[float | None, typer.Option(help="The least label that joins.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of times.")] = None,
+    half_life: Annotated[float | None, typer.Option(help="Time after which an interaction weighs half.")] = None,
+    num_users: Annotated[int | None, typer.Option(help="Ids of users, if more than occur.")] = None,
+    num_items: Annotated[int | None, typer.Option(help="Ids of items, if more than occur.")] = None,
+    objective: Annotated[str, typer.Option(help=" | ".join(get_args(Objective)))] = "bipartite_modularity",
+    algorithm: Annotated[str, typer.Option(help=" | ".join(get_args(Algorithm)))] = "leiden",
+    unseen_rows: Annotated[int, typer.Option(help="Rows of each table to keep for unseen ids.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed gives other clusters.")] = 0,
+) -> None:
+    """Cluster users and items that click together into an exact number of rows."""
+    try:
+        wanted = _rows(rows, user_rows, item_rows)
+        columns: dict[str, Any] = {"weight": weight, "label": label, "min_label": min_label, "time": time}
+        found = interactions(
+            edges, user=user, item=item, half_life=half_life, num_users=num_users, num_items=num_items, **columns
+        )
+        clusters = cluster(found, wanted, objective=objective, algorithm=algorithm, unseen_rows=unseen_rows, seed=seed)  # pyright: ignore[reportArgumentType]
+        clusters.save(out)
+        draw_sizes(clusters, out / "sizes.svg")
+    except (ValueError, OSError) as error:
+        typer.echo(f"embcomp graphhash: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(summary(clusters))
+    typer.echo(f"{grouped(len(found))} edges, quality {clusters.quality:.4f} at resolution {clusters.resolution:.4g}")
+    typer.echo(f"wrote {out / 'users.map'}, {out / 'items.map'}, {out / 'sizes.svg'}")
+
+
+def _rows(rows: int | None, user_rows: int | None, item_rows: int | None) -> int | tuple[int, int]:
+    if rows is not None and user_rows is None and item_rows is None:
+        return rows
+    if rows is None and user_rows is not None and item_rows is not None:
+        return user_rows, item_rows
+    raise ValueError("give --rows, or both --user-rows and --item-rows")
+
+
+def summary(clusters: Clusters) -> str:
+    """A text table: ids, rows, sizes of clusters, bytes of the maps.
+
+    Example:
+        >>> import numpy as np
+        >>> from embcomp.graph import cluster, interactions
+        >>> print(summary(cluster(interactions((np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]))), rows=4)))
+        table  ids  unseen  rows  largest  median  alone  map bytes
+        users    3       0     2        2       1      1         12
+        items    3       0     2        2       1      1         12
+    """
+    lines = []
+    for name, found in (("users", clusters.users), ("items", clusters.items)):
+        sizes = found.sizes()
+        numbers = (
+            found.num_ids, found.num_ids - int(sizes.sum()), found.rows, int(sizes.max()), int(sizes.median()),
+            int((sizes == 1).sum()), found.nbytes,
+        )  # fmt: skip
+        lines.append((name, *map(grouped, numbers)))
+    return text_table(("table", "ids", "unseen", "rows", "largest", "median", "alone", "map bytes"), lines, left=1)
+
+
+def draw_sizes(clusters: Clusters, path: Path) -> None:
+    """A picture of how many ids each row has, largest first, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="rows, largest first", ylabel="ids that share the row")
+    for name, found, colour in (("users", clusters.users, "#1f77b4"), ("items", clusters.items, "#d95f02")):
+        sizes = _sorted_sizes(found)
+        axes.step(np.arange(1, sizes.size + 1), sizes, where="mid", color=colour, label=f"{name}, {found.rows:,} rows")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _sorted_sizes(found: ClusterMap) -> np.ndarray:
+    sizes = found.sizes().numpy()
+    return np.sort(sizes[sizes > 0])[::-1]

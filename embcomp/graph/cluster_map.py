@@ -1,0 +1,225 @@
+"""`ClusterMap`: which row of a table each id reads, in few bits. Needs torch alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.graph.files import read_file, write_file
+from embcomp.ops.hashing import MAX_ROWS
+from embcomp.ops.packing import bits_for, pack, packed_words, unpack, unpack_known
+
+if TYPE_CHECKING:
+    from embcomp.graph.edges import Edges
+
+Side = Literal["users", "items"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterMap:
+    """id -> row of a table. Made by `embcomp.graph.cluster` or `ClusterMap.of`; nothing in it is ever changed.
+
+    Ids that no cluster holds are unseen: new ones, and those without an interaction. A method hashes them, into all
+    rows or, where `unseen_rows` is set, into the last rows of the table, which are kept for them.
+
+    Attributes:
+        words: the packed map, int32 (`embcomp.ops.packing`), `bits` bits for each id.
+        labels: the cluster that each row stands for, int32 [rows - unseen_rows]; users and items that were clustered
+            together share these numbers. -1 marks a row that belongs to one id.
+        num_ids: ids that it covers; ids beyond are unseen.
+        rows: rows of the table, those kept for unseen ids included.
+        unseen_rows: how many of them, the last ones, are kept for unseen ids.
+        has_unseen: whether an id below `num_ids` is unseen.
+        side: "users" or "items": the end of an edge that the ids are.
+        coherence: how well the interactions that it was made from fit it (see `drift`).
+        clustering: a name of the clustering, the same for its users and items.
+
+    Example:
+        >>> import torch
+        >>> from embcomp.graph import ClusterMap
+        >>> found = ClusterMap.of(torch.tensor([0, 2, 2, -1, 1]), rows=3)
+        >>> found.row_of(torch.tensor([1, 3, 4, 99])), found.bits
+        (tensor([ 2, -1,  1, -1]), 2)
+    """
+
+    words: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    num_ids: int
+    rows: int
+    unseen_rows: int = 0
+    has_unseen: bool = False
+    side: Side = "items"
+    coherence: float = 1.0
+    clustering: str = ""
+
+    def __post_init__(self) -> None:
+        _check_rows(self.rows, self.unseen_rows)
+        if self.words.shape != (packed_words(self.num_ids, self.bits),):
+            raise ValueError(
+                f"a map of {self.num_ids} ids in {self.bits} bits has {packed_words(self.num_ids, self.bits)} words, "
+                f"got {list(self.words.shape)}"
+            )
+        if self.labels.shape != (self.own_rows,):
+            raise ValueError(f"a map of {self.own_rows} rows has as many labels, got {list(self.labels.shape)}")
+
+    @classmethod
+    def of(cls, row_of_id: Tensor | Sequence[int], rows: int, unseen_rows: int = 0, **more: Any) -> Self:
+        """Packs a map.
+
+        Args:
+            row_of_id: integers [num_ids], each in [0, rows - unseen_rows), or -1 for unseen.
+            rows: rows of the table.
+            unseen_rows: how many of them are kept for unseen ids.
+            more: the other attributes.
+
+        Raises:
+            ValueError: a row is out of range, or no integer.
+        """
+        _check_rows(rows, unseen_rows)
+        row_of_id = torch.as_tensor(row_of_id, device="cpu")
+        if row_of_id.ndim != 1 or row_of_id.dtype.is_floating_point or row_of_id.dtype == torch.bool:
+            raise ValueError(f"rows of ids must be integers [num_ids], got {row_of_id.dtype} {list(row_of_id.shape)}")
+        own = rows - unseen_rows
+        outside = (row_of_id < -1) | (row_of_id >= own)
+        if bool(outside.any()):
+            at = int(outside.nonzero()[0, 0])
+            raise ValueError(f"id {at} has row {int(row_of_id[at])}, expected one in [0, {own}), or -1 for unseen")
+        unseen = row_of_id == -1
+        has_unseen = bool(unseen.any())
+        words = pack(row_of_id.masked_fill(unseen, own), bits_for(own + has_unseen))
+        more.setdefault("labels", torch.arange(own, dtype=torch.int32, device="cpu"))
+        return cls(words, more.pop("labels"), row_of_id.numel(), rows, unseen_rows, has_unseen, **more)
+
+    def remapped(self, row_of_id: Tensor, labels: Tensor | None = None) -> Self:
+        """The same clustering with other rows for ids, int64 [any number of ids]; more rows where `labels` has more."""
+        labels = self.labels if labels is None else labels
+        more = {"side": self.side, "coherence": self.coherence, "clustering": self.clustering}
+        return type(self).of(row_of_id, labels.numel() + self.unseen_rows, self.unseen_rows, labels=labels, **more)
+
+    @property
+    def own_rows(self) -> int:
+        """Rows that clusters read: all but those kept for unseen ids."""
+        return self.rows - self.unseen_rows
+
+    @property
+    def bits(self) -> int:
+        """Bits of an id: ceil(log2(own rows)), where one more number stands for "unseen" if some id is."""
+        return bits_for(self.own_rows + self.has_unseen)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed map: what a module stores beside its rows."""
+        return self.words.nbytes
+
+    def row_of(self, ids: Tensor) -> Tensor:
+        """int64 rows of int64 ids, -1 for unseen ones and for those beyond `num_ids`. Negative ids are no ids."""
+        return look_up(self.words, self.bits, self.num_ids, self.own_rows, ids)
+
+    def assignment(self) -> Tensor:
+        """The row of every id, int64 [num_ids], -1 for unseen."""
+        return self.row_of(torch.arange(self.num_ids, device="cpu"))
+
+    def sizes(self) -> Tensor:
+        """How many ids each row has, int64 [own_rows]."""
+        rows = self.assignment()
+        return torch.bincount(rows[rows >= 0], minlength=self.own_rows)
+
+    def with_own_rows(self, ids: Tensor | Sequence[int]) -> Self:
+        """The same map, except that each of `ids` reads a row that no other id reads.
+
+        The new rows follow those of the clusters. An id that is alone in its row keeps it.
+
+        Raises:
+            IndexError: an id is not in the map.
+        """
+        hot: Tensor = torch.as_tensor(ids, dtype=torch.int64, device="cpu").reshape(-1).unique()
+        if hot.numel() and not 0 <= int(hot.min()) <= int(hot.max()) < self.num_ids:
+            raise IndexError(f"hot ids must lie in [0, {self.num_ids}), got {int(hot.min())} .. {int(hot.max())}")
+        rows, sizes = self.assignment(), self.sizes()
+        before = rows[hot]
+        moved = hot[(before < 0) | (sizes[before.clamp(min=0)] > 1)]
+        rows[moved] = self.own_rows + torch.arange(moved.numel(), device="cpu")
+        return self.remapped(rows, torch.cat([self.labels, torch.full_like(moved, -1, dtype=torch.int32)]))
+
+    def extend(self, new_edges: Edges, other: ClusterMap | None = None) -> ClusterMap:
+        """Places unseen ids by their neighbours' clusters. No id that has a row moves, so a trained table stays valid.
+
+        An id takes the cluster in which most of its interactions' other ends are (by weight; among equals the one
+        with the fewest ids). Ids that still have no neighbour in a cluster stay unseen.
+
+        Args:
+            new_edges: interactions; those of ids that have a row already count as neighbours.
+            other: the map of the other ends, from the same clustering. Without it the other ends are given the cluster
+                of most of their own neighbours first (so `new_edges` should hold interactions of placed ids too).
+
+        Returns:
+            A map over at least as many ids with the same rows.
+
+        Raises:
+            ValueError: `other` is of the same side or of another clustering.
+        """
+        from embcomp.graph.growth import extend
+
+        return extend(self, new_edges, other)
+
+    def drift(self, new_edges: Edges) -> float:
+        """How much worse new interactions fit the clusters than those that they were made from, in [0, 1].
+
+        The fit (coherence) is the chance that an interaction's id shares its row with the id of another interaction of
+        the same neighbour: of two items that a user clicked, how often are both in one row. Drift is 1 - fit of the new
+        interactions / fit of the old ones; unseen ids share nothing. Cluster again when it stays above 0.3 or so.
+
+        Raises:
+            ValueError: the map has no such measure, because `cluster` did not make it.
+        """
+        from embcomp.graph.growth import drift
+
+        return drift(self, new_edges)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the map as one file, with a checksum; a file that is there is replaced at once or not at all."""
+        names = ("num_ids", "rows", "unseen_rows", "has_unseen", "side", "coherence", "clustering")
+        header = {name: getattr(self, name) for name in names}
+        write_file(path, "cluster map", header, {"words": self.words, "labels": self.labels})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """A map that `save` wrote. Raises ValueError where the file is of another kind, truncated or edited.
+
+        Example:
+            >>> from embcomp.graph import ClusterMap
+            >>> ClusterMap.of([1, 0, 1], rows=2).save("item.map")
+            >>> ClusterMap.load("item.map").assignment()
+            tensor([1, 0, 1])
+        """
+        header, tensors = read_file(path, "cluster map")
+        del header["kind"]
+        return cls(**header, **tensors)
+
+
+def _check_rows(rows: int, unseen_rows: int) -> None:
+    if not 0 <= unseen_rows < rows <= MAX_ROWS:
+        raise ValueError(
+            f"a map needs rows in [1, 2^31) and fewer unseen_rows, got rows={rows}, unseen_rows={unseen_rows}"
+        )
+
+
+def look_up(words: Tensor, bits: int, num_ids: int, own_rows: int, ids: Tensor, complete: bool = False) -> Tensor:
+    """Rows of ids in a packed map, -1 for unseen; compiles and exports.
+
+    Args:
+        words: the packed map.
+        bits: of an entry.
+        num_ids: entries.
+        own_rows: the entry that stands for "unseen".
+        ids: int64 [N], not negative.
+        complete: promises that every id is in the map and none is unseen.
+    """
+    if complete:
+        return unpack(words, bits, ids)
+    return unpack_known(words, bits, ids, num_ids, own_rows)

@@ -1,0 +1,206 @@
+"""`interactions`: from a log of clicks, in memory or in files of any size, to the edges of the user-item graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from embcomp.graph.cluster_map import Side
+
+MAX_IDS = 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """User-item pairs, each once, ordered by user and item.
+
+    Attributes:
+        users: int32 [E].
+        items: int32 [E].
+        weights: float32 [E], above 0; None where every edge weighs 1.
+        num_users: ids of users are below it; those without an edge are isolated.
+        num_items: likewise.
+    """
+
+    users: np.ndarray = field(repr=False)
+    items: np.ndarray = field(repr=False)
+    weights: np.ndarray | None = field(repr=False)
+    num_users: int
+    num_items: int
+
+    def __len__(self) -> int:
+        return self.users.size
+
+    def ends(self, side: Side) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of that side, and those of the other side, edge by edge."""
+        return (self.users, self.items) if side == "users" else (self.items, self.users)
+
+    def num_ids(self, side: Side) -> int:
+        """`num_users` or `num_items`."""
+        return self.num_users if side == "users" else self.num_items
+
+    def degrees(self, side: Side) -> np.ndarray:
+        """The summed weight of the edges of each id, float64 [num_ids]."""
+        return np.bincount(self.ends(side)[0], self.weights, minlength=self.num_ids(side)).astype(np.float64)
+
+    def where(self, kept: np.ndarray) -> Edges:
+        """The edges that a bool array [E] marks; the numbers of ids stay."""
+        weights = None if self.weights is None else self.weights[kept]
+        return Edges(self.users[kept], self.items[kept], weights, self.num_users, self.num_items)
+
+    def most_frequent(self, side: Side, n: int) -> np.ndarray:
+        """The `n` ids of that side with the largest degrees (at least one edge), int64, ascending; ties by id."""
+        degrees = self.degrees(side)
+        order = np.argsort(-degrees, kind="stable")[: min(n, int((degrees > 0).sum()))]
+        return np.sort(order).astype(np.int64)
+
+
+def interactions(
+    source: Any,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    weight: str | None = None,
+    label: str | None = None,
+    min_label: float | None = None,
+    time: str | None = None,
+    half_life: float | None = None,
+    num_users: int | None = None,
+    num_items: int | None = None,
+) -> Edges:
+    """Reads interactions and merges the repeated ones.
+
+    Files are streamed: what is held is the distinct pairs, never the log.
+
+    Args:
+        source: a polars LazyFrame or DataFrame, a parquet path or several (globs too), or two arrays (users, items);
+            a mapping from column names to arrays gives arrays of weights, labels and times as well.
+        user: column of user ids, integers in [0, 2^31).
+        item: column of item ids, likewise.
+        weight: column of weights, finite and not negative. Those of a repeated pair add up; 0 is no edge. Without it
+            (and without `half_life`) a pair counts once, however often it occurs.
+        label: column of labels or ratings: only interactions with a positive label join.
+        min_label: the least label that joins, instead of any above 0 (4 of 5 stars, say).
+        time: column of times, numbers or datetimes.
+        half_life: halves the weight of an interaction for each so much time between it and the latest one; in
+            the unit of the column, in seconds for datetimes.
+        num_users: how many users there are; one more than the largest id by default.
+        num_items: likewise.
+
+    Raises:
+        ValueError: ids that are negative, missing, no integers or 2^31 and above; weights or times that are missing,
+            NaN or infinite, negative weights; a missing column; half_life without time.
+
+    Example:
+        >>> import numpy as np
+        >>> from embcomp.graph import interactions
+        >>> edges = interactions((np.array([0, 0, 2, 0]), np.array([1, 0, 1, 1])))
+        >>> len(edges), edges.users, edges.items, edges.num_users
+        (3, array([0, 0, 2], dtype=int32), array([0, 1, 1], dtype=int32), 3)
+    """
+    frame = _frame(source, user, item)
+    schema = frame.collect_schema()
+    for column in [name for name in (user, item, weight, label, time) if name is not None]:
+        if column not in schema:
+            raise ValueError(f"interactions: there is no column {column!r}; there are {list(schema)}")
+    if half_life is not None and (time is None or not half_life > 0):
+        raise ValueError(f"interactions: half_life={half_life} needs a column of times and must be above 0")
+    for column in (user, item):
+        if not schema[column].is_integer():
+            raise ValueError(f"interactions: ids of {column!r} must be integers, got {schema[column]}; cast them")
+    if label is not None:
+        value = pl.col(label).cast(pl.Float64)
+        frame = frame.filter(value > 0 if min_label is None else value >= min_label)
+    parts: list[pl.Expr] = []
+    if weight is not None:
+        parts.append(pl.col(weight).cast(pl.Float64))
+    if half_life is not None:
+        assert time is not None
+        seconds = pl.col(time).dt.epoch("us") / 1e6 if schema[time].is_temporal() else pl.col(time).cast(pl.Float64)
+        latest = frame.select(seconds.max()).collect(engine="streaming").item()
+        parts.append((((seconds - latest) / half_life) * np.log(2.0)).exp())
+    frame = frame.select(pl.col(user).alias("user"), pl.col(item).alias("item"), *_product(parts))
+    _check(frame, user, item, f"{weight or ''}{' and ' if weight and half_life else ''}{time if half_life else ''}")
+    grouped = frame.group_by("user", "item").agg(*[pl.col("weight").sum() for _ in parts[:1]])
+    table = grouped.collect(engine="streaming")
+    return _edges(table, num_users, num_items)
+
+
+def _frame(source: Any, user: str, item: str) -> pl.LazyFrame:
+    if isinstance(source, pl.LazyFrame):
+        return source
+    if isinstance(source, pl.DataFrame):
+        return source.lazy()
+    if isinstance(source, str | os.PathLike):
+        return pl.scan_parquet(os.fspath(source))
+    if isinstance(source, Sequence) and source and all(isinstance(part, str | os.PathLike) for part in source):
+        return pl.scan_parquet([os.fspath(part) for part in source])
+    columns = source if isinstance(source, dict) else None
+    if isinstance(source, tuple) and len(source) == 2:
+        columns = {user: source[0], item: source[1]}
+    if columns is None:
+        raise ValueError(
+            "interactions: expected a polars frame, a parquet path, two arrays or a dict of arrays, "
+            f"got {type(source).__name__}"
+        )
+    arrays = {name: np.asarray(values) for name, values in columns.items()}
+    lengths = {name: values.shape for name, values in arrays.items()}
+    if len(set(lengths.values())) != 1 or any(len(shape) != 1 for shape in lengths.values()):
+        raise ValueError(f"interactions: arrays must be of one length and dimension, got {lengths}")
+    return pl.LazyFrame(arrays)
+
+
+def _product(parts: list[pl.Expr]) -> list[pl.Expr]:
+    if not parts:
+        return []
+    product = parts[0]
+    for part in parts[1:]:
+        product = product * part
+    return [product.alias("weight")]
+
+
+def _check(frame: pl.LazyFrame, user: str, item: str, weight: str) -> None:
+    """One pass over the columns: extremes and missing values."""
+    names = frame.collect_schema().names()
+    asked = [f(pl.col(n)).alias(f"{n}.{k}") for n in names for k, f in _EXTREMES.items()]
+    if "weight" in names:
+        asked.append((~pl.col("weight").is_finite()).sum().alias("weight.infinite"))
+    found = frame.select(asked).collect(engine="streaming").row(0, named=True)
+    for name, column in (("user", user), ("item", item), ("weight", weight)):
+        if name not in names:
+            continue
+        if found[f"{name}.missing"]:
+            raise ValueError(f"interactions: {found[f'{name}.missing']} values of {column!r} are missing")
+        if name == "weight" and found["weight.infinite"]:
+            raise ValueError(f"interactions: {found['weight.infinite']} weights from {column!r} are NaN or infinite")
+        if found[f"{name}.min"] is not None and found[f"{name}.min"] < 0:
+            raise ValueError(f"interactions: {column!r} has a negative value, {found[f'{name}.min']}")
+        if name != "weight" and found[f"{name}.max"] is not None and found[f"{name}.max"] >= MAX_IDS:
+            raise ValueError(
+                f"interactions: {column!r} has the id {found[f'{name}.max']}, but maps are arrays over all ids "
+                "and hold ids below 2^31; number the ids from 0 (`rank('dense')` in polars)"
+            )
+
+
+_EXTREMES = {"min": pl.Expr.min, "max": pl.Expr.max, "missing": pl.Expr.null_count}
+
+
+def _edges(table: pl.DataFrame, num_users: int | None, num_items: int | None) -> Edges:
+    weights = None
+    if "weight" in table.columns:
+        table = table.filter(pl.col("weight") > 0)
+        weights = table["weight"].cast(pl.Float32).to_numpy()
+    users, items = table["user"].cast(pl.Int32).to_numpy(), table["item"].cast(pl.Int32).to_numpy()
+    sizes = []
+    for name, ids, given in (("num_users", users, num_users), ("num_items", items, num_items)):
+        needed = int(ids.max()) + 1 if ids.size else 0
+        if given is not None and given < needed:
+            raise ValueError(f"interactions: {name}={given}, but there is an id {needed - 1}")
+        sizes.append(needed if given is None else given)
+    order = np.argsort(users.astype(np.int64) * sizes[1] + items)
+    return Edges(users[order], items[order], None if weights is None else weights[order], *sizes)

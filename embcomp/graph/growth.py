@@ -1,0 +1,91 @@
+"""New interactions on an old clustering: ids that get their place, and how well they still fit."""
+
+import numpy as np
+import torch
+
+from embcomp.graph.cluster_map import ClusterMap, Side
+from embcomp.graph.edges import Edges
+
+
+def coherence(edges: Edges, side: Side, row_of_id: np.ndarray) -> float:
+    """The chance that an interaction's id shares its row with the id of another interaction of the same neighbour.
+
+    With n_v the edges of neighbour v and n_vr those of them whose id is in row r:  sum_vr n_vr (n_vr - 1) / (n_v - 1)
+    over the edges of neighbours that have two or more. Ids in no row (-1) share nothing. 0 without such neighbours.
+    """
+    ids, neighbours = edges.ends(side)
+    degree = np.bincount(neighbours)
+    pairs = degree[neighbours] > 1
+    rows = row_of_id[ids[pairs]]
+    neighbours = neighbours[pairs]
+    if not rows.size:
+        return 0.0
+    placed = rows >= 0
+    key = neighbours[placed].astype(np.int64) * (int(rows.max(initial=0)) + 1) + rows[placed]
+    groups, together = np.unique(key, return_counts=True)
+    of_group = degree[groups // (int(rows.max(initial=0)) + 1)]
+    return float((together * (together - 1) / (of_group - 1)).sum() / rows.size)
+
+
+def drift(old: ClusterMap, new_edges: Edges) -> float:
+    """See `ClusterMap.drift`."""
+    if not old.clustering:
+        raise ValueError(f"the map of {old.side} was not made by `cluster`: there is no fit to compare with")
+    if old.coherence == 0:
+        return 0.0
+    row_of_id = old.row_of(torch.arange(new_edges.num_ids(old.side))).numpy()
+    return float(np.clip(1 - coherence(new_edges, old.side, row_of_id) / old.coherence, 0, 1))
+
+
+def extend(old: ClusterMap, new_edges: Edges, other: ClusterMap | None) -> ClusterMap:
+    """See `ClusterMap.extend`."""
+    if other is not None and (other.side == old.side or other.clustering != old.clustering):
+        raise ValueError(
+            f"a map of {old.side} (clustering {old.clustering!r}) cannot be extended by a map of {other.side} "
+            f"(clustering {other.clustering!r}): give the other side's map of the same clustering"
+        )
+    ids, neighbours = new_edges.ends(old.side)
+    row_of_id = np.full(max(old.num_ids, new_edges.num_ids(old.side)), -1, dtype=np.int64)
+    row_of_id[: old.num_ids] = old.assignment().numpy()
+    new = row_of_id[ids] < 0
+    if other is None:
+        asked = np.zeros(new_edges.num_ids("items" if old.side == "users" else "users"), dtype=bool)
+        asked[neighbours[new]] = True
+        votes = asked[neighbours] & ~new
+        sizes = old.sizes().numpy()
+        row_of_neighbour = np.full(asked.size, -1, dtype=np.int64)
+        weights = _weights(new_edges, votes)
+        np.put(row_of_neighbour, *_majority(neighbours[votes], row_of_id[ids[votes]], weights, sizes))
+        rows = row_of_neighbour[neighbours[new]]
+    else:
+        rows = rows_in(old, other, neighbours[new])
+    known = rows >= 0
+    weights = _weights(new_edges, np.flatnonzero(new)[known])
+    np.put(row_of_id, *_majority(ids[new][known], rows[known], weights, old.sizes().numpy()))
+    return old.remapped(torch.from_numpy(row_of_id))
+
+
+def rows_in(mine: ClusterMap, other: ClusterMap, ids: np.ndarray) -> np.ndarray:
+    """For ids of the other side, the row of their cluster in the table of this side; -1 where it has none."""
+    own, theirs = mine.labels.numpy(), other.labels.numpy()
+    row_of_label = np.full(max(own.max(initial=-1), theirs.max(initial=-1)) + 1, -1, dtype=np.int64)
+    row_of_label[own[own >= 0]] = np.flatnonzero(own >= 0)
+    rows = other.row_of(torch.from_numpy(ids.astype(np.int64))).numpy()
+    labels = np.where(rows >= 0, theirs[rows], -1)
+    return np.where(labels >= 0, row_of_label[labels], -1)
+
+
+def _weights(edges: Edges, which: np.ndarray) -> np.ndarray | None:
+    return None if edges.weights is None else edges.weights[which]
+
+
+def _majority(
+    ids: np.ndarray, rows: np.ndarray, weights: np.ndarray | None, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each id once, and the row that weighs most for it; among equals that with the fewest ids, then the first."""
+    key, place = np.unique(ids.astype(np.int64) * sizes.size + rows, return_inverse=True)
+    weight = np.bincount(place, weights, minlength=key.size)
+    id, row = key // sizes.size, key % sizes.size
+    order = np.lexsort((row, sizes[row], -weight, id))
+    first = np.append(True, id[order][1:] != id[order][:-1])[: order.size]
+    return id[order][first], row[order][first]

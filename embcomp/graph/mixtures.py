@@ -1,0 +1,143 @@
+"""`Mixture`: the clusters that an id is a weighted mean of, in few bits. Needs torch alone; `soft` computes it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.graph.cluster_map import ClusterMap, Side
+from embcomp.graph.files import read_file, write_file
+from embcomp.ops.packing import bits_for, pack, unpack
+
+if TYPE_CHECKING:
+    from embcomp.graph.clustering import Clusters
+    from embcomp.graph.edges import Edges
+
+HEAVIEST = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """id -> k rows and their weights, heaviest first. Made by `embcomp.graph.mixture` or `Mixture.of`.
+
+    Attributes:
+        words: the packed rows, int32 (`embcomp.ops.packing`), k entries of `bits` bits for each id.
+        weights: uint8 [num_ids, k], relative to the heaviest of the id, 255. An id without weights is unseen.
+        rows: rows of the table, those kept for unseen ids included.
+        unseen_rows: how many of them are kept for unseen ids.
+        side: "users" or "items".
+        clustering: the name of the clustering.
+
+    Example:
+        >>> import torch
+        >>> from embcomp.graph import ClusterMap, Mixture
+        >>> clusters = ClusterMap.of([0, 1], rows=2)
+        >>> found = Mixture.of(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[3.0, 1.0], [1.0, 0.0]]), clusters)
+        >>> found.weights
+        tensor([[255,  85],
+                [255,   0]], dtype=torch.uint8)
+    """
+
+    words: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
+    rows: int
+    unseen_rows: int = 0
+    side: Side = "items"
+    clustering: str = ""
+
+    @classmethod
+    def of(cls, rows: Tensor, weights: Tensor, clusters: ClusterMap) -> Self:
+        """Packs a mixture.
+
+        Args:
+            rows: int64 [num_ids, k], in [0, clusters.own_rows).
+            weights: floats [num_ids, k], not negative.
+            clusters: whose rows they are.
+
+        Raises:
+            ValueError: shapes differ, or weights are negative or not finite.
+        """
+        if rows.shape != weights.shape or rows.ndim != 2 or rows.shape[1] < 1:
+            raise ValueError(f"rows {list(rows.shape)} and weights {list(weights.shape)} must both be [num_ids, k]")
+        if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+            raise ValueError("weights of a mixture must be finite and not negative")
+        weights, order = weights.double().sort(dim=1, descending=True, stable=True)
+        share = weights / weights[:, :1].clamp(min=torch.finfo(torch.float64).tiny)
+        stored = (share * HEAVIEST).round().to(torch.uint8)
+        rows = rows.gather(1, order).masked_fill(stored == 0, 0)
+        words = pack(rows, bits_for(clusters.own_rows))
+        return cls(words, stored, clusters.rows, clusters.unseen_rows, clusters.side, clusters.clustering)
+
+    @property
+    def num_ids(self) -> int:
+        """Ids that it covers; ids beyond are unseen."""
+        return self.weights.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Rows of an id."""
+        return self.weights.shape[1]
+
+    @property
+    def own_rows(self) -> int:
+        """Rows that clusters read."""
+        return self.rows - self.unseen_rows
+
+    @property
+    def bits(self) -> int:
+        """Bits of a row number."""
+        return bits_for(self.own_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows and weights together."""
+        return self.words.nbytes + self.weights.nbytes
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """int64 [N, k] for ids in [0, num_ids)."""
+        return unpack(self.words, self.bits, ids, self.k).view(-1, self.k)
+
+    def first(self, k: int) -> Self:
+        """The k heaviest rows of each id alone."""
+        if not 1 <= k <= self.k:
+            raise ValueError(f"a mixture of {self.k} clusters has no {k} heaviest ones: compute it with k={k}")
+        if k == self.k:
+            return self
+        words = pack(self.rows_of(torch.arange(self.num_ids, device="cpu"))[:, :k], self.bits)
+        weights = self.weights[:, :k].contiguous()
+        return type(self)(words, weights, self.rows, self.unseen_rows, self.side, self.clustering)
+
+    def extend(self, new_edges: Edges, clusters: Clusters) -> Self:
+        """Ids that had no mixture get theirs from these interactions; the others keep theirs.
+
+        Args:
+            new_edges: interactions of new ids.
+            clusters: the same clustering, extended by them.
+        """
+        from embcomp.graph.soft import mixture
+
+        fresh = mixture(new_edges, clusters, self.side, k=self.k)
+        if fresh.clustering != self.clustering or fresh.rows != self.rows:
+            raise ValueError(f"the mixture is of clustering {self.clustering!r}, the clusters of {fresh.clustering!r}")
+        ids = torch.arange(max(self.num_ids, fresh.num_ids))
+        rows, weights = (torch.zeros(ids.numel(), self.k, dtype=dtype) for dtype in (torch.int64, torch.uint8))
+        for source in (fresh, self):  # the old one last: it stays
+            has = (source.weights[:, 0] > 0).nonzero()[:, 0]
+            rows[has], weights[has] = source.rows_of(has), source.weights[has]
+        return type(self)(pack(rows, self.bits), weights, self.rows, self.unseen_rows, self.side, self.clustering)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the mixture as one file, with a checksum."""
+        header = {name: getattr(self, name) for name in ("rows", "unseen_rows", "side", "clustering")}
+        write_file(path, "mixture", header, {"words": self.words, "weights": self.weights})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """A mixture that `save` wrote. Raises ValueError where the file is of another kind, truncated or edited."""
+        header, tensors = read_file(path, "mixture")
+        del header["kind"]
+        return cls(**header, **tensors)

@@ -1,0 +1,124 @@
+"""Local moving: each vertex joins the neighbouring cluster that gains most. Label propagation; a level of Louvain."""
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+
+from embcomp.ops import native
+
+Adjacency = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A symmetric graph without loops, and the volumes of its vertices.
+
+    Attributes:
+        starts: int64 [n + 1], where the neighbours of a vertex start in `adjacency`.
+        adjacency: int32.
+        weights: float32, of the edges in `adjacency`; None where all weigh 1.
+        out: float64 [n], volume as the source of an edge.
+        inn: float64 [n], volume as the target of an edge.
+    """
+
+    starts: np.ndarray
+    adjacency: np.ndarray
+    weights: np.ndarray | None
+    out: np.ndarray
+    inn: np.ndarray
+
+
+def symmetric(sources: np.ndarray, targets: np.ndarray, weights: np.ndarray | None, n: int) -> Adjacency:
+    """Starts, neighbours and weights (or None) of the graph with these edges in both directions; none are loops."""
+    ends = np.concatenate([sources, targets])
+    order = np.argsort(ends, kind="stable")
+    starts = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(np.bincount(ends, minlength=n), out=starts[1:])
+    adjacency = np.concatenate([targets, sources]).astype(np.int32)[order]
+    both = None if weights is None else np.concatenate([weights, weights]).astype(np.float32)[order]
+    return starts, adjacency, both
+
+
+def local_moves(
+    graph: Graph, gamma: float, tie: float, order: np.ndarray, passes: int, labels: np.ndarray
+) -> np.ndarray:
+    """Passes over the vertices; see embcomp/native/graph.cpp for the rule.
+
+    Args:
+        graph: the graph.
+        gamma: the gain of joining c is  weight of edges to c - gamma (out_v In_c + in_v Out_c).
+        tie: gains that differ by less are equal.
+        order: int32 [n], the vertices in the order of their turns.
+        passes: at most; fewer where a pass moves nothing.
+        labels: int32 [n], each in [0, n), where to start.
+
+    Returns:
+        int32 [n], the new labels.
+    """
+    labels = labels.astype(np.int32)  # a copy
+    lib = native.library()
+    if lib is None:
+        return local_moves_reference(graph, gamma, tie, order, passes, labels)
+    starts, adjacency = np.ascontiguousarray(graph.starts), np.ascontiguousarray(graph.adjacency)
+    weights = None if graph.weights is None else np.ascontiguousarray(graph.weights)
+    arrays = [starts, adjacency, weights, graph.out, graph.inn]
+    pointers = [ctypes.c_void_p(None if a is None else a.ctypes.data) for a in arrays]
+    order = np.ascontiguousarray(order, dtype=np.int32)
+    lib.local_moves(
+        ctypes.c_size_t(labels.size), *pointers, ctypes.c_double(gamma), ctypes.c_double(tie),
+        ctypes.c_void_p(order.ctypes.data), ctypes.c_size_t(passes), ctypes.c_void_p(labels.ctypes.data),
+    )  # fmt: skip
+    return labels
+
+
+def local_moves_reference(
+    graph: Graph, gamma: float, tie: float, order: np.ndarray, passes: int, labels: np.ndarray
+) -> np.ndarray:
+    """`local_moves` in Python: the definition, and what serves without a compiler."""
+    n = labels.size
+    label = labels.tolist()
+    out, inn = graph.out.tolist(), graph.inn.tolist()
+    out_of = np.bincount(labels, graph.out, minlength=n).tolist()
+    in_of = np.bincount(labels, graph.inn, minlength=n).tolist()
+    members = np.bincount(labels, minlength=n).tolist()
+    empty = [c for c in range(n - 1, -1, -1) if not members[c]]
+    starts, adjacency = graph.starts.tolist(), graph.adjacency.tolist()
+    weights = None if graph.weights is None else graph.weights.tolist()
+    active = [True] * n
+    for _ in range(passes):
+        moved = False
+        for v in order.tolist():
+            if not active[v]:
+                continue
+            active[v] = False
+            own = label[v]
+            out_of[own] -= out[v]
+            in_of[own] -= inn[v]
+            edge_to: dict[int, float] = {}
+            for j in range(starts[v], starts[v + 1]):
+                c = label[adjacency[j]]
+                edge_to[c] = edge_to.get(c, 0.0) + (1.0 if weights is None else weights[j])
+            best, most = own, edge_to.get(own, 0.0) - gamma * (out[v] * in_of[own] + inn[v] * out_of[own])
+            for c, edges in edge_to.items():
+                gain = edges - gamma * (out[v] * in_of[c] + inn[v] * out_of[c])
+                if gain > most + tie:
+                    best, most = c, gain
+            if most < -tie and members[own] > 1:
+                best = empty.pop()
+            out_of[best] += out[v]
+            in_of[best] += inn[v]
+            if best == own:
+                continue
+            members[best] += 1
+            members[own] -= 1
+            if not members[own]:
+                empty.append(own)
+            label[v] = best
+            moved = True
+            for j in range(starts[v], starts[v + 1]):
+                if label[adjacency[j]] != best:
+                    active[adjacency[j]] = True
+        if not moved:
+            break
+    return np.array(label, dtype=np.int32)

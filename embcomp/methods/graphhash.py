@@ -1,0 +1,279 @@
+"""GraphHash: ids that are clicked together share a row; alone, beside a hash, or as a mixture of clusters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.graph.cluster_map import ClusterMap, Side, look_up
+from embcomp.methods.base import (
+    FLOAT_BYTES,
+    KEY_BYTES,
+    Chunk,
+    Concat,
+    Method,
+    Plan,
+    Rows,
+    Store,
+    Sum,
+    Table,
+    TablePlan,
+    check_rows,
+    per_table,
+    side_store,
+)
+from embcomp.methods.budget import largest_within, share_rows
+from embcomp.methods.hashing import HashEncoder
+from embcomp.ops.packing import bits_for, packed_words
+
+if TYPE_CHECKING:
+    from embcomp.graph.clustering import Clusters
+    from embcomp.graph.edges import Edges
+
+
+class ClusterEncoder(HashEncoder):
+    """An id reads the row of its cluster; an unseen one hashes, into the rows kept for it or into all."""
+
+    words: Tensor
+
+    def __init__(
+        self, table: Table, config: Mapping[str, Any], seed: int, found: ClusterMap, hashes: Sequence[int] = ()
+    ):
+        super().__init__(table, config, seed, [found.unseen_rows or found.rows, *hashes], [1] * (1 + len(hashes)))
+        self.config["clusters"] = _described(found)
+        self._describe(found)
+        self.register_buffer("words", found.words)
+
+    def _describe(self, found: ClusterMap) -> None:
+        self.num_ids, self.bits, self.own_rows = found.num_ids, found.bits, found.own_rows
+        self.first = found.own_rows if found.unseen_rows else 0
+        self.complete = not found.has_unseen and self.table.num_embeddings == found.num_ids
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        rows = look_up(self.words, self.bits, self.num_ids, self.own_rows, ids, self.complete).unsqueeze(-1)
+        if self.complete and len(self.ranges) == 1:
+            return [Rows(rows)]
+        unseen, *hashed = super().encode(ids)
+        return [Rows(torch.where(rows < 0, unseen.rows + self.first, rows)), *hashed]
+
+    def cluster_map(self) -> ClusterMap:
+        """The map that it holds, without what the clustering knew of it."""
+        said = self.config["clusters"]
+        labels = torch.arange(self.own_rows, dtype=torch.int32, device="cpu")
+        return ClusterMap(self.words.cpu(), labels, **said)
+
+    def set_map(self, found: ClusterMap) -> None:
+        """Another map with as many rows; the table has its number of ids then."""
+        if self.table.num_embeddings is not None:
+            self.table = dataclasses.replace(self.table, num_embeddings=found.num_ids)
+            self.config["num_embeddings"] = found.num_ids
+        self.config["clusters"] = _described(found)
+        self._describe(found)
+        self.words = found.words.to(self.words.device)
+
+
+def _described(found: ClusterMap) -> dict[str, Any]:
+    """What of a map must agree for its packed form to be read; the ids' rows are in the state."""
+    return {name: getattr(found, name) for name in ("num_ids", "rows", "unseen_rows", "has_unseen")}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GraphHash(Method):
+    """Ids that are clicked together share a row: the cluster of an id is its row (Wu et al. 2024, arXiv 2412.17245).
+
+    The packed map is stored with the table and counted: ceil(log2 rows) bits for each id. Ids without a cluster are
+    hashed. The rows are those of the clustering, so `for_budget` has one size where `clusters` are given; given `edges`
+    instead, it clusters them into what the budget holds.
+
+    Args:
+        clusters: the map of the table's ids (`embcomp.graph.cluster(...).users` or `.items`), or a mapping from table
+            names to maps.
+        hot: ids that get rows of their own besides (`edges.most_frequent`), or a mapping from table names to them. They
+            need no list: the map says so.
+        seed: another seed hashes unseen ids into other rows.
+
+    Raises:
+        ValueError: when it is built for a table with another number of ids than the map.
+
+    Example:
+        >>> import torch, embcomp
+        >>> from embcomp.graph import ClusterMap
+        >>> clusters = ClusterMap.of([0, 0, 1, 2, 2], rows=3)
+        >>> emb = embcomp.nn.CompressedEmbedding(5, 8, embcomp.GraphHash(clusters))
+        >>> bool((emb(torch.tensor(0)) == emb(torch.tensor(1))).all()), emb.encoder(torch.arange(5))[0].rows.tolist()
+        (True, [[0], [0], [1], [2], [2]])
+    """
+
+    clusters: ClusterMap | Mapping[str, ClusterMap] = field(repr=False, kw_only=False)
+    hot: Any = field(default=None, repr=False)
+    seed: int = 0
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = {}, []
+        for table in tables:
+            found = self._map(table)
+            stores[table.name] = Store(found.rows, table.embedding_dim)
+            encoder = ClusterEncoder(table, self._config(), self.seed, found)
+            plans.append(TablePlan(table, encoder, (Chunk(table.name),), Concat()))
+        return Plan(stores, plans)
+
+    def _map(self, table: Table) -> ClusterMap:
+        """The table's map, hot ids included, checked."""
+        found = per_table(self.clusters, table, "clusters")
+        if not isinstance(found, ClusterMap):
+            raise ValueError(
+                f"table {table.name!r}: clusters must be a ClusterMap, such as cluster(edges, rows=...).items, "
+                f"got {type(found).__name__}"
+            )
+        if table.num_embeddings not in (None, found.num_ids):
+            raise ValueError(
+                f"table {table.name!r} has {table.num_embeddings} ids, but the map of {found.side} has {found.num_ids}"
+                ": is it another table's? Give num_users and num_items to `interactions`, or extend the map"
+            )
+        hot = None if self.hot is None else per_table(self.hot, table, "hot")
+        return found if hot is None else found.with_own_rows(hot)
+
+    def _config(self) -> dict[str, Any]:
+        """The configuration without what lives on in the map."""
+        left_out = {f.name: None for f in dataclasses.fields(self) if f.name in ("clusters", "hot", "weights")}
+        config = dataclasses.replace(self, **left_out).config()
+        return {name: value for name, value in config.items() if name not in left_out}
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        """As `Method.for_budget`: the given `clusters` if they fit, or clusters of given edges that fill the budget.
+
+        Args:
+            tables: what is to be compressed, together.
+            nbytes: the budget in bytes.
+            fixed: settings to keep. Instead of `clusters` there may be `edges` and `sides`, a mapping from table names
+                to "users" or "items"; then `objective`, `algorithm` and `unseen_rows` are those of `cluster`. Where
+                both sides are compressed, half of the rows go to each, as clusters hold both (fewer where a side has
+                fewer ids).
+
+        Raises:
+            ValueError: the budget is too small for the clusters, or for two rows.
+        """
+        if "edges" in fixed:
+            return cls._clustered(tables, nbytes, **fixed)
+        return largest_within(tables, nbytes, lambda size: cls(**fixed), most=1)
+
+    @classmethod
+    def _clustered(
+        cls, tables: Sequence[Table], nbytes: int, *, edges: Edges, sides: Mapping[str, Side], **fixed: Any
+    ) -> Self:
+        from embcomp.graph.clustering import cluster
+
+        settings = {key: fixed.pop(key) for key in ("objective", "algorithm", "unseen_rows") if key in fixed}
+        side_of = {table.name: per_table(sides, table, "sides") for table in tables}
+        ids = {side: int((edges.degrees(side) > 0).sum()) for side in ("users", "items")}
+
+        def rows_of(total: int) -> tuple[int, int]:
+            asked = [side for side in ("users", "items") if side in side_of.values()]
+            rows = {side: min(-(-total // len(asked)), ids[side]) for side in asked}
+            if len(asked) == 2:  # what one side cannot use is the other's
+                rows["items"] = min(total - rows["users"], ids["items"]) or 1
+                rows["users"] = min(total - rows["items"], ids["users"])
+            other = next(iter(rows.values()))
+            return (rows.get("users", min(other, ids["users"])), rows.get("items", min(other, ids["items"])))
+
+        least = len(set(side_of.values()))
+
+        def cost(total: int) -> int:
+            rows = dict(zip(("users", "items"), rows_of(total), strict=True))
+            return sum(cls._cost(table, rows[side_of[table.name]], **fixed) for table in tables)
+
+        if cost(least) > nbytes:
+            raise ValueError(
+                f"{cls.__name__}: a budget of {nbytes} bytes is too small; the smallest configuration takes "
+                f"{cost(least)} bytes"
+            )
+        low, high = least, sum(ids.values()) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if cost(middle) <= nbytes else (low, middle)
+        found = cluster(edges, rows_of(low), seed=fixed.get("seed", 0), **settings)
+        return cls._of(found, side_of, edges, **fixed)
+
+    @classmethod
+    def _cost(cls, table: Table, rows: int, **fixed: Any) -> int:
+        """Bytes of a table with so many rows of clusters, at most: rows, map, keys."""
+        ids = table.ids_or_raise("a budget of clusters")
+        return rows * table.embedding_dim * FLOAT_BYTES + 4 * packed_words(ids, bits_for(rows + 1)) + KEY_BYTES
+
+    @classmethod
+    def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:
+        return cls(clusters={name: getattr(found, side) for name, side in sides.items()}, **fixed)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DoubleGraphHash(GraphHash):
+    """The row of the cluster plus a hashed row, which tells the ids of a cluster apart (arXiv 2412.17245, section 3.3).
+
+    Args:
+        clusters: as in `GraphHash`.
+        hot: as in `GraphHash`.
+        second: "shared" hashes into the rows of the clusters, as in the paper; "own" into a table of its own, where a
+            hashed row disturbs no cluster.
+        rows: rows of the own second table, or a mapping from table names to rows.
+        seed: another seed gives other hashed rows.
+
+    Example:
+        >>> import torch, embcomp
+        >>> from embcomp.graph import ClusterMap
+        >>> clusters = ClusterMap.of([0, 0, 1, 2, 2], rows=3)
+        >>> emb = embcomp.nn.CompressedEmbedding(5, 8, embcomp.DoubleGraphHash(clusters, second="own", rows=4))
+        >>> [store.weight.shape[0] for store in emb.stores], emb(torch.tensor([0, 1])).shape
+        ([3, 4], torch.Size([2, 8]))
+    """
+
+    second: Literal["shared", "own"] = "shared"
+    rows: int | Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.second not in ("shared", "own"):
+            raise ValueError(f"DoubleGraphHash: second must be 'shared' or 'own', got {self.second!r}")
+        if (self.second == "own") != (self.rows is not None):
+            raise ValueError(f"DoubleGraphHash: second={self.second!r} with rows={self.rows}; rows are those of 'own'")
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = {}, []
+        for table in tables:
+            found = self._map(table)
+            second, rows = table.name, found.rows
+            if self.second == "own":
+                second = side_store(table, "second", tables)
+                rows = check_rows(per_table(self.rows, table, "rows"), table.name)
+            for name, size in ((table.name, found.rows), (second, rows)):
+                stores[name] = Store(size, table.embedding_dim, summands=2)
+            config = {**self._config(), "rows": rows}
+            encoder = ClusterEncoder(table, config, self.seed, found, hashes=[rows])
+            plans.append(TablePlan(table, encoder, (Chunk(table.name), Chunk(second)), Sum()))
+        return Plan(stores, plans)
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        """As `GraphHash.for_budget`, which see; with second="own" and given `clusters` the second table fills the rest.
+
+        Of `edges` with second="own" each table gets as many rows as the other.
+        """
+        if fixed.get("second") == "own" and "rows" not in fixed and "edges" not in fixed:
+            return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
+        return super().for_budget(tables, nbytes, **fixed)
+
+    @classmethod
+    def _cost(cls, table: Table, rows: int, **fixed: Any) -> int:
+        own = fixed.get("second") == "own"
+        more = (rows if fixed.get("rows") is None else per_table(fixed["rows"], table, "rows")) if own else 0
+        return super()._cost(table, rows) + more * table.embedding_dim * FLOAT_BYTES + KEY_BYTES
+
+    @classmethod
+    def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:
+        if fixed.get("second") == "own" and fixed.get("rows") is None:
+            fixed["rows"] = {name: getattr(found, side).rows for name, side in sides.items()}
+        return super()._of(found, sides, edges, **fixed)

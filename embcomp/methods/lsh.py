@@ -1,0 +1,153 @@
+"""Locality-sensitive hashing: ids that look alike share a row; by side features, or by who they interact with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.graph.cluster_map import ClusterMap, Side
+from embcomp.methods.base import (
+    FLOAT_BYTES,
+    KEY_BYTES,
+    Chunk,
+    Concat,
+    Method,
+    Plan,
+    Store,
+    Table,
+    TablePlan,
+    check_rows,
+    per_table,
+)
+from embcomp.methods.budget import largest_within, share_rows
+from embcomp.methods.graphhash import ClusterEncoder
+from embcomp.ops.hashing import hash_key, hash_rows
+from embcomp.ops.packing import bits_for, packed_words
+
+if TYPE_CHECKING:
+    from embcomp.graph.edges import Edges
+
+MAX_SIGNATURE = 62
+_BLOCK = 8  # directions at a time
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LSHash(Method):
+    """Random hyperplanes: ids on the same side of all of them share a row (Charikar 2002; a baseline of GraphHash).
+
+    The signs of `bits` random projections are an id's signature, and the signature is hashed into the rows. The packed
+    map from ids to rows is stored and counted. Ids without features (no interaction) are hashed on their own.
+
+    Args:
+        rows: rows of the table, or a mapping from table names to rows.
+        features: what ids look like: floats [num_embeddings, any width], dense or sparse; or (edges, side), the
+            interactions of each id, weights included, of which no dense matrix is ever made. Or a mapping from table
+            names to either.
+        bits: hyperplanes; by default ceil(log2 rows) + 2, so that few rows stay empty.
+        seed: another seed gives other hyperplanes.
+
+    Example:
+        >>> import torch, embcomp
+        >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.3]])
+        >>> emb = embcomp.nn.CompressedEmbedding(3, 8, embcomp.LSHash(rows=50, features=features))
+        >>> (rows,) = emb.encoder(torch.arange(3))
+        >>> bool(rows.rows[0] == rows.rows[1]), bool(rows.rows[0] == rows.rows[2])
+        (True, False)
+    """
+
+    rows: int | Mapping[str, int]
+    features: Any = field(repr=False)
+    bits: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and not 1 <= self.bits <= MAX_SIGNATURE:
+            raise ValueError(f"LSHash: bits must be in [1, {MAX_SIGNATURE}], got {self.bits}")
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = {}, []
+        for table in tables:
+            rows = check_rows(per_table(self.rows, table, "rows"), table.name)
+            features = per_table(self.features, table, "features")
+            codes, known = signatures(features, table, self.bits or min(bits_for(rows) + 2, MAX_SIGNATURE), self.seed)
+            row_of_id = hash_rows(codes, torch.tensor([hash_key(self.seed, "", 0)], device="cpu"), rows)[:, 0]
+            found = ClusterMap.of(row_of_id.masked_fill(~known, -1), rows)
+            stores[table.name] = Store(rows, table.embedding_dim)
+            config = {**dataclasses.replace(self, features=None).config(), "rows": rows}
+            del config["features"]  # they live on in the map
+            encoder = ClusterEncoder(table, config, self.seed, found)
+            plans.append(TablePlan(table, encoder, (Chunk(table.name),), Concat()))
+        return Plan(stores, plans)
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        def make(total: int) -> Self:
+            return cls(rows=share_rows(tables, total), **fixed)
+
+        given = make(1)
+        unseen = [not bool(_known(per_table(given.features, table, "features"), table).all()) for table in tables]
+
+        def cost(method: Self) -> int:  # what its plan stores, without projecting at each step of the search
+            total = 0
+            for table, some in zip(tables, unseen, strict=True):
+                rows, ids = per_table(method.rows, table, "rows"), table.ids_or_raise("LSHash")
+                map_bytes = 4 * packed_words(ids, bits_for(rows + some))
+                total += rows * table.embedding_dim * FLOAT_BYTES + map_bytes + KEY_BYTES
+            return total
+
+        return largest_within(tables, nbytes, make, cost=cost)
+
+
+def signatures(features: Any, table: Table, bits: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The signs of random projections as integers, int64 [num_embeddings], and whether an id has features, bool."""
+    known = _known(features, table)
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.zeros(known.numel(), dtype=torch.int64, device="cpu")
+    for start in range(0, bits, _BLOCK):
+        width = min(_BLOCK, bits - start)
+        above = _project(features, width, generator, known.numel()) > 0
+        codes |= (above.long() << torch.arange(start, start + width, device="cpu")).sum(1)
+    return codes, known
+
+
+def _project(features: Any, width: int, generator: torch.Generator, n: int) -> Tensor:
+    """Features times random directions, [n, width]."""
+    if isinstance(features, Tensor):
+        directions = torch.randn(features.shape[1], width, generator=generator, dtype=torch.float32, device="cpu")
+        return features.detach().cpu().to(torch.float32) @ directions
+    ids, neighbours, weights, others = _ends(features)
+    directions = torch.randn(others, width, generator=generator, dtype=torch.float32, device="cpu")
+    each = directions[neighbours] if weights is None else directions[neighbours] * weights.unsqueeze(1)
+    return torch.zeros(n, width, dtype=torch.float32, device="cpu").index_add_(0, ids, each)
+
+
+def _known(features: Any, table: Table) -> Tensor:
+    """Which ids have features. Raises ValueError where they do not fit the table."""
+    ids = table.ids_or_raise("LSHash")
+    if isinstance(features, Tensor):
+        if features.ndim != 2 or features.shape[0] != ids or not features.is_floating_point():
+            raise ValueError(
+                f"table {table.name!r}: features must be floats [{ids}, any width], got {features.dtype} "
+                f"{list(features.shape)}"
+            )
+        values = features if features.layout == torch.strided else features.values()
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"table {table.name!r}: features are NaN or infinite")
+        return torch.ones(ids, dtype=torch.bool, device="cpu")
+    own = _ends(features)[0]
+    edges, side = features
+    if edges.num_ids(side) != ids:
+        raise ValueError(f"table {table.name!r} has {ids} ids, the edges have {edges.num_ids(side)} {side}")
+    return torch.zeros(ids, dtype=torch.bool, device="cpu").index_fill_(0, own, True)
+
+
+def _ends(features: tuple[Edges, Side]) -> tuple[Tensor, Tensor, Tensor | None, int]:
+    edges, side = features
+    ids, neighbours = (torch.from_numpy(part).long() for part in edges.ends(side))
+    weights = None if edges.weights is None else torch.from_numpy(edges.weights)
+    return ids, neighbours, weights, edges.num_ids("items" if side == "users" else "users")

@@ -1,0 +1,118 @@
+"""Soft GraphHash: an id is a fixed weighted mean of the clusters around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.graph.cluster_map import Side
+from embcomp.graph.mixtures import Mixture
+from embcomp.methods.base import FLOAT_BYTES, KEY_BYTES, Chunk, Concat, Plan, Rows, Store, Table, TablePlan, per_table
+from embcomp.methods.graphhash import GraphHash
+from embcomp.methods.hashing import HashEncoder
+from embcomp.ops.packing import bits_for, packed_words, unpack
+
+if TYPE_CHECKING:
+    from embcomp.graph.clustering import Clusters
+    from embcomp.graph.edges import Edges
+
+
+class MixtureEncoder(HashEncoder):
+    """An id reads the k rows of its mixture, with weights that add up to 1; an unseen one reads its hashed row."""
+
+    words: Tensor
+    weights: Tensor
+
+    def __init__(self, table: Table, config: Mapping[str, Any], seed: int, found: Mixture) -> None:
+        super().__init__(table, config, seed, [found.unseen_rows or found.rows], [1])
+        self.num_ids, self.bits, self.k = found.num_ids, found.bits, found.k
+        self.first = found.own_rows if found.unseen_rows else 0
+        self.register_buffer("words", found.words)
+        self.register_buffer("weights", found.weights)
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        (hashed,) = super().encode(ids)
+        known = ids.clamp(max=self.num_ids - 1)
+        rows = unpack(self.words, self.bits, known, self.k).view(-1, self.k)
+        weights = self.weights.index_select(0, known).float()
+        if self.table.num_embeddings is None:
+            weights = weights.masked_fill((ids >= self.num_ids).unsqueeze(-1), 0.0)
+        total = weights.sum(1, keepdim=True)
+        unseen = total == 0
+        alone = unseen & (torch.arange(self.k, device=ids.device) == 0)
+        rows = torch.where(alone, hashed.rows + self.first, rows)
+        return [Rows(rows, torch.where(alone, 1.0, weights / total.clamp(min=1.0)))]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SoftGraphHash(GraphHash):
+    """An id is a fixed weighted mean of k clusters, those of its neighbours and of theirs.
+
+    Ids of one cluster are told apart by what else they are near to, which a hard cluster forgets. The weights come from
+    the graph (`embcomp.graph.mixture`) or are equal over two clusters, BACO's second cluster for users
+    (`embcomp.graph.second_clusters`, arXiv 2604.18351). For each of k a weight takes 8 bits, a row ceil(log2 rows).
+
+    Args:
+        clusters: as in `GraphHash`.
+        weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures.
+        k: how many rows of it are read, the heaviest.
+        seed: another seed hashes unseen ids into other rows.
+
+    Example:
+        >>> import torch, embcomp
+        >>> from embcomp.graph import ClusterMap, Mixture
+        >>> clusters = ClusterMap.of([0, 0, 1], rows=2)
+        >>> rows, weights = torch.tensor([[0, 1], [0, 1], [1, 0]]), torch.tensor([[3.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> method = embcomp.SoftGraphHash(clusters, weights=Mixture.of(rows, weights, clusters), k=2)
+        >>> emb = embcomp.nn.CompressedEmbedding(3, 8, method)
+        >>> emb.encoder(torch.tensor([0, 1]))[0].weights
+        tensor([[0.7500, 0.2500],
+                [1.0000, 0.0000]])
+    """
+
+    weights: Mixture | Mapping[str, Mixture] = field(repr=False)
+    k: int = 4
+
+    def __post_init__(self) -> None:
+        if self.hot is not None:
+            raise ValueError(
+                "SoftGraphHash: hot ids are part of the mixture: compute it from clusters.with_own_rows(ids)"
+            )
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = {}, []
+        for table in tables:
+            clusters, found = self._map(table), per_table(self.weights, table, "weights")
+            agree = isinstance(found, Mixture) and [
+                (m.num_ids, m.rows, m.unseen_rows, m.side, m.clustering) for m in (found, clusters)
+            ]
+            if not agree or agree[0] != agree[1]:
+                raise ValueError(
+                    f"table {table.name!r}: weights must be a Mixture over the same ids and clusters, got {found!r} "
+                    f"for {clusters!r}"
+                )
+            found = found.first(self.k)
+            stores[table.name] = Store(found.rows, table.embedding_dim)
+            config = {**self._config(), "clusters": {"rows": found.rows, "unseen_rows": found.unseen_rows}}
+            encoder = MixtureEncoder(table, {**config, "ids": found.num_ids}, self.seed, found)
+            plans.append(TablePlan(table, encoder, (Chunk(table.name, found.k, weighted=True),), Concat()))
+        return Plan(stores, plans)
+
+    @classmethod
+    def _cost(cls, table: Table, rows: int, **fixed: Any) -> int:
+        k, ids = fixed.get("k", cls.k), table.ids_or_raise("a budget of clusters")
+        return (
+            rows * table.embedding_dim * FLOAT_BYTES + 4 * packed_words(ids * k, bits_for(rows)) + ids * k + KEY_BYTES
+        )
+
+    @classmethod
+    def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:
+        from embcomp.graph.soft import mixture
+
+        of_side = {side: mixture(edges, found, side, k=fixed.get("k", cls.k)) for side in set(sides.values())}
+        clusters = {name: getattr(found, side) for name, side in sides.items()}
+        return cls(clusters=clusters, weights={name: of_side[side] for name, side in sides.items()}, **fixed)

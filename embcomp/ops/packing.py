@@ -1,0 +1,145 @@
+"""Arrays of small integers without spare bits: entry i is bits [i * bits, (i + 1) * bits) of a stream of int32 words.
+
+The stream is little-endian. Two spare words end it, so that every entry can be read by one load of 64 bits.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from embcomp.ops import native
+from embcomp.ops.hashing import pointer, readable
+
+MAX_BITS = 31
+_BLOCK = 1 << 20  # entries at a time; a multiple of 32, so that blocks end with a word
+
+
+def bits_for(values: int) -> int:
+    """Bits of an entry that takes `values` different values: ceil(log2(values)), at least 1.
+
+    Example:
+        >>> bits_for(2), bits_for(4096), bits_for(4097)
+        (1, 12, 13)
+    """
+    return max(1, (values - 1).bit_length())
+
+
+def packed_words(entries: int, bits: int) -> int:
+    """How many int32 words hold `entries` entries, the two spare ones included."""
+    return -(-entries * bits // 32) + 2
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """Packs integers into words.
+
+    Args:
+        values: integers of any shape, on CPU, each in [0, 2^bits).
+        bits: 1 .. 31.
+
+    Returns:
+        int32 [packed_words(values.numel(), bits)].
+
+    Raises:
+        ValueError: `bits` is out of range, a value does not fit, or there are 2^32 entries or more.
+
+    Example:
+        >>> import torch
+        >>> words = pack(torch.tensor([5, 0, 7]), bits=3)
+        >>> words.tolist() == [5 + (7 << 6), 0, 0], unpack(words, 3, torch.tensor([2, 0])).tolist()
+        (True, [7, 5])
+    """
+    if not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"bits must be in [1, {MAX_BITS}], got {bits}")
+    values = values.reshape(-1)
+    if values.numel() >= 1 << 32:
+        raise ValueError(f"a packed array holds less than 2^32 entries, got {values.numel()}")
+    if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < 1 << bits:
+        raise ValueError(f"values in [{int(values.min())}, {int(values.max())}] do not fit {bits} bits")
+    words = torch.zeros(packed_words(values.numel(), bits), dtype=torch.int64, device="cpu")
+    for start in range(0, values.numel(), _BLOCK):
+        block = values[start : start + _BLOCK].long()
+        at = torch.arange(start, start + block.numel(), device="cpu") * bits
+        pair = block << (at & 31)  # below 2^62
+        words.index_add_(0, at >> 5, pair & 0xFFFFFFFF)  # bits of different entries never meet: sums are unions
+        words.index_add_(0, (at >> 5) + 1, pair >> 32)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+
+
+def unpack_reference(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
+    """`unpack` in plain torch: any device, traceable by torch.compile and torch.export."""
+    if width > 1:
+        ids = ids.unsqueeze(-1) * width + torch.arange(width, device=ids.device)
+    at = ids * bits
+    word = (at >> 5).reshape(-1)
+    low = words.index_select(0, word).long() & 0xFFFFFFFF
+    high = words.index_select(0, word + 1).long()
+    pair = (low | (high << 32)).view(at.shape)
+    return (pair >> (at & 31)) & ((1 << bits) - 1)  # the sign that `>>` copies lies above the mask
+
+
+def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
+    """Reads entries.
+
+    Args:
+        words: int32, from `pack`.
+        bits: of an entry.
+        ids: int64 [N], which entries; they must be there (nothing is checked here).
+        width: how many entries an id has; id i reads entries i * width .. i * width + width - 1.
+
+    Returns:
+        int64 [N], or [N, width] where width > 1.
+
+    Example:
+        >>> import torch
+        >>> words = pack(torch.tensor([[1, 2], [3, 4]]), bits=3)
+        >>> unpack(words, 3, torch.tensor([1, 0]), width=2)
+        tensor([[3, 4],
+                [1, 2]])
+    """
+    lib = native.library() if readable(words, ids) else None
+    if lib is None:
+        return unpack_reference(words, bits, ids, width)
+    words, ids = words.contiguous(), ids.contiguous()
+    out = torch.empty(*ids.shape, *([width] if width > 1 else []), dtype=torch.int64, device=ids.device)
+    lib.unpack(
+        pointer(words), ctypes.c_size_t(bits), pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_size_t(width),
+        pointer(out),
+    )  # fmt: skip
+    return out
+
+
+def unpack_known_reference(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:
+    """`unpack_known` in plain torch."""
+    found = unpack_reference(words, bits, ids.clamp(max=max(entries - 1, 0)))
+    return found.masked_fill((ids >= entries) | (found >= values), -1)
+
+
+def unpack_known(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:
+    """Reads entries that may be missing.
+
+    Args:
+        words: int32, from `pack`.
+        bits: of an entry.
+        ids: int64 [N], not negative, which entries.
+        entries: how many there are; ids beyond have none.
+        values: an entry that is not below it stands for nothing.
+
+    Returns:
+        int64 [N], -1 where there is no entry or it stands for nothing.
+
+    Example:
+        >>> import torch
+        >>> unpack_known(pack(torch.tensor([1, 3, 0]), bits=2), 2, torch.tensor([0, 1, 9]), entries=3, values=3)
+        tensor([ 1, -1, -1])
+    """
+    lib = native.library() if readable(words, ids) else None
+    if lib is None:
+        return unpack_known_reference(words, bits, ids, entries, values)
+    words, ids = words.contiguous(), ids.contiguous()
+    out = torch.empty(ids.shape, dtype=torch.int64, device=ids.device)
+    lib.unpack_known(
+        pointer(words), ctypes.c_size_t(bits), pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(entries),
+        ctypes.c_int64(values), pointer(out),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embcomp.graph import ClusterMap, cluster, interactions
+from embcomp.graph.growth import coherence
+from tests.graph.graphs import blocks, power_law
+
+
+def split_off(edges, of_item: np.ndarray, held: np.ndarray):
+    """Edges without the held items, and those of the held items alone."""
+    mask = np.isin(edges.items, held)
+    return edges.where(~mask), edges.where(mask)
+
+
+def test_new_ids_join_their_neighbours() -> None:
+    edges, _, of_item = blocks(users=12, items=12)
+    held = np.arange(40, 48)
+    old_edges, new_edges = split_off(edges, of_item, held)
+    old = cluster(old_edges, 8)
+    assert (old.items.assignment()[held] == -1).all()
+    for new in (
+        old.items.extend(new_edges, old.users),
+        old.items.extend(edges),  # without the users' map, by the other items that their users clicked
+        old.extend(new_edges).items,
+    ):
+        assert new.assignment().tolist() == of_item.tolist()
+        assert (new.rows, new.labels.tolist()) == (old.items.rows, old.items.labels.tolist())
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 500), st.booleans(), st.integers(0, 2))
+def test_no_placed_id_ever_moves(seed: int, weighted: bool, kept: int) -> None:
+    edges = power_law(40, 25, 150, seed, weighted)
+    early = edges.where(np.random.default_rng(seed).random(len(edges)) < 0.5)
+    old = cluster(early, 14 + 2 * kept, unseen_rows=kept, algorithm="louvain")
+    later = power_law(44, 29, 200, seed + 1, weighted)
+    new = old.extend(later)
+    for before, after, n in ((old.users, new.users, 44), (old.items, new.items, 29)):
+        rows = before.assignment()
+        assert torch.equal(after.assignment()[: rows.numel()][rows >= 0], rows[rows >= 0])
+        assert (after.num_ids, after.rows, after.unseen_rows) == (n, before.rows, kept)
+        assert int(after.assignment().max()) < after.own_rows
+
+
+def test_the_rule_by_brute_force() -> None:
+    """Most weight, then the smaller cluster, then the first."""
+    users = ClusterMap.of([0, 0, 1, 2], 3, side="users", clustering="c", labels=torch.tensor([5, 6, 8]))
+    items = ClusterMap.of([1, 1, 0, -1], 2, side="items", clustering="c", labels=torch.tensor([5, 6]))
+
+    def row(log: list[tuple[int, float]]) -> int:
+        table = {"user_id": np.array([u for u, _ in log]), "item_id": np.full(len(log), 3), "w": [w for _, w in log]}
+        return int(items.extend(interactions(table, weight="w"), users).assignment()[3])
+
+    assert row([(0, 1.0), (1, 1.0), (2, 1.5)]) == 0
+    assert row([(0, 1.0), (1, 0.2), (2, 1.5)]) == 1
+    assert row([(0, 1.0), (2, 1.0)]) == 0  # item row 0 (cluster 5) holds one item, row 1 two
+    assert row([(3, 9.0), (2, 1.0)]) == 1  # cluster 8 has no items
+    assert row([(3, 9.0)]) == -1
+
+
+def test_new_users_of_new_items() -> None:
+    edges, of_user, of_item = blocks(users=10, items=10)
+    new = (edges.users >= 36) | (edges.items >= 36)
+    old = cluster(edges.where(~new), 8)
+    found = old.extend(edges.where(new))
+    assert found.users.assignment().tolist() == of_user.tolist()
+    assert found.items.assignment().tolist() == of_item.tolist()
+
+
+@given(st.integers(0, 300), st.integers(1, 5))
+def test_coherence_is_the_chance_to_meet_again(seed: int, rows: int) -> None:
+    edges = power_law(8, 10, 30, seed)
+    row_of_id = np.random.default_rng(seed).integers(-1, rows, 10)
+    met, seen = 0.0, 0
+    for u, i in zip(edges.users, edges.items, strict=True):
+        others = [j for v, j in zip(edges.users, edges.items, strict=True) if v == u and j != i]
+        if others:
+            seen += 1
+            met += np.mean([row_of_id[i] >= 0 and row_of_id[i] == row_of_id[j] for j in others])
+    assert coherence(edges, "items", row_of_id) == pytest.approx(met / seen if seen else 0.0)
+
+
+def test_drift_grows_with_what_has_changed() -> None:
+    edges, _, _ = blocks(users=20)
+    found = cluster(edges, 8)
+    assert found.items.drift(edges) == pytest.approx(0)
+    same, _, _ = blocks(users=20, seed=1)
+    assert found.items.drift(same) < 0.1
+    rng = np.random.default_rng(0)
+    shuffled = interactions((edges.users, rng.permutation(edges.num_items)[edges.items]))
+    assert found.items.drift(shuffled) > 0.5
+    new_ids = interactions((edges.users, edges.items + edges.num_items))
+    assert found.items.drift(new_ids) == 1
+    with pytest.raises(ValueError, match="not made by `cluster`"):
+        ClusterMap.of([0], 1).drift(edges)
+
+
+def test_maps_that_do_not_belong_together_are_refused() -> None:
+    edges = power_law(40, 25, 150)
+    one, two = cluster(edges, 10), cluster(edges, 11)
+    for other in (one.items, two.users):
+        with pytest.raises(ValueError, match="the other side's map of the same clustering"):
+            one.items.extend(edges, other)

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from torch import nn
+
+import embcomp
+from embcomp import DoubleGraphHash, GraphHash, SoftGraphHash
+from embcomp.graph import ClusterMap, Mixture, cluster, mixture
+from embcomp.methods import Table
+from embcomp.nn import CompressedEmbedding
+from tests import hash_spec
+from tests.drop_ins import randomize
+from tests.graph.graphs import power_law
+
+CLUSTERS = ClusterMap.of([0, 0, 2, -1, 1, 2], rows=5, unseen_rows=2)
+
+
+def rows_of(emb: CompressedEmbedding, ids: list[int]) -> list[list[int]]:
+    return torch.cat([chunk.rows for chunk in emb.encoder(torch.tensor(ids))], 1).tolist()
+
+
+def test_ids_read_their_cluster_and_unseen_ones_the_kept_rows() -> None:
+    emb = CompressedEmbedding(6, 4, GraphHash(CLUSTERS, seed=4))
+    unseen = 3 + hash_spec.row(3, 4, "embedding", 0, 2)
+    assert rows_of(emb, [0, 1, 2, 3, 4, 5]) == [[0], [0], [2], [unseen], [1], [2]]
+    spread = CompressedEmbedding(6, 4, GraphHash(ClusterMap.of(CLUSTERS.assignment(), rows=3)))
+    assert rows_of(spread, [3]) == [[hash_spec.row(3, 0, "embedding", 0, 3)]]
+
+
+def test_an_open_id_space_hashes_what_the_map_lacks() -> None:
+    emb = CompressedEmbedding(None, 4, GraphHash(CLUSTERS))
+    ids = [5, 6, 2**62]
+    assert rows_of(emb, ids) == [[2]] + [[3 + hash_spec.row(id, 0, "embedding", 0, 2)] for id in ids[1:]]
+
+
+def test_hot_ids_own_rows() -> None:
+    emb = CompressedEmbedding(6, 4, GraphHash(CLUSTERS, hot=torch.tensor([1, 4])))
+    assert rows_of(emb, [0, 1, 2, 4, 5]) == [[0], [3], [2], [1], [2]]
+    (weight,) = emb.parameters()
+    assert weight.shape == (6, 4)  # id 4 was alone already
+    assert embcomp.nbytes(emb) == 6 * 16 + CLUSTERS.with_own_rows([1]).nbytes + 8
+
+
+def test_double_adds_a_hashed_row() -> None:
+    shared = randomize(CompressedEmbedding(6, 4, DoubleGraphHash(CLUSTERS, seed=1)))
+    (table,) = shared.parameters()
+    second = [hash_spec.row(id, 1, "embedding", 1, 5) for id in range(6)]
+    torch.testing.assert_close(shared(torch.tensor([2, 4])), table[[2, 1]] + table[[second[2], second[4]]])
+    own = randomize(CompressedEmbedding(6, 4, DoubleGraphHash(CLUSTERS, second="own", rows=7)))
+    first, other = own.parameters()
+    assert (first.shape, other.shape) == ((5, 4), (7, 4))
+    second = hash_spec.row(2, 0, "embedding", 1, 7)
+    torch.testing.assert_close(own(torch.tensor(2)), first[2] + other[second])
+
+
+def test_soft_is_the_weighted_mean() -> None:
+    rows = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 0, 0], [1, 0, 2], [2, 1, 0]])
+    weights = torch.tensor([[0.5, 0.3, 0.2]] * 3 + [[0.0] * 3] + [[1.0, 0.0, 0.0]] + [[1.0, 1.0, 1.0]])
+    for k in (1, 2, 3):
+        emb = randomize(
+            CompressedEmbedding(6, 4, SoftGraphHash(CLUSTERS, weights=Mixture.of(rows, weights, CLUSTERS), k=k))
+        )
+        (table,) = emb.parameters()
+        stored = (weights * 255 / weights.amax(1, keepdim=True).clamp(min=1e-9)).round()[:, :k]
+        for id in (0, 1, 2, 4, 5):
+            share = stored[id] / stored[id].sum()
+            torch.testing.assert_close(emb(torch.tensor(id)), share @ table[rows[id, :k]])
+        assert torch.equal(emb(torch.tensor(3)), table[3 + hash_spec.row(3, 0, "embedding", 0, 2)])
+        assert embcomp.nbytes(emb) == 5 * 16 + 4 * (-(-6 * k * 2 // 32) + 2) + 6 * k + 8
+
+
+def test_a_map_of_another_table_is_refused() -> None:
+    tables = [Table("film", 7, 8), Table("user", 6, 8)]
+    with pytest.raises(ValueError, match="table 'film' has 7 ids, but the map of items has 6: is it another table's"):
+        GraphHash(CLUSTERS).plan(tables)
+    with pytest.raises(ValueError, match="clusters names no table 'user'; it has"):
+        GraphHash({"film": CLUSTERS}).plan(tables[1:])
+    with pytest.raises(ValueError, match=r"table 'film': clusters must be a ClusterMap.*got Clusters"):
+        GraphHash(cluster(power_law(9, 9, 40), 4)).plan(tables)
+    other = Mixture.of(torch.zeros(6, 1, dtype=torch.int64), torch.ones(6, 1), ClusterMap.of([0] * 6, 5))
+    with pytest.raises(ValueError, match="table 'user': weights must be a Mixture over the same ids and clusters"):
+        SoftGraphHash(CLUSTERS, weights=other).plan(tables[1:])
+    with pytest.raises(ValueError, match="of 1 clusters has no 4"):
+        SoftGraphHash(ClusterMap.of([0] * 6, 5), weights=other).plan(tables[1:])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"second": "other"}, {"second": "own"}, {"rows": 4}, {"second": "shared", "rows": 4}]
+)
+def test_wrong_settings_are_refused(settings: dict) -> None:
+    with pytest.raises(ValueError, match="second"):
+        DoubleGraphHash(CLUSTERS, **settings)
+    with pytest.raises(ValueError, match="with_own_rows"):
+        SoftGraphHash(CLUSTERS, weights={}, hot=[1])
+
+
+def test_a_given_clustering_fits_a_budget_or_not() -> None:
+    tables = [Table("user", 6, 8)]
+    size = GraphHash(CLUSTERS).plan(tables).nbytes()
+    assert GraphHash.for_budget(tables, size + 99, clusters=CLUSTERS, seed=3).plan(tables).nbytes() == size
+    with pytest.raises(ValueError, match=f"budget of {size - 1} bytes is too small for 'user'.*{size} bytes"):
+        GraphHash.for_budget(tables, size - 1, clusters=CLUSTERS)
+
+
+@pytest.mark.parametrize(
+    ("method", "fixed"),
+    [
+        (GraphHash, {}),
+        (GraphHash, {"algorithm": "louvain", "objective": "cpm"}),
+        (DoubleGraphHash, {}),
+        (DoubleGraphHash, {"second": "own"}),
+        (SoftGraphHash, {"k": 3}),
+    ],
+)
+def test_edges_fill_a_budget(method: type[GraphHash], fixed: dict) -> None:
+    edges = power_law(300, 200, 2500)
+    tables = [Table("user", 300, 16), Table("item", 200, 16)]
+    sides = {"user": "users", "item": "items"}
+    for share in (0.25, 0.5):
+        budget = int(share * 500 * 64)
+        found = method.for_budget(tables, budget, edges=edges, sides=sides, **fixed)
+        model = nn.ModuleDict({t.name: nn.Embedding(t.num_embeddings or 0, 16) for t in tables})
+        embcomp.compress_(model, {"*": found})
+        assert 0.97 * budget < embcomp.nbytes(model) <= budget
+    alone = method.for_budget(tables[:1], 9000, edges=edges, sides=sides, **fixed)
+    assert 8500 < alone.plan(tables[:1]).nbytes() <= 9000
+    with pytest.raises(ValueError, match=r"budget of 10 bytes is too small.*takes [0-9]+ bytes"):
+        method.for_budget(tables, 10, edges=edges, sides=sides, **fixed)
+    with pytest.raises(ValueError, match="sides names no table 'item'"):
+        method.for_budget(tables, 9000, edges=edges, sides={"user": "users"}, **fixed)
+
+
+def test_warm_start_of_clusters_is_their_mean() -> None:
+    edges = power_law(60, 40, 300)
+    clusters = cluster(edges, 20)
+    model = nn.ModuleDict({"item": nn.Embedding(40, 8)})
+    trained = model["item"].weight.detach().clone()
+    embcomp.compress_(model, {"item": GraphHash(clusters.items)}, init="warm")
+    rows = clusters.items.assignment()
+    row = int(rows[rows >= 0].mode().values)
+    member = int((rows == row).nonzero()[0, 0])
+    ids = [id for id in range(40) if rows_of(model["item"], [id]) == [[row]]]
+    torch.testing.assert_close(model["item"](torch.tensor(member)).detach(), trained[ids].mean(0))
+    soft = SoftGraphHash(clusters.items, weights=mixture(edges, clusters, "items", k=2), k=2)
+    model = nn.ModuleDict({"item": nn.Embedding.from_pretrained(trained.clone(), freeze=False)})
+    embcomp.compress_(model, {"item": soft}, init="warm")
+    (chunk,) = model["item"].encoder(torch.arange(40))
+    design = torch.zeros(40, clusters.items.rows).scatter_add_(1, chunk.rows, chunk.weights)
+    best = design @ torch.linalg.lstsq(design, trained).solution
+    error = (model["item"].materialize().detach() - trained).square().sum()
+    assert float(error) < 1.02 * float((best - trained).square().sum())
