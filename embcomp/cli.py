@@ -3,7 +3,9 @@
 import sys
 from importlib import import_module
 
-_PARTS: dict[str, tuple[str, str]] = {}
+_PARTS: dict[str, tuple[str, str]] = {
+    "serve-behaviors": ("embcomp.sdim.cli", "serving"),
+}
 """Command -> the module whose `app` it is, and the extra that the module needs."""
 
 
@@ -28,5 +30,9 @@ def main() -> None:
                 print(f"embcomp {name}: {error}: pip install 'embcomp[{extra}]'", file=sys.stderr)
                 sys.exit(2)
             continue
-        app.add_typer(part.app, name=name)
+        commands = part.app.registered_commands
+        if len(commands) == 1 and part.app.registered_callback is None:  # a part of one command is that command
+            app.command(name)(commands[0].callback)
+        else:
+            app.add_typer(part.app, name=name)
     app()
