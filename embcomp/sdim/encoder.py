@@ -41,7 +41,7 @@ class BehaviorEncoder:
         >>> from embcomp.sdim import SDIM, BehaviorEncoder
         >>> encoder = BehaviorEncoder(SDIM(8, seed=1), torch.nn.Embedding(100, 8), version="2026-08-01")
         >>> encoder.stamp
-        '2026-08-01, SDIM dense 8 x 48 in groups of 3, hashes fb6a0e2b1c5c'
+        '2026-08-01, SDIM dense 8 x 48 in groups of 3, hashes ...'
     """
 
     def __init__(

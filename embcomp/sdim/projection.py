@@ -81,12 +81,22 @@ def hadamard(x: Tensor) -> Tensor:
         >>> hadamard(torch.tensor([1.0, 2.0, 3.0, 4.0]))
         tensor([10., -2., -4.,  0.])
     """
-    width, half = x.shape[-1], 1
-    while half < width:
-        first, second = x.unflatten(-1, (width // (2 * half), 2, half)).unbind(-2)
-        x = torch.stack((first + second, first - second), dim=-2).flatten(-3)
-        half *= 2
+    # As products with small Hadamard matrices, digit by digit of the index (H_ab is the Kronecker product of H_a and
+    # H_b): butterflies would pass over memory log2(width) times. Each transpose turns the digits on by one.
+    width = rest = x.shape[-1]
+    while rest > 1:
+        digit = min(rest, 16)
+        x = (x.unflatten(-1, (width // digit, digit)) @ _sylvester(digit, x)).transpose(-1, -2).flatten(-2)
+        rest //= digit
     return x
+
+
+def _sylvester(size: int, like: Tensor) -> Tensor:
+    """The Hadamard matrix `[size, size]`, of the type and device of `like`."""
+    matrix = like.new_ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix
 
 
 PROJECTIONS = {"dense": DenseProjection, "hadamard": HadamardProjection}

@@ -163,7 +163,7 @@ class SDIM(nn.Module):
         sums = unit(buckets.sums) if self.rule == "l2" else buckets.sums
         pooled = nn.functional.embedding_bag(rows, sums.reshape(-1, self.embedding_dim), mode="mean")
         if self.rule == "mean":
-            counts = buckets.counts.reshape(-1)[rows].mean(1, keepdim=True)
+            counts = buckets.counts.reshape(-1).index_select(0, rows.flatten()).view_as(rows).mean(1, keepdim=True)
             pooled = _divided(pooled, counts)
         return pooled.view(candidates.shape)
 

@@ -125,9 +125,7 @@ class BehaviorStore:
         keys = [_key(user) for user in events]
         if len(set(keys)) < len(keys):
             raise ValueError(f"a user is named twice (7 and '7' are the same): {list(events)}")
-        added = [
-            item_ids(items)[-self.max_events :] for items in events.values()
-        ]  # what came before would expire at once
+        added = [item_ids(items)[-self.max_events :] for items in events.values()]
         encoded = [self.encoder(ids) for ids in added]
         held: dict[User, int] = {}
 

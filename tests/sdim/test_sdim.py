@@ -188,9 +188,10 @@ def test_packing_is_undone(tau, groups, seed):
     assert torch.equal(unpack(packed, groups, tau), given_codes)
 
 
-def test_hadamard_is_that_of_scipy():
-    x = torch.randn(3, 32)
-    torch.testing.assert_close(hadamard(x), x @ torch.tensor(scipy_hadamard(32), dtype=torch.float32))
+@pytest.mark.parametrize("width", [1, 2, 16, 32, 512])
+def test_hadamard_is_that_of_scipy(width):
+    x = torch.randn(3, 2, width, dtype=torch.float64)
+    torch.testing.assert_close(hadamard(x), x @ torch.tensor(scipy_hadamard(width), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("rule", "num"), [("l2", 1), ("mean", 12)])
