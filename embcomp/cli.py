@@ -14,7 +14,7 @@ def main() -> None:
     try:
         import typer
     except ModuleNotFoundError:
-        sys.exit("embcomp: the command line needs typer: pip install 'embcomp[graph]' or 'embcomp[semantic]'")
+        sys.exit("embcomp: the command line needs typer: pip install 'embcomp[graph]', or semantic, or serving")
     app = typer.Typer(no_args_is_help=True, help="Small embedding tables for recommender models.")
 
     @app.callback()

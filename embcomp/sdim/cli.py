@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated
 
@@ -42,8 +43,13 @@ def serve_behaviors(
         raise typer.Exit(2) from None
     with opened:
         if reencode:
-            opened.reencode_in_background()
+            opened.reencode_in_background().add_done_callback(_report)
         uvicorn.run(create_app(opened, token=token), host=host, port=port, access_log=False)
+
+
+def _report(work: Future[int]) -> None:
+    error = work.exception()
+    typer.echo(f"re-encoding stopped: {error}" if error else f"{work.result()} users were re-encoded", err=True)
 
 
 def _loopback(host: str) -> bool:
