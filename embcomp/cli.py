@@ -5,6 +5,7 @@ from importlib import import_module
 
 _PARTS: dict[str, tuple[str, str]] = {
     "graphhash": ("embcomp.graph.cli", "graph"),
+    "serve-behaviors": ("embcomp.sdim.cli", "serving"),
 }
 """Command -> the module whose `app` it is, and the extra that the module needs."""
 
@@ -14,7 +15,7 @@ def main() -> None:
     try:
         import typer
     except ModuleNotFoundError:
-        sys.exit("embcomp: the command line needs typer: pip install 'embcomp[graph]' or 'embcomp[semantic]'")
+        sys.exit("embcomp: the command line needs typer: pip install 'embcomp[graph]', or semantic, or serving")
     app = typer.Typer(no_args_is_help=True, help="Small embedding tables for recommender models.")
 
     @app.callback()
@@ -30,5 +31,9 @@ def main() -> None:
                 print(f"embcomp {name}: {error}: pip install 'embcomp[{extra}]'", file=sys.stderr)
                 sys.exit(2)
             continue
-        app.add_typer(part.app, name=name)
+        commands = part.app.registered_commands
+        if len(commands) == 1 and part.app.registered_callback is None:  # a part of one command is that command
+            app.command(name)(commands[0].callback)
+        else:
+            app.add_typer(part.app, name=name)
     app()

@@ -7,6 +7,7 @@ Retrieval models: `(users [B], items [B, n]) -> scores [B, n]`. Each takes a mod
 `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
 """
 
+from recsys_models.behavior import BehaviorModel
 from recsys_models.build import MODELS, RETRIEVAL_MODELS, build, build_retrieval
 from recsys_models.dcn import DCN
 from recsys_models.dcnv2 import DCNv2
@@ -26,6 +27,7 @@ __all__ = [
     "MODELS",
     "NGCF",
     "RETRIEVAL_MODELS",
+    "BehaviorModel",
     "DCNv2",
     "DeepFM",
     "LightGCN",

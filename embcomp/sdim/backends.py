@@ -1,0 +1,187 @@
+"""Where a behaviour store keeps its bytes: LMDB, embedded in the process, or a Redis server, shared.
+
+Both change what they hold in transactions. `update` reads keys, asks what to write, and writes that only if nobody
+changed one of those keys in between; readers see all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from errno import EDQUOT, EFBIG, ENOSPC
+from typing import Any, Protocol
+
+from embcomp.sdim.errors import StoreError, StoreFull, StoreUnavailable
+
+Change = Callable[[list[bytes | None]], Mapping[bytes, bytes | None]]
+"""Values of the keys that were read -> what to write; None deletes. May be called again when others were faster."""
+
+_NEEDS = "a behaviour store needs {}: pip install 'embcomp[serving]'"
+
+
+class Backend(Protocol):
+    """Bytes by key."""
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+    def update(self, keys: Sequence[bytes], change: Change) -> None: ...
+    def pages(self, prefix: bytes, size: int) -> Iterator[list[bytes]]: ...
+    def close(self) -> None: ...
+
+
+def open_backend(location: str | os.PathLike[str], **options: Any) -> Backend:
+    """LMDB for a path, Redis for redis://, rediss:// or unix:// addresses."""
+    text = os.fspath(location)
+    return RedisBackend(text, **options) if "://" in text else LmdbBackend(text, **options)
+
+
+class LmdbBackend:
+    """A folder. Several processes may use it at once, on one machine; a write returns when it is on the disk.
+
+    Args:
+        path: the folder, made where it is missing.
+        max_bytes: how large it may become; no more than addresses are taken before they are used.
+    """
+
+    def __init__(self, path: str, max_bytes: int = 2**36) -> None:
+        try:
+            import lmdb
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(_NEEDS.format("lmdb")) from error
+        self._lmdb, self.path, self.max_bytes = lmdb, path, max_bytes
+        try:
+            os.makedirs(path, exist_ok=True)
+            self.env = lmdb.open(path, map_size=max_bytes, max_readers=1024)
+            self.env.reader_check()  # readers that were killed would keep old pages alive
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"store {path}: cannot be opened ({error})") from error
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self.env.begin() as transaction:
+            return [transaction.get(key) for key in keys]
+
+    def update(self, keys: Sequence[bytes], change: Change) -> None:
+        try:
+            with self.env.begin(write=True) as transaction:
+                for key, value in change([transaction.get(key) for key in keys]).items():
+                    if value is None:
+                        transaction.delete(key)
+                    else:
+                        transaction.put(key, value)
+        except self._lmdb.MapFullError as error:
+            raise StoreFull(f"store {self.path} is full: open it with more than max_bytes={self.max_bytes}") from error
+        except self._lmdb.Error as error:
+            if any(os.strerror(code) in str(error) for code in (ENOSPC, EDQUOT, EFBIG)):
+                raise StoreFull(f"store {self.path}: the disk takes no more ({error}); nothing was written") from error
+            raise StoreError(f"store {self.path}: nothing was written ({error})") from error
+
+    def pages(self, prefix: bytes, size: int) -> Iterator[list[bytes]]:
+        start = prefix
+        while True:
+            with self.env.begin() as transaction, transaction.cursor() as cursor:
+                page = []
+                if cursor.set_range(start):
+                    for key in cursor.iternext(values=False):
+                        if len(page) == size or not key.startswith(prefix):
+                            break
+                        page.append(bytes(key))
+            if not page:
+                return
+            yield page
+            start = page[-1] + b"\0"
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class RedisBackend:
+    """A Redis or Valkey server.
+
+    A write is acknowledged as soon as the server answers, so what survives its death is for the server to say:
+    `appendonly yes` and `appendfsync always` lose nothing. A server that says otherwise is warned about.
+
+    Args:
+        url: redis://host:port/db, rediss://, unix://path.
+        prefix: of all keys, where a server holds several stores.
+        timeout: seconds to go on trying when the server is gone or others change the same users.
+    """
+
+    def __init__(self, url: str, prefix: str = "embcomp:", timeout: float = 5.0) -> None:
+        try:
+            import redis
+            import redis.exceptions
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(_NEEDS.format("redis")) from error
+        self._errors, self.prefix, self.timeout = redis.exceptions, prefix.encode(), timeout
+        # The client's own retries know nothing of tokens: `_tried` repeats whole transactions instead.
+        self.client = redis.Redis.from_url(
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+        )
+        self.name = url.rsplit("@", 1)[-1]  # without a password
+        self._tried(self.client.ping)
+        self._warn_of_loss()
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        names = [self.prefix + key for key in keys]
+        return self._tried(lambda: self.client.mget(names))
+
+    def update(self, keys: Sequence[bytes], change: Change) -> None:
+        names = [self.prefix + key for key in keys]
+
+        def once() -> None:
+            with self.client.pipeline() as pipe:
+                pipe.watch(*names)
+                changes = change(pipe.mget(names))  # pyright: ignore[reportArgumentType]
+                pipe.multi()
+                for key, value in changes.items():
+                    pipe.delete(self.prefix + key) if value is None else pipe.set(self.prefix + key, value)
+                pipe.execute()
+
+        self._tried(once)
+
+    def pages(self, prefix: bytes, size: int) -> Iterator[list[bytes]]:
+        cursor, pattern = 0, self.prefix + prefix + b"*"
+        while True:
+            cursor, names = self._tried(lambda at=cursor: self.client.scan(at, match=pattern, count=size))
+            if names:
+                yield [name[len(self.prefix) :] for name in names]
+            if not cursor:
+                return
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _tried(self, call: Callable[[], Any]) -> Any:
+        """Repeat a call until it succeeds or time is up; a broken connection or a faster writer is no failure yet."""
+        end, pause = time.monotonic() + self.timeout, 0.001
+        while True:
+            try:
+                return call()
+            except (self._errors.ConnectionError, self._errors.TimeoutError, self._errors.WatchError) as error:
+                if time.monotonic() > end:
+                    busy = isinstance(error, self._errors.WatchError)
+                    why = "too many writers change the same users" if busy else f"the server does not answer ({error})"
+                    raise StoreUnavailable(f"store {self.name}: {why}; tried for {self.timeout} s") from error
+            except self._errors.RedisError as error:
+                if isinstance(error, self._errors.OutOfMemoryError) or "MISCONF" in str(error):
+                    raise StoreFull(f"store {self.name}: the server takes no more ({error})") from error
+                raise StoreError(f"store {self.name}: {error}") from error
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, 0.1)
+
+    def _warn_of_loss(self) -> None:
+        try:
+            found: dict[str, str] = self.client.config_get("append*")  # pyright: ignore[reportAssignmentType]
+        except self._errors.RedisError:
+            return  # hosted servers keep their settings to themselves
+        if found.get("appendonly") != "yes" or found.get("appendfsync") != "always":
+            warnings.warn(
+                f"store {self.name}: the server may lose appends that it has acknowledged when it dies; "
+                "set `appendonly yes` and `appendfsync always`",
+                RuntimeWarning,
+                stacklevel=4,
+            )

@@ -1,0 +1,84 @@
+"""Histories summed up by bucket: what SDIM keeps of a user, whatever the number of events."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MATMUL_BUCKETS = 32
+"""Up to so many buckets in a group a product with one-hot rows is faster than adding events up one by one."""
+
+
+class Buckets(NamedTuple):
+    """Sums and counts of B histories, not normalised, so that events can be added and taken away.
+
+    Attributes:
+        sums: float [B, groups, 2^hash_width, D].
+        counts: float32 [B, groups, 2^hash_width], how many events each sum holds.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+
+def sum_padded(codes: Tensor, sequence: Tensor, mask: Tensor, width: int) -> Buckets:
+    """Bucket sums of padded histories.
+
+    Args:
+        codes: int64 [B, L, G], the bucket of each event in each group, below `width`.
+        sequence: float [B, L, D]; zero where masked.
+        mask: bool [B, L], True for events.
+        width: buckets of a group.
+    """
+    batch, length, groups = codes.shape
+    if width > MATMUL_BUCKETS:
+        segment = torch.arange(batch, device=codes.device).repeat_interleave(length)
+        return sum_jagged(codes.flatten(0, 1), sequence.flatten(0, 1), segment, batch, width, mask.flatten())
+    hits = (codes.unsqueeze(-1) == torch.arange(width, device=codes.device)) & mask[:, :, None, None]
+    hits = hits.flatten(2).to(sequence.dtype)
+    sums = hits.transpose(1, 2) @ sequence
+    counts = hits.sum(1, dtype=torch.float32)
+    return Buckets(sums.view(batch, groups, width, sequence.shape[2]), counts.view(batch, groups, width))
+
+
+def sum_jagged(
+    codes: Tensor, values: Tensor, segment: Tensor, batch: int, width: int, mask: Tensor | None = None
+) -> Buckets:
+    """Bucket sums of histories that lie end to end.
+
+    Args:
+        codes: int64 [T, G].
+        values: float [T, D]; zero where masked.
+        segment: int64 [T], the history of each event, below `batch`.
+        batch: number of histories.
+        width: buckets of a group.
+        mask: bool [T], True for events; None for all.
+    """
+    ones = torch.ones_like(codes[:, 0], dtype=torch.float32) if mask is None else mask.float()
+    sums, counts = [], []
+    for group in codes.unbind(1):  # group by group: all at once would copy every event `groups` times
+        rows = segment * width + group
+        sums.append(values.new_zeros(batch * width, values.shape[1]).index_add(0, rows, values))
+        counts.append(ones.new_zeros(batch * width).index_add(0, rows, ones))
+    return Buckets(
+        torch.stack([part.view(batch, width, values.shape[1]) for part in sums], dim=1),
+        torch.stack([part.view(batch, width) for part in counts], dim=1),
+    )
+
+
+def segments(offsets: Tensor, total: int) -> Tensor:
+    """The history of each of `total` events: int64 [total], from int64 offsets [B + 1].
+
+    Example:
+        >>> import torch
+        >>> segments(torch.tensor([0, 2, 2, 3]), 3)
+        tensor([0, 0, 2])
+    """
+    places = torch.arange(total, device=offsets.device)
+    return torch.searchsorted(offsets, places, right=True) - 1
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors divided by their length; the zero vector stays zero, with a finite gradient."""
+    square = x.square().sum(-1, keepdim=True)
+    return x * torch.where(square > 0, square, 1.0).rsqrt()

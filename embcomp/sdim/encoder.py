@@ -1,0 +1,127 @@
+"""From item ids to what a behaviour store adds up: vectors and their buckets, under the name of a model version."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embcomp.sdim.sdim import SDIM
+
+
+class Events(NamedTuple):
+    """n events: their buckets `codes` int64 [n, groups] and their `vectors` float32 [n, D]."""
+
+    codes: np.ndarray
+    vectors: np.ndarray
+
+
+class BehaviorEncoder:
+    """An item embedding and the hashes of a model, as a `BehaviorStore` uses them.
+
+    Args:
+        sdim: the module of the model, on CPU.
+        items: the item embedding: a module (compressed or not), a function, ids int64 [n] -> float [n, D], or a table
+            [num_items, D].
+        version: names the model whose vectors these are. A store that holds another version is refused, so change it
+            with every training.
+        num_items: how many ids there are; by default what `items` says, None for an open id space.
+
+    Raises:
+        ValueError: the version is empty, the widths differ.
+
+    Example:
+        >>> import torch
+        >>> from embcomp.sdim import SDIM, BehaviorEncoder
+        >>> encoder = BehaviorEncoder(SDIM(8, seed=1), torch.nn.Embedding(100, 8), version="2026-08-01")
+        >>> encoder.stamp
+        '2026-08-01, SDIM dense 8 x 48 in groups of 3, hashes ...'
+    """
+
+    def __init__(
+        self, sdim: SDIM, items: Callable[[Tensor], Tensor] | Tensor, version: str, num_items: int | None = None
+    ) -> None:
+        if not version:
+            raise ValueError("version is empty: name the model whose vectors are stored")
+        if isinstance(items, Tensor):
+            table = items.detach()
+            items, num_items = lambda ids: table[ids], len(table)
+        self.sdim = sdim
+        self.items = items
+        self.version = version
+        self.num_items = getattr(items, "num_embeddings", None) if num_items is None else num_items
+        width = getattr(items, "embedding_dim", sdim.embedding_dim)
+        if width != sdim.embedding_dim:
+            raise ValueError(f"items have width {width}, SDIM was built for embedding_dim {sdim.embedding_dim}")
+        digest = hashlib.sha256()
+        for buffer in sdim.projection.buffers():
+            digest.update(buffer.cpu().contiguous().numpy().tobytes())
+        self.stamp = (
+            f"{version}, SDIM {sdim.kind} {sdim.embedding_dim} x {sdim.num_hashes} in groups of {sdim.hash_width}, "
+            f"hashes {digest.hexdigest()[:12]}"
+        )
+
+    def known(self, ids: np.ndarray) -> np.ndarray:
+        """Which ids this model has: bool, of the shape of `ids`."""
+        return (ids >= 0) & (ids < (2**63 - 1 if self.num_items is None else self.num_items))
+
+    def __call__(self, ids: np.ndarray) -> Events:
+        """Encode events, int64 [n].
+
+        Raises:
+            IndexError: an id that the model does not have.
+            ValueError: a vector that is not finite, and so must not reach the store.
+        """
+        if not (inside := self.known(ids)).all():
+            raise IndexError(f"item {ids[~inside][0]} is out of range: the model has {self.num_items} items")
+        with torch.no_grad():
+            vectors = self.items(torch.from_numpy(ids)).detach().float()
+            codes = self.sdim._codes(vectors, None)
+        vectors = vectors.numpy()
+        if not (finite := np.isfinite(vectors).all(axis=1)).all():
+            raise ValueError(f"item {ids[~finite][0]} has a vector that is not finite: nothing was written")
+        return Events(codes.numpy(), vectors)
+
+    def save(self, path: str | os.PathLike[str], chunk: int = 65_536) -> None:
+        """Write hashes and the vectors of all items, for `load`: 4 · num_items · D bytes, whatever the method."""
+        if self.num_items is None:
+            raise ValueError("an open id space cannot be written out: serve the module itself (create_app)")
+        with torch.no_grad():
+            parts = [self.items(ids).detach().float() for ids in torch.arange(self.num_items).split(chunk)]
+        state = {
+            "items": torch.cat(parts),
+            "sdim": self.sdim.state_dict(),
+            "settings": {**self.sdim.settings(), "rule": self.sdim.rule},
+            "version": self.version,
+        }
+        partial = Path(f"{os.fspath(path)}.{os.getpid()}.partial")
+        try:
+            torch.save(state, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> BehaviorEncoder:
+        """What `save` wrote. Tensors and numbers are read, never code.
+
+        Raises:
+            ValueError: the file is something else.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            sdim = SDIM(**state["settings"])
+            sdim.load_state_dict(state["sdim"])
+            return cls(sdim, nn.Embedding.from_pretrained(state["items"]), state["version"])
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{path} is no saved BehaviorEncoder ({error}): write it with BehaviorEncoder.save"
+            ) from error

@@ -1,0 +1,21 @@
+"""What a behaviour store may refuse, and why."""
+
+
+class StoreError(RuntimeError):
+    """Base of what a behaviour store raises; the store is as it was before the call."""
+
+
+class StampMismatch(StoreError):
+    """The store holds histories of another model or projection."""
+
+
+class StoreFull(StoreError):
+    """No room: the map of LMDB, the memory of Redis, the disk."""
+
+
+class StoreUnavailable(StoreError):
+    """The server is gone, or too many writers want the same user; the call may be repeated with the same token."""
+
+
+class CorruptRecord(StoreError):
+    """The bytes of a user are not what was written."""

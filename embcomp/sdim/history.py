@@ -1,0 +1,138 @@
+"""One user of a behaviour store: recent events and their bucket sums, in memory and as bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from embcomp.sdim.encoder import BehaviorEncoder, Events
+from embcomp.sdim.errors import CorruptRecord
+
+DTYPES = ("float32", "float16", "int8")
+MAX_EVENTS = 2**16 - 1
+"""Counts are written as uint16."""
+_TOKENS = 32
+_FORMAT = 1
+# Magic, format, dtype, tokens, groups, buckets of a group, width, events, changes, stamp, checksum of what follows.
+_HEADER = struct.Struct("<4sBBHHHIIi16sI")
+_MAGIC = b"SDIM"
+
+
+@dataclass
+class History:
+    """The last events of a user.
+
+    Attributes:
+        events: item ids, int64 [n], oldest first.
+        sums: float32 [groups, width, D]: what the events add up to.
+        counts: int64 [groups, width].
+        stamp: digest of the model and the hashes that made the sums.
+        tokens: of the last appends, so that one that is sent twice counts once.
+        changes: events added or taken away since the sums were last made from all events at once.
+    """
+
+    events: np.ndarray
+    sums: np.ndarray
+    counts: np.ndarray
+    stamp: bytes
+    tokens: list[bytes] = field(default_factory=list)
+    changes: int = 0
+
+    @classmethod
+    def encode(cls, encoder: BehaviorEncoder, events: np.ndarray, tokens: list[bytes] | None = None) -> History:
+        """The history of these events, int64 [n], from nothing."""
+        sdim = encoder.sdim
+        sums = np.zeros((sdim.groups, sdim.width, sdim.embedding_dim), np.float32)
+        history = cls(events, sums, np.zeros(sums.shape[:2], np.int64), digest(encoder.stamp), list(tokens or []))
+        history._count(encoder(events), 1)
+        return history
+
+    def append(self, encoder: BehaviorEncoder, items: np.ndarray, added: Events, token: bytes, most: int) -> None:
+        """Add events, int64 [n], and let go of the oldest beyond `most`."""
+        events = np.concatenate((self.events, items))
+        gone, self.events = events[:-most], events[-most:]
+        self._count(added, 1)
+        if len(gone):
+            self._count(encoder(gone), -1)
+        self.sums[self.counts == 0] = 0.0  # whatever rounding left of events that are gone
+        self.changes += len(items) + len(gone)
+        self.tokens = [*self.tokens, token][-_TOKENS:]
+
+    def _count(self, events: Events, sign: int) -> None:
+        groups = np.arange(len(self.sums))
+        for codes, vector in zip(events.codes, events.vectors, strict=True):
+            self.sums[groups, codes] += sign * vector
+            self.counts[groups, codes] += sign
+
+    def to_bytes(self, dtype: str) -> bytes:
+        """All of it, in buckets that hold events; sums as one of `DTYPES`, int8 with a float32 scale for each bucket.
+
+        Raises:
+            ValueError: sums that the dtype cannot hold.
+        """
+        held = self.sums[self.counts > 0]
+        scales = np.empty(0, np.float32)
+        if dtype == "int8":
+            scales = np.abs(held).max(axis=1, initial=0.0) / 127
+            held = np.rint(held / np.where(scales > 0, scales, 1)[:, None])
+        with np.errstate(over="ignore"):
+            written = held.astype(dtype)
+        if not (np.isfinite(written).all() and np.isfinite(scales).all()):
+            raise ValueError(
+                f"bucket sums beyond the range of {dtype}: nothing was written; use float32, or scale items"
+            )
+        parts = (self.events, self.counts.astype("<u2"), scales, written)
+        body = b"".join(self.tokens) + b"".join(part.tobytes() for part in parts)
+        groups, width, dim = self.sums.shape
+        header = _HEADER.pack(
+            _MAGIC, _FORMAT, DTYPES.index(dtype), len(self.tokens), groups, width - 1, dim, len(self.events),
+            self.changes, self.stamp, zlib.crc32(body),
+        )  # fmt: skip
+        return header + body
+
+    @classmethod
+    def from_bytes(cls, record: bytes, user: str) -> History:
+        """Undo `to_bytes`.
+
+        Raises:
+            CorruptRecord: anything else than a whole record.
+        """
+        try:
+            fields = _HEADER.unpack_from(record)
+            magic, version, dtype, tokens, groups, width, dim, events, changes, stamp, checksum = fields
+            body = memoryview(record)[_HEADER.size :]
+            if magic != _MAGIC or version != _FORMAT or zlib.crc32(body) != checksum:
+                raise ValueError("its checksum or format is wrong")
+            width += 1
+            kept, place = [], 0
+            for _ in range(tokens):
+                kept.append(bytes(body[place : place + 8]))
+                place += 8
+
+            def take(kind: str, count: int) -> np.ndarray:
+                nonlocal place
+                part = np.frombuffer(body, kind, count, place)
+                place += part.nbytes
+                return part
+
+            ids = take("<i8", events).astype(np.int64)
+            counts = take("<u2", groups * width).astype(np.int64).reshape(groups, width)
+            occupied = int((counts > 0).sum())
+            scales = take("<f4", occupied) if DTYPES[dtype] == "int8" else None
+            held = take(DTYPES[dtype], occupied * dim).astype(np.float32).reshape(occupied, dim)
+            sums = np.zeros((groups, width, dim), np.float32)
+            sums[counts > 0] = held if scales is None else held * scales[:, None]
+            return cls(ids, sums, counts, stamp, kept, changes)
+        except (struct.error, ValueError, IndexError) as error:
+            raise CorruptRecord(
+                f"user {user!r}: the record is damaged ({error}); forget the user, or restore a copy"
+            ) from None
+
+
+def digest(text: str, size: int = 16) -> bytes:
+    """A short name for a text."""
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()

@@ -1,0 +1,102 @@
+"""Fixed random projections, whose signs are the bits of SimHash (Charikar 2002)."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Projection(nn.Module):
+    """Base: buffers that move with the model but keep their type, because `half()` would change signatures."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            if not buffer.is_meta:
+                self._buffers[name] = buffer.to(self.get_buffer(name).device)
+        return self
+
+
+class DenseProjection(Projection):
+    """`x R` with a Gaussian matrix R, `[dim, num_hashes]`: 4 · dim · num_hashes bytes.
+
+    Shapes: float `[..., dim]` -> float32 `[..., num_hashes]`.
+
+    Example:
+        >>> import torch
+        >>> DenseProjection(8, 6, seed=0)(torch.ones(2, 8)).shape
+        torch.Size([2, 6])
+    """
+
+    matrix: Tensor
+
+    def __init__(self, dim: int, num_hashes: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("matrix", torch.randn(dim, num_hashes, generator=generator, device="cpu"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() @ self.matrix
+
+
+class HadamardProjection(Projection):
+    """Three rounds of random signs and a Hadamard transform in place of a Gaussian matrix (Andoni et al. 2015).
+
+    `H S3 H S2 H S1 x` (arXiv 1509.02897, section 5) with diagonal sign matrices S costs O(n log n) rather than n · m,
+    and 3 n bytes. The width is padded to a power of two, n; more than n hashes take several blocks.
+
+    Shapes: float `[..., dim]` -> float32 `[..., num_hashes]`.
+
+    Example:
+        >>> import torch
+        >>> HadamardProjection(6, 20, seed=0)(torch.ones(2, 6)).shape  # three blocks of 8
+        torch.Size([2, 20])
+    """
+
+    signs: Tensor
+
+    def __init__(self, dim: int, num_hashes: int, seed: int) -> None:
+        super().__init__()
+        self.num_hashes = num_hashes
+        self.padding = (1 << (dim - 1).bit_length()) - dim
+        width = dim + self.padding
+        generator = torch.Generator().manual_seed(seed)
+        shape = (3, -(-num_hashes // width), width)
+        signs = 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.int8, device="cpu") - 1
+        self.register_buffer("signs", signs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x.float(), (0, self.padding)).unsqueeze(-2)
+        for signs in self.signs:
+            x = hadamard(x * signs)
+        return x.flatten(-2)[..., : self.num_hashes]
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """The Walsh-Hadamard transform of the last dimension, a power of two, not normalised.
+
+    Example:
+        >>> import torch
+        >>> hadamard(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor([10., -2., -4.,  0.])
+    """
+    # As products with small Hadamard matrices, digit by digit of the index (H_ab is the Kronecker product of H_a and
+    # H_b): butterflies would pass over memory log2(width) times. Each transpose turns the digits on by one.
+    width = rest = x.shape[-1]
+    while rest > 1:
+        digit = min(rest, 16)
+        x = (x.unflatten(-1, (width // digit, digit)) @ _sylvester(digit, x)).transpose(-1, -2).flatten(-2)
+        rest //= digit
+    return x
+
+
+def _sylvester(size: int, like: Tensor) -> Tensor:
+    """The Hadamard matrix `[size, size]`, of the type and device of `like`."""
+    matrix = like.new_ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix
+
+
+PROJECTIONS = {"dense": DenseProjection, "hadamard": HadamardProjection}

@@ -1,0 +1,291 @@
+"""SDIM: attention over a history of any length at a constant cost per candidate."""
+
+import json
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.sdim.buckets import Buckets, segments, sum_jagged, sum_padded, unit
+from embcomp.sdim.projection import PROJECTIONS
+from embcomp.sdim.signatures import pack, unpack
+
+Rule = Literal["l2", "mean"]
+
+
+class SDIM(nn.Module):
+    """Sampling-based deep interest modelling (Cao et al. 2022, arXiv 2205.10249, section 4).
+
+    SimHash gives every vector `num_hashes` fixed bits, in groups of `hash_width`. In each group, the events whose bits
+    agree with the candidate's are added up; an event thus counts with probability (1 - angle / pi)^hash_width. A
+    history is therefore `num_hashes / hash_width` groups of `2^hash_width` sums (`encode`), and a candidate reads one
+    of each group (`query`), whatever the number of events.
+
+    Args:
+        embedding_dim: width D of items.
+        num_hashes: bits, m; a multiple of `hash_width`.
+        hash_width: bits of a group, tau. More of them look at closer events only.
+        seed: another seed gives other hashes. They are buffers, saved with the model.
+        rule: "l2", the paper's: each sum is divided by its length, then the groups are averaged. "mean": the sums of
+            all groups together are divided by the number of events that they hold, an average of the history weighted
+            by how often each event agrees, which keeps how much the groups found. Both read the same buckets.
+        projection: "dense", a Gaussian matrix, or "hadamard", signs and Hadamard transforms in O(D log D).
+
+    Raises:
+        ValueError: sizes below 1, `num_hashes` no multiple of `hash_width`, an unknown rule or projection.
+
+    Example:
+        >>> import torch
+        >>> from embcomp.sdim import SDIM
+        >>> items = torch.nn.Embedding(1000, 32)
+        >>> sdim = SDIM(32)
+        >>> history = torch.randint(0, 1000, (2, 50))
+        >>> mask = torch.arange(50) < torch.tensor([[50], [7]])  # the second user has 7 events
+        >>> sdim(items(torch.tensor([1, 2])), items(history), mask).shape
+        torch.Size([2, 32])
+        >>> buckets = sdim.encode(items(history), mask)  # once for each user, then any number of candidates
+        >>> sdim.query(items(torch.randint(0, 1000, (2, 500))), buckets).shape
+        torch.Size([2, 500, 32])
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_hashes: int = 48,
+        hash_width: int = 3,
+        seed: int = 0,
+        *,
+        rule: Rule = "l2",
+        projection: Literal["dense", "hadamard"] = "dense",
+    ) -> None:
+        super().__init__()
+        for name, value in (("embedding_dim", embedding_dim), ("num_hashes", num_hashes), ("hash_width", hash_width)):
+            if value < 1:
+                raise ValueError(f"SDIM: {name} must be at least 1, got {value}")
+        if hash_width > 16:
+            raise ValueError(f"SDIM: hash_width {hash_width} makes 2^{hash_width} buckets in a group; give at most 16")
+        if num_hashes % hash_width:
+            below = num_hashes // hash_width * hash_width
+            near = " or ".join(str(n) for n in (below, below + hash_width) if n)
+            raise ValueError(f"SDIM: num_hashes {num_hashes} is no multiple of hash_width {hash_width}: give {near}")
+        if rule not in ("l2", "mean"):
+            raise ValueError(f"SDIM: rule must be 'l2' or 'mean', got {rule!r}")
+        if projection not in PROJECTIONS:
+            raise ValueError(f"SDIM: projection must be one of {', '.join(PROJECTIONS)}, got {projection!r}")
+        self.embedding_dim = embedding_dim
+        self.num_hashes = num_hashes
+        self.hash_width = hash_width
+        self.groups = num_hashes // hash_width
+        self.width = 2**hash_width
+        self.rule = rule
+        self.kind = projection
+        self.projection = PROJECTIONS[projection](embedding_dim, num_hashes, seed)
+
+    def forward(
+        self,
+        candidates: Tensor,
+        sequence: Tensor,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+        *,
+        expected: bool = False,
+        candidate_signatures: Tensor | None = None,
+        sequence_signatures: Tensor | None = None,
+    ) -> Tensor:
+        """The history of each row, as each of its candidates sees it.
+
+        Args:
+            candidates: float [B, D], or [B, C, D].
+            sequence: float [B, L, D]; with `offsets`, [T, D], the histories end to end.
+            mask: bool [B, L], True for events; None where all are.
+            offsets: int64 [B + 1], where each history begins and ends in a jagged `sequence`.
+            expected: the limit of infinitely many hashes instead, at the cost of attention: exact for the rule "mean";
+                for "l2" the weighted sum divided by its length, as in the paper, whose direction the groups approach.
+                Candidates get gradients here alone, since signs have none.
+            candidate_signatures: int64 [B, words] or [B, C, words], where they are known (see `ItemSignatures`).
+            sequence_signatures: int64 [B, L, words] or [T, words], where they are known.
+
+        Returns:
+            float, of the shape of `candidates`. Zeros where no event agrees, and for a history without events.
+
+        Raises:
+            ValueError: shapes or types that do not fit.
+        """
+        several = candidates.dim() == 3
+        if not several:
+            candidates = candidates.unsqueeze(1)
+            candidate_signatures = None if candidate_signatures is None else candidate_signatures.unsqueeze(1)
+        if expected:
+            pooled = self._expected(candidates, *self._checked(sequence, mask, offsets))
+        elif offsets is None and candidates.shape[1] <= self.width:
+            pooled = self._attend(candidates, sequence, mask, candidate_signatures, sequence_signatures)
+        else:  # from here on buckets are fewer than what all candidates read
+            buckets = self.encode(sequence, mask, offsets, signatures=sequence_signatures)
+            pooled = self.query(candidates, buckets, candidate_signatures)
+        return pooled if several else pooled.squeeze(1)
+
+    def encode(
+        self,
+        sequence: Tensor,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+        *,
+        signatures: Tensor | None = None,
+    ) -> Buckets:
+        """The buckets of B histories: sums [B, groups, 2^hash_width, D] and counts; arguments as in `forward`."""
+        sequence, mask, offsets = self._checked(sequence, mask, offsets)
+        codes = self._codes(sequence, signatures)
+        if offsets is None:
+            return sum_padded(codes, sequence, mask, self.width)
+        return sum_jagged(codes, sequence, segments(offsets, len(sequence)), len(offsets) - 1, self.width)
+
+    def query(self, candidates: Tensor, buckets: Buckets, signatures: Tensor | None = None) -> Tensor:
+        """What candidates [B, D] or [B, C, D] read from the buckets of their row; of the same shape.
+
+        One look-up of `groups` rows for each candidate (`embedding_bag`). A single user's buckets are a batch of one:
+        candidates [1, C, D].
+        """
+        if candidates.dim() == 2:
+            known = None if signatures is None else signatures.unsqueeze(1)
+            return self.query(candidates.unsqueeze(1), buckets, known).squeeze(1)
+        self._check_width(candidates, "candidates")
+        if buckets.sums.shape[1:] != (self.groups, self.width, self.embedding_dim):
+            raise ValueError(
+                f"SDIM: buckets have shape {list(buckets.sums.shape)}, expected "
+                f"[B, {self.groups}, {self.width}, {self.embedding_dim}]: encode them with the same configuration"
+            )
+        if buckets.sums.shape[0] != candidates.shape[0]:
+            raise ValueError(f"SDIM: buckets of {len(buckets.sums)} histories for {len(candidates)} rows of candidates")
+        codes = self._codes(candidates, signatures)
+        tables = torch.arange(len(candidates) * self.groups, device=codes.device).view(-1, 1, self.groups)
+        rows = (tables * self.width + codes).view(-1, self.groups)
+        sums = unit(buckets.sums) if self.rule == "l2" else buckets.sums
+        pooled = nn.functional.embedding_bag(rows, sums.reshape(-1, self.embedding_dim), mode="mean")
+        if self.rule == "mean":
+            counts = buckets.counts.reshape(-1).index_select(0, rows.flatten()).view_as(rows).mean(1, keepdim=True)
+            pooled = _divided(pooled, counts)
+        return pooled.view(candidates.shape)
+
+    def signatures(self, vectors: Tensor) -> Tensor:
+        """The buckets of vectors in all groups, packed: float [..., D] -> int64 [..., words], a word for 63 bits."""
+        self._check_width(vectors, "vectors")
+        return pack(self._codes(vectors, None), self.hash_width)
+
+    def collision_probability(self, cosine: Tensor) -> Tensor:
+        """How likely vectors of this cosine agree in a group: (1 - arccos(cosine) / pi)^hash_width, in [0, 1]."""
+        edge = 1 - torch.finfo(cosine.dtype).eps  # beyond it the gradient of arccos is infinite
+        return (1 - cosine.clamp(-edge, edge).arccos() / math.pi) ** self.hash_width
+
+    def _codes(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
+        """The bucket of each vector in each group: float [..., D] -> int64 [..., groups]."""
+        if signatures is not None:
+            if signatures.shape[:-1] != vectors.shape[:-1]:
+                raise ValueError(
+                    f"SDIM: signatures {list(signatures.shape)} do not fit vectors {list(vectors.shape)}: "
+                    f"expected {[*vectors.shape[:-1], 'words']}"
+                )
+            return unpack(signatures, self.groups, self.hash_width)
+        with torch.no_grad():
+            bits = (self.projection(vectors) > 0).long().unflatten(-1, (self.groups, self.hash_width))
+            return (bits << torch.arange(self.hash_width, device=bits.device)).sum(-1)
+
+    def _attend(
+        self,
+        candidates: Tensor,
+        sequence: Tensor,
+        mask: Tensor | None,
+        candidate_signatures: Tensor | None,
+        sequence_signatures: Tensor | None,
+    ) -> Tensor:
+        """Few candidates: what they read is summed up directly, without the buckets that nobody reads."""
+        self._check_width(candidates, "candidates")
+        sequence, mask, _ = self._checked(sequence, mask, None)
+        if len(candidates) != len(sequence):
+            raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {len(sequence)} histories")
+        asked = self._codes(candidates, candidate_signatures)
+        known = self._codes(sequence, sequence_signatures)
+        agree = asked.unsqueeze(-1) == known.transpose(1, 2).unsqueeze(1)  # [B, C, groups, L]
+        agree = (agree & mask[:, None, None, :]).to(sequence.dtype)
+        if self.rule == "mean":
+            weights = agree.sum(2)
+            return _divided(weights @ sequence, weights.sum(-1, keepdim=True))
+        sums = agree.flatten(1, 2) @ sequence
+        return unit(sums).view(*asked.shape, self.embedding_dim).mean(2)
+
+    def _expected(self, candidates: Tensor, sequence: Tensor, mask: Tensor, offsets: Tensor | None) -> Tensor:
+        self._check_width(candidates, "candidates")
+        asked, known = unit(candidates), unit(sequence)
+        if offsets is None:
+            weights = self.collision_probability(asked @ known.transpose(1, 2)) * mask.unsqueeze(1)
+            sums, total = weights @ sequence, weights.sum(-1, keepdim=True)
+        else:
+            row = segments(offsets, len(sequence))
+            weights = self.collision_probability(torch.einsum("tcd,td->tc", asked[row], known)).unsqueeze(-1)
+            sums = torch.zeros_like(candidates).index_add(0, row, weights * sequence.unsqueeze(1))
+            total = weights.new_zeros(*candidates.shape[:2], 1).index_add(0, row, weights)
+        return unit(sums) if self.rule == "l2" else _divided(sums, total)
+
+    def _checked(
+        self, sequence: Tensor, mask: Tensor | None, offsets: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The sequence with zeros where masked, the mask, the offsets."""
+        self._check_width(sequence, "sequence")
+        if offsets is not None:
+            if mask is not None or sequence.dim() != 2:
+                raise ValueError("SDIM: offsets go with a sequence [T, D] and without a mask")
+            if offsets.dtype not in (torch.int64, torch.int32):
+                raise ValueError(f"SDIM: offsets must be int64 (floats lose events beyond 2^24), got {offsets.dtype}")
+            offsets = offsets.long()
+            if not torch.compiler.is_compiling() and offsets.device.type == "cpu" and int(offsets[-1]) != len(sequence):
+                raise ValueError(f"SDIM: offsets end at {int(offsets[-1])}, the sequence has {len(sequence)} events")
+            return sequence, torch.ones_like(sequence[:, 0], dtype=torch.bool), offsets
+        if sequence.dim() != 3:
+            raise ValueError(f"SDIM: sequence has shape {list(sequence.shape)}: give [B, L, D], or offsets too")
+        if mask is None:
+            return sequence, torch.ones_like(sequence[:, :, 0], dtype=torch.bool), None
+        if mask.shape != sequence.shape[:2] or mask.dtype != torch.bool:
+            raise ValueError(
+                f"SDIM: mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(sequence.shape[:2])}"
+            )
+        # Not by a product: padding may hold NaN.
+        return sequence.masked_fill(~mask.unsqueeze(-1), 0.0), mask, None
+
+    def _check_width(self, vectors: Tensor, what: str) -> None:
+        if vectors.shape[-1] != self.embedding_dim:
+            raise ValueError(
+                f"SDIM: {what} have width {vectors.shape[-1]}, expected embedding_dim {self.embedding_dim}"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the buckets, next to the projection itself: saved with the model."""
+        return {
+            "embedding_dim": self.embedding_dim,
+            "num_hashes": self.num_hashes,
+            "hash_width": self.hash_width,
+            "projection": self.kind,
+        }
+
+    def get_extra_state(self) -> Tensor:
+        return torch.frombuffer(bytearray(json.dumps(self.settings()).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to set; `_load_from_state_dict` has compared it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None:  # before torch compares shapes, which do not tell one hash_width from another
+            settings, mine = json.loads(bytes(saved.cpu().tolist())), self.settings()
+            if differ := [
+                f"{k}: saved {settings.get(k)!r}, here {v!r}" for k, v in mine.items() if settings.get(k) != v
+            ]:
+                raise ValueError(f"SDIM: the state was saved with another configuration ({'; '.join(differ)})")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{self.embedding_dim}, num_hashes={self.num_hashes}, hash_width={self.hash_width}, rule={self.rule!r}"
+
+
+def _divided(sums: Tensor, counts: Tensor) -> Tensor:
+    """Sums / counts, and zero where nothing was counted."""
+    return sums / torch.where(counts > 0, counts, 1.0)

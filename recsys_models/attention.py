@@ -1,0 +1,102 @@
+"""A history as a candidate sees it, at a cost per candidate that grows with the history.
+
+Each layer maps candidates `[B, C, D]` and histories `[B, L, D]` with their mask `[B, L]` (True for events) to
+`[B, C, D]`, zeros where a history has no events. Histories may also differ by candidate, `[B, C, L, D]` and
+`[B, C, L]`, as a search gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recsys_models.layers import MLP
+
+
+class AveragePooling(nn.Module):
+    """The mean of the events, the same for every candidate.
+
+    Args:
+        dim: Width D; any.
+
+    Example:
+        >>> import torch
+        >>> events = torch.tensor([[[2.0], [4.0], [9.0]]])
+        >>> AveragePooling(1)(torch.zeros(1, 1, 1), events, torch.tensor([[True, True, False]]))
+        tensor([[[3.]]])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, candidates: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
+        candidates, sequence, mask = _aligned(candidates, sequence, mask)
+        mean = sequence.sum(-2) / mask.sum(-1, keepdim=True).clamp(min=1)
+        return mean.expand_as(candidates)
+
+
+class DotProductAttention(nn.Module):
+    """Target attention, `softmax(q . s / sqrt(D))` (Vaswani et al. 2017, arXiv 1706.03762, eq. 1), without projections.
+
+    Args:
+        dim: Width D.
+
+    Example:
+        >>> import torch
+        >>> asked, events = torch.randn(2, 5, 8), torch.randn(2, 30, 8)
+        >>> DotProductAttention(8)(asked, events, torch.ones(2, 30, dtype=torch.bool)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = dim**-0.5
+
+    def forward(self, candidates: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
+        if sequence.dim() == 3:  # one product for all candidates of a row
+            sequence = sequence.masked_fill(~mask.unsqueeze(-1), 0.0)
+            scores, mask = candidates @ sequence.transpose(1, 2), mask.unsqueeze(1)
+        else:
+            candidates, sequence, mask = _aligned(candidates, sequence, mask)
+            scores = (candidates.unsqueeze(-2) * sequence).sum(-1)
+        scores = (scores * self.scale).masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1) * mask  # without events all scores are equal: the mask makes them zero
+        return weights @ sequence if sequence.dim() == 3 else (weights.unsqueeze(-1) * sequence).sum(-2)
+
+
+class DINAttention(nn.Module):
+    """The activation unit of DIN (Zhou et al. 2018, arXiv 1706.06978, section 4.3).
+
+    A network on candidate, event, difference and product weighs each event. Weights are not normalised, so that the
+    sum keeps how strong an interest is.
+
+    Args:
+        dim: Width D.
+        hidden: Hidden layers of the network.
+        activation: See `MLP`.
+
+    Example:
+        >>> import torch
+        >>> asked, events = torch.randn(2, 5, 8), torch.randn(2, 30, 8)
+        >>> DINAttention(8)(asked, events, torch.ones(2, 30, dtype=torch.bool)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, dim: int, hidden: Sequence[int] = (80, 40), activation: str = "prelu") -> None:
+        super().__init__()
+        self.unit = MLP(4 * dim, hidden, 1, activation=activation)
+
+    def forward(self, candidates: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
+        candidates, sequence, mask = _aligned(candidates, sequence, mask)
+        asked, events = torch.broadcast_tensors(candidates.unsqueeze(-2), sequence)
+        weights = self.unit(torch.cat((asked, events, asked - events, asked * events), dim=-1))
+        return (weights.masked_fill(~mask.unsqueeze(-1), 0.0) * sequence).sum(-2)
+
+
+def _aligned(candidates: Tensor, sequence: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates [B, C, D], sequence [B, 1 or C, L, D] with zeros where masked, mask [B, 1 or C, L]."""
+    if sequence.dim() == 3:
+        sequence, mask = sequence.unsqueeze(1), mask.unsqueeze(1)
+    return candidates, sequence.masked_fill(~mask.unsqueeze(-1), 0.0), mask

@@ -1,0 +1,139 @@
+"""A click-through model on candidates and a behaviour sequence, with the pooling of the sequence to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.sdim import SDIM
+from recsys_models.attention import AveragePooling, DINAttention, DotProductAttention
+from recsys_models.layers import MLP
+from recsys_models.search import ETA, SIM
+
+POOLINGS: dict[str, type[nn.Module]] = {
+    "average": AveragePooling,
+    "dot": DotProductAttention,
+    "din": DINAttention,
+    "sim": SIM,
+    "eta": ETA,
+    "sdim": SDIM,
+}
+
+
+class BehaviorModel(nn.Module):
+    """Embed, pool the history as the candidate sees it, and decide by an MLP (Zhou et al. 2018, arXiv 1706.06978).
+
+    With the pooling "din" this is DIN. The MLP reads candidate, pooled history and their product, and dense columns.
+
+    Args:
+        items: Embedding of candidates and history alike: `nn.Embedding`, `embcomp.nn.CompressedEmbedding` or any
+            module with an `embedding_dim`, int64 `[*]` -> `[*, D]`.
+        pooling: A key of `POOLINGS`.
+        last: Use this many of the latest events only, as "DIN (short)" does; None for all.
+        categories: Category of each item, int64 `[num_items]`; for "sim", which needs it.
+        num_dense: Number of dense columns, possibly 0.
+        hidden: Hidden layers of the MLP.
+        activation: See `MLP`.
+        dropout: See `MLP`.
+        batch_norm: See `MLP`.
+        **options: Passed on to the pooling.
+
+    Raises:
+        ValueError: An unknown pooling or option, `last` below 1, or categories that are missing or not asked for.
+
+    Shapes: candidates int64 `[B]` or `[B, C]`, history int64 `[B, L]` from the oldest event to the latest, mask bool
+    `[B, L]` (True for events), dense float `[B, num_dense]` or `[B, C, num_dense]` -> logits as candidates.
+
+    Example:
+        >>> import torch, embcomp
+        >>> items = embcomp.nn.CompressedEmbedding(10_000, 32, embcomp.DoubleHash(rows=500))
+        >>> model = BehaviorModel(items, pooling="sdim", num_hashes=24)
+        >>> history = torch.randint(0, 10_000, (2, 300))
+        >>> mask = torch.arange(300) < torch.tensor([[300], [20]])
+        >>> model(torch.tensor([7, 8]), history, mask).shape
+        torch.Size([2])
+        >>> model(torch.tensor([[7, 8, 9], [1, 2, 3]]), history, mask).shape  # three candidates for each user
+        torch.Size([2, 3])
+    """
+
+    categories: Tensor | None
+
+    def __init__(
+        self,
+        items: nn.Module,
+        *,
+        pooling: str = "sdim",
+        last: int | None = None,
+        categories: Tensor | None = None,
+        num_dense: int = 0,
+        hidden: Sequence[int] = (200, 80),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r} is not known: choose one of {', '.join(POOLINGS)}")
+        if last is not None and last < 1:
+            raise ValueError(f"last is {last}: use 1 event at least, or None for all")
+        if (pooling == "sim") != (categories is not None):
+            raise ValueError(f"pooling {pooling!r} {'needs' if pooling == 'sim' else 'does not read'} categories")
+        dim: int = items.embedding_dim  # pyright: ignore[reportAssignmentType]
+        self.items = items
+        self.last = last
+        self.num_dense = num_dense
+        self.register_buffer("categories", categories)
+        try:
+            self.pooling = POOLINGS[pooling](dim, **options)
+        except TypeError as error:
+            raise ValueError(f"pooling {pooling!r}: {error}") from None
+        self.mlp = MLP(3 * dim + num_dense, hidden, 1, activation=activation, dropout=dropout, batch_norm=batch_norm)
+
+    def forward(
+        self, candidates: Tensor, history: Tensor, mask: Tensor | None = None, dense: Tensor | None = None
+    ) -> Tensor:
+        if candidates.dim() == 1:
+            dense = None if dense is None else dense.unsqueeze(1)
+            return self(candidates.unsqueeze(1), history, mask, dense).squeeze(1)
+        mask = torch.ones_like(history, dtype=torch.bool) if mask is None else mask
+        if self.last is not None:
+            history, mask = latest(history, mask, self.last)
+        asked = self.items(candidates)
+        pooled = self.pooling(asked, self.items(history), mask, *self._same(candidates, history))
+        inputs = [asked, pooled, asked * pooled]
+        if self.num_dense or dense is not None:
+            if dense is None or dense.shape != (*candidates.shape, self.num_dense):
+                given = None if dense is None else list(dense.shape)
+                raise ValueError(f"dense has shape {given}, expected {[*candidates.shape, self.num_dense]}")
+            inputs.append(dense)
+        rows = torch.cat(inputs, dim=-1).flatten(0, 1)
+        return self.mlp(rows).view(candidates.shape)
+
+    def _same(self, candidates: Tensor, history: Tensor) -> tuple[Tensor, ...]:
+        """Whether candidate and event share their category, bool [B, C, L], for the pooling that asks."""
+        if self.categories is None:
+            return ()
+        return (self.categories[candidates].unsqueeze(2) == self.categories[history].unsqueeze(1),)
+
+
+def latest(history: Tensor, mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The last `most` events of each history, wherever the padding is, in their order.
+
+    Example:
+        >>> import torch
+        >>> ids, mask = torch.tensor([[5, 6, 7, 0], [8, 0, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+        >>> latest(ids, mask, 2)[0]
+        tensor([[6, 7],
+                [8, 0]])
+    """
+    if most >= history.shape[1]:
+        return history, mask
+    length = history.shape[1]
+    place = torch.arange(length, device=history.device)
+    # Events rank by place above all padding; the chosen places are then put back in order.
+    chosen = torch.where(mask, place + length, length - 1 - place).topk(most, dim=1).indices.sort(dim=1).values
+    return history.gather(1, chosen), mask.gather(1, chosen)

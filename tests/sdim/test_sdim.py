@@ -1,0 +1,273 @@
+"""SDIM against the paper's formula, its limit, and bad input."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import hadamard as scipy_hadamard
+
+import embcomp
+from embcomp.sdim import SDIM, Buckets, ItemSignatures
+from embcomp.sdim.buckets import sum_jagged
+from embcomp.sdim.projection import hadamard
+from embcomp.sdim.reference import pool_reference
+from embcomp.sdim.signatures import pack, unpack
+
+RULES = ["l2", "mean"]
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def clustered(batch: int, length: int, dim: int, seed: int = 0, candidates: int = 1):
+    """Events around a few directions, candidates near some of them; a mask with holes."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(batch, 4, dim, generator=g)
+    which = torch.randint(0, 4, (batch, length), generator=g)
+    sequence = centres.gather(1, which[..., None].expand(-1, -1, dim)) + 0.5 * torch.randn(
+        batch, length, dim, generator=g
+    )
+    asked = centres[:, :1] + 0.5 * torch.randn(batch, candidates, dim, generator=g)
+    mask = torch.rand(batch, length, generator=g) < 0.8
+    return asked, sequence, mask
+
+
+def codes(sdim: SDIM, vectors: torch.Tensor) -> torch.Tensor:
+    """Bits by the definition: sign(R x), tau to a number, the first bit the lowest."""
+    bits = (sdim.projection(vectors) > 0).long().unflatten(-1, (sdim.groups, sdim.hash_width))
+    return sum(bits[..., i] * 2**i for i in range(sdim.hash_width))
+
+
+def jagged(sequence: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.cat((torch.zeros(1, dtype=torch.int64), mask.sum(1)))
+    return sequence[mask], lengths.cumsum(0)
+
+
+@settings(max_examples=15)
+@given(
+    rule=st.sampled_from(RULES),
+    projection=st.sampled_from(["dense", "hadamard"]),
+    tau=st.sampled_from([1, 2, 3, 5, 7]),
+    groups=st.integers(1, 15),
+    sizes=st.tuples(st.integers(0, 3), st.integers(0, 12), st.integers(1, 9), st.integers(1, 12)),
+    seed=st.integers(0, 99),
+)
+def test_every_form_equals_the_formula(rule, projection, tau, groups, sizes, seed):
+    batch, length, dim, num = sizes
+    sdim = SDIM(dim, groups * tau, tau, seed, rule=rule, projection=projection)
+    asked, sequence, mask = clustered(batch, length, dim, seed, num)
+    expected = pool_reference(codes(sdim, asked), codes(sdim, sequence), sequence, mask, rule)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(sdim(asked, sequence, mask), expected, **close)
+    torch.testing.assert_close(sdim(asked[:, 0], sequence, mask), expected[:, 0], **close)
+    buckets = sdim.encode(sequence, mask)
+    torch.testing.assert_close(sdim.query(asked, buckets), expected, **close)
+    torch.testing.assert_close(sdim.query(asked[:, 0], buckets), expected[:, 0], **close)
+    values, offsets = jagged(sequence, mask)
+    torch.testing.assert_close(sdim(asked, values, offsets=offsets), expected, **close)
+    known = {"candidate_signatures": sdim.signatures(asked), "sequence_signatures": sdim.signatures(sequence)}
+    torch.testing.assert_close(sdim(asked, sequence, mask, **known), expected, **close)
+    assert (buckets.counts.sum(-1) == mask.sum(1)[:, None]).all()
+
+
+@every_rule
+@pytest.mark.parametrize("num", [1, 20])  # 20 candidates go over the buckets, 1 does not
+@pytest.mark.parametrize("form", ["padded", "jagged"])
+def test_gradients_equal_those_of_the_formula(rule, num, form):
+    sdim = SDIM(6, 12, 3, rule=rule)
+    asked, sequence, mask = clustered(3, 10, 6, candidates=num)
+    weight = torch.randn_like(asked)
+    asked.requires_grad_()
+
+    def gradients(pool):
+        leaf = sequence.clone().requires_grad_()
+        return torch.autograd.grad((pool(leaf) * weight).sum(), (leaf, asked), allow_unused=True)
+
+    if form == "padded":
+        ours = gradients(lambda s: sdim(asked, s, mask))
+    else:
+        ours = gradients(lambda s: sdim(asked, s[mask], offsets=jagged(s, mask)[1]))
+    reference = gradients(lambda s: pool_reference(codes(sdim, asked), codes(sdim, sequence), s, mask, rule))
+    torch.testing.assert_close(ours[0], reference[0], rtol=1e-4, atol=1e-6)
+    assert ours[1] is None  # no gradient through signs, as in the formula
+    assert reference[1] is None
+
+
+@every_rule
+def test_expected_reaches_items_and_candidates(rule):
+    asked, sequence, mask = (t.double() if t.is_floating_point() else t for t in clustered(2, 5, 4, candidates=3))
+    sdim = SDIM(4, 12, 3, rule=rule)
+    leaves = asked.requires_grad_(), sequence.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, s: sdim(a, s, mask, expected=True), leaves)
+    values, offsets = jagged(sequence, mask)
+    torch.testing.assert_close(
+        sdim(asked, values, offsets=offsets, expected=True), sdim(asked, sequence, mask, expected=True)
+    )
+
+
+def test_expected_is_the_written_sum():
+    asked, sequence, mask = clustered(1, 6, 5)
+    cosine = torch.nn.functional.cosine_similarity(asked[0, 0], sequence[0], dim=-1)
+    p = (1 - cosine.arccos() / torch.pi) ** 2 * mask[0]
+    total = (p[:, None] * sequence[0]).sum(0)
+    torch.testing.assert_close(SDIM(5, 4, 2, rule="mean")(asked, sequence, mask, expected=True)[0, 0], total / p.sum())
+    torch.testing.assert_close(SDIM(5, 4, 2)(asked, sequence, mask, expected=True)[0, 0], total / total.norm())
+
+
+@pytest.mark.parametrize("projection", ["dense", "hadamard"])
+@pytest.mark.parametrize("tau", [1, 3])
+def test_collision_probability_is_that_of_the_formula(projection, tau):
+    """9 600 groups: the standard error of a share is at most .0051."""
+    dim, first = 32, torch.zeros(32)
+    first[0] = 1
+    groups = 9_600 // 20
+    for cosine in (-0.5, 0.0, 0.6, 0.95):
+        second = torch.zeros(dim)
+        second[0], second[1] = cosine, (1 - cosine**2) ** 0.5
+        turn = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(1)))[0]
+        share = []
+        for seed in range(20):
+            sdim = SDIM(dim, groups * tau, tau, seed, projection=projection)
+            a, b = codes(sdim, turn @ first), codes(sdim, turn @ second)
+            share.append((a == b).float().mean())
+        expected = sdim.collision_probability(torch.tensor(cosine))
+        assert abs(torch.stack(share).mean() - expected) < 0.016
+
+
+@every_rule
+def test_more_hashes_come_closer_to_the_expectation(rule):
+    """The bounds that the project set for clustered data."""
+    asked, sequence, mask = clustered(8, 256, 32, candidates=16)
+    for num_hashes, bound in ((12, 0.83), (24, 0.90), (48, 0.95), (96, 0.97), (192, 0.99)):
+        sdim = SDIM(32, num_hashes, 3, rule=rule)
+        limit = sdim(asked, sequence, mask, expected=True)
+        cosine = torch.nn.functional.cosine_similarity(sdim(asked, sequence, mask), limit, dim=-1)
+        assert cosine.mean() >= bound, num_hashes
+
+
+@every_rule
+@pytest.mark.parametrize("num", [1, 20])
+def test_a_history_without_events_is_zero(rule, num):
+    sdim = SDIM(4, rule=rule)
+    asked, sequence, mask = clustered(3, 5, 4, candidates=num)
+    mask[1] = False
+    sequence[~mask] = float("nan")  # what lies under the mask is not read
+    sequence.requires_grad_()
+    for expected in (False, True):
+        pooled = sdim(asked, sequence, mask, expected=expected)
+        assert pooled.isfinite().all()
+        assert not pooled[1].any()
+        (gradient,) = torch.autograd.grad(pooled.sum(), sequence)
+        assert gradient.isfinite().all()
+        assert not gradient[~mask].any()
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_edges(batch):
+    sdim = SDIM(4)
+    assert sdim(torch.zeros(batch, 4), torch.zeros(batch, 1, 4)).shape == (batch, 4)
+    assert sdim(torch.zeros(batch, 30, 4), torch.zeros(batch, 1, 4)).shape == (batch, 30, 4)
+    alone = torch.randn(2, 1, 4)  # L = 1: the candidate that is the event finds it in every group
+    torch.testing.assert_close(sdim(alone, alone), torch.nn.functional.normalize(alone, dim=-1))
+
+
+def test_late_events_of_many_histories_are_found():
+    """Offsets beyond 2^24, which float32 cannot tell apart."""
+    offsets = torch.tensor([0, 2**24 + 1, 2**24 + 3])
+    segment = torch.searchsorted(offsets, torch.tensor([2**24, 2**24 + 1, 2**24 + 2]), right=True) - 1
+    counts = sum_jagged(torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 2), segment, 2, 2).counts
+    assert counts[:, 0, 0].tolist() == [1, 2]
+
+
+@settings(max_examples=20)
+@given(tau=st.integers(1, 16), groups=st.integers(1, 70), seed=st.integers(0, 99))
+def test_packing_is_undone(tau, groups, seed):
+    given_codes = torch.randint(0, 2**tau, (5, groups), generator=torch.Generator().manual_seed(seed))
+    packed = pack(given_codes, tau)
+    assert packed.shape[-1] == 1 or groups * tau > 48
+    assert torch.equal(unpack(packed, groups, tau), given_codes)
+
+
+@pytest.mark.parametrize("width", [1, 2, 16, 32, 512])
+def test_hadamard_is_that_of_scipy(width):
+    x = torch.randn(3, 2, width, dtype=torch.float64)
+    torch.testing.assert_close(hadamard(x), x @ torch.tensor(scipy_hadamard(width), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("rule", "num"), [("l2", 1), ("mean", 12)])
+def test_compiles_and_exports_without_a_graph_break(rule, num):
+    sdim = SDIM(8, 12, 3, rule=rule)
+    asked, sequence, mask = clustered(3, 7, 8, candidates=num)
+    values, offsets = jagged(sequence, mask)
+    compiled = torch.compile(sdim, fullgraph=True, backend="aot_eager", dynamic=False)
+    for args in ((asked, sequence, mask), (asked, values, None, offsets)):
+        results = []
+        for form in (sdim, compiled):
+            leaf = args[1].clone().requires_grad_()
+            out = form(args[0], leaf, *args[2:])
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+        torch.testing.assert_close(results[0], results[1])
+    exported = torch.export.export(sdim, (asked, sequence, mask)).module()
+    torch.testing.assert_close(exported(asked, sequence, mask), sdim(asked, sequence, mask))
+    torch._dynamo.reset()
+
+
+def test_hashes_are_saved_and_stay():
+    asked, sequence, mask = clustered(2, 6, 8)
+    sdim, other = SDIM(8, seed=1), SDIM(8, seed=2)
+    assert torch.equal(sdim(asked, sequence, mask), SDIM(8, seed=1)(asked, sequence, mask))
+    before = sdim.signatures(sequence)
+    assert not torch.equal(before, other.signatures(sequence))
+    other.load_state_dict(sdim.state_dict())
+    assert torch.equal(other.signatures(sequence), before)
+    assert torch.equal(copy.deepcopy(sdim).signatures(sequence), before)
+    assert torch.equal(sdim.half().signatures(sequence), before)
+    assert sdim.projection.matrix.dtype == torch.float32
+    with pytest.raises(ValueError, match="hash_width: saved 2, here 3"):
+        sdim.load_state_dict(SDIM(8, hash_width=2).state_dict())
+    assert list(sdim.parameters()) == []
+    assert embcomp.nbytes(SDIM(128, projection="hadamard")) * 50 < embcomp.nbytes(SDIM(128))
+
+
+@pytest.mark.parametrize("num_hashes", [48, 96])
+def test_signatures_come_from_the_item_table(num_hashes):
+    method = embcomp.DoubleHash(rows=20)
+    items = embcomp.nn.CompressedEmbedding(100, 8, method)
+    sdim = SDIM(8, num_hashes)
+    table = ItemSignatures(sdim, 100).refresh(sdim, items, chunk=33)
+    ids, history = torch.randint(0, 100, (3,)), torch.randint(0, 100, (3, 9))
+    hashed = sdim(items(ids), items(history))
+    known = {"candidate_signatures": table(ids), "sequence_signatures": table(history)}
+    torch.testing.assert_close(sdim(items(ids), items(history), **known), hashed)
+    with torch.no_grad():
+        items.stores[0].weight.neg_()
+    assert not torch.equal(sdim.signatures(items(ids)), table(ids))  # stale until asked
+    assert torch.equal(sdim.signatures(items(ids)), table.refresh(sdim, items)(ids))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SDIM(4, 48, 5), "no multiple of hash_width 5: give 45 or 50"),
+        (lambda: SDIM(0), "embedding_dim must be at least 1"),
+        (lambda: SDIM(4, 17, 17), "at most 16"),
+        (lambda: SDIM(4, rule="max"), "rule must be 'l2' or 'mean'"),
+        (lambda: SDIM(4, projection="sparse"), "projection must be one of dense, hadamard"),
+        (lambda: SDIM(4)(torch.zeros(1, 3), torch.zeros(1, 2, 4)), "candidates have width 3"),
+        (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(1, 2, 5)), "sequence have width 5"),
+        (lambda: SDIM(4)(torch.zeros(2, 4), torch.zeros(3, 2, 4)), "2 rows of candidates, 3 histories"),
+        (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(1, 2, 4), torch.ones(1, 3).bool()), "mask is torch.bool"),
+        (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(1, 2, 4), torch.ones(1, 2)), "mask is torch.float32"),
+        (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(2, 4)), r"give \[B, L, D\]"),
+        (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(2, 4), offsets=torch.tensor([0.0, 2.0])), "must be int64"),
+        (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(2, 4), offsets=torch.tensor([0, 1])), "offsets end at 1"),
+        (lambda: SDIM(4).query(torch.zeros(1, 4), SDIM(4, 24).encode(torch.zeros(1, 2, 4))), "same configuration"),
+        (
+            lambda: SDIM(4).query(torch.zeros(2, 4), Buckets(torch.zeros(1, 16, 8, 4), torch.zeros(1, 16, 8))),
+            "buckets of 1 histories for 2 rows",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

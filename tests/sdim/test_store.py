@@ -1,0 +1,351 @@
+"""The behaviour store against encoding its events from nothing, and what it refuses."""
+
+import copy
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+import torch
+
+from embcomp.sdim import (
+    SDIM,
+    BehaviorEncoder,
+    BehaviorStore,
+    CorruptRecord,
+    StampMismatch,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
+from embcomp.sdim.encoder import Events
+from embcomp.sdim.history import History
+from tests.sdim.conftest import DIM, make_encoder
+
+TOLERANCE = {"float32": 1e-4, "float16": 0.03, "int8": 0.3}
+
+
+def from_nothing(encoder: BehaviorEncoder, events: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    vectors = encoder.items(torch.tensor(events, dtype=torch.int64))
+    sums, counts = encoder.sdim.encode(vectors.view(1, -1, DIM))
+    return sums[0], counts[0]
+
+
+def check(store: BehaviorStore, user: str, events: list[int], tolerance: float = 1e-4) -> None:
+    assert store.events(user) == events
+    buckets = store.fetch([user])
+    sums, counts = from_nothing(store.encoder, events)
+    assert torch.equal(buckets.counts[0], counts)
+    torch.testing.assert_close(buckets.sums[0], sums, atol=tolerance, rtol=0)
+    assert not buckets.sums[0][counts == 0].any()
+
+
+def raw(store: BehaviorStore, user: str) -> bytes:
+    return store._backend.read([b"u:" + user.encode()])[0]
+
+
+def put(store: BehaviorStore, user: str, record: bytes) -> None:
+    key = b"u:" + user.encode()
+    store._backend.update([key], lambda _: {key: record})
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_appends_add_up_and_old_events_expire(location, encoder, dtype):
+    draw = random.Random(0)
+    truth: dict[str, list[int]] = {"ann": [], "bob": [], "7": []}
+    with BehaviorStore(location, encoder, max_events=20, dtype=dtype) as store:
+        for _ in range(40):
+            user = draw.choice(list(truth))
+            items = [draw.randrange(50) for _ in range(draw.choice([0, 1, 1, 2, 5, 30]))]
+            truth[user] = [*truth[user], *items][-20:]
+            assert store.append(int(user) if user == "7" else user, items) == len(truth[user])
+        for user, events in truth.items():
+            check(store, user, events, TOLERANCE[dtype])
+    with BehaviorStore(location, encoder, dtype=dtype) as again:
+        for user, events in truth.items():
+            check(again, user, events, TOLERANCE[dtype])
+
+
+def test_many_users_at_once_and_the_unknown(store):
+    assert store.append_many({"ann": [1, 2], "bob": torch.tensor([3])}) == {"ann": 2, "bob": 1}
+    buckets = store.fetch(["bob", "nobody", "ann"])
+    assert buckets.counts[:, 0].sum(-1).tolist() == [1, 0, 2]
+    assert not buckets.sums[1].any()
+    assert store.events("nobody") == []
+    assert store.fetch([]).sums.shape == (0, 4, 8, DIM)
+    candidates = torch.randn(3, 5, DIM)
+    pooled = store.encoder.sdim.query(candidates, buckets)
+    direct = store.encoder.sdim(candidates[2:], store.encoder.items(torch.tensor([[1, 2]])))
+    torch.testing.assert_close(pooled[2:], direct)
+    store.forget("ann")
+    store.forget("nobody")
+    assert store.events("ann") == []
+
+
+def test_smaller_types_are_smaller(encoder):
+    history = History.encode(encoder, np.arange(100))
+    sizes = [len(history.to_bytes(dtype)) for dtype in ("float32", "float16", "int8")]
+    occupied = int((history.counts > 0).sum())
+    assert sizes[0] - sizes[1] == 2 * DIM * occupied
+    assert sizes[1] - sizes[2] == (DIM - 4) * occupied  # less a scale for each bucket
+    few = History.encode(encoder, np.arange(1))
+    assert len(few.to_bytes("float32")) < 300  # empty buckets take no room but that of their counts
+
+
+def test_rounding_does_not_add_up(tmp_path, encoder):
+    """Three hundred events through a ring of twenty, in int8."""
+    with BehaviorStore(tmp_path, encoder, max_events=20, dtype="int8") as store:
+        for start in range(0, 300, 5):
+            store.append("ann", range(start, start + 5))
+        check(store, "ann", list(range(280, 300)), TOLERANCE["int8"])
+
+
+def test_an_append_with_its_token_counts_once(store):
+    for _ in range(2):
+        assert store.append("ann", [1, 2], token="order 66") == 2
+    assert store.append("ann", [1, 2]) == 4
+
+
+# --- processes that die, servers that go away ---
+
+
+def test_killed_and_concurrent_writers_lose_nothing(location, encoder):
+    """Three processes write the same user; one is killed between or within its writes."""
+    script = Path(__file__).parent / "writers.py"
+    command = [sys.executable, script, location, "1000:900", "2000:25", "3000:25"]
+    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    acknowledged: list[int] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as writers:
+        for line in writers.stdout:
+            writer, item = map(int, line.split())
+            acknowledged.append(item)
+            if item == 1008:
+                os.kill(writer, signal.SIGKILL)
+    with BehaviorStore(location, encoder) as store:
+        events = store.events("shared")
+        assert len(set(events)) == len(events)
+        assert set(acknowledged) <= set(events)
+        assert len(events) - len(acknowledged) <= 1  # what the killed one wrote and could not say
+        assert [sum(1 for e in events if e // 1000 == w) for w in (2, 3)] == [25, 25]
+        assert all(sorted(mine) == mine for w in (1, 2, 3) for mine in [[e for e in events if e // 1000 == w]])
+        check(store, "shared", events)
+
+
+def test_threads_share_a_store(store):
+    def write(first: int) -> None:
+        for item in range(first, first + 5):
+            store.append("ann", [item])
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(store.events("ann")) == [first + i for first in (0, 100, 200) for i in range(5)]
+    check(store, "ann", store.events("ann"))
+
+
+def test_a_server_that_was_killed_has_everything_and_is_found_again(redis_server, encoder):
+    with BehaviorStore(redis_server.url, encoder, timeout=0.2) as store:
+        store.append("ann", [1, 2, 3])
+        redis_server.kill()
+        for call in (lambda: store.append("ann", [4]), lambda: store.fetch(["ann"]), store.check):
+            with pytest.raises(StoreUnavailable, match="does not answer"):
+                call()
+        redis_server.start()
+        check(store, "ann", [1, 2, 3])
+        assert store.append("ann", [4]) == 4
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        BehaviorStore("redis://127.0.0.1:1", encoder, timeout=0.1)
+
+
+def test_a_lost_reply_is_retried_and_counts_once(redis_server, encoder, monkeypatch):
+    execute, lost = redis.client.Pipeline.execute, []
+
+    def loses_the_first_reply(self, *args):
+        result = execute(self, *args)
+        if not lost:
+            lost.append(result)
+            raise redis.exceptions.ConnectionError("gone")
+        return result
+
+    with BehaviorStore(redis_server.url, encoder) as store:
+        monkeypatch.setattr(redis.client.Pipeline, "execute", loses_the_first_reply)
+        assert store.append("ann", [1, 2]) == 2
+        assert lost
+        check(store, "ann", [1, 2])
+
+
+def test_a_server_that_may_lose_appends_is_warned_about(redis_server, encoder):
+    redis_server.client.config_set("appendfsync", "everysec")
+    with pytest.warns(RuntimeWarning, match="appendfsync always"):
+        BehaviorStore(redis_server.url, encoder).close()
+
+
+# --- versions ---
+
+
+def test_another_model_is_refused_and_taken_over(location, encoder):
+    new = make_encoder("2", seed=1, num_items=100)
+    with BehaviorStore(location, encoder) as old:
+        for user in range(40):
+            old.append(user, [user, 1, 2_000])  # the new model has no item 2 000
+    for other in (new, make_encoder("1", seed=1), make_encoder("2")):
+        with pytest.raises(StampMismatch, match=r"holds '1, SDIM dense 8 x 12 in groups of 3.*reencode=True"):
+            BehaviorStore(location, other)
+    with BehaviorStore(location, new, reencode=True) as store:
+        old = copy.copy(store)  # a server that goes on with the old model
+        old.encoder, old._stamp = encoder, encoder.stamp.encode()
+        for call in (lambda: old.append(1, [2]), lambda: old.fetch([1]), lambda: old.forget(1), old.check):
+            with pytest.raises(StampMismatch, match="holds '2, SDIM"):
+                call()
+        check(store, "3", [3, 1])  # in memory, at the first read
+        assert History.from_bytes(raw(store, "3"), "3").events.tolist() == [3, 1, 2_000]
+        store.append(4, [5])  # for good, at the first write
+        assert store.reencode_in_background().result(timeout=60) == 39
+        assert store.reencode() == 0
+        check(store, "4", [4, 1, 5])
+        for user in range(40):
+            assert History.from_bytes(raw(store, str(user)), "").stamp == store._digest
+
+
+def test_background_work_reports_its_error_and_ends_with_the_store(store):
+    store.append("ann", [1])
+    put(store, "bob", b"nonsense")
+    with pytest.raises(CorruptRecord, match="bob"):
+        store.reencode_in_background().result(timeout=60)
+
+
+# --- what is refused leaves everything as it was ---
+
+
+class Unfit(BehaviorEncoder):
+    """Item 13 has no finite vector."""
+
+    def __init__(self) -> None:
+        items = torch.randn(100, DIM)
+        items[13] = float("nan")
+        super().__init__(SDIM(DIM, 12), items, "1")
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "message"),
+    [
+        ([1, 13], ValueError, "item 13 has a vector that is not finite"),
+        ([1, 100], IndexError, "item 100 is out of range: the model has 100 items"),
+        ([-1], IndexError, "item -1 is out of range"),
+        ([1.5], ValueError, "integer ids, got float64"),
+        ([[1]], ValueError, r"list of integer ids, got int64 \[1, 1\]"),
+    ],
+)
+def test_bad_events_are_not_written(tmp_path, items, error, message):
+    with BehaviorStore(tmp_path, Unfit()) as store:
+        store.append("ann", [5])
+        before = raw(store, "ann")
+        with pytest.raises(error, match=message):
+            store.append("ann", items)
+        with pytest.raises(error, match=message):
+            store.append_many({"bob": [1], "ann": items})
+        assert raw(store, "ann") == before
+        assert raw(store, "bob") is None
+
+
+def test_bad_users_and_settings(tmp_path, encoder):
+    with BehaviorStore(tmp_path, encoder) as store:
+        for user in (True, 1.0, None, "", "x" * 401):
+            with pytest.raises(ValueError, match="user"):
+                store.append(user, [1])
+        with pytest.raises(ValueError, match="named twice"):
+            store.append_many({7: [1], "7": [2]})
+        with pytest.raises(StoreError, match="cannot be opened"):
+            BehaviorStore(tmp_path, encoder)
+    for wrong in ({"max_events": 0}, {"max_events": 2**16}, {"dtype": "int4"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            BehaviorStore(tmp_path, encoder, **wrong)
+    with pytest.raises(ValueError, match="version is empty"):
+        BehaviorEncoder(SDIM(8), torch.zeros(2, 8), "")
+    with pytest.raises(ValueError, match="width 4"):
+        BehaviorEncoder(SDIM(8), torch.nn.Embedding(2, 4), "1")
+
+
+def test_a_damaged_record_is_named(store):
+    store.append_many({"ann": [1], "bob": [2]})
+    whole = raw(store, "ann")
+    for damaged in (whole[:-1], whole[:20], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        put(store, "ann", damaged)
+        with pytest.raises(CorruptRecord, match="'ann'"):
+            store.fetch(["bob", "ann"])
+        with pytest.raises(CorruptRecord, match="'ann'"):
+            store.append("ann", [3])
+    check(store, "bob", [2])
+    store.forget("ann")
+    assert store.append("ann", [3]) == 1
+
+
+def test_sums_beyond_float16_are_refused(tmp_path):
+    large = BehaviorEncoder(SDIM(DIM, 12), torch.full((4, DIM), 40_000.0), "1")
+    with BehaviorStore(tmp_path, large, dtype="float16") as store:
+        store.append("ann", [1])
+        with pytest.raises(ValueError, match="beyond the range of float16"):
+            store.append("ann", [2])
+        assert store.events("ann") == [1]
+
+
+def fill(store: BehaviorStore) -> dict[int, list[int]]:
+    written = {}
+    try:
+        for user in range(5_000):
+            store.append(user, range(300))
+            written[user] = list(range(300))
+    except StoreFull:
+        return written
+    raise AssertionError("it never was full")
+
+
+def test_a_full_map_and_a_full_disk(tmp_path, encoder):
+    with BehaviorStore(tmp_path / "map", encoder, max_bytes=2**17) as store:
+        assert fill(store)
+    with BehaviorStore(tmp_path / "map", encoder, max_bytes=2**20) as store:
+        assert store.append("ann", [1]) == 1
+        check(store, "0", list(range(300)))
+    with BehaviorStore(tmp_path / "disk", encoder) as store:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, hard))
+        try:
+            written = fill(store)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        check(store, str(max(written)), list(range(300)))
+        assert store.append(max(written) + 1, [1]) == 1
+
+
+def test_a_server_without_memory(redis_server, encoder):
+    with BehaviorStore(redis_server.url, encoder) as store:
+        store.append("ann", [1])
+        redis_server.client.config_set("maxmemory", 1)
+        with pytest.raises(StoreFull, match="takes no more"):
+            store.append("ann", [2])
+        redis_server.client.config_set("maxmemory", 0)
+        check(store, "ann", [1])
+
+
+def test_the_encoder_is_saved_whole_or_not_at_all(tmp_path, encoder):
+    path = tmp_path / "encoder.pt"
+    encoder.save(path)
+    loaded = BehaviorEncoder.load(path)
+    assert loaded.stamp == encoder.stamp
+    ids = np.array([3, 1, 4999])
+    for ours, theirs in zip(loaded(ids), encoder(ids), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.pt"]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no saved BehaviorEncoder"):
+        BehaviorEncoder.load(path)
+    assert isinstance(encoder(ids), Events)
