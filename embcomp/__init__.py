@@ -12,9 +12,12 @@ from embcomp.methods import (
     Method,
     MultiHash,
     QuotientRemainder,
+    SemanticIds,
     Table,
     UnifiedEmbedding,
 )
+from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
+from embcomp.semantic_ids.sentence_pieces import SentencePieces
 from embcomp.sizes import nbytes, summary
 
 __version__ = "0.1.0"
@@ -29,10 +32,15 @@ __all__ = [
     "HashingTrick",
     "Method",
     "MultiHash",
+    "Ngram",
+    "PrefixNgram",
     "QuotientRemainder",
+    "SemanticIds",
+    "SentencePieces",
     "Table",
     "TableReport",
     "UnifiedEmbedding",
+    "Unigram",
     "compress_",
     "nbytes",
     "nn",

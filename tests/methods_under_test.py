@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from embcomp import Ngram, PrefixNgram, Unigram
 from embcomp.methods import (
     METHODS,
     DoubleHash,
@@ -21,6 +22,7 @@ from embcomp.methods import (
     Method,
     MultiHash,
     QuotientRemainder,
+    SemanticIds,
     Table,
     UnifiedEmbedding,
 )
@@ -50,6 +52,18 @@ def counts_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
     return {t.name: (torch.arange(t.ids_or_raise("counts")) * 7919 % 11).float() for t in tables}
 
 
+def items_of(tables: Sequence[Table]) -> dict[str, Mapping[str, Tensor]]:
+    """Codes of 3 levels with collisions and items without content, and counts; of 30 items where ids are open."""
+    sizes = {t.name: t.num_embeddings or 30 for t in tables}
+    codes = {
+        name: torch.arange(n).unsqueeze(1) * torch.tensor([3, 7, 5]) % torch.tensor([4, 5, 3])
+        for name, n in sizes.items()
+    }
+    for table in codes.values():
+        table[3::9] = -1
+    return {"codes": codes, "counts": {name: torch.arange(n) * 7919 % 11 for name, n in sizes.items()}}
+
+
 EXAMPLES = [
     Example("Full", lambda tables: Full(), open_ids=False),
     Example("HashingTrick", lambda tables: HashingTrick(rows=ROWS)),
@@ -68,6 +82,9 @@ EXAMPLES = [
         lambda tables: FrequencyHash(rows=ROWS, counts=counts_of(tables), tail="double"),
         open_ids=False,
     ),
+    Example("SemanticIds", lambda tables: SemanticIds(items_of(tables)["codes"], PrefixNgram(3), ROWS)),
+    Example("SemanticIds-concat", lambda ts: SemanticIds(**items_of(ts), pieces=Ngram(2), rows=ROWS, combine="concat")),
+    Example("SemanticIds-hybrid", lambda ts: SemanticIds(**items_of(ts), pieces=Unigram(), rows=16, id_rows=3)),
     Example("UnifiedEmbedding", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=4)),
     Example("UnifiedEmbedding-whole", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=8, seed=5)),
 ]

@@ -5,6 +5,7 @@ from embcomp.methods.frequency import FrequencyHash
 from embcomp.methods.full import Full
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
 from embcomp.methods.quotient_remainder import QuotientRemainder
+from embcomp.methods.semantic_ids import SemanticIds
 from embcomp.methods.unified import UnifiedEmbedding
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Method",
     "MultiHash",
     "QuotientRemainder",
+    "SemanticIds",
     "Table",
     "UnifiedEmbedding",
 ]
