@@ -111,7 +111,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
         checksum = values.pop("checksum")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: it is not what Tokenizer.save writes") from None
     if values.get("format", 0) > FORMAT:
         raise ValueError(f"{path} has format {values['format']}, this version reads up to {FORMAT}: upgrade embcomp")
