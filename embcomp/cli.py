@@ -3,7 +3,9 @@
 import sys
 from importlib import import_module
 
-_PARTS: dict[str, tuple[str, str]] = {}
+_PARTS: dict[str, tuple[str, str]] = {
+    "semantic-ids": ("embcomp.semantic_ids.cli", "semantic"),
+}
 """Command -> the module whose `app` it is, and the extra that the module needs."""
 
 

@@ -18,6 +18,7 @@ import embcomp
 from embcomp.methods import METHODS, Method, Table
 from embcomp.methods.base import FLOAT_BYTES
 from embcomp.torchrec import CompressedEmbeddingBagCollection
+from experiments import semantic
 from experiments.config import DataConfig, MethodConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.errors import Infeasible, InputError
 from recsys_models.build import build
@@ -47,21 +48,24 @@ class Task:
         torch.manual_seed(self.run.seed)
         config = self.run.model
         collection = partial(CompressedEmbeddingBagCollection, device=device)
-        embeddings = collection(_configs(self.tables, config), {"*": self.method})
+        embeddings = collection(_configs(self.tables, config), {self.run.method.table or "*": self.method})
         linear = collection(_configs(_linear(self.tables), config), {}) if config.linear else None
         schema = self.data.schema
+        content = semantic.dense_content(self.data, self.run.method.table) if self.run.method.content else None
         try:
             model = build(
                 config.name,
                 embeddings,
                 feature_names=schema.feature_names,
-                num_dense=len(schema.dense),
+                num_dense=len(schema.dense) + (0 if content is None else content.shape[1]),
                 dims=self.widths,
                 linear=linear,
                 **config.options,
             )
         except (ValueError, TypeError) as error:
             raise InputError(f"model {config.name!r}: {error}") from error
+        if content is not None:
+            model = semantic.WithContent(model, str(self.run.method.table), content)
         return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
 
 
@@ -91,15 +95,25 @@ def prepare(run: RunConfig) -> Task:
         raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
     check_slices(clicks, run.slices)
     tables = [Table(f.name, f.num_embeddings, run.model.embedding_dim) for f in clicks.schema.features]
+    chosen = [table for table in tables if run.method.table in (None, table.name)]
+    if not chosen:
+        raise InputError(f"method.table: no feature {run.method.table!r}; there are {[t.name for t in tables]}")
     extra = full_nbytes(_linear(tables)) if run.model.linear else 0
     full = full_nbytes(tables) + extra
     counts = {"counts": counts_of(clicks.folder)} if "counts" in _fields(run.method) else {}
     seeded = {"seed": run.seed} if "seed" in _fields(run.method) else {}  # other seeds, other collisions
     options = {**counts, **seeded, **run.method.options}
-    method = size(run.method.method, tables, options, run.budget, full, extra)
-    plan = method.plan(tables)
+    if "codes" in options:
+        options = semantic.resolve(options, clicks, run.method.table)
+    alone = run.method.table is not None
+    method = size(
+        run.method.method, chosen, options, run.budget, full_nbytes(chosen) if alone else full, 0 if alone else extra
+    )
+    plan = method.plan(chosen)
     rows = sum(store.rows for store in plan.stores.values())
-    widths = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
+    rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
+    widths = {table.name: table.embedding_dim for table in tables}
+    widths |= {part.table.name: plan.embedding_dim(part) for part in plan.tables}
     return Task(run, clicks, tables, method, rows, widths, full)
 
 
