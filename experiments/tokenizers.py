@@ -51,11 +51,11 @@ class Run:
 
 
 def runs(path: Path = CONFIG) -> Iterator[Run]:
-    """All runs of the file, data set by data set."""
+    """All runs of the file; seeds outermost, so that a part of the runs already shows the whole picture."""
     values = tomllib.loads(path.read_text())
-    for dataset in values["datasets"]:
-        for entry in values["tokenizers"]:
-            for seed in values["seeds"]:
+    for seed in values["seeds"]:
+        for dataset in values["datasets"]:
+            for entry in values["tokenizers"]:
                 yield Run(
                     dataset=dataset,
                     name=entry["name"],
@@ -84,13 +84,17 @@ def content_of(dataset: str) -> Tensor | None:
 
 def run_all(results: Path, console: Console, force: bool = False) -> None:
     """Fit what is not current, and write its file."""
+    lacking: set[str] = set()
     for run in runs():
         path = results / "semantic-tokenizers" / run.file
         config = asdict(run)
         if not force and path.is_file() and json.loads(path.read_text())["config"] == config:
             continue
         content = content_of(run.dataset)
+        if content is None and run.dataset in lacking:
+            continue
         if content is None:
+            lacking.add(run.dataset)
             console.print(f"no vectors of {run.dataset}: `python -m experiments text {run.dataset}` makes them")
             continue
         begin = time.process_time()
@@ -122,7 +126,7 @@ def measure(run: Run, content: Tensor) -> Quality:
     return judge.quality(codes, Content(content))
 
 
-def _residual_vq(run: Run, content: Tensor, steps: int = 100) -> tuple[Any, Tensor]:
+def _residual_vq(run: Run, content: Tensor, steps: int = 50) -> tuple[Any, Tensor]:
     from vector_quantize_pytorch import ResidualVQ
 
     torch.manual_seed(run.seed)

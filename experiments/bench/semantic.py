@@ -1,4 +1,4 @@
-"""`python -m experiments bench semantic`: tokenizers against vector-quantize-pytorch and faiss, look-ups against MultiHash.
+"""`python -m experiments bench semantic`: tokenizers, vector-quantize-pytorch and faiss; look-ups and MultiHash.
 
 Content is 200,000 vectors of 384 numbers around 2,000 centres; codes are 3 x 256.
 """

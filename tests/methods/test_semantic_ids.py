@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import embcomp
 from embcomp import Ngram, PrefixNgram, SemanticIds, SentencePieces, Unigram
 from embcomp.methods import Table
-from embcomp.methods.semantic_ids import Range, ranges_of
+from embcomp.methods.semantic_encoder import Range, ranges_of
 from embcomp.nn import CompressedEmbedding
 from embcomp.semantic_ids import Vocabulary
 from tests import hash_spec

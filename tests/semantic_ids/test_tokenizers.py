@@ -11,7 +11,8 @@ from torch import Tensor
 from embcomp import semantic_ids
 from embcomp.semantic_ids import RQVAE, ResidualKMeans, Tokenizer
 from embcomp.semantic_ids.kmeans import kmeans, refine
-from embcomp.semantic_ids.rqvae import _exact_layer, balanced, rotate
+from embcomp.semantic_ids.rqvae import _exact_layer
+from embcomp.semantic_ids.rqvae_training import balanced, rotate
 
 MAKERS: list[Callable[[], Tokenizer]] = [
     lambda: ResidualKMeans(levels=3, codebook_size=16),
