@@ -1,5 +1,6 @@
 """The encoder of `SemanticIds`: codes of an id -> rows of its pieces."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ class SemanticEncoder(Encoder):
         if self.training and self.dropout:
             # Each id loses its j deepest pieces with probability dropout^j, never the first.
             drawn = torch.rand(ids.shape, device=ids.device).clamp(min=1e-12)
-            lost = (drawn.log() / torch.log(torch.tensor(self.dropout, device=ids.device))).floor().long()
+            lost = (drawn.log() / math.log(self.dropout)).floor().long()
             kept = torch.arange(count, device=ids.device) < (count - lost).clamp(min=1).unsqueeze(1)
             weights = weights * (kept | without)
         return rows, weights

@@ -132,7 +132,6 @@ def numbers(columns: Tensor, spans: Sequence[Span], size: int) -> list[Tensor]:
         size: how many values a column can have.
     """
     known: dict[Span, tuple[Tensor, int]] = {}
-    keys = columns.new_tensor(_KEYS)
     for span in sorted(spans, key=len):
         number, room = known.get(span[:-1], (None, 1))
         for column in span[-1:] if number is not None else span:
@@ -142,7 +141,8 @@ def numbers(columns: Tensor, spans: Sequence[Span], size: int) -> list[Tensor]:
             elif room * size <= EXACT:
                 number, room = number * size + value, room * size
             else:  # too many tuples to count: 62 bits of hash, then the last code
-                high, low = hash_rows(number, keys, _HALF).unbind(1)
+                # Keys filled in, not copied from the host, which would synchronise a GPU.
+                high, low = (hash_rows(number, columns.new_full((1,), key), _HALF).squeeze(1) for key in _KEYS)
                 number, room = (high * 2**31 + low) ^ value, EXACT
         assert number is not None
         known[span] = (number, room)
