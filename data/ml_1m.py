@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from data.ids import Field
 from data.schema import DataError
 from data.source import Source
-from data.splits import SPLIT, with_split
+from data.splits import SPLIT, SPLITS, with_split
 from data.text import scan_delimited
 
 FEATURES = ("user", "item", "gender", "age", "occupation", "zip")
@@ -31,13 +32,17 @@ def files(folder: Path) -> list[Path]:
     return [folder / f"ratings.{kind}", folder / f"users.{kind}"]
 
 
-def read(folder: Path, *, split: str = "random", seed: int = 0, ids: str = "vocabulary") -> Source:
+def read(
+    folder: Path, *, split: str = "random", seed: int = 0, ids: str = "vocabulary", held_out: float = 0.0
+) -> Source:
     """Rows in the order of (user, item), whatever the order of the file.
 
     Args:
         split: "random", 80/10/10 over all rows by the seed; "time": of each user's rows in the order of time the
             first 80 % are train, the next 10 % valid, the rest test.
         ids: "vocabulary", or "raw" for the ids of the source and hashes of the strings.
+        held_out: this share of the items, of all popularities, is taken out of train and valid: the test split then
+            has items that no model has seen.
     """
     if ids not in ("vocabulary", "raw"):
         raise DataError(f"ids must be 'vocabulary' or 'raw', not {ids!r}")
@@ -61,8 +66,25 @@ def read(folder: Path, *, split: str = "random", seed: int = 0, ids: str = "voca
         lazy = rows.lazy().with_columns((share >= 0.8).cast(pl.UInt8).add((share >= 0.9).cast(pl.UInt8)).alias(SPLIT))
     else:
         lazy = with_split(rows.lazy(), len(rows), split, seed)
+    if not 0 <= held_out < 1:
+        raise DataError(f"held_out must be at least 0 and below 1, not {held_out}")
+    if held_out:
+        hidden = pl.col("item").is_in(held_out_items(rows["item"], held_out, seed))
+        lazy = lazy.filter(~hidden | (pl.col(SPLIT) == SPLITS.index("test")))
     kind = "all" if ids == "vocabulary" else "raw"
     return Source(lazy, tuple(Field(name, kind) for name in FEATURES), label="label", group="user")
+
+
+def held_out_items(items: pl.Series, share: float, seed: int) -> list[int]:
+    """A share of the items, drawn alike from each stretch of popularity (20 items that follow each other in rank)."""
+    ranked = items.value_counts().sort("count", "item", descending=[True, False])["item"].to_numpy()
+    rng = np.random.default_rng(seed)
+    due, chosen = 0.0, []
+    for start in range(0, len(ranked), 20):
+        stretch = rng.permutation(ranked[start : start + 20])
+        due += share * len(stretch)
+        chosen += stretch[: round(due) - len(chosen)].tolist()
+    return chosen
 
 
 def read_ratings(path: Path) -> pl.LazyFrame:

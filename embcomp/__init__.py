@@ -15,10 +15,13 @@ from embcomp.methods import (
     Method,
     MultiHash,
     QuotientRemainder,
+    SemanticIds,
     SoftGraphHash,
     Table,
     UnifiedEmbedding,
 )
+from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
+from embcomp.semantic_ids.sentence_pieces import SentencePieces
 from embcomp.sizes import nbytes, summary
 
 __version__ = "0.1.0"
@@ -36,11 +39,16 @@ __all__ = [
     "LSHash",
     "Method",
     "MultiHash",
+    "Ngram",
+    "PrefixNgram",
     "QuotientRemainder",
+    "SemanticIds",
+    "SentencePieces",
     "SoftGraphHash",
     "Table",
     "TableReport",
     "UnifiedEmbedding",
+    "Unigram",
     "compress_",
     "nbytes",
     "nn",

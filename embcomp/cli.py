@@ -6,6 +6,7 @@ from importlib import import_module
 _PARTS: dict[str, tuple[str, str]] = {
     "graphhash": ("embcomp.graph.cli", "graph"),
     "serve-behaviors": ("embcomp.sdim.cli", "serving"),
+    "semantic-ids": ("embcomp.semantic_ids.cli", "semantic"),
 }
 """Command -> the module whose `app` it is, and the extra that the module needs."""
 

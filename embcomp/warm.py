@@ -34,15 +34,21 @@ def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: 
         stores: [rows, dim] by name, filled in place.
         steps: conjugate-gradient steps at most.
     """
-    groups: dict[frozenset[str], list[Trained]] = {}
-    for table in trained:
-        groups.setdefault(frozenset(chunk.store for chunk in table.plan.chunks), []).append(table)
-    for group in groups.values():
+    groups: list[tuple[set[str], list[Trained]]] = []
+    for table in trained:  # tables that have a store in common, directly or through others, are fitted together
+        names, members, apart = {chunk.store for chunk in table.plan.chunks}, [table], []
+        for group in groups:
+            if names & group[0]:
+                names, members = names | group[0], group[1] + members
+            else:
+                apart.append(group)
+        groups = [*apart, (names, members)]
+    for _, group in groups:
         _fit(group, stores, steps)
 
 
 def _fit(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: int) -> None:
-    """`warm_start` for tables that read the same stores."""
+    """`warm_start` for tables that read stores in common."""
     for table in trained:
         for chunk, value in table.plan.combiner.neutral.items():
             stores[table.plan.chunks[chunk].store].fill_(value)

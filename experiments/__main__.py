@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | report | demo | bench`."""
+"""The command line: `python -m experiments run | report | demo | bench | tokenizers | text`."""
 
 from __future__ import annotations
 
@@ -129,6 +129,31 @@ def bench(
     if json_file is not None:
         write_json(json_file, [asdict(row) for row in rows])
         console.print(f"wrote {json_file}", highlight=False)
+
+
+@app.command()
+def tokenizers(
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
+    force: Annotated[bool, typer.Option(help="Fit again what is current already.")] = False,
+) -> None:
+    """Fit and judge the tokenizers of experiments/tokenizers.toml on real content vectors."""
+    from experiments.results import RESULTS
+    from experiments.tokenizers import run_all, write_markdown
+
+    run_all(results or RESULTS, console, force)
+    if markdown is not None:
+        console.print(f"wrote {write_markdown(results or RESULTS, markdown)}", highlight=False)
+
+
+@app.command()
+def text(dataset: Annotated[str, typer.Argument(help="ml-1m")]) -> None:
+    """Make the content vectors of a data set's items from their text, once."""
+    from experiments.text import embed
+
+    console.print(f"vectors in {embed(dataset, console)}", highlight=False)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -16,6 +16,7 @@ from torchrec import EmbeddingBagConfig
 import data
 from embcomp.methods import Method, Table
 from embcomp.torchrec import CompressedEmbeddingBagCollection
+from experiments import semantic
 from experiments.config import DataConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.errors import InputError
 from experiments.evaluate import evaluate
@@ -52,32 +53,41 @@ class ClickTask:
             raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
         check_slices(clicks, run.slices)
         tables = [Table(f.name, f.num_embeddings, run.model.embedding_dim) for f in clicks.schema.features]
+        alone = run.method.table
+        chosen = [table for table in tables if alone in (None, table.name)]
+        if not chosen:
+            raise InputError(f"method.table: no feature {alone!r}; there are {[table.name for table in tables]}")
         extra = full_nbytes(_linear(tables)) if run.model.linear else 0
-        method = sized(run, tables, ClickTraining(clicks), extra)
-        plan = method.plan(tables)
+        method = sized(semantic.resolved(run, clicks), chosen, ClickTraining(clicks), 0 if alone else extra)
+        plan = method.plan(chosen)
         rows = sum(store.rows for store in plan.stores.values())
-        widths = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
+        rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
+        widths = {table.name: table.embedding_dim for table in tables}
+        widths |= {part.table.name: plan.embedding_dim(part) for part in plan.tables}
         return cls(run, clicks, tables, method, rows, widths, full_nbytes(tables) + extra)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
         config = self.run.model
         collection = partial(CompressedEmbeddingBagCollection, device=device)
-        embeddings = collection(_configs(self.tables, config), {"*": self.method})
+        embeddings = collection(_configs(self.tables, config), {self.run.method.table or "*": self.method})
         linear = collection(_configs(_linear(self.tables), config), {}) if config.linear else None
         schema = self.data.schema
+        content = semantic.dense_content(self.data, self.run.method.table) if self.run.method.content else None
         try:
             model = build(
                 config.name,
                 embeddings,
                 feature_names=schema.feature_names,
-                num_dense=len(schema.dense),
+                num_dense=len(schema.dense) + (0 if content is None else content.shape[1]),
                 dims=self.widths,
                 linear=linear,
                 **config.options,
             )
         except (ValueError, TypeError) as error:
             raise InputError(f"model {config.name!r}: {error}") from error
+        if content is not None:
+            model = semantic.WithContent(model, str(self.run.method.table), content)
         return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
 
     @property

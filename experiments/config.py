@@ -174,6 +174,8 @@ class MethodConfig:
         share: bytes of tables and maps, as a share of the full tables'.
         label: name in tables and pictures.
         seeds: in place of the experiment's.
+        table: the only feature that the method compresses, and that budgets are of; the others stay full.
+        content: the content vectors of `table` are dense columns of the model too.
     """
 
     method: str
@@ -183,6 +185,8 @@ class MethodConfig:
     share: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_many)] | None = None
     label: str | None = None
     seeds: Seeds | None = None
+    table: str | None = None
+    content: bool = False
 
     @property
     def budgets(self) -> list[tuple[str, int | float] | None]:
@@ -267,6 +271,8 @@ class RunConfig:
             "method": self.method.method,
             "options": self.method.options,
             **({self.budget[0]: self.budget[1]} if self.budget else {}),
+            **({"table": self.method.table} if self.method.table else {}),
+            **({"content": True} if self.method.content else {}),
         }
         del values["budget"]
         if self.retrieval is None:

@@ -173,6 +173,8 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: give one budget, not {' and '.join(given)}"
     if config.rows is not None and "rows" not in fields:
         yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
+    if config.content and config.table is None:
+        yield f"{key}.content: say in {key}.table whose content vectors"
     needs = [
         name for name in fields if _required(fields[name]) and name not in config.options and name not in PROVIDERS
     ]

@@ -45,6 +45,8 @@ class RetrievalTask:
     @classmethod
     def prepare(cls, run: RunConfig) -> RetrievalTask:
         assert run.retrieval is not None
+        if run.method.table is not None:
+            raise InputError("method.table: retrieval runs compress the tables of users and items together")
         pairs = load_data(run.data)
         tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
         method = sized(run, tables, RetrievalTraining(pairs))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embcomp import Ngram, PrefixNgram, Unigram
 from embcomp.graph import ClusterMap, Edges, Mixture, interactions
 from embcomp.methods import (
     METHODS,
@@ -26,6 +27,7 @@ from embcomp.methods import (
     Method,
     MultiHash,
     QuotientRemainder,
+    SemanticIds,
     SoftGraphHash,
     Table,
     UnifiedEmbedding,
@@ -81,6 +83,18 @@ def edges_of(table: Table) -> tuple[Edges, str]:
     return interactions(log, num_users=table.ids_or_raise("edges")), "users"
 
 
+def items_of(tables: Sequence[Table]) -> dict[str, Mapping[str, Tensor]]:
+    """Codes of 3 levels with collisions and items without content, and counts; of 30 items where ids are open."""
+    sizes = {t.name: t.num_embeddings or 30 for t in tables}
+    codes = {
+        name: torch.arange(n).unsqueeze(1) * torch.tensor([3, 7, 5]) % torch.tensor([4, 5, 3])
+        for name, n in sizes.items()
+    }
+    for table in codes.values():
+        table[3::9] = -1
+    return {"codes": codes, "counts": {name: torch.arange(n) * 7919 % 11 for name, n in sizes.items()}}
+
+
 EXAMPLES = [
     Example("Full", lambda tables: Full(), open_ids=False),
     Example("HashingTrick", lambda tables: HashingTrick(rows=ROWS)),
@@ -117,6 +131,9 @@ EXAMPLES = [
         lambda tables: LSHash(rows=ROWS, features={t.name: edges_of(t) for t in tables}, bits=5),
         open_ids=False,
     ),
+    Example("SemanticIds", lambda tables: SemanticIds(items_of(tables)["codes"], PrefixNgram(3), ROWS)),
+    Example("SemanticIds-concat", lambda ts: SemanticIds(**items_of(ts), pieces=Ngram(2), rows=ROWS, combine="concat")),
+    Example("SemanticIds-hybrid", lambda ts: SemanticIds(**items_of(ts), pieces=Unigram(), rows=16, id_rows=3)),
     Example("UnifiedEmbedding", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=4)),
     Example("UnifiedEmbedding-whole", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=8, seed=5)),
 ]

@@ -7,6 +7,7 @@ from embcomp.methods.graphhash import DoubleGraphHash, GraphHash
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
 from embcomp.methods.lsh import LSHash
 from embcomp.methods.quotient_remainder import QuotientRemainder
+from embcomp.methods.semantic_ids import SemanticIds
 from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.methods.unified import UnifiedEmbedding
 
@@ -23,6 +24,7 @@ __all__ = [
     "Method",
     "MultiHash",
     "QuotientRemainder",
+    "SemanticIds",
     "SoftGraphHash",
     "Table",
     "UnifiedEmbedding",

@@ -135,3 +135,25 @@ def test_errors(published, tmp_path):
     with pytest.raises(DataError, match=r"no file .*users\.dat; `python -m data fetch ml-1m`"):
         load()
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+@pytest.mark.dataset("ml-1m")
+def test_held_out_items_leave_train_and_valid_and_are_of_all_popularities(dataset, tmp_path):
+    whole = data.load("ml-1m", folder=dataset, cache=tmp_path)
+    clicks = data.load("ml-1m", folder=dataset, cache=tmp_path, held_out=0.15)
+    assert clicks.num_rows("test") == whole.num_rows("test")
+    counts, before = clicks.counts("item"), whole.counts("item")
+    hidden = (counts == 0) & (before > 0)
+    assert 0.14 < hidden.sum() / (before > 0).sum() < 0.16
+    assert counts[~hidden].equal(before[~hidden])
+    for low, high in ((1, 20), (20, 100), (100, 400), (400, 4000)):
+        there = (before >= low) & (before < high)
+        assert 0.10 < hidden[there].double().mean() < 0.20
+    valid = clicks.split("valid").select("item").collect()["item"].unique().to_list()
+    assert not hidden[valid].any()
+
+
+def test_a_share_of_items_to_hold_out_is_checked(published):
+    for share in (-0.1, 1.0):
+        with pytest.raises(DataError, match="held_out must be at least 0 and below 1"):
+            ml_1m.read(published, held_out=share)

@@ -1,0 +1,152 @@
+"""The encoder of `SemanticIds`: codes of an id -> rows of its pieces."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from embcomp.methods.base import Encoder, Rows, Table
+from embcomp.ops.hashing import hash_key, hash_rows
+from embcomp.semantic_ids.pieces import Span, numbers
+
+
+class Range(NamedTuple):
+    """Rows [start, start + rows) of one piece: its number, counted from `start`, or its hash under a key."""
+
+    start: int
+    rows: int
+    key: int | None = None
+
+
+def ranges_of(spans: Sequence[Span], size: int, rows: int, one_namespace: bool) -> list[Range]:
+    """Which rows the pieces of each span read.
+
+    Pieces own a row each where all fit. Else the coarse spans own theirs while these take at most half of the table,
+    and the finer ones share what is left by hashing.
+    """
+    if one_namespace:
+        return [Range(0, rows, None if size <= rows else 0)] * len(spans)
+    many = [size ** len(span) for span in spans]
+    limit = rows if sum(many) <= rows else rows // 2
+    found, start = [], 0
+    for each in many:
+        if start + each > limit:
+            break
+        found.append(Range(start, each))
+        start += each
+    return found + [Range(start, rows - start, key) for key in range(len(found), len(spans))]
+
+
+class SemanticEncoder(Encoder):
+    """Codes of an id -> rows of its supported pieces; an id without any reads hashed rows.
+
+    The codes are kept, not the rows: at 1 or 2 bytes a level they are the smallest form (rows would take 4 bytes for
+    each piece), and what is computed from them is a few operations on the batch.
+    """
+
+    codes: Tensor
+    supported: Tensor
+    keys: Tensor
+    owners: Tensor
+
+    def __init__(
+        self,
+        table: Table,
+        config: Mapping[str, Any],
+        *,
+        columns: Tensor,
+        supported: Tensor,
+        spans: Sequence[Span],
+        size: int,
+        ranges: Sequence[Range],
+        rows: int,
+        concat: bool,
+        weighted: bool,
+        dropout: float,
+        seed: int,
+        own_ids: bool,
+        id_rows: int | None,
+        owners: Tensor | None,
+    ) -> None:
+        super().__init__(table, config)
+        self.spans, self.size, self.ranges, self.rows = tuple(spans), size, tuple(ranges), rows
+        self.concat, self.weighted, self.dropout, self.seed = concat, weighted, dropout, seed
+        self.own_ids, self.id_rows = own_ids, id_rows
+        bits = (supported.long() << torch.arange(len(spans), device="cpu")).sum(1)
+        self.register_buffer("codes", columns.clamp(min=0).to(_narrow(size)))
+        self.register_buffer("supported", bits.to(_narrow(2 ** len(spans))))
+        self.register_buffer("keys", self._keys(), persistent=False)
+        self.register_buffer("owners", owners)
+
+    def _keys(self) -> Tensor:
+        """Of the pieces, which all tables of a group share; then of the fallback, and of the id row."""
+        ids = self.table.name if self.own_ids else "semantic_ids"
+        pieces = [hash_key(self.seed, "semantic_ids", j) for j in range(len(self.spans))]
+        fallback = [hash_key(self.seed, f"{ids}/fallback", j) for j in range(len(self.spans) + 1)]
+        return torch.tensor([*pieces, *fallback], device="cpu")
+
+    def reset_buffers(self) -> None:
+        self.keys.copy_(self._keys())
+
+    @property
+    def fallbacks(self) -> int:
+        """How many ids have no supported piece, and so read hashed rows."""
+        return int((self.supported == 0).sum())
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        rows, weights = self._pieces(ids)
+        chunks = [Rows(rows, weights)]
+        if self.concat:
+            split = [None] * len(self.spans) if weights is None else weights.split(1, 1)
+            chunks = [Rows(row, weight) for row, weight in zip(rows.split(1, 1), split, strict=True)]
+        return chunks if self.id_rows is None else [*chunks, self._id_row(ids)]
+
+    def _pieces(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Row of each piece, int64 [N, P], and 1 for a supported piece, 0 for another: float32 [N, P]."""
+        count = len(self.spans)
+        place = ids.clamp(max=self.codes.shape[0] - 1) if self.table.num_embeddings is None else ids
+        columns = self.codes.index_select(0, place).long()
+        found = numbers(columns, self.spans, self.size)
+        rows = torch.stack([self._rows_of(number, *r) for number, r in zip(found, self.ranges, strict=True)], 1)
+        if not self.weighted:
+            return rows, None
+        bits = self.supported.index_select(0, place).long()
+        if self.table.num_embeddings is None:
+            bits = torch.where(ids < self.codes.shape[0], bits, 0)
+        weights = (bits.unsqueeze(1) >> torch.arange(count, device=ids.device)) & 1
+        without = (bits == 0).unsqueeze(1)
+        rows = torch.where(without, hash_rows(ids, self.keys[count : 2 * count], self.rows), rows)
+        weights = torch.where(without, 1, weights).float()
+        if self.training and self.dropout:
+            # Each id loses its j deepest pieces with probability dropout^j, never the first.
+            drawn = torch.rand(ids.shape, device=ids.device).clamp(min=1e-12)
+            lost = (drawn.log() / math.log(self.dropout)).floor().long()
+            kept = torch.arange(count, device=ids.device) < (count - lost).clamp(min=1).unsqueeze(1)
+            weights = weights * (kept | without)
+        return rows, weights
+
+    def _rows_of(self, number: Tensor, start: int, rows: int, key: int | None) -> Tensor:
+        return start + (number if key is None else hash_rows(number, self.keys[key : key + 1], rows).squeeze(1))
+
+    def _id_row(self, ids: Tensor) -> Rows:
+        assert self.id_rows is not None
+        if self.owners is None:
+            return Rows(hash_rows(ids, self.keys[-1:], self.id_rows))
+        narrow = ids.to(self.owners.dtype).contiguous()
+        place = torch.searchsorted(self.owners, narrow).clamp(max=self.owners.numel() - 1)
+        owned = self.owners[place] == narrow
+        return Rows(torch.where(owned, place, 0).unsqueeze(1), owned.unsqueeze(1).float())
+
+    def extra_repr(self) -> str:
+        fallbacks = "" if self.supported.is_meta else f", {self.fallbacks} items on the fallback"
+        return f"{self.codes.shape[0]} items, {len(self.spans)} pieces{fallbacks}"
+
+
+def _narrow(size: int) -> torch.dtype:
+    """The smallest integer type for values in [0, size)."""
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if size - 1 <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int64

@@ -1,0 +1,242 @@
+"""Semantic ids: rows follow from what an item is, not from its id, so that new items start warm."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.methods.base import (
+    Chunk,
+    Concat,
+    Method,
+    Plan,
+    Store,
+    Sum,
+    Table,
+    TablePlan,
+    check_rows,
+    per_table,
+)
+from embcomp.methods.budget import largest_within
+from embcomp.methods.semantic_encoder import SemanticEncoder, ranges_of
+from embcomp.semantic_ids.pieces import Pieces, Span
+from embcomp.semantic_ids.vocabulary import Vocabulary, checked_codes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SemanticIds(Method):
+    """Rows shared by content (Singh et al. 2023, arXiv 2306.08121; Zheng et al. 2025, arXiv 2504.02137).
+
+    The vector of an item combines the rows of its pieces: a tokenizer (`embcomp.semantic_ids`) makes codes from content
+    vectors, and `pieces` says which parts of them read a row. Pieces own a row each where all fit in `rows`; else
+    coarse ones do, and finer ones share the rest by hashing. The tables that one instance matches read the same rows
+    (one store for each width).
+
+    A piece that no training item carries is left out of the sum: its row is untrained, or another piece's. Ids without
+    any supported piece (no content, beyond the codes) read as many hashed rows, as `MultiHash` would; `report` counts
+    them.
+
+    Args:
+        codes: integers [num_embeddings, levels], -1 at all levels for an item without content; or a mapping from table
+            names to such tensors. With `num_embeddings=None` ids beyond the codes read hashed rows.
+        pieces: `Unigram()`, `Ngram(n)`, `PrefixNgram(n)`, `SentencePieces(vocab_size)` (trained).
+        rows: rows of the pieces.
+        combine: "sum" adds up the rows of the pieces; "concat" puts them side by side, which share embedding_dim.
+        id_rows: rows of a second table, one look-up more: with `counts` the most frequent items own one each and the
+            others read none; without, every id reads its hash. For items that deserve memorisation.
+        counts: how often each id occurs in training, [num_embeddings] (or a mapping): says which items count as
+            training items. By default all that have codes.
+        vocabulary: the support recorded when training began, in place of that of `codes` and `counts`: give it when
+            items have been added since.
+        min_support: a piece is supported where so many training items carry it; 0 leaves nothing out.
+        piece_dropout: in training each id loses its j deepest pieces with probability piece_dropout^j, never the first.
+        codebook_size: codes at each level, by default the largest code + 1, rounded up to a power of two.
+        seed: another seed gives other collisions.
+
+    Example:
+        >>> import torch, embcomp
+        >>> codes = torch.tensor([[0, 1], [0, 2], [3, 1], [-1, -1]])  # of four items, the last without content
+        >>> method = embcomp.SemanticIds(codes, pieces=embcomp.PrefixNgram(2), rows=20)
+        >>> emb = embcomp.nn.CompressedEmbedding(4, 8, method)
+        >>> emb(torch.arange(4)).shape, emb.encoder.fallbacks
+        (torch.Size([4, 8]), 1)
+    """
+
+    shares_store: ClassVar[bool] = True
+
+    codes: Tensor | Mapping[str, Tensor] = field(repr=False, kw_only=False)
+    pieces: Pieces = field(kw_only=False)
+    rows: int = field(kw_only=False)
+    combine: Literal["sum", "concat"] = "sum"
+    id_rows: int | None = None
+    counts: Tensor | Mapping[str, Tensor] | None = field(default=None, repr=False)
+    vocabulary: Vocabulary | None = field(default=None, repr=False)
+    min_support: int = 1
+    piece_dropout: float = 0.0
+    codebook_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pieces, Pieces):
+            raise ValueError(f"SemanticIds: pieces must be Unigram(), PrefixNgram(n) or the like, got {self.pieces!r}")
+        if self.combine not in ("sum", "concat"):
+            raise ValueError(f"SemanticIds: combine must be 'sum' or 'concat', got {self.combine!r}")
+        if not 0 <= self.piece_dropout < 1:
+            raise ValueError(f"SemanticIds: piece_dropout must be in [0, 1), got {self.piece_dropout}")
+        if self.min_support < 0:
+            raise ValueError(f"SemanticIds: min_support must not be negative, got {self.min_support}")
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores: dict[str, Store] = {}
+        check_rows(self.rows, group)
+        if self.id_rows is not None:
+            check_rows(self.id_rows, f"{group}_id")
+        widths = {table.embedding_dim for table in tables}
+        plans = []
+        with torch.device("cpu"):  # maps are real even where rows are not
+            for table in tables:
+                home = group if len(widths) == 1 else f"{group}_{table.embedding_dim}"
+                plans.append(self._table(table, home, stores))
+        return Plan(stores, plans)
+
+    def _table(self, table: Table, home: str, stores: dict[str, Store]) -> TablePlan:
+        known = self._known(table)
+        count = len(known.spans)
+        parts = count + (self.id_rows is not None)
+        concat = self.combine == "concat"
+        if concat and table.embedding_dim % parts:
+            raise ValueError(
+                f"table {table.name!r}: embedding_dim {table.embedding_dim} is not a multiple of its {parts} parts; "
+                "choose another, or combine='sum'"
+            )
+        dim, summands = (table.embedding_dim // parts, 1) if concat else (table.embedding_dim, parts)
+        weighted = bool(self.piece_dropout) or table.num_embeddings is None or not bool(known.supported.all())
+        stores[home] = Store(self.rows, dim, summands=summands)
+        chunks = [Chunk(home, 1, weighted)] * count if concat else [Chunk(home, count, weighted)]
+        owners = None
+        if self.id_rows is not None:
+            own = f"{home}_id_{table.name}" if isinstance(self.codes, Mapping) else f"{home}_id"
+            owners = None if known.counts is None else _owners(known.counts, self.id_rows, table)
+            stores[own] = Store(self.id_rows, dim, summands=summands)
+            chunks.append(Chunk(own, 1, weighted=owners is not None))
+        encoder = SemanticEncoder(
+            table,
+            {**self.config(), "items": known.columns.shape[0], "levels": known.columns.shape[1], "weighted": weighted},
+            columns=known.columns,
+            supported=known.supported,
+            spans=known.spans,
+            size=known.size,
+            ranges=ranges_of(known.spans, known.size, self.rows, self.pieces.one_namespace),
+            rows=self.rows,
+            concat=concat,
+            weighted=weighted,
+            dropout=self.piece_dropout,
+            seed=self.seed,
+            own_ids=isinstance(self.codes, Mapping),
+            id_rows=self.id_rows,
+            owners=owners,
+        )
+        return TablePlan(table, encoder, tuple(chunks), Concat() if concat or len(chunks) == 1 else Sum())
+
+    def config(self) -> dict[str, Any]:
+        """The settings; codes and support live on in the encoder, which is saved with the rows."""
+        kept = {
+            name: getattr(self, name)
+            for name in ("rows", "combine", "id_rows", "min_support", "piece_dropout", "codebook_size", "seed")
+        }
+        return {"method": type(self).__name__, "pieces": repr(self.pieces), **kept}
+
+    @classmethod
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        """As `Method.for_budget`; the bytes of codes and id rows are part of the budget, `id_rows` stays as given."""
+        one, two = (cls(rows=rows, **fixed).plan(tables).nbytes() for rows in (1, 2))
+        return largest_within(
+            tables,
+            nbytes,
+            lambda rows: cls(rows=rows, **fixed),
+            cost=lambda method: one + (method.rows - 1) * (two - one),
+        )
+
+    def report(self, table: Table) -> "SupportReport":
+        """How many items of a table have content, and how many training items support their pieces."""
+        with torch.device("cpu"):
+            known = self._known(table)
+        has_content = known.has_content
+        return SupportReport(
+            items=known.columns.shape[0],
+            without_content=int((~has_content).sum()),
+            fallback=int((~known.supported.any(1)).sum()),
+            supported=tuple(known.supported[has_content].double().mean(0).tolist()),
+        )
+
+    def _known(self, table: Table) -> "_Known":
+        codes = checked_codes(per_table(self.codes, table, "codes"), self.codebook_size, f"table {table.name!r}: codes")
+        if table.num_embeddings is not None and codes.shape[0] != table.num_embeddings:
+            raise ValueError(
+                f"table {table.name!r}: codes must have {table.num_embeddings} rows, one for each id, got "
+                f"{codes.shape[0]}"
+            )
+        has_content = codes[:, 0] >= 0
+        if not bool(has_content.any()):
+            raise ValueError(f"table {table.name!r}: no item has codes")
+        codebook_size = self.codebook_size or 1 << int(codes.max()).bit_length()
+        counts = None if self.counts is None else per_table(self.counts, table, "counts")
+        if counts is not None:
+            counts = torch.as_tensor(counts, device="cpu")
+            if counts.shape != codes.shape[:1] or not bool((counts >= 0).all()):
+                raise ValueError(
+                    f"table {table.name!r}: counts must be non-negative, of shape [{codes.shape[0]}], got "
+                    f"{list(counts.shape)}"
+                )
+        vocabulary = self.vocabulary
+        if vocabulary is None:
+            vocabulary = Vocabulary.of(codes, self.pieces, codebook_size=codebook_size, counts=counts)
+        elif (vocabulary.pieces, vocabulary.levels, vocabulary.codebook_size) != (
+            self.pieces, codes.shape[1], codebook_size,
+        ):  # fmt: skip
+            raise ValueError(
+                f"table {table.name!r}: the vocabulary is of {vocabulary.pieces} over {vocabulary.levels} x "
+                f"{vocabulary.codebook_size} codes, but these are {self.pieces} over {codes.shape[1]} x {codebook_size}"
+            )
+        columns, spans = self.pieces.columns(codes, codebook_size), self.pieces.spans(codes.shape[1])
+        size = self.pieces.size(codebook_size)
+        present = torch.stack([(columns[:, list(span)] >= 0).all(1) for span in spans], 1)
+        supported = present & (vocabulary.support_of(codes) >= self.min_support)
+        return _Known(columns, supported, spans, size, counts, has_content)
+
+
+@dataclass(frozen=True)
+class SupportReport:
+    """What `SemanticIds.report` counts.
+
+    Attributes:
+        items: ids with an entry in the codes.
+        without_content: those with codes of -1.
+        fallback: those without any supported piece, the former among them: they read hashed rows.
+        supported: share of the items with content whose piece is supported, for each piece, coarse ones first.
+    """
+
+    items: int
+    without_content: int
+    fallback: int
+    supported: tuple[float, ...]
+
+
+class _Known(NamedTuple):
+    """What a plan needs to know of a table's items."""
+
+    columns: Tensor
+    supported: Tensor
+    spans: Sequence[Span]
+    size: int
+    counts: Tensor | None
+    has_content: Tensor
+
+
+def _owners(counts: Tensor, most: int, table: Table) -> Tensor:
+    """The ids that own an id row, at least one, ascending; among equal counts the lower ids."""
+    number = max(1, min(most, int((counts > 0).sum())))
+    order = torch.argsort(counts, descending=True, stable=True)[:number].sort().values
+    return order if table.num_embeddings is None else order.to(torch.int32)

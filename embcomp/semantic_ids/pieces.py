@@ -1,0 +1,152 @@
+"""Pieces: the parts of a code tuple that read a row each.
+
+Every kind says which columns of an item a piece is made of (its span). A piece's number follows from the values in
+those columns: in mixed radix where that fits in 62 bits, else by hashing the tuple. So nothing overflows, at any depth.
+"""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from embcomp.ops.hashing import hash_key, hash_rows
+
+PIECES: dict[str, type["Pieces"]] = {}
+EXACT = 2**62  # numbers of pieces stay below
+_HALF = 2**31 - 1
+
+Span = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pieces(abc.ABC):
+    """How codes become pieces; a frozen configuration.
+
+    Attributes:
+        one_namespace: whether equal numbers in two columns are the same piece.
+    """
+
+    one_namespace: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        PIECES[cls.__name__] = cls
+
+    @abc.abstractmethod
+    def spans(self, levels: int) -> tuple[Span, ...]:
+        """The columns of each piece, coarse pieces first.
+
+        Raises:
+            ValueError: the codes have too few levels.
+        """
+
+    def columns(self, codes: Tensor, codebook_size: int) -> Tensor:
+        """What pieces are made of, int64 [N, C], -1 where an item has none; the codes themselves, as a rule."""
+        return codes
+
+    def size(self, codebook_size: int) -> int:
+        """How many values a column can have."""
+        return codebook_size
+
+
+@dataclass(frozen=True)
+class Unigram(Pieces):
+    """One piece for each level's code (Singh et al. 2023, arXiv 2306.08121, section 3.2).
+
+    Example:
+        >>> import embcomp
+        >>> embcomp.Unigram().spans(levels=3)
+        ((0,), (1,), (2,))
+    """
+
+    def spans(self, levels: int) -> tuple[Span, ...]:
+        return tuple((level,) for level in range(levels))
+
+
+@dataclass(frozen=True)
+class Ngram(Pieces):
+    """One piece for each n codes that follow each other (Singh et al. 2023, arXiv 2306.08121, section 3.2).
+
+    Args:
+        n: codes of a piece.
+        overlapping: every n neighbours, instead of groups of n side by side, of which the last may be shorter.
+
+    Example:
+        >>> import embcomp
+        >>> embcomp.Ngram(2).spans(levels=4), embcomp.Ngram(2, overlapping=True).spans(levels=4)
+        (((0, 1), (2, 3)), ((0, 1), (1, 2), (2, 3)))
+    """
+
+    n: int
+    overlapping: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"Ngram: n must be at least 1, got {self.n}")
+
+    def spans(self, levels: int) -> tuple[Span, ...]:
+        _check_levels(self, self.n, levels)
+        starts = range(levels - self.n + 1) if self.overlapping else range(0, levels, self.n)
+        return tuple(tuple(range(start, min(start + self.n, levels))) for start in starts)
+
+
+@dataclass(frozen=True)
+class PrefixNgram(Pieces):
+    """One piece for each prefix of 1 .. n codes (Zheng et al. 2025, arXiv 2504.02137, section 4.2).
+
+    Prefixes of different depth are different pieces.
+
+    Args:
+        n: the deepest prefix.
+
+    Example:
+        >>> import embcomp
+        >>> embcomp.PrefixNgram(3).spans(levels=4)
+        ((0,), (0, 1), (0, 1, 2))
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"PrefixNgram: n must be at least 1, got {self.n}")
+
+    def spans(self, levels: int) -> tuple[Span, ...]:
+        _check_levels(self, self.n, levels)
+        return tuple(tuple(range(depth)) for depth in range(1, self.n + 1))
+
+
+def _check_levels(pieces: Pieces, n: int, levels: int) -> None:
+    if n > levels:
+        raise ValueError(f"{pieces} needs codes of at least {n} levels, these have {levels}")
+
+
+def numbers(columns: Tensor, spans: Sequence[Span], size: int) -> list[Tensor]:
+    """The number of each piece, non-negative int64 [N] for each span; equal numbers of one span are the same piece.
+
+    Args:
+        columns: int64 [N, C], each in [0, size).
+        spans: columns of each piece.
+        size: how many values a column can have.
+    """
+    known: dict[Span, tuple[Tensor, int]] = {}
+    for span in sorted(spans, key=len):
+        number, room = known.get(span[:-1], (None, 1))
+        for column in span[-1:] if number is not None else span:
+            value = columns[:, column]
+            if number is None:
+                number, room = value, size
+            elif room * size <= EXACT:
+                number, room = number * size + value, room * size
+            else:  # too many tuples to count: 62 bits of hash, then the last code
+                # Keys filled in, not copied from the host, which would synchronise a GPU.
+                high, low = (hash_rows(number, columns.new_full((1,), key), _HALF).squeeze(1) for key in _KEYS)
+                number, room = (high * 2**31 + low) ^ value, EXACT
+        assert number is not None
+        known[span] = (number, room)
+    return [known[span][0] for span in spans]
+
+
+_KEYS = [hash_key(0, "embcomp.semantic_ids.pieces", chunk) for chunk in range(2)]

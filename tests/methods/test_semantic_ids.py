@@ -1,0 +1,235 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import embcomp
+from embcomp import Ngram, PrefixNgram, SemanticIds, SentencePieces, Unigram
+from embcomp.methods import Table
+from embcomp.methods.semantic_encoder import Range, ranges_of
+from embcomp.nn import CompressedEmbedding
+from embcomp.semantic_ids import Vocabulary
+from tests import hash_spec
+from tests.drop_ins import randomize
+
+CODES = torch.cartesian_prod(torch.arange(4), torch.arange(4), torch.arange(2))  # 32 items
+NONE = torch.tensor([[-1, -1, -1]])
+
+
+def module(codes: Tensor, *args: Any, dim: int = 12, open_ids: bool = False, **settings: Any) -> CompressedEmbedding:
+    method = SemanticIds(codes, *args, **settings)
+    return randomize(CompressedEmbedding(None if open_ids else codes.shape[0], dim, method))
+
+
+def rows_of(built: CompressedEmbedding, ids: Tensor) -> list[list[int]]:
+    """The rows that count, of each id."""
+    rows, weights = built.encoder.train(False)(ids)[0]
+    used = torch.ones_like(rows) if weights is None else weights
+    return [row[use > 0].tolist() for row, use in zip(rows, used, strict=True)]
+
+
+def test_unigram_rows_by_hand() -> None:
+    built = module(CODES, Unigram(), 12)
+    for item, (a, b, c) in enumerate(CODES.tolist()):
+        assert rows_of(built, torch.tensor([item])) == [[a, 4 + b, 8 + c]]
+    (table,) = built.parameters()
+    torch.testing.assert_close(built(torch.tensor([5])), table[[0, 6, 9]].sum(0, keepdim=True))
+
+
+def test_prefixes_that_fit_own_rows_and_the_others_are_hashed() -> None:
+    """4 prefixes of depth 1 own rows; those of depth 2 and 3 share the 14 rows that are left."""
+    built = module(CODES, PrefixNgram(3), rows=18, seed=5)
+    for item, (a, b, c) in enumerate(CODES.tolist()):
+        two, three = 4 * a + b, 4 * (4 * a + b) + c
+        expected = [
+            a,
+            4 + hash_spec.row(two, 5, "semantic_ids", 1, 14),
+            4 + hash_spec.row(three, 5, "semantic_ids", 2, 14),
+        ]
+        assert rows_of(built, torch.tensor([item])) == [expected]
+
+
+def test_concatenated_pieces_lie_side_by_side() -> None:
+    built = module(CODES, Ngram(2), rows=64, combine="concat")
+    (table,) = built.parameters()
+    assert table.shape == (64, 6)
+    out = built(torch.arange(32))
+    for item, (a, b, c) in enumerate(CODES.tolist()):
+        torch.testing.assert_close(out[item], torch.cat([table[4 * a + b], table[16 + c]]))
+
+
+@given(st.integers(1, 100), st.integers(2, 9), st.integers(1, 5))
+def test_ranges_never_overlap_and_stay_inside(rows: int, size: int, depth: int) -> None:
+    spans = PrefixNgram(depth).spans(depth)
+    found = ranges_of(spans, size, rows, one_namespace=False)
+    taken = 0
+    for span, part in zip(spans, found, strict=True):
+        assert part.start + part.rows <= rows
+        assert part.rows >= 1
+        if part.key is None:
+            assert (part.start, part.rows) == (taken, size ** len(span))
+            taken += part.rows
+        else:
+            assert part.start == taken
+    if sum(size**n for n in range(1, depth + 1)) <= rows:
+        assert all(part.key is None for part in found)
+    assert ranges_of(spans, size, rows, one_namespace=True)[0] == Range(0, rows, None if size <= rows else 0)
+
+
+def test_prefixes_too_deep_for_64_bits_read_rows_too() -> None:
+    codes = torch.randint(2048, (50, 8))
+    built = module(codes, PrefixNgram(8), rows=100, codebook_size=2048)
+    assert built(torch.arange(50)).shape == (50, 12)
+    assert len({tuple(row) for row in rows_of(built, torch.arange(50))}) == 50
+
+
+def test_pieces_without_support_are_left_out() -> None:
+    counts = torch.ones(32)
+    counts[16:24] = 0  # no training item has codes that begin with 2
+    counts[1] = 0  # [0, 0, 1]: only its deepest prefix is its own
+    built = module(CODES, PrefixNgram(3), rows=200, counts=counts)
+    assert [len(row) for row in rows_of(built, torch.tensor([0, 1, 2]))] == [3, 2, 3]
+    assert rows_of(built, torch.tensor([1])) == [rows_of(built, torch.tensor([0]))[0][:2]]
+    # Items 16 .. 23 have no supported piece: as many hashed rows.
+    for id in range(16, 24):
+        assert rows_of(built, torch.tensor([id])) == [
+            [hash_spec.row(id, 0, "semantic_ids/fallback", j, 200) for j in range(3)]
+        ]
+    assert built.encoder.fallbacks == 8
+    all_in = module(CODES, PrefixNgram(3), rows=200, counts=counts, min_support=0)
+    assert all(len(row) == 3 for row in rows_of(all_in, torch.arange(32)))
+    shared = module(CODES, PrefixNgram(3), rows=200, min_support=2)
+    assert [len(row) for row in rows_of(shared, torch.arange(32))] == [2] * 32
+
+
+def test_training_never_moves_what_an_unsupported_piece_would_read() -> None:
+    counts = torch.ones(32)
+    counts[1] = 0
+    built = module(CODES, PrefixNgram(3), rows=200, counts=counts)
+    built(torch.tensor([1])).sum().backward()
+    (table,) = built.parameters()
+    assert table.grad.abs().sum(1).nonzero().squeeze(1).tolist() == sorted(rows_of(built, torch.tensor([1]))[0])
+
+
+def test_items_without_content_and_ids_beyond_the_codes_are_hashed_and_counted() -> None:
+    codes = torch.cat([CODES, NONE])
+    method = SemanticIds(codes, Unigram(), 12)
+    report = method.report(Table("item", 33, 12))
+    assert (report.items, report.without_content, report.fallback) == (33, 1, 1)
+    assert report.supported == (1.0, 1.0, 1.0)
+    built = module(codes, Unigram(), 12, open_ids=True)
+    for id in (32, 33, 2**62):
+        assert rows_of(built, torch.tensor([id])) == [
+            [hash_spec.row(id, 0, "semantic_ids/fallback", j, 12) for j in range(3)]
+        ]
+    assert "1 items on the fallback" in repr(built)
+
+
+def test_new_items_read_what_the_recorded_support_allows() -> None:
+    """A catalogue that grew: rows of old items stay, pieces that only new items carry stay out."""
+    old, grown = CODES[:16], CODES
+    vocabulary = Vocabulary.of(old, PrefixNgram(2), codebook_size=4)
+    before = module(old, PrefixNgram(2), 30, codebook_size=4)
+    after = module(grown, PrefixNgram(2), 30, codebook_size=4, vocabulary=vocabulary)
+    after.stores.load_state_dict(before.stores.state_dict())
+    assert torch.equal(after(torch.arange(16)), before(torch.arange(16)))
+    assert after.encoder.fallbacks == 16  # first codes 2 and 3 were never trained
+    with pytest.raises(ValueError, match=r"the vocabulary is of PrefixNgram\(n=2\) over 3 x 4 codes, but these are Un"):
+        module(grown, Unigram(), 30, codebook_size=4, vocabulary=vocabulary)
+
+
+def test_frequent_items_own_an_id_row() -> None:
+    counts = torch.arange(32)
+    built = module(CODES, Unigram(), 12, id_rows=3, counts=counts)
+    pieces, ids = built.parameters()
+    assert built.encoder.owners.tolist() == [29, 30, 31]
+    out = built(torch.arange(32))
+    for item, row in enumerate(rows_of(built, torch.arange(32))):
+        own = ids[item - 29] if item >= 29 else 0
+        if item:  # item 0 has no count, but its codes have support
+            torch.testing.assert_close(out[item], pieces[row].sum(0) + own)
+    hashed = module(CODES, Unigram(), 12, id_rows=3)
+    pieces, ids = hashed.parameters()
+    row = hash_spec.row(7, 0, "semantic_ids/fallback", 3, 3)
+    torch.testing.assert_close(
+        hashed(torch.tensor([7]))[0], pieces[rows_of(hashed, torch.tensor([7]))[0]].sum(0) + ids[row]
+    )
+
+
+def test_dropout_takes_deep_pieces_first_and_only_in_training() -> None:
+    built = module(CODES, PrefixNgram(3), rows=200, piece_dropout=0.4)
+    ids = torch.zeros(20_000, dtype=torch.int64)
+    ((_, weights),) = built.encoder.train()(ids)
+    assert (weights.diff(dim=1) <= 0).all()  # a kept piece keeps all coarser ones
+    shares = weights.mean(0)
+    torch.testing.assert_close(shares, torch.tensor([1.0, 1 - 0.16, 1 - 0.4]), atol=0.02, rtol=0)
+    ((_, weights),) = built.encoder.eval()(ids)
+    assert bool(weights.all())
+
+
+def test_tables_on_one_code_book_share_its_rows() -> None:
+    model = nn.ModuleDict({"item": nn.Embedding(32, 12), "history": nn.Embedding(32, 12), "small": nn.Embedding(32, 4)})
+    report = embcomp.compress_(model, {"*": SemanticIds(CODES, Unigram(), rows=12)})
+    ids = torch.arange(32)
+    assert model["item"].stores[0] is model["history"].stores[0]
+    assert torch.equal(model["item"](ids), model["history"](ids))
+    assert model["small"](ids).shape == (32, 4)
+    maps = 3 * (32 * 3 + 32 + 7 * 8)  # codes, support and keys of three tables
+    assert report.bytes_after == embcomp.nbytes(model) == 4 * 12 * (12 + 4) + maps
+
+
+def test_codes_take_the_smallest_type_and_are_counted() -> None:
+    for size, each in ((256, 1), (257, 2), (2**15, 2), (2**15 + 1, 4)):
+        codes = torch.tensor([[0, size - 1], [size - 1, 0]])
+        built = module(codes, Unigram(), 10, dim=4, codebook_size=size)
+        assert built.encoder.codes.element_size() == each
+        assert embcomp.nbytes(built) == 10 * 4 * 4 + 2 * 2 * each + 2 + 5 * 8
+
+
+def test_a_state_brings_its_own_codes() -> None:
+    source, target = module(CODES.flip(0), Unigram(), 12), module(CODES, Unigram(), 12)
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(target.materialize(), source.materialize())
+    with pytest.raises(ValueError, match=r"pieces: saved 'Unigram\(\)', here 'PrefixNgram\(n=3\)'"):
+        module(CODES, PrefixNgram(3), 12).load_state_dict(source.state_dict())
+
+
+def test_sentence_pieces_as_a_method() -> None:
+    pieces = SentencePieces(vocab_size=23).train(CODES, torch.arange(32), codebook_size=4)
+    built = module(CODES, pieces, 30)
+    columns = pieces.columns(CODES, 4)
+    assert rows_of(built, torch.arange(32)) == [[p for p in row if p >= 0] for row in columns.tolist()]
+    few = module(CODES, pieces, 9)
+    first = [hash_spec.row(int(columns[0, 0]), 0, "semantic_ids", 0, 9)]
+    assert rows_of(few, torch.tensor([0]))[0][:1] == first
+    with pytest.raises(ValueError, match="is not trained"):
+        module(CODES, SentencePieces(30), 30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codes": CODES[:31]}, r"table 't': codes must have 32 rows, one for each id, got 31"),
+        ({"codes": {"u": CODES}}, r"codes names no table 't'; it has \['u'\]"),
+        ({"codes": CODES - 1}, r"table 't': codes of item 0 are \[-1, -1, -1\]|item 1 are \[-1, -1, 0\]"),
+        ({"codes": CODES.float()}, "table 't': codes must be integers"),
+        ({"codes": NONE.expand(32, 3)}, "table 't': no item has codes"),
+        ({"codebook_size": 3}, r"table 't': codes of item 6 are \[0, 3, 0\], expected in \[0, 3\)"),
+        ({"counts": torch.ones(31)}, r"table 't': counts must be non-negative, of shape \[32\], got \[31\]"),
+        ({"counts": -torch.ones(32)}, "counts must be non-negative"),
+        ({"pieces": PrefixNgram(4)}, "needs codes of at least 4 levels, these have 3"),
+        ({"pieces": "prefix"}, r"pieces must be Unigram\(\), PrefixNgram\(n\) or the like, got 'prefix'"),
+        ({"combine": "mean"}, "combine must be 'sum' or 'concat', got 'mean'"),
+        ({"combine": "concat", "pieces": Ngram(2), "id_rows": 4}, "embedding_dim 8 is not a multiple of its 3 parts"),
+        ({"piece_dropout": 1.0}, r"piece_dropout must be in \[0, 1\), got 1.0"),
+        ({"min_support": -1}, "min_support must not be negative, got -1"),
+        ({"rows": 0}, r"rows must be an integer in \[1, 2\^31\), got 0"),
+        ({"id_rows": 0}, r"rows must be an integer in \[1, 2\^31\), got 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SemanticIds(**{"codes": CODES, "pieces": Unigram(), "rows": 12, **settings}).plan([Table("t", 32, 8)])

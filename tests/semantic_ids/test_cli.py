@@ -1,0 +1,49 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from embcomp import semantic_ids
+from embcomp.semantic_ids.cli import app
+
+
+def run(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    return result.exit_code, result.output
+
+
+def test_fit_encode_quality(content: Tensor, tmp_path: Path) -> None:
+    file, folder, codes = tmp_path / "content.npy", tmp_path / "films", tmp_path / "codes.npy"
+    np.save(file, content.numpy())
+    status, said = run("fit", file, "--out", folder, "--levels", 2, "--codebook-size", 16)
+    assert status == 0, said
+    tokenizer = semantic_ids.load(folder)
+    assert tokenizer.version in said
+    assert run("encode", folder, file, "--out", codes)[0] == 0
+    assert torch.equal(torch.from_numpy(np.load(codes)), tokenizer.encode(content))
+    status, said = run("quality", folder, file, "--codes", codes)
+    assert status == 0
+    assert f"{tokenizer.quality(None, content).relative_error:.4f}" in said
+    assert "retrain" in said
+
+
+@pytest.mark.parametrize("words", [("fit", "none.npy", "--out", "x"), ("encode", "none", "none.npy", "--out", "x.npy")])
+def test_bad_input_is_one_message(words: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, said = run(*words)
+    assert status == 2
+    assert "none" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_embcomp_has_it() -> None:
+    code = "import sys; sys.argv = ['embcomp', 'semantic-ids', '--help']; from embcomp.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in ("fit", "encode", "quality"))
