@@ -165,7 +165,7 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}.method: unknown method {config.method!r}{_hint(config.method, METHODS)}"
         return
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    yield from _unknown(f"{key}.options", config.options, fields)
+    yield from _unknown(f"{key}.options", config.options, [*fields, *cls.budget_settings])
     given = [kind for kind in ("rows", "nbytes", "share") if getattr(config, kind) is not None]
     if "rows" in config.options:
         given.append("options.rows")

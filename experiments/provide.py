@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from data import ClickData
+from embcomp.graph import Edges, interactions
+from embcomp.graph.cluster_map import Side
 from embcomp.methods import METHODS
 from experiments.config import MethodConfig
 
@@ -39,7 +41,17 @@ class Training(Protocol):
 # budget, settings from which the method's `for_budget` makes it (edges in the place of clusters).
 PROVIDERS: dict[str, Callable[[Training], dict[str, Any]]] = {
     "counts": lambda training: {"counts": training.counts()},
+    "clusters": lambda training: {"edges": _edges(training), "sides": SIDES},
+    "features": lambda training: {"features": {table: (_edges(training), side) for table, side in SIDES.items()}},
+    "weights": lambda training: {},  # of a mixture: `for_budget` makes them with the clusters
 }
+SIDES: dict[str, Side] = {"user_id": "users", "item_id": "items"}
+
+
+def _edges(training: Training) -> Edges:
+    pairs, counts = training.edges(), training.counts()
+    users, items = (len(counts[table]) for table in SIDES)
+    return interactions((pairs[0].numpy(), pairs[1].numpy()), num_users=users, num_items=items)
 
 
 def provided(method: MethodConfig, training: Training) -> dict[str, Any]:

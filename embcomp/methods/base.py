@@ -264,6 +264,7 @@ class Method(abc.ABC):
 
     Attributes:
         shares_store: whether the tables of a group read one store, and so must live in one module tree.
+        budget_settings: settings that `for_budget` takes beside the fields.
 
     Example:
         >>> import embcomp
@@ -272,6 +273,7 @@ class Method(abc.ABC):
     """
 
     shares_store: ClassVar[bool] = False
+    budget_settings: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

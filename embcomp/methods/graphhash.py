@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -109,6 +109,8 @@ class GraphHash(Method):
         (True, [[0], [0], [1], [2], [2]])
     """
 
+    budget_settings: ClassVar[tuple[str, ...]] = ("objective", "algorithm", "unseen_rows")
+
     clusters: ClusterMap | Mapping[str, ClusterMap] = field(repr=False, kw_only=False)
     hot: Any = field(default=None, repr=False)
     seed: int = 0
@@ -169,7 +171,7 @@ class GraphHash(Method):
     ) -> Self:
         from embcomp.graph.clustering import cluster
 
-        settings = {key: fixed.pop(key) for key in ("objective", "algorithm", "unseen_rows") if key in fixed}
+        settings = {key: fixed.pop(key) for key in cls.budget_settings if key in fixed}
         side_of = {table.name: per_table(sides, table, "sides") for table in tables}
         ids = {side: int((edges.degrees(side) > 0).sum()) for side in ("users", "items")}
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+import embcomp
 from embcomp.methods import METHODS, HashingTrick
 from experiments.config import MethodConfig
 from experiments.errors import InputError
@@ -30,6 +31,26 @@ def test_a_method_is_given_what_it_has_fields_for():
     given = provided(MethodConfig(method="FrequencyHash"), Training())
     assert given["counts"]["item"].tolist() == [3, 1]
     assert provided(MethodConfig(method="FrequencyHash", options={"counts": [1, 2]}), Training()) == {}
+
+
+@pytest.mark.parametrize("method", ["GraphHash", "DoubleGraphHash", "SoftGraphHash", "LSHash"])
+def test_graph_methods_fill_a_budget_from_the_edges_of_training(make_run, method):
+    task = prepare(make_run(**PAIRS, methods=[{"method": method, "share": 0.6}]))
+    nbytes = embcomp.nbytes(task.model(torch.device("cpu")).embeddings)
+    assert 0.85 * task.full_nbytes < nbytes / 0.6 <= task.full_nbytes
+    if method != "LSHash":
+        clusters = task.method.clusters["user_id"].assignment()
+        assert (clusters >= 0).tolist() == (task.data.counts("user_id") > 0).tolist()
+
+
+def test_settings_of_the_clustering_are_options(make_run):
+    options = {"objective": "balanced", "algorithm": "label_propagation"}
+    plain, balanced = (
+        prepare(make_run(**PAIRS, methods=[{"method": "GraphHash", "share": 0.4, "options": given}])).method
+        for given in ({}, options)
+    )
+    rows = [method.clusters["item_id"].assignment().tolist() for method in (plain, balanced)]
+    assert rows[0] != rows[1]
 
 
 @pytest.fixture

@@ -99,8 +99,7 @@ def test_exports():
 
 
 def test_import_needs_torch_alone():
-    code = (
-        "import sys, recsys_models; sys.exit(any(m in sys.modules for m in ('torchrec', 'polars', 'igraph', 'lmdb')))"
-    )
+    extras = ("torchrec", "polars", "igraph", "lmdb")
+    code = f"import sys, recsys_models; sys.exit(any(name in sys.modules for name in {extras}))"
     root = Path(recsys_models.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
