@@ -24,7 +24,8 @@ def main() -> None:
         """Keeps a single command a subcommand."""
 
     wanted = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    for name, (module, extra) in _PARTS.items():
+    # The part that is asked for, so that no command waits for what another one imports; all for the overview.
+    for name, (module, extra) in {wanted: _PARTS[wanted]}.items() if wanted in _PARTS else _PARTS.items():
         try:
             part = import_module(module)
         except ModuleNotFoundError as error:

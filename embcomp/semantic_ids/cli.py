@@ -39,7 +39,7 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 @app.command()
 def fit(
     content: ContentFile,
-    out: Annotated[Path, typer.Option(help="Folder to save the tokenizer to.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the tokenizer to.")],
     kind: Annotated[Kind, typer.Option(help="Residual k-means, or an autoencoder.")] = Kind.residual_kmeans,
     levels: Annotated[int, typer.Option(help="Codes of an item.")] = 3,
     codebook_size: Annotated[int, typer.Option(help="Codes to choose from at each level.")] = 256,
@@ -60,7 +60,7 @@ def fit(
 def encode(
     folder: Folder,
     content: ContentFile,
-    out: Annotated[Path, typer.Option(help="The codes, int32 [N, levels], as .npy.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The codes, int32 [N, levels], as .npy.")],
     column: Column = None,
     device: Device = "cpu",
 ) -> None:

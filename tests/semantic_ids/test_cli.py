@@ -20,7 +20,7 @@ def run(*words: object) -> tuple[int, str]:
 def test_fit_encode_quality(content: Tensor, tmp_path: Path) -> None:
     file, folder, codes = tmp_path / "content.npy", tmp_path / "films", tmp_path / "codes.npy"
     np.save(file, content.numpy())
-    status, said = run("fit", file, "--out", folder, "--levels", 2, "--codebook-size", 16)
+    status, said = run("fit", file, "-o", folder, "--levels", 2, "--codebook-size", 16)
     assert status == 0, said
     tokenizer = semantic_ids.load(folder)
     assert tokenizer.version in said
