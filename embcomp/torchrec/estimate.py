@@ -34,7 +34,7 @@ from embcomp.torchrec.collections import CompressedEmbeddingBagCollection
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules
     warnings.simplefilter("ignore", DeprecationWarning)
-    from torch.distributed.optim import _apply_optimizer_in_backward
+    from torch.distributed.optim import _apply_optimizer_in_backward  # pyright: ignore[reportPrivateImportUsage]
 
 _INT_BYTES = 8
 # Column-wise sharding changes what row-wise Adagrad computes; data-parallel tables are not fused.
@@ -122,15 +122,16 @@ def estimate(
         >>> estimate([table], {"*": embcomp.Full()}, gpus=1).problem
         'does not fit: 260 GB of rows and their state, 68 GB on 1 GPU; it takes at least 4'
         >>> found = estimate([table], {"*": embcomp.HashingTrick(rows=10**8)}, gpus=8, batch_size=1024)
-        >>> found.nbytes, dict(found.sharding), found.sent.vectors == 7 / 8 * 1024 * 64 * 4
-        (25600000008, {'table_wise': 1}, True)
+        >>> found.nbytes, dict(found.sharding), found.sent.vectors == 7 / 8 * 1024 * 8 * 64 * 4
+        (25600000008, {'table_row_wise': 1}, True)
     """
     _check(gpus, gpus_per_node, gpu_bytes, reserve, batch_size, ids_per_bag)
     collection = CompressedEmbeddingBagCollection(tables, methods, device="meta")
     rows = list(collection.parameters())
     _apply_optimizer_in_backward(RowWiseAdagrad, rows, {})
     maps = sum(buffer.nbytes for buffer in collection.buffers())  # on every GPU
-    sizes = {"nbytes": sum(row.nbytes for row in rows) + maps, "state": sum(row.shape[0] * FLOAT_BYTES for row in rows)}
+    nbytes = sum(row.nbytes for row in rows) + maps
+    state = sum(row.shape[0] * FLOAT_BYTES for row in rows)
     stores = _stores(collection)
     constraints = {
         name: ParameterConstraints(
@@ -160,7 +161,7 @@ def estimate(
     except PlannerError as error:
         if error.error_type not in (PlannerErrorType.INSUFFICIENT_STORAGE, PlannerErrorType.PARTITION):
             raise
-        return Estimate(gpus, **sizes, sharding={}, memory=(), sent=None, problem=_problem(sizes, maps, usable, gpus))
+        return Estimate(gpus, nbytes, state, {}, (), None, _problem(nbytes - maps + state, maps, usable, gpus))
     sharding: dict[str, int] = {}
     memory = [maps] * gpus
     for option in chosen:
@@ -169,7 +170,7 @@ def estimate(
             memory[shard.rank] += shard.storage.hbm  # pyright: ignore
     holders = {option.name: len({shard.rank for shard in option.shards}) for option in chosen}
     sent = _sent(stores, holders, gpus, batch_size, ids_per_bag)
-    return Estimate(gpus, **sizes, sharding=sharding, memory=tuple(memory), sent=sent)
+    return Estimate(gpus, nbytes, state, sharding, tuple(memory), sent)
 
 
 def _check(gpus: int, gpus_per_node: int, gpu_bytes: int, reserve: float, batch_size: int, ids_per_bag: float) -> None:
@@ -186,8 +187,9 @@ def _check(gpus: int, gpus_per_node: int, gpu_bytes: int, reserve: float, batch_
 
 def _stores(collection: nn.Module) -> dict[str, _Store]:
     stores: dict[str, _Store] = {}
-    for branch in collection.branches.values():  # pyright: ignore
-        held: Any = branch.collection
+    branches: Any = collection.branches
+    for branch in branches.values():
+        held = branch.collection
         lookups = {read.key: read.lookups for read in branch.encoder.reads}
         for config in held.embedding_configs() if branch.sequences else held.embedding_bag_configs():
             reads = tuple(lookups[name] for name in config.feature_names)
@@ -208,8 +210,7 @@ def _sent(
     return Sent(ids, vectors, vectors)
 
 
-def _problem(sizes: Mapping[str, int], maps: int, usable: int, gpus: int) -> str:
-    needed = sizes["nbytes"] - maps + sizes["state"]
+def _problem(needed: int, maps: int, usable: int, gpus: int) -> str:
     have = f"{readable_bytes(max(0, usable) * gpus)} on {gpus} GPU" + "s" * (gpus > 1)
     rows = f"{readable_bytes(needed)} of rows and their state"
     if usable <= 0:
