@@ -47,7 +47,7 @@ class HashEncoder(Encoder):
         self.keys.copy_(self._keys())
 
     def packed(self, ids: Tensor) -> Tensor:
-        if not self._one_each or type(self) is not HashEncoder:  # a subclass may add to the hashed rows
+        if not self._one_each or type(self) is not HashEncoder or ids.is_meta:  # a subclass may add to the hashed rows
             return super().packed(ids)
         ids = check_ids(ids, self.table.num_embeddings, self.table.name)
         return hash_rows_by_key(ids, self.keys, self.ranges[0]).reshape(-1)

@@ -37,8 +37,9 @@ with warnings.catch_warnings():  # torch announces the end of torch.jit while it
     from torch.distributed.optim import _apply_optimizer_in_backward  # pyright: ignore[reportPrivateImportUsage]
 
 _INT_BYTES = 8
-# Column-wise sharding changes what row-wise Adagrad computes; data-parallel tables are not fused.
-_SHARDINGS = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value]
+# Column-wise sharding changes what row-wise Adagrad computes; data-parallel tables are not fused. In one node
+# table-row-wise is row-wise, and the planner would toss a coin.
+_SHARDINGS = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def estimate(
         'does not fit: 260 GB of rows and their state, 68 GB on 1 GPU; it takes at least 4'
         >>> found = estimate([table], {"*": embcomp.HashingTrick(rows=10**8)}, gpus=8, batch_size=1024)
         >>> found.nbytes, dict(found.sharding), found.sent.vectors == 7 / 8 * 1024 * 8 * 64 * 4
-        (25600000008, {'table_row_wise': 1}, True)
+        (25600000008, {'row_wise': 1}, True)
     """
     _check(gpus, gpus_per_node, gpu_bytes, reserve, batch_size, ids_per_bag)
     collection = CompressedEmbeddingBagCollection(tables, methods, device="meta")
@@ -135,7 +136,7 @@ def estimate(
     stores = _stores(collection)
     constraints = {
         name: ParameterConstraints(
-            sharding_types=_SHARDINGS,
+            sharding_types=_SHARDINGS + [ShardingType.TABLE_ROW_WISE.value] * (gpus > gpus_per_node),
             compute_kernels=[EmbeddingComputeKernel.FUSED.value],
             pooling_factors=[n * ids_per_bag for n in store.lookups],
             is_weighted=store.weighted,
