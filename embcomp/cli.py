@@ -5,6 +5,7 @@ from importlib import import_module
 
 _PARTS: dict[str, tuple[str, str]] = {
     "graphhash": ("embcomp.graph.cli", "graph"),
+    "plan": ("embcomp.torchrec.cli", "torchrec"),
     "serve-behaviors": ("embcomp.sdim.cli", "serving"),
     "semantic-ids": ("embcomp.semantic_ids.cli", "semantic"),
 }

@@ -112,9 +112,14 @@ class Encoder(nn.Module, abc.ABC):
             return torch.func.functional_call(self, on_meta, (ids,))
         return self.encode(ids)
 
-    def packed(self, ids: Tensor) -> Tensor:
-        """The rows of all chunks, one chunk after the other, flat, as a KeyedJaggedTensor takes them; checked first."""
+    def packed(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+        """The rows of all chunks, one chunk after the other, flat, as a KeyedJaggedTensor takes them; checked first.
+
+        They are written into `out`, where it is given: int64 [rows], contiguous.
+        """
         rows = [chunk.rows.reshape(-1) for chunk in self(ids)]
+        if out is not None:
+            return torch.cat(rows, out=out)
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def get_extra_state(self) -> Tensor:

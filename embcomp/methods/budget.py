@@ -13,7 +13,7 @@ def largest_within(
     tables: Sequence[Table],
     nbytes: int,
     make: Callable[[int], M],
-    most: int = MAX_ROWS,
+    most: int | None = None,
     cost: Callable[[M], int] | None = None,
 ) -> M:
     """The configuration `make(size)` with the largest `size` in [1, most] whose plan stores at most `nbytes`.
@@ -22,7 +22,7 @@ def largest_within(
         tables: what the plan is made for.
         nbytes: the budget in bytes.
         make: a configuration for a size; its bytes must not fall as the size grows.
-        most: the largest size to try.
+        most: the largest size to try; by default as many rows as that many tables can have.
         cost: the bytes of a configuration, for methods whose plan is expensive to make; by default its plan is asked.
 
     Raises:
@@ -33,6 +33,7 @@ def largest_within(
         method = make(size)
         return method.plan(tables).nbytes() if cost is None else cost(method)
 
+    most = MAX_ROWS * len(tables) if most is None else most
     least = make(1)
     floor = least.plan(tables).nbytes()
     if floor > nbytes:
@@ -55,9 +56,12 @@ def largest_within(
 
 
 def share_rows(tables: Sequence[Table], total: int) -> int | Mapping[str, int]:
-    """`total` rows split by share of the vocabulary, at least one each; a plain number for a single table."""
+    """`total` rows split by share of the vocabulary, at least one each and no more than a table can have.
+
+    A plain number for a single table.
+    """
     if len(tables) == 1:
         return total
     sizes = [table.ids_or_raise("splitting a budget by vocabulary") for table in tables]
     whole = sum(sizes)
-    return {table.name: max(1, total * size // whole) for table, size in zip(tables, sizes, strict=True)}
+    return {table.name: min(MAX_ROWS, max(1, total * size // whole)) for table, size in zip(tables, sizes, strict=True)}

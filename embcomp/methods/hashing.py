@@ -46,11 +46,12 @@ class HashEncoder(Encoder):
     def reset_buffers(self) -> None:
         self.keys.copy_(self._keys())
 
-    def packed(self, ids: Tensor) -> Tensor:
-        if not self._one_each or type(self) is not HashEncoder:  # a subclass may add to the hashed rows
-            return super().packed(ids)
+    def packed(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+        if not self._one_each or type(self) is not HashEncoder or ids.is_meta:  # a subclass may add to the hashed rows
+            return super().packed(ids, out)
         ids = check_ids(ids, self.table.num_embeddings, self.table.name)
-        return hash_rows_by_key(ids, self.keys, self.ranges[0]).reshape(-1)
+        place = None if out is None else out.view(self.keys.numel(), ids.numel())
+        return hash_rows_by_key(ids, self.keys, self.ranges[0], place).reshape(-1)
 
     def encode(self, ids: Tensor) -> list[Rows]:
         if self._one_each:  # chunks of one store: one pass over the ids

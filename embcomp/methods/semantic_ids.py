@@ -21,6 +21,7 @@ from embcomp.methods.base import (
 )
 from embcomp.methods.budget import largest_within
 from embcomp.methods.semantic_encoder import SemanticEncoder, ranges_of
+from embcomp.ops.hashing import MAX_ROWS
 from embcomp.semantic_ids.pieces import Pieces, Span
 from embcomp.semantic_ids.vocabulary import Vocabulary, checked_codes
 
@@ -156,6 +157,7 @@ class SemanticIds(Method):
             tables,
             nbytes,
             lambda rows: cls(rows=rows, **fixed),
+            most=MAX_ROWS,
             cost=lambda method: one + (method.rows - 1) * (two - one),
         )
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from embcomp.methods.base import FLOAT_BYTES, Chunk, Concat, Method, Plan, Store, Table, TablePlan, check_rows
 from embcomp.methods.budget import largest_within
 from embcomp.methods.hashing import HashEncoder
+from embcomp.ops.hashing import MAX_ROWS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +74,7 @@ class UnifiedEmbedding(Method):
         """As `Method.for_budget`; without `chunk_dim` it is chosen by `best_chunk_dim`."""
         if "chunk_dim" not in fixed:
             fixed["chunk_dim"] = best_chunk_dim(tables, nbytes)
-        return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed))
+        return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed), most=MAX_ROWS)
 
 
 def best_chunk_dim(tables: Sequence[Table], nbytes: int) -> int:

@@ -74,12 +74,19 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     return out
 
 
-def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
-    """`hash_rows` with the keys first, [K, N]: each key's rows lie together, as chunks of a vector want them."""
-    lib = native.library() if readable(ids, keys) else None
+def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
+    """`hash_rows` with the keys first, [K, N]: each key's rows lie together, as chunks of a vector want them.
+
+    They are written into `out`, where it is given: int64 [K, N], contiguous.
+    """
+    if out is not None and (out.shape != (keys.numel(), ids.numel()) or not out.is_contiguous()):
+        raise ValueError(f"out must be contiguous {[keys.numel(), ids.numel()]}, got {list(out.shape)}")
+    lib = native.library() if readable(ids, keys, *([] if out is None else [out])) else None
     if lib is None:
-        return hash_rows_reference(ids, keys, rows).t()
-    out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64, device=ids.device)
+        found = hash_rows_reference(ids, keys, rows).t()
+        return found if out is None else out.copy_(found)
+    if out is None:
+        out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64, device=ids.device)
     _fill(lib.hash_rows_by_key, ids, keys, rows, out)
     return out
 

@@ -39,8 +39,9 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
         else:
             collection = EmbeddingBagCollection(tables=configs, is_weighted=carries, device=device)  # pyright: ignore
         encoder = KeyedEncoder(layout.reads(name), encoders, carries, ids_weighted=weighted)
-        if device is not None and device.type != "meta":
-            encoder.to(device)
+        home = next(collection.parameters()).device  # the default device where none is given
+        if home.type != "meta":  # maps and keys stay real: only rows wait for their memory
+            encoder.to(home)
         branches[name] = Branch(encoder, collection)
     return branches
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embcomp.methods.base import Encoder, Rows
+from embcomp.ops.hashing import readable
 from embcomp.torchrec.layout import Read
 
 
@@ -32,6 +33,7 @@ class KeyedEncoder(nn.Module):
         self.features = tuple(dict.fromkeys(read.feature for read in reads))
         self.runs = _runs(self.reads)
         self.counts = {read.table: read.chunks for read in reads}
+        self.whole = not weighted and all(len(run) == self.counts[run[0].table] for run in self.runs)
         self._orders: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor | None, Tensor | None]] = {}
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
@@ -43,22 +45,10 @@ class KeyedEncoder(nn.Module):
         """
         check_features(features, self.features, self.ids_weighted)
         ids, given = _by_feature(features, self.ids_weighted)
-        encoded: dict[tuple[str, str], list[Rows]] = {}
-        values: list[Tensor] = []
-        weights: list[Tensor] = []
-        for run in self.runs:
-            feature, table = run[0].feature, run[0].table
-            encoder = self.encoders[table]
-            if not self.weighted and len(run) == self.counts[table]:
-                values.append(encoder.packed(ids[feature]))  # pyright: ignore[reportCallIssue]
-                continue
-            if (feature, table) not in encoded:
-                encoded[feature, table] = encoder(ids[feature])
-            for read in run:
-                rows, fixed = encoded[feature, table][read.chunk]
-                values.append(rows.reshape(-1))
-                if self.weighted:
-                    weights.append(_weights(rows, fixed, given.get(feature)).reshape(-1))
+        if self.whole and len(self.runs) > 1 and readable(features.values()):
+            values, weights = [self._in_place(ids)], []
+        else:
+            values, weights = self._encode(ids, given)
         lengths = features.lengths().view(len(features.keys()), -1)
         order, times = self._order(tuple(features.keys()), lengths)
         if order is not None:
@@ -75,6 +65,34 @@ class KeyedEncoder(nn.Module):
             stride=features.stride(),
             length_per_key=sizes,
         )
+
+    def _in_place(self, ids: dict[str, Tensor]) -> Tensor:
+        """What `_encode` gives together, each part written where it belongs; weights nobody has."""
+        sizes = [ids[run[0].feature].numel() * sum(read.lookups for read in run) for run in self.runs]
+        out = torch.empty(sum(sizes), dtype=torch.int64, device="cpu")
+        for run, part in zip(self.runs, out.split(sizes), strict=True):
+            self.encoders[run[0].table].packed(ids[run[0].feature], part)  # pyright: ignore[reportCallIssue]
+        return out
+
+    def _encode(self, ids: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows, and weights where they are wanted, in the order of the reads."""
+        encoded: dict[tuple[str, str], list[Rows]] = {}
+        values: list[Tensor] = []
+        weights: list[Tensor] = []
+        for run in self.runs:
+            feature, table = run[0].feature, run[0].table
+            encoder = self.encoders[table]
+            if not self.weighted and len(run) == self.counts[table]:
+                values.append(encoder.packed(ids[feature]))  # pyright: ignore[reportCallIssue]
+                continue
+            if (feature, table) not in encoded:
+                encoded[feature, table] = encoder(ids[feature])
+            for read in run:
+                rows, fixed = encoded[feature, table][read.chunk]
+                values.append(rows.reshape(-1))
+                if self.weighted:
+                    weights.append(_weights(rows, fixed, given.get(feature)).reshape(-1))
+        return values, weights
 
     def _order(self, keys: tuple[str, ...], lengths: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Which feature each read takes, and how often it repeats an id's length; None where nothing changes."""

@@ -7,11 +7,12 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from experiments.errors import InputError
+
+if TYPE_CHECKING:  # benches of torch alone need no other package
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ Bench = Callable[..., list[BenchRow]]
 
 
 def names() -> list[str]:
-    """The modules of this package that define `run`."""
-    return [module.name for module in pkgutil.iter_modules(__path__) if _run_of(module.name)]
+    """The modules of this package that define `run`; one that needs a package which is missing here is named too."""
+    return [module.name for module in pkgutil.iter_modules(__path__) if _may_run(module.name)]
 
 
 def find(name: str) -> Bench:
@@ -40,6 +41,13 @@ def find(name: str) -> Bench:
     if run is None:
         raise InputError(f"no bench {name!r}: there are {', '.join(names()) or 'none'}")
     return run
+
+
+def _may_run(name: str) -> bool:
+    try:
+        return _run_of(name) is not None
+    except ModuleNotFoundError:
+        return True
 
 
 def _run_of(name: str) -> Bench | None:
@@ -59,6 +67,8 @@ def check_options(name: str, options: dict[str, object]) -> None:
 
 def show(console: Console, title: str, rows: list[BenchRow]) -> None:
     """Print rows as a table."""
+    from rich.table import Table
+
     table = Table(title=title)
     for column in ("name", "against"):
         table.add_column(column)

@@ -21,8 +21,9 @@ from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
 from experiments.bench import BenchRow
 from experiments.bench.timing import paired
+from experiments.bench.zipf import zipf_ids
 
-FEATURES, BATCH, DIM, ZIPF = 26, 8192, 64, 1.05
+FEATURES, BATCH, DIM = 26, 8192, 64
 LEARNING_RATE = 0.01
 
 
@@ -30,13 +31,6 @@ def run(console: Console, *, ids: int = 1_000_000, rounds: int = 30) -> list[Ben
     """All comparisons. `ids` is the size of each feature's id space, `rounds` how often each pair is timed."""
     # The small ones first: gigabytes of tables leave memory in pieces, and what comes after them in other pages.
     return [*_hashing(rounds), *_drop_in(ids, rounds), *_collection(console, ids, rounds)]
-
-
-def zipf_ids(rng: np.random.Generator, size: int, count: int, exponent: float = ZIPF) -> Tensor:
-    """`count` ids below `size` with power-law frequencies, spread over the id space by a fixed permutation."""
-    cumulative = np.cumsum(np.arange(1, size + 1) ** -exponent)
-    ranks = np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
-    return torch.from_numpy(np.random.default_rng(0).permutation(size)[ranks])
 
 
 def _hashing(rounds: int) -> list[BenchRow]:
@@ -51,7 +45,7 @@ def _hashing(rounds: int) -> list[BenchRow]:
 
 def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
     """Training steps: forward, backward and row-wise Adagrad over 26 features of Zipf ids."""
-    rng = np.random.default_rng(1)
+    rng = torch.Generator().manual_seed(1)
     batches = [torch.cat([zipf_ids(rng, ids, BATCH) for _ in range(FEATURES)]) for _ in range(4)]
     grad = torch.randn(BATCH, FEATURES * DIM, generator=torch.Generator().manual_seed(2)) * 1e-3
     rows = ids // 10
@@ -132,7 +126,7 @@ def _floor(batches: Sequence[Tensor], lookups: int, width: int) -> Callable[[], 
 def _drop_in(ids: int, rounds: int) -> list[BenchRow]:
     """`CompressedEmbedding` against `nn.Embedding` with as many rows: forward, backward and SGD on sparse rows."""
     rows = ids // 10
-    batch = zipf_ids(np.random.default_rng(3), ids, FEATURES * BATCH)
+    batch = zipf_ids(torch.Generator().manual_seed(3), ids, FEATURES * BATCH)
     grad = torch.randn(batch.numel(), DIM, generator=torch.Generator().manual_seed(4)) * 1e-3
     compressed = embcomp.nn.CompressedEmbedding(ids, DIM, embcomp.HashingTrick(rows=rows), sparse=True)
     plain = torch.nn.Embedding(rows, DIM, sparse=True)

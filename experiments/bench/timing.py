@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from experiments.bench import BenchRow
 
@@ -42,12 +42,7 @@ def paired(
     if against not in candidates:
         raise ValueError(f"against={against!r} is none of the candidates {list(candidates)}")
     times = seconds(candidates, rounds=rounds, warmup=warmup, min_seconds=min_seconds, progress=progress)
-    rows = []
-    for name in candidates:
-        if name != against:
-            low, ratio, high = np.percentile(times[name] / times[against], [10, 50, 90]).tolist()
-            rows.append(BenchRow(name, ratio, low, high, against))
-    return rows
+    return [spread(name, times[name] / times[against], against) for name in candidates if name != against]
 
 
 def seconds(
@@ -57,21 +52,20 @@ def seconds(
     warmup: int = 3,
     min_seconds: float = 0.002,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, np.ndarray]:
-    """Seconds of a call, float64 [rounds] for each candidate; see `paired`."""
+    device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:
+    """Seconds of a call, float64 [rounds] for each candidate; see `paired`. On a GPU between two events of its own."""
+    watch = _on_gpu if torch.device(device).type == "cuda" else _on_cpu
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        calls = {name: _calls(call, warmup, min_seconds) for name, call in candidates.items()}
-        times = {name: np.empty(rounds) for name in candidates}
+        calls = {name: _calls(call, warmup, min_seconds, watch) for name, call in candidates.items()}
+        times = {name: torch.empty(rounds, dtype=torch.float64) for name in candidates}
         for turn in range(rounds):
             for name, call in candidates.items():
-                begin = time.perf_counter()
-                for _ in range(calls[name]):
-                    call()
-                times[name][turn] = (time.perf_counter() - begin) / calls[name]
+                times[name][turn] = watch(call, calls[name]) / calls[name]
             gc.collect(0)
             progress(turn + 1, rounds)
     finally:
@@ -81,11 +75,33 @@ def seconds(
     return times
 
 
-def _calls(call: Callable[[], Any], warmup: int, min_seconds: float) -> int:
-    """How many calls make a turn."""
-    shortest = float("inf")
-    for _ in range(max(warmup, 1)):
-        begin = time.perf_counter()
+def spread(name: str, ratios: Tensor, against: str) -> BenchRow:
+    """Median, 10th and 90th percentile of the rounds."""
+    low, ratio, high = torch.quantile(ratios, ratios.new_tensor([0.1, 0.5, 0.9])).tolist()
+    return BenchRow(name, ratio, low, high, against)
+
+
+Watch = Callable[[Callable[[], Any], int], float]
+
+
+def _on_cpu(call: Callable[[], Any], times: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(times):
         call()
-        shortest = min(shortest, time.perf_counter() - begin)
+    return time.perf_counter() - begin
+
+
+def _on_gpu(call: Callable[[], Any], times: int) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def _calls(call: Callable[[], Any], warmup: int, min_seconds: float, watch: Watch) -> int:
+    """How many calls make a turn."""
+    shortest = min(watch(call, 1) for _ in range(max(warmup, 1)))
     return max(1, int(min_seconds / max(shortest, 1e-9)))

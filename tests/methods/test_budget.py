@@ -47,6 +47,16 @@ def test_within_two_percent_of_the_bytes(cls) -> None:
     assert 0.98 * budget <= stored <= budget
 
 
+def test_budgets_of_many_rows_are_those_of_each_table() -> None:
+    """26 tables of 10^9 ids at 10 %: more rows together than one table may have."""
+    tables = [Table(f"t{i}", 10**9, 64) for i in range(26)]
+    budget = 26 * 10**9 * 64 * 4 // 10
+    rows = HashingTrick.for_budget(tables, budget).rows
+    assert 0.98 * budget <= sum(rows.values()) * 64 * 4 <= budget
+    rows = HashingTrick.for_budget(tables, 10**15).rows
+    assert set(rows.values()) == {MAX_ROWS}
+
+
 @given(st.lists(st.integers(1, 20_000), min_size=1, max_size=3), st.integers(1, 10**6), st.sampled_from([1, 2, 5]))
 def test_hash_embedding_hashes_importances_that_would_not_fit(sizes: list[int], budget: int, k: int) -> None:
     """One importance for each id, where these take up to half of the budget; else as many hashed ones as rows."""

@@ -156,3 +156,15 @@ def test_every_integer_type_becomes_int64() -> None:
     for dtype in (torch.float32, torch.float16, torch.bool, torch.complex64):
         with pytest.raises(ValueError, match=rf"table 't': ids must be integers, got {dtype}.*ids\.long"):
             check_ids(torch.zeros(2, dtype=dtype), 101, "t")
+
+
+def test_rows_are_written_where_they_belong() -> None:
+    keys, ids = keys_of((0, "t", 0), (0, "t", 1)), torch.arange(5)
+    whole = torch.full((12,), -7)
+    place = whole[1:11].view(2, 5)
+    assert hash_rows_by_key(ids, keys, 99, out=place).data_ptr() == place.data_ptr()
+    assert torch.equal(whole[1:11], hash_rows_reference(ids, keys, 99).t().reshape(-1))
+    assert whole[[0, 11]].tolist() == [-7, -7]
+    for wrong in (torch.empty(5, 2, dtype=torch.int64), torch.empty(5, 2, dtype=torch.int64).t()):
+        with pytest.raises(ValueError, match="out must be contiguous"):
+            hash_rows_by_key(ids, keys, 99, out=wrong)
