@@ -155,9 +155,10 @@ def exchange(folder: Path) -> dict[str, Any]:
 
     three = Training(folder / "row-wise", "table-wise", seed=3)
     three.checkpoints.load()
+    loaded_again = three.state()
     four = Training(folder / "table-wise", "table-wise", seed=4)
     four.checkpoints.load()
-    states = {"saved": saved, "loaded": loaded, "saved again": saved_again, "loaded again": three.state()}
+    states = {"saved": saved, "loaded": loaded, "saved again": saved_again, "loaded again": loaded_again}
     return {**states, "position": position, "losses": (losses, again, [four.step(1), four.step(2)])}
 
 
