@@ -18,11 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, PoolingType
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 import embcomp
+from data.batch import Batch
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
 from embcomp.torchrec.ranks import tables_of
 from embcomp.torchrec.trained import trained_collections
@@ -31,7 +33,7 @@ from experiments.processes import Processes
 FEATURES = {"user": 20, "friend": 20, "film": 33, "tag": 12}
 BATCH, LONGEST = 8, 3
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
-    "SGD": (torch.optim.SGD, {"lr": 0.05}),
+    "SGD": (torch.optim.SGD, {"lr": 1.0}),
     "Adagrad": (torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-3}),
     "RowWiseAdagrad": (RowWiseAdagrad, {"lr": 0.05, "eps": 1e-3}),
 }
@@ -84,42 +86,54 @@ def run(processes: int = 2, steps: int = 20, *, report=lambda done, total: None)
 
 def compare(case: Case, steps: int) -> Row:
     """Trains the model of a case in this process, and over all processes of the group."""
+    alone, outside, sharded, inside = twins(case)
+    start = copy.deepcopy(alone.state_dict())
+    losses = []
+    for step in range(steps):
+        mine = _step(sharded, inside, batch(step, share())).clone()
+        dist.all_reduce(mine)
+        expected = _step(alone, outside, batch(step, slice(BATCH)))
+        losses.append((mine / dist.get_world_size() - expected).abs().item())
+    found, expected = gathered(sharded.state_dict()), alone.state_dict()
+    assert found.keys() == expected.keys()
+    return Row(
+        *asdict(case).values(),
+        processes=dist.get_world_size(),
+        steps=steps,
+        loss=max(losses),
+        tables=largest(found, expected, "model.collection."),
+        dense=largest(found, expected, "model.head."),
+        moved=largest(start, expected, "model.collection."),
+    )
+
+
+Optimizers = list[torch.optim.Optimizer]
+
+
+def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, Optimizers]:
+    """A model and its optimizers in one process, and the same with the same values over all of the group."""
     torch.manual_seed(0)
-    model = Model(_collection(case), case.kind)
-    start = copy.deepcopy(model.state_dict())
-    alone = copy.deepcopy(model)
+    alone = Training(Model(_collection(case), case.kind))
+    twin = copy.deepcopy(alone)
     kind, settings = OPTIMIZERS[case.optimizer]
-    stores = {table.name for collection in trained_collections(model, "shard") for table in tables_of(collection)}
+    stores = {table.name for collection in trained_collections(twin, "shard") for table in tables_of(collection)}
     sharded = shard(
-        model,
+        twin,
         optimizer=kind,
         optimizer_kwargs=settings,
         device="cpu",
         constraints={name: ParameterConstraints(sharding_types=[case.sharding]) for name in stores},
     )
-    held = dict(in_backward_optimizer_filter(sharded.named_parameters()))
-    inside = torch.optim.SGD(held.values(), lr=0.05)
+    dense = dict(in_backward_optimizer_filter(sharded.named_parameters())).values()
     rows = [weight for name, weight in alone.named_parameters() if ".collection." in name]
-    outside = [kind(rows, **settings), torch.optim.SGD(alone.head.parameters(), lr=0.05)]
+    outside = [kind(rows, **settings), torch.optim.SGD(alone.model.head.parameters(), lr=0.05)]
+    return alone, outside, sharded, [torch.optim.SGD(dense, lr=0.05), sharded.fused_optimizer]
+
+
+def share() -> slice:
+    """The rows of a batch that are this process's."""
     rank, number = dist.get_rank(), dist.get_world_size()
-    share = slice(BATCH * rank // number, BATCH * (rank + 1) // number)
-    losses = []
-    for step in range(steps):
-        mine = _step(sharded, [inside], *batch(step, share)).clone()
-        dist.all_reduce(mine)
-        losses.append((mine / number - _step(alone, outside, *batch(step, slice(BATCH)))).abs().item())
-    found, expected = gathered(sharded.state_dict()), alone.state_dict()
-    assert found.keys() == expected.keys()
-    tables = [name for name in expected if name.endswith(".weight") and ".collection." in name]
-    return Row(
-        *asdict(case).values(),
-        processes=number,
-        steps=steps,
-        loss=max(losses),
-        tables=_largest(found, expected, tables),
-        dense=_largest(found, expected, [name for name in expected if name.startswith("head.")]),
-        moved=_largest(start, expected, tables),
-    )
+    return slice(BATCH * rank // number, BATCH * (rank + 1) // number)
 
 
 def gathered(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -127,18 +141,29 @@ def gathered(state: dict[str, Any]) -> dict[str, Tensor]:
     return {name: _whole(value) if hasattr(value, "local_shards") else value for name, value in state.items()}
 
 
-def batch(seed: int, share: slice) -> tuple[KeyedJaggedTensor, Tensor]:
-    """Bags of 0 to 3 ids for each feature, and labels: the rows `share` of a batch of `BATCH`."""
+def batch(seed: int, rows: slice) -> Batch:
+    """Bags of 0 to 3 ids for each feature, and labels: some rows of a batch of `BATCH`."""
     random = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, LONGEST + 1, (len(FEATURES), BATCH), generator=random)
-    most = torch.tensor([min(FEATURES.values())])
-    ids = torch.randint(0, int(most), (len(FEATURES), BATCH, LONGEST), generator=random)
+    ids = torch.randint(0, min(FEATURES.values()), (len(FEATURES), BATCH, LONGEST), generator=random)
     labels = torch.randint(0, 2, (BATCH,), generator=random).float()
     there = torch.arange(LONGEST) < lengths.unsqueeze(-1)
-    features = KeyedJaggedTensor(
-        keys=list(FEATURES), values=ids[:, share][there[:, share]], lengths=lengths[:, share].reshape(-1)
+    sparse = KeyedJaggedTensor(
+        keys=list(FEATURES), values=ids[:, rows][there[:, rows]], lengths=lengths[:, rows].reshape(-1)
     )
-    return features, labels[share]
+    return Batch(torch.empty(labels[rows].numel(), 0), sparse, labels[rows], {})
+
+
+class Training(nn.Module):
+    """batch -> loss and logits, as torchrec's pipelines want it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.model(batch.sparse)
+        return F.binary_cross_entropy_with_logits(logits, batch.label), logits.detach()
 
 
 class Model(nn.Module):
@@ -149,9 +174,8 @@ class Model(nn.Module):
         self.collection = collection
         keys = ["user@users", "friend", "film", "user@films", "tag"]
         self.pool = Pool(keys, kind)
-        self.head = nn.Sequential(
-            nn.Linear(8 * len(keys) + (16 if kind == "bags" else 0), 8), nn.Tanh(), nn.Linear(8, 1)
-        )
+        width = 8 * len(keys) + (16 if kind == "bags" else 0)
+        self.head = nn.Sequential(nn.Linear(width, 8), nn.Tanh(), nn.Linear(8, 1))
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         return self.head(self.pool(self.collection(features))).squeeze(1)
@@ -204,12 +228,10 @@ def _examples() -> dict[str, Any]:
     return {str(example): example for example in EXAMPLES}
 
 
-def _step(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], features: KeyedJaggedTensor, labels: Tensor
-) -> Tensor:
+def _step(model: nn.Module, optimizers: Optimizers, batch: Batch) -> Tensor:
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss = F.binary_cross_entropy_with_logits(model(features), labels)
+    loss, _ = model(batch)
     loss.backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -226,5 +248,7 @@ def _whole(table: Any) -> Tensor:
     return whole
 
 
-def _largest(found: dict[str, Tensor], expected: dict[str, Tensor], names: Iterable[str]) -> float:
+def largest(found: dict[str, Tensor], expected: dict[str, Tensor], prefix: str) -> float:
+    """The largest difference between two states, among the weights whose names begin so."""
+    names = [name for name in expected if name.startswith(prefix) and expected[name].is_floating_point()]
     return max((found[name] - expected[name]).abs().max().item() for name in names)

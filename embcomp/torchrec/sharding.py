@@ -78,7 +78,9 @@ def shard(
     def prepare():
         settings = optimizer_settings(optimizer, optimizer_kwargs, "shard")
         tables = _tables(model)
-        rows = {config.name: config.num_embeddings for config in tables}
+        rows: dict[str, int] = {}
+        for table in tables:  # two collections may have tables of one name
+            rows[table.name] = min(table.num_embeddings, rows.get(table.name, table.num_embeddings))
         limits = table_constraints(rows, constraints, settings, group.size())
         said = {f"constraints of {name!r}": limit for name, limit in limits.items()}
         facts = facts_of(model, {"optimizer": settings, "device": device.type, **said})
