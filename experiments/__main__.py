@@ -151,7 +151,7 @@ def tokenizers(
 @app.command()
 def kills(
     number: Annotated[int, typer.Option(min=1, help="How often to kill.")] = 20,
-    epochs: Annotated[int, typer.Option(min=1, help="How long to train.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1, help="How long to train.")] = 2,
     results: Annotated[
         Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
     ] = None,

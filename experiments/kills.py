@@ -44,7 +44,7 @@ class Training:
     folder: Path
     clicks: Path
     epochs: int
-    batch_size: int = 32
+    batch_size: int
     save_every: int = 5
     seed: int = 0
 
@@ -69,7 +69,12 @@ class Kill:
 
 
 def run(
-    kills: int = 20, epochs: int = 4, seed: int = 0, *, report: Callable[[str], None] = lambda text: None
+    kills: int = 20,
+    epochs: int = 2,
+    batch_size: int = 32,
+    seed: int = 0,
+    *,
+    report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Trains alone, then with kills -> both outcomes and each kill.
 
@@ -78,7 +83,7 @@ def run(
     """
     clicks = data.load("synthetic", **ROWS).folder
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(Path(folder) / "alone", clicks, epochs)
+        training = Training(Path(folder) / "alone", clicks, epochs, batch_size)
         alone = Life(training)
         alone.end()
         report(f"alone: {alone.seconds:.1f} s to start, {alone.trained:.1f} s to train")
