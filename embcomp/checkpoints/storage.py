@@ -86,8 +86,12 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
         OSError: a disk is full, say; on all ranks, saying which it was.
     """
     _quiet()
+    nested: dict[str, Any] = {}  # "model.<name>" is written as {"model": {"<name>": ...}}, which readers expect
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        nested.setdefault(part, {})[rest] = value
     try:
-        save(tensors, storage_writer=_Writer(path), process_group=ranks.group, no_dist=not ranks.together)
+        save(nested, storage_writer=_Writer(path), process_group=ranks.group, no_dist=not ranks.together)
     except CheckpointException as error:
         raise _plain(error) from None
 

@@ -15,7 +15,6 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise, table_wise
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
-from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import KeyedOptimizerWrapper
@@ -50,7 +49,7 @@ class EveryMethod(nn.Module):
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         super().__init__()
-        configs = bag_tables(pooling=PoolingType.SUM)
+        configs = bag_tables()
         self.collections = nn.ModuleDict(
             {
                 example.name: CompressedEmbeddingBagCollection(configs, {"*": example.make(as_tables(configs))})
