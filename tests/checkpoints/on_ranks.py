@@ -135,8 +135,8 @@ def _plan(model: nn.Module, kind: str) -> ShardingPlan:
     return ShardingPlan(plan)
 
 
-def exchange(folder: Path) -> dict[str, Any]:
-    """Table-wise -> row-wise -> table-wise, each trained a little before it is saved."""
+def exchange(folder: Path) -> None:
+    """Table-wise -> row-wise -> table-wise, each trained a little before it is saved; states go into a file per rank."""
     one = Training(folder / "table-wise", "table-wise", seed=1)
     one.step(0)
     one.checkpoints.save(1, {"batch": 1}, asynchronous=True)
@@ -158,18 +158,19 @@ def exchange(folder: Path) -> dict[str, Any]:
     four = Training(folder / "table-wise", "table-wise", seed=4)
     four.checkpoints.load()
     states = {"saved": saved, "loaded": loaded, "saved again": saved_again, "loaded again": loaded_again}
-    return {**states, "position": position, "losses": (losses, again, [four.step(1), four.step(2)])}
+    found = {**states, "position": position, "losses": (losses, again, [four.step(1), four.step(2)])}
+    torch.save(found, folder / f"found-{dist.get_rank()}.pt")
 
 
-def load_both(folder: Path) -> list[dict[str, Any]]:
-    """What one process finds in the checkpoints of two."""
+def load_both(folder: Path) -> None:
+    """Writes what one process finds in the checkpoints of two."""
     found = []
     for kind in ("table-wise", "row-wise"):
         training = Training(folder / kind, kind, seed=5)
         training.checkpoints.load()
         found.append(training.state())
         training.step(1)
-    return found
+    torch.save(found, folder / "in-one.pt")
 
 
 FEW = ("FrequencyHash", "HashEmbedding")
@@ -249,8 +250,8 @@ def die_in_a_save(folder: Path, asynchronous: bool) -> str:
     return _settled(save)
 
 
-def replicas(folder: Path) -> tuple[dict, dict]:
-    """FSDP2 saves, FSDP2 and DistributedDataParallel load."""
+def replicas(folder: Path) -> list[tuple[float, float]]:
+    """FSDP2 saves, FSDP2 and DistributedDataParallel load -> losses of the next step, expected and found."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -274,6 +275,7 @@ def replicas(folder: Path) -> tuple[dict, dict]:
     step(model, optimizer)
     checkpoints.save(1, asynchronous=True)
     state = {name: value.full_tensor() for name, value in model.state_dict().items() if hasattr(value, "full_tensor")}
+    torch.save(state, folder / f"state-{dist.get_rank()}.pt")
     expected = step(model, optimizer)
     losses = []
     checkpoints.wait()
@@ -281,7 +283,7 @@ def replicas(folder: Path) -> tuple[dict, dict]:
         model, optimizer, checkpoints = trained(7, way)
         checkpoints.load()
         losses.append((expected, step(model, optimizer)))
-    return state, losses
+    return losses
 
 
 def plain_model() -> nn.Module:

@@ -7,6 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
@@ -51,6 +52,7 @@ def state(folder: Path) -> dict:
     return torch.load(folder.parent / "whole.pt", weights_only=False)
 
 
+@pytest.mark.timeout(900)  # two starts of two processes, on a machine that may be busy
 def test_the_script_goes_on_exactly(tmp_path):
     (tmp_path / "train.py").write_text(script())
     run(tmp_path)

@@ -3,18 +3,21 @@
 The processes do what tests/checkpoints/on_ranks.py says; each pair serves many checks.
 """
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torchrec.optim import RowWiseAdagrad
 
 from embcomp.checkpoints import Checkpoints, Progress
+from embcomp.torchrec import fuse_, fused_optimizer
+from experiments.processes import Processes
 from tests.checkpoints import on_ranks
 from tests.methods_under_test import EXAMPLES
-from tests.processes import run_on
 
+pytestmark = pytest.mark.timeout(900)  # several starts of two processes, on a machine that may be busy
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
 
 
@@ -24,22 +27,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exchanged(folder: Path) -> list[dict[str, Any]]:
-    return checked(run_on(2, on_ranks.exchange, folder, folder))
+def pair() -> Iterator[Processes]:
+    with Processes(2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def exchanged(folder: Path, pair: Processes) -> list[dict[str, Any]]:
+    pair.run(on_ranks.exchange, folder)
+    return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def in_one(folder: Path, exchanged) -> list[dict[str, Any]]:
-    (found,) = checked(run_on(1, on_ranks.load_both, folder, folder))
-    return found
-
-
-def checked(answers: list[Any]) -> list[Any]:
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-        assert answer is not None
-    return answers
+    with Processes(1) as one:
+        one.run(on_ranks.load_both, folder)
+    return torch.load(folder / "in-one.pt", weights_only=False)
 
 
 def whole(states: list[dict[str, Any]], example: object = None) -> dict[str, torch.Tensor]:
@@ -116,8 +119,8 @@ def test_saved_by_two_loaded_into_a_plain_module(folder, exchanged, kind):
 
 
 @pytest.fixture(scope="module")
-def bad(folder: Path) -> list[dict[str, Any]]:
-    return checked(run_on(2, on_ranks.bad_input, folder, folder / "bad"))
+def bad(folder: Path, pair: Processes) -> list[dict[str, Any]]:
+    return pair.run(on_ranks.bad_input, folder / "bad")
 
 
 def test_a_full_disk_of_one_rank_is_heard_of_by_all(bad):
@@ -136,8 +139,8 @@ def test_ranks_that_differ_are_refused(bad):
         assert said["version"] == "ValueError: rank 1 is not like rank 0: version: rank 1 '0.0.1', rank 0 '0.0.0'"
 
 
-def test_a_rank_with_another_map_is_named(folder, bad):
-    for saving, loading in checked(run_on(2, on_ranks.other_map, folder, folder / "bad")):
+def test_a_rank_with_another_map_is_named(folder, pair, bad):
+    for saving, loading in pair.run(on_ranks.other_map, folder / "bad"):
         assert "rank 1 is not like rank 0: table 'tags' has another map" in saving
         assert "(hot_ids: rank 1 'int32 [3]" in saving
         assert "checkpoint of another model: table 'tags' has another map or configuration (hot_ids: saved" in loading
@@ -152,20 +155,58 @@ def test_a_damaged_file_of_one_rank_sends_all_to_the_one_before(bad):
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "in the background"])
 def test_a_rank_that_dies_in_a_save_stops_the_others(tmp_path, asynchronous):
-    first, second = run_on(2, on_ranks.die_in_a_save, tmp_path, tmp_path / "run", asynchronous)
-    assert second is None  # killed
-    assert first.startswith("RuntimeError: rank 0 of 2: another process is gone")
+    with Processes(2) as processes:
+        first, second = processes.outcomes(on_ranks.die_in_a_save, tmp_path, asynchronous)
+    assert second.error == "the process has died"
+    assert first.value.startswith("RuntimeError: rank 0 of 2: another process is gone")
     model = on_ranks.EveryMethod(on_ranks.FEW)
-    assert Checkpoints(tmp_path / "run", model).load(random=False) == Progress(1, {})
+    assert Checkpoints(tmp_path, model).load(random=False) == Progress(1, {})
 
 
-def test_fsdp2_and_ddp(tmp_path):
-    for state, losses in checked(run_on(2, on_ranks.replicas, tmp_path, tmp_path / "run")):
+def test_fsdp2_and_ddp(tmp_path, pair):
+    for losses in pair.run(on_ranks.replicas, tmp_path):
         for expected, loss in losses:
             assert loss == pytest.approx(expected, rel=1e-6)
-        model = on_ranks.plain_model()
-        Checkpoints(tmp_path / "run", model).load()
+    model = on_ranks.plain_model()
+    Checkpoints(tmp_path, model).load()
+    for rank in range(2):
+        state = torch.load(tmp_path / f"state-{rank}.pt")
         assert state.keys() == {name for name, _ in model.named_parameters()}
         for name, value in state.items():
             assert torch.equal(model.get_parameter(name), value)
-    shutil.rmtree(tmp_path / "run")
+
+
+def test_fused_tables_of_one_process(tmp_path):
+    """`fuse_`: rows, sums of squared gradients and learning rate, and the same weights unfused."""
+    batches = [on_ranks.batch(on_ranks.RAGGED, seed=seed) for seed in range(4)]
+
+    def trained(seed: int):
+        torch.manual_seed(seed)
+        model = on_ranks.EveryMethod(on_ranks.FEW)
+        model.head[1].p = 0.0
+        fuse_(model, optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1})
+        optimizers = [fused_optimizer(model), torch.optim.Adam(model.head.parameters(), lr=0.01)]
+        return model, optimizers, Checkpoints(tmp_path, model, optimizers)
+
+    def step(model, optimizers, features) -> float:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = model(features)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss.item()
+
+    model, optimizers, checkpoints = trained(1)
+    step(model, optimizers, batches[0])
+    optimizers[0].param_groups[0]["lr"] = 0.05
+    checkpoints.save(1)
+    expected = [step(model, optimizers, features) for features in batches[1:]]
+    other, optimizers, checkpoints = trained(2)
+    checkpoints.load()
+    assert [step(other, optimizers, features) for features in batches[1:]] == expected
+    unfused = on_ranks.EveryMethod(on_ranks.FEW)
+    Checkpoints(tmp_path, unfused).load(step=1)
+    fused, optimizers, checkpoints = trained(3)
+    checkpoints.load()
+    assert unfused.eval()(batches[0]).item() == pytest.approx(fused.eval()(batches[0]).item())
