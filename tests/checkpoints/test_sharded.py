@@ -96,11 +96,10 @@ def test_dense_parts_and_random_states_come_back(exchanged, in_one):
 
 
 def test_training_goes_on_as_if_never_stopped(exchanged):
+    """Under another sharding sums come in another order; test_kills.py and test_resume_page.py ask for every bit."""
     for rank in exchanged:
         assert rank["position"] == {"batch": 1}
-        alone, resharded, again = rank["losses"]
-        assert again == alone  # the same sharding: to the bit
-        assert resharded == pytest.approx(alone, rel=1e-5)  # sums in another order
+        assert rank["loss again"] == pytest.approx(rank["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["table-wise", "row-wise"])
