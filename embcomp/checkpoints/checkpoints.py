@@ -184,9 +184,8 @@ class Checkpoints:
         storage.read(targets, path, self._ranks)
         self._ranks.each(lambda: contents.load(saved, targets))
         self._ranks.each(lambda: restore(path / "parts", self.parts, write=self._ranks.first))
-        state = path / _random_file(self._ranks.rank)
-        if random and state.exists():
-            set_random_state(torch.load(state, map_location="cpu", weights_only=True))
+        if random:
+            self._ranks.each(lambda: self._restore_random(path / _random_file(self._ranks.rank)))
         self._known |= {name for name in self.folder.names() if step_of(name) >= saved["step"]}
         return Progress(saved["step"], saved["position"])
 
@@ -219,6 +218,10 @@ class Checkpoints:
         verify(path, dict(share))
         return saved
 
+    def _restore_random(self, path: Path) -> None:
+        if path.exists():  # fewer ranks may have saved than load
+            set_random_state(torch.load(path, map_location="cpu", weights_only=True))
+
     def _begin(self, step: int) -> Path:
         later = [name for name in self.folder.names() if step_of(name) >= step and name not in self._known]
         if later:
@@ -249,7 +252,8 @@ class Checkpoints:
             if self._ranks.first:
                 shutil.rmtree(part, ignore_errors=True)
             if isinstance(error, OSError):
-                text = f"{error.strerror or error}: step {facts['step']} was not saved in {self.folder.path}"
+                where = f" ({error.filename})" if error.filename else ""
+                text = f"{error.strerror or error}{where}: step {facts['step']} was not saved in {self.folder.path}"
                 raise OSError(error.errno, f"{text}; the steps {self.steps()} are there as before") from error
             raise
         self._known.add(name_of(facts["step"]))

@@ -64,11 +64,15 @@ class Ranks:
         try:
             dist.all_gather_object(found, value, group=self.group)
         except RuntimeError as error:
-            raise RuntimeError(
-                f"rank {self.rank} of {self.world_size}: another process is gone or stuck; start all of them again, "
-                f"and they go on from the last checkpoint ({error})"
-            ) from error
+            raise self.gone(error) from error
         return found
+
+    def gone(self, error: RuntimeError) -> RuntimeError:
+        """What to raise where a collective call has failed."""
+        return RuntimeError(
+            f"rank {self.rank} of {self.world_size}: another process is gone or stuck; start all of them again, and "
+            f"they go on from the last checkpoint ({error})"
+        )
 
 
 def _sendable(error: Exception) -> Exception:

@@ -84,6 +84,7 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
 
     Raises:
         OSError: a disk is full, say; on all ranks, saying which it was.
+        RuntimeError: another process is gone.
     """
     _quiet()
     nested: dict[str, Any] = {}  # "model.<name>" is written as {"model": {"<name>": ...}}, which readers expect
@@ -94,6 +95,10 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
         save(nested, storage_writer=_Writer(path), process_group=ranks.group, no_dist=not ranks.together)
     except CheckpointException as error:
         raise _plain(error) from None
+    except (
+        RuntimeError
+    ) as error:  # not of our writing, which would be a CheckpointException: of the calls between ranks
+        raise (ranks.gone(error) if ranks.together else error) from error
 
 
 def read(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
@@ -104,6 +109,8 @@ def read(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
         load(tensors, storage_reader=reader, process_group=ranks.group, no_dist=not ranks.together)
     except CheckpointException as error:
         raise _plain(error) from None
+    except RuntimeError as error:
+        raise (ranks.gone(error) if ranks.together else error) from error
 
 
 class _Writer(FileSystemWriter):

@@ -274,6 +274,9 @@ def test_parts_come_back(tmp_path):
     assert note.read_bytes() == b"rows"
     with pytest.raises(ValueError, match="part 'key' is not what"):
         Training(tmp_path / "run", parts={**parts, "key": b"124"}).checkpoints.load()
+    note.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"No such file or directory \({note}\): step 2 was not saved"):
+        Training(tmp_path / "new", parts=parts).checkpoints.save(2)
     with pytest.raises(ValueError, match=r"holds no part 'other' of this kind; it holds \['key', 'map', 'scheduler'"):
         Training(tmp_path / "run", parts={"other": b""}).checkpoints.load()
 
