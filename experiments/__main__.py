@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | report | demo | bench | tokenizers | text`."""
+"""The command line: `python -m experiments run | report | demo | bench | tokenizers | kills | text`."""
 
 from __future__ import annotations
 
@@ -146,6 +146,30 @@ def tokenizers(
     run_all(results or RESULTS, console, force)
     if markdown is not None:
         console.print(f"wrote {write_markdown(results or RESULTS, markdown)}", highlight=False)
+
+
+@app.command()
+def kills(
+    number: Annotated[int, typer.Option(min=1, help="How often to kill.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="How long to train.")] = 2,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+) -> None:
+    """Kill a sharded training at random moments, and compare its end with that of one left alone."""
+    import torch
+
+    from experiments.files import write_json
+    from experiments.kills import run
+    from experiments.machine import hardware, versions
+    from experiments.results import RESULTS
+
+    found = run(number, epochs, report=lambda text: console.print(text, highlight=False, markup=False))
+    path = (results or RESULTS) / "sharded-kills" / "kills.json"
+    write_json(path, [{**found, "versions": versions(), "hardware": hardware(torch.device("cpu"))}])
+    console.print(f"{'equal' if found['equal'] else 'DIFFERENT'} after {number} kills; wrote {path}", highlight=False)
+    if not found["equal"]:
+        raise typer.Exit(1)
 
 
 @app.command()

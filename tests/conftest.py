@@ -2,12 +2,17 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from experiments.processes import Processes
 
 torch.set_num_threads(1)
 
@@ -18,6 +23,15 @@ if os.environ.get("EMBCOMP_DATA"):
 # Derandomized: a failure seen once is seen again. No deadline: shared cores make any time limit a coin toss.
 settings.register_profile("embcomp", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("embcomp")
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator["Processes"]:
+    """Two processes joined by gloo, started once for all tests; a test that ends one makes its own."""
+    from experiments.processes import Processes
+
+    with Processes(2) as processes:
+        yield processes
 
 
 @pytest.fixture(autouse=True)

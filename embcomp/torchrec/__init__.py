@@ -11,6 +11,7 @@ except ImportError as error:
 from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.fused import fuse_
 from embcomp.torchrec.optimizer import FusedOptimizer, fused_optimizer
+from embcomp.torchrec.sharding import shard
 
 __all__ = [
     "CompressedEmbeddingBagCollection",
@@ -18,4 +19,5 @@ __all__ = [
     "FusedOptimizer",
     "fuse_",
     "fused_optimizer",
+    "shard",
 ]

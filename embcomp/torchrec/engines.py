@@ -91,7 +91,7 @@ class FbgemmEngine(Engine):
             pooling_mode=PoolingMode.SUM,
             bounds_check_mode=BoundsCheckMode.FATAL,  # the default reads row 0 instead, and goes on
             device=device,
-            **_fbgemm_settings(settings, self.on_gpu),
+            **fbgemm_settings(settings, self.on_gpu),
         )
         self.weights = self.tbe.split_embedding_weights()
         self.states = [state[0] for state in self.tbe.split_optimizer_states()] if settings.name != "sgd" else []
@@ -112,7 +112,8 @@ class FbgemmEngine(Engine):
         self.tbe.set_learning_rate(lr)
 
 
-def _fbgemm_settings(settings: FusedOptimizerSettings, on_gpu: bool) -> dict[str, Any]:
+def fbgemm_settings(settings: FusedOptimizerSettings, on_gpu: bool) -> dict[str, Any]:
+    """The optimizer as FBGEMM's table-batched embedding takes it. Raises ValueError for what it would ignore."""
     kinds = {
         "sgd": EmbOptimType.EXACT_SGD,
         "adagrad": EmbOptimType.EXACT_ADAGRAD,

@@ -11,18 +11,12 @@ from torchrec.modules.embedding_modules import (
     EmbeddingCollection,
     get_embedding_names_by_table,
 )
-from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from embcomp.ops.tables import FusedOptimizerSettings, OptimizerName
+from embcomp.ops.tables import FusedOptimizerSettings
 from embcomp.torchrec.encoder import check_features
 from embcomp.torchrec.engines import Engine, make_engine
-
-_NAMES: dict[type[torch.optim.Optimizer], OptimizerName] = {
-    torch.optim.SGD: "sgd",
-    torch.optim.Adagrad: "adagrad",
-    RowWiseAdagrad: "rowwise_adagrad",
-}
+from embcomp.torchrec.trained import optimizer_settings, trained_collections
 
 
 class _Row(nn.Module):
@@ -195,8 +189,8 @@ def fuse_(
         >>> bool((model(batch).values() < before).all())
         True
     """
-    settings = _settings(optimizer, dict(optimizer_kwargs or {}))
-    places = _places(model)
+    settings = optimizer_settings(optimizer, optimizer_kwargs, "fuse")
+    places = trained_collections(model, "fuse")
     if not places:
         raise ValueError(
             "fuse_ found no torchrec collection to train inside the model (it is frozen, sharded or fused)"
@@ -206,45 +200,3 @@ def fuse_(
         for parent, name in where:
             setattr(parent, name, tables)
     return model
-
-
-def _places(model: nn.Module) -> dict[EmbeddingBagCollection | EmbeddingCollection, list[tuple[nn.Module, str]]]:
-    """The trained collections of a model and where each is held (a collection used twice stays one)."""
-    places: dict[Any, list[tuple[nn.Module, str]]] = {}
-    holders: dict[int, int] = {}
-    for parent in model.modules():
-        for weight in parent._parameters.values():
-            holders[id(weight)] = holders.get(id(weight), 0) + 1
-        for name, child in parent._modules.items():
-            if type(child) in (EmbeddingBagCollection, EmbeddingCollection):
-                places.setdefault(child, []).append((parent, name))
-    for collection in list(places):
-        weights = dict(collection.named_parameters())
-        tied = [name for name, weight in weights.items() if holders[id(weight)] > 1]
-        if tied:
-            raise ValueError(f"cannot fuse {tied}: another module holds the same weight, and would not see its updates")
-        frozen = [name for name, weight in weights.items() if not weight.requires_grad]
-        if len(frozen) == len(weights):
-            del places[collection]  # nothing to train: it stays as it is
-        elif frozen:
-            raise ValueError(f"cannot fuse {frozen}: frozen, in one collection with trained tables; give them another")
-    return places
-
-
-def _settings(optimizer: type[torch.optim.Optimizer], kwargs: dict[str, Any]) -> FusedOptimizerSettings:
-    if optimizer not in _NAMES:
-        raise ValueError(f"cannot fuse {optimizer!r}: choose one of {[kind.__name__ for kind in _NAMES]}")
-    name = _NAMES[optimizer]
-    defaults = {"sgd": (1e-3, 0.0), "adagrad": (1e-2, 1e-10), "rowwise_adagrad": (1e-2, 1e-10)}  # as in torch, torchrec
-    lr, eps = defaults[name]
-    settings = FusedOptimizerSettings(
-        name, kwargs.pop("lr", lr), kwargs.pop("eps", eps), kwargs.pop("weight_decay", 0.0)
-    )
-    if kwargs:
-        raise ValueError(f"cannot fuse {optimizer.__name__} with {sorted(kwargs)}: only lr, eps and weight_decay")
-    for key in ("lr", "eps", "weight_decay"):
-        if not 0 <= getattr(settings, key) < float("inf"):
-            raise ValueError(
-                f"cannot fuse {optimizer.__name__} with {key}={getattr(settings, key)}: it must be at least 0"
-            )
-    return settings

@@ -136,8 +136,9 @@ def make_layout(
         branches = [_branch(config, table, plan.stores[chunk.store], weighted) for chunk in table.chunks]
         in_look_up = means and branches[0] == "bags" and all(c.store in single for c in table.chunks)
         for feature, key in zip(config.feature_names, table_keys, strict=True):
+            inside = key.replace("@", " of ")  # sharded row-wise, torchrec takes what follows "@" for the table's name
             reads = tuple(
-                Read(branch, f"{key}#{i}", feature, config.name, i, len(table.chunks), chunk.lookups, chunk.weighted)
+                Read(branch, f"{inside}#{i}", feature, config.name, i, len(table.chunks), chunk.lookups, chunk.weighted)
                 for i, (branch, chunk) in enumerate(zip(branches, table.chunks, strict=True))
             )
             dim = plan.embedding_dim(table)

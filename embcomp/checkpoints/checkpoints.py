@@ -1,0 +1,293 @@
+"""`Checkpoints`: all that a training needs to go on exactly, saved by torch.distributed.checkpoint."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from embcomp.checkpoints.folder import (
+    Damaged,
+    Folder,
+    checksums,
+    files_below,
+    name_of,
+    read_manifest,
+    step_of,
+    verify,
+    write_file,
+    write_manifest,
+)
+from embcomp.checkpoints.parts import check_parts, check_saved, restore, taken, torch_bytes, write_parts
+from embcomp.checkpoints.random_state import random_state, set_random_state
+from embcomp.checkpoints.ranks import Ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        step: as given to `Checkpoints.save`.
+        position: as given to `Checkpoints.save`: where the data stood.
+    """
+
+    step: int
+    position: dict[str, Any]
+
+
+class Checkpoints:
+    """Checkpoints of one training in a folder, from which it goes on exactly, in one process or many.
+
+    A checkpoint holds the weights, the state and settings of the optimizers, the maps of the encoders, the random state
+    of each process, where the data stood, and what is named in `parts`. It is a folder of torch.distributed.checkpoint:
+    what two processes have saved under one sharding is loaded by any number of them, under another sharding, or into
+    the same model unsharded. Models: plain modules, torchrec's DistributedModelParallel, DistributedDataParallel, FSDP2
+    (`fully_shard`).
+
+    Every process makes the object and calls its methods, all in the same order. An error in one of them is raised in
+    all. The folder must be on a file system that all of them see.
+
+    Args:
+        folder: of the checkpoints of this one training.
+        model: saved, and loaded in place.
+        optimizers: those that train it, torch's or torchrec's. The fused optimizers of a DistributedModelParallel are
+            found without being named. Without optimizers weights and maps alone are loaded.
+        parts: what else belongs to the training, by name. An object with `state_dict` and `load_state_dict` (a
+            scheduler) is saved as rank 0 has it, and loaded on all ranks. Of a file or folder, given by its path (a
+            tokenizer, a map), a copy is kept; loading puts it back where it is gone, and refuses another one. Bytes are
+            kept and compared likewise.
+        keep: how many checkpoints stay.
+
+    Raises:
+        ValueError: `keep` below 1, a part's name that is no plain word.
+        TypeError: a part that cannot be saved.
+
+    Example:
+        >>> import torch, embcomp
+        >>> from embcomp.checkpoints import Checkpoints
+        >>> model = embcomp.nn.CompressedEmbedding(1000, 8, embcomp.HashingTrick(rows=100))
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> checkpoints = Checkpoints("training", model, [optimizer])
+        >>> checkpoints.load() is None  # nothing there: a new training
+        True
+        >>> checkpoints.save(step=10, position={"epoch": 0, "batch": 10})
+        >>> checkpoints.load()
+        Progress(step=10, position={'epoch': 0, 'batch': 10})
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        model: nn.Module,
+        optimizers: Sequence[Any] = (),
+        *,
+        parts: Mapping[str, Any] | None = None,
+        keep: int = 2,
+    ) -> None:
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ValueError(f"keep must be an integer of at least 1, got {keep!r}")
+        self.folder = Folder(folder)
+        self.model = model
+        self.optimizers = list(optimizers)
+        self.parts = check_parts(parts or {})
+        self.keep = keep
+        self._ranks = Ranks()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._pending: Future[None] | None = None
+        self._known: set[str] = set()  # checkpoints of the folder that this training has saved, loaded or passed over
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, the newest first."""
+        return list(dict.fromkeys(step_of(name) for name in self.folder.names()))
+
+    def save(self, step: int, position: Mapping[str, Any] | None = None, *, asynchronous: bool = False) -> None:
+        """Saves a checkpoint. Those beyond `keep`, and later ones that `load` has passed over, go once it is complete.
+
+        Args:
+            step: its number, which grows.
+            position: where the data stands (epoch, batch, seed): JSON values, the same on all ranks.
+            asynchronous: copy everything in memory, and write it in the background. An error is raised by the next call
+                of `save`, `load` or `wait`; call `wait` before the process ends.
+
+        Raises:
+            ValueError: the folder holds a checkpoint of this step or a later one, which has not been loaded; the ranks
+                differ in step, position, map, configuration or version of embcomp.
+            OSError: it could not be written (a full disk); the checkpoints before it stay as they are.
+            RuntimeError: another process is gone.
+        """
+        from embcomp.checkpoints.contents import Contents, check_alike, merged
+
+        self.wait()
+        contents = self._ranks.each(lambda: Contents(self.model, self.optimizers))
+        every = self._ranks.all(lambda: {**contents.described(), **_facts(step, position)})
+        check_alike(every)
+        part = Path(self._ranks.ask_first(lambda: str(self._begin(step))))
+        facts = {name: every[0][name] for name in ("step", "position", "version", "encoders")}
+        facts |= {"torch": str(torch.__version__), "world_size": self._ranks.world_size}
+        facts["optimizers"] = merged(each["optimizers"] for each in every)
+        found, parts, state = self._ranks.each(lambda: self._take(contents.tensors(), asynchronous))
+        write = functools.partial(self._write, part, facts, found, parts, state)
+        if asynchronous:
+            self._pending = self._thread.submit(write)
+        else:
+            write()
+
+    def wait(self) -> None:
+        """Waits for a save in the background. Raises what `save` raises."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def load(self, step: int | None = None, *, random: bool = True) -> Progress | None:
+        """Loads the newest sound checkpoint, or that of a step, into model, optimizers, parts and random generators.
+
+        A damaged checkpoint is named in a warning, and the one before it is loaded. Nothing is changed before the
+        checkpoint is found to be sound and to fit.
+
+        Args:
+            step: load this one.
+            random: also set the random generators of this process. A rank beyond those that saved keeps its own.
+
+        Returns:
+            Where the training stood; None where the folder holds no checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is of another model, map, configuration or optimizer; the text says what differs.
+            Damaged: no checkpoint is sound (a ValueError, too).
+            FileNotFoundError: there is none of this step.
+        """
+        from embcomp.checkpoints import storage
+        from embcomp.checkpoints.contents import Contents, check_fits, some
+
+        self.wait()
+        found = self._find(step)
+        if found is None:
+            return None
+        path, saved = found
+        contents = self._ranks.each(lambda: Contents(self.model, self.optimizers))
+        every = self._ranks.all(lambda: contents.described(loading=True))
+        shapes = self._ranks.each(lambda: storage.saved_shapes(path))
+        if lines := check_fits(saved, shapes, every):
+            raise ValueError(f"{path} is a checkpoint of another model: {some(lines)}")
+        self._ranks.each(lambda: check_saved(path / "parts", self.parts))
+        targets = self._ranks.each(lambda: contents.targets(saved, shapes))
+        storage.read(targets, path, self._ranks)
+        self._ranks.each(lambda: contents.load(saved, targets))
+        self._ranks.each(lambda: restore(path / "parts", self.parts, write=self._ranks.first))
+        if random:
+            self._ranks.each(lambda: self._restore_random(path / _random_file(self._ranks.rank)))
+        self._known |= {name for name in self.folder.names() if step_of(name) >= saved["step"]}
+        return Progress(saved["step"], saved["position"])
+
+    def _find(self, step: int | None) -> tuple[Path, dict[str, Any]] | None:
+        """The newest sound checkpoint and its manifest."""
+        names = self._ranks.ask_first(self.folder.names)
+        if step is not None:
+            names = [name for name in names if step_of(name) == step]
+            if not names:
+                raise FileNotFoundError(f"{self.folder.path} holds no step {step}; it holds {self.steps()}")
+        damaged: list[str] = []
+        for name in names:
+            path = self.folder.path / name
+            try:
+                saved = self._ranks.each(lambda path=path: self._verified(path))
+            except Damaged as error:
+                damaged.append(str(error))
+                continue
+            for text in damaged:
+                warnings.warn(f"{text}; step {step_of(name)} is loaded instead", RuntimeWarning, stacklevel=3)
+            return path, saved
+        if damaged:
+            raise Damaged(f"no checkpoint in {self.folder.path} is sound: {'; '.join(damaged)}; give another folder")
+        return None
+
+    def _verified(self, path: Path) -> dict[str, Any]:
+        """The manifest, once this rank's share of the files has been compared with it."""
+        saved = read_manifest(path)
+        share = list(saved["files"].items())[self._ranks.rank :: self._ranks.world_size]
+        verify(path, dict(share))
+        return saved
+
+    def _restore_random(self, path: Path) -> None:
+        if path.exists():  # fewer ranks may have saved than load
+            set_random_state(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _begin(self, step: int) -> Path:
+        later = [name for name in self.folder.names() if step_of(name) >= step and name not in self._known]
+        if later:
+            raise ValueError(
+                f"{self.folder.path} holds step {step_of(later[0])}, and step {step} is to be saved: load it first, or "
+                "give another folder"
+            )
+        return self.folder.begin(step)
+
+    def _take(self, found: dict[str, Any], copy: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """What this rank writes: tensors, parts (rank 0), random state; with `copy` as they are now."""
+        from embcomp.checkpoints.storage import snapshot
+
+        return snapshot(found) if copy else found, taken(self.parts) if self._ranks.first else {}, random_state()
+
+    def _write(
+        self, part: Path, facts: dict[str, Any], found: dict[str, Any], parts: dict[str, Any], state: dict[str, Any]
+    ) -> None:
+        """Writes into the folder `part`, which then becomes the checkpoint, or goes again."""
+        from embcomp.checkpoints.contents import merged
+        from embcomp.checkpoints.storage import write
+
+        try:
+            write(found, part, self._ranks)
+            files = self._ranks.all(lambda: self._write_own(part, parts, state))
+            self._ranks.ask_first(lambda: self._complete(part, {**facts, "files": merged(files)}))
+        except BaseException as error:
+            if self._ranks.first:
+                shutil.rmtree(part, ignore_errors=True)
+            if isinstance(error, OSError):
+                where = f" ({error.filename})" if error.filename else ""
+                text = f"{error.strerror or error}{where}: step {facts['step']} was not saved in {self.folder.path}"
+                raise OSError(error.errno, f"{text}; the steps {self.steps()} are there as before") from error
+            raise
+        self._known.add(name_of(facts["step"]))
+
+    def _write_own(self, part: Path, parts: dict[str, Any], state: dict[str, Any]) -> dict[str, list[Any]]:
+        """This rank's own files; the checksums of all that it wrote."""
+        rank = self._ranks.rank
+        write_file(part / _random_file(rank), torch_bytes(state))
+        write_parts(part / "parts", parts)
+        of_a_rank = re.compile(r"__(\d+)_.*|rank-(\d+)\.pt")
+        owners = {name: of_a_rank.fullmatch(name) for name in files_below(part)}
+        mine = [name for name, match in owners.items() if int((match[1] or match[2]) if match else 0) == rank]
+        return checksums(part, mine)
+
+    def _complete(self, part: Path, facts: dict[str, Any]) -> None:
+        write_manifest(part, facts)
+        self.folder.publish(part, facts["step"])
+        names = self.folder.names()
+        later = [name for name in names if step_of(name) > facts["step"]]
+        for name in [*later, *names[len(later) :][self.keep :]]:
+            self.folder.remove(name)
+
+
+def _facts(step: int, position: Mapping[str, Any] | None) -> dict[str, Any]:
+    from embcomp import __version__
+
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"step must be an integer of at least 0, got {step!r}")
+    try:
+        plain = json.loads(json.dumps(dict(position or {})))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"position must hold JSON values: {error}") from None
+    return {"step": step, "position": plain, "version": __version__}
+
+
+def _random_file(rank: int) -> str:
+    return f"rank-{rank}.pt"

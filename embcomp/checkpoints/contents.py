@@ -1,0 +1,96 @@
+"""What of a model and its optimizers goes into a checkpoint, and comes back out of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from embcomp.checkpoints import optimizer_state, storage
+from embcomp.checkpoints.encoders import difference, encoders_of
+
+_SHOWN = 5  # differences that an error lists
+
+
+class Contents:
+    """A model and its optimizers, as this process holds them."""
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
+        self.model = storage.unwrapped(model)
+        self.optimizers = optimizer_state.optimizer_states(optimizers, self.model)
+        self.weights: dict[str, Any] = dict(self.model.state_dict())
+
+    def tensors(self) -> dict[str, Any]:
+        """Names as torch.distributed.checkpoint gives them to `{"model": ..., "optimizer": ...}`."""
+        found = {f"model.{name}": value for name, value in self.weights.items()}
+        for optimizer in self.optimizers:
+            found |= {f"optimizer.{name}": value for name, value in optimizer.tensors().items()}
+        return found
+
+    def described(self, loading: bool = False) -> dict[str, Any]:
+        """Encoders and optimizers as JSON values, shapes of the weights."""
+        return {
+            "encoders": encoders_of(self.weights),
+            "optimizers": merged(optimizer.described(loading) for optimizer in self.optimizers),
+            "shapes": storage.shapes(self.weights),
+        }
+
+    def targets(self, saved: Mapping[str, Any], shapes: storage.Shapes) -> dict[str, Any]:
+        """What to read a checkpoint into. Makes optimizer state where there is none yet."""
+        found: dict[str, Any] = {}
+        for name, value in self.weights.items():
+            shape = shapes[f"model.{name}"]
+            if name.endswith("_extra_state") and isinstance(value, Tensor) and shape is not None:
+                value = value.new_empty(shape[1])  # a configuration, say, whose text may be longer than ours
+            found[f"model.{name}"] = value
+        of_optimizers = {
+            name.removeprefix("optimizer."): shape
+            for name, shape in shapes.items()
+            if name.startswith("optimizer.") and shape is not None
+        }
+        for optimizer in self.optimizers:
+            optimizer.prepare()
+            made = optimizer.targets(saved["optimizers"], of_optimizers)
+            found |= {f"optimizer.{name}": value for name, value in made.items()}
+        return found
+
+    def load(self, saved: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
+        """Takes over what was read into `targets`."""
+        self.model.load_state_dict({name: filled[f"model.{name}"] for name in self.weights})
+        state = {
+            name.removeprefix("optimizer."): value for name, value in filled.items() if name.startswith("optimizer.")
+        }
+        for optimizer in self.optimizers:
+            optimizer.load(saved["optimizers"], state)
+
+
+def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The dictionaries in one."""
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def check_alike(ranks: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError where a rank has another map, configuration, version or position than rank 0."""
+    for rank, facts in enumerate(ranks):
+        lines = difference(facts["encoders"], ranks[0]["encoders"], f"rank {rank}", "rank 0", names_count=True)
+        for name in ("step", "position", "version"):
+            if facts[name] != ranks[0][name]:
+                lines.append(f"{name}: rank {rank} {facts[name]!r}, rank 0 {ranks[0][name]!r}")
+        if lines:
+            raise ValueError(f"rank {rank} is not like rank 0: {some(lines)}")
+
+
+def check_fits(saved: Mapping[str, Any], shapes: storage.Shapes, ranks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of a checkpoint does not fit the model and the optimizers of these ranks; a line each."""
+    for facts in ranks:
+        if lines := difference(saved["encoders"], facts["encoders"], "saved", "here"):
+            return lines
+    weights = {name.removeprefix("model."): shape for name, shape in shapes.items() if name.startswith("model.")}
+    lines = storage.compare(weights, merged(facts["shapes"] for facts in ranks))
+    trained = merged(facts["optimizers"] for facts in ranks)
+    return lines or (optimizer_state.compare(saved["optimizers"], trained) if trained else [])
+
+
+def some(lines: Sequence[str]) -> str:
+    """The first differences."""
+    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return "; ".join(lines[:_SHOWN]) + more

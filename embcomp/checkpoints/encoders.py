@@ -1,0 +1,65 @@
+"""The maps of a model, as a checkpoint remembers them: a state fits no other map than the one it was trained with."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embcomp.methods.base import plain
+
+Encoders = dict[str, dict[str, Any]]
+
+
+def encoders_of(state: Mapping[str, Any]) -> Encoders:
+    """For each encoder in a model's state dict its table, configuration and the checksums of its maps."""
+    found: Encoders = {}
+    for key, value in state.items():
+        config = _config(value) if key.endswith("_extra_state") else None
+        if config is not None:
+            prefix = key.removesuffix("_extra_state")
+            maps = {
+                name.removeprefix(prefix): f"{part.dtype} {plain(part)}".replace("torch.", "").replace("tensor ", "")
+                for name, part in state.items()
+                if name.startswith(prefix) and name != key and isinstance(part, Tensor)
+            }
+            found[prefix.rstrip(".")] = {"config": config, "maps": maps}
+    return found
+
+
+def difference(one: Encoders, other: Encoders, whose: str, others: str, names_count: bool = False) -> list[str]:
+    """What differs, a line for each table; `whose` and `others` say what the two are.
+
+    Names of tables do not count in a checkpoint: they travel with the state, and the hash keys that follow from them.
+    """
+    lines = []
+    for path in sorted({*one, *other}):
+        if path not in one or path not in other:
+            lines.append(f"{path} is {whose if path in one else others} alone")
+            continue
+        mine, theirs = ({**found["config"], **found["maps"]} for found in (one[path], other[path]))
+        said = [
+            f"{name}: {whose} {_short(mine.get(name))}, {others} {_short(theirs.get(name))}"
+            for name in dict.fromkeys([*mine, *theirs])
+            if mine.get(name) != theirs.get(name) and (names_count or name != "table")
+        ]
+        if said:
+            lines.append(f"table {theirs['table']!r} has another map or configuration ({'; '.join(said)})")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _config(value: Any) -> dict[str, Any] | None:
+    """The configuration in an encoder's extra state; None for the extra state of another module."""
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
+        return None
+    try:
+        config = json.loads(bytes(value.tolist()))
+    except ValueError:
+        return None
+    return config if isinstance(config, dict) and "table" in config else None

@@ -1,0 +1,163 @@
+"""A folder of checkpoints on disk: each appears whole or not at all, and damage is found by checksums.
+
+<folder>/step-0000000120/    one checkpoint
+             manifest.json   step, position, what the model was, length and SHA-256 of every file
+             .metadata       of torch.distributed.checkpoint, as the *.distcp
+             __0_0.distcp    tensors that rank 0 wrote
+             rank-0.pt       random state of rank 0
+             parts/          what the user gave beside the model
+         .step-...part       being written, or left by a process that was killed: never read, removed by the next save
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{10,})(\.replaced)?")
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not what was written; the text names the file."""
+
+
+class Folder:
+    """The checkpoints below `path`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+
+    def names(self) -> list[str]:
+        """The checkpoints that are there, the newest first; one that is being replaced follows its replacement."""
+        if not self.path.is_dir():
+            return []
+        found = [match for entry in self.path.iterdir() if (match := _NAME.fullmatch(entry.name))]
+        return [match[0] for match in sorted(found, key=lambda match: (-int(match[1]), match[2] or ""))]
+
+    def begin(self, step: int) -> Path:
+        """An empty folder to write a checkpoint into; removes what killed saves have left."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.glob(".step-*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        part = self.path / f".{name_of(step)}.{uuid.uuid4().hex[:8]}.part"
+        part.mkdir()
+        return part
+
+    def publish(self, part: Path, step: int) -> None:
+        """Makes a complete checkpoint visible in one step. One of the same step stays until the new one is there."""
+        path = self.path / name_of(step)
+        old = path.with_name(f"{path.name}.replaced")
+        if path.exists():
+            self.remove(old.name)
+            os.rename(path, old)
+        os.rename(part, path)
+        sync(self.path)
+        self.remove(old.name)
+
+    def remove(self, name: str) -> None:
+        path = self.path / name
+        if path.exists():
+            part = self.path / f".{name}.{uuid.uuid4().hex[:8]}.part"
+            os.rename(path, part)  # so that a removal that is stopped leaves nothing that looks like a checkpoint
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def name_of(step: int) -> str:
+    """The folder of a step."""
+    return f"step-{step:010d}"
+
+
+def step_of(name: str) -> int:
+    """The step of a folder."""
+    return int(name.partition("-")[2].partition(".")[0])
+
+
+def files_below(path: Path) -> list[str]:
+    """Files in a folder and the folders in it, by their paths from there."""
+    return sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file())
+
+
+def checksums(path: Path, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Length and SHA-256 of each file."""
+    return {name: [(path / name).stat().st_size, file_checksum(path / name)] for name in names}
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(path: Path, values: dict[str, Any]) -> None:
+    """The last file of a checkpoint; with it all others are sure to be on disk."""
+    values = {"format": FORMAT, **values}
+    write_file(path / MANIFEST, json.dumps({**values, "checksum": _checksum(values)}, indent=1).encode())
+    for folder in {path, *(file.parent for file in path.rglob("*"))}:
+        sync(folder)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What `write_manifest` wrote.
+
+    Raises:
+        Damaged: it is missing, cut short or edited.
+        ValueError: it is of a later version of embcomp.
+    """
+    file = path / MANIFEST
+    try:
+        values = json.loads(file.read_bytes())
+        checksum = values.pop("checksum")
+    except FileNotFoundError:
+        raise Damaged(f"{file} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{file} is damaged ({error})") from None
+    if checksum != _checksum(values):
+        raise Damaged(f"{file} is damaged or was edited: its checksum does not fit")
+    if values["format"] > FORMAT:
+        raise ValueError(f"{file} has format {values['format']}, this version reads up to {FORMAT}: upgrade embcomp")
+    return values
+
+
+def verify(path: Path, files: dict[str, list[Any]]) -> None:
+    """Raises Damaged, naming the file, where one is not as it was written."""
+    for name, (length, checksum) in files.items():
+        file = path / name
+        try:
+            here = file.stat().st_size
+            if here != length:
+                raise Damaged(f"{file} is damaged: it has {here} bytes of {length}")
+            if file_checksum(file) != checksum:
+                raise Damaged(f"{file} is damaged: its checksum does not fit")
+        except FileNotFoundError:
+            raise Damaged(f"{file} is missing") from None
+        except OSError as error:
+            raise Damaged(f"{file} cannot be read ({error})") from None
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Into the store itself, not its cache alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """What the folder lists survives a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,190 @@
+"""The state of optimizers by the names of parameters, so that it fits another sharding and another order of groups.
+
+Two kinds: torch's own, whose state is made by their first step, and torchrec's keyed ones (the fused optimizers of a
+DistributedModelParallel, and wrappers), which know the names themselves.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+
+Described = dict[str, dict[str, Any]]
+
+
+class OptimizerState:
+    """One optimizer and the names of what it trains (below `prefix`, where it knows them itself).
+
+    Raises:
+        ValueError: it trains a parameter that the model does not have.
+    """
+
+    def __init__(self, optimizer: Any, model: nn.Module, prefix: str = "") -> None:
+        self.optimizer = optimizer
+        self.keyed = _is_keyed(optimizer)
+        if self.keyed:
+            self.names = {parameter: _join(prefix, name) for name, parameter in optimizer.params.items()}
+        else:
+            known = {parameter: name for name, parameter in model.named_parameters()}
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for parameter in trained:
+                if parameter not in known:
+                    raise ValueError(
+                        f"{type(optimizer).__name__} trains a parameter of shape {list(parameter.shape)} that the "
+                        "model does not have: give the checkpoints a module that holds all parameters"
+                    )
+            self.names = {parameter: known[parameter] for parameter in trained}
+
+    def described(self, loading: bool = False) -> Described:
+        """For each parameter the kind and the settings of its optimizer, and the names of its state.
+
+        `loading`: None in the place of the names where any would do, because the state is made to fit.
+        """
+        found: Described = {}
+        for group in self.optimizer.param_groups:
+            settings = {name: _plain(value) for name, value in group.items() if name != "params"}
+            settings = {name: value for name, value in settings.items() if value is not _NOT_PLAIN}
+            for parameter in group["params"]:
+                states = sorted(name for name, value in self._state(parameter).items() if value is not None)
+                if loading and not (self.keyed and self._made):
+                    states = None
+                found[self.names[parameter]] = {"kind": self._kind, "settings": settings, "states": states}
+        return found
+
+    def tensors(self) -> dict[str, Any]:
+        """The state as it is: "<parameter>.<state>" -> tensor.
+
+        Raises:
+            ValueError: a state that is not a tensor.
+        """
+        found: dict[str, Any] = {}
+        for parameter, name in self.names.items():
+            for key, value in self._state(parameter).items():
+                if value is not None:
+                    if not isinstance(value, Tensor | ShardedTensor):
+                        raise ValueError(
+                            f"{self._kind} keeps {key!r} of {name} as a {type(value).__name__}: only tensors are saved"
+                        )
+                    found[f"{name}.{key}"] = value
+        return found
+
+    def prepare(self) -> None:
+        """Makes the state of torchrec's optimizers, which is loaded in place."""
+        if self.keyed and not self._made:
+            self.optimizer.init_state()
+            self.optimizer.zero_grad()
+
+    def targets(self, saved: Described, shapes: Mapping[str, tuple[torch.dtype, torch.Size]]) -> dict[str, Any]:
+        """What to load into: the state itself where it exists by now, else new tensors of the saved shapes."""
+        if self.keyed:
+            return self.tensors()
+        found: dict[str, Any] = {}
+        for parameter, name in self.names.items():
+            for key in saved[name]["states"]:
+                dtype, size = shapes[f"{name}.{key}"]
+                if size == parameter.shape and parameter.dim():
+                    found[f"{name}.{key}"] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+                else:
+                    device = parameter.device if size else "cpu"  # counts of steps stay on the CPU
+                    found[f"{name}.{key}"] = torch.empty(size, dtype=dtype, device=device)
+        return found
+
+    def load(self, saved: Described, tensors: Mapping[str, Any]) -> None:
+        """Takes settings and state over, once `tensors` (those of `targets`) are filled."""
+        settings = [self._settings(group, saved) for group in self.optimizer.param_groups]
+        if self.keyed:  # the tensors are its own
+            for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(values)
+            self.optimizer.post_load_state_dict()
+            return
+        order = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = {
+            number: {key: tensors[f"{self.names[parameter]}.{key}"] for key in saved[self.names[parameter]]["states"]}
+            for number, parameter in enumerate(order)
+        }
+        groups = [
+            {**group, **values}
+            for group, values in zip(self.optimizer.state_dict()["param_groups"], settings, strict=True)
+        ]
+        held = {number: values for number, values in state.items() if values}
+        self.optimizer.load_state_dict({"state": held, "param_groups": groups})
+
+    def _settings(self, group: Mapping[str, Any], saved: Described) -> dict[str, Any]:
+        """The saved settings of a group, each in the type that it has here."""
+        found: dict[str, Any] = {}
+        if not group["params"]:
+            return found
+        for name, value in saved[self.names[group["params"][0]]]["settings"].items():
+            here = group.get(name)
+            if isinstance(here, Tensor):
+                found[name] = torch.full_like(here, value)
+            else:
+                found[name] = tuple(value) if isinstance(value, list) and not isinstance(here, list) else value
+        return found
+
+    def _state(self, parameter: Any) -> Mapping[str, Any]:
+        return self.optimizer.state.get(parameter, {})
+
+    @property
+    def _made(self) -> bool:
+        return all(parameter in self.optimizer.state for parameter in self.names)
+
+    @property
+    def _kind(self) -> str:
+        return type(getattr(self.optimizer, "_optimizer", self.optimizer)).__name__
+
+
+def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[OptimizerState]:
+    """The optimizers one by one: those that others combine, and the fused ones that a sharded model brings along."""
+    fused = getattr(model, "fused_optimizer", None)
+    given = [*([fused] if _is_keyed(fused) else []), *optimizers]
+    found = {id(leaf): (leaf, prefix) for optimizer in given for leaf, prefix in _leaves(optimizer)}
+    return [OptimizerState(leaf, model, prefix) for leaf, prefix in found.values()]
+
+
+def compare(saved: Described, here: Described) -> list[str]:
+    """What differs, a line for each parameter."""
+    lines = []
+    for name in sorted({*saved, *here}):
+        if name not in here:
+            lines.append(f"{name} is trained by {saved[name]['kind']} in the checkpoint, and by no optimizer here")
+        elif name not in saved:
+            lines.append(f"{name} is trained by {here[name]['kind']} here, and by no optimizer in the checkpoint")
+        elif saved[name]["kind"] != here[name]["kind"]:
+            lines.append(f"{name} is trained by {saved[name]['kind']} in the checkpoint, by {here[name]['kind']} here")
+        elif here[name]["states"] not in (None, saved[name]["states"]):
+            lines.append(f"{name} has the state {saved[name]['states']} in the checkpoint, {here[name]['states']} here")
+    return lines
+
+
+_NOT_PLAIN = object()
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a JSON value."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, list | tuple):
+        items = [_plain(item) for item in value]
+        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items
+    return value if value is None or isinstance(value, bool | int | float | str) else _NOT_PLAIN
+
+
+def _is_keyed(optimizer: Any) -> bool:
+    keyed = sys.modules.get("torchrec.optim.keyed")  # no torchrec, no optimizer of torchrec
+    return keyed is not None and isinstance(optimizer, keyed.KeyedOptimizer)
+
+
+def _leaves(optimizer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
+    if _is_keyed(optimizer) and hasattr(optimizer, "optimizers"):  # torchrec's CombinedOptimizer
+        for name, part in optimizer.optimizers:
+            yield from _leaves(part, _join(prefix, name))
+    else:
+        yield optimizer, prefix
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name

@@ -1,0 +1,83 @@
+"""The processes of a training: what each of them found, and errors that all of them hear of."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """All processes of the default group, or this one alone. Made on all of them at once.
+
+    They talk over a gloo group of their own, so that a save in the background never mixes with the training.
+    """
+
+    def __init__(self) -> None:
+        self.together = dist.is_available() and dist.is_initialized()
+        self.group: Any = dist.new_group(backend="gloo") if self.together else None
+        self.rank = dist.get_rank() if self.together else 0
+        self.world_size = dist.get_world_size() if self.together else 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def all(self, work: Callable[[], T]) -> list[T]:
+        """The answers of `work` on every rank, by rank; an error on any of them is raised on all.
+
+        Raises:
+            RuntimeError: another process is gone.
+        """
+        answer: T | None = None
+        error: Exception | None = None
+        try:
+            answer = work()
+        except Exception as found:
+            error = found
+        answers = self._gather((answer, None if error is None else _sendable(error)))
+        for rank, (_, failed) in enumerate(answers):
+            if failed is not None:
+                if rank == self.rank and error is not None:
+                    raise error
+                failed.add_note(f"on rank {rank} of {self.world_size}")
+                raise failed
+        return [found for found, _ in answers]
+
+    def each(self, work: Callable[[], T]) -> T:
+        """This rank's own answer, which is not sent; errors as in `all`."""
+        kept: list[T] = []
+        self.all(lambda: kept.append(work()))
+        return kept[0]
+
+    def ask_first(self, work: Callable[[], T]) -> T:
+        """The answer of `work` on rank 0, on all ranks; its error, too."""
+        found: Any = self.all(lambda: work() if self.first else None)
+        return found[0]
+
+    def _gather(self, value: Any) -> list[Any]:
+        if not self.together:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        try:
+            dist.all_gather_object(found, value, group=self.group)
+        except RuntimeError as error:
+            raise self.gone(error) from error
+        return found
+
+    def gone(self, error: RuntimeError) -> RuntimeError:
+        """What to raise where a collective call has failed."""
+        return RuntimeError(
+            f"rank {self.rank} of {self.world_size}: another process is gone or stuck; start all of them again, and "
+            f"they go on from the last checkpoint ({error})"
+        )
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception of someone else's making
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,137 @@
+"""What torch.distributed.checkpoint writes and reads: tensors of this process, sharded or not, by name."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from embcomp.checkpoints.ranks import Ranks
+
+Shapes = dict[str, tuple[torch.dtype, torch.Size] | None]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module whose names a checkpoint bears: without DistributedDataParallel and torch.compile around it."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+        else:
+            return model
+
+
+def snapshot(tensors: dict[str, Any]) -> dict[str, Any]:
+    """A copy in the memory of the host, which training does not change."""
+    return {name: _copied(value) for name, value in tensors.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, ShardedTensor):
+        on_cpu = all(shard.tensor.device.type == "cpu" for shard in value.local_shards())
+        return copy.deepcopy(value) if on_cpu else value.cpu()
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    return copy.deepcopy(value)
+
+
+def shapes(tensors: dict[str, Any]) -> Shapes:
+    """Data type and whole size of each; None for what is not a tensor."""
+    return {name: _shape(value) for name, value in tensors.items()}
+
+
+def _shape(value: Any) -> tuple[torch.dtype, torch.Size] | None:
+    if isinstance(value, ShardedTensor):  # whose own `dtype` and `size` warn that it will go
+        return value.metadata().tensor_properties.dtype, torch.Size(value.metadata().size)
+    return (value.dtype, value.size()) if isinstance(value, Tensor) else None
+
+
+def saved_shapes(path: Path) -> Shapes:
+    """The shapes in a checkpoint."""
+    found = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {
+        name: (value.properties.dtype, value.size) if isinstance(value, TensorStorageMetadata) else None
+        for name, value in found.items()
+    }
+
+
+def compare(saved: Shapes, here: Shapes) -> list[str]:
+    """What differs, a line for each tensor."""
+    lines = []
+    for name in sorted({*saved, *here}):
+        if name not in here or name not in saved:
+            lines.append(f"{name} is {'in the checkpoint' if name in saved else 'in the model'} alone")
+        elif saved[name] != here[name] and not name.endswith("_extra_state"):
+            lines.append(f"{name} is {_say(saved[name])} in the checkpoint, {_say(here[name])} in the model")
+    return lines
+
+
+def _say(shape: tuple[torch.dtype, torch.Size] | None) -> str:
+    return "no tensor" if shape is None else f"{str(shape[0]).removeprefix('torch.')} {list(shape[1])}"
+
+
+def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
+    """Writes the tensors of all ranks into a folder.
+
+    Raises:
+        OSError: a disk is full, say; on all ranks, saying which it was.
+        RuntimeError: another process is gone.
+    """
+    _quiet()
+    nested: dict[str, Any] = {}  # "model.<name>" is written as {"model": {"<name>": ...}}, which readers expect
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        nested.setdefault(part, {})[rest] = value
+    try:
+        save(nested, storage_writer=_Writer(path), process_group=ranks.group, no_dist=not ranks.together)
+    except CheckpointException as error:
+        raise _plain(error) from None
+    except (
+        RuntimeError
+    ) as error:  # not of our writing, which would be a CheckpointException: of the calls between ranks
+        raise (ranks.gone(error) if ranks.together else error) from error
+
+
+def read(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
+    """Fills the tensors from a folder; what is not a tensor is replaced in the dictionary. Raises as `write` does."""
+    _quiet()
+    reader = FileSystemReader(path)
+    try:
+        load(tensors, storage_reader=reader, process_group=ranks.group, no_dist=not ranks.together)
+    except CheckpointException as error:
+        raise _plain(error) from None
+    except RuntimeError as error:
+        raise (ranks.gone(error) if ranks.together else error) from error
+
+
+class _Writer(FileSystemWriter):
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch.save hides what the disk has said
+                raise error.__context__ from None
+            raise
+
+
+def _quiet() -> None:
+    """What torch says of itself: that there is no process group, that torchrec's tensors are of an old kind."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+    warnings.filterwarnings("ignore", "Please use DTensor instead and we are deprecating ShardedTensor", FutureWarning)
+
+
+def _plain(error: CheckpointException) -> Exception:
+    """The error of one rank in the place of the report on all."""
+    rank, (failed, _) = min(error.failures.items())
+    failed = failed if isinstance(failed, Exception) else RuntimeError(f"{type(failed).__name__}: {failed}")
+    failed.add_note(f"on rank {rank}")
+    return failed

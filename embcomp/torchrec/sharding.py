@@ -1,0 +1,195 @@
+"""`shard`: a model with compressed tables on several processes, by torchrec's own engine."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardedModule, ShardingEnv, ShardingPlan
+
+from embcomp.methods.base import Encoder
+from embcomp.torchrec.constraints import make_sharders, table_constraints
+from embcomp.torchrec.fused import FusedTables
+from embcomp.torchrec.ranks import check_same, facts_of, tables_of, together
+from embcomp.torchrec.trained import Collection, optimizer_settings, trained_collections
+
+
+def shard(
+    model: nn.Module,
+    *,
+    optimizer: type[torch.optim.Optimizer],
+    optimizer_kwargs: Mapping[str, Any] | None = None,
+    device: torch.device | str,
+    pg: dist.ProcessGroup | None = None,
+    constraints: Mapping[str, ParameterConstraints] | None = None,
+) -> DistributedModelParallel:
+    """Spreads the torchrec collections of a model, compressed or not, over the processes of a group.
+
+    Every rank calls it with the same model. The tables are split table-wise or row-wise, as torchrec's planner
+    chooses, and `optimizer` updates them inside the backward pass. All else is replicated and trained by an optimizer
+    of your own, its gradients averaged; encoders keep their maps on every rank. Values set before are kept: those of
+    rank 0. Tables on the meta device are drawn by their `init_fn`, differently on each rank. A collection whose tables
+    are all frozen stays whole on every rank.
+
+    Args:
+        model: holds torchrec collections; its modules are taken over, so use the result alone.
+        optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
+        optimizer_kwargs: `lr`, `eps`, and `weight_decay` where FBGEMM has it.
+        device: of this rank, "cpu" or "cuda:<n>".
+        pg: the process group, by default that of all processes.
+        constraints: for the planner, by the name of the inner table (a `UnifiedEmbedding` has "shared").
+
+    Returns:
+        The sharded model. `fused_optimizer` of it holds the state and learning rate of the tables.
+
+    Raises:
+        ValueError: on every rank, with the model as it was: another version of embcomp, model, configuration, map or
+            setting on one rank (named, with the remedy); an optimizer or a sharding that cannot train these tables; no
+            collection to shard; a model that is sharded or fused already.
+        RuntimeError: another rank raised; names it. No process group.
+
+    Example:
+        >>> import torch, torch.distributed as dist
+        >>> import embcomp
+        >>> from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+        >>> from torchrec.optim import RowWiseAdagrad
+        >>> from embcomp.torchrec import CompressedEmbeddingBagCollection, shard
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun: no arguments
+        >>> tables = [EmbeddingBagConfig(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"])]
+        >>> collection = CompressedEmbeddingBagCollection(tables, {"*": embcomp.HashingTrick(rows=100)})
+        >>> model = torch.nn.ModuleDict({"embeddings": collection})
+        >>> model = shard(model, optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1}, device="cpu")
+        >>> batch = KeyedJaggedTensor.from_lengths_sync(["item"], torch.tensor([3, 5]), torch.tensor([1, 1]))
+        >>> model.module["embeddings"](batch)["item"].shape
+        torch.Size([2, 8])
+        >>> dist.destroy_process_group()
+    """
+    group = _group(pg)
+    device = torch.device(device)
+
+    def prepare():
+        settings = optimizer_settings(optimizer, optimizer_kwargs, "shard")
+        tables = _tables(model)
+        rows: dict[str, int] = {}
+        for table in tables:  # two collections may have tables of one name
+            rows[table.name] = min(table.num_embeddings, rows.get(table.name, table.num_embeddings))
+        limits = table_constraints(rows, constraints, settings, group.size())
+        said = {f"constraints of {name!r}": limit for name, limit in limits.items()}
+        facts = facts_of(model, {"optimizer": settings, "device": device.type, **said})
+        return make_sharders(settings, device), limits, facts
+
+    sharders, limits, facts = together(group, prepare)
+    check_same(group, facts)
+    plan = together(group, lambda: _plan(model, sharders, limits, device, group) if group.rank() == 0 else None)
+    plans: list[Any] = [plan]
+    dist.broadcast_object_list(plans, group_src=0, group=group)
+    return _shard(model, plans[0], sharders, device, group)
+
+
+def _group(pg: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    if not dist.is_initialized():
+        raise RuntimeError("shard needs a process group: start with torchrun, and call init_process_group first")
+    group = pg or dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _tables(model: nn.Module) -> list[Any]:
+    """The trained tables of the model. Raises ValueError where there is none, or what cannot be sharded."""
+    for path, module in model.named_modules():
+        if isinstance(module, ShardedModule):
+            raise ValueError(f"{path!r} is sharded already")
+        if isinstance(module, FusedTables):
+            raise ValueError(f"{path!r} is fused: give shard the model as it is before fuse_, which is for one process")
+    owned = [name for name, weight in model.named_parameters() if hasattr(weight, "_optimizer_classes")]
+    if owned:
+        raise ValueError(f"{owned} have an optimizer in the backward pass already: leave it to shard")
+    tables = [config for collection in trained_collections(model, "shard") for config in tables_of(collection)]
+    if not tables:
+        raise ValueError("shard found no torchrec collection to train inside the model")
+    odd = {config.name: config.embedding_dim for config in tables if config.embedding_dim % 4}
+    if odd:
+        raise ValueError(f"FBGEMM reads rows whose width is a multiple of 4, got {odd}; choose other widths")
+    return tables
+
+
+def _plan(
+    model: nn.Module,
+    sharders: list[Any],
+    constraints: dict[str, ParameterConstraints],
+    device: torch.device,
+    group: dist.ProcessGroup,
+) -> ShardingPlan:
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    topology = Topology(
+        world_size=group.size(),
+        local_world_size=get_local_size(group.size()),
+        compute_device=device.type,
+        hbm_cap=memory,
+        created_by_factory=True,  # else it warns
+    )
+    # Not the exhaustive search, which is the default too: with two choices per table it takes minutes.
+    proposers = [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        constraints=constraints,
+        proposer=proposers,
+        storage_reservation=FixedPercentageStorageReservation(0.15),
+        debug=False,
+    )
+    return planner.plan(model, sharders)
+
+
+def _shard(
+    model: nn.Module, plan: ShardingPlan, sharders: list[Any], device: torch.device, group: dist.ProcessGroup
+) -> DistributedModelParallel:
+    rows = dict(_rows(model))
+    env = ShardingEnv.from_process_group(group)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
+        # Ranks mostly start from one seed; tables without values must not get the same rows on each.
+        torch.manual_seed(torch.initial_seed() + 1 + group.rank())
+        dmp = DistributedModelParallel(model, env, device, plan, sharders, init_data_parallel=False)
+        dmp.module.to(device)
+        state = dmp.state_dict()
+        for name in list(rows):
+            _fill(state[name], rows.pop(name), device, group)
+        for buffer in _replicated_buffers(dmp.module):
+            dist.broadcast(buffer, group_src=0, group=group)
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # torchrec's call of DDP
+        dmp.init_data_parallel()  # the parameters of rank 0 go to all
+    return dmp
+
+
+def _rows(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tables that have values, by state-dict name."""
+    for path, module in model.named_modules():
+        if isinstance(module, Collection):
+            for name, weight in module.named_parameters(prefix=path):
+                if weight.requires_grad and not weight.is_meta:
+                    yield name, weight.detach()
+
+
+def _fill(target: Any, rows: Tensor, device: torch.device, group: dist.ProcessGroup) -> None:
+    """Writes the rows of rank 0 into the shards of a table."""
+    whole = rows.to(device) if group.rank() == 0 else torch.empty_like(rows, device=device)
+    dist.broadcast(whole, group_src=0, group=group)
+    for shard in target.local_shards():
+        (row, column), (height, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+        shard.tensor.detach().copy_(whole[row : row + height, column : column + width])
+
+
+def _replicated_buffers(module: nn.Module) -> Iterator[Tensor]:
+    """Buffers that each rank holds, less those of encoders, which are the same already."""
+    if isinstance(module, ShardedModule | Encoder):
+        return
+    yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+    for child in module.children():
+        yield from _replicated_buffers(child)

@@ -1,0 +1,326 @@
+"""`python -m experiments kills`: a training that is killed again and again ends as one that was left alone.
+
+Two processes train a sharded model on synthetic clicks and save in the background, nearly all the time. SIGKILL hits
+one of them, or both, at random moments: while they start, load, train or save. Whoever is left must end by itself.
+Both are started again, until the training is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import data
+from experiments.files import write_json
+from experiments.metrics import click_metrics
+from experiments.runner import worker_context
+
+PROCESSES = 2
+PATIENCE = 60.0  # seconds in which a process must end that has lost another
+ROWS = {"num_rows": 12_000, "num_users": 300, "num_items": 200, "num_communities": 5}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and where.
+
+    Attributes:
+        folder: of checkpoints and of what the processes say.
+        clicks: folder of the encoded rows.
+        save_every: steps.
+    """
+
+    folder: Path
+    clicks: Path
+    epochs: int
+    batch_size: int
+    save_every: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill.
+
+    Attributes:
+        ranks: that were killed.
+        phase: "start" (or load), "train", or "save".
+        checkpoint: step of the last one, from which the training went on; None where there was none.
+        others_ended_after: seconds until the process that was left ended.
+        error: the first line of what it said.
+    """
+
+    ranks: list[int]
+    phase: str
+    checkpoint: int | None
+    others_ended_after: float | None
+    error: str | None
+
+
+def run(
+    kills: int = 20,
+    epochs: int = 2,
+    batch_size: int = 32,
+    seed: int = 0,
+    *,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Trains alone, then with kills -> both outcomes and each kill.
+
+    Raises:
+        RuntimeError: a process that has lost another did not end, or the training went wrong.
+    """
+    clicks = data.load("synthetic", **ROWS).folder
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(Path(folder) / "alone", clicks, epochs, batch_size)
+        alone = Life(training)
+        alone.end()
+        report(f"alone: {alone.seconds:.1f} s to start, {alone.trained:.1f} s to train")
+        moments, found, trainings = random.Random(seed), [], 1
+        span = 1.4 * alone.trained / (kills + 1)  # a life trains so long at most that the training outlives the kills
+        training = replace(training, folder=Path(folder) / "killed-1")
+        while len(found) < kills:
+            kill = Life(training).kill(moments, 1.5 * alone.seconds, span)
+            if kill is None:  # done before its time: once more from the start
+                trainings += 1
+                training = replace(training, folder=Path(folder) / f"killed-{trainings}")
+                continue
+            found.append(kill)
+            report(f"kill {len(found)}: {kill}")
+        Life(training).end()
+        outcomes = {path.parent.name: json.loads(path.read_text()) for path in Path(folder).glob("*/outcome.json")}
+    return {
+        "processes": PROCESSES,
+        "epochs": epochs,
+        "equal": len(outcomes) == trainings + 1 and all(each == outcomes["alone"] for each in outcomes.values()),
+        "outcomes": dict(sorted(outcomes.items())),
+        "kills": [asdict(kill) for kill in found],
+    }
+
+
+class Life:
+    """The processes of a training from their start to their end."""
+
+    def __init__(self, training: Training) -> None:
+        training.folder.mkdir(parents=True, exist_ok=True)
+        self.training = training
+        context = worker_context()
+        self.begun = context.Event()
+        self._store = tempfile.TemporaryDirectory()
+        address = f"file://{self._store.name}/store"
+        self.started = time.monotonic()
+        self.processes = [
+            context.Process(target=_work, args=(training, rank, address, self.begun)) for rank in range(PROCESSES)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def end(self) -> None:
+        """Waits until the training is done."""
+        self.begun.wait()
+        self.seconds = time.monotonic() - self.started
+        for process in self.processes:
+            process.join()
+        self.trained = time.monotonic() - self.started - self.seconds
+        self._store.cleanup()
+        failed = [rank for rank, process in enumerate(self.processes) if process.exitcode]
+        if failed:
+            raise RuntimeError(f"ranks {failed} failed: {self._errors()}")
+
+    def kill(self, moments: random.Random, start: float, span: float) -> Kill | None:
+        """Kills at a random moment, and waits for the others; None where the training was done before."""
+        ranks = moments.choice([[0], [1], [0, 1]])
+        if moments.random() < 0.2:
+            self.begun.wait(moments.uniform(0, start))
+        else:
+            self.begun.wait()
+            time.sleep(moments.uniform(0, span))
+        phase = "train" if self.begun.is_set() else "start"
+        if any(self.training.folder.glob(".step-*.part")):
+            phase = "save"
+        for rank in ranks:
+            self.processes[rank].kill()
+        begin = time.monotonic()
+        for process in self.processes:
+            process.join(PATIENCE)
+        ended = time.monotonic() - begin
+        hung = [process for process in self.processes if process.is_alive()]
+        for process in hung:
+            process.kill()
+            process.join()
+        self._store.cleanup()
+        if hung:
+            raise RuntimeError(f"{len(hung)} processes were still there {PATIENCE:.0f} s after ranks {ranks} had died")
+        codes = [process.exitcode for process in self.processes]
+        if codes == [0] * PROCESSES:
+            return None
+        if -signal.SIGKILL not in codes:
+            raise RuntimeError(f"the training failed by itself: {self._errors()}")
+        others = len(ranks) < PROCESSES
+        errors = self._errors()
+        return Kill(
+            ranks=ranks,
+            phase=phase,
+            checkpoint=max(_steps(self.training.folder), default=None),
+            others_ended_after=round(ended, 2) if others else None,
+            error=_brief(errors[0]) if others and errors else None,
+        )
+
+    def _errors(self) -> list[str]:
+        files = sorted(self.training.folder.glob("error-*"))
+        texts = [file.read_text() for file in files]
+        for file in files:
+            file.unlink()
+        return texts
+
+
+def _brief(error: str) -> str:
+    """What is said, without the place in gloo's source and the advice."""
+    return re.sub(r"\[/[^\]]*\] ", "", error).splitlines()[0].partition(". ")[0]
+
+
+def _steps(folder: Path) -> Iterator[int]:
+    return (int(path.name.removeprefix("step-")) for path in folder.glob("step-*[0-9]"))
+
+
+def _work(training: Training, rank: int, address: str, begun: Any) -> None:
+    """One process."""
+    import logging
+    import warnings
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    logging.disable(logging.WARNING)  # of torchrec
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, for torchrec
+    torch.set_num_threads(1)
+    os.environ["LOCAL_WORLD_SIZE"] = str(PROCESSES)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=address, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=PATIENCE / 2)
+        )
+        outcome = train(training, begun.set)
+    except Exception as error:
+        (training.folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
+        raise SystemExit(1) from None
+    if rank == 0:
+        write_json(training.folder / "outcome.json", outcome)
+    dist.destroy_process_group()
+
+
+def train(training: Training, begun: Callable[[], None]) -> dict[str, Any]:
+    """From the last checkpoint to the end, on this rank -> metrics, and a checksum of all weights."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn import functional as F
+    from torchrec.optim import RowWiseAdagrad
+    from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+    from embcomp.checkpoints import Checkpoints
+    from embcomp.torchrec import shard
+
+    torch.manual_seed(training.seed)
+    clicks = data.ClickData(training.clicks)
+    model = shard(
+        make_model(clicks),
+        optimizer=RowWiseAdagrad,
+        optimizer_kwargs={"lr": 0.1},
+        device="cpu",
+    )
+    dense = torch.optim.Adam(dict(in_backward_optimizer_filter(model.named_parameters())).values(), lr=0.01)
+    torch.manual_seed(training.seed + dist.get_rank())  # dropout differs between ranks
+    checkpoints = Checkpoints(training.folder, model, [dense])
+    progress = checkpoints.load()
+    position = progress.position if progress else {"epoch": 0, "batch": 0, "seed": training.seed, "loss": 0.0}
+    step = progress.step if progress else 0
+    begun()
+    for epoch in range(position["epoch"], training.epochs):
+        first = position["batch"] if epoch == position["epoch"] else 0
+        batches = _batches(clicks, "train", training, first, shuffle=True, epoch=epoch, seed=position["seed"])
+        for number, batch in enumerate(batches, first + 1):
+            dense.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
+            loss.backward()
+            dense.step()
+            dist.all_reduce(total := loss.detach().double())
+            step += 1
+            position = {
+                "epoch": epoch,
+                "batch": number,
+                "seed": position["seed"],
+                "loss": position["loss"] + total.item(),
+            }
+            if step % training.save_every == 0:
+                checkpoints.save(step, position, asynchronous=True)
+    checkpoints.wait()
+    return {"steps": step, "loss": position["loss"] / step / PROCESSES, **_evaluate(model, clicks, training)}
+
+
+def make_model(clicks: data.ClickData) -> Any:
+    """A small Deep & Cross network with dropout; a method of another kind for each table."""
+    from torchrec import EmbeddingBagConfig
+
+    import embcomp
+    from embcomp.torchrec import CompressedEmbeddingBagCollection
+    from recsys_models.build import build
+
+    names = clicks.schema.feature_names
+    tables = [
+        EmbeddingBagConfig(name=f.name, num_embeddings=f.num_embeddings or 0, embedding_dim=8, feature_names=[f.name])
+        for f in clicks.schema.features
+    ]
+    methods = {
+        "user": embcomp.FrequencyHash(rows=80, counts=clicks.counts("user"), tail="double"),
+        "item": embcomp.HashEmbedding(rows=50),
+        "*": embcomp.UnifiedEmbedding(rows=40, chunk_dim=4),
+    }
+    return build(
+        "DCN",
+        CompressedEmbeddingBagCollection(tables, methods),
+        feature_names=names,
+        embedding_dim=8,
+        num_dense=len(clicks.schema.dense),
+        cross_layers=1,
+        hidden=[16],
+        dropout=0.1,
+    )
+
+
+def _batches(clicks: data.ClickData, split: str, training: Training, first: int, **order: Any) -> Iterator[data.Batch]:
+    """This rank's batches: each step takes the next two, one for each rank. `first` counts steps."""
+    import torch.distributed as dist
+
+    loader = clicks.loader(split, training.batch_size, drop_last=True, start_batch=first * PROCESSES, **order)
+    whole = len(loader) // PROCESSES * PROCESSES
+    return itertools.islice(loader, dist.get_rank(), whole, PROCESSES)
+
+
+def _evaluate(model: Any, clicks: data.ClickData, training: Training) -> dict[str, Any]:
+    import torch
+    import torch.distributed as dist
+
+    from experiments.parity import gathered
+
+    model.eval()
+    with torch.no_grad():
+        answers = [(model(b.dense, b.sparse), b.label) for b in _batches(clicks, "test", training, 0)]
+    every: list[Any] = [None] * PROCESSES
+    dist.all_gather_object(every, [torch.cat(part) for part in zip(*answers, strict=True)])
+    logits, labels = (torch.cat(part) for part in zip(*every, strict=True))
+    digest = hashlib.sha256()
+    for name, value in sorted(gathered(model.state_dict()).items()):
+        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    metrics = {f"test/{name}": value for name, value in click_metrics(logits, labels).items()}
+    return {**metrics, "weights": digest.hexdigest()}

@@ -1,0 +1,117 @@
+"""A few processes on this machine that run the same functions, joined by gloo: for measurements and for tests."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from experiments.errors import InputError
+
+TIMEOUT = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a function came to in one process: a value, or the text of an error."""
+
+    value: Any = None
+    error: str | None = None
+
+
+class Processes:
+    """`number` processes, started once, that then run what they are given.
+
+    Inside a function `torch.distributed` knows rank and world size. Functions are those of modules, so that they can be
+    sent.
+
+    >>> with Processes(2) as pair:
+    ...     pair.run(os.path.basename, "a/b")
+    ['b', 'b']
+    """
+
+    def __init__(self, number: int) -> None:
+        if number < 1:
+            raise InputError(f"processes: {number}; give at least 1")
+        context = _context()
+        self._folder = tempfile.TemporaryDirectory()
+        self._ends: list[Any] = []
+        self._workers: list[Any] = []
+        for rank in range(number):
+            here, there = context.Pipe()
+            address = f"file://{self._folder.name}/store"
+            worker = context.Process(target=_work, args=(there, rank, number, address), daemon=True)
+            worker.start()
+            there.close()  # so that the end of the worker is the end of the pipe
+            self._ends.append(here)
+            self._workers.append(worker)
+
+    def outcomes(self, function: Callable[..., Any], *args: Any) -> list[Outcome]:
+        """`function(*args)` in every process -> what it came to in each, by rank."""
+        for end in self._ends:
+            end.send((function, args))
+        return [self._receive(end) for end in self._ends]
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """The values, by rank. Raises RuntimeError with the text of every error."""
+        found = self.outcomes(function, *args)
+        errors = [f"rank {rank}: {outcome.error}" for rank, outcome in enumerate(found) if outcome.error]
+        if errors:
+            raise RuntimeError("\n".join(errors))
+        return [outcome.value for outcome in found]
+
+    def _receive(self, end: Any) -> Outcome:
+        try:
+            return Outcome(*end.recv())
+        except (EOFError, ConnectionResetError):
+            return Outcome(error="the process has died")
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+        for worker in self._workers:
+            worker.join(timeout=5)
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _context() -> Any:
+    """Processes are forked from one that has imported torchrec, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["embcomp.torchrec", "torch.distributed"])
+    return context
+
+
+def _work(end: Any, rank: int, number: int, address: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ["LOCAL_WORLD_SIZE"] = str(number)  # what torchrun says
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=number, timeout=TIMEOUT)
+    while True:
+        try:
+            function, args = end.recv()
+        except (EOFError, OSError):
+            break
+        try:
+            answer = (function(*args), None)
+        except Exception:
+            answer = (None, traceback.format_exc())
+        end.send(answer)
+    dist.destroy_process_group()

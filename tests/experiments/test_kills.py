@@ -1,0 +1,25 @@
+"""The experiment `kills`, small: what it says of a training that was killed twice."""
+
+import re
+
+import pytest
+
+from experiments.kills import PATIENCE, run
+
+
+@pytest.mark.timeout(900)  # ten starts and ends of two processes, on a machine that may be busy
+def test_a_training_that_is_killed_ends_as_one_left_alone():
+    said: list[str] = []
+    found = run(kills=2, epochs=1, batch_size=120, seed=1, report=said.append)
+    assert found["equal"]
+    assert len(said) == 1 + len(found["kills"]) == 3
+    alone, *killed = found["outcomes"].values()
+    assert all(each == alone for each in killed)
+    assert alone["steps"] == 40
+    assert alone["test/auc"] > 0.5
+    assert re.fullmatch("[0-9a-f]{64}", alone["weights"])
+    for kill in found["kills"]:
+        assert kill["phase"] in ("start", "train", "save")
+        if len(kill["ranks"]) == 1:
+            assert kill["others_ended_after"] < PATIENCE
+            assert "Error" in kill["error"]

@@ -1,0 +1,79 @@
+"""Training over two processes is training in one: every method, sharding and optimizer, plain and in a pipeline.
+
+The whole grid, with more steps, is `python -m experiments parity`.
+"""
+
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
+
+from experiments import parity
+from tests.methods_under_test import EXAMPLES
+
+OPTIMIZERS = list(parity.OPTIMIZERS)
+# Every method in both shardings; optimizers and kinds take turns.
+CASES = [
+    parity.Case(str(example), parity.KINDS[(i + j) % 2], sharding, OPTIMIZERS[(i + 2 * j) % 3])
+    for i, example in enumerate(EXAMPLES)
+    for j, sharding in enumerate(parity.SHARDINGS)
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method}-{case.kind}-{case.sharding}-{case.optimizer}")
+def test_two_processes_train_as_one(pair, case):
+    row, other = pair.run(parity.compare, case, 4)
+    assert max(row.loss, row.tables, row.dense) < 1e-6
+    assert row.moved > 1e-3
+    assert row == other
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_a_pipeline_runs_every_encoder_ahead(pair, example):
+    case = parity.Case(str(example), "bags", "row_wise", "Adagrad")
+    for branches, pipelined, difference in pair.run(pipelined_training, case, TrainPipelineSparseDist):
+        assert pipelined == {f"model.collection.branches.{name}.collection" for name in branches}
+        assert difference < 1e-6
+
+
+@pytest.mark.parametrize("kind", parity.KINDS)
+def test_a_prefetching_pipeline_runs_every_encoder_ahead(pair, kind):
+    case = parity.Case("HashEmbedding", kind, "table_wise", "RowWiseAdagrad")
+    for branches, pipelined, difference in pair.run(pipelined_training, case, PrefetchWithoutStreams):
+        assert pipelined == {f"model.collection.branches.{name}.collection" for name in branches}
+        assert difference < 1e-6
+
+
+class PrefetchWithoutStreams(PrefetchTrainPipelineSparseDist):
+    """torchrec prefetches on the streams of a GPU and does nothing on CPU; this is what it does, without streams."""
+
+    def _prefetch(self, context):
+        for module in self._pipelined_modules:
+            name = module.forward.name
+            data = context.input_dist_tensors_requests.pop(name).wait()
+            module.prefetch(ctx=context.module_contexts[name], dist_input=data)
+            context.module_input_post_prefetch[name] = data
+            context.module_contexts_post_prefetch[name] = context.module_contexts.pop(name)
+
+
+def pipelined_training(case: parity.Case, pipeline_type: type, steps: int = 4):
+    """Branches of the model, collections that the pipeline runs ahead, largest difference from one process."""
+    alone, outside, sharded, (dense, _) = parity.twins(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = pipeline_type(sharded, dense, torch.device("cpu"), pipeline_postproc=True)
+        feed = (parity.batch(step, parity.share()) for step in range(steps))
+        seen = [pipeline.progress(feed) for _ in range(steps)]
+    for step, logits in enumerate(seen):
+        for optimizer in outside:
+            optimizer.zero_grad()
+        loss, expected = alone(parity.batch(step, slice(parity.BATCH)))
+        loss.backward()
+        for optimizer in outside:
+            optimizer.step()
+        seen[step] = (logits - expected[parity.share()]).abs().max().item()
+    names = {module.forward.name for module in pipeline._pipelined_modules}
+    assert dist.get_world_size() == 2
+    return list(alone.model.collection.branches), names, max(seen)
