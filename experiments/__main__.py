@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | report | demo | bench | tokenizers | text`."""
+"""The command line: `python -m experiments run | report | demo | bench | parity | tokenizers | text`."""
 
 from __future__ import annotations
 
@@ -129,6 +129,25 @@ def bench(
     if json_file is not None:
         write_json(json_file, [asdict(row) for row in rows])
         console.print(f"wrote {json_file}", highlight=False)
+
+
+@app.command()
+def parity(
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1)] = 2,
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+) -> None:
+    """Train every method over several processes and in one, and write how far apart they end."""
+    from experiments.parity import TOLERANCE, run_all
+
+    path, rows = run_all(results, console, processes, steps)
+    worst = max(rows, key=lambda row: row.worst)
+    console.print(f"wrote {path}: {len(rows)} cases, the largest difference {worst.worst:.1e}", highlight=False)
+    if worst.worst > TOLERANCE:
+        console.print(f"above {TOLERANCE:.0e}: {worst}", highlight=False)
+        raise typer.Exit(1)
 
 
 @app.command()
