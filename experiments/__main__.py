@@ -36,7 +36,11 @@ def run(
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 30.0,
     dry_run: Annotated[bool, typer.Option(help="Say what would run.")] = False,
 ) -> None:
-    """Train experiments; runs whose result is current are skipped, a killed run goes on where it stood."""
+    """Train experiments; runs whose result is current are skipped, a killed run goes on where it stood.
+
+    Under `torchrun --nproc-per-node N -m experiments run ...` N processes train each run together.
+    """
+    from experiments import distributed
     from experiments.load import find, load
 
     chosen = _seeds(seeds)
@@ -51,7 +55,12 @@ def run(
     from experiments.task import preflight
 
     folder = results or files.RESULTS
-    pending = runs if force else [run for run in runs if not files.is_current(run, folder)]
+    device = distributed.start(_device(device))
+    console.quiet = distributed.rank() > 0
+    if jobs > 1 and distributed.size() > 1:
+        raise InputError(f"--jobs {jobs}: the processes of torchrun train one run at a time; leave --jobs out")
+    current = distributed.agreed([not force and files.is_current(run, folder) for run in runs])
+    pending = [run for run, done in zip(runs, current, strict=True) if not done]
     if len(pending) < len(runs):
         console.print(f"{len(runs) - len(pending)} of {len(runs)} runs are current")
     if dry_run:
@@ -59,12 +68,16 @@ def run(
             console.print(f"{each.experiment}/{each.name}", highlight=False)
         return
     preflight(pending)
-    settings = Settings(folder, out, _device(device), threads, checkpoint_seconds)
-    if force:
+    settings = Settings(folder, out, device, threads, checkpoint_seconds)
+    if force and distributed.rank() == 0:
         for each in pending:
             forget(each, settings)
     try:
         summary = run_all(pending, settings, console, min(jobs, max(len(pending), 1)))
+        distributed.stop()
+    except distributed.Lost as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
         raise typer.Exit(130) from None

@@ -31,6 +31,7 @@ from data.batch import Batch
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
 from embcomp.torchrec.ranks import tables_of
 from embcomp.torchrec.trained import trained_collections
+from experiments.distributed import gathered_state
 from experiments.files import write_json
 from experiments.machine import versions
 from experiments.processes import Processes
@@ -107,7 +108,7 @@ def compare(case: Case, steps: int) -> Row:
         dist.all_reduce(mine)
         expected = _step(alone, outside, batch(step, slice(BATCH)))
         losses.append((mine / dist.get_world_size() - expected).abs().item())
-    found, expected = gathered(sharded.state_dict()), alone.state_dict()
+    found, expected = gathered_state(sharded.state_dict()), alone.state_dict()
     assert found.keys() == expected.keys()
     return Row(
         *asdict(case).values(),
@@ -147,11 +148,6 @@ def share() -> slice:
     """The rows of a batch that are this process's."""
     rank, number = dist.get_rank(), dist.get_world_size()
     return slice(BATCH * rank // number, BATCH * (rank + 1) // number)
-
-
-def gathered(state: dict[str, Any]) -> dict[str, Tensor]:
-    """A sharded model's state with whole tables, on every rank."""
-    return {name: _whole(value) if hasattr(value, "local_shards") else value for name, value in state.items()}
 
 
 def batch(seed: int, rows: slice) -> Batch:
@@ -249,16 +245,6 @@ def _step(model: nn.Module, optimizers: Optimizers, batch: Batch) -> Tensor:
     for optimizer in optimizers:
         optimizer.step()
     return loss.detach()
-
-
-def _whole(table: Any) -> Tensor:
-    size = table.metadata().size
-    whole = torch.zeros(size, dtype=table.metadata().tensor_properties.dtype)
-    for part in table.local_shards():
-        (row, column), (height, width) = part.metadata.shard_offsets, part.metadata.shard_sizes
-        whole[row : row + height, column : column + width] = part.tensor.detach()
-    dist.all_reduce(whole)
-    return whole
 
 
 def largest(found: dict[str, Tensor], expected: dict[str, Tensor], prefix: str) -> float:
