@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -128,15 +129,17 @@ class ParallelOptimizer:
         self.inner.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        rates = [group["lr"] for group in self.param_groups]
-        return {"state": gathered_state(self.inner.state_dict()["state"]), "lr": rates}
+        rates: list[Any] = [None] * size()  # a process without a table has none
+        dist.all_gather_object(rates, [group["lr"] for group in self.param_groups])
+        lr = next(lr for part in rates for lr in part)
+        return {"state": gathered_state(self.inner.state_dict()["state"]), "lr": lr}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if "lr" not in state_dict:
             raise ValueError("the state is that of one process")
         fill_state(self.inner.state_dict()["state"], state_dict["state"])
-        for group, lr in zip(self.param_groups, state_dict["lr"], strict=True):
-            group["lr"] = lr
+        for group in self.param_groups:
+            group["lr"] = state_dict["lr"]
 
 
 def spread(
@@ -164,19 +167,41 @@ def spread(
     return Parallel(sharded), [ParallelOptimizer(sharded.fused_optimizer)]
 
 
+@dataclass(frozen=True)
+class _Shards:
+    """What one process holds of a tensor."""
+
+    size: tuple[int, ...]
+    parts: list[tuple[tuple[slice, ...], Tensor]]
+
+
 def gathered_state(state: Any) -> Any:
-    """Nested state with whole tensors, on every process."""
+    """Nested state with whole tensors, the same on every process: of all processes, which may hold other names."""
+    everyone: list[Any] = [None] * size()
+    dist.all_gather_object(everyone, _portable(state))
+    return _merged(everyone)
+
+
+def _portable(state: Any) -> Any:
     if isinstance(state, Mapping):
-        return {name: gathered_state(value) for name, value in state.items()}
+        return {name: _portable(value) for name, value in state.items()}
     if not hasattr(state, "local_shards"):
-        return state
-    metadata = state.metadata()
-    shards = state.local_shards()
-    device = shards[0].tensor.device if shards else _device()
-    whole = torch.zeros(metadata.size, dtype=metadata.tensor_properties.dtype, device=device)
-    for shard in shards:
-        whole[_place(shard)] = shard.tensor.detach()
-    dist.all_reduce(whole)  # the others hold zeros there
+        return state if rank() == 0 else None  # the same everywhere
+    parts = [(_place(shard), shard.tensor.detach().cpu().clone()) for shard in state.local_shards()]
+    return _Shards(tuple(state.metadata().size), parts)
+
+
+def _merged(everyone: list[Any]) -> Any:
+    first = everyone[0]
+    if isinstance(first, Mapping):
+        names = dict.fromkeys(name for state in everyone for name in state)
+        return {name: _merged([state[name] for state in everyone if name in state]) for name in names}
+    if not isinstance(first, _Shards):
+        return first
+    parts = [part for shards in everyone for part in shards.parts]
+    whole = torch.empty(first.size, dtype=parts[0][1].dtype)
+    for place, part in parts:
+        whole[place] = part
     return whole
 
 
@@ -195,7 +220,3 @@ def fill_state(state: Any, saved: Any) -> None:
 def _place(shard: Any) -> tuple[slice, ...]:
     spans = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
     return tuple(slice(begin, begin + length) for begin, length in spans)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() != "gloo" else torch.device("cpu")
