@@ -21,12 +21,19 @@ class Batch(Pipelineable):
         sparse: keys = features in schema order, int64 values, stride B.
         label: float32 [B], 0 or 1.
         columns: name -> [B], the group id (int64) and other columns for evaluation.
+        total: rows of the whole batch, of which this may be one process's share; by default B.
+        padding: rows at the end that repeat another one, so that all shares are equally large; they do not count.
     """
 
     dense: Tensor
     sparse: KeyedJaggedTensor
     label: Tensor
     columns: dict[str, Tensor]
+    total: int = 0
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        self.total = self.total or len(self)
 
     def __len__(self) -> int:
         return self.label.shape[0]
@@ -43,4 +50,6 @@ class Batch(Pipelineable):
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
         columns = {name: function(column) for name, column in self.columns.items()}
-        return Batch(function(self.dense), function(self.sparse), function(self.label), columns)
+        return Batch(
+            function(self.dense), function(self.sparse), function(self.label), columns, self.total, self.padding
+        )

@@ -30,6 +30,8 @@ class Loader:
         drop_last: leave out a last batch that is smaller.
         window_rows: rows inside which rows are permuted.
         prefetch: batches made ahead in a thread of their own; 0 for none.
+        share: (part, parts): of each batch only this part, so that `parts` processes make the whole of it. Parts are
+            equally large, for which the last ones are padded.
 
     Raises:
         DataError: a number out of range, a start_batch beyond the last batch.
@@ -48,13 +50,16 @@ class Loader:
         drop_last: bool = False,
         window_rows: int = WINDOW_ROWS,
         prefetch: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         least = {"batch_size": (batch_size, 1), "window_rows": (window_rows, 1)}
         least |= {"seed": (seed, 0), "epoch": (epoch, 0), "prefetch": (prefetch, 0)}
         for name, (value, bound) in least.items():
             if value < bound:
                 raise DataError(f"{name} must be at least {bound}, not {value}")
-        self.path, self.schema, self.batch_size = path, schema, batch_size
+        if not 0 <= share[0] < share[1]:
+            raise DataError(f"share is {share}: the part must be in [0, {share[1]})")
+        self.path, self.schema, self.batch_size, self.share = path, schema, batch_size, share
         self.shuffle, self.seed, self.epoch, self.prefetch = shuffle, seed, epoch, prefetch
         with pa.memory_map(str(path)) as source:
             file = pa.ipc.open_file(source)
@@ -112,7 +117,24 @@ class Loader:
                     missing -= stop - begin
                     begin = stop
                     if not missing:
-                        yield collate(parts, self.schema)
+                        yield self._collated(parts)
                         parts, missing = [], self.batch_size
         if parts:
-            yield collate(parts, self.schema)
+            yield self._collated(parts)
+
+    def _collated(self, parts: list[tuple[Window, int, int]]) -> Batch:
+        part, number = self.share
+        if number == 1:
+            return collate(parts, self.schema)
+        total = sum(end - begin for _, begin, end in parts)
+        size = -(-total // number)
+        mine, position = [], 0
+        for window, begin, end in parts:
+            low, high = (min(max(bound * size - position, 0), end - begin) for bound in (part, part + 1))
+            mine.append((window, begin + low, begin + high))
+            position += end - begin
+        padding = size - sum(end - begin for _, begin, end in mine)
+        last, _, end = parts[-1]
+        batch = collate([*mine, *[(last, end - 1, end)] * padding], self.schema)
+        batch.total, batch.padding = total, padding
+        return batch

@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | report | demo | bench | tokenizers | kills | text`."""
+"""The command line: `python -m experiments run | report | demo | bench | parity | tokenizers | kills | text`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ def run(
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 30.0,
     dry_run: Annotated[bool, typer.Option(help="Say what would run.")] = False,
 ) -> None:
-    """Train experiments; runs whose result is current are skipped, a killed run goes on where it stood."""
+    """Train experiments; runs whose result is current are skipped, a killed run goes on where it stood.
+
+    Under `torchrun --nproc-per-node N -m experiments run ...` N processes train each run together.
+    """
+    from experiments import distributed
     from experiments.load import find, load
 
     chosen = _seeds(seeds)
@@ -51,7 +55,12 @@ def run(
     from experiments.task import preflight
 
     folder = results or files.RESULTS
-    pending = runs if force else [run for run in runs if not files.is_current(run, folder)]
+    device = distributed.start(_device(device))
+    console.quiet = distributed.rank() > 0
+    if jobs > 1 and distributed.size() > 1:
+        raise InputError(f"--jobs {jobs}: the processes of torchrun train one run at a time; leave --jobs out")
+    current = distributed.agreed([not force and files.is_current(run, folder) for run in runs])
+    pending = [run for run, done in zip(runs, current, strict=True) if not done]
     if len(pending) < len(runs):
         console.print(f"{len(runs) - len(pending)} of {len(runs)} runs are current")
     if dry_run:
@@ -59,12 +68,16 @@ def run(
             console.print(f"{each.experiment}/{each.name}", highlight=False)
         return
     preflight(pending)
-    settings = Settings(folder, out, _device(device), threads, checkpoint_seconds)
-    if force:
+    settings = Settings(folder, out, device, threads, checkpoint_seconds)
+    if force and distributed.rank() == 0:
         for each in pending:
             forget(each, settings)
     try:
         summary = run_all(pending, settings, console, min(jobs, max(len(pending), 1)))
+        distributed.stop()
+    except distributed.Lost as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
         raise typer.Exit(130) from None
@@ -129,6 +142,25 @@ def bench(
     if json_file is not None:
         write_json(json_file, [asdict(row) for row in rows])
         console.print(f"wrote {json_file}", highlight=False)
+
+
+@app.command()
+def parity(
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1)] = 2,
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+) -> None:
+    """Train every method over several processes and in one, and write how far apart they end."""
+    from experiments.parity import TOLERANCE, run_all
+
+    path, rows = run_all(results, console, processes, steps)
+    worst = max(rows, key=lambda row: row.worst)
+    console.print(f"wrote {path}: {len(rows)} cases, the largest difference {worst.worst:.1e}", highlight=False)
+    if worst.worst > TOLERANCE:
+        console.print(f"above {TOLERANCE:.0e}: {worst}", highlight=False)
+        raise typer.Exit(1)
 
 
 @app.command()

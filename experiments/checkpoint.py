@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from experiments import distributed
 from experiments.errors import InputError
 from experiments.files import write_atomic
 
@@ -70,7 +71,7 @@ class Checkpoints:
             "progress": asdict(progress),
             "rng": rng,
         }
-        write_atomic(self.last, lambda file: torch.save(state, file))
+        self._write(self.last, state)
 
     def restore(self, model: nn.Module, optimizers: list[Optimizer]) -> Progress | None:
         """Load `last.pt` into model, optimizers and random generators; None where there is none to go on from.
@@ -86,20 +87,28 @@ class Checkpoints:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{self.last} fits another version of the code; begin anew with --force") from error
+            raise InputError(
+                f"{self.last} fits another version of the code, or one process where several train its tables; begin "
+                "anew with --force"
+            ) from error
         for device, rng in state["rng"].items():
             torch.set_rng_state(rng) if device == "cpu" else torch.cuda.set_rng_state(rng, device)
         return Progress(**state["progress"])
 
     def save_best(self, model: nn.Module) -> None:
         state = {"key": self.key, "model": model.state_dict()}
-        write_atomic(self.best, lambda file: torch.save(state, file))
+        self._write(self.best, state)
 
     def load_best(self, model: nn.Module) -> None:
         state = self._read(self.best)
         if state is None:
             raise FileNotFoundError(f"{self.best} is gone, with the weights of the best epoch; run with --force")
         model.load_state_dict(state["model"])
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        if distributed.rank() == 0:
+            write_atomic(path, lambda file: torch.save(state, file))
+        distributed.agreed(None)  # nobody reads it before it is there
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:

@@ -16,7 +16,7 @@ from torchrec import EmbeddingBagConfig
 import data
 from embcomp.methods import Method, Table
 from embcomp.torchrec import CompressedEmbeddingBagCollection
-from experiments import semantic
+from experiments import distributed, semantic
 from experiments.config import DataConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.errors import InputError
 from experiments.evaluate import evaluate
@@ -96,10 +96,16 @@ class ClickTask:
 
     def batches(self, epoch: int, start_batch: int) -> Iterator[data.Batch]:
         options = {"shuffle": True, "seed": self.run.seed, "epoch": epoch, "start_batch": start_batch}
-        return iter(self.data.loader("train", self.run.training.batch_size, **options))
+        return iter(self.data.loader("train", self.run.training.batch_size, share=distributed.share(), **options))
 
     def loss(self, model: nn.Module, batch: data.Batch) -> Tensor:
-        return F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
+        logits = model(batch.dense, batch.sparse)
+        if batch.total == len(batch):
+            return F.binary_cross_entropy_with_logits(logits, batch.label)
+        # A share of the batch: the mean over processes is to be that over all rows that count.
+        rows = len(batch) - batch.padding
+        each = F.binary_cross_entropy_with_logits(logits[:rows], batch.label[:rows], reduction="sum")
+        return each * (distributed.size() / batch.total)
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
         slices = self.run.slices if split == "test" else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data import ClickData
+from experiments import distributed
 from experiments.config import SliceConfig
 from experiments.errors import InputError
 from experiments.metrics import sliced_metrics
@@ -42,25 +43,30 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for number, batch in enumerate(clicks.loader(split, batch_size), 1):
+        # The look-up of sharded tables is not known to inference mode.
+        with torch.inference_mode() if distributed.size() == 1 else torch.no_grad():
+            for number, batch in enumerate(clicks.loader(split, batch_size, share=distributed.share()), 1):
                 on_device = batch.to(device) if device.type != "cpu" else batch
-                logits.append(model(on_device.dense, on_device.sparse).float().cpu())
-                labels.append(batch.label)
+                rows = slice(len(batch) - batch.padding)
+                logits.append(model(on_device.dense, on_device.sparse).float().cpu()[rows])
+                labels.append(batch.label[rows])
                 if group is not None:
-                    groups.append(batch.columns[group])
+                    groups.append(batch.columns[group][rows])
                 for name, part in wanted.items():
                     seen = counts[name].index_select(0, batch.sparse[part.feature].values())
                     most = torch.iinfo(torch.int64).max if part.max_count is None else part.max_count
-                    inside.setdefault(name, []).append((seen >= part.min_count) & (seen <= most))
+                    inside.setdefault(name, []).append(((seen >= part.min_count) & (seen <= most))[rows])
                 for name, column in batch.columns.items():
                     if column.dtype == torch.bool:
-                        inside.setdefault(name, []).append(column)
+                        inside.setdefault(name, []).append(column[rows])
                 tick(number)
     finally:
         model.train(training)
     if not logits:
         raise InputError(f"the {split} split of {clicks.name!r} is empty")
-    rows = {name: torch.cat(parts) for name, parts in inside.items()}
-    found = sliced_metrics(torch.cat(logits), torch.cat(labels), torch.cat(groups) if groups else None, rows)
+    whole = {name: distributed.gathered(torch.cat(parts)) for name, parts in inside.items()}
+    columns = [distributed.gathered(torch.cat(parts)) if parts else None for parts in (logits, labels, groups)]
+    assert columns[0] is not None
+    assert columns[1] is not None
+    found = sliced_metrics(columns[0], columns[1], columns[2], whole)
     return {f"{split}/{name}": value for name, value in found.items()}

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from embcomp.torchrec import fuse_, fused_optimizer
+from experiments import distributed
 from experiments.config import OptimizerConfig
 from experiments.errors import InputError
 from experiments.sizing import BuiltModel
@@ -21,23 +24,36 @@ _FUSED: dict[str, type[Optimizer]] = {
 }
 
 
-def make_optimizers(built: BuiltModel, config: OptimizerConfig) -> list[Optimizer]:
-    """The optimizers that a step calls; the tables are fused here where the configuration says so.
+def make_optimizers(
+    built: BuiltModel, config: OptimizerConfig, device: torch.device | None = None
+) -> tuple[nn.Module, list[Optimizer]]:
+    """The model to train and the optimizers that a step calls.
+
+    The tables are fused where the configuration says so, and with several processes the model is spread over them.
 
     Raises:
         InputError: the fused optimizer cannot train these tables.
     """
     table_lr = config.lr if config.embedding_lr is None else config.embedding_lr
-    fused: list[Optimizer] = []
-    if config.embedding:
-        fused_settings: dict[str, Any] = {"lr": table_lr, "weight_decay": config.embedding_weight_decay}
-        try:
-            fuse_(built.embeddings, optimizer=_FUSED[config.embedding], optimizer_kwargs=fused_settings)
-            fused.append(fused_optimizer(built.embeddings))
-        except ValueError as error:
-            raise InputError(f"optimizer.embedding: {error}") from error
+    model, fused = built.model, []
+    settings: dict[str, Any] = {"lr": table_lr, "weight_decay": config.embedding_weight_decay}
+    try:
+        if distributed.size() > 1:
+            inside = (_FUSED[config.embedding], settings) if config.embedding else None
+            model, fused = distributed.spread(model, device or torch.device("cpu"), inside)
+        elif config.embedding:
+            fuse_(built.embeddings, optimizer=_FUSED[config.embedding], optimizer_kwargs=settings)
+            fused = [fused_optimizer(built.embeddings)]
+    except ValueError as error:
+        raise InputError(f"optimizer.embedding: {error}") from error
+    return model, [_dense(built, config, table_lr), *fused]
+
+
+def _dense(built: BuiltModel, config: OptimizerConfig, table_lr: float) -> Optimizer:
+    """Of all that is not updated inside the backward pass."""
     tables = {id(parameter) for parameter in built.embeddings.parameters()}
-    trained = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
+    outside = in_backward_optimizer_filter(built.model.named_parameters())
+    trained = [parameter for _, parameter in outside if parameter.requires_grad]
     # Coupled decay adds decay * E to the gradient of the whole table: that of decay / 2 * ||E||^2 in the loss.
     settings = [(config.lr, config.weight_decay), (table_lr, config.embedding_weight_decay)]
     parts = [[p for p in trained if id(p) not in tables], [p for p in trained if id(p) in tables]]
@@ -48,8 +64,7 @@ def make_optimizers(built: BuiltModel, config: OptimizerConfig) -> list[Optimize
         for part, (lr, decay) in zip(parts, settings, strict=True)
         if part
     ]
-    dense = _DENSE[config.name](groups, fused=True)  # type: ignore[call-arg]
-    return [dense, *fused]
+    return _DENSE[config.name](groups, fused=True)  # type: ignore[call-arg]
 
 
 def decay_lr(optimizers: list[Optimizer], factor: float, least: float) -> None:

@@ -11,10 +11,13 @@ import copy
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, PoolingType
@@ -28,8 +31,13 @@ from data.batch import Batch
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
 from embcomp.torchrec.ranks import tables_of
 from embcomp.torchrec.trained import trained_collections
+from experiments.distributed import gathered_state
+from experiments.files import write_json
+from experiments.machine import versions
 from experiments.processes import Processes
+from experiments.results import RESULTS
 
+TOLERANCE = 1e-6
 FEATURES = {"user": 20, "friend": 20, "film": 33, "tag": 12}
 BATCH, LONGEST = 8, 3
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
@@ -53,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """The largest differences of a case over all steps: of the loss, and of tables and dense weights at the end."""
+    """The largest differences of a case: of the loss over all steps, of tables and dense weights at the end."""
 
     method: str
     kind: str
@@ -66,6 +74,10 @@ class Row:
     dense: float
     moved: float  # how far the tables have gone, for scale
 
+    @property
+    def worst(self) -> float:
+        return max(self.loss, self.tables, self.dense)
+
 
 def cases(kinds: Iterable[str] = KINDS) -> Iterator[Case]:
     """Every method x sharding x optimizer."""
@@ -73,15 +85,17 @@ def cases(kinds: Iterable[str] = KINDS) -> Iterator[Case]:
         yield Case(example, kind, sharding, optimizer)
 
 
-def run(processes: int = 2, steps: int = 20, *, report=lambda done, total: None) -> list[dict[str, Any]]:
-    """The rows of all cases."""
-    todo = list(cases())
-    rows = []
-    with Processes(processes) as group:
-        for done, case in enumerate(todo, 1):
-            rows.append(asdict(group.run(compare, case, steps)[0]))
-            report(done, len(todo))
-    return rows
+def run_all(results: Path | None, console: Console, processes: int, steps: int) -> tuple[Path, list[Row]]:
+    """Compares all cases -> the file that holds them, and its rows."""
+    todo, rows = list(cases()), []
+    with Processes(processes) as group, Progress(console=console, transient=True) as bars:
+        task = bars.add_task("sharded-parity", total=len(todo))
+        for case in todo:
+            rows.append(group.run(compare, case, steps)[0])
+            bars.advance(task)
+    path = (results or RESULTS) / "sharded-parity" / f"{processes}-processes.json"
+    write_json(path, [{**asdict(row), "versions": versions()} for row in rows])
+    return path, rows
 
 
 def compare(case: Case, steps: int) -> Row:
@@ -94,7 +108,7 @@ def compare(case: Case, steps: int) -> Row:
         dist.all_reduce(mine)
         expected = _step(alone, outside, batch(step, slice(BATCH)))
         losses.append((mine / dist.get_world_size() - expected).abs().item())
-    found, expected = gathered(sharded.state_dict()), alone.state_dict()
+    found, expected = gathered_state(sharded.state_dict()), alone.state_dict()
     assert found.keys() == expected.keys()
     return Row(
         *asdict(case).values(),
@@ -134,11 +148,6 @@ def share() -> slice:
     """The rows of a batch that are this process's."""
     rank, number = dist.get_rank(), dist.get_world_size()
     return slice(BATCH * rank // number, BATCH * (rank + 1) // number)
-
-
-def gathered(state: dict[str, Any]) -> dict[str, Tensor]:
-    """A sharded model's state with whole tables, on every rank."""
-    return {name: _whole(value) if hasattr(value, "local_shards") else value for name, value in state.items()}
 
 
 def batch(seed: int, rows: slice) -> Batch:
@@ -236,16 +245,6 @@ def _step(model: nn.Module, optimizers: Optimizers, batch: Batch) -> Tensor:
     for optimizer in optimizers:
         optimizer.step()
     return loss.detach()
-
-
-def _whole(table: Any) -> Tensor:
-    size = table.metadata().size
-    whole = torch.zeros(size, dtype=table.metadata().tensor_properties.dtype)
-    for part in table.local_shards():
-        (row, column), (height, width) = part.metadata.shard_offsets, part.metadata.shard_sizes
-        whole[row : row + height, column : column + width] = part.tensor.detach()
-    dist.all_reduce(whole)
-    return whole
 
 
 def largest(found: dict[str, Tensor], expected: dict[str, Tensor], prefix: str) -> float:

@@ -38,7 +38,7 @@ class Processes:
     def __init__(self, number: int) -> None:
         if number < 1:
             raise InputError(f"processes: {number}; give at least 1")
-        context = _context()
+        context = start_context()
         self._folder = tempfile.TemporaryDirectory()
         self._ends: list[Any] = []
         self._workers: list[Any] = []
@@ -88,7 +88,7 @@ class Processes:
         self.close()
 
 
-def _context() -> Any:
+def start_context() -> Any:
     """Processes are forked from one that has imported torchrec, where the system can."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

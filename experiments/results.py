@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import embcomp
+from experiments import distributed
 from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.files import write_json
@@ -57,6 +58,7 @@ def write_result(task: Task, outcome: Outcome, results: Path, device: torch.devi
         "peak_memory": progress.peak_memory,
         "versions": versions(),
         "hardware": hardware(device),
+        **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         "config": run.to_dict(),
         "method_config": task.method.config(),
         "key": key(run),

@@ -18,6 +18,7 @@ from embcomp.methods import Method, Table
 from embcomp.methods.base import Plan
 from embcomp.nn import CompressedEmbedding
 from embcomp.nn.table import make_stores
+from experiments import distributed
 from experiments.config import DataConfig, ModelConfig, RetrievalConfig, RunConfig
 from experiments.errors import InputError
 from experiments.ranking import rank_metrics
@@ -45,6 +46,8 @@ class RetrievalTask:
     @classmethod
     def prepare(cls, run: RunConfig) -> RetrievalTask:
         assert run.retrieval is not None
+        if distributed.size() > 1:
+            raise InputError("retrieval runs train in one process: leave torchrun out")
         if run.method.table is not None:
             raise InputError("method.table: retrieval runs compress the tables of users and items together")
         pairs = load_data(run.data)

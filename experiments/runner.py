@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from experiments import distributed
 from experiments.config import RunConfig
 from experiments.errors import Diverged, Infeasible, InputError
 
@@ -79,16 +80,21 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
             )
             outcome = trainer.fit()
         except Infeasible as error:
-            results.write_infeasible(run, str(error), settings.results)
+            if distributed.rank() == 0:
+                results.write_infeasible(run, str(error), settings.results)
             return "infeasible", str(error)
         except InputError as error:
             return "bad_input", str(error)
         except Diverged as error:
             return "failed", str(error)
-        except Exception:  # of one run; the others may still be good
-            return "failed", traceback.format_exc()
-        results.write_result(task, outcome, settings.results, device)
-        trainer.checkpoints.last.unlink(missing_ok=True)
+        except Exception as error:
+            if distributed.size() > 1:  # the processes are no longer at one place
+                raise distributed.Lost(traceback.format_exc()) from error
+            return "failed", traceback.format_exc()  # of one run; the others may still be good
+        if distributed.rank() == 0:
+            results.write_result(task, outcome, settings.results, device)
+            trainer.checkpoints.last.unlink(missing_ok=True)
+        distributed.agreed(None)  # the next run begins when this is written
     shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in task.shown)
     share = outcome.nbytes / task.full_nbytes
     return "done", f"{shown}  {outcome.nbytes:,} B ({share:.1%})  {outcome.progress.seconds:.0f} s"
@@ -220,7 +226,10 @@ class _Bar:
 
 @contextmanager
 def _locked(folder: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Two processes never train the same run."""
+    """Two processes never train the same run, but those that torchrun has started together."""
+    if distributed.rank() > 0:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from experiments import distributed
 from experiments.checkpoint import Checkpoints, Progress
 from experiments.config import TrainingConfig
 from experiments.errors import Diverged
@@ -22,6 +23,7 @@ Report = Callable[[int, int, str], None]
 """(steps done, steps at most, text) -> None; called about twice a second."""
 
 _TICK_SECONDS = 0.5
+_ASK_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class Trainer:
     ) -> None:
         self.task, self.device, self.report = task, device, report
         self.config: TrainingConfig = task.run.training
-        self.built = task.model(device)
-        self.model: nn.Module = self.built.model
-        self.optimizers = make_optimizers(self.built, task.run.optimizer)
+        built = task.model(device)
+        self.nbytes = built.nbytes  # before a process holds a part
+        self.model: nn.Module
+        self.model, self.optimizers = make_optimizers(built, task.run.optimizer, device)
         self.checkpoints = Checkpoints(folder, key)
         self.checkpoint_seconds = checkpoint_seconds
         self.memory = PeakMemory(device)
@@ -72,7 +75,8 @@ class Trainer:
         self.steps = task.steps
         self.next_save = self.started + checkpoint_seconds
         done = self.progress.epoch * self.steps + self.progress.batch
-        self.writer = SummaryWriter(str(tensorboard), purge_step=done) if tensorboard else None
+        writes = tensorboard is not None and distributed.rank() == 0
+        self.writer = SummaryWriter(str(tensorboard), purge_step=done) if writes else None
 
     def fit(self) -> Outcome:
         """Train to the end, then test the best epoch.
@@ -90,7 +94,7 @@ class Trainer:
             if self.writer:
                 self.writer.close()
         self._clock()
-        return Outcome(metrics, self.built.nbytes, self.progress)
+        return Outcome(metrics, self.nbytes, self.progress)
 
     def _epoch(self) -> None:
         progress, task = self.progress, self.task
@@ -117,9 +121,11 @@ class Trainer:
                 next_tick = now + _TICK_SECONDS
                 progress.loss_sum = loss_sum.item()
                 self._tick()
-            if now >= self.next_save:
+            if self._time_to_save(now):
+                distributed.mean_(loss_sum)
                 progress.loss_sum = loss_sum.item()
                 self._save()
+        distributed.mean_(loss_sum)
         progress.loss_sum = loss_sum.item()
         if self.steps and not torch.isfinite(loss_sum):
             raise Diverged(f"the loss is not finite in epoch {progress.epoch + 1}; lower the learning rate")
@@ -168,6 +174,12 @@ class Trainer:
         best = "" if progress.best is None else f"  {self.config.monitor} {progress.best:.4f}"
         text = f"epoch {progress.epoch + 1}/{self.config.epochs}  loss {loss:.4f}{best}"
         self.report(done, self.config.epochs * self.steps, text)
+
+    def _time_to_save(self, now: float) -> bool:
+        """The clock of the first process decides, asked every few batches."""
+        if distributed.size() == 1:
+            return now >= self.next_save
+        return self.progress.batch % _ASK_EVERY == 0 and distributed.agreed(now >= self.next_save)
 
     def _clock(self) -> None:
         self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started

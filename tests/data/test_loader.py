@@ -107,6 +107,18 @@ def test_every_start_batch_resumes_exactly(small_clicks, batch_size, shuffle, dr
             assert torch.equal(left.dense, right.dense)
 
 
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch_size=st.integers(1, 60), parts=st.integers(1, 5))
+def test_shares_make_the_whole_and_are_equally_large(small_clicks, batch_size, parts):
+    options = {"shuffle": True, "window_rows": 40, "start_batch": 1}
+    shares = [list(small_clicks.loader("train", batch_size, share=(part, parts), **options)) for part in range(parts)]
+    for batch, *mine in zip(small_clicks.loader("train", batch_size, **options), *shares, strict=True):
+        assert {len(part) for part in mine} == {-(-len(batch) // parts)}
+        assert {part.total for part in mine} == {len(batch)}
+        rows = [row for part in mine for row in part.columns["row"][: len(part) - part.padding].tolist()]
+        assert rows == batch.columns["row"].tolist()
+
+
 def test_resuming_reads_no_skipped_chunk(make_clicks, monkeypatch):
     from data.window import Window
 
@@ -141,6 +153,7 @@ def test_host_side_numbers_are_given(make_clicks):
         ({"batch_size": 8, "start_batch": 14}, "start_batch is 14, but train has 13 batches of 8"),
         ({"batch_size": 8, "start_batch": -1}, "start_batch is -1"),
         ({"batch_size": 8, "prefetch": -1}, "prefetch must be at least 0"),
+        ({"batch_size": 8, "share": (2, 2)}, "share is .2, 2.: the part must be in"),
     ],
 )
 def test_bad_options(make_clicks, options, message):

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def step(task, config, extra_loss=lambda built: 0.0, kind=None):
     """Parameters after two steps on one batch, by our optimizers or by a plain one."""
     built = task.model(CPU)
-    optimizers = make_optimizers(built, config) if kind is None else [kind(built.model.parameters(), lr=config.lr)]
+    optimizers = make_optimizers(built, config)[1] if kind is None else [kind(built.model.parameters(), lr=config.lr)]
     batch = next(iter(task.data.loader("train", 64)))
     for _ in range(2):
         loss = F.binary_cross_entropy_with_logits(built.model(batch.dense, batch.sparse), batch.label)
@@ -62,7 +62,7 @@ def test_fused_tables_train_as_plain_ones(make_run):
 
 def test_learning_rates_decay_to_a_floor(make_run):
     task = prepare(make_run())
-    optimizers = make_optimizers(task.model(CPU), OptimizerConfig(lr=1e-2, embedding="SGD", embedding_lr=1e-5))
+    _, optimizers = make_optimizers(task.model(CPU), OptimizerConfig(lr=1e-2, embedding="SGD", embedding_lr=1e-5))
     decay_lr(optimizers, 0.1, 1e-4)
     assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups] == [1e-3, 1e-5]
 

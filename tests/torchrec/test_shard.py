@@ -20,7 +20,8 @@ import embcomp
 from embcomp.ops.tables import FusedOptimizerSettings
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, shard
 from embcomp.torchrec.constraints import table_constraints
-from experiments.parity import batch, gathered
+from experiments.distributed import gathered_state
+from experiments.parity import batch
 from experiments.processes import Processes
 from tests.torchrec.batches import bag_tables, sequence_tables
 
@@ -88,7 +89,7 @@ def kept() -> list[str]:
     assert type(sharded.module["frozen"]) is EmbeddingBagCollection
     assert {*tables(sharded).values()} <= {"table_wise", "row_wise"}
     assert tables(sharded).keys() == {"users", "users_importance", "films", "shared", "tags", "plain_bags", "plain_ids"}
-    found = gathered(sharded.state_dict())
+    found = gathered_state(sharded.state_dict())
     assert found.keys() == first.keys()
     return [name for name, value in first.items() if not torch.equal(value, found[name])]
 
@@ -104,7 +105,7 @@ def drawn() -> dict[str, torch.Tensor]:
         {"bags": CompressedEmbeddingBagCollection(bag_tables(), {"*": embcomp.HashingTrick(rows=sizes)}, device="meta")}
     )
     rows = {name: ParameterConstraints(sharding_types=["row_wise"]) for name in sizes}
-    return gathered(adagrad(model, constraints=rows).state_dict())
+    return gathered_state(adagrad(model, constraints=rows).state_dict())
 
 
 def test_tables_without_values_are_drawn_and_no_row_twice(pair):
@@ -122,13 +123,13 @@ def learning_rates() -> list[bool]:
     sharded = adagrad(build())
     moved = []
     for lr in (0.0, 0.1):
-        before = {name: value.clone() for name, value in gathered(sharded.state_dict()).items()}
+        before = {name: value.clone() for name, value in gathered_state(sharded.state_dict()).items()}
         for group in sharded.fused_optimizer.param_groups:
             group["lr"] = lr
         sharded.fused_optimizer.zero_grad()
         bags = sharded.module["bags"](batch(0, slice(8)).sparse)
         bags["tag"].sum().backward()
-        after = gathered(sharded.state_dict())
+        after = gathered_state(sharded.state_dict())
         moved.append(any(not torch.equal(before[name], after[name]) for name in before))
     return moved
 

@@ -1,0 +1,222 @@
+"""A run on several processes: each reads its share of every batch, and all come to the result of one.
+
+`torchrun --nproc-per-node N -m experiments run FILE` starts them. The tables of a run with a fused optimizer are spread
+by `embcomp.torchrec.shard`; a run whose optimizer holds the tables keeps them on every process, their gradients
+averaged. Without torchrun there is one process, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiments.errors import InputError
+
+TIMEOUT = timedelta(seconds=60)  # for a process that hangs; one that dies is noticed at once
+
+
+class Lost(RuntimeError):
+    """What ended one of several processes: an error of its own, or another process that is no longer there."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"process {rank()} of {size()} has ended: {text}\nWhere it has lost the connection or waited in vain, see "
+            "what another process says. The same command goes on from the last checkpoint."
+        )
+
+
+def start(device: str) -> str:
+    """Join the group of torchrun, where it has started this process -> the device of this process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+    return device
+
+
+def stop() -> None:
+    """Leave the group, once all have come here."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share() -> tuple[int, int]:
+    """This process's part of every batch: part `rank` of `size`."""
+    return rank(), size()
+
+
+def agreed(value: Any) -> Any:
+    """What the first process says."""
+    if size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def mean_(value: Tensor) -> None:
+    """The mean over processes, in place."""
+    if size() > 1:
+        dist.all_reduce(value)
+        value /= size()
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, one after the other."""
+    if size() == 1:
+        return rows
+    parts: list[Any] = [None] * size()
+    dist.all_gather_object(parts, rows)
+    return torch.cat(parts)
+
+
+class Parallel(nn.Module):
+    """A model over all processes, with the state dict that it has in one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.inner(*inputs)
+
+    def _whole(self) -> nn.Module:
+        return self.inner.module if isinstance(self.inner, nn.parallel.DistributedDataParallel) else self.inner
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return gathered_state(self._whole().state_dict())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        mine = self._whole().state_dict()
+        if mine.keys() != state_dict.keys():
+            raise ValueError("the state has other names")
+        fill_state(mine, state_dict)
+
+
+class ParallelOptimizer:
+    """The optimizer inside the backward pass of sharded tables, with a state dict of whole tables."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups
+
+    def step(self) -> None:
+        self.inner.step()
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        rates: list[Any] = [None] * size()  # a process without a table has none
+        dist.all_gather_object(rates, [group["lr"] for group in self.param_groups])
+        lr = next(lr for part in rates for lr in part)
+        return {"state": gathered_state(self.inner.state_dict()["state"]), "lr": lr}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if "lr" not in state_dict:
+            raise ValueError("the state is that of one process")
+        fill_state(self.inner.state_dict()["state"], state_dict["state"])
+        for group in self.param_groups:
+            group["lr"] = state_dict["lr"]
+
+
+def spread(
+    model: nn.Module, device: torch.device, fused: tuple[type[Optimizer], Mapping[str, Any]] | None
+) -> tuple[Parallel, list[Any]]:
+    """The model over all processes, and the optimizers of its sharded tables.
+
+    Args:
+        model: on every process the same.
+        device: of this process.
+        fused: optimizer of the tables and its settings; None keeps whole tables on every process.
+
+    Raises:
+        InputError: tables that cannot be sharded, or processes that differ.
+    """
+    from embcomp.torchrec import shard
+
+    if fused is None:
+        return Parallel(nn.parallel.DistributedDataParallel(model)), []
+    optimizer, settings = fused
+    try:
+        sharded = shard(model, optimizer=optimizer, optimizer_kwargs=settings, device=device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return Parallel(sharded), [ParallelOptimizer(sharded.fused_optimizer)]
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """What one process holds of a tensor."""
+
+    size: tuple[int, ...]
+    parts: list[tuple[tuple[slice, ...], Tensor]]
+
+
+def gathered_state(state: Any) -> Any:
+    """Nested state with whole tensors, the same on every process: of all processes, which may hold other names."""
+    everyone: list[Any] = [None] * size()
+    dist.all_gather_object(everyone, _portable(state))
+    return _merged(everyone)
+
+
+def _portable(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {name: _portable(value) for name, value in state.items()}
+    if not hasattr(state, "local_shards"):
+        return state if rank() == 0 else None  # the same everywhere
+    parts = [(_place(shard), shard.tensor.detach().cpu().clone()) for shard in state.local_shards()]
+    return _Shards(tuple(state.metadata().size), parts)
+
+
+def _merged(everyone: list[Any]) -> Any:
+    first = everyone[0]
+    if isinstance(first, Mapping):
+        names = dict.fromkeys(name for state in everyone for name in state)
+        return {name: _merged([state[name] for state in everyone if name in state]) for name in names}
+    if not isinstance(first, _Shards):
+        return first
+    parts = [part for shards in everyone for part in shards.parts]
+    whole = torch.empty(first.size, dtype=parts[0][1].dtype)
+    for place, part in parts:
+        whole[place] = part
+    return whole
+
+
+def fill_state(state: Any, saved: Any) -> None:
+    """Writes whole tensors into nested state, of which this process may hold shards."""
+    if isinstance(state, Mapping):
+        for name, value in state.items():
+            fill_state(value, saved[name])
+    elif hasattr(state, "local_shards"):
+        for shard in state.local_shards():
+            shard.tensor.detach().copy_(saved[_place(shard)])
+    elif isinstance(state, Tensor):
+        state.copy_(saved)
+
+
+def _place(shard: Any) -> tuple[slice, ...]:
+    spans = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+    return tuple(slice(begin, begin + length) for begin, length in spans)

@@ -1,0 +1,145 @@
+"""Two processes train the same experiment as one, and go on where they were ended."""
+
+import copy
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import distributed, parity, results, train
+from experiments.config import RunConfig
+from experiments.load import check
+from experiments.processes import Processes
+from experiments.runner import Settings, execute, unheard
+
+# Batches of odd sizes, so that shares are padded.
+DATA = {"options": {"num_rows": 10_009, "num_users": 300, "num_items": 200, "num_communities": 5}}
+TRAINING = {"batch_size": 1001, "epochs": 2, "eval_batch_size": 999}
+TABLES = {"Adam": {"name": "Adam", "lr": 0.01}, "fused": {"lr": 0.01, "embedding": "RowWiseAdagrad"}}
+
+
+def values(run: RunConfig, folder: Path) -> dict:
+    return json.loads(results.path_of(run, folder).read_text())
+
+
+def execute_there(run: RunConfig, folder: Path, cache: str, kill: int | None = None) -> tuple[str, str]:
+    """A run in this process of several; with `kill`, the last process dies after so many batches."""
+    os.environ["XDG_CACHE_HOME"] = cache
+    if kill is not None:
+        ask = train.Trainer._time_to_save
+
+        def dying(trainer, now):
+            if trainer.progress.epoch * trainer.steps + trainer.progress.batch == kill and distributed.rank() == 1:
+                os._exit(9)
+            return ask(trainer, now)
+
+        train.Trainer._time_to_save = dying
+        train._ASK_EVERY = 2
+    seconds = 30.0 if kill is None else 0.0
+    return execute(run, Settings(folder / "results", folder / "out", checkpoint_seconds=seconds), unheard)
+
+
+@pytest.fixture(params=TABLES)
+def config(request, make_run) -> RunConfig:
+    return make_run(data=DATA, training=TRAINING, optimizer=TABLES[request.param])
+
+
+@pytest.fixture
+def alone(config, tmp_path) -> dict:
+    """What one process comes to."""
+    status, text = execute(config, Settings(tmp_path / "alone", tmp_path / "alone-out"), unheard)
+    assert status == "done", text
+    return values(config, tmp_path / "alone")
+
+
+def test_two_processes_come_to_what_one_does(pair, config, alone, tmp_path):
+    said = pair.run(execute_there, config, tmp_path, os.environ["XDG_CACHE_HOME"])
+    assert [status for status, _ in said] == ["done", "done"]
+    found = values(config, tmp_path / "results")
+    assert found["processes"] == 2
+    for key in ("nbytes", "rows", "full_nbytes", "epochs", "best_epoch", "key", "config", "method_config"):
+        assert found[key] == alone[key], key
+    assert found["metrics"] == pytest.approx(alone["metrics"], abs=2e-5)
+    for mine, theirs in zip(found["history"], alone["history"], strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-5)
+
+
+@pytest.mark.parametrize(("config", "kill"), [("fused", 5), ("Adam", 9)], indirect=["config"])
+def test_where_one_process_dies_the_others_end_and_the_run_goes_on(config, alone, tmp_path, kill):
+    cache, begin = os.environ["XDG_CACHE_HOME"], time.monotonic()
+    with Processes(2) as pair:
+        first, second = pair.outcomes(execute_there, config, tmp_path, cache, kill)
+    assert time.monotonic() - begin < 60
+    assert second.error == "the process has died"
+    assert "process 0 of 2 has ended" in first.error
+    assert "goes on from the last checkpoint" in first.error
+    assert not results.path_of(config, tmp_path / "results").exists()
+    saved = torch.load(tmp_path / "out" / "runs" / config.experiment / config.name / "last.pt", weights_only=True)
+    assert saved["progress"]["batch"] + 8 * saved["progress"]["epoch"] == kill - 1
+    with Processes(2) as pair:
+        pair.run(execute_there, config, tmp_path, cache)
+    assert values(config, tmp_path / "results")["metrics"] == pytest.approx(alone["metrics"], abs=2e-5)
+
+
+@pytest.mark.parametrize("sharding", parity.SHARDINGS)
+def test_states_are_whole_and_load_again(pair, sharding):
+    (state, sums, expected), other = pair.run(states, parity.Case("DoubleHash", "bags", sharding, "Adagrad"))
+    assert set(sums) == {"users", "films", "tags"}
+    for name, weight in expected.items():
+        torch.testing.assert_close(state[name], weight, atol=1e-6, rtol=0)
+    for name, total in other[1].items():
+        assert torch.equal(total, sums[name])
+
+
+def states(case: parity.Case) -> tuple[dict, dict, dict]:
+    """Tables after two steps by two processes, their sums of squared gradients, and the tables by one process."""
+    alone, outside, sharded, (dense, fused) = parity.twins(case)
+    model, optimizer = distributed.Parallel(sharded), distributed.ParallelOptimizer(fused)
+
+    def steps(model, optimizers, rows, numbers):
+        for number in numbers:
+            for each in optimizers:
+                each.zero_grad()
+            model(parity.batch(number, rows))[0].backward()
+            for each in optimizers:
+                each.step()
+
+    steps(model, [dense, optimizer], parity.share(), [0])
+    saved = copy.deepcopy((model.state_dict(), dense.state_dict(), optimizer.state_dict()))
+    optimizer.param_groups[:] and optimizer.param_groups[0].update(lr=9.0)
+    steps(model, [dense, optimizer], parity.share(), [2, 3])
+    for target, state in zip((model, dense, optimizer), saved, strict=True):
+        target.load_state_dict(state)
+    steps(model, [dense, optimizer], parity.share(), [1])
+    steps(alone, outside, slice(parity.BATCH), [0, 1])
+    found = {
+        name.split(".")[-2]: total for each in optimizer.state_dict()["state"].values() for name, total in each.items()
+    }
+    return model.state_dict(), found, dict(alone.named_parameters())
+
+
+def test_retrieval_runs_are_refused(pair):
+    section = {
+        "data": {"name": "synthetic"},
+        "model": {"name": "MF", "embedding_dim": 8},
+        "optimizer": {"name": "Adam"},
+        "training": {"batch_size": 64, "epochs": 1, "monitor": "valid/recall@20"},
+        "retrieval": {},
+        "methods": [{"method": "Full"}],
+    }
+    said = pair.run(prepare_there, next(check(section, "x.toml").runs()))
+    assert said == ["retrieval runs train in one process: leave torchrun out"] * 2
+
+
+def prepare_there(run: RunConfig) -> str:
+    from experiments.errors import InputError
+    from experiments.task import prepare
+
+    try:
+        prepare(run)
+    except InputError as error:
+        return str(error)
+    return ""
