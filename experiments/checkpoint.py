@@ -95,6 +95,10 @@ class Checkpoints:
         state = {"key": self.key, "model": model.state_dict()}
         write_atomic(self.best, lambda file: torch.save(state, file))
 
+    def has_best(self) -> bool:
+        """Whether `best.pt` is of this configuration."""
+        return self._read(self.best) is not None
+
     def load_best(self, model: nn.Module) -> None:
         state = self._read(self.best)
         if state is None:

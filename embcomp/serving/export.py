@@ -25,8 +25,8 @@ def export(
     """Writes a trained model as a `torch.export` program with quantised tables, which is served without embcomp.
 
     Tables of every kind are served: `embcomp.nn`'s and `torch.nn`'s, compressed and plain collections of torchrec, with
-    fused optimizers or without. Their maps and hashes go along. A row has a scale and a bias of its own, and each of
-    its values comes out within half the scale.
+    fused optimizers or without. Their maps and hashes go along. An integer row has a scale and a bias of its own (rows
+    narrower than 32 share them with the next ones), and each value comes out within half the scale.
 
     Load the file with `torch.export.load(path).module()` and call it as the model is called, with one difference: in
     the place of a KeyedJaggedTensor it takes the tuple (values [N], lengths [keys, B]), and weights [N] where the
@@ -38,8 +38,7 @@ def export(
         path: where the file goes, "model.pt2"; it is complete or absent.
         example: the arguments of a call, with at least two bags and two ids; only types and widths are kept.
         dtype: "int8", "int4", "float16" or "float32"; or one for each table, by glob patterns over module paths and
-            torchrec table names: the first match wins, and a table that no pattern matches stays as it is. Rows so
-            narrow that scale and bias would cost more than they save are stored as float16.
+            torchrec table names: the first match wins, and a table that no pattern matches stays as it is.
 
     Returns:
         Bytes before and after, table by table; `print` shows them.
@@ -56,8 +55,8 @@ def export(
         >>> report = embcomp.compress_(model, {"0": embcomp.UnifiedEmbedding(rows=900, chunk_dim=16)})
         >>> print(embcomp.export(model, "model.pt2", (torch.arange(4),), dtype="int8"))  # doctest: +ELLIPSIS
         table  method            dtype  rows  bytes full  bytes trained  bytes exported  smaller
-        0      UnifiedEmbedding  int8    900     640 000         57 616          21 616     2.7x
-        total                                    640 000         57 616          21 616     2.7x
+        0      UnifiedEmbedding  int8    900     640 000         57 616          18 016     3.2x
+        total                                    640 000         57 616          18 016     3.2x
         model.pt2: ... bytes
         import torch; program = torch.export.load('model.pt2').module()
         program(int64 [n0])

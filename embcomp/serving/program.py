@@ -55,7 +55,7 @@ def trace(model: nn.Module, example: Sequence[Any]) -> tuple[ExportedProgram, st
     def shape(path: str, tensor: Tensor, axis: int | None) -> dict[int, Any]:
         if axis is None:  # of a plain tensor: the first axis has to vary, the others may
             leaves.append((path, tensor, 0))
-            return dict.fromkeys(range(tensor.dim()), Dim.AUTO)  # pyright: ignore
+            return {i: Dim.AUTO for i, size in enumerate(tensor.shape) if size > 1}  # pyright: ignore
         leaves.append((path, tensor, axis))
         return {axis: Dim.DYNAMIC}  # pyright: ignore
 
