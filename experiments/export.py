@@ -164,9 +164,9 @@ def write_markdown(results: Path, folder: Path) -> Path:
     lines = [
         "# export",
         "",
-        "Trained tables, and the same exported by `embcomp.export` and loaded from the file. How many times smaller "
-        "they are than the full float32 tables, maps included; the AUC of the test split, and its difference to float32. By "
-        "`python -m experiments export`; means over seeds.",
+        "Trained tables, and the same exported by `embcomp.export` and loaded from the file: how many times smaller "
+        "than the full float32 tables, maps included, and the AUC of the test split with its difference to float32. "
+        "Written by `python -m experiments export`; means over seeds.",
     ]
     for dataset, of, model in dict.fromkeys(key[:3] for key in groups):
         lines += [
