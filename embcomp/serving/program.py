@@ -76,7 +76,7 @@ def trace(model: nn.Module, example: Sequence[Any]) -> tuple[ExportedProgram, st
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     sizes = [values[name].shape for name in program.graph_signature.user_inputs if name in values]
     for (path, _, axis), size in zip(leaves, sizes, strict=True):
-        if len(size) and isinstance(size[axis], int):
+        if len(size) and str(size[axis]).isdigit():  # a SymInt may stand for a number
             raise ValueError(
                 f"{path} would always have to be of size {size[axis]}: the model reads this size as a number, or joins "
                 "it with something of a fixed size"
@@ -164,8 +164,9 @@ def _signature(plain: tuple[Any, ...], templates: list[Any], sizes: list[torch.S
     names: dict[str, str] = {}
 
     def text(path: str, tensor: Tensor, axis: int | None) -> str:
-        shape = [str(n) if isinstance(n, int) else names.setdefault(str(n), f"n{len(names)}") for n in next(waiting)]
+        shown = [str(size) for size in next(waiting)]
+        shape = [size if size.isdigit() else names.setdefault(size, f"n{len(names)}") for size in shown]
         return f"{str(tensor.dtype).removeprefix('torch.')} [{', '.join(shape)}]"
 
-    shown = [_map(value, part, "", text) for value, part in zip(plain, templates, strict=True)]
-    return str(shown)[1:-1].replace("'", "")
+    inputs = [_map(value, part, "", text) for value, part in zip(plain, templates, strict=True)]
+    return str(inputs)[1:-1].replace("'", "")
