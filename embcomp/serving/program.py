@@ -1,7 +1,7 @@
 """A model as a traced program: plain tensors in and out, any batch size and number of ids."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,17 +82,26 @@ def trace(model: nn.Module, example: Sequence[Any]) -> tuple[ExportedProgram, st
                 "it with something of a fixed size"
             )
     program.example_inputs = None  # ids of users have no place in the file
+    for node in _nodes(program):
+        for told in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
+            node.meta.pop(told, None)  # nor has the source of the model, most of its bytes
     return program, _signature(plain, wrapped.templates, sizes)
 
 
 def packages(program: ExportedProgram) -> tuple[str, ...]:
     """What has to be imported before a program is loaded, torch first."""
     found = {"torch": None}
-    for module in program.graph_module.modules():
-        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
-            if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _TORCH:
-                found[_PACKAGES.get(node.target.namespace, node.target.namespace)] = None
+    for node in _nodes(program):
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _TORCH:
+            found[_PACKAGES.get(node.target.namespace, node.target.namespace)] = None
     return tuple(found)
+
+
+def _nodes(program: ExportedProgram) -> Iterator[torch.fx.Node]:
+    """Of the graph, and of those inside it."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            yield from module.graph.nodes
 
 
 def to_plain(value: Any, path: str) -> Any:
