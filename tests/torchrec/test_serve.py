@@ -1,6 +1,5 @@
 """Served collections against trained ones, and their programs."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -70,8 +69,7 @@ class Ranker(nn.Module):
         return self.head(torch.cat([dense, self.tables(features).values()], 1)).squeeze(1)
 
 
-def test_a_model_over_a_jagged_batch_is_served_by_torch_alone(tmp_path: Path, caplog) -> None:
-    caplog.set_level(logging.ERROR)  # tracing tells its log of every step
+def test_a_model_over_a_jagged_batch_is_served_by_torch_alone(tmp_path: Path) -> None:
     model = randomize(Ranker())
     fuse_(model, optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.1})
     example = (torch.rand(3, 2), batch(RAGGED))
