@@ -22,6 +22,7 @@ from embcomp.methods import (
 )
 from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
 from embcomp.semantic_ids.sentence_pieces import SentencePieces
+from embcomp.serving import ExportReport, TableExport, export
 from embcomp.sizes import nbytes, summary
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "CompressionReport",
     "DoubleGraphHash",
     "DoubleHash",
+    "ExportReport",
     "FrequencyHash",
     "Full",
     "GraphHash",
@@ -46,10 +48,12 @@ __all__ = [
     "SentencePieces",
     "SoftGraphHash",
     "Table",
+    "TableExport",
     "TableReport",
     "UnifiedEmbedding",
     "Unigram",
     "compress_",
+    "export",
     "nbytes",
     "nn",
     "summary",

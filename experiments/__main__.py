@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | report | demo | bench | parity | tokenizers | kills | text`."""
+"""The command line: `python -m experiments run | report | export | demo | bench | parity | tokenizers | kills | text`."""
 
 from __future__ import annotations
 
@@ -105,6 +105,37 @@ def report(
     folder = results or RESULTS
     path = write_markdown(folder, markdown, names) if markdown else write_html(folder, out / "index.html", names)
     console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def export(
+    paths: Annotated[list[Path], typer.Argument(help="TOML files, folders of them, or names in experiments/configs.")],
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
+    filter: Annotated[str, typer.Option(help="Only runs whose name matches this pattern.")] = "*",
+    force: Annotated[bool, typer.Option(help="Export again what is current already.")] = False,
+    threads: Threads = 1,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoints of the runs.")] = Path("out"),
+    markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
+) -> None:
+    """Export the best weights of runs in several dtypes and judge what is served; unfinished runs are trained first."""
+    from experiments.export import export_all, write_markdown
+    from experiments.load import find, load
+    from experiments.results import RESULTS
+    from experiments.runner import Settings
+
+    chosen, folder = _seeds(seeds), results or RESULTS
+    runs = [run for path in find(paths) for run in load(path).runs()]
+    runs = [run for run in runs if (chosen is None or run.seed in chosen) and _matches(run.name, filter)]
+    if not runs:
+        raise InputError(f"no run matches --filter {filter!r}" + (f" and --seeds {seeds}" if seeds else ""))
+    failed = export_all(runs, Settings(folder, out, threads=threads), console, force)
+    if markdown is not None:
+        console.print(f"wrote {write_markdown(folder, markdown)}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -99,6 +99,10 @@ class Checkpoints:
         state = {"key": self.key, "model": model.state_dict()}
         self._write(self.best, state)
 
+    def has_best(self) -> bool:
+        """Whether `best.pt` is of this configuration."""
+        return self._read(self.best) is not None
+
     def load_best(self, model: nn.Module) -> None:
         state = self._read(self.best)
         if state is None:

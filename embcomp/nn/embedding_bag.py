@@ -99,7 +99,7 @@ class CompressedEmbeddingBag(CompressedTable):
                 raise ValueError(
                     f"per_sample_weights has shape {list(weights.shape)}, but input has shape {list(input.shape)}"
                 )
-            weights = weights.reshape(-1).to(self._store(0).weight.dtype)
+            weights = weights.reshape(-1).to(self._store(0).dtype)
         if input.dim() == 2:
             if offsets is not None:
                 raise ValueError("offsets must be None when input is two-dimensional: each row is a bag")

@@ -33,6 +33,15 @@ class PlainStore(nn.Embedding):
         else:
             nn.init.normal_(self.weight, std=1.0 if self.store.init == "unit" else self.store.summands**-0.5)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors that come out."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
     def look_up(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum over the look-ups of each id: rows [N, lookups] (and weights alike) -> [N, dim]."""
         if rows.shape[-1] == 1 and weights is None:

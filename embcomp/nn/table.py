@@ -62,7 +62,7 @@ class CompressedTable(nn.Module):
         names = list(dict.fromkeys(chunk.store for chunk in table.chunks))
         self.stores = nn.ModuleList([stores[name] for name in names])
         self.reads = tuple(names.index(chunk.store) for chunk in table.chunks)
-        home = self._store(0).weight.device
+        home = self._store(0).device
         if home.type != "meta":  # maps and keys stay real: only rows wait for their memory
             self.encoder.to(home)
 
@@ -99,7 +99,7 @@ class CompressedTable(nn.Module):
         if ids is None:
             if self.num_embeddings is None:
                 raise ValueError("num_embeddings is None, so there is no full table: pass the ids to materialize")
-            ids = torch.arange(self.num_embeddings, device=self._store(0).weight.device)
+            ids = torch.arange(self.num_embeddings, device=self._store(0).device)
         return self._vectors(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
 
     @property

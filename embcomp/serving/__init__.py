@@ -1,0 +1,6 @@
+"""`embcomp.export`: a trained model as one file that serves it, its tables quantised."""
+
+from embcomp.serving.export import export
+from embcomp.serving.report import ExportReport, TableExport
+
+__all__ = ["ExportReport", "TableExport", "export"]

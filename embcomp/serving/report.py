@@ -1,0 +1,132 @@
+"""What `export` did, in bytes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from embcomp.serving.swap import Served, TrainedTable
+from embcomp.sizes import grouped, text_table
+
+
+@dataclass(frozen=True)
+class TableExport:
+    """One table, before and after. Bytes include its map and its part of a shared store, in the file as in memory.
+
+    Attributes:
+        dtypes: how its stores are kept, each dtype once.
+        bytes_full: of one float32 row for each id; None where the id space is open.
+        bytes_trained: as it was trained.
+        bytes_exported: as it is served.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.Sequential(embcomp.nn.CompressedEmbedding(1000, 32, embcomp.HashingTrick(rows=100)))
+        >>> (table,) = embcomp.export(model, "model.pt2", (torch.arange(9),), dtype="int8").tables
+        >>> table.name, table.dtypes, table.bytes_full, table.bytes_trained, table.bytes_exported
+        ('0', ('int8',), 128000, 12808, 4008)
+    """
+
+    name: str
+    method: str
+    dtypes: tuple[str, ...]
+    rows: int
+    bytes_full: int | None
+    bytes_trained: int
+    bytes_exported: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the table is than as it was trained."""
+        return self.bytes_trained / max(1, self.bytes_exported)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export` wrote; `print(report)` shows it as a table.
+
+    Attributes:
+        tables: one line each.
+        path: the file.
+        bytes_file: its size: the tables, the other parameters, the program.
+        inputs: what the program is called with, as text.
+        needs: what has to be imported before the file is loaded; torch alone is ("torch",).
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.Sequential(embcomp.nn.CompressedEmbedding(1000, 32, embcomp.HashingTrick(rows=100)))
+        >>> report = embcomp.export(model, "model.pt2", (torch.arange(9),), dtype="int4")
+        >>> report.bytes_full, report.bytes_trained, report.bytes_exported, report.needs
+        (128000, 12808, 2008, ('torch',))
+    """
+
+    tables: list[TableExport]
+    path: Path
+    bytes_file: int
+    inputs: str
+    needs: tuple[str, ...]
+
+    @property
+    def bytes_full(self) -> int | None:
+        """None where a table has an open id space."""
+        sizes = [table.bytes_full for table in self.tables]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def bytes_trained(self) -> int:
+        return sum(table.bytes_trained for table in self.tables)
+
+    @property
+    def bytes_exported(self) -> int:
+        return sum(table.bytes_exported for table in self.tables)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller all tables together are than as they were trained."""
+        return self.bytes_trained / max(1, self.bytes_exported)
+
+    def __str__(self) -> str:
+        header = ("table", "method", "dtype", "rows", "bytes full", "bytes trained", "bytes exported", "smaller")
+        lines = [(t.name, t.method, ", ".join(t.dtypes), grouped(t.rows), *_sizes(t)) for t in self.tables]
+        return "\n".join([
+            text_table(header, [*lines, ("total", "", "", "", *_sizes(self))], left=3),
+            f"{self.path}: {grouped(self.bytes_file)} bytes",
+            f"import {', '.join(self.needs)}; program = torch.export.load({str(self.path)!r}).module()",
+            f"program({self.inputs})",
+        ])  # fmt: skip
+
+
+def _sizes(of: TableExport | ExportReport) -> tuple[str, str, str, str]:
+    full = "–" if of.bytes_full is None else grouped(of.bytes_full)
+    return full, grouped(of.bytes_trained), grouped(of.bytes_exported), f"{of.ratio:.1f}x"
+
+
+def table_lines(served: Served) -> list[TableExport]:
+    """A line for each table; the bytes of a store that several tables read are split by their full sizes."""
+    users: dict[int, list[TrainedTable]] = {}
+    for table in served.tables:
+        for rows in table.rows:
+            users.setdefault(id(rows), []).append(table)
+    lines = []
+    for table in served.tables:
+        maps = 0 if table.encoder is None else sum(buffer.nbytes for buffer in table.encoder.buffers())
+        trained = exported = maps
+        dtypes: list[str] = []
+        for rows in table.rows:
+            store = served.stores.get(id(rows))
+            after = rows.nbytes if store is None else store.table.nbytes
+            trained += _share(rows.nbytes, users[id(rows)], table)
+            exported += _share(after, users[id(rows)], table)
+            dtypes.append(str(rows.dtype).removeprefix("torch.") if store is None else store.kind)
+        ids, dim = table.table.num_embeddings, table.table.embedding_dim
+        full = None if ids is None else 4 * ids * dim
+        count = sum(rows.shape[0] for rows in table.rows)
+        kinds = tuple(dict.fromkeys(dtypes))
+        lines.append(TableExport(table.names[0], table.method, kinds, count, full, trained, exported))
+    return lines
+
+
+def _share(size: int, users: list[TrainedTable], mine: TrainedTable) -> int:
+    """The part of `size` bytes that one of the users bears, in proportion to ids x width; the parts add up exactly."""
+    weights = [(user.table.num_embeddings or 1) * user.table.embedding_dim for user in users]
+    place, whole = next(i for i, user in enumerate(users) if user is mine), sum(weights)
+    upto = [sum(weights[:i]) * size // whole for i in (place, place + 1)]
+    return upto[1] - upto[0]
