@@ -1,0 +1,79 @@
+// Histories summed up by bucket (embcomp.ops.buckets), one thread. History b holds rows offsets[b] .. offsets[b + 1];
+// its buckets are a table [groups, width, dim], and codes[t * groups + g] < width is the bucket of row t in group g.
+#include <algorithm>
+#include <cstring>
+
+#include "rows.h"
+
+namespace {
+
+using embcomp::add_scaled;
+
+constexpr int64_t kBlock = 32;  // rows that stay in the first-level cache while the groups take turns
+
+template <size_t DIM>
+void scatter(const float* values, size_t dim, const int64_t* codes, const bool* mask, const int64_t* offsets,
+             size_t batch, size_t groups, size_t width, float* sums, float* counts) {
+  const size_t n = DIM ? DIM : dim;
+  for (size_t b = 0; b < batch; b++) {
+    float* table = sums + b * groups * width * n;
+    float* held = counts + b * groups * width;
+    for (int64_t start = offsets[b]; start < offsets[b + 1]; start += kBlock) {
+      const int64_t stop = std::min(offsets[b + 1], start + kBlock);
+      for (size_t g = 0; g < groups; g++)
+        for (int64_t t = start; t < stop; t++) {
+          if (mask && !mask[t]) continue;
+          const size_t bucket = g * width + (size_t)codes[t * groups + g];
+          add_scaled<DIM>(table + bucket * n, values + t * n, 1.0f, n);
+          held[bucket] += 1.0f;
+        }
+    }
+  }
+}
+
+template <size_t DIM>
+void gather(const float* sums, size_t dim, const int64_t* codes, const bool* mask, const int64_t* offsets, size_t batch,
+            size_t groups, size_t width, float* out) {
+  const size_t n = DIM ? DIM : dim;
+  for (size_t b = 0; b < batch; b++) {
+    const float* table = sums + b * groups * width * n;
+    for (int64_t t = offsets[b]; t < offsets[b + 1]; t++) {
+      float* row = out + t * n;
+      std::memset(row, 0, n * sizeof(float));
+      if (mask && !mask[t]) continue;
+      for (size_t g = 0; g < groups; g++)
+        add_scaled<DIM>(row, table + (g * width + (size_t)codes[t * groups + g]) * n, 1.0f, n);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// codes[i] = the bits x[i * hash_width + j] > 0, the first of them the lowest.
+void sign_codes(const float* x, size_t n, size_t hash_width, int64_t* codes) {
+  for (size_t i = 0; i < n; i++) {
+    int64_t code = 0;
+    for (size_t j = 0; j < hash_width; j++) code |= (int64_t)(x[i * hash_width + j] > 0.0f) << j;
+    codes[i] = code;
+  }
+}
+
+// sums and counts begin as zeros.
+void bucket_scatter(const float* values, size_t dim, const int64_t* codes, const bool* mask, const int64_t* offsets,
+                    size_t batch, size_t groups, size_t width, float* sums, float* counts) {
+#define EMBCOMP_CALL(WIDTH) scatter<WIDTH>(values, dim, codes, mask, offsets, batch, groups, width, sums, counts)
+  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
+#undef EMBCOMP_CALL
+}
+
+// out[t] = the sum of the buckets of row t, one in each group; zeros where masked.
+void bucket_gather(const float* sums, size_t dim, const int64_t* codes, const bool* mask, const int64_t* offsets,
+                   size_t batch, size_t groups, size_t width, float* out) {
+#define EMBCOMP_CALL(WIDTH) gather<WIDTH>(sums, dim, codes, mask, offsets, batch, groups, width, out)
+  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
+#undef EMBCOMP_CALL
+}
+
+}  // extern "C"
