@@ -104,7 +104,7 @@ def read_users(path: Path) -> pl.LazyFrame:
 
 
 def read_genres(folder: Path) -> pl.DataFrame | None:
-    """item_id and the first genre of each film, from `items.parquet` or the published `movies.dat`; None for neither."""
+    """item_id and first genre of each film, from `items.parquet` or the published `movies.dat`; None for neither."""
     known, published = folder / "items.parquet", folder / "movies.dat"
     if known.is_file():
         films = pl.read_parquet(known, columns=["item_id", "genres"])

@@ -76,7 +76,9 @@ class Requests:
         first = self.offsets[:-1]
         return self.rows.events[first] - self.sequences.offsets[self.rows.users[first]]
 
-    def batches(self, batch_size: int, seed: int | None = None, epoch: int = 0, start: int = 0) -> Iterator[RequestBatch]:
+    def batches(
+        self, batch_size: int, seed: int | None = None, epoch: int = 0, start: int = 0
+    ) -> Iterator[RequestBatch]:
         """All requests in order, or shuffled by (seed, epoch), from batch `start` on.
 
         Shuffled batches hold requests of similar length, which is several times less padding: requests are drawn,

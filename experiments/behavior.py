@@ -114,7 +114,9 @@ class BehaviorTask:
 
     def _categories(self) -> Tensor:
         if self.data.categories is None:
-            raise InputError(f"pooling 'sim' needs the items' categories, which the files of {self.run.data.name!r} lack")
+            raise InputError(
+                f"pooling 'sim' needs the items' categories, which the files of {self.run.data.name!r} lack"
+            )
         return torch.from_numpy(self.data.categories)
 
 

@@ -302,7 +302,7 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """Method and options, as tables and pictures call them; of a behaviour run the pooling, and the method if any."""
+        """Method and options, as tables and pictures call them; of a behaviour run pooling and method."""
         method = self.method.label or _label(self.method.method, self.method.options)
         if self.pooling is None:
             return method

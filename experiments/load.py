@@ -162,7 +162,7 @@ def _behavior(experiment: ExperimentConfig, config: BehaviorConfig) -> Iterable[
         yield from _unknown(f"{key}.options", pooling.options, known - _GIVEN - {"dim", "embedding_dim"})
     for name, part in experiment.slices.items():
         if part.feature != "history":
-            yield f"slices.{name}.feature: runs on behaviour sequences have slices of 'history', not of {part.feature!r}"
+            yield f"slices.{name}.feature: behaviour runs have slices of 'history', not of {part.feature!r}"
 
 
 _GIVEN = {"self", "items", "pooling", "categories", "num_dense", "options"}

@@ -91,7 +91,11 @@ class DINAttention(nn.Module):
     def forward(self, candidates: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
         shape = candidates.shape
         if sequence.dim() == 4:  # a history for each candidate: rows of one candidate
-            candidates, sequence, mask = candidates.flatten(0, 1).unsqueeze(1), sequence.flatten(0, 1), mask.flatten(0, 1)
+            candidates, sequence, mask = (
+                candidates.flatten(0, 1).unsqueeze(1),
+                sequence.flatten(0, 1),
+                mask.flatten(0, 1),
+            )
         sequence = sequence.masked_fill(~mask.unsqueeze(-1), 0.0)
         weights = self._weights(candidates, sequence).masked_fill(~mask.unsqueeze(1), 0.0)
         return (weights @ sequence).view(shape)

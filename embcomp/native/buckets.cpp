@@ -37,13 +37,24 @@ void gather(const float* sums, size_t dim, const int64_t* codes, const bool* mas
   const size_t n = DIM ? DIM : dim;
   for (size_t b = 0; b < batch; b++) {
     const float* table = sums + b * groups * width * n;
-    for (int64_t t = offsets[b]; t < offsets[b + 1]; t++) {
-      float* row = out + t * n;
-      std::memset(row, 0, n * sizeof(float));
-      if (mask && !mask[t]) continue;
+    for (int64_t start = offsets[b]; start < offsets[b + 1]; start += kBlock) {
+      const int64_t stop = std::min(offsets[b + 1], start + kBlock);
+      std::memset(out + start * n, 0, (stop - start) * n * sizeof(float));
       for (size_t g = 0; g < groups; g++)
-        add_scaled<DIM>(row, table + (g * width + (size_t)codes[t * groups + g]) * n, 1.0f, n);
+        for (int64_t t = start; t < stop; t++)
+          if (!mask || mask[t])
+            add_scaled<DIM>(out + t * n, table + (g * width + (size_t)codes[t * groups + g]) * n, 1.0f, n);
     }
+  }
+}
+
+template <size_t BITS>
+void to_codes(const float* x, size_t n, size_t bits, int64_t* codes) {
+  const size_t m = BITS ? BITS : bits;
+  for (size_t i = 0; i < n; i++) {
+    int64_t code = 0;
+    for (size_t j = 0; j < m; j++) code |= (int64_t)(x[i * m + j] > 0.0f) << j;
+    codes[i] = code;
   }
 }
 
@@ -53,10 +64,12 @@ extern "C" {
 
 // codes[i] = the bits x[i * hash_width + j] > 0, the first of them the lowest.
 void sign_codes(const float* x, size_t n, size_t hash_width, int64_t* codes) {
-  for (size_t i = 0; i < n; i++) {
-    int64_t code = 0;
-    for (size_t j = 0; j < hash_width; j++) code |= (int64_t)(x[i * hash_width + j] > 0.0f) << j;
-    codes[i] = code;
+  switch (hash_width) {
+    case 1: return to_codes<1>(x, n, 1, codes);
+    case 2: return to_codes<2>(x, n, 2, codes);
+    case 3: return to_codes<3>(x, n, 3, codes);
+    case 4: return to_codes<4>(x, n, 4, codes);
+    default: return to_codes<0>(x, n, hash_width, codes);
   }
 }
 

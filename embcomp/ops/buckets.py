@@ -104,9 +104,7 @@ class _Gather(torch.autograd.Function):
         return _scatter(grads[0], codes, offsets, ctx.width, mask)[0], None, None, None
 
 
-def _scatter(
-    values: Tensor, codes: Tensor, offsets: Tensor, width: int, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _scatter(values: Tensor, codes: Tensor, offsets: Tensor, width: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, groups, dim = offsets.numel() - 1, codes.shape[1], values.shape[1]
     sums = torch.zeros(batch, groups, width, dim, device="cpu")
     counts = torch.zeros(batch, groups, width, device="cpu")

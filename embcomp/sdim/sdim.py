@@ -175,7 +175,7 @@ class SDIM(nn.Module):
             raise ValueError(f"SDIM: buckets of {len(buckets.sums)} histories for {len(candidates)} rows of candidates")
         codes = self._codes(candidates, signatures)
         if self.rule == "l2":
-            return read(unit(buckets.sums), codes) / self.groups
+            return read(unit(buckets.sums) / self.groups, codes)
         if self.rule == "kernel":
             # Every bucket becomes the weighted sum of all buckets of its group, so that one row says it all.
             events = buckets.counts[:, :1].sum(2, keepdim=True).unsqueeze(-1)
