@@ -132,7 +132,7 @@ class SDIM(nn.Module):
             candidate_signatures = None if candidate_signatures is None else candidate_signatures.unsqueeze(1)
         if expected:
             pooled = self._expected(candidates, *self._checked(sequence, mask, offsets))
-        elif offsets is None and candidates.shape[1] <= self.width and self.rule != "kernel":
+        elif offsets is None and self._directly(candidates, sequence):
             pooled = self._attend(candidates, sequence, mask, candidate_signatures, sequence_signatures)
         else:  # from here on buckets are fewer than what all candidates read
             buckets = self.encode(sequence, mask, offsets, signatures=sequence_signatures)
@@ -148,7 +148,8 @@ class SDIM(nn.Module):
         signatures: Tensor | None = None,
     ) -> Buckets:
         """The buckets of B histories: sums [B, groups, 2^hash_width, D] and counts; arguments as in `forward`."""
-        sequence, mask, offsets = self._checked(sequence, mask, offsets)
+        # What lies under the mask is never read by the compiled form, so that it need not be wiped out first.
+        sequence, mask, offsets = self._checked(sequence, mask, offsets, fill=not fast(sequence))
         codes = self._codes(sequence, signatures)
         if offsets is None:
             return sum_padded(codes, sequence, mask, self.width)
@@ -172,7 +173,7 @@ class SDIM(nn.Module):
                 f"[B, {self.groups}, {self.width}, {self.embedding_dim}]: encode them with the same configuration"
             )
         if buckets.sums.shape[0] != candidates.shape[0]:
-            raise ValueError(f"SDIM: buckets of {len(buckets.sums)} histories for {len(candidates)} rows of candidates")
+            raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {len(buckets.sums)} histories")
         codes = self._codes(candidates, signatures)
         if self.rule == "l2":
             return read(unit(buckets.sums) / self.groups, codes)
@@ -217,6 +218,10 @@ class SDIM(nn.Module):
         with torch.no_grad():
             return sign_codes(self.projection(vectors), self.hash_width)
 
+    def _directly(self, candidates: Tensor, sequence: Tensor) -> bool:
+        """Whether candidates are so few that buckets, most of which nobody reads, cost more than a pass for each."""
+        return candidates.shape[1] <= self.width and self.rule != "kernel" and not fast(sequence)
+
     def _attend(
         self,
         candidates: Tensor,
@@ -258,9 +263,9 @@ class SDIM(nn.Module):
         return unit(sums) if self.rule == "l2" else _divided(sums, total)
 
     def _checked(
-        self, sequence: Tensor, mask: Tensor | None, offsets: Tensor | None
+        self, sequence: Tensor, mask: Tensor | None, offsets: Tensor | None, fill: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The sequence with zeros where masked, the mask, the offsets."""
+        """The sequence, with zeros where masked if these are to be filled; the mask, the offsets."""
         self._check_width(sequence, "sequence")
         if offsets is not None:
             if mask is not None or sequence.dim() != 2:
@@ -280,7 +285,7 @@ class SDIM(nn.Module):
                 f"SDIM: mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(sequence.shape[:2])}"
             )
         # Not by a product: padding may hold NaN.
-        return sequence.masked_fill(~mask.unsqueeze(-1), 0.0), mask, None
+        return sequence.masked_fill(~mask.unsqueeze(-1), 0.0) if fill else sequence, mask, None
 
     def _check_width(self, vectors: Tensor, what: str) -> None:
         if vectors.shape[-1] != self.embedding_dim:

@@ -293,7 +293,7 @@ def test_signatures_come_from_the_item_table(num_hashes):
         (lambda: SDIM(4).query(torch.zeros(1, 4), SDIM(4, 24).encode(torch.zeros(1, 2, 4))), "same configuration"),
         (
             lambda: SDIM(4).query(torch.zeros(2, 4), Buckets(torch.zeros(1, 16, 8, 4), torch.zeros(1, 16, 8))),
-            "buckets of 1 histories for 2 rows",
+            "2 rows of candidates, 1 histories",
         ),
     ],
 )
