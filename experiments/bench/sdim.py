@@ -46,13 +46,36 @@ def run(
         clients: of a store, at once.
     """
     torch.manual_seed(0)
-    found = _serving(length, dim, candidates, rounds, published)
+    found = _approximation()
+    found += _serving(length, dim, candidates, rounds, published)
     found += _lengths(length, dim, candidates, rounds)
     found += _encoding(console, length, dim, rounds)
     found += _training(length, dim, max(rounds // 4, 2))
     if operations:
         found += store_rows(console, length=length, dim=dim, operations=operations, clients=clients)
     return found
+
+
+@torch.no_grad()
+def _approximation() -> list[BenchRow]:
+    """Pooled histories beside their expectation, on clustered data: 8 histories of 256 events, 16 candidates each."""
+    generator = torch.Generator().manual_seed(0)
+    dim = 32
+    centres = torch.randn(8, 4, dim, generator=generator)
+    which = torch.randint(4, (8, 256, 1), generator=generator).expand(-1, -1, dim)
+    events = centres.gather(1, which) + 0.5 * torch.randn(8, 256, dim, generator=generator)
+    asked = centres[:, :1] + 0.5 * torch.randn(8, 16, dim, generator=generator)
+    rows = []
+    for rule in ("l2", "mean"):
+        for num_hashes in (12, 24, 48, 96, 192):
+            sdim = SDIM(dim, num_hashes, rule=rule)  # pyright: ignore[reportArgumentType]
+            limit = sdim(asked, events, expected=True)
+            cosine = nn.functional.cosine_similarity(sdim(asked, events), limit, dim=-1).flatten()
+            spread = torch.tensor([0.1, 0.9]).to(cosine)
+            low, high = cosine.quantile(spread).tolist()
+            name = f"cosine to the expectation, rule {rule!r}, {num_hashes} hashes"
+            rows.append(BenchRow(name, cosine.mean().item(), low, high, "the same direction"))
+    return rows
 
 
 @torch.no_grad()
