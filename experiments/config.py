@@ -345,4 +345,4 @@ def _label(name: str, options: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "=._" else "-" for c in text).replace("--", "-").strip("-")
+    return "-".join(filter(None, "".join(c if c.isalnum() or c in "=._" else "-" for c in text).split("-")))
