@@ -1,9 +1,11 @@
 """Requests against a loop over the events."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
+import data
 from data.requests import Requests
 from data.sequences import Sequences, examples, synthetic
 
@@ -56,6 +58,26 @@ def test_shuffled_batches_hold_every_request_once_and_go_on_anywhere(sequences):
     assert all(torch.equal(a.history, b.history) for a, b in zip(shuffled[2:], rest, strict=True))
     other = next(iter(requests.batches(4, seed=3, epoch=2)))
     assert not torch.equal(other.candidates, shuffled[0].candidates)
+
+
+def test_films_have_the_first_of_their_genres(tmp_path):
+    (tmp_path / "ml-1m").mkdir()
+    ratings = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 9, 9], "rating": [5, 1, 4], "position": [1, 0, 0]})
+    ratings.write_parquet(tmp_path / "ml-1m" / "ratings.parquet")
+    pl.DataFrame({"user_id": [1, 2]}).write_parquet(tmp_path / "ml-1m" / "users.parquet")
+    made = data.load_sequences("ml-1m", root=tmp_path)
+    assert made.items.tolist() == [1, 0, 1]
+    assert made.categories is None
+    films = "5::Caf\xe9 (1990)::Drama|War\n7::Other (1991)::Comedy\n9::Third::Comedy|Drama\n"
+    (tmp_path / "ml-1m" / "movies.dat").write_bytes(films.encode("latin-1"))
+    published = data.load_sequences("ml-1m", root=tmp_path).categories
+    assert published is not None
+    assert published.tolist() == [1, 0]  # Drama, Comedy
+    table = pl.DataFrame({"item_id": [9, 5], "genres": ["War", "War|Drama"]})
+    table.write_parquet(tmp_path / "ml-1m" / "items.parquet")
+    assert data.load_sequences("ml-1m", root=tmp_path).categories.tolist() == [0, 0]
+    with pytest.raises(data.DataError, match="no file"):
+        data.load_sequences("ml-1m", root=tmp_path / "elsewhere")
 
 
 def test_synthetic_sequences_are_the_clicks_of_the_generator():
