@@ -31,21 +31,44 @@ void scatter(const float* values, size_t dim, const int64_t* codes, const bool* 
   }
 }
 
-template <size_t DIM>
-void gather(const float* sums, size_t dim, const int64_t* codes, const bool* mask, const int64_t* offsets, size_t batch,
-            size_t groups, size_t width, float* out) {
-  const size_t n = DIM ? DIM : dim;
-  for (size_t b = 0; b < batch; b++) {
-    const float* table = sums + b * groups * width * n;
-    for (int64_t start = offsets[b]; start < offsets[b + 1]; start += kBlock) {
-      const int64_t stop = std::min(offsets[b + 1], start + kBlock);
-      std::memset(out + start * n, 0, (stop - start) * n * sizeof(float));
-      for (size_t g = 0; g < groups; g++)
-        for (int64_t t = start; t < stop; t++)
-          if (!mask || mask[t])
-            add_scaled<DIM>(out + t * n, table + (g * width + (size_t)codes[t * groups + g]) * n, 1.0f, n);
-    }
+typedef float Lane __attribute__((vector_size(32), aligned(4), may_alias));
+constexpr size_t kFloats = sizeof(Lane) / sizeof(float);
+
+// The sum of LANES lanes of one row in each group, kept in registers; zeros where masked.
+template <size_t LANES>
+inline void gather_lanes(const float* table, size_t n, const int64_t* codes, size_t groups, size_t width, bool counts,
+                         float* out) {
+  Lane sum[LANES] = {};
+  for (size_t g = 0; counts && g < groups; g++) {
+    const float* row = table + (g * width + (size_t)codes[g]) * n;
+#pragma GCC unroll 8
+    for (size_t l = 0; l < LANES; l++) sum[l] += *(const Lane*)(row + l * kFloats);
   }
+#pragma GCC unroll 8
+  for (size_t l = 0; l < LANES; l++) *(Lane*)(out + l * kFloats) = sum[l];
+}
+
+// A few columns for all rows, then the next few: so narrow, the buckets of a history fit the first-level cache.
+template <size_t LANES>
+void gather(const float* sums, size_t n, const int64_t* codes, const bool* mask, const int64_t* offsets, size_t batch,
+            size_t groups, size_t width, float* out) {
+  for (size_t b = 0; b < batch; b++)
+    for (size_t d = 0; d < n; d += LANES * kFloats)
+      for (int64_t t = offsets[b]; t < offsets[b + 1]; t++)
+        gather_lanes<LANES>(sums + b * groups * width * n + d, n, codes + t * groups, groups, width, !mask || mask[t],
+                            out + t * n + d);
+}
+
+// Any width.
+template <>
+void gather<0>(const float* sums, size_t n, const int64_t* codes, const bool* mask, const int64_t* offsets, size_t batch,
+               size_t groups, size_t width, float* out) {
+  for (size_t b = 0; b < batch; b++)
+    for (int64_t t = offsets[b]; t < offsets[b + 1]; t++) {
+      std::memset(out + t * n, 0, n * sizeof(float));
+      for (size_t g = 0; g < groups && (!mask || mask[t]); g++)
+        add_scaled<0>(out + t * n, sums + ((b * groups + g) * width + (size_t)codes[t * groups + g]) * n, 1.0f, n);
+    }
 }
 
 template <size_t BITS>
@@ -84,9 +107,9 @@ void bucket_scatter(const float* values, size_t dim, const int64_t* codes, const
 // out[t] = the sum of the buckets of row t, one in each group; zeros where masked.
 void bucket_gather(const float* sums, size_t dim, const int64_t* codes, const bool* mask, const int64_t* offsets,
                    size_t batch, size_t groups, size_t width, float* out) {
-#define EMBCOMP_CALL(WIDTH) gather<WIDTH>(sums, dim, codes, mask, offsets, batch, groups, width, out)
-  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
-#undef EMBCOMP_CALL
+  const size_t lanes = dim % 64 == 0 ? 8 : dim % 32 == 0 ? 4 : dim % 8 == 0 ? 1 : 0;
+  const auto call = lanes == 8 ? gather<8> : lanes == 4 ? gather<4> : lanes == 1 ? gather<1> : gather<0>;
+  call(sums, dim, codes, mask, offsets, batch, groups, width, out);
 }
 
 }  // extern "C"

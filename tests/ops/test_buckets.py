@@ -13,7 +13,7 @@ from embcomp.ops import buckets
     sizes=st.lists(st.integers(0, 70), min_size=1, max_size=4),
     groups=st.integers(1, 5),
     width=st.sampled_from([2, 8]),
-    dim=st.sampled_from([1, 7, 8, 32]),
+    dim=st.sampled_from([1, 7, 8, 32, 128]),
     masked=st.booleans(),
     seed=st.integers(0, 99),
 )
