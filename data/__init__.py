@@ -1,4 +1,4 @@
-"""Data sets of clicks and of interactions: one reader per data set, a synthetic generator, batches.
+"""Data sets of clicks, interactions and sequences: one reader per data set, a synthetic generator, batches.
 
 `data.load(name, **options)` encodes a data set once into a cache folder and opens it. From a checkout:
 
@@ -8,7 +8,8 @@
     for batch in clicks.loader("train", batch_size=4096, shuffle=True, seed=0, epoch=0):
         batch.dense, batch.sparse, batch.label, batch.columns
 
-`data.load_interactions(name, **options)` reads pairs of a user and an item, for retrieval.
+`data.load_interactions(name, **options)` reads pairs of a user and an item, for retrieval, and
+`data.load_sequences(name, **options)` each user's items in the order of time.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.clicks import ClickData
 from data.interactions import Interactions
-from data.registry import DATASETS, INTERACTIONS, load, load_interactions
+from data.registry import DATASETS, INTERACTIONS, SEQUENCES, load, load_interactions, load_sequences
 from data.schema import DataError, Feature, Schema
+from data.sequences import Sequences
 
 if TYPE_CHECKING:
     from data.batch import Batch
@@ -26,14 +28,17 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "INTERACTIONS",
+    "SEQUENCES",
     "Batch",
     "ClickData",
     "DataError",
     "Feature",
     "Interactions",
     "Schema",
+    "Sequences",
     "load",
     "load_interactions",
+    "load_sequences",
 ]
 
 

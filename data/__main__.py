@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from data.fetch import fetch as fetch_archive
-from data.registry import DATASETS, INTERACTIONS, Dataset, load, load_interactions, root_folder
+from data.registry import DATASETS, INTERACTIONS, SEQUENCES, Dataset, load, load_interactions, root_folder
 from data.schema import DataError, known
 from data.sources import SOURCES
 
@@ -49,8 +49,8 @@ def fetch(
 def list_() -> None:
     """Say which data sets there are, and whether their files are there."""
     table = Table("name", "kind", "source", "options")
-    kinds = [*((n, d, "clicks") for n, d in DATASETS.items()), *((n, d, "pairs") for n, d in INTERACTIONS.items())]
-    for name, dataset, kind in kinds:
+    every = {"clicks": DATASETS, "pairs": INTERACTIONS, "sequences": SEQUENCES}
+    for name, dataset, kind in ((n, d, kind) for kind, sets in every.items() for n, d in sets.items()):
         source = SOURCES.get(name)
         where = "own files" if dataset.files else "generated"
         if source:

@@ -101,3 +101,16 @@ def read_users(path: Path) -> pl.LazyFrame:
     if path.suffix == ".parquet":
         return pl.scan_parquet(path).select(list(_USERS))
     return scan_delimited(path, "::", _USERS)
+
+
+def read_genres(folder: Path) -> pl.DataFrame | None:
+    """item_id and first genre of each film, from `items.parquet` or the published `movies.dat`; None for neither."""
+    known, published = folder / "items.parquet", folder / "movies.dat"
+    if known.is_file():
+        films = pl.read_parquet(known, columns=["item_id", "genres"])
+    elif published.is_file():
+        lines = [line.split("::") for line in published.read_text(encoding="latin-1").splitlines() if line]
+        films = pl.DataFrame({"item_id": [int(line[0]) for line in lines], "genres": [line[-1] for line in lines]})
+    else:
+        return None
+    return films.select(pl.col("item_id").cast(pl.Int32), genre=pl.col("genres").str.split("|").list.first())

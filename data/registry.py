@@ -11,11 +11,12 @@ from typing import Any
 
 from polars.exceptions import PolarsError
 
-from data import avazu, criteo, frappe, interactions, ml_1m, parquet, synthetic
+from data import avazu, criteo, frappe, interactions, ml_1m, parquet, sequences, synthetic
 from data.clicks import ClickData
 from data.interactions import Interactions
 from data.prepare import prepared
 from data.schema import DataError, known
+from data.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ INTERACTIONS: dict[str, Dataset] = {
     "beauty": Dataset(interactions.read, interactions.files, "beauty"),
     "interactions": Dataset(interactions.read, interactions.files),
     "synthetic": Dataset(interactions.synthetic, defaults=asdict(synthetic.Config())),
+}
+
+SEQUENCES: dict[str, Dataset] = {
+    "ml-1m": Dataset(sequences.read, ml_1m.files, "ml-1m"),
+    "synthetic": Dataset(sequences.synthetic, defaults=asdict(synthetic.Config())),
 }
 
 
@@ -118,6 +124,33 @@ def load_interactions(
             raise DataError(f"no file {file}; `python -m data fetch {name}` says where it is")
     try:
         return interactions.from_rows(name, dataset.read(place, **chosen))
+    except PolarsError as error:
+        raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def load_sequences(
+    name: str, *, root: str | Path | None = None, folder: str | Path | None = None, **options: Any
+) -> Sequences:
+    """Read behaviour sequences into memory; `data.sequences` and `data.requests` make examples of them.
+
+    Args:
+        name: a key of `SEQUENCES`.
+        root: folder of source data, by default what EMBCOMP_DATA names.
+        folder: folder of this data set, relative to `root` unless absolute, where it is not the usual one.
+        options: of "synthetic", those of `data.synthetic.Config`.
+
+    Raises:
+        DataError: unknown name or option, missing or damaged file.
+    """
+    dataset = SEQUENCES[known("data set", name, SEQUENCES)]
+    chosen = _chosen(name, dataset, options)
+    if dataset.files is None:
+        return dataset.read(**chosen)
+    place = _place(root, folder or dataset.folder)
+    if not dataset.files(place)[0].is_file():
+        raise DataError(f"no file {dataset.files(place)[0]}; `python -m data fetch {name}` says where it is")
+    try:
+        return dataset.read(place, **chosen)
     except PolarsError as error:
         raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
 

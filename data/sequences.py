@@ -1,4 +1,4 @@
-"""MovieLens-1M as behaviour sequences: each user's films in the order of time, and two tasks on them.
+"""Behaviour sequences: each user's items in the order of time, and two tasks on them. MovieLens-1M, or synthetic.
 
 Of each user's events the first 80 % are train, the next 10 % valid, the rest test. An example is an event and all that
 the user did before it:
@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
 from data import ml_1m
 from data.schema import DataError
 from data.splits import SPLITS
+from data.synthetic import Config, generate
 
 TASKS = ("like", "next")
 
@@ -34,12 +36,14 @@ class Sequences:
         ratings: int8 [N].
         offsets: int64 [U + 1], where each user begins and ends.
         num_items: how many films there are.
+        categories: int64 [num_items], the first genre of each film; None where it is not known.
     """
 
     items: np.ndarray
     ratings: np.ndarray
     offsets: np.ndarray
     num_items: int
+    categories: np.ndarray | None = None
 
     def split(self) -> np.ndarray:
         """Which of `SPLITS` each event belongs to: uint8 [N]."""
@@ -98,7 +102,24 @@ def read(folder: Path) -> Sequences:
     films, items = np.unique(rows["item_id"].to_numpy(), return_inverse=True)
     _, starts = np.unique(rows["user_id"].to_numpy(), return_index=True)
     offsets = np.append(starts, len(rows)).astype(np.int64)
-    return Sequences(items.astype(np.int64), rows["rating"].to_numpy(), offsets, len(films))
+    genres = ml_1m.read_genres(folder)
+    categories = None
+    if genres is not None:
+        first = pl.DataFrame({"item_id": films}).join(genres, on="item_id", how="left", maintain_order="left")
+        categories = np.unique(first["genre"].fill_null("").to_numpy(), return_inverse=True)[1].astype(np.int64)
+    return Sequences(items.astype(np.int64), rows["rating"].to_numpy(), offsets, len(films), categories)
+
+
+def synthetic(**config: float) -> Sequences:
+    """Clicks of `data.synthetic` as ratings of 5, the other rows as ratings of 1; communities are the categories."""
+    settings = Config(**config)  # type: ignore[arg-type]
+    made = generate(settings)
+    rows = made.rows.sort("user", "time").select("user", "item", rating=4 * pl.col("label").cast(pl.Int8) + 1)
+    _, starts = np.unique(rows["user"].to_numpy(), return_index=True)
+    offsets = np.append(starts, len(rows)).astype(np.int64)
+    communities = np.asarray(made.truth["item_community"], np.int64)
+    items = rows["item"].to_numpy().astype(np.int64)
+    return Sequences(items, rows["rating"].to_numpy(), offsets, settings.num_items, communities)
 
 
 def examples(sequences: Sequences, task: str, split: str, seed: int = 0) -> Examples:
@@ -143,8 +164,11 @@ def _negatives(sequences: Sequences, users: np.ndarray, draw: np.random.Generato
     train = sequences.items[sequences.split() == 0]
     own = np.unique(sequences.users() * sequences.num_items + sequences.items)
     items = train[draw.integers(len(train), size=len(users))]
+    again = np.arange(len(users))
     for _ in range(1000):
-        again = np.flatnonzero(np.isin(users * sequences.num_items + items, own))
+        pairs = users[again] * sequences.num_items + items[again]
+        place = np.searchsorted(own, pairs).clip(max=len(own) - 1)
+        again = again[own[place] == pairs]
         if not len(again):
             return items
         items[again] = train[draw.integers(len(train), size=len(again))]

@@ -12,8 +12,8 @@
     options = { chunk_dim = 15 }
     share = [0.5, 0.1]
 
-gives the runs methods x budgets x seeds. A section [retrieval] makes them retrieval runs. `experiments.load` reads and
-checks such a file.
+gives the runs methods x budgets x seeds. A section [retrieval] makes them retrieval runs, a section [behavior] runs on
+behaviour sequences, poolings x methods x budgets x seeds. `experiments.load` reads and checks such a file.
 """
 
 from __future__ import annotations
@@ -156,8 +156,44 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class PoolingConfig:
+    """A pooling of `recsys_models.BehaviorModel`, and the model's options that go with it.
+
+    Attributes:
+        label: name in tables and pictures.
+        seeds: in place of the experiment's.
+    """
+
+    pooling: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    label: str | None = None
+    seeds: Seeds | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class BehaviorConfig:
+    """What makes a run one on behaviour sequences: a click-through model reads each user's history.
+
+    Attributes:
+        task: "like", whether the item of an event is rated above 3, or "next", whether an item is the next one.
+        length: events of a history, at most.
+        request: the examples of so many events that follow each other share the history before the first of them; a
+            batch holds `training.batch_size` requests.
+        poolings: what is compared.
+    """
+
+    task: Literal["like", "next"]
+    length: Positive
+    request: Positive = 1
+    poolings: Annotated[tuple[PoolingConfig, ...], BeforeValidator(_many), Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class SliceConfig:
-    """Rows whose id of `feature` occurs min_count <= n <= max_count times in training: metrics `test/auc/<slice>`."""
+    """Rows whose id of `feature` occurs min_count <= n <= max_count times in training: metrics `test/auc/<slice>`.
+
+    In runs on behaviour sequences `feature` is "history", and n the events that the user has before the row.
+    """
 
     feature: str
     min_count: NotNegative = 0
@@ -206,17 +242,23 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig
     retrieval: RetrievalConfig | None = None
+    behavior: BehaviorConfig | None = None
     slices: dict[str, SliceConfig] = Field(default_factory=dict)
     methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_many), Field(min_length=1)]
     seeds: Seeds = (0,)
 
     def runs(self) -> Iterator[RunConfig]:
-        """Methods x budgets x seeds; seeds outermost, so that a part of the runs already shows the whole picture."""
-        entries = [(method, budget) for method in self.methods for budget in method.budgets]
-        seeds = dict.fromkeys(seed for method in self.methods for seed in method.seeds or self.seeds)
-        for seed in seeds:
-            for method, budget in entries:
-                if seed in (method.seeds or self.seeds):
+        """Poolings x methods x budgets x seeds; seeds outermost: a part of the runs already shows the whole picture."""
+        poolings = self.behavior.poolings if self.behavior else (None,)
+        entries = [
+            (pooling, method, budget, (pooling and pooling.seeds) or method.seeds or self.seeds)
+            for pooling in poolings
+            for method in self.methods
+            for budget in method.budgets
+        ]
+        for seed in dict.fromkeys(seed for *_, seeds in entries for seed in seeds):
+            for pooling, method, budget, seeds in entries:
+                if seed in seeds:
                     yield RunConfig(
                         experiment=self.experiment,
                         data=self.data.for_seed(seed),
@@ -224,6 +266,7 @@ class ExperimentConfig:
                         optimizer=self.optimizer,
                         training=self.training,
                         retrieval=self.retrieval,
+                        behavior=None if pooling is None else replace(self.behavior, poolings=(pooling,)),
                         slices=self.slices,
                         method=replace(method, rows=None, nbytes=None, share=None, seeds=None),
                         budget=budget,
@@ -233,7 +276,7 @@ class ExperimentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training: a method at one budget (kind, value) with one seed."""
+    """One training: a method at one budget (kind, value) with one seed; of a behaviour run, one pooling."""
 
     experiment: str
     data: DataConfig
@@ -241,18 +284,30 @@ class RunConfig:
     optimizer: OptimizerConfig
     training: TrainingConfig
     retrieval: RetrievalConfig | None
+    behavior: BehaviorConfig | None
     slices: dict[str, SliceConfig]
     method: MethodConfig
     budget: tuple[str, int | float] | None
     seed: int
 
     @property
+    def pooling(self) -> PoolingConfig | None:
+        """Of a behaviour run."""
+        return self.behavior.poolings[0] if self.behavior else None
+
+    @property
+    def dataset(self) -> str:
+        """As tables and pictures call it: the data set, and the task of a behaviour run."""
+        return f"{self.data.name} {self.behavior.task}" if self.behavior else self.data.name
+
+    @property
     def label(self) -> str:
-        """Method and options, as tables and pictures call them."""
-        if self.method.label:
-            return self.method.label
-        options = ", ".join(f"{name}={value}" for name, value in self.method.options.items())
-        return f"{self.method.method}({options})" if options else self.method.method
+        """Method and options, as tables and pictures call them; of a behaviour run pooling and method."""
+        method = self.method.label or _label(self.method.method, self.method.options)
+        if self.pooling is None:
+            return method
+        pooling = self.pooling.label or _label(self.pooling.pooling, self.pooling.options)
+        return pooling if self.method.method == "Full" else f"{pooling}, {method}"
 
     @property
     def name(self) -> str:
@@ -260,9 +315,8 @@ class RunConfig:
         budget = f"-{self.budget[0]}{self.budget[1]:g}" if self.budget and self.budget[0] == "share" else ""
         if self.budget and not budget:
             budget = f"-{self.budget[0]}{self.budget[1]}"
-        plain = "".join(c if c.isalnum() or c in "=._" else "-" for c in self.label).replace("--", "-").strip("-")
         model = f"-{self.model.name}" if self.retrieval else ""  # retrieval compares models on the same data
-        return f"{self.data.name}{model}-{plain}{budget}-seed{self.seed}"
+        return f"{_plain(self.dataset)}{model}-{_plain(self.label)}{budget}-seed{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without what was not given for the method."""
@@ -277,4 +331,18 @@ class RunConfig:
         del values["budget"]
         if self.retrieval is None:
             del values["retrieval"]
+        if self.pooling is None:
+            del values["behavior"]
+        else:
+            del values["behavior"]["poolings"]
+            values["behavior"] |= {"pooling": self.pooling.pooling, "options": self.pooling.options}
         return values
+
+
+def _label(name: str, options: dict[str, Any]) -> str:
+    given = ", ".join(f"{option}={value}" for option, value in options.items())
+    return f"{name}({given})" if given else name
+
+
+def _plain(text: str) -> str:
+    return "-".join(filter(None, "".join(c if c.isalnum() or c in "=._" else "-" for c in text).split("-")))

@@ -14,21 +14,25 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.registry import DATASETS, INTERACTIONS, Dataset
+from data.registry import DATASETS, INTERACTIONS, SEQUENCES, Dataset
 from embcomp.methods import METHODS
 from experiments.config import (
+    BehaviorConfig,
     DataConfig,
     ExperimentConfig,
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
+    PoolingConfig,
     RetrievalConfig,
     SliceConfig,
     TrainingConfig,
 )
 from experiments.errors import InputError
 from experiments.provide import PROVIDERS
+from recsys_models.behavior import POOLINGS, BehaviorModel
 from recsys_models.build import MODELS, RETRIEVAL_MODELS
+from recsys_models.search import ATTENTIONS, Search
 
 CONFIGS = Path(__file__).parent / "configs"
 _SECTIONS: dict[str, Any] = {
@@ -37,6 +41,7 @@ _SECTIONS: dict[str, Any] = {
     "optimizer": OptimizerConfig,
     "training": TrainingConfig,
     "retrieval": RetrievalConfig,
+    "behavior": BehaviorConfig,
     "methods": MethodConfig,
     "slices": SliceConfig,
 }
@@ -85,7 +90,9 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
         experiment = TypeAdapter(ExperimentConfig).validate_json(text, strict=True)
     except ValidationError as error:
         raise InputError("\n".join(f"{place}: {_explain(e)}" for e in error.errors())) from None
-    if experiment.retrieval is None:
+    if experiment.behavior is not None:
+        problems = [*_data(experiment.data, SEQUENCES), *_behavior(experiment, experiment.behavior)]
+    elif experiment.retrieval is None:
         problems = [*_data(experiment.data, DATASETS), *_click_model(experiment.model)]
     else:
         problems = [*_data(experiment.data, INTERACTIONS), *_retrieval(experiment, experiment.retrieval)]
@@ -132,6 +139,34 @@ def _retrieval(experiment: ExperimentConfig, config: RetrievalConfig) -> Iterabl
         yield "optimizer.embedding: tables of retrieval models are not fused; leave it out"
     if experiment.slices:
         yield "slices: a retrieval run has none; leave them out"
+
+
+def _behavior(experiment: ExperimentConfig, config: BehaviorConfig) -> Iterable[str]:
+    model = experiment.model
+    if experiment.retrieval is not None:
+        yield "behavior: a run is one on behaviour sequences or retrieval; leave out one of the sections"
+    parameters = yield from _known_model(model, {"BehaviorModel": BehaviorModel}, _GIVEN)
+    if model.linear:
+        yield "model.linear: BehaviorModel takes no first-order weights; leave it out"
+    if experiment.optimizer.embedding:
+        yield "optimizer.embedding: tables of behaviour models are not fused; leave it out"
+    for number, pooling in enumerate(config.poolings):
+        key = f"behavior.poolings[{number}]"
+        cls = POOLINGS.get(pooling.pooling)
+        if cls is None:
+            yield f"{key}.pooling: unknown pooling {pooling.pooling!r}{_hint(pooling.pooling, POOLINGS)}"
+            continue
+        classes = [cls, Search, *ATTENTIONS.values()] if issubclass(cls, Search) else [cls]
+        known = {name for each in classes for name in inspect.signature(each.__init__).parameters}
+        known |= set(parameters)
+        yield from _unknown(f"{key}.options", pooling.options, known - _GIVEN - {"dim", "embedding_dim"})
+    for name, part in experiment.slices.items():
+        if part.feature != "history":
+            yield f"slices.{name}.feature: behaviour runs have slices of 'history', not of {part.feature!r}"
+
+
+_GIVEN = {"self", "items", "pooling", "categories", "num_dense", "options"}
+"""What runs give a behaviour model themselves."""
 
 
 def _known_model(
@@ -213,7 +248,8 @@ def _explain(error: Any) -> str:
 
 def _known_keys(keys: list[Any]) -> list[str]:
     """The keys of the table at this place of the file."""
-    return [field.name for field in dataclasses.fields(_SECTIONS[keys[0]] if keys else ExperimentConfig)]
+    section = PoolingConfig if "poolings" in keys else _SECTIONS[keys[0]] if keys else ExperimentConfig
+    return [field.name for field in dataclasses.fields(section)]
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -88,7 +88,7 @@ def read_infeasible(results: Path) -> list[dict[str, Any]]:
 def _head(run: RunConfig) -> dict[str, Any]:
     return {
         "experiment": run.experiment,
-        "dataset": run.data.name,
+        "dataset": run.dataset,
         "model": run.model.name,
         "method": run.method.method,
         "label": run.label,

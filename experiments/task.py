@@ -1,4 +1,4 @@
-"""A run's configuration -> what it trains: a click-through task or a retrieval task."""
+"""A run's configuration -> what it trains: clicks, retrieval, or clicks on behaviour sequences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.methods import Method
+from experiments.behavior import BehaviorTask
 from experiments.clicks import ClickTask
 from experiments.config import RunConfig
 from experiments.errors import Infeasible, InputError
@@ -67,6 +68,8 @@ def prepare(run: RunConfig) -> Task:
         InputError: bad data, or options that the method rejects at any budget.
         Infeasible: the method cannot serve this budget.
     """
+    if run.behavior is not None:
+        return BehaviorTask.prepare(run)
     return ClickTask.prepare(run) if run.retrieval is None else RetrievalTask.prepare(run)
 
 
@@ -80,7 +83,7 @@ def preflight(runs: Iterable[RunConfig]) -> None:
     for run in runs:
         try:
             task = prepare(run)
-            if (model := repr((run.experiment, run.data, run.model))) not in built:
+            if (model := repr((run.experiment, run.data, run.model, run.pooling))) not in built:
                 task.model(torch.device("cpu"))
                 built.add(model)
         except Infeasible:

@@ -74,7 +74,7 @@ class DINAttention(nn.Module):
 
     Args:
         dim: Width D.
-        hidden: Hidden layers of the network.
+        units: Hidden layers of the network; 36 in the paper's figure 2.
         activation: See `MLP`.
 
     Example:
@@ -84,15 +84,35 @@ class DINAttention(nn.Module):
         torch.Size([2, 5, 8])
     """
 
-    def __init__(self, dim: int, hidden: Sequence[int] = (80, 40), activation: str = "prelu") -> None:
+    def __init__(self, dim: int, units: Sequence[int] = (80, 40), unit_activation: str = "prelu") -> None:
         super().__init__()
-        self.unit = MLP(4 * dim, hidden, 1, activation=activation)
+        self.unit = MLP(4 * dim, units, 1, activation=unit_activation)
 
     def forward(self, candidates: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
-        candidates, sequence, mask = _aligned(candidates, sequence, mask)
-        asked, events = torch.broadcast_tensors(candidates.unsqueeze(-2), sequence)
-        weights = self.unit(torch.cat((asked, events, asked - events, asked * events), dim=-1))
-        return (weights.masked_fill(~mask.unsqueeze(-1), 0.0) * sequence).sum(-2)
+        shape = candidates.shape
+        if sequence.dim() == 4:  # a history for each candidate: rows of one candidate
+            candidates, sequence, mask = (
+                candidates.flatten(0, 1).unsqueeze(1),
+                sequence.flatten(0, 1),
+                mask.flatten(0, 1),
+            )
+        sequence = sequence.masked_fill(~mask.unsqueeze(-1), 0.0)
+        weights = self._weights(candidates, sequence).masked_fill(~mask.unsqueeze(1), 0.0)
+        return (weights @ sequence).view(shape)
+
+    def _weights(self, candidates: Tensor, sequence: Tensor) -> Tensor:
+        """What the network says of each candidate [B, C, D] and event [B, L, D]: [B, C, L]."""
+        # The first layer on (q, s, q - s, q * s) is q (Wq + Wd) + s (Ws - Wd + diag(q) Wp): for each candidate a matrix
+        # that all events are multiplied with, and no copy of an event for each candidate.
+        first = self.unit[0]
+        asked, event, difference, product = first.weight.chunk(4, dim=1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        own = nn.functional.linear(candidates, asked + difference, first.bias)  # pyright: ignore[reportArgumentType]
+        matrix = (candidates.unsqueeze(2) * product + (event - difference)).flatten(1, 2)  # [B, C * H, D]
+        inner = torch.baddbmm(own.flatten(1).unsqueeze(1), sequence, matrix.transpose(1, 2))
+        inner = inner.unflatten(2, (candidates.shape[1], -1))  # [B, L, C, H]
+        for layer in list(self.unit)[1:]:
+            inner = layer(inner)
+        return inner.squeeze(-1).transpose(1, 2)
 
 
 def _aligned(candidates: Tensor, sequence: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -104,14 +104,21 @@ class BehaviorModel(nn.Module):
             history, mask = latest(history, mask, self.last)
         asked = self.items(candidates)
         pooled = self.pooling(asked, self.items(history), mask, *self._same(candidates, history))
+        return self.head(asked, pooled, dense)
+
+    def head(self, asked: Tensor, pooled: Tensor, dense: Tensor | None = None) -> Tensor:
+        """Logits [B, C] of candidates' vectors [B, C, D] and the histories that they found, of the same shape.
+
+        What remains of the model where a `BehaviorStore` answers for the histories.
+        """
         inputs = [asked, pooled, asked * pooled]
         if self.num_dense or dense is not None:
-            if dense is None or dense.shape != (*candidates.shape, self.num_dense):
+            if dense is None or dense.shape != (*asked.shape[:-1], self.num_dense):
                 given = None if dense is None else list(dense.shape)
-                raise ValueError(f"dense has shape {given}, expected {[*candidates.shape, self.num_dense]}")
+                raise ValueError(f"dense has shape {given}, expected {[*asked.shape[:-1], self.num_dense]}")
             inputs.append(dense)
-        rows = torch.cat(inputs, dim=-1).flatten(0, 1)
-        return self.mlp(rows).view(candidates.shape)
+        rows = torch.cat(inputs, dim=-1).flatten(0, -2)
+        return self.mlp(rows).view(asked.shape[:-1])
 
     def _same(self, candidates: Tensor, history: Tensor) -> tuple[Tensor, ...]:
         """Whether candidate and event share their category, bool [B, C, L], for the pooling that asks."""

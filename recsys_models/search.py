@@ -60,7 +60,7 @@ class SIM(Search):
 
 
 class ETA(Search):
-    """End-to-end target attention (Chen et al. 2021, arXiv 2108.04468, section 3.3).
+    """End-to-end target attention (Chen et al. 2021, arXiv 2108.04468).
 
     Looks at the events whose SimHash differs from the candidate's in the fewest bits.
 

@@ -5,7 +5,12 @@ from torch import Tensor
 
 
 def pool_reference(
-    candidate_codes: Tensor, sequence_codes: Tensor, sequence: Tensor, mask: Tensor, rule: str = "l2"
+    candidate_codes: Tensor,
+    sequence_codes: Tensor,
+    sequence: Tensor,
+    mask: Tensor,
+    rule: str = "l2",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Pooled histories (Cao et al. 2022, arXiv 2205.10249, section 4), one group after the other.
 
@@ -15,11 +20,17 @@ def pool_reference(
         sequence: float [B, L, D].
         mask: bool [B, L], True for events.
         rule: see `SDIM`.
+        weight: float [hash_width + 1], of the rule "kernel".
 
     Returns:
         float [B, C, D].
     """
     groups = candidate_codes.shape[-1]
+    if weight is not None:
+        differ = candidate_codes[:, :, None] ^ sequence_codes[:, None]  # [B, C, L, G]
+        bits = sum((differ >> bit) & 1 for bit in range(len(weight) - 1))
+        weights = weight[bits].sum(-1) * mask[:, None]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return weights @ sequence / (groups * mask.sum(1).clamp(min=1))[:, None, None]
     total, units, collisions = 0, 0, 0
     for group in range(groups):
         same = candidate_codes[:, :, None, group] == sequence_codes[:, None, :, group]

@@ -7,11 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from embcomp.sdim.buckets import Buckets, segments, sum_jagged, sum_padded, unit
+from embcomp.ops.buckets import fast, scatter, sign_codes
+from embcomp.sdim.buckets import Buckets, read, segments, sum_jagged, sum_padded, unit
 from embcomp.sdim.projection import PROJECTIONS
 from embcomp.sdim.signatures import pack, unpack
 
-Rule = Literal["l2", "mean"]
+Rule = Literal["l2", "mean", "kernel"]
+RULES = ("l2", "mean", "kernel")
+_KERNEL_WIDTH = 8
+"""The most bits of a group with the rule "kernel", whose matrix is 2^bits x 2^bits."""
 
 
 class SDIM(nn.Module):
@@ -29,7 +33,10 @@ class SDIM(nn.Module):
         seed: another seed gives other hashes. They are buffers, saved with the model.
         rule: "l2", the paper's: each sum is divided by its length, then the groups are averaged. "mean": the sums of
             all groups together are divided by the number of events that they hold, an average of the history weighted
-            by how often each event agrees, which keeps how much the groups found. Both read the same buckets.
+            by how often each event agrees, which keeps how much the groups found. "kernel": an event counts by how
+            many of a group's bits differ from the candidate's, with a learned weight for each number of them, 0 ..
+            `hash_width`, and the sum is divided by the number of events. All weights start at 1, which is average
+            pooling. A candidate reads as many rows for each rule, and all read the same buckets.
         projection: "dense", a Gaussian matrix, or "hadamard", signs and Hadamard transforms in O(D log D).
 
     Raises:
@@ -48,6 +55,8 @@ class SDIM(nn.Module):
         >>> sdim.query(items(torch.randint(0, 1000, (2, 500))), buckets).shape
         torch.Size([2, 500, 32])
     """
+
+    distance: Tensor
 
     def __init__(
         self,
@@ -69,8 +78,10 @@ class SDIM(nn.Module):
             below = num_hashes // hash_width * hash_width
             near = " or ".join(str(n) for n in (below, below + hash_width) if n)
             raise ValueError(f"SDIM: num_hashes {num_hashes} is no multiple of hash_width {hash_width}: give {near}")
-        if rule not in ("l2", "mean"):
-            raise ValueError(f"SDIM: rule must be 'l2' or 'mean', got {rule!r}")
+        if rule not in RULES:
+            raise ValueError(f"SDIM: rule must be one of {', '.join(RULES)}, got {rule!r}")
+        if rule == "kernel" and hash_width > _KERNEL_WIDTH:
+            raise ValueError(f"SDIM: rule 'kernel' takes a hash_width of at most {_KERNEL_WIDTH}, got {hash_width}")
         if projection not in PROJECTIONS:
             raise ValueError(f"SDIM: projection must be one of {', '.join(PROJECTIONS)}, got {projection!r}")
         self.embedding_dim = embedding_dim
@@ -81,6 +92,9 @@ class SDIM(nn.Module):
         self.rule = rule
         self.kind = projection
         self.projection = PROJECTIONS[projection](embedding_dim, num_hashes, seed)
+        if rule == "kernel":
+            self.weight = nn.Parameter(torch.ones(hash_width + 1))
+            self.register_buffer("distance", _distances(hash_width), persistent=False)
 
     def forward(
         self,
@@ -100,9 +114,9 @@ class SDIM(nn.Module):
             sequence: float [B, L, D]; with `offsets`, [T, D], the histories end to end.
             mask: bool [B, L], True for events; None where all are.
             offsets: int64 [B + 1], where each history begins and ends in a jagged `sequence`.
-            expected: the limit of infinitely many hashes instead, at the cost of attention: exact for the rule "mean";
-                for "l2" the weighted sum divided by its length, as in the paper, whose direction the groups approach.
-                Candidates get gradients here alone, since signs have none.
+            expected: the limit of infinitely many hashes instead, at the cost of attention: exact for the rules "mean"
+                and "kernel"; for "l2" the weighted sum divided by its length, as in the paper, whose direction the
+                groups approach. Candidates get gradients here alone, since signs have none.
             candidate_signatures: int64 [B, words] or [B, C, words], where they are known (see `ItemSignatures`).
             sequence_signatures: int64 [B, L, words] or [T, words], where they are known.
 
@@ -118,7 +132,7 @@ class SDIM(nn.Module):
             candidate_signatures = None if candidate_signatures is None else candidate_signatures.unsqueeze(1)
         if expected:
             pooled = self._expected(candidates, *self._checked(sequence, mask, offsets))
-        elif offsets is None and candidates.shape[1] <= self.width:
+        elif offsets is None and self._directly(candidates, sequence):
             pooled = self._attend(candidates, sequence, mask, candidate_signatures, sequence_signatures)
         else:  # from here on buckets are fewer than what all candidates read
             buckets = self.encode(sequence, mask, offsets, signatures=sequence_signatures)
@@ -134,10 +148,13 @@ class SDIM(nn.Module):
         signatures: Tensor | None = None,
     ) -> Buckets:
         """The buckets of B histories: sums [B, groups, 2^hash_width, D] and counts; arguments as in `forward`."""
-        sequence, mask, offsets = self._checked(sequence, mask, offsets)
+        # What lies under the mask is never read by the compiled form, so that it need not be wiped out first.
+        sequence, mask, offsets = self._checked(sequence, mask, offsets, fill=not fast(sequence))
         codes = self._codes(sequence, signatures)
         if offsets is None:
             return sum_padded(codes, sequence, mask, self.width)
+        if fast(sequence):
+            return Buckets(*scatter(sequence, codes, offsets, self.width))
         return sum_jagged(codes, sequence, segments(offsets, len(sequence)), len(offsets) - 1, self.width)
 
     def query(self, candidates: Tensor, buckets: Buckets, signatures: Tensor | None = None) -> Tensor:
@@ -156,16 +173,16 @@ class SDIM(nn.Module):
                 f"[B, {self.groups}, {self.width}, {self.embedding_dim}]: encode them with the same configuration"
             )
         if buckets.sums.shape[0] != candidates.shape[0]:
-            raise ValueError(f"SDIM: buckets of {len(buckets.sums)} histories for {len(candidates)} rows of candidates")
+            raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {len(buckets.sums)} histories")
         codes = self._codes(candidates, signatures)
-        tables = torch.arange(len(candidates) * self.groups, device=codes.device).view(-1, 1, self.groups)
-        rows = (tables * self.width + codes).view(-1, self.groups)
-        sums = unit(buckets.sums) if self.rule == "l2" else buckets.sums
-        pooled = nn.functional.embedding_bag(rows, sums.reshape(-1, self.embedding_dim), mode="mean")
-        if self.rule == "mean":
-            counts = buckets.counts.reshape(-1).index_select(0, rows.flatten()).view_as(rows).mean(1, keepdim=True)
-            pooled = _divided(pooled, counts)
-        return pooled.view(candidates.shape)
+        if self.rule == "l2":
+            return read(unit(buckets.sums) / self.groups, codes)
+        if self.rule == "kernel":
+            # Every bucket becomes the weighted sum of all buckets of its group, so that one row says it all.
+            events = buckets.counts[:, :1].sum(2, keepdim=True).unsqueeze(-1)
+            mixed = self.weight[self.distance] @ buckets.sums / (events.clamp(min=1) * self.groups)
+            return read(mixed.to(buckets.sums.dtype), codes)
+        return _divided(read(buckets.sums, codes), _counted(buckets.counts, codes))
 
     def signatures(self, vectors: Tensor) -> Tensor:
         """The buckets of vectors in all groups, packed: float [..., D] -> int64 [..., words], a word for 63 bits."""
@@ -177,6 +194,18 @@ class SDIM(nn.Module):
         edge = 1 - torch.finfo(cosine.dtype).eps  # beyond it the gradient of arccos is infinite
         return (1 - cosine.clamp(-edge, edge).arccos() / math.pi) ** self.hash_width
 
+    def event_weight(self, cosine: Tensor) -> Tensor:
+        """How much an event of this cosine with the candidate counts, with infinitely many hashes.
+
+        The collision probability; with the rule "kernel", `sum_d weight[d] P(d bits of a group differ)`.
+        """
+        if self.rule != "kernel":
+            return self.collision_probability(cosine)
+        edge = 1 - torch.finfo(cosine.dtype).eps
+        angle, tau = cosine.clamp(-edge, edge).arccos() / math.pi, self.hash_width
+        chances = [math.comb(tau, d) * (1 - angle) ** (tau - d) * angle**d for d in range(tau + 1)]
+        return sum((w * p for w, p in zip(self.weight, chances, strict=True)), torch.zeros_like(angle))
+
     def _codes(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
         """The bucket of each vector in each group: float [..., D] -> int64 [..., groups]."""
         if signatures is not None:
@@ -187,8 +216,11 @@ class SDIM(nn.Module):
                 )
             return unpack(signatures, self.groups, self.hash_width)
         with torch.no_grad():
-            bits = (self.projection(vectors) > 0).long().unflatten(-1, (self.groups, self.hash_width))
-            return (bits << torch.arange(self.hash_width, device=bits.device)).sum(-1)
+            return sign_codes(self.projection(vectors), self.hash_width)
+
+    def _directly(self, candidates: Tensor, sequence: Tensor) -> bool:
+        """Whether candidates are so few that buckets, most of which nobody reads, cost more than a pass for each."""
+        return candidates.shape[1] <= self.width and self.rule != "kernel" and not fast(sequence)
 
     def _attend(
         self,
@@ -217,19 +249,23 @@ class SDIM(nn.Module):
         self._check_width(candidates, "candidates")
         asked, known = unit(candidates), unit(sequence)
         if offsets is None:
-            weights = self.collision_probability(asked @ known.transpose(1, 2)) * mask.unsqueeze(1)
+            weights = self.event_weight(asked @ known.transpose(1, 2)) * mask.unsqueeze(1)
             sums, total = weights @ sequence, weights.sum(-1, keepdim=True)
+            events = mask.sum(1)
         else:
             row = segments(offsets, len(sequence))
-            weights = self.collision_probability(torch.einsum("tcd,td->tc", asked[row], known)).unsqueeze(-1)
+            weights = self.event_weight(torch.einsum("tcd,td->tc", asked[row], known)).unsqueeze(-1)
             sums = torch.zeros_like(candidates).index_add(0, row, weights * sequence.unsqueeze(1))
             total = weights.new_zeros(*candidates.shape[:2], 1).index_add(0, row, weights)
+            events = offsets.diff()
+        if self.rule == "kernel":
+            return sums / events.clamp(min=1)[:, None, None]
         return unit(sums) if self.rule == "l2" else _divided(sums, total)
 
     def _checked(
-        self, sequence: Tensor, mask: Tensor | None, offsets: Tensor | None
+        self, sequence: Tensor, mask: Tensor | None, offsets: Tensor | None, fill: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The sequence with zeros where masked, the mask, the offsets."""
+        """The sequence, with zeros where masked if these are to be filled; the mask, the offsets."""
         self._check_width(sequence, "sequence")
         if offsets is not None:
             if mask is not None or sequence.dim() != 2:
@@ -249,7 +285,7 @@ class SDIM(nn.Module):
                 f"SDIM: mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(sequence.shape[:2])}"
             )
         # Not by a product: padding may hold NaN.
-        return sequence.masked_fill(~mask.unsqueeze(-1), 0.0), mask, None
+        return sequence.masked_fill(~mask.unsqueeze(-1), 0.0) if fill else sequence, mask, None
 
     def _check_width(self, vectors: Tensor, what: str) -> None:
         if vectors.shape[-1] != self.embedding_dim:
@@ -289,3 +325,15 @@ class SDIM(nn.Module):
 def _divided(sums: Tensor, counts: Tensor) -> Tensor:
     """Sums / counts, and zero where nothing was counted."""
     return sums / torch.where(counts > 0, counts, 1.0)
+
+
+def _distances(hash_width: int) -> Tensor:
+    """How many bits of two buckets differ: int64 [2^hash_width, 2^hash_width]."""
+    buckets = torch.arange(2**hash_width)
+    differ = buckets.unsqueeze(1) ^ buckets
+    return sum(((differ >> bit) & 1 for bit in range(hash_width)), torch.zeros_like(differ))
+
+
+def _counted(counts: Tensor, codes: Tensor) -> Tensor:
+    """How many events the buckets of each candidate hold together: [B, G, width], [B, C, G] -> [B, C, 1]."""
+    return counts.gather(2, codes.transpose(1, 2)).sum(1).unsqueeze(-1)

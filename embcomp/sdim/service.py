@@ -134,6 +134,7 @@ def create_app(
     def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    @torch.no_grad()
     def _pooled(body: Candidates) -> tuple[Tensor, Tensor]:
         _check(len(body.candidates), limits.candidates, "candidates")
         _, vectors = store.encoder(item_ids(body.candidates))

@@ -40,6 +40,8 @@ class Row:
     Attributes:
         label: method and options.
         budget: as asked for, in words; empty for none.
+        seconds: of training.
+        epoch_seconds: of an epoch, validation included.
         config: of one of its runs.
         metrics: of the test split, by name without `test/`, over the seeds.
     """
@@ -52,6 +54,7 @@ class Row:
     rows: int
     seeds: int
     seconds: float
+    epoch_seconds: float
     config: dict[str, Any]
     metrics: dict[str, Stat]
 
@@ -77,6 +80,11 @@ class Section:
     @property
     def title(self) -> str:
         return f"{self.model} on {self.dataset}"
+
+    @property
+    def poolings(self) -> bool:
+        """Whether the rows are poolings of behaviour sequences, which differ in cost rather than in bytes."""
+        return all("behavior" in row.config for row in self.rows)
 
     @property
     def metrics(self) -> list[str]:
@@ -147,6 +155,7 @@ def _row(runs: list[dict[str, Any]]) -> Row:
         rows=first["rows"],
         seeds=len(runs),
         seconds=statistics.fmean(run["seconds"] for run in runs),
+        epoch_seconds=statistics.fmean(run["seconds"] / (run.get("epochs") or 1) for run in runs),
         config=first["config"],
         metrics={
             name.removeprefix("test/"): Stat.of([run["metrics"][name] for run in runs if name in run["metrics"]])

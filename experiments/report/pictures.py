@@ -54,8 +54,10 @@ class Picture:
 
 
 def overview(experiment: Experiment) -> Picture | None:
-    """The main metric against bytes, a panel for each section."""
+    """The main metric against bytes, a panel for each section; of poolings against the time of an epoch."""
     shown = [(section, section.main) for section in experiment.sections if section.main]
+    if shown and all(section.poolings for section, _ in shown):
+        return _costs(experiment, shown)
     labels = dict.fromkeys(row.label for section, _ in shown for row in section.rows if row.method != "Full")
     number = {label: i for i, label in enumerate(labels)}
     if not shown:
@@ -64,6 +66,39 @@ def overview(experiment: Experiment) -> Picture | None:
     said = "; ".join(f"{section.title}: {_said(section, metric)}" for section, metric in shown)
     panels = [partial(_draw_bytes, section=section, metric=metric, number=number) for section, metric in shown]
     return Picture(f"{experiment.name}-bytes", title, f"{experiment.name}, {title}. {said}.", _svg(panels))
+
+
+def _costs(experiment: Experiment, shown: list[tuple[Section, str]]) -> Picture:
+    """Poolings, those with other numbers of hashes under one name."""
+    names = dict.fromkeys(_family(row, section.rows) for section, _ in shown for row in section.rows)
+    number = {name: place for place, name in enumerate(names)}
+
+    def draw(axes: Axes, section: Section, metric: str) -> None:
+        for name in names:
+            rows = [row for row in section.rows if metric in row.metrics and _family(row, section.rows) == name]
+            rows.sort(key=lambda row: row.epoch_seconds)
+            if rows:
+                _line(axes, number[name], name, [row.epoch_seconds for row in rows], rows, metric, joined=False)
+        axes.set_xscale("log")
+        axes.set_xlabel("seconds of an epoch")
+        axes.set_title(section.title, fontsize=10)
+        _label(axes, metric)
+
+    title = " and ".join(dict.fromkeys(name_of(metric) for _, metric in shown)) + " against cost"
+    said = "; ".join(f"{section.title}: {_said(section, metric)}" for section, metric in shown)
+    panels = [partial(draw, section=section, metric=metric) for section, metric in shown]
+    return Picture(f"{experiment.name}-cost", title, f"{experiment.name}, {title}. {said}.", _svg(panels))
+
+
+def _family(row: Row, rows: list[Row]) -> str:
+    """The label of the row with the same pooling and options but for the hashes: the shortest there is."""
+
+    def kind(row: Row) -> tuple[str, str, dict[str, Any]]:
+        behavior = row.config["behavior"]
+        options = {k: v for k, v in behavior["options"].items() if k not in ("num_hashes", "hash_width")}
+        return row.method, behavior["pooling"], options
+
+    return min((other.label for other in rows if kind(other) == kind(row)), key=len)
 
 
 def sweeps(section: Section) -> list[Picture]:
@@ -148,7 +183,9 @@ def _apart(sizes: list[int]) -> list[int]:
     return kept
 
 
-def _line(axes: Axes, number: int, label: str, xs: list[Any], rows: list[Row], metric: str) -> None:
+def _line(
+    axes: Axes, number: int, label: str, xs: list[Any], rows: list[Row], metric: str, joined: bool = True
+) -> None:
     stats = [row.metrics[metric] for row in rows]
     axes.errorbar(
         xs,
@@ -159,6 +196,7 @@ def _line(axes: Axes, number: int, label: str, xs: list[Any], rows: list[Row], m
         marker=_MARKERS[number % len(_MARKERS)],
         markersize=5,
         capsize=2,
+        linestyle="-" if joined else "none",
     )
 
 

@@ -15,7 +15,7 @@ from embcomp.sdim.projection import hadamard
 from embcomp.sdim.reference import pool_reference
 from embcomp.sdim.signatures import pack, unpack
 
-RULES = ["l2", "mean"]
+RULES = ["l2", "mean", "kernel"]
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
@@ -38,6 +38,20 @@ def codes(sdim: SDIM, vectors: torch.Tensor) -> torch.Tensor:
     return sum(bits[..., i] * 2**i for i in range(sdim.hash_width))
 
 
+def make(*args, rule="l2", **options) -> SDIM:
+    """With weights that tell the distances apart, as training leaves them."""
+    sdim = SDIM(*args, rule=rule, **options)
+    if rule == "kernel":
+        with torch.no_grad():
+            sdim.weight.copy_(torch.linspace(8, -1, len(sdim.weight)))
+    return sdim
+
+
+def reference(sdim: SDIM, asked, sequence, mask) -> torch.Tensor:
+    weight = sdim.weight if sdim.rule == "kernel" else None
+    return pool_reference(codes(sdim, asked), codes(sdim, sequence), sequence, mask, sdim.rule, weight)
+
+
 def jagged(sequence: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     lengths = torch.cat((torch.zeros(1, dtype=torch.int64), mask.sum(1)))
     return sequence[mask], lengths.cumsum(0)
@@ -54,9 +68,9 @@ def jagged(sequence: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, to
 )
 def test_every_form_equals_the_formula(rule, projection, tau, groups, sizes, seed):
     batch, length, dim, num = sizes
-    sdim = SDIM(dim, groups * tau, tau, seed, rule=rule, projection=projection)
+    sdim = make(dim, groups * tau, tau, seed, rule=rule, projection=projection)
     asked, sequence, mask = clustered(batch, length, dim, seed, num)
-    expected = pool_reference(codes(sdim, asked), codes(sdim, sequence), sequence, mask, rule)
+    expected = reference(sdim, asked, sequence, mask)
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(sdim(asked, sequence, mask), expected, **close)
     torch.testing.assert_close(sdim(asked[:, 0], sequence, mask), expected[:, 0], **close)
@@ -74,7 +88,7 @@ def test_every_form_equals_the_formula(rule, projection, tau, groups, sizes, see
 @pytest.mark.parametrize("num", [1, 20])  # 20 candidates go over the buckets, 1 does not
 @pytest.mark.parametrize("form", ["padded", "jagged"])
 def test_gradients_equal_those_of_the_formula(rule, num, form):
-    sdim = SDIM(6, 12, 3, rule=rule)
+    sdim = make(6, 12, 3, rule=rule)
     asked, sequence, mask = clustered(3, 10, 6, candidates=num)
     weight = torch.randn_like(asked)
     asked.requires_grad_()
@@ -87,16 +101,16 @@ def test_gradients_equal_those_of_the_formula(rule, num, form):
         ours = gradients(lambda s: sdim(asked, s, mask))
     else:
         ours = gradients(lambda s: sdim(asked, s[mask], offsets=jagged(s, mask)[1]))
-    reference = gradients(lambda s: pool_reference(codes(sdim, asked), codes(sdim, sequence), s, mask, rule))
-    torch.testing.assert_close(ours[0], reference[0], rtol=1e-4, atol=1e-6)
+    formula = gradients(lambda s: reference(sdim, asked, s, mask))
+    torch.testing.assert_close(ours[0], formula[0], rtol=1e-4, atol=1e-6)
     assert ours[1] is None  # no gradient through signs, as in the formula
-    assert reference[1] is None
+    assert formula[1] is None
 
 
 @every_rule
 def test_expected_reaches_items_and_candidates(rule):
     asked, sequence, mask = (t.double() if t.is_floating_point() else t for t in clustered(2, 5, 4, candidates=3))
-    sdim = SDIM(4, 12, 3, rule=rule)
+    sdim = make(4, 12, 3, rule=rule).double()
     leaves = asked.requires_grad_(), sequence.requires_grad_()
     assert torch.autograd.gradcheck(lambda a, s: sdim(a, s, mask, expected=True), leaves)
     values, offsets = jagged(sequence, mask)
@@ -139,7 +153,7 @@ def test_more_hashes_come_closer_to_the_expectation(rule):
     """The bounds that the project set for clustered data."""
     asked, sequence, mask = clustered(8, 256, 32, candidates=16)
     for num_hashes, bound in ((12, 0.83), (24, 0.90), (48, 0.95), (96, 0.97), (192, 0.99)):
-        sdim = SDIM(32, num_hashes, 3, rule=rule)
+        sdim = make(32, num_hashes, 3, rule=rule)
         limit = sdim(asked, sequence, mask, expected=True)
         cosine = torch.nn.functional.cosine_similarity(sdim(asked, sequence, mask), limit, dim=-1)
         assert cosine.mean() >= bound, num_hashes
@@ -148,7 +162,7 @@ def test_more_hashes_come_closer_to_the_expectation(rule):
 @every_rule
 @pytest.mark.parametrize("num", [1, 20])
 def test_a_history_without_events_is_zero(rule, num):
-    sdim = SDIM(4, rule=rule)
+    sdim = make(4, rule=rule)
     asked, sequence, mask = clustered(3, 5, 4, candidates=num)
     mask[1] = False
     sequence[~mask] = float("nan")  # what lies under the mask is not read
@@ -160,6 +174,20 @@ def test_a_history_without_events_is_zero(rule, num):
         (gradient,) = torch.autograd.grad(pooled.sum(), sequence)
         assert gradient.isfinite().all()
         assert not gradient[~mask].any()
+
+
+def test_the_kernel_begins_as_the_average_and_learns():
+    asked, sequence, mask = clustered(3, 9, 6, candidates=5)
+    sdim = SDIM(6, 12, 3, rule="kernel")
+    pooled = sdim(asked, sequence, mask)
+    mean = (sequence * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+    torch.testing.assert_close(pooled, mean.unsqueeze(1).expand_as(pooled))
+    upstream = torch.randn_like(pooled)
+    (ours,) = torch.autograd.grad((pooled * upstream).sum(), sdim.weight)
+    (formula,) = torch.autograd.grad((reference(sdim, asked, sequence, mask) * upstream).sum(), sdim.weight)
+    torch.testing.assert_close(ours, formula, rtol=1e-4, atol=1e-5)
+    (limit,) = torch.autograd.grad((sdim(asked, sequence, mask, expected=True) * upstream).sum(), sdim.weight)
+    assert limit.isfinite().all()
 
 
 @pytest.mark.parametrize("batch", [0, 1])
@@ -194,9 +222,9 @@ def test_hadamard_is_that_of_scipy(width):
     torch.testing.assert_close(hadamard(x), x @ torch.tensor(scipy_hadamard(width), dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("rule", "num"), [("l2", 1), ("mean", 12)])
+@pytest.mark.parametrize(("rule", "num"), [("l2", 1), ("mean", 12), ("kernel", 1)])
 def test_compiles_and_exports_without_a_graph_break(rule, num):
-    sdim = SDIM(8, 12, 3, rule=rule)
+    sdim = make(8, 12, 3, rule=rule)
     asked, sequence, mask = clustered(3, 7, 8, candidates=num)
     values, offsets = jagged(sequence, mask)
     compiled = torch.compile(sdim, fullgraph=True, backend="aot_eager", dynamic=False)
@@ -251,7 +279,8 @@ def test_signatures_come_from_the_item_table(num_hashes):
         (lambda: SDIM(4, 48, 5), "no multiple of hash_width 5: give 45 or 50"),
         (lambda: SDIM(0), "embedding_dim must be at least 1"),
         (lambda: SDIM(4, 17, 17), "at most 16"),
-        (lambda: SDIM(4, rule="max"), "rule must be 'l2' or 'mean'"),
+        (lambda: SDIM(4, rule="max"), "rule must be one of l2, mean, kernel"),
+        (lambda: SDIM(4, 18, 9, rule="kernel"), "a hash_width of at most 8, got 9"),
         (lambda: SDIM(4, projection="sparse"), "projection must be one of dense, hadamard"),
         (lambda: SDIM(4)(torch.zeros(1, 3), torch.zeros(1, 2, 4)), "candidates have width 3"),
         (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(1, 2, 5)), "sequence have width 5"),
@@ -264,7 +293,7 @@ def test_signatures_come_from_the_item_table(num_hashes):
         (lambda: SDIM(4).query(torch.zeros(1, 4), SDIM(4, 24).encode(torch.zeros(1, 2, 4))), "same configuration"),
         (
             lambda: SDIM(4).query(torch.zeros(2, 4), Buckets(torch.zeros(1, 16, 8, 4), torch.zeros(1, 16, 8))),
-            "buckets of 1 histories for 2 rows",
+            "2 rows of candidates, 1 histories",
         ),
     ],
 )

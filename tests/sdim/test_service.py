@@ -14,9 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from embcomp.sdim import BehaviorStore
+from embcomp.sdim import BehaviorEncoder, BehaviorStore
 from embcomp.sdim.cli import TOKEN, app
 from embcomp.sdim.service import Limits, create_app
+from recsys_models import BehaviorModel
 from tests.sdim.conftest import DIM, make_encoder
 
 
@@ -217,3 +218,23 @@ def test_the_command_refuses(tmp_path, monkeypatch):
     with BehaviorStore(tmp_path / "store", make_encoder("2")):
         pass
     assert "holds '2, SDIM" in run(encoder).output
+
+
+def test_learned_weights_serve_and_the_rest_of_a_model_scores(tmp_path):
+    """The scores are those of the model on the events themselves."""
+    torch.manual_seed(0)
+    model = BehaviorModel(torch.nn.Embedding(50, DIM), pooling="sdim", rule="kernel", num_hashes=12, hidden=[8])
+    torch.nn.init.normal_(model.pooling.weight)
+    encoder = BehaviorEncoder(model.pooling, model.items, "1")
+    encoder.save(tmp_path / "encoder.pt")
+    events, candidates = [3, 1, 4, 1, 5], [9, 2, 6]
+    with BehaviorStore(tmp_path / "store", BehaviorEncoder.load(tmp_path / "encoder.pt")) as store:
+        client = Client(create_app(store, scorer=model.head))
+        client.post("/v1/append", json={"events": {"ann": events}})
+        body = {"user": "ann", "candidates": candidates}
+        scores = client.post("/v1/score", json=body).json()["scores"]
+        with torch.no_grad():
+            direct = model(torch.tensor([candidates]), torch.tensor([events]))
+            pooled = model.pooling(model.items(torch.tensor([candidates])), model.items(torch.tensor([events])))
+        torch.testing.assert_close(torch.tensor(scores), direct[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(arrays(client.post("/v1/pool", json=body))["histories"], pooled[0])

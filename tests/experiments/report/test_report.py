@@ -175,3 +175,25 @@ def test_models_that_rank_are_side_by_side(tmp_path):
     (details,) = tables.details(experiment.sections[0])
     assert details.header[5:8] == ["NDCG@20", "Recall@10", "Recall@20"]
     assert "Recall@20" in overview(experiment).title
+
+
+def test_poolings_are_drawn_against_what_they_cost(tmp_path):
+    poolings = {
+        "average": ("average", {}),
+        "SDIM kernel": ("sdim", {"rule": "kernel"}),
+        "SDIM kernel m=12": ("sdim", {"rule": "kernel", "num_hashes": 12}),
+        "SDIM": ("sdim", {"rule": "l2"}),
+    }
+    for dataset in ("films like", "films next"):
+        for number, (label, (pooling, options)) in enumerate(poolings.items(), 1):
+            config = {"behavior": {"pooling": pooling, "options": options}, "method": {"method": "Full", "options": {}}}
+            other = {"config": config, "seconds": 60.0 * number, "epochs": 3}
+            write(tmp_path, "Full", label, {}, 4000, 0, 0.8, dataset=dataset, **other)
+    (experiment,) = collect(tmp_path)
+    assert [row.epoch_seconds for row in experiment.sections[0].rows if row.label == "average"] == [20]
+    picture = overview(experiment)
+    assert picture is not None
+    assert (picture.name, picture.title) == ("toy-cost", "AUC against cost")
+    assert "films next: " in picture.alt
+    legend = set(re.findall(r">(average|SDIM[^<]*)<", picture.svg))
+    assert legend == {"average", "SDIM kernel", "SDIM"}  # another number of hashes is the same pooling
