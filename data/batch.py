@@ -20,7 +20,7 @@ class Batch(Pipelineable):
         dense: float32 [B, num_dense].
         sparse: keys = features in schema order, int64 values, stride B.
         label: float32 [B], 0 or 1.
-        columns: name -> [B], the group id (int64) and other columns for evaluation.
+        columns: name -> [B], the group id (int64) and other columns for evaluation (int64, float32 or bool).
     """
 
     dense: Tensor

@@ -140,6 +140,14 @@ class SemanticIds(Method):
         )
         return TablePlan(table, encoder, tuple(chunks), Concat() if concat or len(chunks) == 1 else Sum())
 
+    def _least(self, support: Tensor, trained: Tensor) -> Tensor:
+        """The least support, int64 [N], with which a piece of an item is kept, from support [N, P] and bool [N]."""
+        if self.min_support == 0:
+            return torch.zeros_like(trained, dtype=torch.int64)
+        # An item whose best piece has less keeps that one: its row is trained, which a hashed row is not.
+        backed_off = support.amax(1).clamp(min=1, max=self.min_support)
+        return torch.where(trained, 1, backed_off)
+
     def config(self) -> dict[str, Any]:
         """The settings; codes and support live on in the encoder, which is saved with the rows."""
         kept = {
@@ -203,7 +211,9 @@ class SemanticIds(Method):
         columns, spans = self.pieces.columns(codes, codebook_size), self.pieces.spans(codes.shape[1])
         size = self.pieces.size(codebook_size)
         present = torch.stack([(columns[:, list(span)] >= 0).all(1) for span in spans], 1)
-        supported = present & (vocabulary.support_of(codes) >= self.min_support)
+        support = vocabulary.support_of(codes).masked_fill(~present, 0)
+        trained = (support > 0).logical_or(~present).all(1) if counts is None else counts > 0
+        supported = present & (support >= self._least(support, trained).unsqueeze(1))
         return _Known(columns, supported, spans, size, counts, has_content)
 
 
