@@ -184,7 +184,8 @@ def test_dropout_reads_items_as_if_they_were_new_and_only_in_training() -> None:
         torch.testing.assert_close(pieces.mean(0), 1 - torch.tensor(lost), atol=0.02, rtol=0)
         assert torch.equal(own, pieces[:, 2:])  # whoever is new has neither
         (_, pieces), (_, own) = built.encoder.eval()(ids)
-        assert bool(pieces.all()) and bool(own.all())
+        assert bool(pieces.all())
+        assert bool(own.all())
 
 
 def test_tables_on_one_code_book_share_its_rows() -> None:
