@@ -76,7 +76,7 @@ class SemanticIds(Method):
     id_rows: int | None = None
     counts: Tensor | Mapping[str, Tensor] | None = field(default=None, repr=False)
     vocabulary: Vocabulary | None = field(default=None, repr=False)
-    min_support: int = 1
+    min_support: int = 10
     piece_dropout: float = 0.0
     codebook_size: int | None = None
     seed: int = 0

@@ -1,31 +1,16 @@
 """News clicks: negatives of the same hour, age of the clicked article, windows."""
 
-import numpy as np
 import polars as pl
 import pytest
 
 import data
 from data import DataError, globo
-
-HOUR = 3_600_000
+from tests.globo_clicks import HOUR, write_clicks
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """400 clicks of 20 readers over 20 hours on 12 articles with vectors, and one without; the last hour has one."""
-    rng = np.random.default_rng(0)
-    hour = np.repeat(np.arange(20), 20)
-    article = rng.integers(100, 113, 400)
-    article[hour == 19] = 100
-    frame = {"user_id": rng.integers(0, 20, 400), "click_article_id": article, "click_timestamp": hour * HOUR}
-    frame |= {column: rng.integers(1, 4, 400) for column in globo._CONTEXT.values()}
-    pl.DataFrame(frame).cast({"click_article_id": pl.Int32}).sample(fraction=1, shuffle=True, seed=0).write_parquet(
-        tmp_path / "clicks.parquet"
-    )
-    born = {"article_id": [100, 101], "created_at_ts": [-30 * HOUR, 18 * HOUR]}
-    pl.DataFrame(born).write_parquet(tmp_path / "articles.parquet")
-    ids = np.arange(111, 99, -1, dtype=np.int32)
-    np.savez(tmp_path / "article_embeddings.npz", article_id=ids, embedding=ids[:, None] * np.ones((1, 3), np.float32))
+    write_clicks(tmp_path)
     return tmp_path
 
 

@@ -12,7 +12,7 @@ from experiments import stability
 from experiments.errors import InputError
 from experiments.load import check, load
 from experiments.stability import CONFIG, change, measure, run_all, write_markdown
-from tests.data.test_globo import folder as folder  # noqa: PLC0414
+from tests.globo_clicks import write_clicks
 
 TOML = """
 experiment = "semantic-stability"
@@ -25,7 +25,9 @@ method = "SemanticIds"
 label = "prefixes"
 table = "item"
 rows = 12
-options = { codes = { tokenizer = "ResidualKMeans", levels = 2, codebook_size = 4 }, pieces = { kind = "PrefixNgram", n = 2 } }
+[methods.options]
+codes = { tokenizer = "ResidualKMeans", levels = 2, codebook_size = 4 }
+pieces = { kind = "PrefixNgram", n = 2 }
 """
 
 
@@ -39,10 +41,11 @@ def test_change_is_that_of_the_definition():
         assert found[f"rank{suffix}"] == pytest.approx(stats.spearmanr(p, q).statistic, abs=1e-6)
 
 
-def test_each_run_leaves_a_file_and_a_row(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("EMBCOMP_DATA", str(folder.parent))
-    text = TOML.replace('"globo" }', f'"globo", options = {{ folder = "{folder.name}" }} }}')
-    (tmp_path / "stability.toml").write_text(text)
+def test_each_run_leaves_a_file_and_a_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBCOMP_DATA", str(tmp_path))
+    (tmp_path / "globo").mkdir()
+    write_clicks(tmp_path / "globo")
+    (tmp_path / "stability.toml").write_text(TOML)
     fitted = []
     resolved = stability.resolved
     monkeypatch.setattr(stability, "resolved", lambda run, clicks: fitted.append(run.data) or resolved(run, clicks))

@@ -90,7 +90,7 @@ def test_pieces_without_support_are_left_out() -> None:
     counts = torch.ones(32)
     counts[16:24] = 0  # no training item has codes that begin with 2
     counts[1] = 0  # [0, 0, 1]: only its deepest prefix is its own
-    built = module(CODES, PrefixNgram(3), rows=200, counts=counts)
+    built = module(CODES, PrefixNgram(3), rows=200, counts=counts, min_support=1)
     assert [len(row) for row in rows_of(built, torch.tensor([0, 1, 2]))] == [3, 2, 3]
     assert rows_of(built, torch.tensor([1])) == [rows_of(built, torch.tensor([0]))[0][:2]]
     # Items 16 .. 23 have no supported piece: as many hashed rows.
