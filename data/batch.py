@@ -20,7 +20,7 @@ class Batch(Pipelineable):
         dense: float32 [B, num_dense].
         sparse: keys = features in schema order, int64 values, stride B.
         label: float32 [B], 0 or 1.
-        columns: name -> [B], the group id (int64) and other columns for evaluation.
+        columns: name -> [B], the group id (int64) and other columns for evaluation (int64, float32 or bool).
         total: rows of the whole batch, of which this may be one process's share; by default B.
         padding: rows at the end that repeat another one, so that all shares are equally large; they do not count.
     """

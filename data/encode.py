@@ -69,7 +69,9 @@ def encode(source: Source, folder: Path, name: str) -> None:
 
 
 def _carry(column: str, dtype: pl.DataType) -> pl.Expr:
-    if dtype.is_integer() or dtype == pl.Boolean:
+    if dtype == pl.Boolean:
+        return pl.col(column)
+    if dtype.is_integer():
         return pl.col(column).cast(pl.Int64)
     return pl.col(column).cast(pl.Float32) if dtype.is_numeric() else hashed(pl.col(column))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from polars.exceptions import PolarsError
 
-from data import avazu, criteo, frappe, interactions, ml_1m, parquet, sequences, synthetic
+from data import avazu, criteo, frappe, globo, interactions, ml_1m, parquet, sequences, synthetic
 from data.clicks import ClickData
 from data.interactions import Interactions
 from data.prepare import prepared
@@ -51,6 +51,7 @@ DATASETS: dict[str, Dataset] = {
     "criteo": Dataset(criteo.read, criteo.files, "criteo"),
     "avazu": Dataset(avazu.read, avazu.files, "avazu"),
     "frappe": Dataset(frappe.read, frappe.files, "frappe_x1"),
+    "globo": Dataset(globo.read, globo.files, "globo"),
     "parquet": Dataset(parquet.read, parquet.files, resolve=parquet.resolve),
     "synthetic": Dataset(synthetic.read, defaults=synthetic.OPTIONS),
 }

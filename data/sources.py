@@ -52,6 +52,11 @@ SOURCES: dict[str, Archive | str] = {
     ),
     "avazu": "Avazu is on Kaggle, behind a login. Accept the rules at "
     "https://www.kaggle.com/c/avazu-ctr-prediction/data, download train.gz there and unpack it to {folder}/train.csv",
+    "globo": "Globo's clicks are on Kaggle, behind a login: "
+    "https://www.kaggle.com/datasets/gspmoreira/news-portal-user-interactions-by-globocom. Write the files of clicks/ "
+    "as {folder}/clicks.parquet, articles_metadata.csv as {folder}/articles.parquet, and {folder}/"
+    "article_embeddings.npz with the arrays article_id and embedding; the figures here are of the 4,097 articles whose "
+    "vectors are in artdeoich/content-recommendation and GuillaumeC96/P10_reco_my_content on GitHub",
     "gowalla": "Gowalla is published as text files of one user a line, and its validation split apart from the others. "
     "Write {folder}/interactions.parquet with the columns user_id, item_id and split (train, valid, test) from "
     "data/gowalla of https://github.com/geon0325/LightGCNpp",

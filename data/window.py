@@ -25,7 +25,7 @@ class Window:
         multi_hot: feature -> (ids of all rows, offsets [n + 1]).
         dense: float32 [n, num_dense].
         label: float32 [n].
-        columns: name -> [n], int64 or float32.
+        columns: name -> [n], int64, float32 or bool.
     """
 
     one_hot: Tensor
@@ -69,7 +69,7 @@ class Window:
 
 
 def _widest(column: Tensor) -> Tensor:
-    return column if column.is_floating_point() else column.to(torch.int64)
+    return column if column.is_floating_point() or column.dtype == torch.bool else column.to(torch.int64)
 
 
 def _bags(column: pa.ChunkedArray, order: np.ndarray | None) -> tuple[Tensor, Tensor]:

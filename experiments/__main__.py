@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | report | export | demo | bench | parity | tokenizers | kills | text`."""
+"""The command line: `python -m experiments run | report | export | demo | bench | parity | tokenizers | stability | kills | text`."""
 
 from __future__ import annotations
 
@@ -233,6 +233,24 @@ def kills(
     console.print(f"{'equal' if found['equal'] else 'DIFFERENT'} after {number} kills; wrote {path}", highlight=False)
     if not found["equal"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def stability(
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("out/stability"),
+    filter: Annotated[str, typer.Option(help="Only runs whose name holds this.")] = "",
+    markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
+) -> None:
+    """Train the runs of experiments/stability.toml on an earlier and a later window, and compare what they predict."""
+    from experiments.results import RESULTS
+    from experiments.stability import run_all, write_markdown
+
+    run_all(results or RESULTS, out, console, pattern=filter)
+    if markdown is not None:
+        console.print(f"wrote {write_markdown(results or RESULTS, markdown)}", highlight=False)
 
 
 @app.command()

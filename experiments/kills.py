@@ -311,7 +311,7 @@ def _evaluate(model: Any, clicks: data.ClickData, training: Training) -> dict[st
     import torch
     import torch.distributed as dist
 
-    from experiments.parity import gathered
+    from experiments.distributed import gathered_state
 
     model.eval()
     with torch.no_grad():
@@ -320,7 +320,7 @@ def _evaluate(model: Any, clicks: data.ClickData, training: Training) -> dict[st
     dist.all_gather_object(every, [torch.cat(part) for part in zip(*answers, strict=True)])
     logits, labels = (torch.cat(part) for part in zip(*every, strict=True))
     digest = hashlib.sha256()
-    for name, value in sorted(gathered(model.state_dict()).items()):
+    for name, value in sorted(gathered_state(model.state_dict()).items()):
         digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
     metrics = {f"test/{name}": value for name, value in click_metrics(logits, labels).items()}
     return {**metrics, "weights": digest.hexdigest()}

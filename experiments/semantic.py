@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def resolved(run: RunConfig, clicks: data.ClickData) -> RunConfig:
     """The run with codes and pieces in the place of what its method's options say of them; see `resolve`."""
-    if "codes" not in run.method.options:
+    if not isinstance(run.method.options.get("codes"), Mapping):
         return run
     options = resolve(run.method.options, clicks, run.method.table)
     return dataclasses.replace(run, method=dataclasses.replace(run.method, options=options))

@@ -1,6 +1,5 @@
 """The encoder of `SemanticIds`: codes of an id -> rows of its pieces."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +47,7 @@ class SemanticEncoder(Encoder):
 
     codes: Tensor
     supported: Tensor
+    as_new: Tensor | None
     keys: Tensor
     owners: Tensor
 
@@ -65,6 +65,7 @@ class SemanticEncoder(Encoder):
         concat: bool,
         weighted: bool,
         dropout: float,
+        as_new: Tensor | None,
         seed: int,
         own_ids: bool,
         id_rows: int | None,
@@ -74,9 +75,9 @@ class SemanticEncoder(Encoder):
         self.spans, self.size, self.ranges, self.rows = tuple(spans), size, tuple(ranges), rows
         self.concat, self.weighted, self.dropout, self.seed = concat, weighted, dropout, seed
         self.own_ids, self.id_rows = own_ids, id_rows
-        bits = (supported.long() << torch.arange(len(spans), device="cpu")).sum(1)
         self.register_buffer("codes", columns.clamp(min=0).to(_narrow(size)))
-        self.register_buffer("supported", bits.to(_narrow(2 ** len(spans))))
+        self.register_buffer("supported", _bits(supported))
+        self.register_buffer("as_new", None if as_new is None else _bits(as_new))
         self.register_buffer("keys", self._keys(), persistent=False)
         self.register_buffer("owners", owners)
 
@@ -96,15 +97,17 @@ class SemanticEncoder(Encoder):
         return int((self.supported == 0).sum())
 
     def encode(self, ids: Tensor) -> list[Rows]:
-        rows, weights = self._pieces(ids)
+        # In training some ids are read as if they were new, so that the model learns to judge those that are.
+        new = torch.rand(ids.shape, device=ids.device) < self.dropout if self.training and self.dropout else None
+        rows, weights = self._pieces(ids, new)
         chunks = [Rows(rows, weights)]
         if self.concat:
             split = [None] * len(self.spans) if weights is None else weights.split(1, 1)
             chunks = [Rows(row, weight) for row, weight in zip(rows.split(1, 1), split, strict=True)]
-        return chunks if self.id_rows is None else [*chunks, self._id_row(ids)]
+        return chunks if self.id_rows is None else [*chunks, self._id_row(ids, new)]
 
-    def _pieces(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Row of each piece, int64 [N, P], and 1 for a supported piece, 0 for another: float32 [N, P]."""
+    def _pieces(self, ids: Tensor, new: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Row of each piece, int64 [N, P], and 1 for one that is read, 0 for another: float32 [N, P]."""
         count = len(self.spans)
         place = ids.clamp(max=self.codes.shape[0] - 1) if self.table.num_embeddings is None else ids
         columns = self.codes.index_select(0, place).long()
@@ -115,33 +118,36 @@ class SemanticEncoder(Encoder):
         bits = self.supported.index_select(0, place).long()
         if self.table.num_embeddings is None:
             bits = torch.where(ids < self.codes.shape[0], bits, 0)
-        weights = (bits.unsqueeze(1) >> torch.arange(count, device=ids.device)) & 1
         without = (bits == 0).unsqueeze(1)
         rows = torch.where(without, hash_rows(ids, self.keys[count : 2 * count], self.rows), rows)
+        if new is not None and self.as_new is not None:
+            bits = torch.where(new, bits & self.as_new.index_select(0, place).long(), bits)
+        weights = (bits.unsqueeze(1) >> torch.arange(count, device=ids.device)) & 1
         weights = torch.where(without, 1, weights).float()
-        if self.training and self.dropout:
-            # Each id loses its j deepest pieces with probability dropout^j, never the first.
-            drawn = torch.rand(ids.shape, device=ids.device).clamp(min=1e-12)
-            lost = (drawn.log() / math.log(self.dropout)).floor().long()
-            kept = torch.arange(count, device=ids.device) < (count - lost).clamp(min=1).unsqueeze(1)
-            weights = weights * (kept | without)
         return rows, weights
 
     def _rows_of(self, number: Tensor, start: int, rows: int, key: int | None) -> Tensor:
         return start + (number if key is None else hash_rows(number, self.keys[key : key + 1], rows).squeeze(1))
 
-    def _id_row(self, ids: Tensor) -> Rows:
+    def _id_row(self, ids: Tensor, new: Tensor | None) -> Rows:
         assert self.id_rows is not None
         if self.owners is None:
             return Rows(hash_rows(ids, self.keys[-1:], self.id_rows))
         narrow = ids.to(self.owners.dtype).contiguous()
         place = torch.searchsorted(self.owners, narrow).clamp(max=self.owners.numel() - 1)
         owned = self.owners[place] == narrow
-        return Rows(torch.where(owned, place, 0).unsqueeze(1), owned.unsqueeze(1).float())
+        read = owned if new is None else owned & ~new
+        return Rows(torch.where(owned, place, 0).unsqueeze(1), read.unsqueeze(1).float())
 
     def extra_repr(self) -> str:
         fallbacks = "" if self.supported.is_meta else f", {self.fallbacks} items on the fallback"
         return f"{self.codes.shape[0]} items, {len(self.spans)} pieces{fallbacks}"
+
+
+def _bits(pieces: Tensor) -> Tensor:
+    """One bit for each piece, from bool [N, P]."""
+    count = pieces.shape[1]
+    return (pieces.long() << torch.arange(count, device="cpu")).sum(1).to(_narrow(2**count))
 
 
 def _narrow(size: int) -> torch.dtype:

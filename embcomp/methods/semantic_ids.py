@@ -35,9 +35,10 @@ class SemanticIds(Method):
     coarse ones do, and finer ones share the rest by hashing. The tables that one instance matches read the same rows
     (one store for each width).
 
-    A piece that no training item carries is left out of the sum: its row is untrained, or another piece's. Ids without
-    any supported piece (no content, beyond the codes) read as many hashed rows, as `MultiHash` would; `report` counts
-    them.
+    A piece that no training item carries is left out of the sum: its row is untrained, or another piece's. So are, for
+    an item that does not occur in training, pieces that few training items carry: what their rows have learned is about
+    those few. Ids without any supported piece (no content, beyond the codes) read as many hashed rows, as `MultiHash`
+    would; `report` counts them.
 
     Args:
         codes: integers [num_embeddings, levels], -1 at all levels for an item without content; or a mapping from table
@@ -48,11 +49,13 @@ class SemanticIds(Method):
         id_rows: rows of a second table, one look-up more: with `counts` the most frequent items own one each and the
             others read none; without, every id reads its hash. For items that deserve memorisation.
         counts: how often each id occurs in training, [num_embeddings] (or a mapping): says which items count as
-            training items. By default all that have codes.
+            training items. By default all that have codes; with `vocabulary`, those whose pieces all have support.
         vocabulary: the support recorded when training began, in place of that of `codes` and `counts`: give it when
             items have been added since.
-        min_support: a piece is supported where so many training items carry it; 0 leaves nothing out.
-        piece_dropout: in training each id loses its j deepest pieces with probability piece_dropout^j, never the first.
+        min_support: items that do not occur in training read the pieces that so many training items carry, or, where
+            they have none, the one that most carry. Training items read all of theirs. 0 leaves nothing out.
+        piece_dropout: in training an id is read with this probability as if it were new: only the pieces that
+            min_support other items carry, or else the best one, and no id row of its own.
         codebook_size: codes at each level, by default the largest code + 1, rounded up to a power of two.
         seed: another seed gives other collisions.
 
@@ -74,7 +77,7 @@ class SemanticIds(Method):
     id_rows: int | None = None
     counts: Tensor | Mapping[str, Tensor] | None = field(default=None, repr=False)
     vocabulary: Vocabulary | None = field(default=None, repr=False)
-    min_support: int = 1
+    min_support: int = 10
     piece_dropout: float = 0.0
     codebook_size: int | None = None
     seed: int = 0
@@ -88,6 +91,8 @@ class SemanticIds(Method):
             raise ValueError(f"SemanticIds: piece_dropout must be in [0, 1), got {self.piece_dropout}")
         if self.min_support < 0:
             raise ValueError(f"SemanticIds: min_support must not be negative, got {self.min_support}")
+        if self.piece_dropout and not self.min_support:
+            raise ValueError("SemanticIds: piece_dropout leaves out pieces below min_support, which must be at least 1")
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores: dict[str, Store] = {}
@@ -134,6 +139,7 @@ class SemanticIds(Method):
             concat=concat,
             weighted=weighted,
             dropout=self.piece_dropout,
+            as_new=known.as_new if self.piece_dropout else None,
             seed=self.seed,
             own_ids=isinstance(self.codes, Mapping),
             id_rows=self.id_rows,
@@ -205,8 +211,20 @@ class SemanticIds(Method):
         columns, spans = self.pieces.columns(codes, codebook_size), self.pieces.spans(codes.shape[1])
         size = self.pieces.size(codebook_size)
         present = torch.stack([(columns[:, list(span)] >= 0).all(1) for span in spans], 1)
-        supported = present & (vocabulary.support_of(codes) >= self.min_support)
-        return _Known(columns, supported, spans, size, counts, has_content)
+        support = vocabulary.support_of(codes).masked_fill(~present, 0)
+        trained = ((support > 0) | ~present).all(1) if counts is None else counts > 0
+        backed_off = present & (support >= self._least(support))
+        supported = torch.where(trained.unsqueeze(1), present & (support >= min(1, self.min_support)), backed_off)
+        others = support - (trained.unsqueeze(1) & (support > 0)).long()  # that carry the piece too
+        as_new = supported & (others >= self._least(others)) if self.piece_dropout else None
+        return _Known(columns, supported, as_new, spans, size, counts, has_content)
+
+    def _least(self, support: Tensor) -> Tensor:
+        """The least support, int64 [N, 1], with which an untrained item reads a piece, from that of all: [N, P].
+
+        Where no piece has `min_support`, the best one is read: its row is trained, which a hashed row is not.
+        """
+        return support.amax(1, keepdim=True).clamp(min=min(1, self.min_support), max=self.min_support)
 
 
 @dataclass(frozen=True)
@@ -231,6 +249,7 @@ class _Known(NamedTuple):
 
     columns: Tensor
     supported: Tensor
+    as_new: Tensor | None
     spans: Sequence[Span]
     size: int
     counts: Tensor | None

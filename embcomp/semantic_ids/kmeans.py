@@ -18,7 +18,10 @@ def unheard(done: int, total: int, text: str) -> None:
 
 
 def assign(vectors: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centroid of each vector, int64 [N], and the squared distance to it, float32 [N]; for training."""
+    """The nearest centroid of each vector, int64 [N], and half the squared distance less |v|^2 / 2, float32 [N].
+
+    For training: near ties fall by rounding.
+    """
     half_squares = centroids.square().sum(1) / 2
     index = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
     score = torch.empty(vectors.shape[0], device=vectors.device)
@@ -26,7 +29,16 @@ def assign(vectors: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         block = vectors[start : start + ROWS]
         scores = torch.addmm(half_squares, block, centroids.t(), alpha=-1)
         torch.min(scores, 1, out=(score[start : start + ROWS], index[start : start + ROWS]))
-    return index, (2 * score + vectors.square().sum(1)).clamp_(min=0)
+    return index, score
+
+
+def without(vectors: Tensor, centroids: Tensor, index: Tensor) -> Tensor:
+    """Each vector less its centroid, float32 [N, d]; by blocks that stay in the cache."""
+    rest = torch.empty_like(vectors)
+    for start in range(0, vectors.shape[0], ROWS):
+        part = slice(start, start + ROWS)
+        torch.sub(vectors[part], centroids.index_select(0, index[part]), out=rest[part])
+    return rest
 
 
 def means(vectors: Tensor, index: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,9 +70,11 @@ def kmeans(
         ValueError: fewer than k different vectors.
     """
     centroids = _seed(vectors, k, seed)
+    squares = torch.linalg.vector_norm(vectors, dim=1).square()
     before = float("inf")
     for iteration in range(iterations):
-        index, distances = assign(vectors, centroids)
+        index, score = assign(vectors, centroids)
+        distances = (2 * score + squares).clamp_(min=0)
         error = float(distances.sum(dtype=torch.float64))
         progress(iteration + 1, iterations, f"error {error / vectors.shape[0]:.4g}")
         centroids, counts = means(vectors, index, centroids)
@@ -123,7 +137,7 @@ def refine(
     def encode_from(level: int) -> None:
         for i in range(level, levels):
             codes[i], _ = assign(rests[i], codebooks[i])
-            rests[i + 1] = rests[i] - codebooks[i][codes[i]]
+            rests[i + 1] = without(rests[i], codebooks[i], codes[i])
 
     encode_from(0)
     for done in range(rounds):

@@ -44,10 +44,12 @@ def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
             # A dot product of d terms errs by at most d 2^-24 |v| |c|, in any order of summation; both scores may err.
             norms = torch.linalg.vector_norm(block, dim=1)
             margin = (2 * (vectors.shape[1] + 4) * 2.0**-24 * longest) * (norms + longest)
-            close = scores <= (best + margin).unsqueeze(1)
-            tied = (close.sum(1) > 1).nonzero().squeeze(1)
+            limit = best + margin
+            scores.scatter_(1, index.unsqueeze(1), float("inf"))
+            tied = (scores.amin(1) <= limit).nonzero().squeeze(1)  # far cheaper than a comparison of all scores
             if tied.numel():
-                index[tied] = _nearest_exactly(block[tied], codes, close[tied])
+                close = (scores[tied] <= limit[tied].unsqueeze(1)).scatter_(1, index[tied].unsqueeze(1), True)
+                index[tied] = _nearest_exactly(block[tied], codes, close)
             found[start : start + block.shape[0]] = index
     return found
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from embcomp.semantic_ids.content import Content
-from embcomp.semantic_ids.kmeans import Progress, kmeans, refine
-from embcomp.semantic_ids.nearest import nearest
+from embcomp.semantic_ids.kmeans import Progress, assign, kmeans, refine, without
 from embcomp.semantic_ids.resume import Checkpoint
 from embcomp.semantic_ids.tokenizer import Tokenizer
 
@@ -79,7 +78,7 @@ class ResidualKMeans(Tokenizer):
                 codebooks.append(centroids)
                 saved.save({"codebooks": codebooks})
             codebooks[level] = codebooks[level].to(device)
-            rest = rest - codebooks[level][nearest(rest, codebooks[level])]
+            rest = without(rest, codebooks[level], assign(rest, codebooks[level])[0])
         return {
             "codebooks": refine(vectors, torch.stack(codebooks), rounds=settings["rounds"], progress=progress)
         }, vectors

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embcomp.semantic_ids.content import Content
-from embcomp.semantic_ids.kmeans import Progress, assign, kmeans, refine
+from embcomp.semantic_ids.kmeans import Progress, assign, kmeans, refine, without
 from embcomp.semantic_ids.nearest import nearest
 from embcomp.semantic_ids.resume import Checkpoint
 
@@ -24,7 +24,7 @@ def residual_kmeans(latents: Tensor, levels: int, size: int, seed: int, rounds: 
     codebooks, rest = [], latents
     for level in range(levels):
         codebooks.append(kmeans(rest, size, iterations=25, tolerance=1e-4, seed=seed * 1000 + level))
-        rest = rest - codebooks[-1][assign(rest, codebooks[-1])[0]]
+        rest = without(rest, codebooks[-1], assign(rest, codebooks[-1])[0])
     return refine(latents, torch.stack(codebooks), rounds=rounds)
 
 

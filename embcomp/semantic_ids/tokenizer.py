@@ -9,7 +9,7 @@ from torch import Tensor
 
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
 from embcomp.semantic_ids.kmeans import Progress, unheard
-from embcomp.semantic_ids.nearest import nearest
+from embcomp.semantic_ids.nearest import ROWS, nearest
 
 if TYPE_CHECKING:
     from embcomp.semantic_ids.quality import Drift, Quality
@@ -150,14 +150,16 @@ class Tokenizer(abc.ABC):
         codes = torch.empty(len(content), self.levels, dtype=torch.int32)
         start = 0
         for block in content.blocks():
-            rest = self._latents(block.to(device), tensors)
-            stop = start + block.shape[0]
-            for level, codebook in enumerate(tensors["codebooks"]):
-                index = nearest(rest, codebook)
-                codes[start:stop, level] = index.cpu()
-                if level + 1 < self.levels:
-                    rest = rest - codebook[index]
-            start = stop
+            # What the levels leave stays in the cache of a CPU; a device gets whole blocks.
+            for part in block.split(ROWS if torch.device(device).type == "cpu" else block.shape[0]):
+                rest = self._latents(part.to(device), tensors)
+                stop = start + part.shape[0]
+                for level, codebook in enumerate(tensors["codebooks"]):
+                    index = nearest(rest, codebook)
+                    codes[start:stop, level] = index.cpu()
+                    if level + 1 < self.levels:
+                        rest = rest - codebook.index_select(0, index)
+                start = stop
         return codes
 
     @torch.no_grad()

@@ -35,6 +35,7 @@ def write_markdown(results: Path, folder: Path, names: Sequence[str] | None = No
     for experiment in experiments:
         drawn = [pictures.overview(experiment)]
         drawn += [picture for section in experiment.sections for picture in pictures.sweeps(section)]
+        drawn += [pictures.slices(section) for section in experiment.sections]
         for picture in drawn:
             if picture:
                 write_text(folder / f"{picture.name}.svg", picture.svg)

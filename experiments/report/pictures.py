@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +107,50 @@ def sweeps(section: Section) -> list[Picture]:
     if section.main is None:
         return []
     return [_against_option(section, section.main, method, option) for method, option in _swept(section)]
+
+
+def slices(section: Section) -> Picture | None:
+    """The main metric of each slice, grouped where it can be, a line for each method at one size."""
+    metric = "gauc" if "gauc" in section.metrics else section.main
+    names = [name for name in section.sliced if name.startswith(f"{metric}/")]
+    rows = _at_one_size(section)
+    if not names or not metric:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for number, name in enumerate(names):
+            known = [(place, row.metrics[name]) for place, row in enumerate(rows) if name in row.metrics]
+            axes.errorbar(
+                [stat.mean for _, stat in known],
+                [place for place, _ in known],
+                xerr=[stat.std for _, stat in known],
+                label=name.partition("/")[2].replace("_", " "),
+                color=f"C{number % 10}",
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=5,
+                linestyle="none",
+            )
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel(name_of(metric))
+        axes.grid(True)
+
+    said = [
+        f"{row.label}: "
+        + ", ".join(f"{name.partition('/')[2]} {row.metrics[name].mean:.3f}" for name in names if name in row.metrics)
+        for row in rows
+    ]
+    title = f"{name_of(metric)} by slice"
+    name = f"{section.experiment}-{section.dataset}-{section.model}-slices"
+    return Picture(name, title, f"{title}, {section.title}. {'; '.join(said)}.", _svg([draw]))
+
+
+def _at_one_size(section: Section) -> list[Row]:
+    """Each method once: at the size that most have, or the only one that it has."""
+    sizes = Counter(row.rows for row in section.rows)
+    labels = Counter(row.label for row in section.rows)
+    usual = sizes.most_common(1)[0][0]
+    return [row for row in section.rows if row.rows == usual or labels[row.label] == 1]
 
 
 def _said(section: Section, metric: str) -> str:

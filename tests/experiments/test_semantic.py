@@ -1,10 +1,13 @@
 """Runs that need content: codes and pieces from a configuration, content as dense input, one table alone."""
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 
-from experiments import semantic
+import data
+from experiments import semantic, text
 from experiments.errors import InputError
 from experiments.load import CONFIGS, check, load
 from experiments.results import key, read_results
@@ -98,20 +101,41 @@ def test_content_needs_a_table(small):
 
 def test_the_experiment_of_the_repository_is_well_formed():
     experiment = load(CONFIGS / "semantic-ml1m.toml")
-    assert {run.method.label for run in experiment.runs()} >= {"Unigram", "Prefix-4", "content as dense input"}
+    assert {run.method.label for run in experiment.runs()} >= {"Unigram", "Prefix-5", "content as dense input"}
 
 
 def test_text_of_films():
     items = pl.DataFrame({"item_id": [1, 2], "title": ["A", "B"], "genres": ["x|y", None], "plot": [None, "p"]})
-    assert texts_of(items) == ["A. x|y", "B. p"]
+    assert texts_of(items) == ["A. x, y", "B. p"]
+
+
+def test_vectors_are_made_once_of_whatever_text_there_is(tmp_path, monkeypatch):
+    """The published file has titles and genres, in Latin-1."""
+    (tmp_path / "ml-1m").mkdir()
+    monkeypatch.setenv("EMBCOMP_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    console = Console(record=True, quiet=True)
+    with pytest.raises(InputError, match=r"items.parquet or .*movies.dat; `python -m data fetch ml-1m` gets one"):
+        text.embed("ml-1m", console)
+    (tmp_path / "ml-1m" / "movies.dat").write_bytes("7::Les Misérables::Drama|War\n9::B::Comedy\n".encode("latin-1"))
+    seen = []
+
+    def encode(texts):
+        seen.extend(texts)
+        return np.ones((len(texts), 2))
+
+    path = text.embed("ml-1m", console, encode)
+    assert text.embed("ml-1m", console, encode) == path
+    assert seen == ["Les Misérables. Drama, War", "B. Comedy"]
+    with np.load(path) as arrays:
+        assert arrays["ids"].tolist() == [7, 9]
+        assert (arrays["vectors"].dtype, arrays["vectors"].shape) == (np.float32, (2, 2))
+    with pytest.raises(InputError, match="text beauty: only ml-1m has text"):
+        text.embed("beauty", console)
 
 
 @pytest.mark.dataset("ml-1m")
 def test_vectors_of_films_find_their_ids(dataset, monkeypatch, tmp_path):
-    import numpy as np
-
-    import data
-
     clicks = data.load("ml-1m", held_out=0.15)
     values = clicks.vocabulary("item")
     ids = sorted(int(value) for value in values if value is not None)[10:]

@@ -90,7 +90,7 @@ def test_pieces_without_support_are_left_out() -> None:
     counts = torch.ones(32)
     counts[16:24] = 0  # no training item has codes that begin with 2
     counts[1] = 0  # [0, 0, 1]: only its deepest prefix is its own
-    built = module(CODES, PrefixNgram(3), rows=200, counts=counts)
+    built = module(CODES, PrefixNgram(3), rows=200, counts=counts, min_support=1)
     assert [len(row) for row in rows_of(built, torch.tensor([0, 1, 2]))] == [3, 2, 3]
     assert rows_of(built, torch.tensor([1])) == [rows_of(built, torch.tensor([0]))[0][:2]]
     # Items 16 .. 23 have no supported piece: as many hashed rows.
@@ -101,8 +101,22 @@ def test_pieces_without_support_are_left_out() -> None:
     assert built.encoder.fallbacks == 8
     all_in = module(CODES, PrefixNgram(3), rows=200, counts=counts, min_support=0)
     assert all(len(row) == 3 for row in rows_of(all_in, torch.arange(32)))
-    shared = module(CODES, PrefixNgram(3), rows=200, min_support=2)
-    assert [len(row) for row in rows_of(shared, torch.arange(32))] == [2] * 32
+
+
+def test_new_items_leave_out_pieces_that_few_training_items_carry() -> None:
+    """Item 0 is new; 1 training item has all its codes, 3 have the first two, 7 the first."""
+    counts = torch.ones(32)
+    counts[0] = 0
+    codes = CODES.clone()
+    codes[1] = codes[0]  # one training item with all its codes
+    codes[2:4] = torch.tensor([0, 0, 1])
+
+    def pieces(item, least):
+        built = module(codes, PrefixNgram(3), rows=200, counts=counts, min_support=least)
+        return len(rows_of(built, torch.tensor([item]))[0])
+
+    assert [pieces(0, least) for least in (0, 1, 2, 3, 4, 7, 8, 100)] == [3, 3, 2, 2, 1, 1, 1, 1]
+    assert [pieces(1, least) for least in (0, 1, 2, 8, 100)] == [3] * 5
 
 
 def test_training_never_moves_what_an_unsupported_piece_would_read() -> None:
@@ -159,15 +173,19 @@ def test_frequent_items_own_an_id_row() -> None:
     )
 
 
-def test_dropout_takes_deep_pieces_first_and_only_in_training() -> None:
-    built = module(CODES, PrefixNgram(3), rows=200, piece_dropout=0.4)
+def test_dropout_reads_items_as_if_they_were_new_and_only_in_training() -> None:
+    """7 other items carry the first piece of item 0, one the second, none the third; its id row is its own."""
     ids = torch.zeros(20_000, dtype=torch.int64)
-    ((_, weights),) = built.encoder.train()(ids)
-    assert (weights.diff(dim=1) <= 0).all()  # a kept piece keeps all coarser ones
-    shares = weights.mean(0)
-    torch.testing.assert_close(shares, torch.tensor([1.0, 1 - 0.16, 1 - 0.4]), atol=0.02, rtol=0)
-    ((_, weights),) = built.encoder.eval()(ids)
-    assert bool(weights.all())
+    for least, lost in ((1, [0.0, 0.0, 0.4]), (4, [0.0, 0.4, 0.4]), (9, [0.0, 0.4, 0.4])):
+        built = module(
+            CODES, PrefixNgram(3), 200, counts=torch.ones(32), min_support=least, piece_dropout=0.4, id_rows=32
+        )
+        (_, pieces), (_, own) = built.encoder.train()(ids)
+        torch.testing.assert_close(pieces.mean(0), 1 - torch.tensor(lost), atol=0.02, rtol=0)
+        assert torch.equal(own, pieces[:, 2:])  # whoever is new has neither
+        (_, pieces), (_, own) = built.encoder.eval()(ids)
+        assert bool(pieces.all())
+        assert bool(own.all())
 
 
 def test_tables_on_one_code_book_share_its_rows() -> None:
@@ -226,6 +244,7 @@ def test_sentence_pieces_as_a_method() -> None:
         ({"combine": "concat", "pieces": Ngram(2), "id_rows": 4}, "embedding_dim 8 is not a multiple of its 3 parts"),
         ({"piece_dropout": 1.0}, r"piece_dropout must be in \[0, 1\), got 1.0"),
         ({"min_support": -1}, "min_support must not be negative, got -1"),
+        ({"min_support": 0, "piece_dropout": 0.1}, "min_support, which must be at least 1"),
         ({"rows": 0}, r"rows must be an integer in \[1, 2\^31\), got 0"),
         ({"id_rows": 0}, r"rows must be an integer in \[1, 2\^31\), got 0"),
     ],

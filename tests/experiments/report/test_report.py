@@ -10,7 +10,7 @@ import pytest
 
 from experiments.errors import InputError
 from experiments.report import collect, tables, write_html, write_markdown
-from experiments.report.pictures import overview, sweeps
+from experiments.report.pictures import overview, slices, sweeps
 
 AUC = {("Full", None): [0.9, 0.91], ("HashingTrick", None): [0.8, 0.7]}
 AUC |= {("UnifiedEmbedding", dim): [0.8 + dim / 100, 0.81 + dim / 100] for dim in (2, 4, 8)}
@@ -101,7 +101,7 @@ def test_the_page_needs_nothing_else(results, tmp_path):
     assert 'name="viewport"' in page.text
     assert "0.7500 ± 0.0707" in page.cells
     assert "&lt;too small&gt;" in page.text
-    assert len(page.images) == 2
+    assert len(page.images) == 3
     for image in page.images:
         assert image["src"].startswith("data:image/svg+xml;base64,")
         assert "HashingTrick" in image["alt"] or "chunks" in image["alt"]
@@ -121,6 +121,17 @@ def test_pictures_are_svg_and_the_same_every_time(results):
     assert "chunks per feature" in by_chunks.svg
 
 
+def test_slices_show_each_method_once(results):
+    """At the size that most have; a method with one size at that."""
+    write(results, "HashingTrick", "HashingTrick", {}, 40, 7, 0.7, budget={"share": 0.01})
+    (section,) = collect(results)[0].sections
+    picture = slices(section)
+    assert "UnifiedEmbedding(chunk_dim=8): rare 0.443" in picture.alt  # (.88 + .89) / 4
+    assert picture.alt.count("HashingTrick: rare 0.375") == picture.alt.count("HashingTrick: rare") == 1
+    assert "Full: rare 0.45" in picture.alt
+    assert ElementTree.fromstring(picture.svg).tag.endswith("svg")
+
+
 def test_one_experiment_of_several(results, tmp_path):
     write(results, "Full", "Full", {}, 4000, 0, 0.5, experiment="other")
     assert {experiment.name for experiment in collect(results)} == {"toy", "other"}
@@ -136,7 +147,7 @@ def test_markdown_links_pictures_that_are_there(results, tmp_path):
     folder = write_markdown(results, tmp_path / "docs")
     text = (folder / "toy.md").read_text()
     links = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
-    assert len(links) == 2
+    assert len(links) == 3
     assert all((folder / link).is_file() for link in links)
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert any("0.7500 ± 0.0707" in line for line in tables)
