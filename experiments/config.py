@@ -12,8 +12,8 @@
     options = { chunk_dim = 15 }
     share = [0.5, 0.1]
 
-gives the runs methods x budgets x seeds. A section [retrieval] makes them retrieval runs. `experiments.load` reads and
-checks such a file.
+gives the runs models x methods x budgets x seeds. A section [retrieval] makes them retrieval runs. `experiments.load`
+reads and checks such a file.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ _strict = ConfigDict(extra="forbid")
 def _many(value: Any) -> Any:
     """One value or a list of them -> a tuple."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _listed(value: Any) -> Any:
+    """A list -> a tuple; one value stays as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -156,6 +161,19 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class GraphConfig:
+    """Which features of clicks are the two sides of a graph; its edges are the pairs of the positive training rows.
+
+    Attributes:
+        user: the feature whose ids are users.
+        item: the feature whose ids are items.
+    """
+
+    user: str
+    item: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class SliceConfig:
     """Rows whose id of `feature` occurs min_count <= n <= max_count times in training: metrics `test/auc/<slice>`."""
 
@@ -174,7 +192,7 @@ class MethodConfig:
         share: bytes of tables and maps, as a share of the full tables'.
         label: name in tables and pictures.
         seeds: in place of the experiment's.
-        table: the only feature that the method compresses, and that budgets are of; the others stay full.
+        table: the only feature, or features, that the method compresses and that budgets are of; the others stay full.
         content: the content vectors of `table` are dense columns of the model too.
     """
 
@@ -185,8 +203,13 @@ class MethodConfig:
     share: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_many)] | None = None
     label: str | None = None
     seeds: Seeds | None = None
-    table: str | None = None
+    table: Annotated[str | tuple[str, ...] | None, BeforeValidator(_listed)] = None
     content: bool = False
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The names in `table`; none where the method compresses all features."""
+        return _many(self.table) if self.table else ()
 
     @property
     def budgets(self) -> list[tuple[str, int | float] | None]:
@@ -202,28 +225,31 @@ class ExperimentConfig:
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
     data: DataConfig
-    model: ModelConfig
+    model: Annotated[tuple[ModelConfig, ...], BeforeValidator(_many), Field(min_length=1)]
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig
     retrieval: RetrievalConfig | None = None
+    graph: GraphConfig | None = None
     slices: dict[str, SliceConfig] = Field(default_factory=dict)
     methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_many), Field(min_length=1)]
     seeds: Seeds = (0,)
 
     def runs(self) -> Iterator[RunConfig]:
-        """Methods x budgets x seeds; seeds outermost, so that a part of the runs already shows the whole picture."""
-        entries = [(method, budget) for method in self.methods for budget in method.budgets]
+        """Models x methods x budgets x seeds; seeds outermost: a part of the runs already shows the whole picture."""
+        choices = [(method, budget) for method in self.methods for budget in method.budgets]
+        entries = [(model, *choice) for model in self.model for choice in choices]
         seeds = dict.fromkeys(seed for method in self.methods for seed in method.seeds or self.seeds)
         for seed in seeds:
-            for method, budget in entries:
+            for model, method, budget in entries:
                 if seed in (method.seeds or self.seeds):
                     yield RunConfig(
                         experiment=self.experiment,
                         data=self.data.for_seed(seed),
-                        model=self.model,
+                        model=model,
                         optimizer=self.optimizer,
                         training=self.training,
                         retrieval=self.retrieval,
+                        graph=self.graph,
                         slices=self.slices,
                         method=replace(method, rows=None, nbytes=None, share=None, seeds=None),
                         budget=budget,
@@ -241,6 +267,7 @@ class RunConfig:
     optimizer: OptimizerConfig
     training: TrainingConfig
     retrieval: RetrievalConfig | None
+    graph: GraphConfig | None
     slices: dict[str, SliceConfig]
     method: MethodConfig
     budget: tuple[str, int | float] | None
@@ -261,7 +288,8 @@ class RunConfig:
         if self.budget and not budget:
             budget = f"-{self.budget[0]}{self.budget[1]}"
         plain = "".join(c if c.isalnum() or c in "=._" else "-" for c in self.label).replace("--", "-").strip("-")
-        model = f"-{self.model.name}" if self.retrieval else ""  # retrieval compares models on the same data
+        # Retrieval and graph runs compare models on the same data.
+        model = f"-{self.model.name}" if self.retrieval or self.graph else ""
         return f"{self.data.name}{model}-{plain}{budget}-seed{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -275,6 +303,7 @@ class RunConfig:
             **({"content": True} if self.method.content else {}),
         }
         del values["budget"]
-        if self.retrieval is None:
-            del values["retrieval"]
+        for section in ("retrieval", "graph"):
+            if values[section] is None:
+                del values[section]
         return values

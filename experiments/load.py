@@ -19,6 +19,7 @@ from embcomp.methods import METHODS
 from experiments.config import (
     DataConfig,
     ExperimentConfig,
+    GraphConfig,
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
@@ -37,6 +38,7 @@ _SECTIONS: dict[str, Any] = {
     "optimizer": OptimizerConfig,
     "training": TrainingConfig,
     "retrieval": RetrievalConfig,
+    "graph": GraphConfig,
     "methods": MethodConfig,
     "slices": SliceConfig,
 }
@@ -85,11 +87,11 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
         experiment = TypeAdapter(ExperimentConfig).validate_json(text, strict=True)
     except ValidationError as error:
         raise InputError("\n".join(f"{place}: {_explain(e)}" for e in error.errors())) from None
-    if experiment.retrieval is None:
-        problems = [*_data(experiment.data, DATASETS), *_click_model(experiment.model)]
-    else:
-        problems = [*_data(experiment.data, INTERACTIONS), *_retrieval(experiment, experiment.retrieval)]
-    problems += [*_model(experiment.model), *_monitor(experiment), *_slices(experiment)]
+    ranks = experiment.retrieval
+    problems = [*_data(experiment.data, DATASETS if ranks is None else INTERACTIONS)]
+    for model in experiment.model:
+        problems += [*_model(model), *(_click_model(model) if ranks is None else _retrieval_model(model, ranks))]
+    problems += [*(_retrieval(experiment) if ranks else ()), *_monitor(experiment), *_slices(experiment)]
     for number, method in enumerate(experiment.methods):
         problems += _method(method, f"methods[{number}]")
     if not problems:
@@ -121,13 +123,17 @@ def _click_model(model: ModelConfig) -> Iterable[str]:
         yield f"model.linear: {model.name} takes no first-order weights; leave it out"
 
 
-def _retrieval(experiment: ExperimentConfig, config: RetrievalConfig) -> Iterable[str]:
-    model = experiment.model
+def _retrieval_model(model: ModelConfig, config: RetrievalConfig) -> Iterable[str]:
     yield from _known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
     if config.loss == "directau" and _plain(model.name) == "neumf":
         yield "retrieval.loss: directau compares vectors, and NeuMF has scores alone; take bpr or bce"
     if model.linear:
         yield "model.linear: retrieval models take no first-order weights; leave it out"
+
+
+def _retrieval(experiment: ExperimentConfig) -> Iterable[str]:
+    if experiment.graph is not None:
+        yield "graph: the pairs of a retrieval run say what users and items are; leave it out"
     if experiment.optimizer.embedding:
         yield "optimizer.embedding: tables of retrieval models are not fused; leave it out"
     if experiment.slices:
@@ -173,7 +179,7 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: give one budget, not {' and '.join(given)}"
     if config.rows is not None and "rows" not in fields:
         yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
-    if config.content and config.table is None:
+    if config.content and len(config.tables) != 1:
         yield f"{key}.content: say in {key}.table whose content vectors"
     needs = [
         name for name in fields if _required(fields[name]) and name not in config.options and name not in PROVIDERS

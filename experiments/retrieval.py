@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import data
 from data.triples import Triples, num_batches, triples
+from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from embcomp.methods.base import Plan
 from embcomp.nn import CompressedEmbedding
@@ -105,6 +106,9 @@ class RetrievalTraining:
 
     def edges(self) -> Tensor:
         return self.pairs.edges("train")
+
+    def sides(self) -> Mapping[str, Side]:
+        return {"user_id": "users", "item_id": "items"}
 
 
 def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:
