@@ -145,6 +145,19 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class ColdConfig:
+    """Items that no training sees, and what is shown of them before they are ranked: see `experiments.cold`.
+
+    Attributes:
+        share: of the items, drawn by the seed of the run.
+        first: so many interactions of each; one slice of the test split for each number.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    first: Annotated[tuple[Positive, ...], BeforeValidator(_many), Field(min_length=1)] = (1, 3, 10)
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class RetrievalConfig:
     """What makes a run a retrieval run: all items are ranked for each user.
 
@@ -153,11 +166,13 @@ class RetrievalConfig:
             "directau" needs none.
         gamma: weight of uniformity in "directau".
         validate_every: epochs between two evaluations of the valid split.
+        cold: hold items out of training, and rank them after a few interactions.
     """
 
     loss: Literal["bpr", "directau", "bce"] = "bpr"
     gamma: Rate = 1.0
     validate_every: Positive = 1
+    cold: ColdConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)

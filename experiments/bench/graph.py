@@ -1,8 +1,8 @@
 """`python -m experiments bench graph`: clustering, growth and look-up of maps, each beside what it is compared with.
 
 Gowalla where `EMBCOMP_DATA` holds it, else a power-law graph of its size. `edges` > 0 adds a synthetic graph of so many
-edges, whose time is compared with one Louvain of scikit-network and with three minutes, and whose peak of memory with 100
-bytes per edge (`-o edges=10000000`).
+edges (`-o edges=10000000`): its time is compared with one Louvain of scikit-network and with three minutes, its peak of
+memory with 100 bytes per edge.
 """
 
 from __future__ import annotations
