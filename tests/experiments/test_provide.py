@@ -79,7 +79,7 @@ def test_a_field_that_depends_on_the_budget_comes_from_the_edges_of_training(mak
 def test_clicks_have_no_edges_until_the_graph_names_two_features(make_run, needs_clusters):
     with pytest.raises(InputError, match=r"synthetic are clicks; .* say in \[graph\]"):
         prepare(make_run(methods=[{"method": "NeedsClusters", "share": 0.5}]))
-    with pytest.raises(InputError, match="graph.item: no feature 'film'"):
+    with pytest.raises(InputError, match=r"graph\.item: no feature 'film'"):
         prepare(make_run(graph={"user": "user", "item": "film"}))
 
 
