@@ -175,3 +175,14 @@ def test_models_that_rank_are_side_by_side(tmp_path):
     (details,) = tables.details(experiment.sections[0])
     assert details.header[5:8] == ["NDCG@20", "Recall@10", "Recall@20"]
     assert "Recall@20" in overview(experiment).title
+
+
+def test_models_on_several_data_sets_are_told_apart(tmp_path):
+    for model, dataset in (("DLRM", "clicks"), ("DLRM", "more"), ("DCN", "more")):
+        write(tmp_path, "Full", "Full", {}, 4000, 0, 0.5, model=model, dataset=dataset)
+    table = tables.overview(collect(tmp_path)[0])
+    assert {name for name in table.header if "AUC" in name} == {
+        "AUC, DLRM on clicks",
+        "AUC, DLRM on more",
+        "AUC, DCN on more",
+    }
