@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run | report | export | demo | bench | parity | tokenizers | stability | kills | text`."""
+"""The command line: `python -m experiments COMMAND`; one function here for each command."""
 
 from __future__ import annotations
 

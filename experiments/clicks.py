@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec import EmbeddingBagConfig
 
 import data
+from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from embcomp.torchrec import CompressedEmbeddingBagCollection
 from experiments import distributed, semantic
-from experiments.config import DataConfig, ModelConfig, RunConfig, SliceConfig
+from experiments.config import DataConfig, GraphConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.errors import InputError
 from experiments.evaluate import evaluate
 from experiments.provide import counts_of
@@ -53,12 +55,13 @@ class ClickTask:
             raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
         check_slices(clicks, run.slices)
         tables = [Table(f.name, f.num_embeddings, run.model.embedding_dim) for f in clicks.schema.features]
-        alone = run.method.table
-        chosen = [table for table in tables if alone in (None, table.name)]
-        if not chosen:
-            raise InputError(f"method.table: no feature {alone!r}; there are {[table.name for table in tables]}")
+        names, alone = [table.name for table in tables], run.method.tables
+        if unknown := [name for name in alone if name not in names]:
+            raise InputError(f"method.table: no feature {unknown[0]!r}; there are {names}")
+        chosen = [table for table in tables if not alone or table.name in alone]
         extra = full_nbytes(_linear(tables)) if run.model.linear else 0
-        method = sized(semantic.resolved(run, clicks), chosen, ClickTraining(clicks), 0 if alone else extra)
+        training = ClickTraining(clicks, run.graph)
+        method = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
         plan = method.plan(chosen)
         rows = sum(store.rows for store in plan.stores.values())
         rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
@@ -70,10 +73,12 @@ class ClickTask:
         torch.manual_seed(self.run.seed)
         config = self.run.model
         collection = partial(CompressedEmbeddingBagCollection, device=device)
-        embeddings = collection(_configs(self.tables, config), {self.run.method.table or "*": self.method})
+        methods = dict.fromkeys(self.run.method.tables or ("*",), self.method)
+        embeddings = collection(_configs(self.tables, config), methods)
         linear = collection(_configs(_linear(self.tables), config), {}) if config.linear else None
         schema = self.data.schema
-        content = semantic.dense_content(self.data, self.run.method.table) if self.run.method.content else None
+        alone = "".join(self.run.method.tables)
+        content = semantic.dense_content(self.data, alone) if self.run.method.content else None
         try:
             model = build(
                 config.name,
@@ -87,7 +92,7 @@ class ClickTask:
         except (ValueError, TypeError) as error:
             raise InputError(f"model {config.name!r}: {error}") from error
         if content is not None:
-            model = semantic.WithContent(model, str(self.run.method.table), content)
+            model = semantic.WithContent(model, alone, content)
         return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
 
     @property
@@ -118,12 +123,30 @@ class ClickTraining:
     """The training split as methods see it; see `experiments.provide.Training`."""
 
     clicks: data.ClickData
+    graph: GraphConfig | None = None
 
     def counts(self) -> Mapping[str, Tensor]:
         return counts_of(self.clicks.folder)
 
     def edges(self) -> Tensor:
-        raise InputError(f"{self.clicks.name} are clicks; methods that need pairs of users and items need [retrieval]")
+        """Of the positive rows."""
+        label = self.clicks.schema.label
+        rows = self.clicks.split("train").filter(pl.col(label) > 0).select(*self.sides()).collect(engine="streaming")
+        return torch.stack([column.cast(pl.Int64).to_torch() for column in rows.get_columns()])
+
+    def sides(self) -> Mapping[str, Side]:
+        if self.graph is None:
+            raise InputError(
+                f"{self.clicks.name} are clicks; for methods that need pairs of users and items, say in [graph] which "
+                "features they are"
+            )
+        names = {feature.name: feature for feature in self.clicks.schema.features}
+        for key, name in (("user", self.graph.user), ("item", self.graph.item)):
+            if name not in names:
+                raise InputError(f"graph.{key}: no feature {name!r}; there are {', '.join(names)}")
+            if names[name].multi_hot:
+                raise InputError(f"graph.{key}: {name!r} is multi-hot; a side of the graph needs one id per row")
+        return {self.graph.user: "users", self.graph.item: "items"}
 
 
 def load_data(config: DataConfig) -> data.ClickData:

@@ -12,8 +12,9 @@
     options = { chunk_dim = 15 }
     share = [0.5, 0.1]
 
-gives the runs methods x budgets x seeds. A section [retrieval] makes them retrieval runs, a section [behavior] runs on
-behaviour sequences, poolings x methods x budgets x seeds. `experiments.load` reads and checks such a file.
+gives the runs models x methods x budgets x seeds. A section [retrieval] makes them retrieval runs, a section
+[behavior] runs on behaviour sequences, poolings x methods x budgets x seeds. `experiments.load` reads and checks such
+a file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ _strict = ConfigDict(extra="forbid")
 def _many(value: Any) -> Any:
     """One value or a list of them -> a tuple."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _listed(value: Any) -> Any:
+    """A list -> a tuple; one value stays as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -140,6 +146,19 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class ColdConfig:
+    """Items that no training sees, and what is shown of them before they are ranked: see `experiments.cold`.
+
+    Attributes:
+        share: of the items, drawn by the seed of the run.
+        first: so many interactions of each; one slice of the test split for each number.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    first: Annotated[tuple[Positive, ...], BeforeValidator(_many), Field(min_length=1)] = (1, 3, 10)
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class RetrievalConfig:
     """What makes a run a retrieval run: all items are ranked for each user.
 
@@ -148,11 +167,26 @@ class RetrievalConfig:
             "directau" needs none.
         gamma: weight of uniformity in "directau".
         validate_every: epochs between two evaluations of the valid split.
+        cold: hold items out of training, and rank them after a few interactions.
     """
 
     loss: Literal["bpr", "directau", "bce"] = "bpr"
     gamma: Rate = 1.0
     validate_every: Positive = 1
+    cold: ColdConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class GraphConfig:
+    """Which features of clicks are the two sides of a graph; its edges are the pairs of the positive training rows.
+
+    Attributes:
+        user: the feature whose ids are users.
+        item: the feature whose ids are items.
+    """
+
+    user: str
+    item: str
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -210,7 +244,7 @@ class MethodConfig:
         share: bytes of tables and maps, as a share of the full tables'.
         label: name in tables and pictures.
         seeds: in place of the experiment's.
-        table: the only feature that the method compresses, and that budgets are of; the others stay full.
+        table: the only feature, or features, that the method compresses and that budgets are of; the others stay full.
         content: the content vectors of `table` are dense columns of the model too.
     """
 
@@ -221,8 +255,13 @@ class MethodConfig:
     share: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_many)] | None = None
     label: str | None = None
     seeds: Seeds | None = None
-    table: str | None = None
+    table: Annotated[str | tuple[str, ...] | None, BeforeValidator(_listed)] = None
     content: bool = False
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The names in `table`; none where the method compresses all features."""
+        return _many(self.table) if self.table else ()
 
     @property
     def budgets(self) -> list[tuple[str, int | float] | None]:
@@ -238,35 +277,38 @@ class ExperimentConfig:
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
     data: DataConfig
-    model: ModelConfig
+    model: Annotated[tuple[ModelConfig, ...], BeforeValidator(_many), Field(min_length=1)]
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig
     retrieval: RetrievalConfig | None = None
     behavior: BehaviorConfig | None = None
+    graph: GraphConfig | None = None
     slices: dict[str, SliceConfig] = Field(default_factory=dict)
     methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_many), Field(min_length=1)]
     seeds: Seeds = (0,)
 
     def runs(self) -> Iterator[RunConfig]:
-        """Poolings x methods x budgets x seeds; seeds outermost: a part of the runs already shows the whole picture."""
+        """Models x poolings x methods x budgets x seeds; seeds outermost: a part already shows the whole picture."""
         poolings = self.behavior.poolings if self.behavior else (None,)
         entries = [
-            (pooling, method, budget, (pooling and pooling.seeds) or method.seeds or self.seeds)
+            (model, pooling, method, budget, (pooling and pooling.seeds) or method.seeds or self.seeds)
+            for model in self.model
             for pooling in poolings
             for method in self.methods
             for budget in method.budgets
         ]
         for seed in dict.fromkeys(seed for *_, seeds in entries for seed in seeds):
-            for pooling, method, budget, seeds in entries:
+            for model, pooling, method, budget, seeds in entries:
                 if seed in seeds:
                     yield RunConfig(
                         experiment=self.experiment,
                         data=self.data.for_seed(seed),
-                        model=self.model,
+                        model=model,
                         optimizer=self.optimizer,
                         training=self.training,
                         retrieval=self.retrieval,
                         behavior=None if pooling is None else replace(self.behavior, poolings=(pooling,)),
+                        graph=self.graph,
                         slices=self.slices,
                         method=replace(method, rows=None, nbytes=None, share=None, seeds=None),
                         budget=budget,
@@ -285,6 +327,7 @@ class RunConfig:
     training: TrainingConfig
     retrieval: RetrievalConfig | None
     behavior: BehaviorConfig | None
+    graph: GraphConfig | None
     slices: dict[str, SliceConfig]
     method: MethodConfig
     budget: tuple[str, int | float] | None
@@ -315,7 +358,8 @@ class RunConfig:
         budget = f"-{self.budget[0]}{self.budget[1]:g}" if self.budget and self.budget[0] == "share" else ""
         if self.budget and not budget:
             budget = f"-{self.budget[0]}{self.budget[1]}"
-        model = f"-{self.model.name}" if self.retrieval else ""  # retrieval compares models on the same data
+        # Retrieval and graph runs compare models on the same data.
+        model = f"-{self.model.name}" if self.retrieval or self.graph else ""
         return f"{_plain(self.dataset)}{model}-{_plain(self.label)}{budget}-seed{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -329,8 +373,9 @@ class RunConfig:
             **({"content": True} if self.method.content else {}),
         }
         del values["budget"]
-        if self.retrieval is None:
-            del values["retrieval"]
+        for section in ("retrieval", "graph"):
+            if values[section] is None:
+                del values[section]
         if self.pooling is None:
             del values["behavior"]
         else:

@@ -50,7 +50,7 @@ def run_demo(out: Path, jobs: int, console: Console, config: ExperimentConfig | 
     config = config or experiment()
     runs = list(config.runs())
     pending = [run for run in runs if not is_current(run, results)]
-    console.print(f"{config.model.name} on {config.data.name}: {len(pending)} runs", highlight=False)
+    console.print(f"{config.model[0].name} on {config.data.name}: {len(pending)} runs", highlight=False)
     if len(pending) < len(runs):
         done = len(runs) - len(pending)
         console.print(f"{done} more are in {results} already; remove {out} to train them again", highlight=False)

@@ -20,6 +20,7 @@ from experiments.config import (
     BehaviorConfig,
     DataConfig,
     ExperimentConfig,
+    GraphConfig,
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
@@ -42,6 +43,7 @@ _SECTIONS: dict[str, Any] = {
     "training": TrainingConfig,
     "retrieval": RetrievalConfig,
     "behavior": BehaviorConfig,
+    "graph": GraphConfig,
     "methods": MethodConfig,
     "slices": SliceConfig,
 }
@@ -90,13 +92,17 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
         experiment = TypeAdapter(ExperimentConfig).validate_json(text, strict=True)
     except ValidationError as error:
         raise InputError("\n".join(f"{place}: {_explain(e)}" for e in error.errors())) from None
+    problems = [*_monitor(experiment), *_slices(experiment)]
+    for model in experiment.model:
+        problems += _model(model)
     if experiment.behavior is not None:
-        problems = [*_data(experiment.data, SEQUENCES), *_behavior(experiment, experiment.behavior)]
-    elif experiment.retrieval is None:
-        problems = [*_data(experiment.data, DATASETS), *_click_model(experiment.model)]
+        problems += [*_data(experiment.data, SEQUENCES), *_behavior(experiment, experiment.behavior)]
+    elif experiment.retrieval is not None:
+        problems += [*_data(experiment.data, INTERACTIONS), *_retrieval(experiment, experiment.retrieval)]
     else:
-        problems = [*_data(experiment.data, INTERACTIONS), *_retrieval(experiment, experiment.retrieval)]
-    problems += [*_model(experiment.model), *_monitor(experiment), *_slices(experiment)]
+        problems += _data(experiment.data, DATASETS)
+        for model in experiment.model:
+            problems += _click_model(model)
     for number, method in enumerate(experiment.methods):
         problems += _method(method, f"methods[{number}]")
     if not problems:
@@ -128,13 +134,19 @@ def _click_model(model: ModelConfig) -> Iterable[str]:
         yield f"model.linear: {model.name} takes no first-order weights; leave it out"
 
 
-def _retrieval(experiment: ExperimentConfig, config: RetrievalConfig) -> Iterable[str]:
-    model = experiment.model
+def _retrieval_model(model: ModelConfig, config: RetrievalConfig) -> Iterable[str]:
     yield from _known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
     if config.loss == "directau" and _plain(model.name) == "neumf":
         yield "retrieval.loss: directau compares vectors, and NeuMF has scores alone; take bpr or bce"
     if model.linear:
         yield "model.linear: retrieval models take no first-order weights; leave it out"
+
+
+def _retrieval(experiment: ExperimentConfig, config: RetrievalConfig) -> Iterable[str]:
+    for model in experiment.model:
+        yield from _retrieval_model(model, config)
+    if experiment.graph is not None:
+        yield "graph: the pairs of a retrieval run say what users and items are; leave it out"
     if experiment.optimizer.embedding:
         yield "optimizer.embedding: tables of retrieval models are not fused; leave it out"
     if experiment.slices:
@@ -142,12 +154,14 @@ def _retrieval(experiment: ExperimentConfig, config: RetrievalConfig) -> Iterabl
 
 
 def _behavior(experiment: ExperimentConfig, config: BehaviorConfig) -> Iterable[str]:
-    model = experiment.model
-    if experiment.retrieval is not None:
-        yield "behavior: a run is one on behaviour sequences or retrieval; leave out one of the sections"
-    parameters = yield from _known_model(model, {"BehaviorModel": BehaviorModel}, _GIVEN)
-    if model.linear:
-        yield "model.linear: BehaviorModel takes no first-order weights; leave it out"
+    for section in ("retrieval", "graph"):
+        if getattr(experiment, section) is not None:
+            yield f"{section}: a run on behaviour sequences has none; leave out one of the sections"
+    known_options: set[str] = set()
+    for model in experiment.model:
+        known_options |= set((yield from _known_model(model, {"BehaviorModel": BehaviorModel}, _GIVEN)))
+        if model.linear:
+            yield "model.linear: BehaviorModel takes no first-order weights; leave it out"
     if experiment.optimizer.embedding:
         yield "optimizer.embedding: tables of behaviour models are not fused; leave it out"
     for number, pooling in enumerate(config.poolings):
@@ -158,7 +172,7 @@ def _behavior(experiment: ExperimentConfig, config: BehaviorConfig) -> Iterable[
             continue
         classes = [cls, Search, *ATTENTIONS.values()] if issubclass(cls, Search) else [cls]
         known = {name for each in classes for name in inspect.signature(each.__init__).parameters}
-        known |= set(parameters)
+        known |= known_options
         yield from _unknown(f"{key}.options", pooling.options, known - _GIVEN - {"dim", "embedding_dim"})
     for name, part in experiment.slices.items():
         if part.feature != "history":
@@ -208,7 +222,7 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: give one budget, not {' and '.join(given)}"
     if config.rows is not None and "rows" not in fields:
         yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
-    if config.content and config.table is None:
+    if config.content and len(config.tables) != 1:
         yield f"{key}.content: say in {key}.table whose content vectors"
     needs = [
         name for name in fields if _required(fields[name]) and name not in config.options and name not in PROVIDERS

@@ -32,8 +32,12 @@ class Training(Protocol):
         """Pairs of user and item, int64 [2, E].
 
         Raises:
-            InputError: the data does not say what is a user and what an item.
+            InputError: nothing says what is a user and what an item.
         """
+        ...
+
+    def sides(self) -> Mapping[str, Side]:
+        """Table of the users -> "users", table of the items -> "items"."""
         ...
 
 
@@ -41,16 +45,17 @@ class Training(Protocol):
 # budget, settings from which the method's `for_budget` makes it (edges in the place of clusters).
 PROVIDERS: dict[str, Callable[[Training], dict[str, Any]]] = {
     "counts": lambda training: {"counts": training.counts()},
-    "clusters": lambda training: {"edges": _edges(training), "sides": SIDES},
-    "features": lambda training: {"features": {table: (_edges(training), side) for table, side in SIDES.items()}},
+    "clusters": lambda training: {"edges": _edges(training), "sides": training.sides()},
+    "features": lambda training: {
+        "features": {table: (_edges(training), side) for table, side in training.sides().items()}
+    },
     "weights": lambda training: {},  # of a mixture: `for_budget` makes them with the clusters
 }
-SIDES: dict[str, Side] = {"user_id": "users", "item_id": "items"}
 
 
 def _edges(training: Training) -> Edges:
     pairs, counts = training.edges(), training.counts()
-    users, items = (len(counts[table]) for table in SIDES)
+    users, items = (len(counts[table]) for table in training.sides())
     return interactions((pairs[0].numpy(), pairs[1].numpy()), num_users=users, num_items=items)
 
 

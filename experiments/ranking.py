@@ -69,6 +69,33 @@ def rank_metrics(
     return dict(found + [(f"ndcg@{k}", value) for k, value in zip(ks, ndcg, strict=True)])
 
 
+def pair_auc(model: nn.Module, known: Tensor, wanted: Tensor, num_items: int, batch_size: int) -> float:
+    """The chance that a wanted item is above an item that is neither known nor wanted; ties count half.
+
+    The mean over the wanted pairs; arguments as in `rank_metrics`.
+    """
+    known, wanted = _sorted(known), _sorted(wanted)
+    everything = torch.arange(num_items, device=wanted.device)
+    won = torch.zeros((), dtype=torch.float64, device=wanted.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            scorer = model.scorer(everything)  # type: ignore[operator]
+            for block in wanted[0].unique_consecutive().split(batch_size):
+                scores = scorer(block)
+                rows, columns = _cells(wanted, block)
+                values = scores[rows, columns].unsqueeze(1)
+                scores[_cells(known, block)] = math.nan  # NaN is neither above nor below
+                scores[rows, columns] = math.nan
+                others = scores[rows]
+                above, equal = ((values > others).sum(1), (values == others).sum(1))
+                won += ((above + equal / 2) / others.isfinite().sum(1)).double().sum()
+    finally:
+        model.train(training)
+    return won.item() / wanted.shape[1]
+
+
 def _sorted(pairs: Tensor) -> Tensor:
     return pairs[:, torch.argsort(pairs[0], stable=True)]
 

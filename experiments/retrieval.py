@@ -14,14 +14,16 @@ from torch.nn import functional as F
 
 import data
 from data.triples import Triples, num_batches, triples
+from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from embcomp.methods.base import Plan
 from embcomp.nn import CompressedEmbedding
 from embcomp.nn.table import make_stores
 from experiments import distributed
+from experiments.cold import ColdItems, placed
 from experiments.config import DataConfig, ModelConfig, RetrievalConfig, RunConfig
 from experiments.errors import InputError
-from experiments.ranking import rank_metrics
+from experiments.ranking import pair_auc, rank_metrics
 from experiments.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import build_retrieval
 from recsys_models.losses import bpr_loss, directau_loss
@@ -42,6 +44,7 @@ class RetrievalTask:
     method: Method
     rows: int
     full_nbytes: int
+    cold: ColdItems | None = None
 
     @classmethod
     def prepare(cls, run: RunConfig) -> RetrievalTask:
@@ -51,10 +54,12 @@ class RetrievalTask:
         if run.method.table is not None:
             raise InputError("method.table: retrieval runs compress the tables of users and items together")
         pairs = load_data(run.data)
+        cold = ColdItems.drawn(pairs, run.retrieval.cold, run.seed) if run.retrieval.cold else None
+        pairs = cold.pairs if cold else pairs
         tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
         method = sized(run, tables, RetrievalTraining(pairs))
         rows = sum(store.rows for store in method.plan(tables).stores.values())
-        return cls(run, run.retrieval, pairs, tables, method, rows, full_nbytes(tables))
+        return cls(run, run.retrieval, pairs, tables, method, rows, full_nbytes(tables), cold)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
@@ -94,7 +99,24 @@ class RetrievalTask:
         known = torch.cat([self.data.edges(part) for part in before], dim=1).to(device)
         wanted = self.data.edges(split).to(device)
         found = rank_metrics(model, known, wanted, self.data.num_items, self.run.training.eval_batch_size)
+        found |= self._cold_metrics(model, known) if self.cold and split == "test" else {}
         return {f"{split}/{name}": value for name, value in found.items()}
+
+    def _cold_metrics(self, model: nn.Module, known: Tensor) -> dict[str, float]:
+        """`<metric>/first-n` of the cold items' pairs in the test split."""
+        assert self.cold is not None
+        assert self.config.cold is not None
+        found: dict[str, float] = {}
+        train, wanted = self.data.edges("train").to(known.device), self.cold.wanted.to(known.device)
+        for n in self.config.cold.first:
+            shown = self.cold.first(n).to(known.device)
+            ranked = (torch.cat([known, shown], dim=1), wanted, self.data.num_items)
+            with placed(model.items, self.method, self.tables, torch.cat([train, shown], dim=1)):  # type: ignore[arg-type]
+                metrics = rank_metrics(model, *ranked, self.run.training.eval_batch_size)
+                metrics["auc"] = pair_auc(model, *ranked, self.run.training.eval_batch_size)
+            found |= {f"{name}/first-{n}": value for name, value in metrics.items()}
+            found[f"rows/first-{n}"] = wanted.shape[1]
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,6 +130,9 @@ class RetrievalTraining:
 
     def edges(self) -> Tensor:
         return self.pairs.edges("train")
+
+    def sides(self) -> Mapping[str, Side]:
+        return {"user_id": "users", "item_id": "items"}
 
 
 def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:

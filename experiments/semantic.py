@@ -44,13 +44,15 @@ def resolved(run: RunConfig, clicks: data.ClickData) -> RunConfig:
     return dataclasses.replace(run, method=dataclasses.replace(run.method, options=options))
 
 
-def resolve(options: Mapping[str, Any], clicks: data.ClickData, feature: str | None) -> dict[str, Any]:
+def resolve(
+    options: Mapping[str, Any], clicks: data.ClickData, feature: str | tuple[str, ...] | None
+) -> dict[str, Any]:
     """Options with codes and pieces in the place of what the configuration says of them.
 
     Raises:
         InputError: no table, no content vectors, unknown names, settings that do not fit.
     """
-    if feature is None:
+    if not isinstance(feature, str):
         raise InputError("SemanticIds: say in method.table which feature has the content")
     found = dict(options)
     try:
@@ -105,9 +107,9 @@ def content_of(clicks: data.ClickData, feature: str) -> tuple[Tensor, Tensor]:
     return vectors[rows[rows >= 0]], rows >= 0
 
 
-def dense_content(clicks: data.ClickData, feature: str | None) -> Tensor:
+def dense_content(clicks: data.ClickData, feature: str) -> Tensor:
     """Content vectors by id, float32 [num_embeddings, dim], scaled to entries of variance 1; zeros where none."""
-    vectors, known = content_of(clicks, str(feature))
+    vectors, known = content_of(clicks, feature)
     found = vectors.new_zeros(len(known), vectors.shape[1])
     found[known] = vectors * vectors.square().mean().rsqrt()
     return found

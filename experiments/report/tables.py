@@ -30,13 +30,14 @@ def overview(experiment: Experiment) -> Table | None:
     keys = dict.fromkeys(key for rows in found for key in rows)
     columns = [(i, name) for i, section in enumerate(sections) for name in section.metrics if name in _OVERVIEW]
     same_data = len({section.dataset for section in sections}) == 1
-    places = [section.model if same_data else section.dataset for section in sections]
+    same_model = len({section.model for section in sections}) == 1
+    places = [s.dataset if same_model else s.model if same_data else s.title for s in sections]
     header = ["method", "budget", *(f"{_name(name)}, {places[i]}" for i, name in columns)]
     lines = [
         [label, budget or "–", *(_cell(found[i].get((label, budget)), name) for i, name in columns)]
         for label, budget in keys
     ]
-    return Table("Test split, all " + ("models" if same_data else "data sets"), header, lines)
+    return Table("Test split, all " + ("data sets" if same_model else "models"), header, lines)
 
 
 def details(section: Section) -> list[Table]:

@@ -76,6 +76,24 @@ def test_a_field_that_depends_on_the_budget_comes_from_the_edges_of_training(mak
     assert task.method.seed == 0
 
 
-def test_clicks_have_no_edges(make_run, needs_clusters):
-    with pytest.raises(InputError, match="synthetic are clicks"):
+def test_clicks_have_no_edges_until_the_graph_names_two_features(make_run, needs_clusters):
+    with pytest.raises(InputError, match=r"synthetic are clicks; .* say in \[graph\]"):
         prepare(make_run(methods=[{"method": "NeedsClusters", "share": 0.5}]))
+    with pytest.raises(InputError, match=r"graph\.item: no feature 'film'"):
+        prepare(make_run(graph={"user": "user", "item": "film"}))
+
+
+def test_edges_of_clicks_are_the_positive_rows_of_training(make_run):
+    method = {"method": "GraphHash", "table": ["user", "item"], "share": 0.5}
+    task = prepare(make_run(graph={"user": "user", "item": "item"}, methods=[method]))
+    assert task.run.name == "synthetic-DCN-GraphHash-share0.5-seed0"  # graph runs compare models
+    rows = task.data.split("train").collect()
+    clicked = rows.filter(rows["label"] == 1)
+    for name in ("user", "item"):
+        clusters = task.method.clusters[name].assignment()
+        assert (clusters >= 0).nonzero()[:, 0].tolist() == clicked[name].unique().sort().to_list()
+        assert task.method.clusters[name].side == f"{name}s"
+    built = task.model(torch.device("cpu"))
+    others = sum(t.num_embeddings for t in task.tables if t.name not in ("user", "item")) * 8 * 4
+    share = (built.nbytes - others) / (task.full_nbytes - others)
+    assert 0.45 < share <= 0.5

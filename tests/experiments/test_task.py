@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from experiments.errors import Infeasible, InputError
+from experiments.load import check
 from experiments.task import prepare
 
 CPU = torch.device("cpu")
@@ -25,6 +26,18 @@ def test_rows_and_bytes_as_given(make_run, budget):
         assert task.rows == 40 * 4
     else:
         assert 3900 <= task.model(CPU).nbytes <= 4000
+
+
+def test_an_experiment_of_several_models_runs_each_with_each_method(small):
+    small["model"] = [{"name": name, "embedding_dim": 8} for name in ("DCN", "DLRM")]
+    small["graph"] = {"user": "user", "item": "item"}
+    runs = list(check(small, "small.toml").runs())
+    single = list(check({**small, "model": small["model"][0]}, "small.toml").runs())
+    assert len(runs) == 2 * len(single) == len({run.name for run in runs})
+    assert [run.model.name for run in runs if run.seed == 0] == ["DCN"] * 4 + ["DLRM"] * 4
+    small["model"][1]["name"] = "DLR"
+    with pytest.raises(InputError, match="unknown model 'DLR': did you mean 'DLRM'"):
+        check(small, "small.toml")
 
 
 def test_counts_come_from_the_training_rows(make_run):

@@ -208,3 +208,14 @@ def test_poolings_are_drawn_against_what_they_cost(tmp_path):
     assert "films next: " in picture.alt
     legend = set(re.findall(r">(average|SDIM[^<]*)<", picture.svg))
     assert legend == {"average", "SDIM kernel", "SDIM"}  # another number of hashes is the same pooling
+
+
+def test_models_on_several_data_sets_are_told_apart(tmp_path):
+    for model, dataset in (("DLRM", "clicks"), ("DLRM", "more"), ("DCN", "more")):
+        write(tmp_path, "Full", "Full", {}, 4000, 0, 0.5, model=model, dataset=dataset)
+    table = tables.overview(collect(tmp_path)[0])
+    assert {name for name in table.header if "AUC" in name} == {
+        "AUC, DLRM on clicks",
+        "AUC, DLRM on more",
+        "AUC, DCN on more",
+    }

@@ -1,0 +1,92 @@
+"""Cold items: held out of training and clustering, then ranked after they are placed by their first interactions.
+
+    [retrieval.cold]
+    share = 0.1
+    first = [1, 3, 10]
+
+gives, for each n of `first`, `test/<metric>/first-n`: of the pairs of cold items in the test split, after n pairs of
+each cold item from the train split have shown where it belongs. Nothing is trained then. A hash is what it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import polars as pl
+import torch
+from torch import Tensor
+
+import data
+from embcomp.graph import Clusters, Edges, Mixture, interactions
+from embcomp.methods import GraphHash, Method, SoftGraphHash, Table
+from embcomp.methods.base import per_table
+from embcomp.nn import CompressedEmbedding
+from experiments.config import ColdConfig
+
+
+@dataclass(frozen=True)
+class ColdItems:
+    """What is kept from training.
+
+    Attributes:
+        pairs: the data without the cold items' pairs in train and valid.
+        hidden: their pairs of the train split in a random order, int64 [2, N].
+        wanted: their pairs of the test split, int64 [2, M].
+    """
+
+    pairs: data.Interactions
+    hidden: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def drawn(cls, pairs: data.Interactions, config: ColdConfig, seed: int) -> ColdItems:
+        """Each item is cold with the chance `share`, by the seed."""
+        generator = torch.Generator().manual_seed(seed)
+        cold = torch.rand(pairs.num_items, generator=generator) < config.share
+        hidden, wanted = (_of(pairs.edges(split), cold) for split in ("train", "test"))
+        warm = pl.col("item_id").is_in(pl.Series((~cold).nonzero()[:, 0].numpy()).implode())
+        kept = {split: rows.filter(warm) for split, rows in pairs.pairs.items()}
+        order = torch.randperm(hidden.shape[1], generator=generator)
+        return cls(dataclasses.replace(pairs, pairs=kept), hidden[:, order], wanted)
+
+    def first(self, n: int) -> Tensor:
+        """The first `n` hidden pairs of each cold item, int64 [2, N]."""
+        items, order = self.hidden[1].sort(stable=True)
+        counts = items.unique_consecutive(return_counts=True)[1]
+        place = torch.arange(len(items)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        return self.hidden[:, order[place < n]]
+
+
+def _of(edges: Tensor, items: Tensor) -> Tensor:
+    return edges[:, items[edges[1]]]
+
+
+def extended(method: Method, edges: Edges) -> Method:
+    """The method with the items of these interactions placed, where it has clusters; others stay as they are."""
+    if not isinstance(method, GraphHash):
+        return method
+    users, items = (per_table(method.clusters, Table(name, None, 1), "clusters") for name in ("user_id", "item_id"))
+    clusters = Clusters(users, items, quality=0.0, resolution=0.0).extend(edges)
+    changed: dict[str, Any] = {"clusters": {"user_id": users, "item_id": clusters.items}}
+    if isinstance(method, SoftGraphHash):
+        weights = dict(cast(Mapping[str, Mixture], method.weights))
+        changed["weights"] = weights | {"item_id": weights["item_id"].extend(edges, clusters)}
+    return dataclasses.replace(method, **changed)
+
+
+@contextmanager
+def placed(items: CompressedEmbedding, method: Method, tables: Sequence[Table], pairs: Tensor) -> Iterator[None]:
+    """Inside the block the items read the rows that `extended` gives them, from these pairs, int64 [2, N]."""
+    users, sold = pairs.cpu().numpy()
+    num_users, num_items = (table.num_embeddings for table in tables)
+    edges = interactions((users, sold), num_users=num_users, num_items=num_items)
+    before = items.encoder
+    items.encoder = extended(method, edges).plan(tables).tables[1].encoder.to(pairs.device)
+    try:
+        yield
+    finally:
+        items.encoder = before
