@@ -41,7 +41,10 @@ def write_markdown(results: Path, folder: Path, names: Sequence[str] | None = No
                 write_text(folder / f"{picture.name}.svg", picture.svg)
         write_text(folder / f"{experiment.name}.md", _render("page.md.j2", [experiment], experiment.name))
     if not names:
-        links = [f"- [{e.name}]({e.name}.md): {', '.join(s.title for s in e.sections)}\n" for e in experiments]
+        said = {e.name: f": {', '.join(s.title for s in e.sections)}" for e in experiments}
+        # Pages that other commands have written into the folder are linked too.
+        pages = {path.stem for path in folder.glob("*.md")} - {"index"}
+        links = [f"- [{name}]({name}.md){said.get(name, '')}\n" for name in sorted(pages)]
         write_text(folder / "index.md", _INDEX + "".join(links))
     return folder
 

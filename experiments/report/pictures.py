@@ -141,7 +141,7 @@ def slices(section: Section) -> Picture | None:
         for row in rows
     ]
     title = f"{name_of(metric)} by slice"
-    name = f"{section.experiment}-{section.dataset}-{section.model}-slices"
+    name = f"{section.experiment}-{section.dataset}-{section.model}-slices".replace(" ", "-")
     return Picture(name, title, f"{title}, {section.title}. {'; '.join(said)}.", _svg([draw]))
 
 
@@ -205,7 +205,7 @@ def _against_option(section: Section, metric: str, method: str, option: str) -> 
         f"{label}: " + ", ".join(f"{x:g} {row.metrics[metric].mean:.4f}" for x, row in points)
         for label, points in lines.items()
     ]
-    name = f"{section.experiment}-{section.dataset}-{section.model}-{method}-{option}"
+    name = f"{section.experiment}-{section.dataset}-{section.model}-{method}-{option}".replace(" ", "-")
     return Picture(name, title, f"{title}, {section.title}. {'; '.join(said)}.", _svg([draw]))
 
 

@@ -144,6 +144,8 @@ def test_one_experiment_of_several(results, tmp_path):
 
 def test_markdown_links_pictures_that_are_there(results, tmp_path):
     write(results, "Full", "Full", {}, 4000, 0, 0.5, experiment="other")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "export.md").write_text("# written by another command\n")
     folder = write_markdown(results, tmp_path / "docs")
     text = (folder / "toy.md").read_text()
     links = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
@@ -153,6 +155,11 @@ def test_markdown_links_pictures_that_are_there(results, tmp_path):
     assert any("0.7500 ± 0.0707" in line for line in tables)
     assert {line.count("|") for line in tables} == {9, 5}  # eight columns, and four of slices
     assert "(toy.md)" in (folder / "index.md").read_text()
+    assert "- [export](export.md)\n" in (folder / "index.md").read_text()
+    assert "(index.md)" not in (folder / "index.md").read_text()
+    write(results, "Full", "Full", {}, 4000, 0, 0.5, experiment="other", dataset="films next")
+    write_markdown(results, folder)
+    assert not [path for path in folder.iterdir() if " " in path.name]
 
 
 def test_data_sets_of_one_experiment_are_side_by_side(results, tmp_path):
