@@ -54,9 +54,9 @@ def export(
         >>> model = torch.nn.Sequential(torch.nn.Embedding(5000, 32), torch.nn.Linear(32, 1))
         >>> report = embcomp.compress_(model, {"0": embcomp.UnifiedEmbedding(rows=900, chunk_dim=16)})
         >>> print(embcomp.export(model, "model.pt2", (torch.arange(4),), dtype="int8"))  # doctest: +ELLIPSIS
-        table  method            dtype  rows  bytes full  bytes trained  bytes exported  smaller
-        0      UnifiedEmbedding  int8    900     640 000         57 616          18 016     3.2x
-        total                                    640 000         57 616          18 016     3.2x
+        table  method            dtype  rows  bytes full  bytes trained  bytes exported  than trained
+        0      UnifiedEmbedding  int8    900     640 000         57 616          18 016          3.2x
+        total                                    640 000         57 616          18 016          3.2x
         model.pt2: ... bytes
         import torch; program = torch.export.load('model.pt2').module()
         program(int64 [n0])

@@ -84,7 +84,7 @@ class ExportReport:
         return self.bytes_trained / max(1, self.bytes_exported)
 
     def __str__(self) -> str:
-        header = ("table", "method", "dtype", "rows", "bytes full", "bytes trained", "bytes exported", "smaller")
+        header = ("table", "method", "dtype", "rows", "bytes full", "bytes trained", "bytes exported", "than trained")
         lines = [(t.name, t.method, ", ".join(t.dtypes), grouped(t.rows), *_sizes(t)) for t in self.tables]
         return "\n".join([
             text_table(header, [*lines, ("total", "", "", "", *_sizes(self))], left=3),
