@@ -136,6 +136,11 @@ EXAMPLES = [
     Example("SemanticIds-hybrid", lambda ts: SemanticIds(**items_of(ts), pieces=Unigram(), rows=16, id_rows=3)),
     Example("UnifiedEmbedding", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=4)),
     Example("UnifiedEmbedding-whole", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=8, seed=5)),
+    Example(
+        "UnifiedEmbedding-balanced",
+        lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=4, balanced=True),
+        open_ids=False,
+    ),
 ]
 
 

@@ -24,6 +24,7 @@ from embcomp.methods.base import (
     side_store,
 )
 from embcomp.methods.budget import largest_within, share_rows
+from embcomp.ops.balanced import balanced_key, balanced_rows
 from embcomp.ops.hashing import check_ids, hash_key, hash_rows, hash_rows_by_key
 
 
@@ -31,6 +32,7 @@ class HashEncoder(Encoder):
     """Chunk c reads `lookups[c]` rows below `rows[c]`, each under a key of its own (keys are numbered through)."""
 
     keys: Tensor
+    _key = staticmethod(hash_key)
 
     def __init__(self, table: Table, config: Mapping[str, Any], seed: int, rows: Sequence[int], lookups: Sequence[int]):
         super().__init__(table, config)
@@ -39,7 +41,7 @@ class HashEncoder(Encoder):
         self.register_buffer("keys", self._keys(), persistent=False)
 
     def _keys(self) -> Tensor:
-        keys = [hash_key(self.seed, self.table.name, j) for j in range(sum(self.lookups))]
+        keys = [self._key(self.seed, self.table.name, j) for j in range(sum(self.lookups))]
         # Real even inside `with torch.device("meta")`: they follow from the configuration, so nobody would load them.
         return torch.tensor(keys, device="cpu" if torch.get_default_device().type == "meta" else None)
 
@@ -47,17 +49,47 @@ class HashEncoder(Encoder):
         self.keys.copy_(self._keys())
 
     def packed(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
-        if not self._one_each or type(self) is not HashEncoder or ids.is_meta:  # a subclass may add to the hashed rows
+        # A subclass may add to the hashed rows.
+        if not self._one_each or type(self).encode is not HashEncoder.encode or ids.is_meta:
             return super().packed(ids, out)
         ids = check_ids(ids, self.table.num_embeddings, self.table.name)
-        place = None if out is None else out.view(self.keys.numel(), ids.numel())
-        return hash_rows_by_key(ids, self.keys, self.ranges[0], place).reshape(-1)
+        place = None if out is None else out.view(len(self.keys), ids.numel())
+        return self._by_key(ids, self.keys, self.ranges[0], place).reshape(-1)
 
     def encode(self, ids: Tensor) -> list[Rows]:
         if self._one_each:  # chunks of one store: one pass over the ids
-            return [Rows(rows.unsqueeze(-1)) for rows in hash_rows_by_key(ids, self.keys, self.ranges[0])]
+            return [Rows(rows.unsqueeze(-1)) for rows in self._by_key(ids, self.keys, self.ranges[0])]
         keys = self.keys.split(self.lookups)
-        return [Rows(hash_rows(ids, key, rows)) for key, rows in zip(keys, self.ranges, strict=True)]
+        return [Rows(self._by_id(ids, key, rows)) for key, rows in zip(keys, self.ranges, strict=True)]
+
+    def _by_key(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
+        """Rows [number of keys, number of ids]."""
+        return hash_rows_by_key(ids, keys, rows, out)
+
+    def _by_id(self, ids: Tensor, keys: Tensor, rows: int) -> Tensor:
+        """Rows [number of ids, number of keys]."""
+        return hash_rows(ids, keys, rows)
+
+
+class BalancedHashEncoder(HashEncoder):
+    """`HashEncoder` that permutes a known id space: no more ids meet in a row than must (`embcomp.ops.balanced`)."""
+
+    _key = staticmethod(balanced_key)
+
+    def __init__(self, table: Table, config: Mapping[str, Any], seed: int, rows: Sequence[int], lookups: Sequence[int]):
+        self.num_ids = table.ids_or_raise("balanced=True")
+        super().__init__(table, config, seed, rows, lookups)
+
+    def _by_key(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
+        return balanced_rows(ids, keys, self.num_ids, rows, out)
+
+    def _by_id(self, ids: Tensor, keys: Tensor, rows: int) -> Tensor:
+        return balanced_rows(ids, keys, self.num_ids, rows).t()
+
+
+def hash_encoder(balanced: bool) -> type[HashEncoder]:
+    """The encoder of a method's `balanced`."""
+    return BalancedHashEncoder if balanced else HashEncoder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +99,8 @@ class HashingTrick(Method):
     Args:
         rows: rows of the table, or a mapping from table names to rows.
         seed: another seed gives other collisions.
+        balanced: permute the ids of a table instead of hashing them, so that no row is read by more of them than must
+            be (docs/hashing.md); needs `num_embeddings`.
 
     Example:
         >>> import torch, embcomp
@@ -77,6 +111,7 @@ class HashingTrick(Method):
 
     rows: int | Mapping[str, int]
     seed: int = 0
+    balanced: bool = False
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
@@ -84,9 +119,8 @@ class HashingTrick(Method):
             rows = check_rows(per_table(self.rows, table, "rows"), table.name)
             stores[table.name] = Store(rows, table.embedding_dim)
             config = {**self.config(), "rows": rows}
-            plans.append(
-                TablePlan(table, HashEncoder(table, config, self.seed, [rows], [1]), (Chunk(table.name),), Concat())
-            )
+            encoder = hash_encoder(self.balanced)(table, config, self.seed, [rows], [1])
+            plans.append(TablePlan(table, encoder, (Chunk(table.name),), Concat()))
         return Plan(stores, plans)
 
     @classmethod
@@ -106,6 +140,8 @@ class MultiHash(Method):
         num_hashes: look-ups of each id.
         combine: "sum" or "concat".
         seed: another seed gives other collisions.
+        balanced: permute the ids of a table instead of hashing them, so that no row is read by more of them than must
+            be (docs/hashing.md); needs `num_embeddings`.
 
     Example:
         >>> import torch, embcomp
@@ -119,6 +155,7 @@ class MultiHash(Method):
     num_hashes: int = 2
     combine: Literal["sum", "concat"] = "sum"
     seed: int = 0
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if self.num_hashes < 1:
@@ -141,7 +178,8 @@ class MultiHash(Method):
                     )
                 stores[table.name] = Store(rows, table.embedding_dim // k)
                 lookups = [1] * k
-            encoder = HashEncoder(table, {**self.config(), "rows": rows}, self.seed, [rows] * len(lookups), lookups)
+            config = {**self.config(), "rows": rows}
+            encoder = hash_encoder(self.balanced)(table, config, self.seed, [rows] * len(lookups), lookups)
             plans.append(TablePlan(table, encoder, tuple(Chunk(table.name, n) for n in lookups), Concat()))
         return Plan(stores, plans)
 

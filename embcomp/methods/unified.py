@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from embcomp.methods.base import FLOAT_BYTES, Chunk, Concat, Method, Plan, Store, Table, TablePlan, check_rows
 from embcomp.methods.budget import largest_within
-from embcomp.methods.hashing import HashEncoder
+from embcomp.methods.hashing import hash_encoder
 from embcomp.ops.hashing import MAX_ROWS
 
 
@@ -25,6 +25,9 @@ class UnifiedEmbedding(Method):
         lookups: look-ups by table name; such a table becomes lookups[name] * chunk_dim wide. The others read
             embedding_dim / chunk_dim chunks.
         seed: another seed gives other collisions.
+        balanced: permute the ids of a table instead of hashing them, so that no row is read by more ids of one table
+            than must be, and by one where the rows are as many as its ids. Collisions inside a feature are those that
+            cost quality (section 4 of the paper). Needs `num_embeddings`.
 
     Example:
         >>> import embcomp
@@ -40,6 +43,7 @@ class UnifiedEmbedding(Method):
     chunk_dim: int
     lookups: Mapping[str, int] | None = None
     seed: int = 0
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if self.chunk_dim < 1:
@@ -50,7 +54,7 @@ class UnifiedEmbedding(Method):
         plans = []
         for table in tables:
             chunks = self._chunks(table)
-            encoder = HashEncoder(table, self.config(), self.seed, [self.rows] * chunks, [1] * chunks)
+            encoder = hash_encoder(self.balanced)(table, self.config(), self.seed, [self.rows] * chunks, [1] * chunks)
             plans.append(TablePlan(table, encoder, (Chunk(group),) * chunks, Concat()))
         unknown = set(self.lookups or {}) - {table.name for table in tables}
         if unknown:

@@ -37,6 +37,25 @@ void hash_rows(const int64_t* ids, size_t n, const int64_t* keys, size_t num_key
   }
 }
 
+// out[j * n + i] = row of ids[i] under the 8 numbers keys[8 * j ..] (embcomp.ops.balanced; `Domain` names the rest).
+void balanced_rows(const int64_t* ids, size_t n, const int64_t* keys, size_t num_keys, int64_t* out, int64_t low_bits,
+                   int64_t domain_high, int64_t scale, int64_t shift) {
+  const uint64_t bits = (uint64_t)low_bits, size = (uint64_t)domain_high, mask = (1ULL << bits) - 1;
+  for (size_t j = 0; j < num_keys; j++) {
+    uint64_t k[8];
+    for (int i = 0; i < 8; i++) k[i] = (uint64_t)keys[8 * j + i];
+    for (size_t i = 0; i < n; i++) {
+      uint64_t high = (uint64_t)ids[i] >> bits, low = (uint64_t)ids[i] & mask;
+      for (int r = 0; r < 8; r += 4) {
+        low ^= (high * k[r] + k[r + 1]) >> 32 >> (32 - bits);
+        high += (((low * k[r + 2] + k[r + 3]) >> 32) * size) >> 32;
+        high -= high >= size ? size : 0;
+      }
+      out[j * n + i] = (int64_t)((((high << bits) + low) * (uint64_t)scale) >> shift);
+    }
+  }
+}
+
 // 1 when some id lies outside [0, limit); a negative id is a huge unsigned one.
 int any_outside(const int64_t* ids, size_t n, int64_t limit) {
   uint64_t bad = 0;

@@ -70,7 +70,7 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     if lib is None:
         return hash_rows_reference(ids, keys, rows)
     out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64, device=ids.device)
-    _fill(lib.hash_rows, ids, keys, rows, out)
+    call(lib.hash_rows, ids, keys, rows, out)
     return out
 
 
@@ -87,16 +87,15 @@ def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = 
         return found if out is None else out.copy_(found)
     if out is None:
         out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64, device=ids.device)
-    _fill(lib.hash_rows_by_key, ids, keys, rows, out)
+    call(lib.hash_rows_by_key, ids, keys, rows, out)
     return out
 
 
-def _fill(function: Callable[..., None], ids: Tensor, keys: Tensor, rows: int, out: Tensor) -> None:
+def call(function: Callable[..., None], ids: Tensor, keys: Tensor, *rest: Tensor | int) -> None:
+    """A C function of ids and keys, each followed by its number, and of what else it takes."""
     ids, keys = ids.contiguous(), keys.contiguous()
-    function(
-        pointer(ids), ctypes.c_size_t(ids.numel()), pointer(keys), ctypes.c_size_t(keys.numel()),
-        ctypes.c_int64(rows), pointer(out),
-    )  # fmt: skip
+    others = [pointer(x) if isinstance(x, Tensor) else ctypes.c_int64(x) for x in rest]
+    function(pointer(ids), ctypes.c_size_t(ids.numel()), pointer(keys), ctypes.c_size_t(len(keys)), *others)
 
 
 def readable(*tensors: Tensor) -> bool:

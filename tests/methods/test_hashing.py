@@ -47,6 +47,20 @@ def test_hashes_side_by_side(k: int) -> None:
     assert_vectors(built, [torch.cat([table[rows(id, j, 13)] for j in range(k)]) for id in IDS])
 
 
+def test_balanced_hashes_read_no_row_more_often_than_must_be() -> None:
+    """1000 ids, 1024 places with the empty ones: 11 in a row of 100 at most, where plain hashes put 19."""
+    sizes = {"trick": embcomp.HashingTrick(rows=100, balanced=True), "plain": embcomp.HashingTrick(rows=100)}
+    sizes |= {"sum": embcomp.DoubleHash(rows=100, balanced=True)}
+    sizes |= {"concat": embcomp.MultiHash(rows=100, combine="concat", balanced=True)}
+    most = {}
+    for name, method in sizes.items():
+        found = method.plan([embcomp.Table("t", 1000, 8)]).tables[0].encoder(torch.arange(1000))
+        rows = torch.cat([chunk.rows for chunk in found], dim=1)
+        most[name] = [int(column.bincount(minlength=100).max()) for column in rows.t()]
+    assert most == {"trick": [11], "sum": [11, 11], "concat": [11, 11], "plain": most["plain"]}
+    assert most["plain"][0] > 15
+
+
 def test_double_hash_is_two_summed_hashes() -> None:
     double, multi = module(DoubleHash(rows=13, seed=4)), module(MultiHash(rows=13, num_hashes=2, seed=4))
     assert torch.equal(double.materialize(), multi.materialize())

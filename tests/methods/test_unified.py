@@ -32,6 +32,17 @@ def test_each_chunk_of_each_feature_has_a_hash_of_its_own() -> None:
     assert len({tuple(rows) for rows in read.values()}) == 10
 
 
+def test_balanced_chunks_part_the_ids_of_a_feature() -> None:
+    tables = TABLES[:2]
+    plan = UnifiedEmbedding(rows=6100, chunk_dim=8, seed=3, balanced=True).plan(tables)
+    for table in plan.tables:
+        ids = torch.arange(table.table.num_embeddings or 0)
+        for c, chunk in enumerate(table.encoder(ids)):
+            assert len(chunk.rows.unique()) == len(ids)  # of plain hashes 6100 (1 - e^(-6000/6100)) = 3819
+            expected = [hash_spec.balanced_row(i, 3, table.table.name, c, len(ids), 6100) for i in range(40)]
+            assert chunk.rows[:40].flatten().tolist() == expected
+
+
 def test_a_vector_is_its_chunks_side_by_side() -> None:
     module = randomize(CompressedEmbedding(None, 12, UnifiedEmbedding(rows=9, chunk_dim=4)))
     (store,) = module.parameters()
@@ -51,6 +62,8 @@ def test_lookups_change_widths() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="table 'word': balanced=True needs num_embeddings"):
+        UnifiedEmbedding(rows=50, chunk_dim=8, balanced=True).plan(TABLES)
     for wrong, message in [
         (lambda: UnifiedEmbedding(rows=5, chunk_dim=0), "chunk_dim must be at least 1, got 0"),
         (lambda: UnifiedEmbedding(rows=0, chunk_dim=8).plan(TABLES), r"rows must be an integer in \[1, 2\^31\), got 0"),

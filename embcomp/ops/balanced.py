@@ -1,0 +1,107 @@
+"""Balanced hashing: a keyed permutation of a known id space, cut into rows (specified in docs/hashing.md).
+
+A hash draws rows with replacement, so that of n ids in n rows a third share none and some share with three. Where the
+id space is known, [0, n), its ids are permuted instead: a row is read by n / rows ids, rounded up or down, and by one
+where the rows suffice.
+
+The permutation is an unbalanced Feistel network of 4 half rounds over pairs (high, low), each a multiply-shift hash
+with two 64-bit numbers of the key (Dietzfelbinger 1996, strongly universal).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from embcomp.ops import native
+from embcomp.ops.hashing import call, readable
+
+KEY_WORDS = 8
+MAX_IDS = 2**60
+_WORD = (1 << 32) - 1
+
+
+def balanced_key(seed: int, table: str, chunk: int) -> list[int]:
+    """The 8 signed 64-bit numbers of one balanced hash of one table: SHA-512 of the text whose SHA-256 is `hash_key`.
+
+    Example:
+        >>> len(balanced_key(seed=0, table="user_id", chunk=0))
+        8
+    """
+    digest = hashlib.sha512(f"embcomp/1/{seed}/{chunk}/{table}".encode()).digest()
+    return [int.from_bytes(digest[i : i + 8], "little", signed=True) for i in range(0, 64, 8)]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What is permuted: high * 2^low_bits + low, with `high` values of high; then scaled to rows by multiply-shift.
+
+    It is the smallest of this shape that holds the ids, less than their square root larger; or, where the rows are
+    more, the largest that fits into them, so that the ids spread over all.
+    """
+
+    low_bits: int
+    high: int
+    scale: int
+    shift: int
+
+    @classmethod
+    def of(cls, num_embeddings: int, rows: int) -> "Domain":
+        if not 1 <= num_embeddings <= MAX_IDS:
+            raise ValueError(f"a balanced hash takes 1 .. 2^60 ids, got {num_embeddings}; use a plain hash")
+        low_bits = (num_embeddings - 1).bit_length() // 2
+        high = max(-(-num_embeddings >> low_bits), rows >> low_bits)
+        places = high << low_bits
+        if places <= rows:
+            return cls(low_bits, high, 1, 0)
+        shift = 62 - rows.bit_length()
+        return cls(low_bits, high, (rows << shift) // places, shift)
+
+
+def balanced_rows_reference(ids: Tensor, keys: Tensor, domain: Domain) -> Tensor:
+    """`balanced_rows` in plain torch: any device, traceable by torch.compile and torch.export."""
+    low_mask = (1 << domain.low_bits) - 1
+    high, low = ids >> domain.low_bits, ids & low_mask
+    for i in range(0, KEY_WORDS, 4):
+        a, b, c, d = (keys[:, i + j, None] for j in range(4))
+        low = low ^ (_upper(high * a + b) >> (32 - domain.low_bits))
+        high = high + ((_upper(low * c + d) * domain.high) >> 32)
+        high = torch.where(high >= domain.high, high - domain.high, high)
+    return (((high << domain.low_bits) + low) * domain.scale) >> domain.shift
+
+
+def _upper(x: Tensor) -> Tensor:
+    """The upper 32 bits, as a number without sign."""
+    return (x >> 32) & _WORD
+
+
+def balanced_rows(ids: Tensor, keys: Tensor, num_embeddings: int, rows: int, out: Tensor | None = None) -> Tensor:
+    """Rows of `ids` under each key, the keys first.
+
+    Args:
+        ids: int64 [N], in the range below, which is not checked.
+        keys: int64 [K, 8], from `balanced_key`.
+        num_embeddings: how many ids there are, from 0.
+        rows: the range, 1 .. 2^31 - 1.
+        out: where to write them: int64 [K, N], contiguous.
+
+    Returns:
+        int64 [K, N] in [0, rows). Under each key at most ceil(places / rows) ids have the same row, where `places` is
+        num_embeddings, made larger by less than its square root.
+
+    Example:
+        >>> import torch
+        >>> keys = torch.tensor([balanced_key(0, "item", 0)])
+        >>> balanced_rows(torch.arange(1000), keys, num_embeddings=1000, rows=1100).unique().numel()
+        1000
+    """
+    domain = Domain.of(num_embeddings, rows)
+    lib = native.library() if readable(ids, keys, *([] if out is None else [out])) else None
+    if lib is None:
+        found = balanced_rows_reference(ids, keys, domain)
+        return found if out is None else out.copy_(found)
+    if out is None:
+        out = torch.empty(len(keys), ids.numel(), dtype=torch.int64, device=ids.device)
+    call(lib.balanced_rows, ids, keys, out, domain.low_bits, domain.high, domain.scale, domain.shift)
+    return out
