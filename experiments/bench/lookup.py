@@ -17,6 +17,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.optim import RowWiseAdagrad
 
 import embcomp
+from embcomp.ops.balanced import balanced_key, balanced_rows
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
 from experiments.bench import BenchRow
@@ -36,9 +37,11 @@ def run(console: Console, *, ids: int = 1_000_000, rounds: int = 30) -> list[Ben
 def _hashing(rounds: int) -> list[BenchRow]:
     ids = torch.randint(0, 2**62, (1_000_000,), generator=torch.Generator().manual_seed(0))
     key = torch.tensor([hash_key(0, "item", 0)])
+    known, long_key = ids % 1_000_000, torch.tensor([balanced_key(0, "item", 0)])
     candidates: dict[str, Callable[[], object]] = {
         "copy of 1e6 ids": ids.clone,
         "hashing 1e6 ids": lambda: hash_rows(ids, key, 100_000),
+        "balanced hashing 1e6 ids": lambda: balanced_rows(known, long_key, 1_000_000, 100_000),
     }
     return paired(candidates, against="copy of 1e6 ids", rounds=rounds * 5)
 
@@ -53,6 +56,7 @@ def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
         "HashingTrick at 10 %": embcomp.HashingTrick(rows=rows),
         "DoubleHash at 10 %": embcomp.DoubleHash(rows=rows),
         "UnifiedEmbedding 4 x 16 at 10 %": embcomp.UnifiedEmbedding(rows=FEATURES * rows * 4, chunk_dim=16),
+        "the same, balanced": embcomp.UnifiedEmbedding(rows=FEATURES * rows * 4, chunk_dim=16, balanced=True),
     }
     candidates = {"uncompressed FBGEMM TBE": _tbe_step(ids, batches, grad)}
     for name, method in methods.items():
@@ -65,6 +69,7 @@ def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
         "HashingTrick at 10 %": _floor(batches, 1, DIM),
         "DoubleHash at 10 %": _floor(batches, 2, DIM),
         "UnifiedEmbedding 4 x 16 at 10 %": _floor(batches, 4, 16),
+        "the same, balanced": _floor(batches, 4, 16),
     }
     beside = [
         row
