@@ -129,7 +129,7 @@ class BehaviorModel(nn.Module):
         items, places = distinct(history)
         vectors = self.items(torch.cat((candidates.flatten(), items)))
         asked, events = vectors.split((candidates.numel(), len(items)))
-        asked = asked.view(*candidates.shape, -1)
+        asked = asked.view(*candidates.shape, vectors.shape[1])
         return asked, sdim(asked, events, mask, places=places)
 
     def _same(self, candidates: Tensor, history: Tensor) -> tuple[Tensor, ...]:

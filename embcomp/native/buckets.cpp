@@ -25,6 +25,15 @@ struct Events {
 
   bool counts(int64_t t) const { return !mask || mask[t]; }
   size_t row(int64_t t) const { return places ? (size_t)places[t] : (size_t)t; }
+
+  // Fetches BYTES of the row of a later event.
+  template <size_t BYTES>
+  void prefetch(const float* rows, int64_t t, int64_t end) const {
+    constexpr int64_t ahead = embcomp::kAhead;
+    if (t + ahead >= end) return;
+    for (size_t byte = 0; byte < BYTES; byte += 64)
+      __builtin_prefetch((const char*)(rows + row(t + ahead) * dim) + byte);
+  }
 };
 
 struct Groups {
@@ -98,6 +107,7 @@ void scatter(const float* values, const Events& e, const Groups& groups, float* 
   for (size_t b = 0; b < e.batch; b++)
     for (size_t d = 0; d < n; d += LANES * sizeof(Lane) / sizeof(float))
       for (int64_t t = e.offsets[b]; t < e.offsets[b + 1]; t++) {
+        e.prefetch<LANES * sizeof(Lane)>(values + d, t, e.offsets[b + 1]);
         if (!e.counts(t)) continue;
         const Lane* from = (const Lane*)(values + e.row(t) * n + d);
         Lane held[LANES];
@@ -118,6 +128,7 @@ void gather(const float* sums, const Events& e, const Groups& groups, float* out
   for (size_t b = 0; b < e.batch; b++)
     for (size_t d = 0; d < n; d += LANES * sizeof(Lane) / sizeof(float))
       for (int64_t t = e.offsets[b]; t < e.offsets[b + 1]; t++) {
+        e.prefetch<LANES * sizeof(Lane)>(out + d, t, e.offsets[b + 1]);
         Lane sum[LANES] = {};
         const float* table = sums + b * buckets * n + d;
         if (e.counts(t))
@@ -126,8 +137,6 @@ void gather(const float* sums, const Events& e, const Groups& groups, float* out
             for (size_t l = 0; l < LANES; l++) sum[l] += ((const Lane*)(table + bucket * n))[l];
           });
         Lane* to = (Lane*)(out + e.row(t) * n + d);
-        if (!e.places)
-          for (size_t l = 0; l < LANES; l++) __builtin_prefetch((float*)(to + l) + 16 * n, 1);
         for (size_t l = 0; l < LANES; l++) to[l] = e.places ? to[l] + sum[l] : sum[l];
       }
 }

@@ -21,7 +21,9 @@ def compiled() -> None:
 class Case:
     """Random histories: rows with codes, events that are rows, and what each kind of sum should be, by loops."""
 
-    def __init__(self, sizes: list[int], groups: int, tau: int, dim: int, masked: bool, placed: bool, seed: int) -> None:
+    def __init__(
+        self, sizes: list[int], groups: int, tau: int, dim: int, masked: bool, placed: bool, seed: int
+    ) -> None:
         self.draw = draw = torch.Generator().manual_seed(seed)
         total = sum(sizes)
         rows = 9 if placed else total  # fewer than events: rows are shared
