@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from embcomp.ops.buckets import Events, collide, fast, gather, query, scatter, sign_codes, unit_rows, words_for
 from embcomp.sdim.buckets import Buckets, read, segments, sum_jagged, sum_padded, unit
 from embcomp.sdim.projection import PROJECTIONS
+from embcomp.sdim.sequences import Sequences
 from embcomp.sdim.signatures import unpack
 
 Rule = Literal["l2", "mean", "kernel"]
@@ -135,20 +136,16 @@ class SDIM(nn.Module):
             candidates = candidates.unsqueeze(1)
             candidate_signatures = None if candidate_signatures is None else candidate_signatures.unsqueeze(1)
         self._check_width(candidates, "candidates")
-        self._check_sequence(sequence, mask, offsets, places)
-        batch = len(offsets) - 1 if offsets is not None else len(sequence if places is None else places)
-        if len(candidates) != batch:
-            raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {batch} histories")
+        given = self._checked(Sequences(sequence, mask, offsets, places, sequence_signatures))
+        if len(candidates) != given.batch:
+            raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {given.batch} histories")
         if expected:
-            vectors, mask, _ = self._events(sequence, mask, offsets, places)
-            pooled = self._expected(candidates, vectors, mask, offsets)
-        elif self._directly(candidates.shape[1], sequence, offsets):
+            pooled = self._expected(candidates, *given.events(), given.offsets)
+        elif self._directly(candidates.shape[1], given):
             asked = self._signed(candidates, candidate_signatures)
-            attend = self._collide if fast(sequence) else self._attend
-            pooled = attend(asked, sequence, mask, offsets, places, sequence_signatures)
+            pooled = self._collide(asked, given) if fast(sequence) else self._attend(asked, given)
         else:  # from here on buckets are fewer than what all candidates read
-            buckets = self.encode(sequence, mask, offsets, places=places, signatures=sequence_signatures)
-            pooled = self.query(candidates, buckets, candidate_signatures)
+            pooled = self.query(candidates, self._encode(given), candidate_signatures)
         return pooled if several else pooled.squeeze(1)
 
     def encode(
@@ -161,13 +158,7 @@ class SDIM(nn.Module):
         signatures: Tensor | None = None,
     ) -> Buckets:
         """The buckets of B histories: sums [B, groups, 2^hash_width, D] and counts; arguments as in `forward`."""
-        self._check_sequence(sequence, mask, offsets, places)
-        if fast(sequence):
-            return Buckets(*scatter(*self._native(sequence, mask, offsets, places, signatures)))
-        vectors, mask, codes = self._events(sequence, mask, offsets, places, signatures)
-        if offsets is None:
-            return sum_padded(codes, vectors, mask, self.width)
-        return sum_jagged(codes, vectors, segments(offsets, len(vectors)), len(offsets) - 1, self.width)
+        return self._encode(self._checked(Sequences(sequence, mask, offsets, places, signatures)))
 
     def query(self, candidates: Tensor, buckets: Buckets, signatures: Tensor | None = None) -> Tensor:
         """What candidates [B, D] or [B, C, D] read from the buckets of their row; of the same shape.
@@ -249,38 +240,32 @@ class SDIM(nn.Module):
         with torch.no_grad():
             return sign_codes(self.projection(vectors), self.hash_width)
 
-    def _directly(self, candidates: int, sequence: Tensor, offsets: Tensor | None) -> bool:
+    def _encode(self, given: Sequences) -> Buckets:
+        if fast(given.vectors):
+            return Buckets(*scatter(*self._native(given)))
+        (vectors, mask), codes = given.events(), self._event_codes(given)
+        if given.offsets is None:
+            return sum_padded(codes, vectors, mask, self.width)
+        return sum_jagged(codes, vectors, segments(given.offsets, len(vectors)), given.batch, self.width)
+
+    def _directly(self, candidates: int, given: Sequences) -> bool:
         """Whether candidates are so few that buckets, most of which nobody reads, cost more than a pass for each."""
         if self.rule == "kernel":
             return False
-        return candidates <= self.width // 2 if fast(sequence) else candidates <= self.width and offsets is None
+        if fast(given.vectors):
+            return candidates <= self.width // 2
+        return candidates <= self.width and given.offsets is None
 
-    def _collide(
-        self,
-        asked: Tensor,
-        sequence: Tensor,
-        mask: Tensor | None,
-        offsets: Tensor | None,
-        places: Tensor | None,
-        signatures: Tensor | None,
-    ) -> Tensor:
+    def _collide(self, asked: Tensor, given: Sequences) -> Tensor:
         """Few candidates, by their signatures: what they read is added up event by event, without other buckets."""
-        sums, counts = collide(*self._native(sequence, mask, offsets, places, signatures), asked)
+        sums, counts = collide(*self._native(given), asked)
         if self.rule == "mean":
             return _divided(sums.sum(2), counts.sum(2).unsqueeze(-1))
         return unit_rows(sums, 1 / self.groups).sum(2)
 
-    def _attend(
-        self,
-        asked: Tensor,
-        sequence: Tensor,
-        mask: Tensor | None,
-        offsets: Tensor | None,
-        places: Tensor | None,
-        signatures: Tensor | None,
-    ) -> Tensor:
+    def _attend(self, asked: Tensor, given: Sequences) -> Tensor:
         """`_collide` in torch, by products with zeros and ones."""
-        vectors, mask, known = self._events(sequence, mask, offsets, places, signatures)
+        (vectors, mask), known = given.events(), self._event_codes(given)
         codes = unpack(asked, self.groups, self.hash_width)
         agree = codes.unsqueeze(-1) == known.transpose(1, 2).unsqueeze(1)  # [B, C, groups, L]
         agree = (agree & mask[:, None, None, :]).to(vectors.dtype)
@@ -307,64 +292,25 @@ class SDIM(nn.Module):
             return sums / events.clamp(min=1)[:, None, None]
         return unit(sums) if self.rule == "l2" else _divided(sums, total)
 
-    def _native(
-        self,
-        sequence: Tensor,
-        mask: Tensor | None,
-        offsets: Tensor | None,
-        places: Tensor | None,
-        signatures: Tensor | None,
-    ) -> tuple[Tensor, Events]:
+    def _native(self, given: Sequences) -> tuple[Tensor, Events]:
         """Vectors [N, D] and the events that they are of, for compiled functions, which never read masked ones."""
-        known = self._signed(sequence, signatures)
-        if offsets is None:
-            offsets = _starts(*(sequence if places is None else places).shape[:2])
-        mask, places = (None if given is None else given.flatten() for given in (mask, places))
-        return sequence.reshape(-1, self.embedding_dim), self._listed(known, offsets.long(), mask, places)
+        offsets = _starts(*given.shape) if given.offsets is None else given.offsets
+        mask, places = (None if tensor is None else tensor.flatten() for tensor in (given.mask, given.places))
+        known = self._signed(given.vectors, given.signatures)
+        return given.vectors.reshape(-1, self.embedding_dim), self._listed(known, offsets, mask, places)
 
     def _listed(
         self, signatures: Tensor, offsets: Tensor, mask: Tensor | None = None, places: Tensor | None = None
     ) -> Events:
         return Events(signatures.flatten(0, -2), offsets, self.groups, self.hash_width, mask, places)
 
-    def _events(
-        self,
-        sequence: Tensor,
-        mask: Tensor | None,
-        offsets: Tensor | None,
-        places: Tensor | None,
-        signatures: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each event its vector, with zeros where masked, whether it counts, and its codes."""
-        codes = self._codes(sequence, signatures)
-        if places is not None:
-            sequence, codes = sequence[places], codes[places]
-        if mask is None:
-            return sequence, torch.ones_like(sequence[..., 0], dtype=torch.bool), codes
-        return sequence.masked_fill(~mask.unsqueeze(-1), 0.0), mask, codes  # not a product: padding may hold NaN
+    def _event_codes(self, given: Sequences) -> Tensor:
+        codes = self._codes(given.vectors, given.signatures)
+        return codes if given.places is None else codes[given.places]
 
-    def _check_sequence(
-        self, sequence: Tensor, mask: Tensor | None, offsets: Tensor | None, places: Tensor | None
-    ) -> None:
-        self._check_width(sequence, "sequence")
-        shape = sequence.shape[:-1]
-        if places is not None:
-            if sequence.dim() != 2 or places.dtype != torch.int64:
-                raise ValueError(
-                    f"SDIM: places are {places.dtype} in a sequence {list(sequence.shape)}, expected int64 in [N, D]"
-                )
-            shape = places.shape
-        if offsets is not None:
-            if mask is not None or len(shape) != 1:
-                raise ValueError("SDIM: offsets go with a sequence [T, D], or places [T], and without a mask")
-            if offsets.dtype not in (torch.int64, torch.int32):
-                raise ValueError(f"SDIM: offsets must be int64 (floats lose events beyond 2^24), got {offsets.dtype}")
-            if not torch.compiler.is_compiling() and offsets.device.type == "cpu" and int(offsets[-1]) != shape[0]:
-                raise ValueError(f"SDIM: offsets end at {int(offsets[-1])}, the sequence has {shape[0]} events")
-        elif len(shape) != 2:
-            raise ValueError(f"SDIM: sequence has shape {list(sequence.shape)}: give [B, L, D], or offsets too")
-        elif mask is not None and (mask.shape != shape or mask.dtype != torch.bool):
-            raise ValueError(f"SDIM: mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(shape)}")
+    def _checked(self, given: Sequences) -> Sequences:
+        self._check_width(given.vectors, "sequence")
+        return given.check()
 
     def _check_width(self, vectors: Tensor, what: str) -> None:
         if vectors.shape[-1] != self.embedding_dim:
