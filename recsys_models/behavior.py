@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embcomp.ops.hashing import readable
 from embcomp.sdim import SDIM
 from recsys_models.attention import AveragePooling, DINAttention, DotProductAttention
 from recsys_models.layers import MLP
@@ -102,8 +103,11 @@ class BehaviorModel(nn.Module):
         mask = torch.ones_like(history, dtype=torch.bool) if mask is None else mask
         if self.last is not None:
             history, mask = latest(history, mask, self.last)
-        asked = self.items(candidates)
-        pooled = self.pooling(asked, self.items(history), mask, *self._same(candidates, history))
+        if isinstance(self.pooling, SDIM) and readable(history):
+            asked, pooled = self._by_item(self.pooling, candidates, history, mask)
+        else:
+            asked = self.items(candidates)
+            pooled = self.pooling(asked, self.items(history), mask, *self._same(candidates, history))
         return self.head(asked, pooled, dense)
 
     def head(self, asked: Tensor, pooled: Tensor, dense: Tensor | None = None) -> Tensor:
@@ -120,11 +124,36 @@ class BehaviorModel(nn.Module):
         rows = torch.cat(inputs, dim=-1).flatten(0, -2)
         return self.mlp(rows).view(asked.shape[:-1])
 
+    def _by_item(self, sdim: SDIM, candidates: Tensor, history: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of candidates and what they find, with one look-up of distinct items, each of them hashed once."""
+        items, places = distinct(history)
+        vectors = self.items(torch.cat((candidates.flatten(), items)))
+        asked, events = vectors.split((candidates.numel(), len(items)))
+        asked = asked.view(*candidates.shape, vectors.shape[1])
+        return asked, sdim(asked, events, mask, places=places)
+
     def _same(self, candidates: Tensor, history: Tensor) -> tuple[Tensor, ...]:
         """Whether candidate and event share their category, bool [B, C, L], for the pooling that asks."""
         if self.categories is None:
             return ()
         return (self.categories[candidates].unsqueeze(2) == self.categories[history].unsqueeze(1),)
+
+
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct ids, ascending, and the place of each id among them, as `torch.unique` has them.
+
+    Example:
+        >>> import torch
+        >>> distinct(torch.tensor([[9, 7], [7, 5]]))
+        (tensor([5, 7, 9]), tensor([[2, 1],
+                [1, 0]]))
+    """
+    low, high = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
+    if high - low >= 4 * ids.numel():
+        return torch.unique(ids, return_inverse=True)
+    seen = torch.zeros(high - low + 1, dtype=torch.bool, device=ids.device)  # ids lie close: several times as fast
+    seen[ids - low] = True
+    return seen.nonzero().squeeze(1) + low, (seen.cumsum(0) - 1)[ids - low]
 
 
 def latest(history: Tensor, mask: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,48 @@
 """Rows summed up by bucket, and read again: on CPU by C++, with torch beside it for everything else.
 
-A history of rows has a table of buckets [groups, width]; in each group every row lies in one bucket, its code. Summing
-rows into buckets and reading buckets back for rows are each the other's gradient.
+A history of events has a table of buckets [groups, width]; in each group every event lies in one bucket, its code. An
+event's codes are packed into its signature (`embcomp.sdim.signatures`). Summing events into buckets and reading buckets
+back for them are each the other's gradient.
 """
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native
-from embcomp.ops.hashing import pointer, readable
+from embcomp.ops.hashing import check_rows_inside, pointer, readable
+
+
+class Events(NamedTuple):
+    """Events of B histories, end to end, T in all; each is a row of a matrix [N, D] with a signature for each row.
+
+    Attributes:
+        signatures: int64 [N, words], of the rows.
+        offsets: int64 [B + 1], where each history begins and ends.
+        groups: of a signature.
+        hash_width: bits of a group, which has 2^hash_width buckets.
+        mask: bool [T], True for events that count; None for all.
+        places: int64 [T], the row of each event; None where event t is row t, and so N = T.
+    """
+
+    signatures: Tensor
+    offsets: Tensor
+    groups: int
+    hash_width: int
+    mask: Tensor | None = None
+    places: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        return self.offsets.numel() - 1
+
+
+def words_for(groups: int, hash_width: int) -> int:
+    """How many int64 hold a signature: one for up to 63 bits."""
+    return -(-groups // (63 // hash_width))
 
 
 def sign_codes(x: Tensor, hash_width: int) -> Tensor:
@@ -23,108 +53,225 @@ def sign_codes(x: Tensor, hash_width: int) -> Tensor:
         >>> sign_codes(torch.tensor([[1.0, -1.0, 2.0, -0.5, 3.0, 0.0]]), 3)
         tensor([[5, 2]])
     """
-    shape = (*x.shape[:-1], x.shape[-1] // hash_width)
-    if fast(x):
-        codes = torch.empty(shape, dtype=torch.int64, device="cpu")
-        x = x.contiguous()
-        _library().sign_codes(pointer(x), _size(codes.numel()), _size(hash_width), pointer(codes))
-        return codes
-    bits = (x > 0).long().unflatten(-1, (shape[-1], hash_width))
+    bits = (x > 0).long().unflatten(-1, (x.shape[-1] // hash_width, hash_width))
     return (bits << torch.arange(hash_width, device=x.device)).sum(-1)
 
 
 def fast(values: Tensor) -> bool:
-    """Whether `scatter` and `gather` serve these values: float32 on CPU, outside of compiled graphs, with a library."""
+    """Whether the functions below serve these values: float32 on CPU, outside of compiled graphs, with a library."""
     return values.dtype == torch.float32 and readable(values) and native.library() is not None
 
 
-def scatter(
-    values: Tensor, codes: Tensor, offsets: Tensor, width: int, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Bucket sums of histories that lie end to end, with gradients, and how many rows each holds; where `fast`.
+def sign_signatures(x: Tensor, matrix: Tensor | None, hash_width: int) -> Tensor:
+    """The signs of x · matrix, or of x alone, packed; where `fast`: float32 [..., D] and [D, m] -> int64 [..., words].
 
-    Args:
-        values: float32 [T, D].
-        codes: int64 [T, G], below `width`.
-        offsets: int64 [B + 1], where each history begins and ends.
-        width: buckets of a group.
-        mask: bool [T], True for rows that count.
+    A row's signature does not depend on the rows beside it, which a matrix product of BLAS does not promise: it adds up
+    in another order for another shape, and a sum near zero may change its sign.
+    """
+    number = x.shape[-1] if matrix is None else matrix.shape[1]
+    words = words_for(number // hash_width, hash_width)
+    signatures = torch.empty(*x.shape[:-1], words, dtype=torch.int64, device="cpu")
+    x, matrix = _plain(x.detach(), matrix)
+    _library().sign_words(
+        pointer(x), _size(signatures.numel() // words), _size(x.shape[-1]), pointer(matrix), _size(number),
+        _size(63 // hash_width * hash_width), pointer(signatures),
+    )  # fmt: skip
+    return signatures
+
+
+def scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
+    """Bucket sums of histories and how many events each holds, with gradients to values [N, D]; where `fast`.
 
     Returns:
-        sums float32 [B, G, width, D], counts float32 [B, G, width].
+        sums float32 [B, groups, 2^hash_width, D], counts float32 [B, groups, 2^hash_width].
+
+    Raises:
+        IndexError: a place that is no row.
     """
-    return _Scatter.apply(values, codes, offsets, width, mask)  # pyright: ignore[reportReturnType]
+    return _Scatter.apply(values, _checked(values, events))  # pyright: ignore[reportReturnType]
 
 
-def gather(sums: Tensor, codes: Tensor, offsets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The sum of each row's buckets in its history, one of each group, with gradients; where `fast`.
+def gather(sums: Tensor, events: Events) -> Tensor:
+    """The sum of each event's buckets in its history, one of each group, with gradients; where `fast`.
 
     Args:
-        sums: float32 [B, G, width, D].
-        codes: int64 [T, G].
-        offsets: int64 [B + 1].
-        mask: bool [T], False for rows that read nothing.
+        sums: float32 [B, groups, 2^hash_width, D].
+        events: who reads; without places.
 
     Returns:
         float32 [T, D].
     """
-    return _Gather.apply(sums, codes, offsets, mask)  # pyright: ignore[reportReturnType]
+    return _Gather.apply(sums, _contiguous(events))  # pyright: ignore[reportReturnType]
+
+
+def unit_rows(rows: Tensor, scale: float = 1.0) -> Tensor:
+    """Rows [..., D] divided by their length, times `scale`; zeros stay zeros, with a gradient of zero; where `fast`."""
+    return _Unit.apply(rows, scale)  # pyright: ignore[reportReturnType]
+
+
+def query(
+    asked: Tensor,
+    signatures: Tensor | None,
+    matrix: Tensor | None,
+    sums: Tensor,
+    counts: Tensor | None,
+    hash_width: int,
+    unit: bool,
+) -> Tensor:
+    """`sign_signatures`, `unit_rows` and `gather` in one call, without gradients; where `fast`.
+
+    Args:
+        asked: float32 [B, C, D], the candidates.
+        signatures: int64 [B, C, words], theirs where they are known; else the signs of asked · `matrix` are.
+        matrix: float32 [D, m].
+        sums: float32 [B, groups, 2^hash_width, D].
+        counts: float32 [B, groups, 2^hash_width] divides what each candidate finds by the events in it; or None.
+        hash_width: bits of a group.
+        unit: divide each bucket by its length, and the sum by the number of groups.
+
+    Returns:
+        float32 [B, C, D].
+    """
+    asked, signatures, matrix, sums, counts = _plain(asked, signatures, matrix, sums, counts)
+    out = torch.empty(asked.shape, device="cpu")
+    batch, candidates, dim = asked.shape
+    groups = sums.shape[1]
+    _library().bucket_query(
+        pointer(asked), pointer(signatures), _size(batch), _size(candidates), _size(dim), pointer(matrix),
+        _size(groups), _size(hash_width), pointer(sums), pointer(counts), ctypes.c_float(unit / groups), pointer(out),
+    )  # fmt: skip
+    return out
+
+
+def collide(values: Tensor, events: Events, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """The events that agree with candidates, summed up by group, with gradients to values [N, D]; where `fast`.
+
+    What candidates would read from the buckets, without the buckets that none of them reads.
+
+    Args:
+        values: float32 [N, D].
+        events: of the histories.
+        asked: int64 [B, C, words], the signatures of each history's candidates.
+
+    Returns:
+        sums float32 [B, C, groups, D], counts float32 [B, C, groups].
+
+    Raises:
+        IndexError: a place that is no row.
+    """
+    return _Collide.apply(values, _checked(values, events), asked)  # pyright: ignore[reportReturnType]
 
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, values: Tensor, codes: Tensor, offsets: Tensor, width: int, mask: Tensor | None
+        ctx: Any, values: Tensor, events: Events
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(codes, offsets, mask)
-        sums, counts = _scatter(values, codes, offsets, width, mask)
+        ctx.events, ctx.rows = events, len(values)
+        sums, counts = _scatter(values, events)
         ctx.mark_non_differentiable(counts)
         return sums, counts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        codes, offsets, mask = ctx.saved_tensors
-        return _gather(grads[0], codes, offsets, mask), None, None, None, None
+        return _gather(grads[0], ctx.events, ctx.rows), None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, sums: Tensor, codes: Tensor, offsets: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(codes, offsets, mask)
-        ctx.width = sums.shape[2]
-        return _gather(sums, codes, offsets, mask)
+    def forward(ctx: Any, sums: Tensor, events: Events) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.events = events
+        return _gather(sums, events, len(events.signatures))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        codes, offsets, mask = ctx.saved_tensors
-        return _scatter(grads[0], codes, offsets, ctx.width, mask)[0], None, None, None
+        return _scatter(grads[0], ctx.events)[0], None
 
 
-def _scatter(values: Tensor, codes: Tensor, offsets: Tensor, width: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    batch, groups, dim = offsets.numel() - 1, codes.shape[1], values.shape[1]
-    sums = torch.zeros(batch, groups, width, dim, device="cpu")
-    counts = torch.zeros(batch, groups, width, device="cpu")
-    values, codes, offsets, mask = _plain(values, codes, offsets, mask)
-    _library().bucket_scatter(
-        pointer(values), _size(dim), pointer(codes), pointer(mask), pointer(offsets), _size(batch), _size(groups),
-        _size(width), pointer(sums), pointer(counts),
-    )  # fmt: skip
+class _Unit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, scale: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (rows,) = _plain(rows)
+        scales, out = torch.empty(rows.shape[:-1], device="cpu"), torch.empty_like(rows)
+        ctx.sizes = _size(scales.numel()), _size(rows.shape[-1]), ctypes.c_float(scale)
+        _library().unit_rows(pointer(rows), *ctx.sizes, pointer(scales), pointer(out))
+        ctx.save_for_backward(rows, scales)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, scales = ctx.saved_tensors
+        found = grads[0].clone(memory_format=torch.contiguous_format)
+        _library().unit_rows_backward(pointer(rows), pointer(scales), *ctx.sizes, pointer(found))
+        return found, None
+
+
+class _Collide(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, values: Tensor, events: Events, asked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.events, ctx.asked, ctx.rows = events, asked.contiguous(), len(values)
+        shape = (*asked.shape[:2], events.groups)
+        sums, counts = torch.zeros(*shape, values.shape[1], device="cpu"), torch.zeros(shape, device="cpu")
+        (values,) = _plain(values)
+        given = _arguments(events, values.shape[1])
+        _library().bucket_collide(
+            pointer(values), *given, pointer(ctx.asked), _size(shape[1]), pointer(sums), pointer(counts)
+        )
+        ctx.mark_non_differentiable(counts)
+        return sums, counts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = _plain(grads[0])
+        out = torch.zeros(ctx.rows, grad.shape[3], device="cpu")
+        given = _arguments(ctx.events, grad.shape[3])
+        _library().bucket_collide_backward(
+            pointer(grad), *given, pointer(ctx.asked), _size(ctx.asked.shape[1]), pointer(out)
+        )
+        return out, None, None
+
+
+def _scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
+    shape = (events.batch, events.groups, 2**events.hash_width)
+    sums, counts = torch.zeros(*shape, values.shape[1], device="cpu"), torch.zeros(shape, device="cpu")
+    (values,) = _plain(values)
+    given = _arguments(events, values.shape[1])
+    _library().bucket_scatter(pointer(values), *given, pointer(sums), pointer(counts))
     return sums, counts
 
 
-def _gather(sums: Tensor, codes: Tensor, offsets: Tensor, mask: Tensor | None) -> Tensor:
-    batch, groups, width, dim = sums.shape
-    out = torch.empty(len(codes), dim, device="cpu")
-    sums, codes, offsets, mask = _plain(sums, codes, offsets, mask)
-    _library().bucket_gather(
-        pointer(sums), _size(dim), pointer(codes), pointer(mask), pointer(offsets), _size(batch), _size(groups),
-        _size(width), pointer(out),
-    )  # fmt: skip
+def _gather(sums: Tensor, events: Events, rows: int) -> Tensor:
+    dim = sums.shape[3]
+    out = (torch.empty if events.places is None else torch.zeros)(rows, dim, device="cpu")
+    (sums,) = _plain(sums)
+    _library().bucket_gather(pointer(sums), *_arguments(events, dim), pointer(out))
     return out
+
+
+def _checked(values: Tensor, events: Events) -> Events:
+    """As C++ reads them: it would not notice a place that is no row."""
+    if events.places is not None:
+        check_rows_inside(events.places, events.offsets, len(values))
+    return _contiguous(events)
+
+
+def _contiguous(events: Events) -> Events:
+    signatures, offsets, mask, places = _plain(events.signatures, events.offsets, events.mask, events.places)
+    return events._replace(signatures=signatures, offsets=offsets, mask=mask, places=places)
+
+
+def _arguments(events: Events, dim: int) -> tuple[Any, ...]:
+    """EMBCOMP_EVENTS of the C++ file."""
+    return (
+        _size(dim), pointer(events.places), pointer(events.signatures), pointer(events.mask), pointer(events.offsets),
+        _size(events.batch), _size(events.groups), _size(events.hash_width),
+    )  # fmt: skip
 
 
 def _plain(*tensors: Any) -> Any:

@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from embcomp.ops.buckets import fast, gather, scatter
-
 MATMUL_BUCKETS = 32
 """Up to so many buckets in a group a product with one-hot rows is faster than adding events up one by one."""
 
@@ -33,10 +31,6 @@ def sum_padded(codes: Tensor, sequence: Tensor, mask: Tensor, width: int) -> Buc
         width: buckets of a group.
     """
     batch, length, groups = codes.shape
-    if fast(sequence):
-        return Buckets(
-            *scatter(sequence.flatten(0, 1), codes.flatten(0, 1), _starts(batch, length), width, mask.flatten())
-        )
     if width > MATMUL_BUCKETS:
         segment = torch.arange(batch, device=codes.device).repeat_interleave(length)
         return sum_jagged(codes.flatten(0, 1), sequence.flatten(0, 1), segment, batch, width, mask.flatten())
@@ -75,16 +69,10 @@ def sum_jagged(
 def read(sums: Tensor, codes: Tensor) -> Tensor:
     """The sum of the buckets that each candidate finds: sums [B, G, width, D], codes int64 [B, C, G] -> [B, C, D]."""
     batch, number, groups = codes.shape
-    if fast(sums):
-        return gather(sums, codes.flatten(0, 1), _starts(batch, number)).view(batch, number, sums.shape[3])
     tables = torch.arange(batch * groups, device=codes.device).view(batch, 1, groups)
     rows = (tables * sums.shape[2] + codes).flatten(0, 1)
     pooled = nn.functional.embedding_bag(rows, sums.reshape(-1, sums.shape[3]), mode="sum")
     return pooled.view(batch, number, sums.shape[3])
-
-
-def _starts(batch: int, length: int) -> Tensor:
-    return length * torch.arange(batch + 1)
 
 
 def segments(offsets: Tensor, total: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.sdim.sdim import SDIM
+from embcomp.sdim.signatures import unpack
 
 
 class Events(NamedTuple):
@@ -82,7 +83,7 @@ class BehaviorEncoder:
             raise IndexError(f"item {ids[~inside][0]} is out of range: the model has {self.num_items} items")
         with torch.no_grad():
             vectors = self.items(torch.from_numpy(ids)).detach().float()
-            codes = self.sdim._codes(vectors, None)
+            codes = unpack(self.sdim.signatures(vectors), self.sdim.groups, self.sdim.hash_width)
         vectors = vectors.numpy()
         if not (finite := np.isfinite(vectors).all(axis=1)).all():
             raise ValueError(f"item {ids[~finite][0]} has a vector that is not finite: nothing was written")

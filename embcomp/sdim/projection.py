@@ -5,6 +5,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from embcomp.ops.buckets import fast, sign_codes, sign_signatures
+from embcomp.sdim.signatures import pack
+
 
 class Projection(nn.Module):
     """Base: buffers that move with the model but keep their type, because `half()` would change signatures."""
@@ -16,6 +19,14 @@ class Projection(nn.Module):
             if not buffer.is_meta:
                 self._buffers[name] = buffer.to(self.get_buffer(name).device)
         return self
+
+    @torch.no_grad()
+    def signatures(self, x: Tensor, hash_width: int) -> Tensor:
+        """Signs in groups of `hash_width`, packed: float [..., dim] -> int64 [..., words]."""
+        projected = self(x)
+        if fast(projected):
+            return sign_signatures(projected, None, hash_width)
+        return pack(sign_codes(projected, hash_width), hash_width)
 
 
 class DenseProjection(Projection):
@@ -38,6 +49,11 @@ class DenseProjection(Projection):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float() @ self.matrix
+
+    @torch.no_grad()
+    def signatures(self, x: Tensor, hash_width: int) -> Tensor:
+        x = x.float()
+        return sign_signatures(x, self.matrix, hash_width) if fast(x) else super().signatures(x, hash_width)
 
 
 class HadamardProjection(Projection):

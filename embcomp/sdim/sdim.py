@@ -7,10 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from embcomp.ops.buckets import fast, scatter, sign_codes
+from embcomp.ops.buckets import Events, collide, fast, gather, query, scatter, sign_codes, unit_rows, words_for
 from embcomp.sdim.buckets import Buckets, read, segments, sum_jagged, sum_padded, unit
 from embcomp.sdim.projection import PROJECTIONS
-from embcomp.sdim.signatures import pack, unpack
+from embcomp.sdim.sequences import Sequences
+from embcomp.sdim.signatures import unpack
 
 Rule = Literal["l2", "mean", "kernel"]
 RULES = ("l2", "mean", "kernel")
@@ -103,6 +104,7 @@ class SDIM(nn.Module):
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
         *,
+        places: Tensor | None = None,
         expected: bool = False,
         candidate_signatures: Tensor | None = None,
         sequence_signatures: Tensor | None = None,
@@ -114,29 +116,36 @@ class SDIM(nn.Module):
             sequence: float [B, L, D]; with `offsets`, [T, D], the histories end to end.
             mask: bool [B, L], True for events; None where all are.
             offsets: int64 [B + 1], where each history begins and ends in a jagged `sequence`.
+            places: int64 [B, L] (with `offsets`, [T]), where the vector of each event is in `sequence`, which then is
+                [N, D]: the vectors of the distinct items, each hashed once and, on CPU, added up from where it is.
             expected: the limit of infinitely many hashes instead, at the cost of attention: exact for the rules "mean"
                 and "kernel"; for "l2" the weighted sum divided by its length, as in the paper, whose direction the
                 groups approach. Candidates get gradients here alone, since signs have none.
             candidate_signatures: int64 [B, words] or [B, C, words], where they are known (see `ItemSignatures`).
-            sequence_signatures: int64 [B, L, words] or [T, words], where they are known.
+            sequence_signatures: int64, one for each vector of `sequence`, where they are known.
 
         Returns:
             float, of the shape of `candidates`. Zeros where no event agrees, and for a history without events.
 
         Raises:
             ValueError: shapes or types that do not fit.
+            IndexError: a place outside of `sequence`.
         """
         several = candidates.dim() == 3
         if not several:
             candidates = candidates.unsqueeze(1)
             candidate_signatures = None if candidate_signatures is None else candidate_signatures.unsqueeze(1)
+        self._check_width(candidates, "candidates")
+        given = self._checked(Sequences(sequence, mask, offsets, places, sequence_signatures))
+        if len(candidates) != given.batch:
+            raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {given.batch} histories")
         if expected:
-            pooled = self._expected(candidates, *self._checked(sequence, mask, offsets))
-        elif offsets is None and self._directly(candidates, sequence):
-            pooled = self._attend(candidates, sequence, mask, candidate_signatures, sequence_signatures)
+            pooled = self._expected(candidates, *given.events(), given.offsets)
+        elif self._directly(candidates.shape[1], given):
+            asked = self._signed(candidates, candidate_signatures)
+            pooled = self._collide(asked, given) if fast(sequence) else self._attend(asked, given)
         else:  # from here on buckets are fewer than what all candidates read
-            buckets = self.encode(sequence, mask, offsets, signatures=sequence_signatures)
-            pooled = self.query(candidates, buckets, candidate_signatures)
+            pooled = self.query(candidates, self._encode(given), candidate_signatures)
         return pooled if several else pooled.squeeze(1)
 
     def encode(
@@ -145,17 +154,11 @@ class SDIM(nn.Module):
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
         *,
+        places: Tensor | None = None,
         signatures: Tensor | None = None,
     ) -> Buckets:
         """The buckets of B histories: sums [B, groups, 2^hash_width, D] and counts; arguments as in `forward`."""
-        # What lies under the mask is never read by the compiled form, so that it need not be wiped out first.
-        sequence, mask, offsets = self._checked(sequence, mask, offsets, fill=not fast(sequence))
-        codes = self._codes(sequence, signatures)
-        if offsets is None:
-            return sum_padded(codes, sequence, mask, self.width)
-        if fast(sequence):
-            return Buckets(*scatter(sequence, codes, offsets, self.width))
-        return sum_jagged(codes, sequence, segments(offsets, len(sequence)), len(offsets) - 1, self.width)
+        return self._encode(self._checked(Sequences(sequence, mask, offsets, places, signatures)))
 
     def query(self, candidates: Tensor, buckets: Buckets, signatures: Tensor | None = None) -> Tensor:
         """What candidates [B, D] or [B, C, D] read from the buckets of their row; of the same shape.
@@ -174,20 +177,32 @@ class SDIM(nn.Module):
             )
         if buckets.sums.shape[0] != candidates.shape[0]:
             raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {len(buckets.sums)} histories")
-        codes = self._codes(candidates, signatures)
-        if self.rule == "l2":
-            return read(unit(buckets.sums) / self.groups, codes)
+        sums, counts = buckets
         if self.rule == "kernel":
             # Every bucket becomes the weighted sum of all buckets of its group, so that one row says it all.
-            events = buckets.counts[:, :1].sum(2, keepdim=True).unsqueeze(-1)
-            mixed = self.weight[self.distance] @ buckets.sums / (events.clamp(min=1) * self.groups)
-            return read(mixed.to(buckets.sums.dtype), codes)
-        return _divided(read(buckets.sums, codes), _counted(buckets.counts, codes))
+            events = counts[:, :1].sum(2, keepdim=True).unsqueeze(-1)
+            sums = (self.weight[self.distance] @ sums / (events.clamp(min=1) * self.groups)).to(sums.dtype)
+        if fast(sums) and fast(candidates) and not (torch.is_grad_enabled() and sums.requires_grad):
+            matrix = self.projection.matrix if self.kind == "dense" else None
+            known = self._signed(candidates, signatures) if signatures is not None or matrix is None else None
+            counted = counts if self.rule == "mean" else None
+            return query(candidates, known, matrix, sums, counted, self.hash_width, unit=self.rule == "l2")
+        if fast(sums):
+            asked = self._signed(candidates, signatures)
+            readers = self._listed(asked, _starts(*asked.shape[:2]))
+            found = gather(unit_rows(sums, 1 / self.groups) if self.rule == "l2" else sums, readers)
+            if self.rule == "mean":
+                found = _divided(found, gather(counts.unsqueeze(-1), readers))
+            return found.view(candidates.shape)
+        codes = self._codes(candidates, signatures)
+        if self.rule == "l2":
+            return read(unit(sums) / self.groups, codes)
+        return read(sums, codes) if self.rule == "kernel" else _divided(read(sums, codes), _counted(counts, codes))
 
     def signatures(self, vectors: Tensor) -> Tensor:
         """The buckets of vectors in all groups, packed: float [..., D] -> int64 [..., words], a word for 63 bits."""
         self._check_width(vectors, "vectors")
-        return pack(self._codes(vectors, None), self.hash_width)
+        return self.projection.signatures(vectors, self.hash_width)  # pyright: ignore[reportCallIssue]
 
     def collision_probability(self, cosine: Tensor) -> Tensor:
         """How likely vectors of this cosine agree in a group: (1 - arccos(cosine) / pi)^hash_width, in [0, 1]."""
@@ -206,44 +221,59 @@ class SDIM(nn.Module):
         chances = [math.comb(tau, d) * (1 - angle) ** (tau - d) * angle**d for d in range(tau + 1)]
         return sum((w * p for w, p in zip(self.weight, chances, strict=True)), torch.zeros_like(angle))
 
+    def _signed(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
+        """The signature of each vector: float [..., D] -> int64 [..., words]."""
+        if signatures is None:
+            return self.signatures(vectors)
+        words = words_for(self.groups, self.hash_width)
+        if signatures.shape != (*vectors.shape[:-1], words):
+            raise ValueError(
+                f"SDIM: signatures {list(signatures.shape)} do not fit vectors {list(vectors.shape)}: "
+                f"expected {[*vectors.shape[:-1], words]}"
+            )
+        return signatures
+
     def _codes(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
         """The bucket of each vector in each group: float [..., D] -> int64 [..., groups]."""
         if signatures is not None:
-            if signatures.shape[:-1] != vectors.shape[:-1]:
-                raise ValueError(
-                    f"SDIM: signatures {list(signatures.shape)} do not fit vectors {list(vectors.shape)}: "
-                    f"expected {[*vectors.shape[:-1], 'words']}"
-                )
-            return unpack(signatures, self.groups, self.hash_width)
+            return unpack(self._signed(vectors, signatures), self.groups, self.hash_width)
         with torch.no_grad():
             return sign_codes(self.projection(vectors), self.hash_width)
 
-    def _directly(self, candidates: Tensor, sequence: Tensor) -> bool:
-        """Whether candidates are so few that buckets, most of which nobody reads, cost more than a pass for each."""
-        return candidates.shape[1] <= self.width and self.rule != "kernel" and not fast(sequence)
+    def _encode(self, given: Sequences) -> Buckets:
+        if fast(given.vectors):
+            return Buckets(*scatter(*self._native(given)))
+        (vectors, mask), codes = given.events(), self._event_codes(given)
+        if given.offsets is None:
+            return sum_padded(codes, vectors, mask, self.width)
+        return sum_jagged(codes, vectors, segments(given.offsets, len(vectors)), given.batch, self.width)
 
-    def _attend(
-        self,
-        candidates: Tensor,
-        sequence: Tensor,
-        mask: Tensor | None,
-        candidate_signatures: Tensor | None,
-        sequence_signatures: Tensor | None,
-    ) -> Tensor:
-        """Few candidates: what they read is summed up directly, without the buckets that nobody reads."""
-        self._check_width(candidates, "candidates")
-        sequence, mask, _ = self._checked(sequence, mask, None)
-        if len(candidates) != len(sequence):
-            raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {len(sequence)} histories")
-        asked = self._codes(candidates, candidate_signatures)
-        known = self._codes(sequence, sequence_signatures)
-        agree = asked.unsqueeze(-1) == known.transpose(1, 2).unsqueeze(1)  # [B, C, groups, L]
-        agree = (agree & mask[:, None, None, :]).to(sequence.dtype)
+    def _directly(self, candidates: int, given: Sequences) -> bool:
+        """Whether candidates are so few that buckets, most of which nobody reads, cost more than a pass for each."""
+        if self.rule == "kernel":
+            return False
+        if fast(given.vectors):
+            return candidates <= self.width // 2
+        return candidates <= self.width and given.offsets is None
+
+    def _collide(self, asked: Tensor, given: Sequences) -> Tensor:
+        """Few candidates, by their signatures: what they read is added up event by event, without other buckets."""
+        sums, counts = collide(*self._native(given), asked)
+        if self.rule == "mean":
+            return _divided(sums.sum(2), counts.sum(2).unsqueeze(-1))
+        return unit_rows(sums, 1 / self.groups).sum(2)
+
+    def _attend(self, asked: Tensor, given: Sequences) -> Tensor:
+        """`_collide` in torch, by products with zeros and ones."""
+        (vectors, mask), known = given.events(), self._event_codes(given)
+        codes = unpack(asked, self.groups, self.hash_width)
+        agree = codes.unsqueeze(-1) == known.transpose(1, 2).unsqueeze(1)  # [B, C, groups, L]
+        agree = (agree & mask[:, None, None, :]).to(vectors.dtype)
         if self.rule == "mean":
             weights = agree.sum(2)
-            return _divided(weights @ sequence, weights.sum(-1, keepdim=True))
-        sums = agree.flatten(1, 2) @ sequence
-        return unit(sums).view(*asked.shape, self.embedding_dim).mean(2)
+            return _divided(weights @ vectors, weights.sum(-1, keepdim=True))
+        sums = agree.flatten(1, 2) @ vectors
+        return unit(sums).view(*codes.shape, self.embedding_dim).mean(2)
 
     def _expected(self, candidates: Tensor, sequence: Tensor, mask: Tensor, offsets: Tensor | None) -> Tensor:
         self._check_width(candidates, "candidates")
@@ -262,30 +292,25 @@ class SDIM(nn.Module):
             return sums / events.clamp(min=1)[:, None, None]
         return unit(sums) if self.rule == "l2" else _divided(sums, total)
 
-    def _checked(
-        self, sequence: Tensor, mask: Tensor | None, offsets: Tensor | None, fill: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The sequence, with zeros where masked if these are to be filled; the mask, the offsets."""
-        self._check_width(sequence, "sequence")
-        if offsets is not None:
-            if mask is not None or sequence.dim() != 2:
-                raise ValueError("SDIM: offsets go with a sequence [T, D] and without a mask")
-            if offsets.dtype not in (torch.int64, torch.int32):
-                raise ValueError(f"SDIM: offsets must be int64 (floats lose events beyond 2^24), got {offsets.dtype}")
-            offsets = offsets.long()
-            if not torch.compiler.is_compiling() and offsets.device.type == "cpu" and int(offsets[-1]) != len(sequence):
-                raise ValueError(f"SDIM: offsets end at {int(offsets[-1])}, the sequence has {len(sequence)} events")
-            return sequence, torch.ones_like(sequence[:, 0], dtype=torch.bool), offsets
-        if sequence.dim() != 3:
-            raise ValueError(f"SDIM: sequence has shape {list(sequence.shape)}: give [B, L, D], or offsets too")
-        if mask is None:
-            return sequence, torch.ones_like(sequence[:, :, 0], dtype=torch.bool), None
-        if mask.shape != sequence.shape[:2] or mask.dtype != torch.bool:
-            raise ValueError(
-                f"SDIM: mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(sequence.shape[:2])}"
-            )
-        # Not by a product: padding may hold NaN.
-        return sequence.masked_fill(~mask.unsqueeze(-1), 0.0) if fill else sequence, mask, None
+    def _native(self, given: Sequences) -> tuple[Tensor, Events]:
+        """Vectors [N, D] and the events that they are of, for compiled functions, which never read masked ones."""
+        offsets = _starts(*given.shape) if given.offsets is None else given.offsets
+        mask, places = (None if tensor is None else tensor.flatten() for tensor in (given.mask, given.places))
+        known = self._signed(given.vectors, given.signatures)
+        return given.vectors.reshape(-1, self.embedding_dim), self._listed(known, offsets, mask, places)
+
+    def _listed(
+        self, signatures: Tensor, offsets: Tensor, mask: Tensor | None = None, places: Tensor | None = None
+    ) -> Events:
+        return Events(signatures.flatten(0, -2), offsets, self.groups, self.hash_width, mask, places)
+
+    def _event_codes(self, given: Sequences) -> Tensor:
+        codes = self._codes(given.vectors, given.signatures)
+        return codes if given.places is None else codes[given.places]
+
+    def _checked(self, given: Sequences) -> Sequences:
+        self._check_width(given.vectors, "sequence")
+        return given.check()
 
     def _check_width(self, vectors: Tensor, what: str) -> None:
         if vectors.shape[-1] != self.embedding_dim:
@@ -325,6 +350,10 @@ class SDIM(nn.Module):
 def _divided(sums: Tensor, counts: Tensor) -> Tensor:
     """Sums / counts, and zero where nothing was counted."""
     return sums / torch.where(counts > 0, counts, 1.0)
+
+
+def _starts(batch: int, length: int) -> Tensor:
+    return length * torch.arange(batch + 1, device="cpu")
 
 
 def _distances(hash_width: int) -> Tensor:

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from embcomp.ops.buckets import words_for
+
 if TYPE_CHECKING:
     from embcomp.sdim.sdim import SDIM
-
-
-def words_for(groups: int, hash_width: int) -> int:
-    """How many int64 hold a signature: one for up to 63 bits."""
-    return -(-groups // (63 // hash_width))
 
 
 def pack(codes: Tensor, hash_width: int) -> Tensor:

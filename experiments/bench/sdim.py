@@ -87,6 +87,8 @@ def _serving(length: int, dim: int, candidates: int, rounds: int, published: boo
     calls = {name: _query(SDIM(dim), asked, events)}
     for rule in ("mean", "kernel"):
         calls[f"SDIM query, rule {rule!r}"] = _query(SDIM(dim, rule=rule), asked, events)
+    calls["SDIM query, projection 'hadamard'"] = _query(SDIM(dim, projection="hadamard"), asked, events)
+    calls["SDIM query, signatures of the candidates known"] = _query(SDIM(dim), asked, events, known=True)
     dot = DotProductAttention(dim)
     calls[f"dot-product attention over {length} events"] = lambda: dot(asked, events, mask)
     rows = paired(calls, against=name, rounds=rounds)
@@ -115,12 +117,13 @@ def _lengths(length: int, dim: int, candidates: int, rounds: int) -> list[BenchR
     return paired(calls, against=names[length], rounds=rounds)
 
 
-def _query(sdim: SDIM, asked: Tensor, events: Tensor) -> Callable[[], object]:
+def _query(sdim: SDIM, asked: Tensor, events: Tensor, known: bool = False) -> Callable[[], object]:
     buckets = sdim.encode(events)
+    signatures = sdim.signatures(asked) if known else None
 
     def call() -> object:
         with torch.no_grad():
-            return sdim.query(asked, buckets)
+            return sdim.query(asked, buckets, signatures)
 
     return call
 

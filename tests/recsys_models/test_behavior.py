@@ -6,7 +6,7 @@ from torch import nn
 
 import embcomp
 from embcomp.sdim import SDIM
-from recsys_models.behavior import POOLINGS, BehaviorModel, latest
+from recsys_models.behavior import POOLINGS, BehaviorModel, distinct, latest
 
 ITEMS, DIM, LENGTH = 60, 8, 14
 CATEGORIES = torch.arange(ITEMS) % 3
@@ -174,3 +174,25 @@ def test_dense_columns_are_checked():
         make("dot", num_dense=2)(*batch(), torch.zeros(4, 3, 1))
     with pytest.raises(ValueError, match=r"dense has shape None, expected \[4, 3, 2\]"):
         make("dot", num_dense=2)(*batch())
+
+
+@pytest.mark.parametrize("spread", [1, 50, 2**40])
+@pytest.mark.parametrize("shape", [(3, 7), (1, 1), (2, 0)])
+def test_distinct_ids_are_those_of_torch(spread, shape):
+    ids = spread * torch.randint(-5, 9, shape, generator=torch.Generator().manual_seed(0))
+    found, places = distinct(ids)
+    assert all(map(torch.equal, (found, places), torch.unique(ids, return_inverse=True)))
+
+
+@pytest.mark.parametrize("num", [1, 40])
+def test_sdim_by_distinct_items_is_sdim_by_events(num):
+    model = make("sdim")
+    generator = torch.Generator().manual_seed(1)
+    candidates = torch.randint(1, ITEMS, (4, num), generator=generator)
+    _, history, mask = batch()
+    model(candidates, history, mask).square().sum().backward()
+    asked, events = model.items(candidates), model.items(history)
+    other = model.head(asked, model.pooling(asked, events, mask))
+    torch.testing.assert_close(model(candidates, history, mask), other)
+    (gradient,) = torch.autograd.grad(other.square().sum(), model.items.weight)
+    torch.testing.assert_close(model.items.weight.grad, gradient, rtol=1e-4, atol=1e-6)

@@ -57,6 +57,13 @@ def jagged(sequence: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, to
     return sequence[mask], lengths.cumsum(0)
 
 
+def by_item(sequence: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same events as places [B, L] in a matrix of vectors, in another order and with rows that nobody reads."""
+    vectors = torch.cat((sequence.flatten(0, 1), sequence.new_full((2, sequence.shape[2]), torch.nan)))
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
+    return vectors[order], order.argsort()[: len(vectors) - 2].view(sequence.shape[:2])
+
+
 @settings(max_examples=15)
 @given(
     rule=st.sampled_from(RULES),
@@ -81,26 +88,45 @@ def test_every_form_equals_the_formula(rule, projection, tau, groups, sizes, see
     torch.testing.assert_close(sdim(asked, values, offsets=offsets), expected, **close)
     known = {"candidate_signatures": sdim.signatures(asked), "sequence_signatures": sdim.signatures(sequence)}
     torch.testing.assert_close(sdim(asked, sequence, mask, **known), expected, **close)
+    items, places = by_item(sequence, seed)
+    for form in (sdim, copy.deepcopy(sdim).double()):  # compiled, and plain torch
+        wide = {"rtol": 1e-4, "atol": 1e-5, "check_dtype": False}
+        vectors = items.to(torch.float64 if form is not sdim else torch.float32)
+        torch.testing.assert_close(form(asked.to(vectors), vectors, mask, places=places), expected, **wide)
+        one = form(asked[:, 0].to(vectors), vectors, offsets=offsets, places=places[mask])
+        torch.testing.assert_close(one, expected[:, 0], **wide)
+        known = {"sequence_signatures": form.signatures(vectors), "places": places}
+        torch.testing.assert_close(form(asked.to(vectors), vectors, mask, **known), expected, **wide)
     assert (buckets.counts.sum(-1) == mask.sum(1)[:, None]).all()
 
 
 @every_rule
 @pytest.mark.parametrize("num", [1, 20])  # 20 candidates go over the buckets, 1 does not
-@pytest.mark.parametrize("form", ["padded", "jagged"])
+@pytest.mark.parametrize("form", ["padded", "jagged", "places", "jagged places"])
 def test_gradients_equal_those_of_the_formula(rule, num, form):
     sdim = make(6, 12, 3, rule=rule)
     asked, sequence, mask = clustered(3, 10, 6, candidates=num)
     weight = torch.randn_like(asked)
     asked.requires_grad_()
 
-    def gradients(pool):
-        leaf = sequence.clone().requires_grad_()
+    def gradients(pool, start=sequence):
+        leaf = start.clone().requires_grad_()
         return torch.autograd.grad((pool(leaf) * weight).sum(), (leaf, asked), allow_unused=True)
 
     if form == "padded":
         ours = gradients(lambda s: sdim(asked, s, mask))
-    else:
+    elif form == "jagged":
         ours = gradients(lambda s: sdim(asked, s[mask], offsets=jagged(s, mask)[1]))
+    else:  # three items and their places: the gradient of an item is that of all its events
+        items, places = sequence[0, :3], torch.arange(30).view(3, 10) % 3
+        sequence = items[places]
+        if form == "places":
+            ours = gradients(lambda i: sdim(asked, i, mask, places=places), items)
+        else:
+            ours = gradients(lambda i: sdim(asked, i, offsets=jagged(sequence, mask)[1], places=places[mask]), items)
+        formula = gradients(lambda i: reference(sdim, asked, i[places], mask), items)
+        torch.testing.assert_close(ours[0], formula[0], rtol=1e-4, atol=1e-5)
+        return
     formula = gradients(lambda s: reference(sdim, asked, s, mask))
     torch.testing.assert_close(ours[0], formula[0], rtol=1e-4, atol=1e-6)
     assert ours[1] is None  # no gradient through signs, as in the formula
@@ -226,13 +252,15 @@ def test_hadamard_is_that_of_scipy(width):
 def test_compiles_and_exports_without_a_graph_break(rule, num):
     sdim = make(8, 12, 3, rule=rule)
     asked, sequence, mask = clustered(3, 7, 8, candidates=num)
-    values, offsets = jagged(sequence, mask)
+    items, places = by_item(sequence)
+    items = items.nan_to_num()  # gradients of NaN would not be equal to each other
     compiled = torch.compile(sdim, fullgraph=True, backend="aot_eager", dynamic=False)
-    for args in ((asked, sequence, mask), (asked, values, None, offsets)):
+    by_place = {"offsets": jagged(sequence, mask)[1], "places": places[mask]}
+    for events, options in ((sequence, {"mask": mask}), (items, by_place)):
         results = []
         for form in (sdim, compiled):
-            leaf = args[1].clone().requires_grad_()
-            out = form(args[0], leaf, *args[2:])
+            leaf = events.clone().requires_grad_()
+            out = form(asked, leaf, **options)
             results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
         torch.testing.assert_close(results[0], results[1])
     exported = torch.export.export(sdim, (asked, sequence, mask)).module()
@@ -290,6 +318,14 @@ def test_signatures_come_from_the_item_table(num_hashes):
         (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(2, 4)), r"give \[B, L, D\]"),
         (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(2, 4), offsets=torch.tensor([0.0, 2.0])), "must be int64"),
         (lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(2, 4), offsets=torch.tensor([0, 1])), "offsets end at 1"),
+        (
+            lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(3, 4), places=torch.zeros(1, 2).int()),
+            r"places are torch.int32 in a sequence \[3, 4\], expected int64",
+        ),
+        (
+            lambda: SDIM(4)(torch.zeros(1, 4), torch.zeros(1, 2, 4), sequence_signatures=torch.zeros(1, 3, 1).long()),
+            r"signatures \[1, 3, 1\] do not fit vectors \[1, 2, 4\]: expected \[1, 2, 1\]",
+        ),
         (lambda: SDIM(4).query(torch.zeros(1, 4), SDIM(4, 24).encode(torch.zeros(1, 2, 4))), "same configuration"),
         (
             lambda: SDIM(4).query(torch.zeros(2, 4), Buckets(torch.zeros(1, 16, 8, 4), torch.zeros(1, 16, 8))),

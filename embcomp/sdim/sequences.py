@@ -1,0 +1,66 @@
+"""What SDIM is given of histories: padded, end to end, or as places in a matrix of distinct items."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sequences(NamedTuple):
+    """B histories, T events in all; the arguments of `SDIM.forward`, of which `check` says whether they fit.
+
+    Attributes:
+        vectors: float [B, L, D]; [T, D] with `offsets`; [N, D] with `places`.
+        mask: bool [B, L], True for events; None where all are.
+        offsets: int64 [B + 1], where each history begins and ends.
+        places: int64 [B, L] or [T], the vector of each event.
+        signatures: int64 [..., words] of the vectors, where they are known.
+    """
+
+    vectors: Tensor
+    mask: Tensor | None = None
+    offsets: Tensor | None = None
+    places: Tensor | None = None
+    signatures: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """[B, L], or [T]."""
+        return self.vectors.shape[:-1] if self.places is None else self.places.shape
+
+    @property
+    def batch(self) -> int:
+        return self.shape[0] if self.offsets is None else len(self.offsets) - 1
+
+    def check(self) -> Sequences:
+        """Itself, with offsets as int64. Raises ValueError for shapes and types that do not fit each other."""
+        offsets, shape = self.offsets, self.shape
+        if self.places is not None and (self.vectors.dim() != 2 or self.places.dtype != torch.int64):
+            raise ValueError(
+                f"SDIM: places are {self.places.dtype} in a sequence {list(self.vectors.shape)}, "
+                "expected int64 in [N, D]"
+            )
+        if offsets is not None:
+            if self.mask is not None or len(shape) != 1:
+                raise ValueError("SDIM: offsets go with a sequence [T, D], or places [T], and without a mask")
+            if offsets.dtype not in (torch.int64, torch.int32):
+                raise ValueError(f"SDIM: offsets must be int64 (floats lose events beyond 2^24), got {offsets.dtype}")
+            if not torch.compiler.is_compiling() and offsets.device.type == "cpu" and int(offsets[-1]) != shape[0]:
+                raise ValueError(f"SDIM: offsets end at {int(offsets[-1])}, the sequence has {shape[0]} events")
+            return self._replace(offsets=offsets.long())
+        if len(shape) != 2:
+            raise ValueError(f"SDIM: sequence has shape {list(self.vectors.shape)}: give [B, L, D], or offsets too")
+        if self.mask is not None and (self.mask.shape != shape or self.mask.dtype != torch.bool):
+            raise ValueError(
+                f"SDIM: mask is {self.mask.dtype} {list(self.mask.shape)}, expected torch.bool {list(shape)}"
+            )
+        return self
+
+    def events(self) -> tuple[Tensor, Tensor]:
+        """The vector of each event, with zeros where masked, and whether it counts."""
+        vectors = self.vectors if self.places is None else self.vectors[self.places]
+        if self.mask is None:
+            return vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool)
+        return vectors.masked_fill(~self.mask.unsqueeze(-1), 0.0), self.mask  # not a product: padding may hold NaN
