@@ -29,7 +29,7 @@ from embcomp.checkpoints.folder import (
 )
 from embcomp.checkpoints.parts import check_parts, check_saved, restore, taken, torch_bytes, write_parts
 from embcomp.checkpoints.random_state import random_state, set_random_state
-from embcomp.checkpoints.ranks import Ranks
+from embcomp.ranks import Ranks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from embcomp.checkpoints.ranks import Ranks
+from embcomp.ranks import Ranks
 
 Shapes = dict[str, tuple[torch.dtype, torch.Size] | None]
 

@@ -13,9 +13,9 @@ from torchrec.optim import RowWiseAdagrad
 
 from embcomp.checkpoints import Checkpoints, Progress
 from embcomp.torchrec import fuse_, fused_optimizer
+from experiments.examples import EXAMPLES
 from experiments.processes import Processes
 from tests.checkpoints import on_ranks
-from tests.methods_under_test import EXAMPLES
 
 pytestmark = pytest.mark.timeout(900)  # several starts of two processes, on a machine that may be busy
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
@@ -197,7 +197,8 @@ def test_a_damaged_file_of_one_rank_sends_all_to_the_one_before(bad):
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "in the background"])
 def test_a_rank_that_dies_in_a_save_stops_the_others(tmp_path, asynchronous):
     with Processes(2) as processes:
-        first, second = processes.outcomes(on_ranks.die_in_a_save, tmp_path, asynchronous)
+        processes.start(on_ranks.die_in_a_save, tmp_path, asynchronous)
+        first, second = processes.outcomes()
     assert second.error == "the process has died"
     assert first.value.startswith("RuntimeError: rank 0 of 2: another process is gone")
     model = on_ranks.EveryMethod(on_ranks.FEW)

@@ -71,7 +71,8 @@ def test_two_processes_come_to_what_one_does(pair, config, alone, tmp_path):
 def test_where_one_process_dies_the_others_end_and_the_run_goes_on(config, alone, tmp_path, kill):
     cache, begin = os.environ["XDG_CACHE_HOME"], time.monotonic()
     with Processes(2) as pair:
-        first, second = pair.outcomes(execute_there, config, tmp_path, cache, kill)
+        pair.start(execute_there, config, tmp_path, cache, kill)
+        first, second = pair.outcomes()
     assert time.monotonic() - begin < 60
     assert second.error == "the process has died"
     assert "process 0 of 2 has ended" in first.error

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from experiments.runner import Settings, execute, unheard, worker_context
+from experiments.processes import start_context
+from experiments.runner import Settings, execute, unheard
 
 SECTIONS = {
     "adam and dropout": {"model": {"options": {"hidden": [16], "dropout": 0.3, "batch_norm": True}}},
@@ -28,7 +29,7 @@ def test_killed_runs_end_like_others(make_run, tmp_path, sections):
     last = tmp_path / "killed" / "out" / "runs" / run.experiment / run.name / "last.pt"
     while True:
         before = _modified(last)
-        process = worker_context().Process(target=execute, args=(run, settings["killed"], unheard))
+        process = start_context().Process(target=execute, args=(run, settings["killed"], unheard))
         process.start()
         while process.is_alive() and (kills >= 4 or _modified(last) == before):  # each session gets a little further
             time.sleep(0.005)

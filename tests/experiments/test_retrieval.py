@@ -10,8 +10,9 @@ import data
 import embcomp
 from experiments.errors import InputError
 from experiments.load import check
+from experiments.processes import start_context
 from experiments.retrieval import embeddings
-from experiments.runner import Settings, execute, unheard, worker_context
+from experiments.runner import Settings, execute, unheard
 from experiments.task import prepare
 from experiments.train import Trainer
 
@@ -158,7 +159,7 @@ def test_a_killed_run_ends_like_others(make_run, tmp_path):
     kills = 0
     while True:
         before = last.stat().st_mtime_ns if last.exists() else None
-        process = worker_context().Process(target=execute, args=(run, settings["killed"], unheard))
+        process = start_context().Process(target=execute, args=(run, settings["killed"], unheard))
         process.start()
         while process.is_alive() and (kills >= 1 or (last.stat().st_mtime_ns if last.exists() else None) == before):
             time.sleep(0.005)

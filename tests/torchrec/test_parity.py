@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
 from experiments import parity
-from tests.methods_under_test import EXAMPLES
+from experiments.examples import EXAMPLES
 
 OPTIMIZERS = list(parity.OPTIMIZERS)
 # Every method in both shardings; optimizers and kinds take turns.
