@@ -19,6 +19,7 @@ from data.requests import RequestBatch, Requests
 from data.sequences import examples
 from data.splits import SPLITS
 from embcomp.methods import Method, Table
+from experiments import distributed
 from experiments.config import BehaviorConfig, DataConfig, PoolingConfig, RunConfig
 from experiments.errors import InputError
 from experiments.metrics import sliced_metrics
@@ -80,20 +81,28 @@ class BehaviorTask:
         return -(-len(self.requests("train")) // self.run.training.batch_size)
 
     def batches(self, epoch: int, start_batch: int) -> Iterator[RequestBatch]:
-        return self.requests("train").batches(self.run.training.batch_size, self.run.seed, epoch, start_batch)
+        size, share = self.run.training.batch_size, distributed.share()
+        return self.requests("train").batches(size, self.run.seed, epoch, start_batch, share)
 
     def loss(self, model: nn.Module, batch: RequestBatch) -> Tensor:
         logits = model(batch.candidates, batch.history, batch.mask)
-        return F.binary_cross_entropy_with_logits(logits[batch.asked], batch.label[batch.asked])
+        logits, label = logits[batch.asked], batch.label[batch.asked]
+        if distributed.size() == 1:
+            return F.binary_cross_entropy_with_logits(logits, label)
+        # A share of the batch: the mean over processes is to be that over all candidates.
+        each = F.binary_cross_entropy_with_logits(logits, label, reduction="sum")
+        return each * (distributed.size() / batch.total)
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
         """Grouped by user; in the test split also for the slices by length of the history."""
         parts: list[tuple[Tensor, ...]] = []
+        model = distributed.local(model)
         training = model.training
         model.eval()
         try:
             with torch.inference_mode():
-                for batch in self.requests(split).batches(self.run.training.eval_batch_size):
+                size, share = self.run.training.eval_batch_size, distributed.share()
+                for batch in self.requests(split).batches(size, share=share):
                     on_device = batch.to(device) if device.type != "cpu" else batch
                     logits = model(on_device.candidates, on_device.history, on_device.mask).float().cpu()
                     asked = batch.asked
@@ -103,7 +112,7 @@ class BehaviorTask:
             model.train(training)
         if not parts:
             raise InputError(f"the {split} split of {self.run.dataset!r} is empty")
-        scores, labels, users, before = (torch.cat(column) for column in zip(*parts, strict=True))
+        scores, labels, users, before = (distributed.gathered(torch.cat(column)) for column in zip(*parts, strict=True))
         slices: dict[str, Tensor] = {}
         for name, part in self.run.slices.items() if split == "test" else ():
             slices[name] = before >= part.min_count

@@ -2,7 +2,8 @@
 
 `torchrun --nproc-per-node N -m experiments run FILE` starts them. The tables of a run with a fused optimizer are spread
 by `embcomp.torchrec.shard`; a run whose optimizer holds the tables keeps them on every process, their gradients
-averaged. Without torchrun there is one process, and nothing here does anything.
+averaged, as do retrieval runs and those on behaviour sequences. Without torchrun there is one process, and nothing here
+does anything.
 """
 
 from __future__ import annotations
@@ -89,6 +90,37 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def sum_(value: Tensor) -> None:
+    """The sum over processes, in place."""
+    if size() > 1:
+        dist.all_reduce(value)
+
+
+def weighed(mean: Tensor, rows: int, total: int) -> Tensor:
+    """A mean over `rows` of this process, so weighed that the mean over processes is that over all `total` rows."""
+    return mean if size() == 1 else mean * (rows * size() / total)
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all processes, each with as many; gradients of a loss that all of them compute alike."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # The mean over processes, which is taken of the parameters' gradients, is to be the sum of all parts.
+        return grads[0].chunk(size())[rank()] * size()
+
+
+def gathered_rows(rows: Tensor, total: int) -> Tensor:
+    """The first `total` rows of all processes, with gradients; the last process may hold padding."""
+    return rows if size() == 1 else _Gather.apply(rows)[:total]  # type: ignore[no-any-return,index]
+
+
 class Parallel(nn.Module):
     """A model over all processes, with the state dict that it has in one."""
 
@@ -99,8 +131,13 @@ class Parallel(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         return self.inner(*inputs)
 
+    def look_up(self, *inputs: Any) -> Any:
+        """Of retrieval models, which are replicated."""
+        return self.inner(*inputs, method="look_up")
+
     def _whole(self) -> nn.Module:
-        return self.inner.module if isinstance(self.inner, nn.parallel.DistributedDataParallel) else self.inner
+        replicated = isinstance(self.inner, nn.parallel.DistributedDataParallel)
+        return self.inner.module.model if replicated else self.inner  # type: ignore[return-value,union-attr]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return gathered_state(self._whole().state_dict())
@@ -110,6 +147,22 @@ class Parallel(nn.Module):
         if mine.keys() != state_dict.keys():
             raise ValueError("the state has other names")
         fill_state(mine, state_dict)
+
+
+class _Methods(nn.Module):
+    """Calls any method of a model from `forward`, which is what DistributedDataParallel watches."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any, method: str = "__call__") -> Any:
+        return getattr(self.model, method)(*inputs)
+
+
+def local(model: nn.Module) -> nn.Module:
+    """The whole model of this process, to evaluate; of those that are replicated."""
+    return model._whole() if isinstance(model, Parallel) else model
 
 
 class ParallelOptimizer:
@@ -158,7 +211,9 @@ def spread(
     from embcomp.torchrec import shard
 
     if fused is None:
-        return Parallel(nn.parallel.DistributedDataParallel(model)), []
+        # Maps and graphs are the same everywhere, and stay as they are.
+        changing = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+        return Parallel(nn.parallel.DistributedDataParallel(_Methods(model), broadcast_buffers=changing)), []
     optimizer, settings = fused
     try:
         sharded = shard(model, optimizer=optimizer, optimizer_kwargs=settings, device=device)
