@@ -161,38 +161,8 @@ class _Methods(nn.Module):
 
 
 def local(model: nn.Module) -> nn.Module:
-    """The whole model of this process, to evaluate; of those that are replicated."""
+    """What `Parallel` wraps: the model itself where it is replicated, else torchrec's DistributedModelParallel."""
     return model._whole() if isinstance(model, Parallel) else model
-
-
-class ParallelOptimizer:
-    """The optimizer inside the backward pass of sharded tables, with a state dict of whole tables."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
-
-    def step(self) -> None:
-        self.inner.step()
-
-    def zero_grad(self) -> None:
-        self.inner.zero_grad()
-
-    def state_dict(self) -> dict[str, Any]:
-        rates: list[Any] = [None] * size()  # a process without a table has none
-        dist.all_gather_object(rates, [group["lr"] for group in self.param_groups])
-        lr = next(lr for part in rates for lr in part)
-        return {"state": gathered_state(self.inner.state_dict()["state"]), "lr": lr}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if "lr" not in state_dict:
-            raise ValueError("the state is that of one process")
-        fill_state(self.inner.state_dict()["state"], state_dict["state"])
-        for group in self.param_groups:
-            group["lr"] = state_dict["lr"]
 
 
 def spread(
@@ -219,7 +189,7 @@ def spread(
         sharded = shard(model, optimizer=optimizer, optimizer_kwargs=settings, device=device)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return Parallel(sharded), [ParallelOptimizer(sharded.fused_optimizer)]
+    return Parallel(sharded), [sharded.fused_optimizer]
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def start_context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.runner", "experiments.results", "experiments.train"])
+    modules = ["experiments.runner", "experiments.results", "experiments.train", "embcomp.checkpoints.contents"]
+    context.set_forkserver_preload(modules)
     return context
 
 

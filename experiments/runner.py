@@ -94,7 +94,7 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
             return "failed", traceback.format_exc()  # of one run; the others may still be good
         if distributed.rank() == 0:
             results.write_result(task, outcome, settings.results, device)
-            trainer.checkpoints.last.unlink(missing_ok=True)
+            trainer.last.remove()
         distributed.agreed(None)  # the next run begins when this is written
     shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in task.shown)
     share = outcome.nbytes / task.full_nbytes
