@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +18,8 @@ from data.sequences import examples
 from data.splits import SPLITS
 from embcomp.methods import Method, Table
 from experiments import distributed
-from experiments.config import BehaviorConfig, DataConfig, PoolingConfig, RunConfig
+from experiments.config import BehaviorConfig, PoolingConfig, RunConfig
+from experiments.datasets import load_data
 from experiments.errors import InputError
 from experiments.metrics import sliced_metrics
 from experiments.retrieval import embeddings
@@ -49,7 +48,7 @@ class BehaviorTask:
         assert run.pooling is not None
         if run.method.table not in (None, "item"):
             raise InputError(f"method.table: there is no table {run.method.table!r}, only 'item'")
-        sequences = load_data(run.data)
+        sequences = load_data(data.load_sequences, run.data)
         tables = [Table("item", sequences.num_items, run.model.embedding_dim)]
         method = sized(run, tables, BehaviorTraining(sequences))
         rows = sum(store.rows for store in method.plan(tables).stores.values())
@@ -166,15 +165,3 @@ def _requests(key: _Key, task: str, split: str, seed: int, size: int, length: in
         return Requests.of(key.sequences, examples(key.sequences, task, split, seed), size, length)
     except data.DataError as error:
         raise InputError(f"task {task!r}: {error}") from error
-
-
-def load_data(config: DataConfig) -> data.Sequences:
-    return _loaded(config.name, json.dumps(config.options), os.environ.get("EMBCOMP_DATA"))
-
-
-@lru_cache(maxsize=1)  # runs of one experiment follow each other
-def _loaded(name: str, options: str, root: str | None) -> data.Sequences:
-    try:
-        return data.load_sequences(name, root=root, **json.loads(options))
-    except data.DataError as error:
-        raise InputError(f"data {name!r}: {error}") from error

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +18,8 @@ from embcomp.nn import CompressedEmbedding
 from embcomp.nn.table import make_stores
 from experiments import distributed
 from experiments.cold import ColdItems, placed
-from experiments.config import DataConfig, ModelConfig, RetrievalConfig, RunConfig
+from experiments.config import ModelConfig, RetrievalConfig, RunConfig
+from experiments.datasets import load_data
 from experiments.errors import InputError
 from experiments.ranking import pair_auc, rank_metrics
 from experiments.sizing import BuiltModel, full_nbytes, sized
@@ -51,7 +49,7 @@ class RetrievalTask:
         assert run.retrieval is not None
         if run.method.table is not None:
             raise InputError("method.table: retrieval runs compress the tables of users and items together")
-        pairs = load_data(run.data)
+        pairs = load_data(data.load_interactions, run.data)
         cold = ColdItems.drawn(pairs, run.retrieval.cold, run.seed) if run.retrieval.cold else None
         pairs = cold.pairs if cold else pairs
         tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
@@ -154,15 +152,3 @@ def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:
             weight.normal_(std=_START_STD if std is None else std) if bound is None else weight.uniform_(-bound, bound)
             weight.mul_(store.summands**-0.5)
     return [CompressedEmbedding.from_plan(plan, part, stores) for part in plan.tables]
-
-
-def load_data(config: DataConfig) -> data.Interactions:
-    return _loaded(config.name, json.dumps(config.options), os.environ.get("EMBCOMP_DATA"))
-
-
-@lru_cache(maxsize=1)  # runs of one experiment follow each other
-def _loaded(name: str, options: str, root: str | None) -> data.Interactions:
-    try:
-        return data.load_interactions(name, root=root, **json.loads(options))
-    except data.DataError as error:
-        raise InputError(f"data {name!r}: {error}") from error
