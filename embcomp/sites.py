@@ -127,9 +127,7 @@ def _is_site(path: str, module: nn.Module) -> bool | None:
         return False
     if isinstance(module, fused_tables()):
         raise ValueError(f"{path or 'the model'!r} trains inside the backward pass already: compress before fuse_")
-    return (
-        True if isinstance(module, nn.Embedding | nn.EmbeddingBag) or type(module) in torchrec_collections() else None
-    )
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag) or type(module) in torchrec_collections() or None
 
 
 def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
