@@ -131,8 +131,9 @@ class _Writer(FileSystemWriter):
 def _quiet() -> None:
     """What torch says of itself: that there is no process group, that torchrec's tensors are of an old kind."""
     for text, kind in _NOISE.items():
-        if not any(known is not None and known.pattern == text for _, known, *_ in warnings.filters):
-            warnings.filterwarnings("ignore", text, kind)  # once: each call makes Python show all others again
+        # Only where something else comes first: each call makes Python show all other warnings again.
+        if not any(known is not None and known.pattern == text for _, known, *_ in warnings.filters[: len(_NOISE)]):
+            warnings.filterwarnings("ignore", text, kind)
 
 
 def _plain(error: CheckpointException) -> Exception:
