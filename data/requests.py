@@ -30,6 +30,7 @@ class RequestBatch:
         label: float32 [B, C].
         users: int64 [B].
         before: int64 [B], how many events the user has before the request, also where the history holds fewer.
+        total: candidates of the whole batch, of which this may be one process's share.
     """
 
     candidates: Tensor
@@ -39,9 +40,11 @@ class RequestBatch:
     label: Tensor
     users: Tensor
     before: Tensor
+    total: int
 
     def to(self, device: torch.device, non_blocking: bool = False) -> RequestBatch:
-        return RequestBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in vars(self).values()))
+        *tensors, total = vars(self).values()
+        return RequestBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors), total)
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,16 @@ class Requests:
         return self.rows.events[first] - self.sequences.offsets[self.rows.users[first]]
 
     def batches(
-        self, batch_size: int, seed: int | None = None, epoch: int = 0, start: int = 0
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[RequestBatch]:
         """All requests in order, or shuffled by (seed, epoch), from batch `start` on.
+
+        With `share` (part, parts) of each batch only this part; one for which nothing is left asks for no candidate.
 
         Shuffled batches hold requests of similar length, which is several times less padding: requests are drawn,
         sorted within 32 batches, and the batches drawn again.
@@ -94,12 +104,19 @@ class Requests:
                 order[begin : begin + len(part)] = part[np.argsort(before[part], kind="stable")]
             places = draw.permutation(places).tolist()
         for place in places[start:]:
-            yield self.batch(order[place : place + batch_size])
+            yield self.batch(order[place : place + batch_size], share)
 
-    def batch(self, chosen: np.ndarray) -> RequestBatch:
-        """The requests of these numbers, int64 [B]; padded to the longest of them."""
-        first, sizes = self.offsets[chosen], np.diff(self.offsets)[chosen]
-        column = np.arange(sizes.max(initial=0))
+    def batch(self, chosen: np.ndarray, share: tuple[int, int] = (0, 1)) -> RequestBatch:
+        """A share of the requests of these numbers, int64 [B]; padded to the longest of them."""
+        sizes = np.diff(self.offsets)[chosen]
+        total = int(sizes.sum())
+        mine = np.array_split(np.arange(len(chosen)), share[1])[share[0]]
+        if len(mine):
+            chosen, sizes = chosen[mine], sizes[mine]
+        else:
+            chosen, sizes = chosen[:1], np.zeros_like(sizes[:1])
+        first = self.offsets[chosen]
+        column = np.arange(max(sizes.max(initial=0), 1))
         asked = column < sizes[:, None]
         row = np.where(asked, first[:, None] + column, 0)
         users, ends = self.rows.users[first], self.rows.events[first]
@@ -117,4 +134,4 @@ class Requests:
             users,
             before,
         )
-        return RequestBatch(*map(torch.from_numpy, arrays))
+        return RequestBatch(*map(torch.from_numpy, arrays), total)

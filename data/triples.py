@@ -20,15 +20,34 @@ class Triples:
         users: int64 [B].
         positives: int64 [B], items that these users met.
         negatives: int64 [B], uniform over all items (so it may be one that the user met, as in the papers' samplers).
+        total: rows of the whole batch, of which this may be one process's share; by default B.
+        padding: rows at the end that repeat another one, so that all shares are equally large; they do not count.
     """
 
     users: Tensor
     positives: Tensor
     negatives: Tensor
+    total: int = 0
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.total:
+            object.__setattr__(self, "total", len(self))
+
+    def __len__(self) -> int:
+        return len(self.users)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Triples:
         moved = (t.to(device, non_blocking=non_blocking) for t in (self.users, self.positives, self.negatives))
-        return Triples(*moved)
+        return Triples(*moved, self.total, self.padding)
+
+    def share(self, part: int, parts: int) -> Triples:
+        """One of `parts` shares, which are equally large and one after the other."""
+        size = -(-len(self) // parts)
+        rows = torch.arange(part * size, (part + 1) * size)
+        padding = int((rows >= len(self)).sum())
+        rows.clamp_(max=len(self) - 1)
+        return Triples(self.users[rows], self.positives[rows], self.negatives[rows], len(self), padding)
 
 
 def num_batches(edges: Tensor, batch_size: int) -> int:

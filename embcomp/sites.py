@@ -1,19 +1,18 @@
 """The places of a model that hold embedding tables, and what forbids swapping one."""
 
 import abc
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from embcomp.methods.base import Method, Table, TablePlan
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.table import CompressedTable
+from embcomp.walk import compressed_collections, fused_tables, join, modules_with_tables, torchrec_collections
 
 Stores = Mapping[str, Tensor]
 
@@ -105,11 +104,11 @@ def find_sites(model: nn.Module) -> list[Site]:
     Raises:
         ValueError: the model itself is a table, or it holds tables that are sharded or wrapped for several processes.
     """
-    found: dict[int, tuple[nn.Module, list[str]]] = {}
-    for path, module in _tables_of(model, ""):
-        found.setdefault(id(module), (module, []))[1].append(path)
+    found = modules_with_tables(
+        model, _is_site, if_wrapped="compress before wrapping", if_sharded="compress before sharding"
+    )
     sites: list[Site] = []
-    for module, paths in found.values():
+    for module, paths in found:
         if "" in paths:
             raise ValueError(
                 "compress_ swaps tables inside a model; to replace a single table, build the drop-in itself"
@@ -123,39 +122,12 @@ def find_sites(model: nn.Module) -> list[Site]:
     return sites
 
 
-def _tables_of(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    kind = type(module)
-    if isinstance(module, DistributedDataParallel):
-        raise ValueError(f"{path or 'the model'!r} is wrapped in DistributedDataParallel: compress before wrapping")
-    if kind.__name__.startswith("Sharded") and kind.__module__.startswith("torchrec."):
-        raise ValueError(f"{path!r} ({kind.__name__}) is sharded already: compress before sharding")
-    if isinstance(module, CompressedTable) or _is_embcomp_collection(module):
-        return
-    if _is_fused(module):
+def _is_site(path: str, module: nn.Module) -> bool | None:
+    if isinstance(module, (CompressedTable, *compressed_collections())):
+        return False
+    if isinstance(module, fused_tables()):
         raise ValueError(f"{path or 'the model'!r} trains inside the backward pass already: compress before fuse_")
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag) or _is_torchrec_collection(module):
-        yield path, module
-        return
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _tables_of(child, _join(path, name))
-
-
-def _is_torchrec_collection(module: nn.Module) -> bool:
-    loaded = sys.modules.get("torchrec.modules.embedding_modules")
-    return loaded is not None and type(module) in (loaded.EmbeddingBagCollection, loaded.EmbeddingCollection)
-
-
-def _is_fused(module: nn.Module) -> bool:
-    loaded = sys.modules.get("embcomp.torchrec.fused")
-    return loaded is not None and isinstance(module, loaded.FusedTables)
-
-
-def _is_embcomp_collection(module: nn.Module) -> bool:
-    loaded = sys.modules.get("embcomp.torchrec.collections")
-    return loaded is not None and isinstance(
-        module, loaded.CompressedEmbeddingBagCollection | loaded.CompressedEmbeddingCollection
-    )
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag) or type(module) in torchrec_collections() or None
 
 
 def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
@@ -186,7 +158,7 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
             table = tensor is not None and _owner(tensor, owned)
             if table:
                 raise ValueError(
-                    f"cannot compress {table!r}: its weight is also {_join(path, name)!r}; untie it, use "
+                    f"cannot compress {table!r}: its weight is also {join(path, name)!r}; untie it, use "
                     f"`materialize()` in its place, or exclude the table with embcomp.Full()"
                 )
         for name, value in vars(module).items():
@@ -195,13 +167,9 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
             held = _held(value, owned, registered)
             if held:
                 raise ValueError(
-                    f"cannot compress {held!r}: {_join(path, name)!r} keeps it (or its weight) outside the module "
+                    f"cannot compress {held!r}: {join(path, name)!r} keeps it (or its weight) outside the module "
                     "tree, and would go on using the old one; clear it, or exclude the table with embcomp.Full()"
                 )
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _address(tensor: Tensor) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +17,9 @@ from data.requests import RequestBatch, Requests
 from data.sequences import examples
 from data.splits import SPLITS
 from embcomp.methods import Method, Table
-from experiments.config import BehaviorConfig, DataConfig, PoolingConfig, RunConfig
+from experiments import distributed
+from experiments.config import BehaviorConfig, PoolingConfig, RunConfig
+from experiments.datasets import load_data
 from experiments.errors import InputError
 from experiments.metrics import sliced_metrics
 from experiments.retrieval import embeddings
@@ -48,7 +48,7 @@ class BehaviorTask:
         assert run.pooling is not None
         if run.method.table not in (None, "item"):
             raise InputError(f"method.table: there is no table {run.method.table!r}, only 'item'")
-        sequences = load_data(run.data)
+        sequences = load_data(data.load_sequences, run.data)
         tables = [Table("item", sequences.num_items, run.model.embedding_dim)]
         method = sized(run, tables, BehaviorTraining(sequences))
         rows = sum(store.rows for store in method.plan(tables).stores.values())
@@ -80,20 +80,28 @@ class BehaviorTask:
         return -(-len(self.requests("train")) // self.run.training.batch_size)
 
     def batches(self, epoch: int, start_batch: int) -> Iterator[RequestBatch]:
-        return self.requests("train").batches(self.run.training.batch_size, self.run.seed, epoch, start_batch)
+        size, share = self.run.training.batch_size, distributed.share()
+        return self.requests("train").batches(size, self.run.seed, epoch, start_batch, share)
 
     def loss(self, model: nn.Module, batch: RequestBatch) -> Tensor:
         logits = model(batch.candidates, batch.history, batch.mask)
-        return F.binary_cross_entropy_with_logits(logits[batch.asked], batch.label[batch.asked])
+        logits, label = logits[batch.asked], batch.label[batch.asked]
+        if distributed.size() == 1:
+            return F.binary_cross_entropy_with_logits(logits, label)
+        # A share of the batch: the mean over processes is to be that over all candidates.
+        each = F.binary_cross_entropy_with_logits(logits, label, reduction="sum")
+        return each * (distributed.size() / batch.total)
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
         """Grouped by user; in the test split also for the slices by length of the history."""
         parts: list[tuple[Tensor, ...]] = []
+        model = distributed.local(model)
         training = model.training
         model.eval()
         try:
             with torch.inference_mode():
-                for batch in self.requests(split).batches(self.run.training.eval_batch_size):
+                size, share = self.run.training.eval_batch_size, distributed.share()
+                for batch in self.requests(split).batches(size, share=share):
                     on_device = batch.to(device) if device.type != "cpu" else batch
                     logits = model(on_device.candidates, on_device.history, on_device.mask).float().cpu()
                     asked = batch.asked
@@ -103,7 +111,7 @@ class BehaviorTask:
             model.train(training)
         if not parts:
             raise InputError(f"the {split} split of {self.run.dataset!r} is empty")
-        scores, labels, users, before = (torch.cat(column) for column in zip(*parts, strict=True))
+        scores, labels, users, before = (distributed.gathered(torch.cat(column)) for column in zip(*parts, strict=True))
         slices: dict[str, Tensor] = {}
         for name, part in self.run.slices.items() if split == "test" else ():
             slices[name] = before >= part.min_count
@@ -157,15 +165,3 @@ def _requests(key: _Key, task: str, split: str, seed: int, size: int, length: in
         return Requests.of(key.sequences, examples(key.sequences, task, split, seed), size, length)
     except data.DataError as error:
         raise InputError(f"task {task!r}: {error}") from error
-
-
-def load_data(config: DataConfig) -> data.Sequences:
-    return _loaded(config.name, json.dumps(config.options), os.environ.get("EMBCOMP_DATA"))
-
-
-@lru_cache(maxsize=1)  # runs of one experiment follow each other
-def _loaded(name: str, options: str, root: str | None) -> data.Sequences:
-    try:
-        return data.load_sequences(name, root=root, **json.loads(options))
-    except data.DataError as error:
-        raise InputError(f"data {name!r}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from embcomp.checkpoints import Checkpoints, Damaged
 from experiments import distributed
 from experiments.errors import InputError
 from experiments.files import write_atomic
@@ -45,80 +47,82 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class Checkpoints:
-    """`last.pt` and `best.pt` of one run, in its own folder.
+class Last:
+    """The last checkpoint of one run, in `<folder>/last-<key>`; written and read by `embcomp.checkpoints`.
 
-    Both are written whole or not at all. `best.pt` may be newer than `last.pt` by at most one epoch; as training
-    repeats exactly from `last.pt`, it is then written again with the same content.
+    What some processes have saved, another number of them may load.
 
     Args:
         folder: of the run.
-        key: says which configuration a file belongs to; files of another one are not read.
+        key: of its configuration; checkpoints of another one are not read.
+        model: as it is trained.
+        optimizers: in the order of the trainer.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
-        self.last, self.best = folder / "last.pt", folder / "best.pt"
+    def __init__(self, folder: Path, key: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
+        self.folder, self.path = folder, folder / f"last-{key}"
+        self._saved = Checkpoints(self.path, distributed.local(model), optimizers, keep=1)
 
-    def save(self, model: nn.Module, optimizers: list[Optimizer], progress: Progress) -> None:
-        rng = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-        state = {
-            "key": self.key,
-            "model": model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "progress": asdict(progress),
-            "rng": rng,
-        }
-        self._write(self.last, state)
+    def save(self, step: int, progress: Progress) -> None:
+        self._saved.save(step, distributed.agreed(asdict(progress)))
 
-    def restore(self, model: nn.Module, optimizers: list[Optimizer]) -> Progress | None:
-        """Load `last.pt` into model, optimizers and random generators; None where there is none to go on from.
+    def load(self) -> Progress | None:
+        """Into model, optimizers and random generators; None where there is none to go on from.
 
         Raises:
             InputError: it was written by another version of the code.
         """
-        state = self._read(self.last)
-        if state is None:
-            return None
+        if distributed.rank() == 0:  # what another configuration has left
+            for path in self.folder.glob("last*"):
+                if path != self.path:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
-            model.load_state_dict(state["model"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-        except (RuntimeError, ValueError) as error:
+            found = self._saved.load()
+        except Damaged:
+            self.remove()  # of a disk that lost it: begin again
+            return None
+        except ValueError as error:
             raise InputError(
-                f"{self.last} fits another version of the code, or one process where several train its tables; begin "
-                "anew with --force"
+                f"{error}; it was written by another version of the code: begin anew with --force"
             ) from error
-        for device, rng in state["rng"].items():
-            torch.set_rng_state(rng) if device == "cpu" else torch.cuda.set_rng_state(rng, device)
-        return Progress(**state["progress"])
+        return None if found is None else Progress(**found.position)
 
-    def save_best(self, model: nn.Module) -> None:
-        state = {"key": self.key, "model": model.state_dict()}
-        self._write(self.best, state)
-
-    def has_best(self) -> bool:
-        """Whether `best.pt` is of this configuration."""
-        return self._read(self.best) is not None
-
-    def load_best(self, model: nn.Module) -> None:
-        state = self._read(self.best)
-        if state is None:
-            raise FileNotFoundError(f"{self.best} is gone, with the weights of the best epoch; run with --force")
-        model.load_state_dict(state["model"])
-
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
+    def remove(self) -> None:
         if distributed.rank() == 0:
-            write_atomic(path, lambda file: torch.save(state, file))
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Best:
+    """The weights of the best epoch of a run, `<folder>/best.pt`: a state dict of whole tables, written at once.
+
+    It may be newer than the last checkpoint by at most one epoch; as training repeats exactly from there, it is then
+    written again with the same content.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.path, self.key = folder / "best.pt", key
+
+    def save(self, model: nn.Module) -> None:
+        state = {"key": self.key, "model": model.state_dict()}
+        if distributed.rank() == 0:
+            write_atomic(self.path, lambda file: torch.save(state, file))
         distributed.agreed(None)  # nobody reads it before it is there
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
+    def exists(self) -> bool:
+        """Whether it is of this configuration."""
+        return self._read() is not None
+
+    def load(self, model: nn.Module) -> None:
+        state = self._read()
+        if state is None:
+            raise FileNotFoundError(f"{self.path} is gone, with the weights of the best epoch; run with --force")
+        model.load_state_dict(state["model"])
+
+    def _read(self) -> dict[str, Any] | None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
         except (RuntimeError, EOFError, pickle.UnpicklingError):
-            return None  # not ours, or of a disk that lost it: begin again
+            return None  # not ours, or of a disk that lost it
         return state if isinstance(state, dict) and state.get("key") == self.key else None

@@ -2,12 +2,14 @@
 
 `torchrun --nproc-per-node N -m experiments run FILE` starts them. The tables of a run with a fused optimizer are spread
 by `embcomp.torchrec.shard`; a run whose optimizer holds the tables keeps them on every process, their gradients
-averaged. Without torchrun there is one process, and nothing here does anything.
+averaged, as do retrieval runs and those on behaviour sequences. Without torchrun there is one process, and nothing here
+does anything.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,6 +42,7 @@ def start(device: str) -> str:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # torchrec's calls
     dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
     return device
 
@@ -89,6 +92,37 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def sum_(value: Tensor) -> None:
+    """The sum over processes, in place."""
+    if size() > 1:
+        dist.all_reduce(value)
+
+
+def weighed(mean: Tensor, rows: int, total: int) -> Tensor:
+    """A mean over `rows` of this process, so weighed that the mean over processes is that over all `total` rows."""
+    return mean if size() == 1 else mean * (rows * size() / total)
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all processes, each with as many; gradients of a loss that all of them compute alike."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # The mean over processes, which is taken of the parameters' gradients, is to be the sum of all parts.
+        return grads[0].chunk(size())[rank()] * size()
+
+
+def gathered_rows(rows: Tensor, total: int) -> Tensor:
+    """The first `total` rows of all processes, with gradients; the last process may hold padding."""
+    return rows if size() == 1 else _Gather.apply(rows)[:total]  # type: ignore[no-any-return,index]
+
+
 class Parallel(nn.Module):
     """A model over all processes, with the state dict that it has in one."""
 
@@ -99,8 +133,13 @@ class Parallel(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         return self.inner(*inputs)
 
+    def look_up(self, *inputs: Any) -> Any:
+        """Of retrieval models, which are replicated."""
+        return self.inner(*inputs, method="look_up")
+
     def _whole(self) -> nn.Module:
-        return self.inner.module if isinstance(self.inner, nn.parallel.DistributedDataParallel) else self.inner
+        replicated = isinstance(self.inner, nn.parallel.DistributedDataParallel)
+        return self.inner.module.model if replicated else self.inner  # type: ignore[return-value,union-attr]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return gathered_state(self._whole().state_dict())
@@ -112,34 +151,20 @@ class Parallel(nn.Module):
         fill_state(mine, state_dict)
 
 
-class ParallelOptimizer:
-    """The optimizer inside the backward pass of sharded tables, with a state dict of whole tables."""
+class _Methods(nn.Module):
+    """Calls any method of a model from `forward`, which is what DistributedDataParallel watches."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
+    def forward(self, *inputs: Any, method: str = "__call__") -> Any:
+        return getattr(self.model, method)(*inputs)
 
-    def step(self) -> None:
-        self.inner.step()
 
-    def zero_grad(self) -> None:
-        self.inner.zero_grad()
-
-    def state_dict(self) -> dict[str, Any]:
-        rates: list[Any] = [None] * size()  # a process without a table has none
-        dist.all_gather_object(rates, [group["lr"] for group in self.param_groups])
-        lr = next(lr for part in rates for lr in part)
-        return {"state": gathered_state(self.inner.state_dict()["state"]), "lr": lr}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if "lr" not in state_dict:
-            raise ValueError("the state is that of one process")
-        fill_state(self.inner.state_dict()["state"], state_dict["state"])
-        for group in self.param_groups:
-            group["lr"] = state_dict["lr"]
+def local(model: nn.Module) -> nn.Module:
+    """What `Parallel` wraps: the model itself where it is replicated, else torchrec's DistributedModelParallel."""
+    return model._whole() if isinstance(model, Parallel) else model
 
 
 def spread(
@@ -158,13 +183,15 @@ def spread(
     from embcomp.torchrec import shard
 
     if fused is None:
-        return Parallel(nn.parallel.DistributedDataParallel(model)), []
+        # Maps and graphs are the same everywhere, and stay as they are.
+        changing = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+        return Parallel(nn.parallel.DistributedDataParallel(_Methods(model), broadcast_buffers=changing)), []
     optimizer, settings = fused
     try:
         sharded = shard(model, optimizer=optimizer, optimizer_kwargs=settings, device=device)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return Parallel(sharded), [ParallelOptimizer(sharded.fused_optimizer)]
+    return Parallel(sharded), [sharded.fused_optimizer]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import embcomp
 from experiments import results as files
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import Best
 from experiments.clicks import ClickTask
 from experiments.config import RunConfig
 from experiments.errors import InputError
@@ -82,7 +82,7 @@ def judge(run: RunConfig, settings: Settings) -> dict[str, Any]:
     torch.set_num_threads(settings.threads)
     task = ClickTask.prepare(run)
     built = task.model(device)
-    Checkpoints(_folder(run, settings), files.key(run)).load_best(built.model)
+    Best(_folder(run, settings), files.key(run)).load(built.model)
     exported = []
     with tempfile.TemporaryDirectory() as folder:
         for dtype in DTYPES:
@@ -134,8 +134,8 @@ def _folder(run: RunConfig, settings: Settings) -> Path:
 
 def _is_trained(run: RunConfig, settings: Settings) -> bool:
     """Whether the weights of the best epoch are there, and no training that is to go on."""
-    saved = Checkpoints(_folder(run, settings), files.key(run))
-    return saved.has_best() and not saved.last.is_file()
+    folder = _folder(run, settings)
+    return Best(folder, files.key(run)).exists() and not any(folder.glob("last-*"))
 
 
 def _path(run: RunConfig, results: Path) -> Path:

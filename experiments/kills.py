@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
+import math
 import random
 import re
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import data
-from experiments.files import write_json
 from experiments.metrics import click_metrics
-from experiments.runner import worker_context
+from experiments.processes import DIED, Processes
 
 PROCESSES = 2
 PATIENCE = 60.0  # seconds in which a process must end that has lost another
@@ -36,7 +34,7 @@ class Training:
     """What is trained, and where.
 
     Attributes:
-        folder: of checkpoints and of what the processes say.
+        folder: of checkpoints.
         clicks: folder of the encoded rows.
         save_every: steps.
     """
@@ -58,7 +56,7 @@ class Kill:
         phase: "start" (or load), "train", or "save".
         checkpoint: step of the last one, from which the training went on; None where there was none.
         others_ended_after: seconds until the process that was left ended.
-        error: the first line of what it said.
+        error: what it said.
     """
 
     ranks: list[int]
@@ -85,25 +83,24 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         training = Training(Path(folder) / "alone", clicks, epochs, batch_size)
         alone = Life(training)
-        alone.end()
+        outcomes = {"alone": alone.end()}
         report(f"alone: {alone.seconds:.1f} s to start, {alone.trained:.1f} s to train")
-        moments, found, trainings = random.Random(seed), [], 1
+        moments, found = random.Random(seed), []
         span = 1.4 * alone.trained / (kills + 1)  # a life trains so long at most that the training outlives the kills
         training = replace(training, folder=Path(folder) / "killed-1")
         while len(found) < kills:
             kill = Life(training).kill(moments, 1.5 * alone.seconds, span)
-            if kill is None:  # done before its time: once more from the start
-                trainings += 1
-                training = replace(training, folder=Path(folder) / f"killed-{trainings}")
-                continue
-            found.append(kill)
-            report(f"kill {len(found)}: {kill}")
-        Life(training).end()
-        outcomes = {path.parent.name: json.loads(path.read_text()) for path in Path(folder).glob("*/outcome.json")}
+            if isinstance(kill, Kill):
+                found.append(kill)
+                report(f"kill {len(found)}: {kill}")
+            else:  # done before its time: once more from the start
+                outcomes[training.folder.name] = kill
+                training = replace(training, folder=Path(folder) / f"killed-{len(outcomes)}")
+        outcomes[training.folder.name] = Life(training).end()
     return {
         "processes": PROCESSES,
         "epochs": epochs,
-        "equal": len(outcomes) == trainings + 1 and all(each == outcomes["alone"] for each in outcomes.values()),
+        "equal": all(each == outcomes["alone"] for each in outcomes.values()),
         "outcomes": dict(sorted(outcomes.items())),
         "kills": [asdict(kill) for kill in found],
     }
@@ -115,109 +112,81 @@ class Life:
     def __init__(self, training: Training) -> None:
         training.folder.mkdir(parents=True, exist_ok=True)
         self.training = training
-        context = worker_context()
-        self.begun = context.Event()
-        self._store = tempfile.TemporaryDirectory()
-        address = f"file://{self._store.name}/store"
+        self.begun = training.folder / "begun"  # is there once all have loaded, and train
+        self.begun.unlink(missing_ok=True)
         self.started = time.monotonic()
-        self.processes = [
-            context.Process(target=_work, args=(training, rank, address, self.begun)) for rank in range(PROCESSES)
-        ]
-        for process in self.processes:
-            process.start()
+        self.processes = Processes(PROCESSES, timeout=timedelta(seconds=PATIENCE / 2))
+        self.processes.start(_work, training, self.begun)
 
-    def end(self) -> None:
-        """Waits until the training is done."""
-        self.begun.wait()
+    def end(self) -> dict[str, Any]:
+        """Waits until the training is done -> its outcome."""
+        self._wait()
         self.seconds = time.monotonic() - self.started
-        for process in self.processes:
-            process.join()
+        found = self.processes.outcomes()
         self.trained = time.monotonic() - self.started - self.seconds
-        self._store.cleanup()
-        failed = [rank for rank, process in enumerate(self.processes) if process.exitcode]
-        if failed:
-            raise RuntimeError(f"ranks {failed} failed: {self._errors()}")
+        self.processes.close()
+        if errors := [outcome.error for outcome in found if outcome and outcome.error]:
+            raise RuntimeError(f"the training failed by itself: {errors}")
+        return found[0].value  # type: ignore[union-attr]
 
-    def kill(self, moments: random.Random, start: float, span: float) -> Kill | None:
-        """Kills at a random moment, and waits for the others; None where the training was done before."""
+    def kill(self, moments: random.Random, start: float, span: float) -> Kill | dict[str, Any]:
+        """Kills at a random moment, and waits for the others; the outcome where the training was done before."""
         ranks = moments.choice([[0], [1], [0, 1]])
         if moments.random() < 0.2:
-            self.begun.wait(moments.uniform(0, start))
+            self._wait(moments.uniform(0, start))
         else:
-            self.begun.wait()
+            self._wait()
             time.sleep(moments.uniform(0, span))
-        phase = "train" if self.begun.is_set() else "start"
+        phase = "train" if self.begun.exists() else "start"
         if any(self.training.folder.glob(".step-*.part")):
             phase = "save"
         for rank in ranks:
-            self.processes[rank].kill()
+            self.processes.kill(rank)
         begin = time.monotonic()
-        for process in self.processes:
-            process.join(PATIENCE)
+        found = self.processes.outcomes(PATIENCE)
         ended = time.monotonic() - begin
-        hung = [process for process in self.processes if process.is_alive()]
-        for process in hung:
-            process.kill()
-            process.join()
-        self._store.cleanup()
+        self.processes.close()
+        hung = [rank for rank, outcome in enumerate(found) if outcome is None]
         if hung:
-            raise RuntimeError(f"{len(hung)} processes were still there {PATIENCE:.0f} s after ranks {ranks} had died")
-        codes = [process.exitcode for process in self.processes]
-        if codes == [0] * PROCESSES:
-            return None
-        if -signal.SIGKILL not in codes:
-            raise RuntimeError(f"the training failed by itself: {self._errors()}")
-        others = len(ranks) < PROCESSES
-        errors = self._errors()
+            raise RuntimeError(f"ranks {hung} went on for {PATIENCE:.0f} s after ranks {ranks} had died")
+        errors = {rank: outcome.error for rank, outcome in enumerate(found) if outcome and outcome.error}
+        if not errors:
+            return found[0].value  # type: ignore[union-attr]
+        if DIED not in errors.values():
+            raise RuntimeError(f"the training failed by itself: {errors}")
+        others = [_brief(error) for error in errors.values() if error != DIED]
         return Kill(
             ranks=ranks,
             phase=phase,
             checkpoint=max(_steps(self.training.folder), default=None),
-            others_ended_after=round(ended, 2) if others else None,
-            error=_brief(errors[0]) if others and errors else None,
+            others_ended_after=round(ended, 2) if len(ranks) < PROCESSES else None,
+            error=others[0] if others else None,
         )
 
-    def _errors(self) -> list[str]:
-        files = sorted(self.training.folder.glob("error-*"))
-        texts = [file.read_text() for file in files]
-        for file in files:
-            file.unlink()
-        return texts
+    def _wait(self, seconds: float = math.inf) -> None:
+        """Until the training has begun, for so long at most."""
+        while not self.begun.exists() and time.monotonic() < self.started + seconds:
+            time.sleep(0.005)
 
 
 def _brief(error: str) -> str:
-    """What is said, without the place in gloo's source and the advice."""
-    return re.sub(r"\[/[^\]]*\] ", "", error).splitlines()[0].partition(". ")[0]
+    """What the last exception of a traceback says, without the place in gloo's source and the advice."""
+    last = [line for line in error.splitlines() if re.match(r"[\w.]+: ", line)][-1]
+    return re.sub(r"\[/[^\]]*\] ", "", last).partition(". ")[0]
 
 
 def _steps(folder: Path) -> Iterator[int]:
     return (int(path.name.removeprefix("step-")) for path in folder.glob("step-*[0-9]"))
 
 
-def _work(training: Training, rank: int, address: str, begun: Any) -> None:
+def _work(training: Training, begun: Path) -> dict[str, Any]:
     """One process."""
     import logging
     import warnings
-    from datetime import timedelta
-
-    import torch
-    import torch.distributed as dist
 
     logging.disable(logging.WARNING)  # of torchrec
     warnings.simplefilter("ignore", FutureWarning)  # of torch, for torchrec
-    torch.set_num_threads(1)
-    os.environ["LOCAL_WORLD_SIZE"] = str(PROCESSES)
-    try:
-        dist.init_process_group(
-            "gloo", init_method=address, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=PATIENCE / 2)
-        )
-        outcome = train(training, begun.set)
-    except Exception as error:
-        (training.folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
-        raise SystemExit(1) from None
-    if rank == 0:
-        write_json(training.folder / "outcome.json", outcome)
-    dist.destroy_process_group()
+    return train(training, begun.touch)
 
 
 def train(training: Training, begun: Callable[[], None]) -> dict[str, Any]:

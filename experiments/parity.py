@@ -29,9 +29,10 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 import embcomp
 from data.batch import Batch
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
-from embcomp.torchrec.ranks import tables_of
+from embcomp.torchrec.facts import tables_of
 from embcomp.torchrec.trained import trained_collections
 from experiments.distributed import gathered_state
+from experiments.examples import EXAMPLES
 from experiments.files import write_json
 from experiments.machine import versions
 from experiments.processes import Processes
@@ -51,7 +52,7 @@ KINDS = ("bags", "sequences")
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: an example of `tests.methods_under_test` by name, pooled or id by id."""
+    """One comparison: an example of `experiments.examples` by name, pooled or id by id."""
 
     method: str
     kind: str
@@ -81,7 +82,7 @@ class Row:
 
 def cases(kinds: Iterable[str] = KINDS) -> Iterator[Case]:
     """Every method x sharding x optimizer."""
-    for example, kind, sharding, optimizer in itertools.product(_examples(), kinds, SHARDINGS, OPTIMIZERS):
+    for example, kind, sharding, optimizer in itertools.product(map(str, EXAMPLES), kinds, SHARDINGS, OPTIMIZERS):
         yield Case(example, kind, sharding, optimizer)
 
 
@@ -214,7 +215,8 @@ def _collection(case: Case) -> nn.Module:
     sizes = {name: FEATURES[features[0]] for name, features in names.items()}
     widths = {"users": 8, "films": 16 if case.kind == "bags" else 8, "tags": 8}
     tables = [embcomp.Table(name, sizes[name], widths[name]) for name in names]
-    method = {"*": _examples()[case.method].make(tables)}
+    example = next(example for example in EXAMPLES if str(example) == case.method)
+    method = {"*": example.make(tables)}
     settings = [
         {
             "name": t.name,
@@ -229,12 +231,6 @@ def _collection(case: Case) -> nn.Module:
     pooling = {"films": PoolingType.MEAN}
     configs = [EmbeddingBagConfig(**each, pooling=pooling.get(each["name"], PoolingType.SUM)) for each in settings]
     return CompressedEmbeddingBagCollection(configs, method)
-
-
-def _examples() -> dict[str, Any]:
-    from tests.methods_under_test import EXAMPLES  # a new method joins here as it joins the tests
-
-    return {str(example): example for example in EXAMPLES}
 
 
 def _step(model: nn.Module, optimizers: Optimizers, batch: Batch) -> Tensor:

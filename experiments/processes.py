@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from experiments.errors import InputError
 
 TIMEOUT = timedelta(seconds=60)
+DIED = "the process has died"
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,14 @@ class Processes:
     """`number` processes, started once, that then run what they are given.
 
     Inside a function `torch.distributed` knows rank and world size. Functions are those of modules, so that they can be
-    sent.
+    sent. Processes wait `timeout` for each other.
 
     >>> with Processes(2) as pair:
     ...     pair.run(os.path.basename, "a/b")
     ['b', 'b']
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, timeout: timedelta = TIMEOUT) -> None:
         if number < 1:
             raise InputError(f"processes: {number}; give at least 1")
         context = start_context()
@@ -45,31 +48,43 @@ class Processes:
         for rank in range(number):
             here, there = context.Pipe()
             address = f"file://{self._folder.name}/store"
-            worker = context.Process(target=_work, args=(there, rank, number, address), daemon=True)
+            worker = context.Process(target=_work, args=(there, rank, number, address, timeout), daemon=True)
             worker.start()
             there.close()  # so that the end of the worker is the end of the pipe
             self._ends.append(here)
             self._workers.append(worker)
 
-    def outcomes(self, function: Callable[..., Any], *args: Any) -> list[Outcome]:
-        """`function(*args)` in every process -> what it came to in each, by rank."""
+    def start(self, function: Callable[..., Any], *args: Any) -> None:
+        """Begins `function(*args)` in every process; `outcomes` waits for it."""
         for end in self._ends:
-            end.send((function, args))
-        return [self._receive(end) for end in self._ends]
+            with suppress(BrokenPipeError, ConnectionResetError):  # of a process that is gone: its outcome says so
+                end.send((function, args))
+
+    def outcomes(self, seconds: float | None = None) -> list[Outcome | None]:
+        """What it came to in each process, by rank; None for one that has not ended within so many seconds."""
+        end_of_time = None if seconds is None else time.monotonic() + seconds
+        return [self._receive(end, end_of_time) for end in self._ends]
+
+    def kill(self, rank: int) -> None:
+        """SIGKILL."""
+        self._workers[rank].kill()
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """The values, by rank. Raises RuntimeError with the text of every error."""
-        found = self.outcomes(function, *args)
+        self.start(function, *args)
+        found = [outcome for outcome in self.outcomes() if outcome]
         errors = [f"rank {rank}: {outcome.error}" for rank, outcome in enumerate(found) if outcome.error]
         if errors:
             raise RuntimeError("\n".join(errors))
         return [outcome.value for outcome in found]
 
-    def _receive(self, end: Any) -> Outcome:
+    def _receive(self, end: Any, end_of_time: float | None) -> Outcome | None:
         try:
+            if end_of_time is not None and not end.poll(max(end_of_time - time.monotonic(), 0)):
+                return None
             return Outcome(*end.recv())
         except (EOFError, ConnectionResetError):
-            return Outcome(error="the process has died")
+            return Outcome(error=DIED)
 
     def close(self) -> None:
         for end in self._ends:
@@ -89,21 +104,26 @@ class Processes:
 
 
 def start_context() -> Any:
-    """Processes are forked from one that has imported torchrec, where the system can."""
+    """How processes start: from one that has imported everything, where the system can fork."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["embcomp.torchrec", "torch.distributed"])
+    modules = ["experiments.runner", "experiments.results", "experiments.train", "embcomp.checkpoints.contents"]
+    context.set_forkserver_preload(modules)
     return context
 
 
-def _work(end: Any, rank: int, number: int, address: str) -> None:
+def _work(end: Any, rank: int, number: int, address: str, timeout: timedelta) -> None:
     import torch
     import torch.distributed as dist
 
     os.environ["LOCAL_WORLD_SIZE"] = str(number)  # what torchrun says
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=number, timeout=TIMEOUT)
+    try:
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=number, timeout=timeout)
+    except Exception:  # another process has died
+        end.send((None, traceback.format_exc()))
+        return
     while True:
         try:
             function, args = end.recv()

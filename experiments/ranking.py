@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from experiments import distributed
 from experiments.errors import Diverged
 
 KS = (10, 20, 50)
@@ -21,7 +22,7 @@ def rank_metrics(
     1 / log2(place + 1) over the places 1 .. k that hold wanted items, divided by that of the first min(k, n) places.
 
     Compressed tables give items equal vectors and so equal scores. Ties fall by a fixed random order of the items, not
-    by their ids, which may say something of their popularity.
+    by their ids, which may say something of their popularity. Several processes take turns with the blocks of users.
 
     Args:
         model: a `recsys_models.retrieval.RetrievalModel`; it is left in the mode that it was in.
@@ -49,12 +50,15 @@ def rank_metrics(
     try:
         with torch.inference_mode():
             scorer = model.scorer(order)  # type: ignore[operator]
-            for block, total in zip(users.split(batch_size), counts.split(batch_size), strict=True):
+            part, parts = distributed.share()
+            blocks = list(zip(users.split(batch_size), counts.split(batch_size), strict=True))
+            for block, total in blocks[part::parts]:
                 scores = scorer(block)
                 scores[_cells(known, block)] = -math.inf
                 values, first = scores.topk(most)
                 if not bool((values < math.inf).all()):  # NaN sorts first, and is not below
-                    raise Diverged("the model answers NaN or infinite scores; lower the learning rate")
+                    sums += math.nan  # all processes are to hear of it
+                    break
                 relevant = torch.zeros(scores.shape, dtype=torch.bool, device=device)
                 relevant[_cells(wanted, block)] = True
                 hits = relevant.gather(1, first).double()
@@ -64,6 +68,9 @@ def rank_metrics(
                     sums[1, column] += (hits[:, :k] @ gains[: min(k, most)] / best[limit - 1]).sum()
     finally:
         model.train(training)
+    distributed.sum_(sums)
+    if bool(sums.isnan().any()):
+        raise Diverged("the model answers NaN or infinite scores; lower the learning rate")
     recall, ndcg = (sums / len(users)).tolist()
     found = [(f"recall@{k}", value) for k, value in zip(ks, recall, strict=True)]
     return dict(found + [(f"ndcg@{k}", value) for k, value in zip(ks, ndcg, strict=True)])

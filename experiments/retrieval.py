@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +18,8 @@ from embcomp.nn import CompressedEmbedding
 from embcomp.nn.table import make_stores
 from experiments import distributed
 from experiments.cold import ColdItems, placed
-from experiments.config import DataConfig, ModelConfig, RetrievalConfig, RunConfig
+from experiments.config import ModelConfig, RetrievalConfig, RunConfig
+from experiments.datasets import load_data
 from experiments.errors import InputError
 from experiments.ranking import pair_auc, rank_metrics
 from experiments.sizing import BuiltModel, full_nbytes, sized
@@ -49,11 +47,9 @@ class RetrievalTask:
     @classmethod
     def prepare(cls, run: RunConfig) -> RetrievalTask:
         assert run.retrieval is not None
-        if distributed.size() > 1:
-            raise InputError("retrieval runs train in one process: leave torchrun out")
         if run.method.table is not None:
             raise InputError("method.table: retrieval runs compress the tables of users and items together")
-        pairs = load_data(run.data)
+        pairs = load_data(data.load_interactions, run.data)
         cold = ColdItems.drawn(pairs, run.retrieval.cold, run.seed) if run.retrieval.cold else None
         pairs = cold.pairs if cold else pairs
         tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
@@ -82,19 +78,28 @@ class RetrievalTask:
     def batches(self, epoch: int, start_batch: int) -> Iterator[Triples]:
         size, seed = self.run.training.batch_size, self.run.seed
         edges, num_items = self.data.edges("train"), self.data.num_items
-        return triples(edges, num_items, size, seed=seed, epoch=epoch, start_batch=start_batch)
+        whole = triples(edges, num_items, size, seed=seed, epoch=epoch, start_batch=start_batch)
+        return (batch.share(*distributed.share()) for batch in whole) if distributed.size() > 1 else whole
 
     def loss(self, model: nn.Module, batch: Triples) -> Tensor:
+        """Of this process's share, weighed. DirectAU compares all pairs of a batch: each process computes it whole."""
         if self.config.loss == "directau":
-            users, items = model.look_up(batch.users, batch.positives.unsqueeze(1))  # type: ignore[operator]
-            return directau_loss(users, items.squeeze(1), self.config.gamma)
+            vectors = model.look_up(batch.users, batch.positives.unsqueeze(1))  # type: ignore[operator]
+            users, items = (distributed.gathered_rows(each.flatten(1), batch.total) for each in vectors)
+            return directau_loss(users, items, self.config.gamma)
         scores = model(batch.users, torch.stack((batch.positives, batch.negatives), dim=1))
+        rows = len(batch) - batch.padding
+        scores = scores[: max(rows, 1)]
         if self.config.loss == "bce":
-            return F.binary_cross_entropy_with_logits(scores, torch.tensor([1.0, 0.0]).to(scores).expand_as(scores))
-        return bpr_loss(scores[:, :1], scores[:, 1:])
+            labels = torch.tensor([1.0, 0.0]).to(scores).expand_as(scores)
+            mean = F.binary_cross_entropy_with_logits(scores, labels)
+        else:
+            mean = bpr_loss(scores[:, :1], scores[:, 1:])
+        return distributed.weighed(mean, rows, batch.total)
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
         """Of the users that have items in `split`; what earlier splits hold is not ranked."""
+        model = distributed.local(model)
         before = ("train",) if split == "valid" else ("train", "valid")
         known = torch.cat([self.data.edges(part) for part in before], dim=1).to(device)
         wanted = self.data.edges(split).to(device)
@@ -147,15 +152,3 @@ def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:
             weight.normal_(std=_START_STD if std is None else std) if bound is None else weight.uniform_(-bound, bound)
             weight.mul_(store.summands**-0.5)
     return [CompressedEmbedding.from_plan(plan, part, stores) for part in plan.tables]
-
-
-def load_data(config: DataConfig) -> data.Interactions:
-    return _loaded(config.name, json.dumps(config.options), os.environ.get("EMBCOMP_DATA"))
-
-
-@lru_cache(maxsize=1)  # runs of one experiment follow each other
-def _loaded(name: str, options: str, root: str | None) -> data.Interactions:
-    try:
-        return data.load_interactions(name, root=root, **json.loads(options))
-    except data.DataError as error:
-        raise InputError(f"data {name!r}: {error}") from error

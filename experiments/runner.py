@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from experiments import distributed
 from experiments.config import RunConfig
 from experiments.errors import Diverged, Infeasible, InputError
+from experiments.processes import start_context
 
 OUT = Path("out")
 
@@ -93,7 +94,7 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
             return "failed", traceback.format_exc()  # of one run; the others may still be good
         if distributed.rank() == 0:
             results.write_result(task, outcome, settings.results, device)
-            trainer.checkpoints.last.unlink(missing_ok=True)
+            trainer.last.remove()
         distributed.agreed(None)  # the next run begins when this is written
     shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in task.shown)
     share = outcome.nbytes / task.full_nbytes
@@ -142,7 +143,7 @@ def _one_by_one(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: 
 
 
 def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: Progress) -> Results:
-    context = worker_context()
+    context = start_context()
     messages = context.Queue()
     open_bars: dict[str, _Bar] = {}
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(messages,))
@@ -163,15 +164,6 @@ def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def worker_context() -> Any:
-    """How workers start: from one process that has imported everything, where the system can fork."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.runner", "experiments.results", "experiments.train"])
-    return context
 
 
 def _drain(messages: Any, open_bars: dict[str, _Bar], bars: Progress) -> None:

@@ -140,7 +140,7 @@ def _logits(run: RunConfig, folder: Path, run_key: str) -> Tensor:
     device = torch.device("cpu")
     trainer = Trainer(task, folder=folder / run.name, key=run_key, device=device, report=unheard)
     trainer.fit()
-    trainer.checkpoints.last.unlink(missing_ok=True)
+    trainer.last.remove()
     model = trainer.model.eval()
     with torch.inference_mode():
         batches = task.data.loader("test", run.training.eval_batch_size)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments import distributed
-from experiments.checkpoint import Checkpoints, Progress
+from experiments.checkpoint import Best, Last, Progress
 from experiments.config import TrainingConfig
 from experiments.errors import Diverged
 from experiments.machine import PeakMemory
@@ -67,10 +67,10 @@ class Trainer:
         self.nbytes = built.nbytes  # before a process holds a part
         self.model: nn.Module
         self.model, self.optimizers = make_optimizers(built, task.run.optimizer, device)
-        self.checkpoints = Checkpoints(folder, key)
+        self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers)
         self.checkpoint_seconds = checkpoint_seconds
         self.memory = PeakMemory(device)
-        self.progress = self.checkpoints.restore(self.model, self.optimizers) or Progress()
+        self.progress = self.last.load() or Progress()
         self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
         self.steps = task.steps
         self.next_save = self.started + checkpoint_seconds
@@ -88,7 +88,7 @@ class Trainer:
             while not self.progress.finished:
                 self._epoch()
                 self._end_epoch()
-            self.checkpoints.load_best(self.model)
+            self.best.load(self.model)
             metrics = self._evaluate("valid") | self._evaluate("test")
         finally:
             if self.writer:
@@ -157,7 +157,7 @@ class Trainer:
         gain = None if progress.best is None else (value - progress.best) * (1 if config.maximise else -1)
         if gain is None or gain > config.min_delta:
             progress.best, progress.best_epoch, progress.stale = value, progress.epoch, 0
-            self.checkpoints.save_best(self.model)
+            self.best.save(self.model)
         else:
             decay_lr(self.optimizers, config.lr_factor, config.min_lr)
         progress.finished = progress.stale >= config.patience or progress.epoch + 1 >= config.epochs
@@ -187,5 +187,5 @@ class Trainer:
 
     def _save(self) -> None:
         self._clock()
-        self.checkpoints.save(self.model, self.optimizers, self.progress)
+        self.last.save(self.progress.epoch * self.steps + self.progress.batch, self.progress)
         self.next_save = time.monotonic() + self.checkpoint_seconds

@@ -1,6 +1,6 @@
 """What every method keeps in plain torch (tests/test_matrix.py runs it for all of them): one function for each promise.
 
-A check takes an `Example` (tests/methods_under_test.py), so a method that a test or a user defines can be held to the
+A check takes an `Example` (experiments/examples.py), so a method that a test or a user defines can be held to the
 same contract: `for check in CHECKS: check(Example("Mine", lambda tables: Mine(rows=7)))`.
 """
 
@@ -24,8 +24,8 @@ from torch.nn import functional as F
 import embcomp
 from embcomp.methods import Full, GraphHash, QuotientRemainder, Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
+from experiments.examples import Example
 from tests.drop_ins import D, N, assert_all_close, bag, embedding, gradients, randomize, singles
-from tests.methods_under_test import Example
 
 CHECKS: list[Callable[[Example], None]] = []
 

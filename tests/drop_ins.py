@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from embcomp.methods import Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
-from tests.methods_under_test import Example
+from experiments.examples import Example
 
 N, D = 40, 8
 M = TypeVar("M", bound=nn.Module)

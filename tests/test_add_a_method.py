@@ -18,8 +18,8 @@ import embcomp
 from embcomp.methods.base import METHODS, Chunk, Combiner, Encoder, Method, Plan, Rows, Store, Table, TablePlan
 from embcomp.methods.budget import largest_within
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from experiments.examples import Example
 from tests.drop_ins import N, embedding, randomize
-from tests.methods_under_test import Example
 
 pytest.register_assert_rewrite("tests.contract")
 

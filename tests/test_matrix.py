@@ -1,4 +1,4 @@
-"""The contract of tests/contract.py for every registered method; a new one joins by a line in methods_under_test.py."""
+"""The contract of tests/contract.py for every registered method; a new one joins by experiments/examples.py."""
 
 import json
 import shutil
@@ -15,15 +15,15 @@ from embcomp.nn import CompressedEmbedding
 
 pytest.register_assert_rewrite("tests.contract")
 
+from experiments.examples import EXAMPLES, Example, missing  # noqa: E402
 from tests.contract import CHECKS  # noqa: E402
 from tests.drop_ins import D, N, bag, embedding  # noqa: E402
-from tests.methods_under_test import EXAMPLES, Example, missing  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_every_registered_method_is_in_the_matrix() -> None:
-    assert not missing(), f"add an Example of {missing()} to tests/methods_under_test.py"
+    assert not missing(), f"add an Example of {missing()} to experiments/examples.py"
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import embcomp
 from embcomp import compress_
 from embcomp.methods import Table
-from tests.methods_under_test import EXAMPLES, Example
+from experiments.examples import EXAMPLES, Example
 
 N, D = 60, 8
 

@@ -29,7 +29,7 @@ from embcomp.checkpoints.folder import (
 )
 from embcomp.checkpoints.parts import check_parts, check_saved, restore, taken, torch_bytes, write_parts
 from embcomp.checkpoints.random_state import random_state, set_random_state
-from embcomp.checkpoints.ranks import Ranks
+from embcomp.ranks import Ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Checkpoints:
     Args:
         folder: of the checkpoints of this one training.
         model: saved, and loaded in place.
-        optimizers: those that train it, torch's or torchrec's. The fused optimizers of a DistributedModelParallel are
-            found without being named. Without optimizers weights and maps alone are loaded.
+        optimizers: those that train it, torch's or torchrec's, and `fused_optimizer(model)` after `fuse_`. The fused
+            optimizers of a DistributedModelParallel are found without being named; what one of the two has saved, the
+            other loads. Without optimizers weights and maps alone are loaded.
         parts: what else belongs to the training, by name. An object with `state_dict` and `load_state_dict` (a
             scheduler) is saved as rank 0 has it, and loaded on all ranks. Of a file or folder, given by its path (a
             tokenizer, a map), a copy is kept; loading puts it back where it is gone, and refuses another one. Bytes are

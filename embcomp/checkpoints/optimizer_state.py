@@ -1,7 +1,8 @@
 """The state of optimizers by the names of parameters, so that it fits another sharding and another order of groups.
 
-Two kinds: torch's own, whose state is made by their first step, and torchrec's keyed ones (the fused optimizers of a
-DistributedModelParallel, and wrappers), which know the names themselves.
+Three kinds: torch's own, whose state is made by their first step; torchrec's keyed ones (the fused optimizers of a
+DistributedModelParallel, and wrappers), which know the names themselves; and embcomp's, of tables that one process has
+fused. The fused ones of both go under the same names, so that a checkpoint of one fits the other.
 """
 
 import sys
@@ -12,7 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
+from embcomp.checkpoints.storage import shapes
+
 Described = dict[str, dict[str, Any]]
+
+_KEYED = ("torchrec.optim.keyed", "KeyedOptimizer")
+_FUSED = [("torchrec.optim.fused", "FusedOptimizer"), ("embcomp.torchrec.optimizer", "FusedOptimizer")]
 
 
 class OptimizerState:
@@ -24,7 +30,9 @@ class OptimizerState:
 
     def __init__(self, optimizer: Any, model: nn.Module, prefix: str = "") -> None:
         self.optimizer = optimizer
-        self.keyed = _is_keyed(optimizer)
+        self.keyed = _is(optimizer, *_KEYED)
+        self.fused = any(_is(optimizer, *kind) for kind in _FUSED)
+        self.in_place = self.keyed or self.fused  # kernels and wrappers go on using the tensors that they have
         if self.keyed:
             self.names = {parameter: _join(prefix, name) for name, parameter in optimizer.params.items()}
         else:
@@ -39,18 +47,19 @@ class OptimizerState:
             self.names = {parameter: known[parameter] for parameter in trained}
 
     def described(self, loading: bool = False) -> Described:
-        """For each parameter the kind and the settings of its optimizer, and the names of its state.
+        """For each parameter the kind and the settings of its optimizer, and the shapes of its state by name.
 
-        `loading`: None in the place of the names where any would do, because the state is made to fit.
+        `loading`: None in the place of the shapes where any would do, because the state is made to fit.
         """
         found: Described = {}
         for group in self.optimizer.param_groups:
             settings = {name: _plain(value) for name, value in group.items() if name != "params"}
             settings = {name: value for name, value in settings.items() if value is not _NOT_PLAIN}
             for parameter in group["params"]:
-                states = sorted(name for name, value in self._state(parameter).items() if value is not None)
-                if loading and not (self.keyed and self._made):
-                    states = None
+                states = None
+                if not loading or (self.in_place and self._made):
+                    found_here = shapes({name: v for name, v in self._state(parameter).items() if v is not None})
+                    states = {name: list(shape[1]) if shape else None for name, shape in sorted(found_here.items())}
                 found[self.names[parameter]] = {"kind": self._kind, "settings": settings, "states": states}
         return found
 
@@ -79,7 +88,7 @@ class OptimizerState:
 
     def targets(self, saved: Described, shapes: Mapping[str, tuple[torch.dtype, torch.Size]]) -> dict[str, Any]:
         """What to load into: the state itself where it exists by now, else new tensors of the saved shapes."""
-        if self.keyed:
+        if self.in_place:
             return self.tensors()
         found: dict[str, Any] = {}
         for parameter, name in self.names.items():
@@ -95,10 +104,13 @@ class OptimizerState:
     def load(self, saved: Described, tensors: Mapping[str, Any]) -> None:
         """Takes settings and state over, once `tensors` (those of `targets`) are filled."""
         settings = [self._settings(group, saved) for group in self.optimizer.param_groups]
-        if self.keyed:  # the tensors are its own
+        if self.in_place:  # the tensors are its own
             for group, values in zip(self.optimizer.param_groups, settings, strict=True):
                 group.update(values)
-            self.optimizer.post_load_state_dict()
+            if self.keyed:
+                self.optimizer.post_load_state_dict()
+            if self.fused:
+                self.optimizer.zero_grad()  # passes the learning rates on to the tables
             return
         order = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state = {
@@ -126,21 +138,24 @@ class OptimizerState:
         return found
 
     def _state(self, parameter: Any) -> Mapping[str, Any]:
-        return self.optimizer.state.get(parameter, {})
+        state = self.optimizer.state.get(parameter, {})
+        return {_fused_name(name): value for name, value in state.items()} if self.fused else state
 
     @property
     def _made(self) -> bool:
-        return all(parameter in self.optimizer.state for parameter in self.names)
+        return self.fused or all(parameter in self.optimizer.state for parameter in self.names)
 
     @property
     def _kind(self) -> str:
+        if self.fused:
+            return "FusedOptimizer"
         return type(getattr(self.optimizer, "_optimizer", self.optimizer)).__name__
 
 
 def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[OptimizerState]:
     """The optimizers one by one: those that others combine, and the fused ones that a sharded model brings along."""
     fused = getattr(model, "fused_optimizer", None)
-    given = [*([fused] if _is_keyed(fused) else []), *optimizers]
+    given = [*([fused] if _is(fused, *_KEYED) else []), *optimizers]
     found = {id(leaf): (leaf, prefix) for optimizer in given for leaf, prefix in _leaves(optimizer)}
     return [OptimizerState(leaf, model, prefix) for leaf, prefix in found.values()]
 
@@ -173,13 +188,19 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else _NOT_PLAIN
 
 
-def _is_keyed(optimizer: Any) -> bool:
-    keyed = sys.modules.get("torchrec.optim.keyed")  # no torchrec, no optimizer of torchrec
-    return keyed is not None and isinstance(optimizer, keyed.KeyedOptimizer)
+def _is(optimizer: Any, module: str, name: str) -> bool:
+    """Whether it is of a class of torchrec, or that needs it. No torchrec, no such optimizer."""
+    return module in sys.modules and isinstance(optimizer, getattr(sys.modules[module], name))
+
+
+def _fused_name(name: str) -> str:
+    """FBGEMM's name of a state, which torchrec puts after that of the table, and torch calls "sum"."""
+    name = name.rpartition(".")[2]
+    return "momentum1" if name == "sum" else name
 
 
 def _leaves(optimizer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
-    if _is_keyed(optimizer) and hasattr(optimizer, "optimizers"):  # torchrec's CombinedOptimizer
+    if _is(optimizer, *_KEYED) and hasattr(optimizer, "optimizers"):  # torchrec's CombinedOptimizer
         for name, part in optimizer.optimizers:
             yield from _leaves(part, _join(prefix, name))
     else:

@@ -14,7 +14,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from embcomp.checkpoints.ranks import Ranks
+from embcomp.ranks import Ranks
+
+_NOISE: dict[str, type[Warning]] = {
+    "torch.distributed is disabled, unavailable or uninitialized": UserWarning,
+    "Please use DTensor instead and we are deprecating ShardedTensor": FutureWarning,
+}
 
 Shapes = dict[str, tuple[torch.dtype, torch.Size] | None]
 
@@ -125,8 +130,10 @@ class _Writer(FileSystemWriter):
 
 def _quiet() -> None:
     """What torch says of itself: that there is no process group, that torchrec's tensors are of an old kind."""
-    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
-    warnings.filterwarnings("ignore", "Please use DTensor instead and we are deprecating ShardedTensor", FutureWarning)
+    for text, kind in _NOISE.items():
+        # Only where something else comes first: each call makes Python show all other warnings again.
+        if not any(known is not None and known.pattern == text for _, known, *_ in warnings.filters[: len(_NOISE)]):
+            warnings.filterwarnings("ignore", text, kind)
 
 
 def _plain(error: CheckpointException) -> Exception:

@@ -1,8 +1,7 @@
 """A copy of a model in which tables are served: found, given a dtype each, and put in the place of the trained ones."""
 
 import copy
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from embcomp.methods.base import Plan, Store, Table, TablePlan
 from embcomp.methods.full import Full
@@ -18,6 +16,7 @@ from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.table import CompressedTable
 from embcomp.serving.stores import DTYPES, Dtype, ServedStore, serve
+from embcomp.walk import compressed_collections, fused_tables, modules_with_tables, torchrec_collections
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,9 @@ def find_tables(model: nn.Module) -> list[Place]:
     Raises:
         ValueError: a module is wrapped or sharded for several processes, or a weight has no memory.
     """
-    found: dict[int, tuple[nn.Module, list[str]]] = {}
-    for path, module in _walk(model, ""):
-        found.setdefault(id(module), (module, []))[1].append(path)
+    remedy = "build the model in one process, load the checkpoint there, and export that"
     places = []
-    for module, paths in found.values():
+    for module, paths in modules_with_tables(model, _holds_tables, if_wrapped="export its .module", if_sharded=remedy):
         tables = _tables(module, paths)
         for table in tables:
             _check_rows(table)
@@ -80,34 +77,9 @@ def find_tables(model: nn.Module) -> list[Place]:
     return places
 
 
-def _walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    kind = type(module)
-    if isinstance(module, DistributedDataParallel):
-        raise ValueError(f"{path or 'the model'!r} is wrapped in DistributedDataParallel: export its .module")
-    if kind.__name__.startswith("Sharded") and kind.__module__.startswith("torchrec."):
-        raise ValueError(
-            f"{path!r} ({kind.__name__}) is sharded: build the model in one process, load the checkpoint there, and "
-            "export that"
-        )
-    if isinstance(module, CompressedTable | nn.Embedding | nn.EmbeddingBag) or _torchrec(module):
-        yield path, module
-        return
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _walk(child, f"{path}.{name}" if path else name)
-
-
-def _torchrec(module: nn.Module) -> bool:
-    """Whether it is a collection: torchrec's, a compressed one, or fused tables."""
-    names = {
-        "torchrec.modules.embedding_modules": ("EmbeddingBagCollection", "EmbeddingCollection"),
-        "embcomp.torchrec.collections": ("CompressedEmbeddingBagCollection", "CompressedEmbeddingCollection"),
-        "embcomp.torchrec.fused": ("FusedTables",),
-    }
-    kinds = tuple(
-        getattr(sys.modules[name], c) for name, classes in names.items() if name in sys.modules for c in classes
-    )
-    return isinstance(module, kinds)
+def _holds_tables(path: str, module: nn.Module) -> bool | None:
+    collections = (*torchrec_collections(), *compressed_collections(), *fused_tables())
+    return isinstance(module, (CompressedTable, nn.Embedding, nn.EmbeddingBag, *collections)) or None
 
 
 def _tables(module: nn.Module, paths: list[str]) -> list[TrainedTable]:

@@ -16,9 +16,10 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardedModule, ShardingEnv, ShardingPlan
 
 from embcomp.methods.base import Encoder
+from embcomp.ranks import Ranks
 from embcomp.torchrec.constraints import make_sharders, table_constraints
+from embcomp.torchrec.facts import check_same, facts_of, tables_of
 from embcomp.torchrec.fused import FusedTables
-from embcomp.torchrec.ranks import check_same, facts_of, tables_of, together
 from embcomp.torchrec.trained import Collection, optimizer_settings, trained_collections
 
 
@@ -54,7 +55,7 @@ def shard(
         ValueError: on every rank, with the model as it was: another version of embcomp, model, configuration, map or
             setting on one rank (named, with the remedy); an optimizer or a sharding that cannot train these tables; no
             collection to shard; a model that is sharded or fused already.
-        RuntimeError: another rank raised; names it. No process group.
+        RuntimeError: no process group; another process is gone.
 
     Example:
         >>> import torch, torch.distributed as dist
@@ -86,12 +87,11 @@ def shard(
         facts = facts_of(model, {"optimizer": settings, "device": device.type, **said})
         return make_sharders(settings, device), limits, facts
 
-    sharders, limits, facts = together(group, prepare)
-    check_same(group, facts)
-    plan = together(group, lambda: _plan(model, sharders, limits, device, group) if group.rank() == 0 else None)
-    plans: list[Any] = [plan]
-    dist.broadcast_object_list(plans, group_src=0, group=group)
-    return _shard(model, plans[0], sharders, device, group)
+    ranks = Ranks(group)
+    sharders, limits, facts = ranks.each(prepare)
+    check_same(ranks, facts)
+    plan = ranks.ask_first(lambda: _plan(model, sharders, limits, device, group))
+    return _shard(model, plan, sharders, device, group)
 
 
 def _group(pg: dist.ProcessGroup | None) -> dist.ProcessGroup:

@@ -29,6 +29,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, shard
 from experiments.bench import BenchRow
+from experiments.bench.zipf import zipf_ids
 from experiments.processes import Processes
 from recsys_models import DLRM
 
@@ -201,13 +202,11 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, size: Size, rows: 
 
 
 def _batch(size: Size, seed: int, rows: slice) -> tuple[Tensor, KeyedJaggedTensor, Tensor]:
-    """Some rows of a batch, one id for each feature; ids are log-uniform, which is Zipf's law with exponent 1."""
+    """Some rows of a batch, one id for each feature."""
     random = torch.Generator().manual_seed(seed)
     dense = torch.rand(size.batch, DENSE, generator=random)
     label = torch.randint(0, 2, (size.batch,), generator=random).float()
-    ids = (size.ids ** torch.rand(FEATURES, size.batch, generator=random, dtype=torch.float64)).long().clamp_(
-        max=size.ids
-    ) - 1
+    ids = zipf_ids(random, size.ids, FEATURES * size.batch).view(FEATURES, size.batch)
     mine = ids[:, rows]
     sparse = KeyedJaggedTensor(
         keys=[f"feature_{i}" for i in range(FEATURES)],

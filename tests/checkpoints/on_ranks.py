@@ -1,5 +1,6 @@
 """What the processes of test_sharded.py do: train every method under DistributedModelParallel, save, load, fail."""
 
+import itertools
 import logging
 import os
 import resource
@@ -22,8 +23,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.checkpoints import Checkpoints
-from embcomp.torchrec import CompressedEmbeddingBagCollection
-from tests.methods_under_test import EXAMPLES
+from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, fused_optimizer
+from experiments.examples import EXAMPLES
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules
@@ -41,7 +42,8 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
 
 SHARDERS = {EmbeddingBagCollection: BagSharder(), EmbeddingCollection: EmbeddingCollectionSharder()}
-OPTIMIZERS = [(RowWiseAdagrad, {"lr": 0.1}), (torch.optim.Adagrad, {"lr": 0.1}), (torch.optim.SGD, {"lr": 0.1})]
+ADAGRAD = {"lr": 0.1, "eps": 1e-3}  # the default would divide rounding errors by about nothing
+OPTIMIZERS = [(RowWiseAdagrad, ADAGRAD), (torch.optim.Adagrad, ADAGRAD), (torch.optim.SGD, {"lr": 0.1})]
 
 
 class EveryMethod(nn.Module):
@@ -71,10 +73,9 @@ class Training:
     def __init__(self, folder: Path, kind: str, seed: int, names: tuple[str, ...] = (), model: Any = None) -> None:
         torch.manual_seed(seed)
         model = EveryMethod(names) if model is None else model
-        tables = [name for name, _ in model.named_parameters() if ".collection." in name]
-        for number, name in enumerate(tables):  # each kind of state, in one collection
-            kind_of, settings = OPTIMIZERS[number % 3]
-            _apply_optimizer_in_backward(kind_of, [model.get_parameter(name)], dict(settings))
+        for (kind_of, settings), collection in zip(itertools.cycle(OPTIMIZERS), model.collections.values()):
+            tables = [weight for name, weight in collection.named_parameters() if ".collection." in name]
+            _apply_optimizer_in_backward(kind_of, tables, dict(settings))
         plan = _plan(model, kind)
         env = ShardingEnv.from_process_group(dist.group.WORLD)
         self.model = DistributedModelParallel(model, env, torch.device("cpu"), plan, list(SHARDERS.values()))
@@ -106,6 +107,43 @@ class Training:
         return found
 
 
+class Alone:
+    """The same in one process without sharding: the tables are fused, and a batch is that of both ranks."""
+
+    def __init__(self, folder: Path, seed: int, names: tuple[str, ...] = ()) -> None:
+        torch.manual_seed(seed)
+        self.model = EveryMethod(names)
+        for (kind_of, settings), collection in zip(itertools.cycle(OPTIMIZERS), self.model.collections.values()):
+            fuse_(collection, optimizer=kind_of, optimizer_kwargs=settings)
+        self.optimizers = [fused_optimizer(self.model), torch.optim.Adam(self.model.head.parameters(), lr=0.01)]
+        self.checkpoints = Checkpoints(folder, self.model, self.optimizers)
+
+    def step(self, seed: int) -> float:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        parts = [batch(RAGGED, seed=2 * seed + rank) for rank in range(2)]
+        features = KeyedJaggedTensor(
+            keys=parts[0].keys(),
+            values=torch.cat([part[key].values() for key in parts[0].keys() for part in parts]),  # noqa: SIM118
+            lengths=torch.cat([part[key].lengths() for key in parts[0].keys() for part in parts]),  # noqa: SIM118
+        )
+        loss = self.model(features) / 2  # ranks take the mean of gradients
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        """As of `Training`, without the random state."""
+        found = {f"model.{name}": held(value) for name, value in self.model.state_dict().items()}
+        fused, dense = self.optimizers
+        for name, weight in self.model.named_parameters():
+            if "sum" in fused.state.get(weight, {}):
+                found[f"{name}.{name.split('.')[-2]}.momentum1"] = held(fused.state[weight]["sum"])
+        state = dense.state_dict()["state"]
+        return found | {f"dense.{n}.{key}": held(value) for n, values in state.items() for key, value in values.items()}
+
+
 def drawn() -> Tensor:
     """What would be drawn next."""
     with torch.random.fork_rng([]):
@@ -135,6 +173,21 @@ def _plan(model: nn.Module, kind: str) -> ShardingPlan:
     return ShardingPlan(plan)
 
 
+kept: list[Training] = []
+
+
+def go_on_from_one(folder: Path) -> None:
+    """Loads what one process has saved, and takes another step."""
+    (training,) = kept
+    found = {}
+    training.checkpoints = Checkpoints(folder / "one", training.model, [training.optimizer])
+    training.checkpoints.load()
+    found["loaded"] = training.state()
+    training.step(3)
+    found["stepped"] = training.state()
+    torch.save(found, folder / f"from-one-{dist.get_rank()}.pt")
+
+
 def exchange(folder: Path) -> None:
     """Table-wise -> row-wise -> table-wise, each trained a little before it is saved; states go into files."""
     one = Training(folder / "table-wise", "table-wise", seed=1)
@@ -155,6 +208,10 @@ def exchange(folder: Path) -> None:
     three = Training(folder / "row-wise", "table-wise", seed=3)
     three.checkpoints.load()
     found["loaded again"] = three.state()
+    three.model.module.head[1].p = 0.0
+    three.step(2)
+    found["stepped"] = three.state()
+    kept[:] = [three]
     torch.save(found, folder / f"found-{dist.get_rank()}.pt")
 
 

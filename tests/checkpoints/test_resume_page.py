@@ -14,7 +14,7 @@ from sybil.parsers.markdown import CodeBlockParser
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from embcomp.checkpoints import Checkpoints
-from experiments.runner import worker_context
+from experiments.processes import start_context
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def run(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    processes = [worker_context().Process(target=as_torchrun_does, args=(rank, port, folder)) for rank in range(2)]
+    processes = [start_context().Process(target=as_torchrun_does, args=(rank, port, folder)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -86,3 +86,16 @@ def test_synthetic_sequences_are_the_clicks_of_the_generator():
     assert set(made.ratings.tolist()) == {1, 5}
     assert made.categories is not None
     assert set(made.categories.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_shares_hold_each_batch_together(sequences, parts):
+    requests = Requests.of(sequences, examples(sequences, "next", "train"), 2, length=50)
+    draws = [list(requests.batches(4, seed=3, epoch=1, share=(part, parts))) for part in range(parts)]
+    for number, batch in enumerate(requests.batches(4, seed=3, epoch=1)):
+        shares = [draw[number] for draw in draws]
+        assert torch.equal(torch.cat([s.candidates[s.asked] for s in shares]), batch.candidates[batch.asked])
+        assert torch.equal(torch.cat([s.label[s.asked] for s in shares]), batch.label[batch.asked])
+        held = [s.history[i][s.mask[i]] for s in shares for i in range(len(s.users)) if s.asked[i].any()]
+        assert torch.equal(torch.cat(held), batch.history[batch.mask])
+        assert {s.total for s in shares} == {int(batch.asked.sum())}

@@ -50,3 +50,14 @@ def test_negatives_are_uniform_over_all_items():
 def test_a_batch_holds_something():
     with pytest.raises(DataError, match="batch_size must be at least 1, not 0"):
         num_batches(EDGES, 0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 7])
+def test_shares_are_equally_large_and_hold_the_batch_together(parts):
+    for batch in triples(EDGES, 200, 11, seed=1):
+        shares = [batch.share(part, parts) for part in range(parts)]
+        assert {len(share) for share in shares} == {-(-len(batch) // parts)}
+        for name in ("users", "positives", "negatives"):
+            rows = [getattr(share, name)[: len(share) - share.padding] for share in shares]
+            assert torch.equal(torch.cat(rows), getattr(batch, name))
+        assert {share.total for share in shares} == {len(batch)}

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from experiments.behavior import load_data
+import data
 from experiments.bench.published import PublishedDIN, PublishedSDIM
+from experiments.datasets import load_data
 from experiments.errors import InputError
 from experiments.load import CONFIGS, check, load
 from experiments.metrics import click_metrics
@@ -92,7 +93,7 @@ def test_a_compressed_table_serves_and_counts_come_from_training(make_run, tmp_p
         methods=[{"method": "FrequencyHash", "share": 0.5}],
     )
     task = prepare(small)
-    sequences = load_data(small.data)
+    sequences = load_data(data.load_sequences, small.data)
     train = sequences.items[sequences.split() == 0]
     assert torch.equal(task.method.counts["item"], torch.bincount(torch.tensor(train), minlength=200))
     results = Settings(tmp_path / "results", tmp_path / "out")

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from experiments.runner import Settings, execute, unheard, worker_context
+from experiments.processes import start_context
+from experiments.runner import Settings, execute, unheard
 
 SECTIONS = {
     "adam and dropout": {"model": {"options": {"hidden": [16], "dropout": 0.3, "batch_norm": True}}},
@@ -19,18 +20,18 @@ def test_killed_runs_end_like_others(make_run, tmp_path, sections):
     training = {"epochs": 3, "batch_size": 32, "patience": 3}
     run = make_run(**sections, training=training, methods=[{"method": "DoubleHash", "share": 0.3}])
     settings = {
-        name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.02)
+        name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.4)
         for name in ("alone", "killed")
     }
     assert execute(run, settings["alone"], unheard)[0] == "done"
 
     moments, kills = random.Random(0), 0
-    last = tmp_path / "killed" / "out" / "runs" / run.experiment / run.name / "last.pt"
+    folder = tmp_path / "killed" / "out" / "runs" / run.experiment / run.name
     while True:
-        before = _modified(last)
-        process = worker_context().Process(target=execute, args=(run, settings["killed"], unheard))
+        before = _saved(folder)
+        process = start_context().Process(target=execute, args=(run, settings["killed"], unheard))
         process.start()
-        while process.is_alive() and (kills >= 4 or _modified(last) == before):  # each session gets a little further
+        while process.is_alive() and (kills >= 4 or _saved(folder) == before):  # each session gets a little further
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()
@@ -45,8 +46,8 @@ def test_killed_runs_end_like_others(make_run, tmp_path, sections):
     for changing in ("seconds", "peak_memory"):
         del alone[changing], killed[changing]
     assert killed == alone
-    assert not last.exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "lock"]
 
 
-def _modified(path):
-    return path.stat().st_mtime_ns if path.exists() else None
+def _saved(folder):
+    return [path.name for path in folder.glob("last-*/step-*")]

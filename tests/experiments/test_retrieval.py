@@ -10,8 +10,9 @@ import data
 import embcomp
 from experiments.errors import InputError
 from experiments.load import check
+from experiments.processes import start_context
 from experiments.retrieval import embeddings
-from experiments.runner import Settings, execute, unheard, worker_context
+from experiments.runner import Settings, execute, unheard
 from experiments.task import prepare
 from experiments.train import Trainer
 
@@ -150,17 +151,21 @@ def test_a_killed_run_ends_like_others(make_run, tmp_path):
         methods=[{"method": "DoubleHash", "share": 0.5}],
     )
     settings = {
-        name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.05)
+        name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.15)
         for name in ("alone", "killed")
     }
     assert execute(run, settings["alone"], unheard)[0] == "done"
-    last = tmp_path / "killed" / "out" / "runs" / run.experiment / run.name / "last.pt"
+    folder = tmp_path / "killed" / "out" / "runs" / run.experiment / run.name
+
+    def saved():
+        return [path.name for path in folder.glob("last-*/step-*")]
+
     kills = 0
     while True:
-        before = last.stat().st_mtime_ns if last.exists() else None
-        process = worker_context().Process(target=execute, args=(run, settings["killed"], unheard))
+        before = saved()
+        process = start_context().Process(target=execute, args=(run, settings["killed"], unheard))
         process.start()
-        while process.is_alive() and (kills >= 1 or (last.stat().st_mtime_ns if last.exists() else None) == before):
+        while process.is_alive() and (kills >= 1 or saved() == before):
             time.sleep(0.005)
         time.sleep(0.03)
         process.kill()

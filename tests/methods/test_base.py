@@ -9,7 +9,7 @@ from embcomp import METHODS, HashingTrick, UnifiedEmbedding
 from embcomp.graph import ClusterMap
 from embcomp.methods.base import Concat, Method, Product, Sum, Table, WeightedSum, plain
 from embcomp.nn import CompressedEmbedding
-from tests.methods_under_test import EXAMPLES, Example
+from experiments.examples import EXAMPLES, Example
 
 
 def test_tables_that_cannot_be_are_refused() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import embcomp
 from embcomp.serving.swap import swap
+from experiments.examples import EXAMPLES
 from tests.drop_ins import N, bag
-from tests.methods_under_test import EXAMPLES
 
 # One example of each class, and those that take other paths.
 FEW = [

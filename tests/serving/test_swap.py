@@ -11,8 +11,8 @@ from torch import nn
 import embcomp
 from embcomp.nn import CompressedEmbedding
 from embcomp.serving.swap import swap
+from experiments.examples import EXAMPLES, Example
 from tests.drop_ins import D, N, bag, embedding
-from tests.methods_under_test import EXAMPLES, Example
 from tests.serving.grids import combined, steps
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)

@@ -17,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
-from tests.methods_under_test import EXAMPLES, missing
+from experiments.examples import EXAMPLES, missing
 from tests.torchrec.batches import (
     RAGGED,
     as_tables,

@@ -19,7 +19,7 @@ from embcomp.torchrec import (
     fused_optimizer,
 )
 from embcomp.torchrec.engines import FbgemmEngine, NativeEngine
-from tests.methods_under_test import EXAMPLES
+from experiments.examples import EXAMPLES
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, batch_lengths, sequence_tables
 from tests.torchrec.training import (
     OPTIMIZERS,

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
 from experiments import parity
-from tests.methods_under_test import EXAMPLES
+from experiments.examples import EXAMPLES
 
 OPTIMIZERS = list(parity.OPTIMIZERS)
 # Every method in both shardings; optimizers and kinds take turns.
@@ -31,18 +31,12 @@ def test_two_processes_train_as_one(pair, case):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
-def test_a_pipeline_runs_every_encoder_ahead(pair, example):
-    case = parity.Case(str(example), "bags", "row_wise", "Adagrad")
-    for branches, pipelined, difference in pair.run(pipelined_training, case, TrainPipelineSparseDist):
-        assert pipelined == {f"model.collection.branches.{name}.collection" for name in branches}
-        assert difference < 1e-6
-
-
-@pytest.mark.parametrize("kind", parity.KINDS)
-def test_a_prefetching_pipeline_runs_every_encoder_ahead(pair, kind):
-    case = parity.Case("HashEmbedding", kind, "table_wise", "RowWiseAdagrad")
-    for branches, pipelined, difference in pair.run(pipelined_training, case, PrefetchWithoutStreams):
-        assert pipelined == {f"model.collection.branches.{name}.collection" for name in branches}
+def test_pipelines_run_every_encoder_ahead(pair, example):
+    i = EXAMPLES.index(example)
+    case = parity.Case(str(example), parity.KINDS[i % 2], parity.SHARDINGS[i // 2 % 2], OPTIMIZERS[i % 3])
+    for branches, pipelined, difference in pair.run(pipelined_training, case):
+        expected = {f"model.collection.branches.{name}.collection" for name in branches}
+        assert pipelined == [expected, expected]
         assert difference < 1e-6
 
 
@@ -58,14 +52,21 @@ class PrefetchWithoutStreams(PrefetchTrainPipelineSparseDist):
             context.module_contexts_post_prefetch[name] = context.module_contexts.pop(name)
 
 
-def pipelined_training(case: parity.Case, pipeline_type: type, steps: int = 4):
-    """Branches of the model, collections that the pipeline runs ahead, largest difference from one process."""
+def pipelined_training(case: parity.Case, steps: int = 3):
+    """Some steps in each pipeline, one after the other, which are those of one process without any.
+
+    Branches of the model, what the pipelines have run ahead, the largest difference from the one process.
+    """
     alone, outside, sharded, (dense, _) = parity.twins(case)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline = pipeline_type(sharded, dense, torch.device("cpu"), pipeline_postproc=True)
-        feed = (parity.batch(step, parity.share()) for step in range(steps))
-        seen = [pipeline.progress(feed) for _ in range(steps)]
+    pipelined, seen = [], []
+    for number, kind in enumerate((TrainPipelineSparseDist, PrefetchWithoutStreams)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline = kind(sharded, dense, torch.device("cpu"), pipeline_postproc=True)
+            feed = (parity.batch(steps * number + step, parity.share()) for step in range(steps))
+            seen += [pipeline.progress(feed) for _ in range(steps)]
+        pipelined.append({module.forward.name for module in pipeline._pipelined_modules})
+        pipeline.detach()
     for step, logits in enumerate(seen):
         for optimizer in outside:
             optimizer.zero_grad()
@@ -74,6 +75,5 @@ def pipelined_training(case: parity.Case, pipeline_type: type, steps: int = 4):
         for optimizer in outside:
             optimizer.step()
         seen[step] = (logits - expected[parity.share()]).abs().max().item()
-    names = {module.forward.name for module in pipeline._pipelined_modules}
     assert dist.get_world_size() == 2
-    return list(alone.model.collection.branches), names, max(seen)
+    return list(alone.model.collection.branches), pipelined, max(seen)

@@ -11,8 +11,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import embcomp
 from embcomp.serving.swap import swap
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
+from experiments.examples import EXAMPLES
 from tests.drop_ins import randomize
-from tests.methods_under_test import EXAMPLES
 from tests.torchrec import batches
 from tests.torchrec.batches import RAGGED, bag_tables, batch, sequence_tables
 

@@ -176,7 +176,8 @@ def refused(make_model, settings) -> tuple[str, bool]:
         adagrad(model, **(settings[dist.get_rank()] if isinstance(settings, list) else settings))
     except (ValueError, RuntimeError) as error:
         same = all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
-        return f"{type(error).__name__}: {error}", same and before == [(n, id(p)) for n, p in model.named_modules()]
+        said = ", ".join([str(error), *getattr(error, "__notes__", [])])
+        return f"{type(error).__name__}: {said}", same and before == [(n, id(p)) for n, p in model.named_modules()]
     return "", False
 
 
@@ -319,7 +320,7 @@ def test_where_one_rank_raises_all_do(pair):
     (first, kept_there), (second, kept_here) = pair.run(refused, None, [{}, wrong])
     assert kept_here
     assert kept_there
-    assert first == f"RuntimeError: rank 1 raised {second}"
+    assert first == f"{second}, on rank 1 of 2"
     assert second.startswith("ValueError: table 'users': data_parallel")
 
 
@@ -345,7 +346,8 @@ def die_before_sharding(rank: int) -> None:
 def test_where_one_rank_dies_the_other_ends_within_a_minute(function):
     begin = time.monotonic()
     with Processes(2) as pair:
-        first, second = pair.outcomes(function, 1)
+        pair.start(function, 1)
+        first, second = pair.outcomes()
     assert second.error == "the process has died"
     assert "RuntimeError" in first.error
     assert time.monotonic() - begin < 60

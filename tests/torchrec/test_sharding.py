@@ -24,7 +24,7 @@ from torchrec.optim import RowWiseAdagrad
 
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
-from tests.methods_under_test import EXAMPLES
+from experiments.examples import EXAMPLES
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules

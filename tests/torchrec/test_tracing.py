@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from tests.methods_under_test import EXAMPLES
+from experiments.examples import EXAMPLES
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)

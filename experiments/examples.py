@@ -1,8 +1,9 @@
-"""Example configurations of every method, for tests that hold for all of them.
+"""Example configurations of every method, for tests and experiments that hold for all of them.
 
-`@pytest.mark.parametrize("example", EXAMPLES, ids=str)`; `example.make(tables)` is a configuration for these tables.
-Their widths must be multiples of 8, so that chunks are multiples of 4 (what FBGEMM can read). Rows are few: collisions
-are what tests want. A method that is registered but missing here fails in tests/test_matrix.py and tests/torchrec.
+In tests `@pytest.mark.parametrize("example", EXAMPLES, ids=str)`; `example.make(tables)` is a configuration for these
+tables. Their widths must be multiples of 8, so that chunks are multiples of 4 (what FBGEMM can read). Rows are few:
+collisions are what tests want. A method that is registered but missing here fails in tests/test_matrix.py and
+tests/torchrec.
 """
 
 from collections.abc import Callable, Mapping, Sequence

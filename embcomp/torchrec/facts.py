@@ -1,20 +1,18 @@
-"""Ranks that must agree: what each would train is compared before anything changes, and all raise together."""
+"""Facts that must be the same on every rank: what each would train is compared before anything changes."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import embcomp
 from embcomp.methods.base import Encoder, plain
+from embcomp.ranks import Ranks
 from embcomp.torchrec.encoder import KeyedEncoder
 from embcomp.torchrec.trained import Collection
-
-T = TypeVar("T")
 
 Facts = dict[tuple[str, str], str]
 """(what of the model, which property of it) -> its value, maps by checksum."""
@@ -27,35 +25,6 @@ _REMEDIES = {
     "setting": "pass the same arguments on every rank",
     "": "build the same model on every rank, from the same code and configuration",
 }
-
-
-def together(pg: dist.ProcessGroup, call: Callable[[], T]) -> T:
-    """`call()` on every rank of a group; where it raises on one rank, all raise, so that none waits for another.
-
-    Raises:
-        Exception: what it raised here.
-        RuntimeError: it raised on another rank; names it and what it said.
-    """
-    error: Exception | None = None
-    result: Any = None
-    try:
-        result = call()
-    except Exception as caught:
-        error = caught
-    said = gather(pg, None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    for rank, text in enumerate(said):
-        if text is not None:
-            raise RuntimeError(f"rank {rank} raised {text}")
-    return result
-
-
-def gather(pg: dist.ProcessGroup, value: T) -> list[T]:
-    """The value of each rank, in order; any that can be pickled."""
-    values: list[Any] = [None] * dist.get_world_size(pg)
-    dist.all_gather_object(values, value, group=pg)
-    return values
 
 
 def facts_of(model: nn.Module, settings: Mapping[str, Any]) -> Facts:
@@ -85,13 +54,13 @@ def tables_of(collection: Collection) -> list[Any]:
     return collection.embedding_bag_configs() if bags else collection.embedding_configs()  # pyright: ignore
 
 
-def check_same(pg: dist.ProcessGroup, mine: Facts) -> None:
+def check_same(ranks: Ranks, mine: Facts) -> None:
     """Compares the facts of all ranks with those of rank 0.
 
     Raises:
         ValueError: they differ; on every rank, naming the rank, the table, both values and the remedy.
     """
-    first, *others = gather(pg, mine)
+    first, *others = ranks.all(lambda: mine)
     said = [text for rank, facts in enumerate(others, 1) if facts != first for text in _differences(first, facts, rank)]
     if said:
         more = f"\nand {len(said) - _MOST} more" if len(said) > _MOST else ""

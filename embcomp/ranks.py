@@ -1,4 +1,4 @@
-"""The processes of a training: what each of them found, and errors that all of them hear of."""
+"""The processes of a training: what each of them found, and errors that all of them hear of. Needs torch alone."""
 
 import pickle
 from collections.abc import Callable
@@ -10,25 +10,27 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """All processes of the default group, or this one alone. Made on all of them at once.
+    """The processes of a group; without one all processes, or this one alone. Made on all of them at once.
 
-    They talk over a gloo group of their own, so that a save in the background never mixes with the training.
+    Without a group they talk over a gloo group of their own, so that what happens in the background never mixes with
+    the training.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.together = dist.is_available() and dist.is_initialized()
-        self.group: Any = dist.new_group(backend="gloo") if self.together else None
-        self.rank = dist.get_rank() if self.together else 0
-        self.world_size = dist.get_world_size() if self.together else 1
+        self.group: Any = dist.new_group(backend="gloo") if self.together and group is None else group
+        self.rank = dist.get_rank(self.group) if self.together else 0
+        self.world_size = dist.get_world_size(self.group) if self.together else 1
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def all(self, work: Callable[[], T]) -> list[T]:
-        """The answers of `work` on every rank, by rank; an error on any of them is raised on all.
+        """The answers of `work` on every rank, by rank.
 
         Raises:
+            Exception: what it raised here, else what it raised on another rank, with a note that names the rank.
             RuntimeError: another process is gone.
         """
         answer: T | None = None
@@ -38,10 +40,10 @@ class Ranks:
         except Exception as found:
             error = found
         answers = self._gather((answer, None if error is None else _sendable(error)))
+        if error is not None:
+            raise error
         for rank, (_, failed) in enumerate(answers):
             if failed is not None:
-                if rank == self.rank and error is not None:
-                    raise error
                 failed.add_note(f"on rank {rank} of {self.world_size}")
                 raise failed
         return [found for found, _ in answers]
@@ -70,8 +72,8 @@ class Ranks:
     def gone(self, error: RuntimeError) -> RuntimeError:
         """What to raise where a collective call has failed."""
         return RuntimeError(
-            f"rank {self.rank} of {self.world_size}: another process is gone or stuck; start all of them again, and "
-            f"they go on from the last checkpoint ({error})"
+            f"rank {self.rank} of {self.world_size}: another process is gone or stuck; start all of them again, and a "
+            f"training with checkpoints goes on from the last one ({error})"
         )
 
 

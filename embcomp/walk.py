@@ -1,0 +1,67 @@
+"""Modules of a model that hold tables, for `compress_` and `export`, and what neither takes apart."""
+
+import sys
+from collections.abc import Callable, Iterator
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+Visit = Callable[[str, nn.Module], bool | None]
+"""(path, module) -> True: it is one; False: nor is anything inside it; None: look inside."""
+
+
+def modules_with_tables(
+    model: nn.Module, visit: Visit, *, if_wrapped: str, if_sharded: str
+) -> list[tuple[nn.Module, list[str]]]:
+    """The modules that `visit` chooses, in the order of the model, each once with all its paths.
+
+    Raises:
+        ValueError: a module is wrapped or sharded for several processes; `if_wrapped` and `if_sharded` say what to do.
+    """
+    found: dict[int, tuple[nn.Module, list[str]]] = {}
+    for path, module in _walk(model, "", visit, if_wrapped, if_sharded):
+        found.setdefault(id(module), (module, []))[1].append(path)
+    return list(found.values())
+
+
+def _walk(
+    module: nn.Module, path: str, visit: Visit, if_wrapped: str, if_sharded: str
+) -> Iterator[tuple[str, nn.Module]]:
+    kind = type(module)
+    if isinstance(module, DistributedDataParallel):
+        raise ValueError(f"{path or 'the model'!r} is wrapped in DistributedDataParallel: {if_wrapped}")
+    if kind.__name__.startswith("Sharded") and kind.__module__.startswith("torchrec."):
+        raise ValueError(f"{path or 'the model'!r} ({kind.__name__}) is sharded: {if_sharded}")
+    chosen = visit(path, module)
+    if chosen:
+        yield path, module
+    elif chosen is None:
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from _walk(child, join(path, name), visit, if_wrapped, if_sharded)
+
+
+def join(path: str, name: str) -> str:
+    """The path of a part."""
+    return f"{path}.{name}" if path else name
+
+
+def loaded(module: str, *names: str) -> tuple[type, ...]:
+    """Classes of a module that needs an extra; none where it was not imported, so that no model can hold them."""
+    return tuple(getattr(sys.modules[module], name) for name in names) if module in sys.modules else ()
+
+
+def torchrec_collections() -> tuple[type, ...]:
+    """Those of torchrec itself."""
+    return loaded("torchrec.modules.embedding_modules", "EmbeddingBagCollection", "EmbeddingCollection")
+
+
+def compressed_collections() -> tuple[type, ...]:
+    """Those of embcomp over those of torchrec."""
+    names = ("CompressedEmbeddingBagCollection", "CompressedEmbeddingCollection")
+    return loaded("embcomp.torchrec.collections", *names)
+
+
+def fused_tables() -> tuple[type, ...]:
+    """What `fuse_` puts in the place of torchrec's."""
+    return loaded("embcomp.torchrec.fused", "FusedTables")
