@@ -50,6 +50,8 @@ def extend(old: ClusterMap, new_edges: Edges, other: ClusterMap | None) -> Clust
     row_of_id = np.full(max(old.num_ids, new_edges.num_ids(old.side)), -1, dtype=np.int64)
     row_of_id[: old.num_ids] = old.assignment().numpy()
     new = row_of_id[ids] < 0
+    if not new.any() and row_of_id.size == old.num_ids:
+        return old
     asked = np.zeros(new_edges.num_ids("items" if old.side == "users" else "users"), dtype=bool)
     asked[neighbours[new]] = True
     sizes = old.sizes().numpy()
