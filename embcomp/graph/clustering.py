@@ -114,7 +114,7 @@ def cluster(
             single moves, as in BACO: fast, and less good at the same number of rows).
         backend: who clusters at one resolution. "igraph": our own moves and igraph's Leiden. "networkx", or the name of
             a back end that networkx dispatches to: their Louvain (and Leiden, where the back end has it) for the two
-            modularities. networkx itself is some hundred times slower; rows are exact with all.
+            modularities. networkx itself is plain Python, and far slower; rows are exact with all.
         unseen_rows: of the rows, how many to keep for unseen ids: (users, items), or so many in each.
         seed: of the order in which vertices take turns; the same seed gives the same clusters.
         progress: whether to show what is done on the terminal; by default if it is one.
