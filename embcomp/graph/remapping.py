@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from embcomp.graph.alignment import warm_rows
 from embcomp.graph.cluster_map import ClusterMap
+from embcomp.graph.mixtures import Mixture
 from embcomp.methods.base import Encoder
 from embcomp.methods.graphhash import ClusterEncoder
+from embcomp.methods.soft_graphhash import MixtureEncoder
 from embcomp.nn.table import CompressedTable
 
 
@@ -34,21 +36,22 @@ class Place:
 
 def remap_(
     module: nn.Module,
-    new: ClusterMap,
+    new: ClusterMap | Mixture,
     counts: Tensor | None = None,
     *,
     table: str | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Puts a new map into a trained module of `GraphHash` or `DoubleGraphHash`, in place.
+    """Puts a new map into a trained module of `GraphHash`, `DoubleGraphHash` or `SoftGraphHash`, in place.
 
     After `extend` nothing but the map changes; after a new clustering rows are those of `warm_rows`, so `align` first.
     Hashed rows stay what they are. The number of ids follows the map. State of the optimizer that has a row for each
     row (sums of squared gradients, moments) becomes the same means; that of fused tables is found without `optimizer`.
+    A mixture can only grow (`Mixture.extend`): its rows stay.
 
     Args:
         module: `CompressedEmbedding`, `CompressedEmbeddingBag`, or a compressed torchrec collection, plain or fused.
-        new: a map with as many rows.
+        new: a map with as many rows; for `SoftGraphHash` a longer mixture.
         counts: as in `warm_rows`.
         table: which table of a collection.
         optimizer: what trains the rows outside the backward pass; without it its state stays with the row numbers.
@@ -67,9 +70,14 @@ def remap_(
     """
     place = _place(module, table)
     encoder = place.encoder
-    if type(encoder) is not ClusterEncoder:
+    if type(encoder) is MixtureEncoder and isinstance(new, Mixture):
+        encoder.set_mixture(new)
+        place.resized()
+        return
+    if type(encoder) is not ClusterEncoder or not isinstance(new, ClusterMap):
         raise ValueError(
-            f"remap_ wants a table of GraphHash, got {encoder.config['method']}: build the table anew and load its rows"
+            "remap_ wants a ClusterMap for a table of GraphHash or a Mixture for one of SoftGraphHash, got a "
+            f"{type(new).__name__} for one of {encoder.config['method']}"
         )
     held = [place.rows.detach(), *place.states, *_states(optimizer, place.rows)]
     held = list({tensor.data_ptr(): tensor for tensor in held}.values())  # a handle of fused tables has their state

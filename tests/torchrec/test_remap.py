@@ -6,7 +6,7 @@ from torch import nn
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor
 
 import embcomp
-from embcomp.graph import ClusterMap, remap_
+from embcomp.graph import ClusterMap, Mixture, remap_
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, fused_optimizer
 from tests.torchrec.training import OPTIMIZERS, Model, assert_same, every_optimizer, fused_twin, train_both
 
@@ -55,6 +55,41 @@ def test_a_collection_reads_what_the_torch_module_reads(kind: str, second: str |
         found(batch([7], [0]))
 
 
+@pytest.mark.parametrize("where", ["torch", "torchrec", "fused"])
+def test_a_mixture_grows(where: str) -> None:
+    rows, weights = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 0], [2, 1], [2, 2]]), torch.rand(6, 2) + 0.1
+    weights[3] = 0.0  # id 3 is unseen
+    old = Mixture.of(rows, weights, OLD)
+    rows, weights = torch.cat([rows, torch.tensor([[1, 0]])]), torch.cat([weights, torch.tensor([[3.0, 1.0]])])
+    weights[3] = torch.tensor([1.0, 0.0])
+    new, method = Mixture.of(rows, weights, NEW), embcomp.SoftGraphHash(OLD, weights=old, k=2)
+    if where == "torch":
+        module, table = embcomp.nn.CompressedEmbedding(6, 4, method), None
+    else:
+        module, table = collection("bags", method), "film"
+        if where == "fused":
+            fuse_(module, optimizer=torch.optim.SGD)
+    held = next(weight for name, weight in module.named_parameters() if "user" not in name).detach().clone()
+
+    def vectors(ids: list[int]) -> torch.Tensor:
+        return module(torch.tensor(ids)) if table is None else module(batch(ids, ids))["film"]
+
+    before = vectors([0, 1, 2, 4, 5]).detach().clone()
+    remap_(module, new, table=table)
+    assert torch.equal(vectors([0, 1, 2, 4, 5]), before)
+    torch.testing.assert_close(
+        vectors([3, 6]).detach(), torch.stack([held[0], (3 * held[1] + held[0]) / 4]), atol=2e-3, rtol=0
+    )
+    for wrong, says in (
+        (old, "ids that have a mixture would get another one"),
+        (OLD, "got a ClusterMap for one of Soft"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            remap_(module, wrong, table=table)
+    with pytest.raises(ValueError, match="over other rows"):
+        remap_(module, Mixture.of(rows, weights, ClusterMap.of([0] * 7, 5)), table=table)
+
+
 @every_optimizer
 def test_training_goes_on_alike_inside_and_outside_the_backward_pass(optimizer: str) -> None:
     torch.manual_seed(0)
@@ -97,7 +132,7 @@ def test_what_it_cannot_change_is_said_and_stays() -> None:
     before = {name: value.clone() for name, value in found.state_dict().items() if isinstance(value, torch.Tensor)}
     for wrong, says in (
         ({}, r"name one of the collection's tables, \['film', 'user'\]"),
-        ({"table": "user"}, "got HashingTrick"),
+        ({"table": "user"}, "for one of HashingTrick"),
     ):
         with pytest.raises(ValueError, match=says):
             remap_(found, NEW, **wrong)
