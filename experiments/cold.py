@@ -3,6 +3,7 @@
     [retrieval.cold]
     share = 0.1
     first = [1, 3, 10]
+    k = 1  # clusters that a placed item of a mixture reads; all by default
 
 gives, for each n of `first`, `test/<metric>/first-n`: of the pairs of cold items in the test split, after n pairs of
 each cold item from the train split have shown where it belongs. Nothing is trained then. A hash is what it was.
@@ -65,8 +66,11 @@ def _of(edges: Tensor, items: Tensor) -> Tensor:
     return edges[:, items[edges[1]]]
 
 
-def extended(method: Method, edges: Edges) -> Method:
-    """The method with the items of these interactions placed, where it has clusters; others stay as they are."""
+def extended(method: Method, edges: Edges, k: int | None = None) -> Method:
+    """The method with the items of these interactions placed, where it has clusters; others stay as they are.
+
+    Of mixtures a placed item reads the `k` heaviest clusters.
+    """
     if not isinstance(method, GraphHash):
         return method
     users, items = (per_table(method.clusters, Table(name, None, 1), "clusters") for name in ("user_id", "item_id"))
@@ -74,18 +78,20 @@ def extended(method: Method, edges: Edges) -> Method:
     changed: dict[str, Any] = {"clusters": {"user_id": users, "item_id": clusters.items}}
     if isinstance(method, SoftGraphHash):
         weights = dict(cast(Mapping[str, Mixture], method.weights))
-        changed["weights"] = weights | {"item_id": weights["item_id"].extend(edges, clusters)}
+        changed["weights"] = weights | {"item_id": weights["item_id"].extend(edges, clusters, k)}
     return dataclasses.replace(method, **changed)
 
 
 @contextmanager
-def placed(items: CompressedEmbedding, method: Method, tables: Sequence[Table], pairs: Tensor) -> Iterator[None]:
+def placed(
+    items: CompressedEmbedding, method: Method, tables: Sequence[Table], pairs: Tensor, k: int | None = None
+) -> Iterator[None]:
     """Inside the block the items read the rows that `extended` gives them, from these pairs, int64 [2, N]."""
     users, sold = pairs.cpu().numpy()
     num_users, num_items = (table.num_embeddings for table in tables)
     edges = interactions((users, sold), num_users=num_users, num_items=num_items)
     before = items.encoder
-    items.encoder = extended(method, edges).plan(tables).tables[1].encoder.to(pairs.device)
+    items.encoder = extended(method, edges, k).plan(tables).tables[1].encoder.to(pairs.device)
     try:
         yield
     finally:

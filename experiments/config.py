@@ -152,10 +152,12 @@ class ColdConfig:
     Attributes:
         share: of the items, drawn by the seed of the run.
         first: so many interactions of each; one slice of the test split for each number.
+        k: how many clusters of a mixture a placed item reads; all by default.
     """
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     first: Annotated[tuple[Positive, ...], BeforeValidator(_many), Field(min_length=1)] = (1, 3, 10)
+    k: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)

@@ -116,7 +116,8 @@ class RetrievalTask:
         for n in self.config.cold.first:
             shown = self.cold.first(n).to(known.device)
             ranked = (torch.cat([known, shown], dim=1), wanted, self.data.num_items)
-            with placed(model.items, self.method, self.tables, torch.cat([train, shown], dim=1)):  # type: ignore[arg-type]
+            pairs = torch.cat([train, shown], dim=1)
+            with placed(model.items, self.method, self.tables, pairs, self.config.cold.k):  # type: ignore[arg-type]
                 metrics = rank_metrics(model, *ranked, self.run.training.eval_batch_size)
                 metrics["auc"] = pair_auc(model, *ranked, self.run.training.eval_batch_size)
             found |= {f"{name}/first-{n}": value for name, value in metrics.items()}

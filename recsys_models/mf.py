@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
-from recsys_models.retrieval import DotProduct
+from recsys_models.retrieval import DotProduct, Embedding
 
 
 class MF(DotProduct):
     """Matrix factorisation (Koren et al. 2009; with `bpr_loss` Rendle et al. 2009, arXiv 1205.2618, section 4.3.1).
 
-    The score of item i for user u is `e_u . e_i`. Only the vectors of a batch are looked up.
+    The score of item i for user u is `e_u . e_i`. Only the vectors of a batch are looked up; a batch with more ids than
+    the table has takes them from all vectors, so that a compressed table computes none of them twice.
 
     Args:
         users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
@@ -32,4 +34,8 @@ class MF(DotProduct):
         return self.users.weight, self.items.weight
 
     def look_up(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        return self.users(users), self.items(items)
+        return _look_up(self.users, users), _look_up(self.items, items)
+
+
+def _look_up(table: Embedding, ids: Tensor) -> Tensor:
+    return table(ids) if ids.numel() <= (table.num_embeddings or 0) else F.embedding(ids, table.weight)

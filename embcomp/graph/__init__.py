@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embcomp.graph.alignment import align, remap_, warm_rows
+    from embcomp.graph.alignment import align, warm_rows
     from embcomp.graph.cluster_map import ClusterMap
     from embcomp.graph.clustering import Clusters, cluster
     from embcomp.graph.edges import Edges, interactions
     from embcomp.graph.mixtures import Mixture
+    from embcomp.graph.remapping import remap_
     from embcomp.graph.soft import mixture, second_clusters
 
 _HOMES = {
@@ -20,7 +21,7 @@ _HOMES = {
     "cluster": "clustering",
     "interactions": "edges",
     "mixture": "soft",
-    "remap_": "alignment",
+    "remap_": "remapping",
     "second_clusters": "soft",
     "warm_rows": "alignment",
 }

@@ -1,4 +1,4 @@
-"""A fresh clustering on a trained table: numbered like the old one, and the rows of moved ids warm."""
+"""A fresh clustering for a trained table: numbered like the old one, and the rows of moved ids warm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from embcomp.graph.cluster_map import ClusterMap
 
@@ -130,41 +130,3 @@ def warm_rows(weight: Tensor, old: ClusterMap, new: ClusterMap, counts: Tensor |
     result[one] = weight[most[one]]
     result[mixed] = (total[mixed] / mass[mixed].unsqueeze(1)).to(weight.dtype)
     return result
-
-
-def remap_(module: nn.Module, new: ClusterMap, counts: Tensor | None = None) -> None:
-    """Puts a new map into a trained `CompressedEmbedding` or `CompressedEmbeddingBag` of `GraphHash`, in place.
-
-    Of `DoubleGraphHash`, too; hashed rows stay what they are.
-
-    After `extend` nothing but the map changes; after a new clustering rows are those of `warm_rows`, so `align` first.
-    The number of ids follows the map. Optimizer state stays with the row numbers.
-
-    Args:
-        module: whose map is exchanged.
-        new: a map with as many rows.
-        counts: as in `warm_rows`.
-
-    Raises:
-        ValueError: the module is of another method, or the maps differ in rows; nothing has changed then.
-
-    Example:
-        >>> import torch, embcomp
-        >>> from embcomp.graph import ClusterMap, remap_
-        >>> emb = embcomp.nn.CompressedEmbedding(3, 4, embcomp.GraphHash(ClusterMap.of([0, 1, 1], rows=2)))
-        >>> remap_(emb, ClusterMap.of([0, 1, 1, 0], rows=2))
-        >>> bool((emb(torch.tensor(3)) == emb(torch.tensor(0))).all())
-        True
-    """
-    from embcomp.methods.graphhash import ClusterEncoder
-    from embcomp.nn.table import CompressedTable
-
-    encoder = getattr(module, "encoder", None)
-    if not isinstance(module, CompressedTable) or type(encoder) is not ClusterEncoder:
-        raise ValueError(f"remap_ wants a CompressedEmbedding of GraphHash, got {module!r}")
-    store = module._store(0)
-    weight = warm_rows(store.weight, encoder.cluster_map(), new, counts)
-    encoder.set_map(new)
-    module.num_embeddings = encoder.table.num_embeddings
-    with torch.no_grad():
-        store.weight.copy_(weight)

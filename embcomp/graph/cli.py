@@ -35,6 +35,7 @@ def graphhash(
     num_items: Annotated[int | None, typer.Option(help="Ids of items, if more than occur.")] = None,
     objective: Annotated[str, typer.Option(help=" | ".join(get_args(Objective)))] = "bipartite_modularity",
     algorithm: Annotated[str, typer.Option(help=" | ".join(get_args(Algorithm)))] = "leiden",
+    backend: Annotated[str, typer.Option(help="igraph, networkx, or a back end of networkx.")] = "igraph",
     unseen_rows: Annotated[int, typer.Option(help="Rows of each table to keep for unseen ids.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed gives other clusters.")] = 0,
 ) -> None:
@@ -45,7 +46,8 @@ def graphhash(
         found = interactions(
             edges, user=user, item=item, half_life=half_life, num_users=num_users, num_items=num_items, **columns
         )
-        clusters = cluster(found, wanted, objective=objective, algorithm=algorithm, unseen_rows=unseen_rows, seed=seed)  # pyright: ignore[reportArgumentType]
+        settings: dict[str, Any] = {"objective": objective, "algorithm": algorithm, "backend": backend}
+        clusters = cluster(found, wanted, unseen_rows=unseen_rows, seed=seed, **settings)
         clusters.save(out)
         draw_sizes(clusters, out / "sizes.svg")
     except (ValueError, OSError) as error:

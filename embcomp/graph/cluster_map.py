@@ -149,11 +149,13 @@ class ClusterMap:
     def extend(self, new_edges: Edges, other: ClusterMap | None = None) -> ClusterMap:
         """Places unseen ids by their neighbours' clusters. No id that has a row moves, so a trained table stays valid.
 
-        An id takes the cluster in which most of its interactions' other ends are (by weight; among equals the one
-        with the fewest ids). Ids that still have no neighbour in a cluster stay unseen.
+        An id takes the cluster that weighs most in its neighbourhood, half of which are its neighbours, by the weight
+        of the interactions, and half the placed ids that these interact with (as in `mixture`; among equals the one
+        with the fewest ids). Ids with nobody in a cluster around them stay unseen.
 
         Args:
-            new_edges: interactions; those of ids that have a row already count as neighbours.
+            new_edges: interactions of the new ids. With those of their neighbours besides, few first interactions place
+                an id better: its neighbours' own clusters alone are often a tie.
             other: the map of the other ends, from the same clustering. Without it the other ends are given the cluster
                 of most of their own neighbours first (so `new_edges` should hold interactions of placed ids too).
 

@@ -19,6 +19,7 @@ from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.graph.edges import Edges
 from embcomp.graph.files import read_file, write_file
 from embcomp.graph.growth import coherence, extend
+from embcomp.graph.networkx_backend import networkx_partition
 from embcomp.graph.partition import Algorithm, Objective, Problem, label_propagation, leiden, louvain, problem
 from embcomp.graph.row_budget import count_rows, to_rows
 
@@ -87,6 +88,7 @@ def cluster(
     *,
     objective: Objective = "bipartite_modularity",
     algorithm: Algorithm = "leiden",
+    backend: str = "igraph",
     unseen_rows: int | tuple[int, int] = 0,
     seed: int = 0,
     progress: bool | None = None,
@@ -110,12 +112,16 @@ def cluster(
         objective: what is maximised, see above.
         algorithm: "leiden" (igraph, started from Louvain's result), "louvain", or "label_propagation" (five passes of
             single moves, as in BACO: fast, and less good at the same number of rows).
+        backend: who clusters at one resolution. "igraph": our own moves and igraph's Leiden. "networkx", or the name of
+            a back end that networkx dispatches to: their Louvain (and Leiden, where the back end has it) for the two
+            modularities. networkx itself is plain Python, and far slower; rows are exact with all.
         unseen_rows: of the rows, how many to keep for unseen ids: (users, items), or so many in each.
         seed: of the order in which vertices take turns; the same seed gives the same clusters.
         progress: whether to show what is done on the terminal; by default if it is one.
 
     Raises:
-        ValueError: no edges; fewer rows than one for each table, or more than ids with an edge.
+        ValueError: no edges; fewer rows than one for each table, or more than ids with an edge; a back end that cannot
+            serve the objective or algorithm.
 
     Example:
         >>> import numpy as np
@@ -134,7 +140,12 @@ def cluster(
         say(f"{len(edges):,} edges")
         graph = problem(edges, objective)
         wanted = _checked(rows, kept, graph)
-        labels, resolution = _search(graph, wanted, algorithm, seed, say)
+        if backend == "igraph":
+            partition = label_propagation if algorithm == "label_propagation" else louvain
+        else:
+            partition = networkx_partition(graph, objective, algorithm, backend)
+        polished = algorithm == "leiden" and backend == "igraph"
+        labels, resolution = _search(graph, wanted, partition, polished, seed, say)
         labels = to_rows(graph, labels, graph.scale * resolution, wanted)
         quality = graph.quality(labels, resolution)
         say(f"quality {quality:.4f}")
@@ -165,16 +176,24 @@ def _checked(rows: int | tuple[int, int], kept: tuple[int, int], graph: Problem)
     return left
 
 
+Partition = Callable[[Problem, float, int], np.ndarray]
+"""(problem, resolution, seed) -> labels int32 [n]."""
+
+
 def _search(
-    graph: Problem, wanted: int | tuple[int, int], algorithm: Algorithm, seed: int, say: Callable[[str], None]
+    graph: Problem,
+    wanted: int | tuple[int, int],
+    partition: Partition,
+    polished: bool,
+    seed: int,
+    say: Callable[[str], None],
 ) -> tuple[np.ndarray, float]:
-    """Labels with nearly the wanted rows, and their resolution."""
+    """Labels with nearly the wanted rows, and their resolution; `polished` by igraph's Leiden."""
     target = sum(wanted) if isinstance(wanted, tuple) else wanted
     ids = graph.out.size
     if target == ids:
         return np.arange(ids, dtype=np.int32), 1.0
-    aim = min(target * (_LEIDEN_MERGES if algorithm == "leiden" else 1.0), ids - 1)
-    partition = label_propagation if algorithm == "label_propagation" else louvain
+    aim = min(target * (_LEIDEN_MERGES if polished else 1.0), ids - 1)
     volume = graph.out.sum() * graph.inn.sum() * graph.scale
     resolution = target / 50 * graph.total / volume  # of the right size on the graphs that we have seen
     tried: list[tuple[float, float]] = []  # log resolution, log rows
@@ -195,7 +214,7 @@ def _search(
         resolution = math.exp(step)
     assert best is not None
     _, labels, resolution = best
-    if algorithm == "leiden":
+    if polished:
         say(f"Leiden at resolution {resolution:.4g}")
         graph.forget_graph()  # igraph makes its own, and memory peaks there
         labels = leiden(graph, resolution, seed, labels)

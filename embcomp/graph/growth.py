@@ -2,9 +2,11 @@
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.graph.edges import Edges
+from embcomp.graph.walks import largest, neighbourhoods, row_of_entry
 
 
 def coherence(edges: Edges, side: Side, row_of_id: np.ndarray) -> float:
@@ -48,20 +50,30 @@ def extend(old: ClusterMap, new_edges: Edges, other: ClusterMap | None) -> Clust
     row_of_id = np.full(max(old.num_ids, new_edges.num_ids(old.side)), -1, dtype=np.int64)
     row_of_id[: old.num_ids] = old.assignment().numpy()
     new = row_of_id[ids] < 0
+    if not new.any() and row_of_id.size == old.num_ids:
+        return old
+    asked = np.zeros(new_edges.num_ids("items" if old.side == "users" else "users"), dtype=bool)
+    asked[neighbours[new]] = True
+    sizes = old.sizes().numpy()
+    # A row that belongs to one id takes no others.
+    shared = np.where(np.append(old.labels.numpy() >= 0, False)[row_of_id], row_of_id, -1)
     if other is None:
-        asked = np.zeros(new_edges.num_ids("items" if old.side == "users" else "users"), dtype=bool)
-        asked[neighbours[new]] = True
-        votes = asked[neighbours] & ~new
-        sizes = old.sizes().numpy()
+        votes = asked[neighbours] & (shared[ids] >= 0)
         row_of_neighbour = np.full(asked.size, -1, dtype=np.int64)
-        weights = _weights(new_edges, votes)
-        np.put(row_of_neighbour, *_majority(neighbours[votes], row_of_id[ids[votes]], weights, sizes))
-        rows = row_of_neighbour[neighbours[new]]
+        weights = None if new_edges.weights is None else new_edges.weights[votes]
+        np.put(row_of_neighbour, *_majority(neighbours[votes], shared[ids[votes]], weights, sizes))
     else:
-        rows = rows_in(old, other, neighbours[new])
-    known = rows >= 0
-    weights = _weights(new_edges, np.flatnonzero(new)[known])
-    np.put(row_of_id, *_majority(ids[new][known], rows[known], weights, old.sizes().numpy()))
+        row_of_neighbour = rows_in(old, other, np.arange(asked.size))
+    near, unplaced = asked[neighbours], np.unique(ids[new])
+    weights = np.ones(len(new_edges)) if new_edges.weights is None else new_edges.weights.astype(np.float64)
+    seen = csr_array((weights[near], (ids[near], neighbours[near])), shape=(row_of_id.size, asked.size))
+    # Rows numbered by how many ids they have: `largest` breaks ties by the number.
+    order = np.argsort(sizes, kind="stable")
+    rank = np.append(np.argsort(order), -1)
+    for start, weighed in neighbourhoods(seen[unplaced], seen, rank[shared], rank[row_of_neighbour], sizes.size):
+        weighed.data = np.round(weighed.data, 12)  # what is equal but for rounding
+        best = largest(weighed, 1)
+        row_of_id[unplaced[start + row_of_entry(best)]] = order[best.indices]
     return old.remapped(torch.from_numpy(row_of_id))
 
 
@@ -73,10 +85,6 @@ def rows_in(mine: ClusterMap, other: ClusterMap, ids: np.ndarray) -> np.ndarray:
     rows = other.row_of(torch.from_numpy(ids.astype(np.int64))).numpy()
     labels = np.where(rows >= 0, theirs[rows], -1)
     return np.where(labels >= 0, row_of_label[labels], -1)
-
-
-def _weights(edges: Edges, which: np.ndarray) -> np.ndarray | None:
-    return None if edges.weights is None else edges.weights[which]
 
 
 def _majority(

@@ -111,23 +111,29 @@ class Mixture:
         weights = self.weights[:, :k].contiguous()
         return type(self)(words, weights, self.rows, self.unseen_rows, self.side, self.clustering)
 
-    def extend(self, new_edges: Edges, clusters: Clusters) -> Self:
+    def extend(self, new_edges: Edges, clusters: Clusters, k: int | None = None) -> Self:
         """Ids that had no mixture get theirs from these interactions; the others keep theirs.
 
         Args:
-            new_edges: interactions of new ids.
+            new_edges: interactions of new ids, and of their neighbours, as in `ClusterMap.extend`.
             clusters: the same clustering, extended by them.
+            k: how many clusters a new id reads, the heaviest; all by default. The mean over clusters that were not
+                trained for the id is shorter, the more they are. Where vectors are ranked by inner products, take 1.
         """
         from embcomp.graph.soft import mixture
 
+        reads = self.k if k is None else k
+        if not 1 <= reads <= self.k:
+            raise ValueError(f"new ids of a mixture of {self.k} clusters read 1 to {self.k} of them, got k={k}")
         fresh = mixture(new_edges, clusters, self.side, k=self.k)
         if fresh.clustering != self.clustering or fresh.rows != self.rows:
             raise ValueError(f"the mixture is of clustering {self.clustering!r}, the clusters of {fresh.clustering!r}")
         ids = torch.arange(max(self.num_ids, fresh.num_ids))
         rows, weights = (torch.zeros(ids.numel(), self.k, dtype=dtype) for dtype in (torch.int64, torch.uint8))
-        for source in (fresh, self):  # the old one last: it stays
+        for source, most in ((fresh, reads), (self, self.k)):  # the old one last: it stays
             has = (source.weights[:, 0] > 0).nonzero()[:, 0]
             rows[has], weights[has] = source.rows_of(has), source.weights[has]
+            weights[has, most:] = 0
         return type(self)(pack(rows, self.bits), weights, self.rows, self.unseen_rows, self.side, self.clustering)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -57,7 +57,10 @@ def _merged(problem: Problem, labels: np.ndarray, gamma: float, rows: int | tupl
             saved = [saved[0].astype(np.int64) + saved[1]]
         chosen = _matching(first, second, np.stack(saved, axis=1).astype(np.int64), np.array(excess), n)
         if not chosen:  # no edge between clusters that would help: the smallest go together
-            side = has_user if excess[0] > 0 else has_item
+            if isinstance(rows, tuple):
+                side = has_user if excess[0] > 0 else has_item
+            else:
+                side = has_user if has_user.sum() > has_item.sum() else has_item
             sizes = np.bincount(labels, minlength=n)
             order = np.flatnonzero(side)[np.argsort(sizes[side], kind="stable")]
             pairs = min(max(excess), order.size // 2)

@@ -9,9 +9,7 @@ from embcomp.graph.clustering import Clusters
 from embcomp.graph.edges import Edges
 from embcomp.graph.growth import rows_in
 from embcomp.graph.mixtures import Mixture
-
-_KEPT = 64  # clusters of a neighbour that count
-_BLOCK = 1 << 22  # products at a time
+from embcomp.graph.walks import counts, largest, neighbourhoods, row_of_entry
 
 
 def mixture(edges: Edges, clusters: Clusters, side: Side, k: int = 4) -> Mixture:
@@ -44,18 +42,15 @@ def mixture(edges: Edges, clusters: Clusters, side: Side, k: int = 4) -> Mixture
     ids, neighbours = edges.ends(side)
     n, m = edges.num_ids(side), edges.num_ids("items" if side == "users" else "users")
     weights = np.ones(len(edges)) if edges.weights is None else edges.weights.astype(np.float64)
-    walk = csr_array((weights, (ids, neighbours)), shape=(n, m))
+    seen = csr_array((weights, (ids, neighbours)), shape=(n, m))
     shared = np.append(mine.labels.numpy() >= 0, False)  # the last for ids without a row, -1
     own = mine.row_of(torch.arange(n)).numpy()
-    back = _walk(walk.T.tocsr()) @ _one_hot(np.where(shared[own], own, -1), mine.own_rows)
-    seen = back + _one_hot(rows_in(mine, theirs, np.arange(m)), mine.own_rows)
-    seen, walk = _largest(csr_array(seen), _KEPT), _walk(walk)
+    of_id, of_neighbour = np.where(shared[own], own, -1), rows_in(mine, theirs, np.arange(m))
     rows, share = np.zeros((n, k), dtype=np.int64), np.zeros((n, k))
-    work = np.cumsum(_counts(walk)) * _KEPT
-    for start, stop in _blocks(work, _BLOCK):
-        part = _largest(csr_array(walk[start:stop] @ seen), k)
-        at = np.repeat(np.arange(start, stop), _counts(part))
-        rank = np.arange(part.nnz) - np.repeat(np.asarray(part.indptr)[:-1], _counts(part))
+    for start, weighed in neighbourhoods(seen, seen, of_id, of_neighbour, mine.own_rows):
+        part = largest(weighed, k)
+        at = start + row_of_entry(part)
+        rank = np.arange(part.nnz) - np.repeat(np.asarray(part.indptr)[:-1], counts(part))
         rows[at, rank], share[at, rank] = part.indices, part.data
     _own_rows_alone(mine, rows, share)
     return Mixture.of(torch.from_numpy(rows), torch.from_numpy(share), mine)
@@ -79,8 +74,8 @@ def second_clusters(edges: Edges, clusters: Clusters, side: Side = "users") -> M
     voted = rows_in(mine, theirs, neighbours)
     other = (voted >= 0) & (voted != first[ids])
     weights = np.ones(len(edges)) if edges.weights is None else edges.weights
-    votes = _largest(csr_array((weights[other], (ids[other], voted[other])), shape=(n, mine.own_rows)), 1)
-    has = _counts(votes) > 0
+    votes = largest(csr_array((weights[other], (ids[other], voted[other])), shape=(n, mine.own_rows)), 1)
+    has = counts(votes) > 0
     rows, share = np.zeros((n, 2), dtype=np.int64), np.zeros((n, 2))
     rows[:, 0], share[:, 0] = np.maximum(first, 0), first >= 0
     rows[has, 1], share[has, 1] = votes.indices, 1.0
@@ -94,46 +89,3 @@ def _own_rows_alone(mine: ClusterMap, rows: np.ndarray, share: np.ndarray) -> No
     alone = (first >= 0) & (mine.labels.numpy()[first] < 0)
     share[alone] = 0.0
     rows[alone, 0], share[alone, 0] = first[alone], 1.0
-
-
-def _one_hot(rows: np.ndarray, width: int) -> csr_array:
-    known = np.flatnonzero(rows >= 0)
-    return csr_array((np.ones(known.size), (known, rows[known])), shape=(rows.size, width))
-
-
-def _walk(matrix: csr_array) -> csr_array:
-    """Rows divided by their sums."""
-    sums = np.bincount(_row_of_entry(matrix), matrix.data, minlength=_counts(matrix).size)
-    return csr_array((matrix.data / sums[_row_of_entry(matrix)], matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-def _counts(matrix: csr_array) -> np.ndarray:
-    """Entries of each row."""
-    return np.diff(np.asarray(matrix.indptr))
-
-
-def _row_of_entry(matrix: csr_array) -> np.ndarray:
-    return np.repeat(np.arange(_counts(matrix).size), _counts(matrix))
-
-
-def _largest(matrix: csr_array, k: int) -> csr_array:
-    """The k largest entries of each row, largest first, ties by column."""
-    row = _row_of_entry(matrix)
-    data, columns = np.asarray(matrix.data), np.asarray(matrix.indices)
-    order = np.lexsort((columns, np.negative(data), row))
-    starts_of: np.ndarray = np.asarray(matrix.indptr, dtype=np.int64)[row]
-    rank = np.arange(order.size) - starts_of
-    kept = order[rank < k]
-    starts = np.append(0, np.cumsum(np.minimum(_counts(matrix), k)))
-    return csr_array((data[kept], columns[kept], starts), shape=matrix.shape)
-
-
-def _blocks(cumulative: np.ndarray, size: int) -> list[tuple[int, int]]:
-    """Ranges of rows whose work is about `size`."""
-    if not cumulative.size:
-        return []
-    cuts = np.searchsorted(cumulative, np.arange(size, cumulative[-1] + size, size), side="left") + 1
-    cuts = np.unique(np.clip(np.append(0, cuts), 0, cumulative.size))
-    if cuts[-1] < cumulative.size:
-        cuts = np.append(cuts, cumulative.size)
-    return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))

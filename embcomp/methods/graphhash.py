@@ -109,7 +109,7 @@ class GraphHash(Method):
         (True, [[0], [0], [1], [2], [2]])
     """
 
-    budget_settings: ClassVar[tuple[str, ...]] = ("objective", "algorithm", "unseen_rows")
+    budget_settings: ClassVar[tuple[str, ...]] = ("objective", "algorithm", "backend", "unseen_rows")
 
     clusters: ClusterMap | Mapping[str, ClusterMap] = field(repr=False, kw_only=False)
     hot: Any = field(default=None, repr=False)
@@ -154,9 +154,9 @@ class GraphHash(Method):
             tables: what is to be compressed, together.
             nbytes: the budget in bytes.
             fixed: settings to keep. Instead of `clusters` there may be `edges` and `sides`, a mapping from table names
-                to "users" or "items"; then `objective`, `algorithm` and `unseen_rows` are those of `cluster`. Where
-                both sides are compressed, half of the rows go to each, as clusters hold both (fewer where a side has
-                fewer ids).
+                to "users" or "items"; then `objective`, `algorithm`, `backend` and `unseen_rows` are those of
+                `cluster`. Where both sides are compressed, half of the rows go to each, as clusters hold both (fewer
+                where a side has fewer ids).
 
         Raises:
             ValueError: the budget is too small for the clusters, or for two rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +34,33 @@ class MixtureEncoder(HashEncoder):
         self.first = found.own_rows if found.unseen_rows else 0
         self.register_buffer("words", found.words)
         self.register_buffer("weights", found.weights)
+
+    def set_mixture(self, found: Mixture) -> None:
+        """A longer mixture over the same rows; the table has its number of ids then.
+
+        Raises:
+            ValueError: other rows, fewer clusters, or another mixture for an id that has one.
+        """
+        found = found.first(self.k)
+        old = torch.arange(self.num_ids, device="cpu")
+        if (found.bits, found.own_rows if found.unseen_rows else 0) != (self.bits, self.first) or (
+            found.unseen_rows or found.rows
+        ) != self.ranges[0]:
+            raise ValueError(f"table {self.table.name!r}: the new mixture is over other rows, {found!r}")
+        known = self.weights.cpu()[:, 0] > 0
+        if found.num_ids < self.num_ids or not bool(
+            (found.weights[: self.num_ids] == self.weights.cpu())[known].all()
+            and (found.rows_of(old) == unpack(self.words.cpu(), self.bits, old, self.k).view(-1, self.k))[known].all()
+        ):
+            raise ValueError(
+                f"table {self.table.name!r}: ids that have a mixture would get another one; give what `mixture.extend` "
+                "makes of theirs"
+            )
+        if self.table.num_embeddings is not None:
+            self.table = dataclasses.replace(self.table, num_embeddings=found.num_ids)
+            self.config["num_embeddings"] = found.num_ids
+        self.config["ids"] = self.num_ids = found.num_ids
+        self.words, self.weights = found.words.to(self.words.device), found.weights.to(self.weights.device)
 
     def encode(self, ids: Tensor) -> list[Rows]:
         (hashed,) = super().encode(ids)

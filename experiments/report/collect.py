@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,8 +95,11 @@ class Section:
 
     @property
     def sliced(self) -> list[str]:
-        """Names of metrics of slices, `<metric>/<slice>`."""
-        return sorted({name for row in self.rows for name in row.metrics if "/" in name and name[:5] != "rows/"})
+        """Names of metrics of slices, `<metric>/<slice>`; first-3 before first-10."""
+        found = {name for row in self.rows for name in row.metrics if "/" in name and name[:5] != "rows/"}
+        return sorted(
+            found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+        )
 
     @property
     def main(self) -> str | None:

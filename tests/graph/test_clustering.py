@@ -40,6 +40,13 @@ def test_the_row_budget_is_met_exactly(pairs: list[tuple[int, int]], a: float, b
             assert (rows >= 0).nonzero()[:, 0].tolist() == ids.tolist()  # isolated ids are unseen
 
 
+def test_single_ids_are_merged_where_no_edge_saves_a_row() -> None:
+    """A star: an item and the user are a row in each table, whatever is merged along an edge."""
+    graph = problem(edges_of([(0, item) for item in range(8)]), "bipartite_modularity")
+    found = to_rows(graph, np.arange(9, dtype=np.int32), 0.1, 4)
+    assert count_rows(graph, found) == (1, 3)
+
+
 def test_the_margin_costs_little_quality() -> None:
     edges = power_law(300, 200, 2500, 1)
     graph = problem(edges, "bipartite_modularity")

@@ -61,6 +61,32 @@ def test_the_rule_by_brute_force() -> None:
     assert row([(3, 9.0)]) == -1
 
 
+@given(st.integers(0, 300), st.booleans())
+def test_a_new_id_goes_where_its_neighbours_and_theirs_are(seed: int, weighted: bool) -> None:
+    """Against dense matrices:  P Z + P R Y, the heaviest row, among equals the smallest."""
+    edges = power_law(12, 9, 40, seed, weighted)
+    users, items = (np.random.default_rng(seed).integers(-1, 4, n) for n in (12, 9))
+    mine = ClusterMap.of(items, 4, clustering="c")
+    found = mine.extend(edges, ClusterMap.of(users, 4, side="users", clustering="c")).assignment()
+    table = np.zeros((9, 12))
+    np.add.at(table, (edges.items, edges.users), 1.0 if edges.weights is None else edges.weights)
+    one = np.eye(5)[:, :4]  # the last row, -1, is empty
+    back = table.T / np.maximum(table.sum(0), 1e-9)[:, None]
+    weight = table @ (one[users] + back @ one[items]) / np.maximum(table.sum(1), 1e-9)[:, None]
+    sizes = mine.sizes().numpy()
+    for item in np.flatnonzero(items < 0):
+        best = min(range(4), key=lambda row: (-round(weight[item, row], 9), sizes[row], row))
+        assert found[item] == (best if weight[item, best] > 0 else -1)
+
+
+def test_nobody_joins_the_row_of_a_hot_id() -> None:
+    old = ClusterMap.of([0, 0, 1, -1], 3, labels=torch.tensor([0, 1, 2])).with_own_rows([2])
+    edges = interactions((np.array([0, 0, 0, 1, 1]), np.array([2, 2, 3, 0, 1])))
+    assert old.assignment()[2] == 1  # alone before, so it keeps its row
+    hot = ClusterMap.of([0, 1, 1, -1], 2).with_own_rows([2])
+    assert hot.extend(edges).assignment().tolist() == [0, 1, 2, -1]
+
+
 def test_new_users_of_new_items() -> None:
     edges, of_user, of_item = blocks(users=10, items=10)
     new = (edges.users >= 36) | (edges.items >= 36)

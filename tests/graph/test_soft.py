@@ -48,7 +48,7 @@ def test_blocks_of_ids_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     edges = power_law(200, 150, 2000)
     clusters = cluster(edges, 60)
     whole = mixture(edges, clusters, "users", k=3)
-    monkeypatch.setattr("embcomp.graph.soft._BLOCK", 1500)
+    monkeypatch.setattr("embcomp.graph.walks._BLOCK", 1500)
     again = mixture(edges, clusters, "users", k=3)
     assert torch.equal(again.words, whole.words)
     assert torch.equal(again.weights, whole.weights)
@@ -122,3 +122,18 @@ def test_new_ids_get_their_mixture_and_old_ones_keep_theirs(tmp_path: Path) -> N
         old.extend(edges, cluster(edges, 9))
     with pytest.raises(ValueError, match="k >= 1"):
         mixture(edges, clusters, "items", k=0)
+    with pytest.raises(ValueError, match="read 1 to 2 of them, got k=3"):
+        old.extend(edges, clusters, k=3)
+
+
+def test_new_ids_may_read_fewer_clusters() -> None:
+    edges, *_ = blocks(across=0.2)
+    new = edges.items >= 36
+    clusters = cluster(edges.where(~new), 8)
+    old = mixture(edges.where(~new), clusters, "items", k=3)
+    longer = clusters.extend(edges)
+    all_of_them, one = (dense(old.extend(edges, longer, k=k)) for k in (None, 1))
+    assert np.array_equal(all_of_them[:36], one[:36])
+    assert (one[36:].max(1) == 1).all()
+    assert np.array_equal(one[36:].argmax(1), all_of_them[36:].argmax(1))
+    assert ((all_of_them[36:] > 0).sum(1) == 3).all()

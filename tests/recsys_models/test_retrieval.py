@@ -113,7 +113,13 @@ def test_lightgcn_is_the_mean_of_its_layers(edges, method, layers):
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 def test_mf_is_an_inner_product(method):
     users, items = tables(method)
-    check_scores(MF(users, items), lambda u, i: users(torch.tensor(u)) @ items(torch.tensor(i)))
+    model = MF(users, items)
+    check_scores(model, lambda u, i: users(torch.tensor(u)) @ items(torch.tensor(i)))
+    many = torch.arange(2 * USERS) % USERS, torch.arange(4 * USERS).reshape(-1, 2) % ITEMS  # more than the tables have
+    parts = [model(users, items) for users, items in zip(many[0].split(7), many[1].split(7), strict=True)]
+    grads = [torch.autograd.grad(s.square().sum(), list(model.parameters())) for s in (model(*many), torch.cat(parts))]
+    torch.testing.assert_close(model(*many), torch.cat(parts))
+    torch.testing.assert_close(*grads)
 
 
 def test_ngcf_is_the_formula_of_the_paper(edges):

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.errors import InputError
 from experiments.report import collect, tables, write_html, write_markdown
+from experiments.report.collect import Row, Section, Stat
 from experiments.report.pictures import overview, slices, sweeps
 
 AUC = {("Full", None): [0.9, 0.91], ("HashingTrick", None): [0.8, 0.7]}
@@ -119,6 +120,12 @@ def test_pictures_are_svg_and_the_same_every_time(results):
     # 8 / chunk_dim chunks: the values at 1, 2 and 4 chunks.
     assert "1 0.8850, 2 0.8450, 4 0.8250" in by_chunks.alt
     assert "chunks per feature" in by_chunks.svg
+
+
+def test_slices_are_in_the_order_of_their_numbers():
+    names = ["recall@20/first-10", "recall@20/first-3", "recall@10/first-3", "auc/rare"]
+    row = Row("GraphHash", "GraphHash", "", 1, 2, 3, 1, 1.0, 1.0, {}, dict.fromkeys(names, Stat.of([0.5])))
+    assert Section("cold", "beauty", "MF", rows=[row]).sliced == [names[3], names[2], names[1], names[0]]
 
 
 def test_slices_show_each_method_once(results):

@@ -1,0 +1,78 @@
+"""Random walks between ids and their neighbours, over the rows of a table: what `extend` and mixtures weigh."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.sparse import csr_array
+
+_KEPT = 64  # rows of a neighbour that count
+_BLOCK = 1 << 22  # products at a time
+
+
+def neighbourhoods(
+    edges: csr_array, seen: csr_array, row_of_id: np.ndarray, row_of_neighbour: np.ndarray, rows: int
+) -> Iterator[tuple[int, csr_array]]:
+    """How much of each id's neighbourhood belongs to each row:  P Z + P R Y.
+
+    P is the random walk along `edges`, R that back along `seen`, Y the row of each id and Z that of each neighbour:
+    half of the weight is that of the neighbours, half that of the ids which these interact with.
+
+    Args:
+        edges: weights [ids, neighbours] of the ids that are asked for.
+        seen: weights [all ids, neighbours].
+        row_of_id: int64 [all ids], -1 for none.
+        row_of_neighbour: int64 [neighbours], -1 for none.
+        rows: how many there are.
+
+    Yields:
+        (first id, weights [some ids, rows]), the ids in order.
+    """
+    back = walk(seen.T.tocsr()) @ one_hot(row_of_id, rows)
+    near, there = largest(csr_array(back + one_hot(row_of_neighbour, rows)), _KEPT), walk(edges)
+    for start, stop in blocks(np.cumsum(counts(there)) * _KEPT, _BLOCK):
+        yield start, csr_array(there[start:stop] @ near)
+
+
+def one_hot(rows: np.ndarray, width: int) -> csr_array:
+    """A 1 at (i, rows[i]); nothing where that is -1."""
+    known = np.flatnonzero(rows >= 0)
+    return csr_array((np.ones(known.size), (known, rows[known])), shape=(rows.size, width))
+
+
+def walk(matrix: csr_array) -> csr_array:
+    """Rows divided by their sums."""
+    sums = np.bincount(row_of_entry(matrix), matrix.data, minlength=counts(matrix).size)
+    return csr_array((matrix.data / sums[row_of_entry(matrix)], matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def counts(matrix: csr_array) -> np.ndarray:
+    """Entries of each row."""
+    return np.diff(np.asarray(matrix.indptr))
+
+
+def row_of_entry(matrix: csr_array) -> np.ndarray:
+    """The row of each entry."""
+    return np.repeat(np.arange(counts(matrix).size), counts(matrix))
+
+
+def largest(matrix: csr_array, k: int) -> csr_array:
+    """The k largest entries of each row, largest first, ties by column."""
+    row = row_of_entry(matrix)
+    data, columns = np.asarray(matrix.data), np.asarray(matrix.indices)
+    order = np.lexsort((columns, np.negative(data), row))
+    starts_of: np.ndarray = np.asarray(matrix.indptr, dtype=np.int64)[row]
+    rank = np.arange(order.size) - starts_of
+    kept = order[rank < k]
+    starts = np.append(0, np.cumsum(np.minimum(counts(matrix), k)))
+    return csr_array((data[kept], columns[kept], starts), shape=matrix.shape)
+
+
+def blocks(cumulative: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """Ranges of rows whose work is about `size`."""
+    if not cumulative.size:
+        return []
+    cuts = np.searchsorted(cumulative, np.arange(size, cumulative[-1] + size, size), side="left") + 1
+    cuts = np.unique(np.clip(np.append(0, cuts), 0, cumulative.size))
+    if cuts[-1] < cumulative.size:
+        cuts = np.append(cuts, cumulative.size)
+    return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
