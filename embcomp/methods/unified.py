@@ -77,17 +77,18 @@ class UnifiedEmbedding(Method):
     def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
         """As `Method.for_budget`; without `chunk_dim` it is chosen by `best_chunk_dim`."""
         if "chunk_dim" not in fixed:
-            fixed["chunk_dim"] = best_chunk_dim(tables, nbytes)
+            fixed["chunk_dim"] = best_chunk_dim(tables, nbytes, balanced=fixed.get("balanced", False))
         return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed), most=MAX_ROWS)
 
 
-def best_chunk_dim(tables: Sequence[Table], nbytes: int) -> int:
+def best_chunk_dim(tables: Sequence[Table], nbytes: int, *, balanced: bool = False) -> int:
     """The chunk width that a budget wants: the tighter it is, the more look-ups, for two ids must not share them all.
 
     2 + log2(full bytes / budget) look-ups, which is 2, 3 and 5 at 100 %, 50 % and 10 % of the full bytes, come within
-    .001 AUC of the best of 1, 2, 3 and 5 on MovieLens-1M (the experiment `unified-ml1m`); more cost more reads. The
-    divisor of the widths that comes nearest is taken, a multiple of 4 where the widths allow it (what FBGEMM can read).
-    An open id space counts as one row per byte.
+    .001 AUC of the best of 1, 2, 3 and 5 on MovieLens-1M (the experiment `unified-ml1m`); more cost more reads.
+    Balanced, one look-up does at 100 %, and each more of them adds collisions between features: 1 + 2/3 log2(...),
+    which is 1, 2 and 3. The divisor of the widths that comes nearest is taken, a multiple of 4 where the widths allow
+    it (what FBGEMM can read). An open id space counts as one row per byte.
 
     Example:
         >>> tables = [Table("user", 6040, 32), Table("film", 3706, 32)]
@@ -96,7 +97,8 @@ def best_chunk_dim(tables: Sequence[Table], nbytes: int) -> int:
     """
     width = math.gcd(*[table.embedding_dim for table in tables])
     full = sum((table.num_embeddings or nbytes) * table.embedding_dim * FLOAT_BYTES for table in tables)
-    wanted = 2 + math.log2(max(1.0, full / max(1, nbytes)))
+    smaller = math.log2(max(1.0, full / max(1, nbytes)))
+    wanted = 1 + smaller * 2 / 3 if balanced else 2 + smaller
     step = 4 if width % 4 == 0 else 1
     chunks = [dim for dim in range(step, width + 1, step) if width % dim == 0]
     return min(chunks, key=lambda dim: (abs(math.log(width / dim / wanted)), -dim))

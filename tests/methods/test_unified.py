@@ -94,6 +94,21 @@ def test_tighter_budgets_read_more_and_narrower_chunks() -> None:
     assert dims[0] > dims[-1]
 
 
+def test_look_ups_for_a_budget_are_those_that_were_best_on_movielens() -> None:
+    """The numbers of docs/results/unified-ml1m.md: at 100 %, 50 % and 10 % of tables that are 30 wide."""
+    sizes = {"user": 6039, "item": 3667, "gender": 2, "age": 7, "occupation": 21, "zip": 3439}
+    tables = [Table(name, size, 30) for name, size in sizes.items()]
+
+    def look_ups(balanced: bool) -> list[int]:
+        made = [
+            UnifiedEmbedding.for_budget(tables, budget, balanced=balanced) for budget in (1_581_240, 790_620, 158_124)
+        ]
+        return [30 // method.chunk_dim for method in made]
+
+    assert look_ups(balanced=False) == [2, 3, 5]
+    assert look_ups(balanced=True) == [1, 2, 3]
+
+
 def test_a_given_chunk_is_kept() -> None:
     tables = [Table("a", 100, 24), Table("b", None, 40)]
     narrow = UnifiedEmbedding.for_budget(tables, 5000, chunk_dim=4, seed=7)
