@@ -50,7 +50,7 @@ def run(
     found += _serving(length, dim, candidates, rounds, published)
     found += _lengths(length, dim, candidates, rounds)
     found += _encoding(console, length, dim, rounds)
-    found += _training(length, dim, max(rounds // 4, 2))
+    found += _training(length, dim, max(rounds // 2, 2))
     if operations:
         found += store_rows(console, length=length, dim=dim, operations=operations, clients=clients)
     return found
@@ -104,7 +104,7 @@ def _serving(length: int, dim: int, candidates: int, rounds: int, published: boo
         theirs = PublishedSDIM(dim)
         each, masks = events.expand(candidates, -1, -1), mask.expand(candidates, -1)  # a history for each candidate
         slow = {name: calls[name], "FuxiCTR's SDIM operations": lambda: theirs(asked[0], each, masks)}
-        rows += paired(slow, against=name, rounds=max(rounds // 10, 1), warmup=1)
+        rows += paired(slow, against=name, rounds=max(rounds // 4, 1), warmup=1)
     return rows
 
 
