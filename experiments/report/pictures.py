@@ -190,7 +190,8 @@ def _against_option(section: Section, metric: str, method: str, option: str) -> 
         options = row.config["method"]["options"]
         if row.method == method and option in options and metric in row.metrics:
             x = value_of(row.config, options[option])
-            lines.setdefault(decimal(row.nbytes, precision=0), []).append((x, row))
+            said_yes = [name for name, value in options.items() if value is True]
+            lines.setdefault(", ".join([decimal(row.nbytes, precision=0), *said_yes]), []).append((x, row))
     for points in lines.values():
         points.sort(key=lambda point: point[0])
 
