@@ -81,7 +81,8 @@ def run(
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
         raise typer.Exit(130) from None
-    if summary.bad_input:
+    # A budget that some method cannot serve belongs to a sweep; one that none can is a mistake.
+    if summary.bad_input or (summary.infeasible and not summary.done):
         raise typer.Exit(2)
     if summary.failed:
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Last:
 
     def __init__(self, folder: Path, key: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
         self.folder, self.path = folder, folder / f"last-{key}"
-        self._saved = Checkpoints(self.path, distributed.local(model), optimizers, keep=1)
+        self._saved = Checkpoints(self.path, distributed.local(model), optimizers, keep=2)
 
     def save(self, step: int, progress: Progress) -> None:
         self._saved.save(step, distributed.agreed(asdict(progress)))
@@ -78,8 +79,9 @@ class Last:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
             found = self._saved.load()
-        except Damaged:
-            self.remove()  # of a disk that lost it: begin again
+        except Damaged as error:  # of a disk that lost it
+            warnings.warn(f"{error}; the run begins anew", RuntimeWarning, stacklevel=2)
+            self.remove()
             return None
         except ValueError as error:
             raise InputError(

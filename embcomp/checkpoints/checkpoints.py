@@ -183,8 +183,8 @@ class Checkpoints:
         self._ranks.each(lambda: check_saved(path / "parts", self.parts))
         targets = self._ranks.each(lambda: contents.targets(saved, shapes))
         storage.read(targets, path, self._ranks)
-        self._ranks.each(lambda: contents.load(saved, targets))
         self._ranks.each(lambda: restore(path / "parts", self.parts, write=self._ranks.first))
+        self._ranks.each(lambda: contents.load(saved, targets))
         if random:
             self._ranks.each(lambda: self._restore_random(path / _random_file(self._ranks.rank)))
         self._known |= {name for name in self.folder.names() if step_of(name) >= saved["step"]}

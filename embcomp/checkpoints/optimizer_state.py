@@ -17,6 +17,7 @@ from embcomp.checkpoints.storage import shapes
 
 Described = dict[str, dict[str, Any]]
 
+_SHARDED = ("torchrec.distributed.types", "ShardedModule")
 _KEYED = ("torchrec.optim.keyed", "KeyedOptimizer")
 _FUSED = [("torchrec.optim.fused", "FusedOptimizer"), ("embcomp.torchrec.optimizer", "FusedOptimizer")]
 
@@ -153,11 +154,22 @@ class OptimizerState:
 
 
 def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[OptimizerState]:
-    """The optimizers one by one: those that others combine, and the fused ones that a sharded model brings along."""
+    """The optimizers one by one: those that others combine, and the fused ones that a sharded model brings along.
+
+    Raises:
+        ValueError: a sharded part of the model whose fused optimizer cannot be found.
+    """
     fused = getattr(model, "fused_optimizer", None)
     given = [*([fused] if _is(fused, *_KEYED) else []), *optimizers]
     found = {id(leaf): (leaf, prefix) for optimizer in given for leaf, prefix in _leaves(optimizer)}
-    return [OptimizerState(leaf, model, prefix) for leaf, prefix in found.values()]
+    states = [OptimizerState(leaf, model, prefix) for leaf, prefix in found.values()]
+    sharded = [path for path, module in model.named_modules() if _is(module, *_SHARDED)]
+    if sharded and not any(state.fused for state in states):
+        raise ValueError(
+            f"{sharded[0]!r} is sharded, and the state of its optimizer would be lost: give the checkpoints the "
+            "DistributedModelParallel itself, as shard() returned it"
+        )
+    return states
 
 
 def compare(saved: Described, here: Described) -> list[str]:

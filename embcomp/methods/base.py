@@ -274,7 +274,7 @@ class Method(abc.ABC):
     Example:
         >>> import embcomp
         >>> embcomp.METHODS["HashingTrick"](rows=100)
-        HashingTrick(rows=100, seed=0)
+        HashingTrick(rows=100, seed=0, balanced=False)
     """
 
     shares_store: ClassVar[bool] = False

@@ -85,7 +85,7 @@ def best_chunk_dim(tables: Sequence[Table], nbytes: int, *, balanced: bool = Fal
     """The chunk width that a budget wants: the tighter it is, the more look-ups, for two ids must not share them all.
 
     2 + log2(full bytes / budget) look-ups, which is 2, 3 and 5 at 100 %, 50 % and 10 % of the full bytes, come within
-    .001 AUC of the best of 1, 2, 3 and 5 on MovieLens-1M (the experiment `unified-ml1m`); more cost more reads.
+    .0011 AUC of the best of 1, 2, 3 and 5 on MovieLens-1M (the experiment `unified-ml1m`); more cost more reads.
     Balanced, one look-up does at 100 %, and each more of them adds collisions between features: 1 + 2/3 log2(...),
     which is 1, 2 and 3. The divisor of the widths that comes nearest is taken, a multiple of 4 where the widths allow
     it (what FBGEMM can read). An open id space counts as one row per byte.
@@ -95,10 +95,15 @@ def best_chunk_dim(tables: Sequence[Table], nbytes: int, *, balanced: bool = Fal
         >>> best_chunk_dim(tables, nbytes=1_247_488), best_chunk_dim(tables, nbytes=124_748)
         (16, 8)
     """
+    if not tables:
+        raise ValueError("UnifiedEmbedding: a budget needs tables to spend it on, got none")
     width = math.gcd(*[table.embedding_dim for table in tables])
     full = sum((table.num_embeddings or nbytes) * table.embedding_dim * FLOAT_BYTES for table in tables)
     smaller = math.log2(max(1.0, full / max(1, nbytes)))
     wanted = 1 + smaller * 2 / 3 if balanced else 2 + smaller
     step = 4 if width % 4 == 0 else 1
     chunks = [dim for dim in range(step, width + 1, step) if width % dim == 0]
+    total, key = sum(table.embedding_dim for table in tables), 64 if balanced else 8
+    payable = [dim for dim in chunks if total // dim * key + dim * FLOAT_BYTES <= nbytes]  # keys, and a row
+    chunks = payable or chunks
     return min(chunks, key=lambda dim: (abs(math.log(width / dim / wanted)), -dim))

@@ -57,8 +57,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
             weight_init_min and weight_init_max or not, as for any table).
         methods: a method for each table name; keys are glob patterns, the first match wins, unmatched tables stay full.
             Tables matched by one `UnifiedEmbedding` share one store.
-        is_weighted: the batches carry a weight for each id.
         device: where the rows live.
+        is_weighted: the batches carry a weight for each id.
 
     Raises:
         ValueError: a pattern without a table, or a table that its method cannot compress.
@@ -88,8 +88,9 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self,
         tables: Sequence[EmbeddingBagConfig],
         methods: Mapping[str, Method],
-        is_weighted: bool = False,
         device: torch.device | str | None = None,
+        *,
+        is_weighted: bool = False,
     ) -> None:
         super().__init__()
         layout = make_layout(tables, methods, is_weighted)

@@ -161,10 +161,12 @@ def _shard(
         state = dmp.state_dict()
         for name in list(rows):
             _fill(state[name], rows.pop(name), device, group)
-        for buffer in _replicated_buffers(dmp.module):
-            dist.broadcast(buffer, group_src=0, group=group)
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # torchrec's call of DDP
-        dmp.init_data_parallel()  # the parameters of rank 0 go to all
+        held = list(_replicated(dmp.module))
+        for tensor in held:
+            _broadcast(tensor, group)
+        if any(tensor.requires_grad for tensor in held):  # else there is nothing for DDP to do, which it refuses
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # torchrec's call
+            dmp.init_data_parallel()
     return dmp
 
 
@@ -186,10 +188,20 @@ def _fill(target: Any, rows: Tensor, device: torch.device, group: dist.ProcessGr
         shard.tensor.detach().copy_(whole[row : row + height, column : column + width])
 
 
-def _replicated_buffers(module: nn.Module) -> Iterator[Tensor]:
-    """Buffers that each rank holds, less those of encoders, which are the same already."""
-    if isinstance(module, ShardedModule | Encoder):
+def _replicated(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers that each rank holds, less the buffers of encoders, which are the same already."""
+    if isinstance(module, ShardedModule):
         return
-    yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+    yield from (parameter for parameter in module._parameters.values() if parameter is not None)
+    if not isinstance(module, Encoder):
+        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
     for child in module.children():
-        yield from _replicated_buffers(child)
+        yield from _replicated(child)
+
+
+def _broadcast(tensor: Tensor, group: dist.ProcessGroup) -> None:
+    """The values of rank 0 on all ranks, as bytes: gloo does not know every dtype."""
+    values = tensor.detach()
+    flat = values.reshape(-1).contiguous()
+    dist.broadcast(flat.view(torch.uint8), group_src=0, group=group)
+    values.copy_(flat.view_as(values))

@@ -48,7 +48,9 @@ class TorchrecSite(Site):
         device = next(old.parameters()).device
         exact = {escape(name): methods.get(name, Full()) for name in self.tables}
         if isinstance(old, EmbeddingBagCollection):
-            new: Compressed = CompressedEmbeddingBagCollection(self.configs, exact, old.is_weighted(), device)
+            new: Compressed = CompressedEmbeddingBagCollection(
+                self.configs, exact, device, is_weighted=old.is_weighted()
+            )
         else:
             assert isinstance(old, EmbeddingCollection)
             new = CompressedEmbeddingCollection(self.configs, exact, device, old.need_indices())

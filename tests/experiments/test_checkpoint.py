@@ -58,8 +58,14 @@ def test_a_damaged_checkpoint_is_as_none(parts, tmp_path):
     (file,) = last.path.glob("*/*.distcp")
     file.write_bytes(file.read_bytes()[:-9])
     again = Last(tmp_path, "key", *parts)
-    assert again.load() is None
+    with pytest.warns(RuntimeWarning, match="the run begins anew"):
+        assert again.load() is None
     again.save(1, Progress())
+    again.save(2, Progress(epoch=1))
+    (file,) = again.path.glob("*2/*.distcp")
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        assert Last(tmp_path, "key", *parts).load() == Progress()
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])

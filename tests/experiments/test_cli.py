@@ -57,6 +57,14 @@ def test_two_jobs_write_what_one_does(call, toml, small, tmp_path):
     assert len(list((tmp_path / "two" / "small" / "infeasible").iterdir())) == 1
 
 
+def test_a_budget_that_no_run_can_keep_is_exit_code_2(call, toml, small, tmp_path):
+    small["methods"] = [{"method": "DoubleHash", "nbytes": 9}]
+    code, out, _ = call("run", toml(values=small), "--results", "none")
+    assert code == 2
+    assert "a budget of 9 bytes is too small" in " ".join(out.split())
+    assert not list((tmp_path / "none" / "small").glob("*.json"))
+
+
 def test_bad_input_is_exit_code_2_before_anything_runs(call, toml, small, tmp_path):
     good = toml("good.toml")
     small["training"]["batchsize"] = 3

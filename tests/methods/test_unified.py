@@ -109,6 +109,13 @@ def test_look_ups_for_a_budget_are_those_that_were_best_on_movielens() -> None:
     assert look_ups(balanced=True) == [1, 2, 3]
 
 
+def test_chunks_whose_keys_alone_would_take_the_budget_are_left_out() -> None:
+    tables = [Table("a", 100, 30), Table("b", 200, 30)]
+    assert UnifiedEmbedding.for_budget(tables, 1000, balanced=True).plan(tables).nbytes() <= 1000
+    with pytest.raises(ValueError, match="needs tables"):
+        UnifiedEmbedding.for_budget([], 1000)
+
+
 def test_a_given_chunk_is_kept() -> None:
     tables = [Table("a", 100, 24), Table("b", None, 40)]
     narrow = UnifiedEmbedding.for_budget(tables, 5000, chunk_dim=4, seed=7)
