@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import os
 import resource
 import warnings
@@ -257,12 +258,15 @@ def bad_input(folder: Path) -> dict[str, Any]:
     said["left"] = sorted(path.name for path in (folder / "run").iterdir())
     said["position"] = _settled(lambda: good.checkpoints.save(2, {"batch": rank}))
 
+    inside = Checkpoints(folder / "inside", good.model.module, [])
+    said["not the whole"] = _settled(lambda: inside.save(1))
+
     embcomp.__version__, version = f"0.0.{rank}", embcomp.__version__
     said["version"] = _settled(lambda: good.checkpoints.save(2))
     embcomp.__version__ = version
 
     before = good.state()
-    good.checkpoints.save(2, {"batch": 2})
+    good.checkpoints.save(2, {"batch": 2, "loss": math.nan})  # the same on both, though NaN is not NaN
     if rank == 1:
         path = folder / "run" / "step-0000000002" / "__1_0.distcp"
         path.write_bytes(path.read_bytes()[:-1] + b"?")

@@ -177,6 +177,7 @@ def test_ranks_that_differ_are_refused(bad):
         assert said["position"] == (
             "ValueError: rank 1 is not like rank 0: position: rank 1 {'batch': 1}, rank 0 {'batch': 0}"
         )
+        assert "is sharded, and the state of its optimizer would be lost" in said["not the whole"]
         assert said["version"] == "ValueError: rank 1 is not like rank 0: version: rank 1 '0.0.1', rank 0 '0.0.0'"
 
 

@@ -78,11 +78,11 @@ def kept() -> list[str]:
     torch.manual_seed(dist.get_rank())
     model = build(frozen=frozen())
     model["norm"].running_mean.fill_(dist.get_rank() + 1.0)
-    frozen_rows = model["frozen"].embedding_bags["frozen"].weight
+    model.register_buffer("small", torch.tensor(dist.get_rank(), dtype=torch.int16))  # which gloo does not send
     torch.manual_seed(0)
     first = build(frozen=frozen()).state_dict()
     first["norm.running_mean"].fill_(1.0)
-    first["frozen.embedding_bags.frozen.weight"] = frozen_rows  # of each rank: nobody trains it
+    first["small"] = torch.tensor(0, dtype=torch.int16)
     before = torch.get_rng_state()
     sharded = adagrad(model)
     assert torch.equal(before, torch.get_rng_state()), "random numbers were taken"
@@ -96,6 +96,22 @@ def kept() -> list[str]:
 
 def test_the_values_of_rank_0_are_kept(pair):
     assert pair.run(kept) == [[], []]
+
+
+def tables_alone() -> list[bool]:
+    """Whether the frozen rest is that of rank 0, where tables are all that is trained."""
+    torch.manual_seed(dist.get_rank())
+    rest = nn.Linear(8, 1).requires_grad_(False)
+    model = nn.ModuleDict({"bags": CompressedEmbeddingBagCollection(bag_tables(), METHODS), "rest": rest})
+    sharded = adagrad(model)
+    torch.manual_seed(0)
+    first = nn.Linear(8, 1)
+    sharded.module["bags"](batch(0, slice(8)).sparse).values().sum().backward()
+    return [torch.equal(rest.weight, first.weight), torch.equal(rest.bias, first.bias)]
+
+
+def test_tables_may_be_all_that_is_trained(pair):
+    assert pair.run(tables_alone) == [[True, True], [True, True]]
 
 
 def drawn() -> dict[str, torch.Tensor]:
