@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 from torch import Tensor, nn
 
 import embcomp
@@ -164,8 +165,9 @@ def write_markdown(results: Path, folder: Path) -> Path:
     lines = [
         "# export",
         "",
-        "Trained tables, and the same exported by `embcomp.export` and loaded from the file: how many times smaller "
-        "than the full float32 tables, maps included, and the AUC of the test split with its difference to float32. "
+        "Trained tables, and the same exported by `embcomp.export` and loaded from the file: bytes of tables and maps "
+        "in memory and how many times smaller that is than the full float32 tables; bytes of the whole program on "
+        "disk; the AUC of the test split with its difference to float32. "
         "Written by `python -m experiments export`; means over seeds.",
     ]
     for dataset, of, model in dict.fromkeys(key[:3] for key in groups):
@@ -173,8 +175,8 @@ def write_markdown(results: Path, folder: Path) -> Path:
             "",
             f"## {model} on {dataset} ({of})",
             "",
-            f"| method | budget | seeds | float32 | AUC | {' | '.join(f'{d} | AUC' for d in DTYPES)} |",
-            f"|---|---|---:|---:|---:|{'---:|---:|' * len(DTYPES)}",
+            f"| method | budget | seeds | float32 | AUC | {' | '.join(f'{d} | file | AUC' for d in DTYPES)} |",
+            f"|---|---|---:|---:|---:|{'---:|---:|---:|' * len(DTYPES)}",
         ]
         here = [(key, runs) for key, runs in groups.items() if key[:3] == (dataset, of, model)]
         lines += [f"| {' | '.join([label, budget or '–', *_cells(runs)])} |" for (*_, label, budget), runs in here]
@@ -186,13 +188,18 @@ def write_markdown(results: Path, folder: Path) -> Path:
 def _cells(runs: list[dict[str, Any]]) -> Iterator[str]:
     full, auc = runs[0]["full_nbytes"], _mean(run["metrics"]["auc"] for run in runs)
     yield str(len(runs))
-    yield f"{full / _mean(run['nbytes'] for run in runs):.1f}x"
+    yield _size(_mean(run["nbytes"] for run in runs), full)
     yield f"{auc:.4f}"
     for i in range(len(DTYPES)):
         parts = [run["exported"][i] for run in runs]
-        yield f"{full / _mean(part['nbytes'] for part in parts):.1f}x"
+        yield _size(_mean(part["nbytes"] for part in parts), full)
+        yield decimal(round(_mean(part["file_nbytes"] for part in parts)))
         served = _mean(part["metrics"]["auc"] for part in parts)
         yield f"{served:.4f} ({served - auc:+.5f})"
+
+
+def _size(nbytes: float, full: int) -> str:
+    return f"{decimal(round(nbytes))}, {full / nbytes:.1f}x"
 
 
 def _mean(values: Iterator[float]) -> float:

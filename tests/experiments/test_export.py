@@ -36,8 +36,9 @@ def test_a_run_is_trained_once_and_judged_from_its_file(make_run, tmp_path: Path
     assert [found["experiment"] for found in files.read_results(settings.results)] == ["small"]  # not among the runs
     text = write_markdown(settings.results, tmp_path).read_text()
     ratio, auc = values["full_nbytes"] / served["nbytes"], served["metrics"]["auc"]
-    assert f"{ratio:.1f}x | {auc:.4f} ({auc - values['metrics']['auc']:+.5f}) |" in text
-    assert "| Full | – | 1 | 1.0x |" in text
+    loss = auc - values["metrics"]["auc"]
+    assert f"B, {ratio:.1f}x | {served['file_nbytes'] / 1000:.1f} kB | {auc:.4f} ({loss:+.5f}) |" in text
+    assert "B, 1.0x |" in text
 
 
 def test_weights_that_are_there_are_not_trained_again(make_run, tmp_path: Path, monkeypatch) -> None:
