@@ -17,7 +17,9 @@ def main() -> None:
     try:
         import typer
     except ModuleNotFoundError:
-        sys.exit("embcomp: the command line needs typer: pip install 'embcomp[graph]', or semantic, or serving")
+        text = "embcomp: the command line needs typer: pip install 'embcomp[graph]', or semantic, or serving"
+        print(text, file=sys.stderr)
+        sys.exit(2)
     app = typer.Typer(no_args_is_help=True, help="Small embedding tables for recommender models.")
 
     @app.callback()

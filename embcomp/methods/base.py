@@ -139,6 +139,8 @@ class Encoder(nn.Module, abc.ABC):
 
     def _check_config(self, saved: dict[str, Any]) -> None:
         mine = json.loads(json.dumps(self.config))
+        later = {key: value for key, value in _defaults(saved.get("method")).items() if key in mine}
+        saved = {**later, **saved}  # a setting that came after it was saved had its default
         keys = sorted({*saved, *mine} - {"table"})
         said = "; ".join(
             f"{key}: saved {saved.get(key)!r}, here {mine.get(key)!r}"
@@ -159,6 +161,12 @@ class Encoder(nn.Module, abc.ABC):
 
     def reset_buffers(self) -> None:
         """Computes again the buffers that follow from the table's name, after it has changed."""
+
+
+def _defaults(method: str | None) -> dict[str, Any]:
+    """The simple settings of a method that have a default."""
+    fields = dataclasses.fields(METHODS[method]) if method in METHODS else ()
+    return {field.name: field.default for field in fields if isinstance(field.default, bool | int | float | str)}
 
 
 class Combiner(abc.ABC):

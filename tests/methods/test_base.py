@@ -73,3 +73,16 @@ def test_plans_name_what_they_store() -> None:
     plan = UnifiedEmbedding(rows=10, chunk_dim=4).plan([Table("a", None, 8), Table("b", None, 4)])
     assert plan.nbytes() == 10 * 4 * 4 + 3 * 8
     assert plan.nbytes(float_bytes=2) == 10 * 4 * 2 + 3 * 8
+
+
+def test_a_state_from_before_a_setting_had_its_default() -> None:
+    module = CompressedEmbedding(100, 8, HashingTrick(rows=10))
+    state = module.state_dict()
+    (name,) = [name for name in state if name.endswith("_extra_state")]
+    config = json.loads(bytes(state[name].tolist()))
+    del config["balanced"]
+    state[name] = torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
+    assert module.load_state_dict(state)
+    other = CompressedEmbedding(100, 8, HashingTrick(rows=10, balanced=True))
+    with pytest.raises(ValueError, match="balanced: saved False, here True"):
+        other.load_state_dict({**other.state_dict(), name: state[name]})
