@@ -2,7 +2,8 @@
 
 Two processes train a sharded model on synthetic clicks and save in the background, nearly all the time. SIGKILL hits
 one of them, or both, at random moments: while they start, load, train or save. Whoever is left must end by itself.
-Both are started again, until the training is done.
+Both are started again, until the training is done. Most kills wait for a few new checkpoints first, so that they lie in
+all parts of the training, however fast the machine is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -26,6 +28,9 @@ from experiments.processes import DIED, Processes
 
 PROCESSES = 2
 PATIENCE = 60.0  # seconds in which a process must end that has lost another
+STARTS = 0.2  # share of the kills that come before the training goes on
+PAUSE = 0.3  # seconds at most between a checkpoint and the kill
+PARTS = 4  # of a training, in which kills are counted
 ROWS = {"num_rows": 12_000, "num_users": 300, "num_items": 200, "num_communities": 5}
 
 
@@ -74,22 +79,31 @@ def run(
     *,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Trains alone, then with kills -> both outcomes and each kill.
+    """Trains alone, then with kills -> both outcomes, each kill, and how many kills each quarter of the steps had.
 
     Raises:
         RuntimeError: a process that has lost another did not end, or the training went wrong.
     """
     clicks = data.load("synthetic", **ROWS).folder
+    Processes(PROCESSES).close()  # the first processes of all take longer to start
     with tempfile.TemporaryDirectory() as folder:
         training = Training(Path(folder) / "alone", clicks, epochs, batch_size)
         alone = Life(training)
         outcomes = {"alone": alone.end()}
         report(f"alone: {alone.seconds:.1f} s to start, {alone.trained:.1f} s to train")
         moments, found = random.Random(seed), []
-        span = 1.4 * alone.trained / (kills + 1)  # a life trains so long at most that the training outlives the kills
+        starts = moments.sample(range(kills), max(1, round(STARTS * kills)))
+        steps = outcomes["alone"]["steps"]
+        each = steps / training.save_every / kills  # checkpoints for each kill, so that the training outlives them
+        most = max(1, math.floor(1.5 * each))
+        least = min(most, math.ceil(0.5 * each))
         training = replace(training, folder=Path(folder) / "killed-1")
         while len(found) < kills:
-            kill = Life(training).kill(moments, 1.5 * alone.seconds, span)
+            ranks = moments.choice([[0], [1], [0, 1]])
+            if len(found) in starts:
+                kill = Life(training).kill_at_start(ranks, moments.uniform(0, alone.seconds))
+            else:
+                kill = Life(training).kill_later(ranks, moments.randint(least, most), moments.uniform(0, PAUSE))
             if isinstance(kill, Kill):
                 found.append(kill)
                 report(f"kill {len(found)}: {kill}")
@@ -102,8 +116,15 @@ def run(
         "epochs": epochs,
         "equal": all(each == outcomes["alone"] for each in outcomes.values()),
         "outcomes": dict(sorted(outcomes.items())),
+        "kills_in_quarters": spread(found, steps),
         "kills": [asdict(kill) for kill in found],
     }
+
+
+def spread(kills: list[Kill], steps: int) -> list[int]:
+    """How many kills lie in each quarter of the steps, by the checkpoint before them."""
+    parts = Counter(min((kill.checkpoint or 0) * PARTS // steps, PARTS - 1) for kill in kills)
+    return [parts[part] for part in range(PARTS)]
 
 
 class Life:
@@ -129,17 +150,22 @@ class Life:
             raise RuntimeError(f"the training failed by itself: {errors}")
         return found[0].value  # type: ignore[union-attr]
 
-    def kill(self, moments: random.Random, start: float, span: float) -> Kill | dict[str, Any]:
-        """Kills at a random moment, and waits for the others; the outcome where the training was done before."""
-        ranks = moments.choice([[0], [1], [0, 1]])
-        if moments.random() < 0.2:
-            self._wait(moments.uniform(0, start))
-        else:
-            self._wait()
-            time.sleep(moments.uniform(0, span))
-        phase = "train" if self.begun.exists() else "start"
-        if any(self.training.folder.glob(".step-*.part")):
-            phase = "save"
+    def kill_at_start(self, ranks: list[int], seconds: float) -> Kill | dict[str, Any]:
+        """Kills so many seconds after the start, or once the training goes on."""
+        self._wait(seconds)
+        return self._kill(ranks, "train" if self.begun.exists() else "start")  # a part may be left from the life before
+
+    def kill_later(self, ranks: list[int], checkpoints: int, pause: float) -> Kill | dict[str, Any]:
+        """Kills so many checkpoints, and then so many seconds, later."""
+        goal = max(_steps(self.training.folder), default=0) + checkpoints * self.training.save_every
+        while max(_steps(self.training.folder), default=0) < goal and not self.processes.ended():
+            time.sleep(0.005)
+        time.sleep(pause)
+        saves = any(self.training.folder.glob(".step-*.part"))
+        return self._kill(ranks, "save" if saves else "train")
+
+    def _kill(self, ranks: list[int], phase: str) -> Kill | dict[str, Any]:
+        """Kills, and waits for the others; the outcome where the training was done before."""
         for rank in ranks:
             self.processes.kill(rank)
         begin = time.monotonic()
@@ -165,7 +191,8 @@ class Life:
 
     def _wait(self, seconds: float = math.inf) -> None:
         """Until the training has begun, for so long at most."""
-        while not self.begun.exists() and time.monotonic() < self.started + seconds:
+        end = self.started + seconds
+        while not self.begun.exists() and time.monotonic() < end and not self.processes.ended():
             time.sleep(0.005)
 
 

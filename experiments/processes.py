@@ -65,6 +65,10 @@ class Processes:
         end_of_time = None if seconds is None else time.monotonic() + seconds
         return [self._receive(end, end_of_time) for end in self._ends]
 
+    def ended(self) -> bool:
+        """Whether one of the processes has come to an outcome."""
+        return any(end.poll() for end in self._ends)
+
     def kill(self, rank: int) -> None:
         """SIGKILL."""
         self._workers[rank].kill()
