@@ -95,9 +95,9 @@ def from_rows(name: str, rows: pl.LazyFrame) -> Interactions:
     dtypes = rows.collect_schema()
     for column in COLUMNS:
         if column not in dtypes:
-            raise DataError(f"{name} has no column {column!r}; it has {', '.join(dtypes)}")
+            raise DataError(f"no column {column!r}; there are {', '.join(dtypes)}")
         if column != "split" and not (dtypes[column].is_integer() or dtypes[column] == pl.String):
-            raise DataError(f"{name}: {column} must hold integers or strings, not {dtypes[column]}")
+            raise DataError(f"{column} must hold integers or strings, not {dtypes[column]}")
     split = pl.col("split").cast(pl.String)
     places = {part: place for place, part in enumerate(SPLITS)}
     number = split.replace_strict(places, default=None, return_dtype=pl.Int8)
@@ -105,15 +105,15 @@ def from_rows(name: str, rows: pl.LazyFrame) -> Interactions:
     found = grouped.sort("user_id", "item_id").collect(engine="streaming")
     if found["bad"].sum():
         value = rows.filter(number.is_null()).select(split).head(1).collect().item()
-        raise DataError(f"{name}: split is {value!r}; it must be one of {', '.join(SPLITS)}")
+        raise DataError(f"split is {value!r}; it must be one of {', '.join(SPLITS)}")
     for column in COLUMNS[:2]:
         if found[column].null_count():
-            raise DataError(f"{name}: {column} is missing in {found[column].null_count()} pairs; drop those rows")
+            raise DataError(f"{column} is missing in {found[column].null_count()} pairs; drop those rows")
     values = {column: found[column].unique().sort() for column in COLUMNS[:2]}
     coded = [values[column].search_sorted(found[column]).cast(pl.Int64).alias(column) for column in COLUMNS[:2]]
     frame = pl.DataFrame([*coded, found["split"]])
     pairs = {part: frame.filter(split=place).drop("split") for part, place in places.items()}
     for part, rows_of_part in pairs.items():
         if rows_of_part.is_empty():
-            raise DataError(f"{name}: the {part} split is empty; give each of {', '.join(SPLITS)} some pairs")
+            raise DataError(f"the {part} split is empty; give each of {', '.join(SPLITS)} some pairs")
     return Interactions(name, values, pairs)

@@ -49,23 +49,14 @@ def files(folder: Path) -> list[Path]:
 def resolve(options: dict[str, Any]) -> dict[str, Any]:
     """The schema's content in the place of its file's name, and nothing that is not known."""
     schema = options["schema"]
-    if isinstance(schema, (str, Path)):
-        try:
-            schema = tomllib.loads(Path(schema).read_text())
-        except FileNotFoundError:
-            raise DataError(f"no schema file {schema}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise DataError(f"schema file {options['schema']}: {error}") from None
-    _check("schema", schema, set(_KEYS))
-    for key, value in schema.items():
-        if type(value) is not _KEYS[key]:
-            raise DataError(f"{key!r} in the schema must be of type {_KEYS[key].__name__}, not {value!r}")
-    for key in ("label", "features"):
-        if not schema.get(key):
-            raise DataError(f"the schema has no {key!r}")
-    for name, field in schema["features"].items():
-        _check(f"features.{name}", field, _FIELD_KEYS)
-    return {"schema": schema}
+    if not isinstance(schema, (str, Path)):
+        return {"schema": _checked(schema)}
+    try:
+        return {"schema": _checked(tomllib.loads(Path(schema).read_text(encoding="utf-8")))}
+    except FileNotFoundError:
+        raise DataError(f"no schema file {schema}") from None
+    except (OSError, ValueError) as error:  # a folder, not UTF-8, not TOML, no schema
+        raise DataError(f"schema file {schema}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read(folder: Path, *, schema: dict[str, Any]) -> Source:
@@ -93,6 +84,19 @@ def read(folder: Path, *, schema: dict[str, Any]) -> Source:
 
 def _has_splits(paths: list[Path]) -> bool:
     return {path.stem for path in paths} >= set(SPLITS)
+
+
+def _checked(schema: Any) -> dict[str, Any]:
+    _check("schema", schema, set(_KEYS))
+    for key, value in schema.items():
+        if type(value) is not _KEYS[key]:
+            raise DataError(f"{key!r} in the schema must be of type {_KEYS[key].__name__}, not {value!r}")
+    for key in ("label", "features"):
+        if not schema.get(key):
+            raise DataError(f"the schema has no {key!r}")
+    for name, field in schema["features"].items():
+        _check(f"features.{name}", field, _FIELD_KEYS)
+    return schema
 
 
 def _check(where: str, value: Any, allowed: set[str]) -> None:

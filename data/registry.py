@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,9 @@ def load(
     if dataset.files is None:
         return ClickData(prepared(name, cache, chosen, [], lambda: dataset.read(**chosen)))
     place = _place(root, folder or dataset.folder)
-    try:
-        return ClickData(prepared(name, cache, chosen, dataset.files(place), lambda: dataset.read(place, **chosen)))
-    except PolarsError as error:
-        raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
+    files = dataset.files(place)
+    with _named(name, place, files):
+        return ClickData(prepared(name, cache, chosen, files, lambda: dataset.read(place, **chosen)))
 
 
 def load_interactions(
@@ -120,13 +120,12 @@ def load_interactions(
     if dataset.files is None:
         return interactions.from_rows(name, dataset.read(**chosen))
     place = _place(root, folder or dataset.folder)
-    for file in dataset.files(place):
+    files = dataset.files(place)
+    for file in files:
         if not file.is_file():
             raise DataError(f"no file {file}; `python -m data fetch {name}` says where it is")
-    try:
+    with _named(name, place, files):
         return interactions.from_rows(name, dataset.read(place, **chosen))
-    except PolarsError as error:
-        raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def load_sequences(
@@ -148,12 +147,19 @@ def load_sequences(
     if dataset.files is None:
         return dataset.read(**chosen)
     place = _place(root, folder or dataset.folder)
-    if not dataset.files(place)[0].is_file():
-        raise DataError(f"no file {dataset.files(place)[0]}; `python -m data fetch {name}` says where it is")
-    try:
+    files = dataset.files(place)
+    if not files[0].is_file():
+        raise DataError(f"no file {files[0]}; `python -m data fetch {name}` says where it is")
+    with _named(name, place, files):
         return dataset.read(place, **chosen)
-    except PolarsError as error:
-        raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def has_files(name: str) -> bool:
+    """Whether any source file of a data set of clicks is where EMBCOMP_DATA says."""
+    dataset = DATASETS[known("data set", name, DATASETS)]
+    if dataset.files is None or dataset.folder is None or not os.environ.get("EMBCOMP_DATA"):
+        return False
+    return any(file.exists() for file in dataset.files(_place(None, dataset.folder)))
 
 
 def root_folder(root: str | Path | None = None) -> Path:
@@ -182,4 +188,18 @@ def _place(root: str | Path | None, folder: str | Path | None) -> Path:
     if folder is None:
         raise DataError("which folder? Give folder=, the folder or file of the data")
     path = Path(folder).expanduser()
-    return path if path.is_absolute() else root_folder(root) / path
+    return (path if path.is_absolute() else root_folder(root) / path).absolute()
+
+
+@contextmanager
+def _named(name: str, place: Path, files: Sequence[Path]) -> Iterator[None]:
+    """Errors in the data say which data set it is, and the file; the folder, where there are several files."""
+    where = files[0] if len(files) == 1 else place
+    try:
+        yield
+    except PolarsError as error:
+        raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
+    except DataError as error:
+        if str(place) in str(error):  # a reader of text names the line, too
+            raise
+        raise DataError(f"{name} in {where}: {error}") from error

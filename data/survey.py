@@ -68,16 +68,21 @@ def survey(source: Source, dtypes: Mapping[str, pl.DataType]) -> tuple[dict[str,
 
 def _rules(source: Source, dtypes: Mapping[str, pl.DataType]) -> dict[str, tuple[pl.Expr, str]]:
     """Column -> (which rows break its rule; null counts as broken, the rule)."""
-    rules = {source.label: (~pl.col(source.label).cast(pl.Float64).is_in([0.0, 1.0]), "a label is 0 or 1")}
+    rules = {
+        source.label: (
+            ~pl.col(source.label).cast(pl.Float64).is_in([0.0, 1.0]),
+            "a label is 0 or 1; fill or correct it, or drop the row",
+        )
+    }
     for column in source.dense:
         finite = pl.col(column).cast(pl.Float32).is_finite()
-        rules[column] = (~finite, "dense columns hold finite numbers; fill or drop the row")
+        rules[column] = (~finite, "dense columns hold finite numbers; fill it or drop the row")
     for column in source.carried:
-        rules[column] = (pl.col(column).is_null(), "it must not be missing; fill or drop the row")
+        rules[column] = (pl.col(column).is_null(), "it must not be missing; fill it or drop the row")
     for f in source.fields:
         if not f.has_vocabulary and single(dtypes[f.name]).is_integer():
             end = 2**63 if isinstance(f.ids, str) else f.ids
-            rule = f"ids are 0 <= id < {end}"
+            rule = f"ids are 0 <= id < {end}; correct it or drop the row"
             if f.multi_hot:
                 ids = pl.col(f.name).fill_null([]).list.drop_nulls().list
                 rules[f.name] = (ids.min().fill_null(0) < 0) | (ids.max().fill_null(0) > end - 1), rule

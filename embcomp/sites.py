@@ -1,7 +1,10 @@
 """The places of a model that hold embedding tables, and what forbids swapping one."""
 
 import abc
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -15,6 +18,10 @@ from embcomp.nn.table import CompressedTable
 from embcomp.walk import compressed_collections, fused_tables, join, modules_with_tables, torchrec_collections
 
 Stores = Mapping[str, Tensor]
+
+_DEPTH = 5  # levels of a plain attribute that are searched for tables: itself, and four below
+_MOST = 10_000  # things: what holds more is data
+_NOT_OPENED = ("builtins", "torch", "torchrec", "fbgemm_gpu")  # whose objects hold tables in ways of their own
 
 
 class Site(abc.ABC):
@@ -150,7 +157,7 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
                         "both places, or exclude both tables with embcomp.Full()"
                     )
                 owned[id(weight)] = owned[_address(weight)] = site.paths[0]
-    registered = {id(module) for module in model.modules()}
+    reached = {module for module in model.modules() if id(module) not in inside}
     for path, module in model.named_modules():
         if id(module) in inside:
             continue
@@ -164,7 +171,7 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
         for name, value in vars(module).items():
             if name in ("_parameters", "_buffers", "_modules"):
                 continue
-            held = _held(value, owned, registered)
+            held = _held(value, owned, reached)
             if held:
                 raise ValueError(
                     f"cannot compress {held!r}: {join(path, name)!r} keeps it (or its weight) outside the module "
@@ -183,17 +190,57 @@ def _owner(tensor: Tensor, owned: Mapping[Any, str]) -> str | None:
     return owned.get(id(tensor)) or owned.get(_address(tensor))
 
 
-def _held(value: Any, owned: Mapping[Any, str], registered: set[int], depth: int = 3) -> str | None:
-    """The table that a plain attribute holds: itself, by a method of it, inside a module, lists or dictionaries."""
-    value = getattr(value, "__self__", value)  # of a bound method
-    if isinstance(value, Tensor):
-        return _owner(value, owned)
-    if isinstance(value, nn.Module):
-        if id(value) in registered and id(value) not in owned:
-            return None  # the swap reaches what is inside
-        return next((table for part in value.modules() if (table := owned.get(id(part)))), None)
-    if depth and isinstance(value, Mapping):
-        value = list(value.values())
-    if depth and isinstance(value, list | tuple | set):
-        return next((table for item in value if (table := _held(item, owned, registered, depth - 1))), None)
+def _held(value: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str | None:
+    """The table that a plain attribute holds: itself, or inside modules, containers, functions and plain objects.
+
+    Nearest things first, so that the bounds cut off what is far away or plenty: data, not tables.
+    """
+    seen: dict[int, Any] = {}  # what was looked at, kept alive so that no id is used twice
+    level = [value]
+    for _ in range(_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if id(item) in seen or type(item) in weakref.ProxyTypes:
+                continue
+            seen[id(item)] = item
+            table = _table(item, owned, reached)
+            if table:
+                return table
+            if len(seen) + len(below) < _MOST:
+                below += _contents(item)
+        level = below
     return None
+
+
+def _table(item: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str | None:
+    """The table that this is, or that a module outside the module tree is made of."""
+    if isinstance(item, Tensor):
+        return _owner(item, owned)
+    if not isinstance(item, nn.Module) or item in reached:  # the swap reaches what is inside
+        return None
+    for _, part in item.named_modules(memo=set(reached)):
+        tensors = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        table = owned.get(id(part)) or next(filter(None, (_owner(tensor, owned) for tensor in tensors)), None)
+        if table:
+            return table
+    return None
+
+
+def _contents(item: Any) -> Collection[Any]:
+    """What a container, a callable or a plain object keeps; nothing of modules, classes, torch and large containers."""
+    if isinstance(item, Mapping | list | tuple | set | frozenset):
+        if len(item) > _MOST:
+            return ()
+        return list(item.values()) if isinstance(item, Mapping) else item
+    if isinstance(item, partial):
+        return item.func, *item.args, *item.keywords.values()
+    if isinstance(item, MethodType):
+        return item.__self__, item.__func__
+    if isinstance(item, FunctionType):
+        filled = [cell for cell in item.__closure__ or () if cell != CellType()]
+        given = (*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values())
+        return *(cell.cell_contents for cell in filled), *given, *vars(item).values()
+    if isinstance(item, nn.Module | type | ModuleType) or type(item).__module__.partition(".")[0] in _NOT_OPENED:
+        return ()
+    kept = getattr(item, "__dict__", None)
+    return list(kept.values()) if isinstance(kept, dict) and len(kept) <= _MOST else ()

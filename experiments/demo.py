@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from data import DataError, load
-from experiments.config import ExperimentConfig
+import data
+from data.registry import has_files
+from experiments.config import DataConfig, ExperimentConfig
+from experiments.datasets import load_data
 from experiments.load import check
 from experiments.report import collect, write_html
 from experiments.report.collect import Section
@@ -35,12 +37,15 @@ _VALUES: dict[str, Any] = {
 
 
 def experiment() -> ExperimentConfig:
-    """On MovieLens-1M where EMBCOMP_DATA holds it, else on synthetic clicks."""
-    try:
-        load("ml-1m")
-        source: dict[str, Any] = {"name": "ml-1m"}
-    except DataError:
-        source = {"name": "synthetic", "options": {"num_rows": 600_000}}
+    """On MovieLens-1M where EMBCOMP_DATA holds it, else on synthetic clicks.
+
+    Raises:
+        InputError: files of MovieLens-1M are there, but one is missing or damaged.
+    """
+    source: dict[str, Any] = {"name": "synthetic", "options": {"num_rows": 600_000}}
+    if has_files("ml-1m"):
+        source = {"name": "ml-1m"}
+        load_data(data.load, DataConfig(name="ml-1m"))
     return check({**_VALUES, "data": source}, "demo")
 
 

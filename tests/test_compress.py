@@ -1,8 +1,10 @@
 """`compress_` on models of plain torch; tests/torchrec and tests/test_third_party.py hold the rest."""
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import embcomp
@@ -238,6 +241,25 @@ def hold(attribute: str, value: Callable[[Recommender], Any]) -> Callable[[Recom
     return lambda model: setattr(model, attribute, value(model))
 
 
+def tied(layer: nn.Linear, weight: nn.Parameter) -> nn.Linear:
+    layer.weight = weight
+    return layer
+
+
+class Helper:
+    """A plain object, which knows itself."""
+
+    def __init__(self, kept: Any) -> None:
+        self.itself, self.kept = self, kept
+
+    def score(self, x: Tensor) -> Tensor:
+        return x @ self.kept.T
+
+
+def scorer(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: x @ weight.T
+
+
 TROUBLES: dict[str, tuple[Callable[[Recommender], Any], str]] = {
     "tied to an output": (
         lambda m: setattr(m.out, "weight", m.user.weight),
@@ -264,6 +286,27 @@ TROUBLES: dict[str, tuple[Callable[[Recommender], Any], str]] = {
     "module that is no part of the model": (
         hold("aside", lambda m: [nn.Sequential(m.user, nn.ReLU())]),
         "'user': 'aside' keeps it",
+    ),
+    "weight of a module that is no part of the model": (
+        hold("aside", lambda m: [tied(nn.Linear(8, 50), m.user.weight)]),
+        "'user': 'aside' keeps it",
+    ),
+    "plain object": (hold("helper", lambda m: Helper(m.user.weight)), "'user': 'helper' keeps it"),
+    "plain object of a submodule": (
+        lambda m: setattr(m.out, "helper", Helper({"all": [m.user]})),
+        "'user': 'out.helper' keeps it",
+    ),
+    "method of a plain object": (hold("score", lambda m: Helper(m.user.weight).score), "'user': 'score' keeps it"),
+    "partial": (hold("score", lambda m: partial(torch.matmul, m.user.weight)), "'user': 'score' keeps it"),
+    "keyword of a partial": (
+        hold("score", lambda m: partial(F.linear, weight=m.user.weight)),
+        "'user': 'score' keeps it",
+    ),
+    "function of a partial": (hold("score", lambda m: partial(m.user, BATCH[0])), "'user': 'score' keeps it"),
+    "closure": (hold("score", lambda m: scorer(m.user.weight)), "'user': 'score' keeps it"),
+    "default of a hook": (
+        lambda m: m.out.register_forward_hook(lambda *a, weight=m.user.weight: None),
+        "'user': 'out._forward_hooks' keeps it",
     ),
     "max_norm": (lambda m: setattr(m.user, "max_norm", 1.0), "cannot compress 'user': max_norm=1.0"),
     "scale_grad_by_freq": (lambda m: setattr(m.user, "scale_grad_by_freq", True), "'user': scale_grad_by_freq"),
@@ -356,6 +399,28 @@ def test_lists_of_registered_modules_are_no_trouble() -> None:
     model.blocks = [model.towers[0], (model.out, {"all": model.towers})]
     compress_(model, {"*": HashingTrick(rows=5)})
     assert isinstance(model.blocks[0][0], CompressedEmbedding)
+
+
+def test_what_leads_back_to_the_model_or_holds_data_is_no_trouble() -> None:
+    """The model itself, in objects and modules around it; a recursive function; data of any size."""
+    model = Recommender()
+    outer = nn.ModuleDict({"model": model})
+    model.helper = Helper([model, outer, weakref.proxy(model)])
+    model.look_up = partial(lambda ids: model.user(ids))
+    model.vocabulary = Helper({str(i): [i] for i in range(200_000)})
+
+    def down(depth: int) -> int:
+        return depth and down(depth - 1)
+
+    def late() -> Tensor:
+        return unset
+
+    model.down, model.late = down, late
+    compress_(model, {"*": HashingTrick(rows=5)})
+    assert isinstance(model.look_up.func.__closure__[0].cell_contents.user, CompressedEmbedding)
+    assert model.look_up(BATCH[0]).shape == (6, 8)
+    unset = model.out.weight
+    assert model.late() is unset
 
 
 def test_a_table_alone_is_refused() -> None:

@@ -15,9 +15,12 @@ from torchrec.optim import RowWiseAdagrad
 
 import data
 import embcomp
+from data.registry import has_files
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
 from experiments.bench import BenchRow
 from experiments.bench.timing import paired
+from experiments.config import DataConfig
+from experiments.datasets import load_data
 from recsys_models import DLRM
 
 DIM = 16
@@ -25,10 +28,7 @@ DIM = 16
 
 def run(console: Console, *, batch_size: int = 4096, rounds: int = 5) -> list[BenchRow]:
     """One comparison: an epoch from the loader, shuffled, against as many training steps."""
-    try:
-        clicks = data.load("ml-1m")
-    except data.DataError:
-        clicks = data.load("synthetic")
+    clicks = load_data(data.load, DataConfig(name="ml-1m" if has_files("ml-1m") else "synthetic"))
     console.log(f"data: {clicks.name}, {len(clicks.schema.features)} features, batches of {batch_size}")
     loaders = (clicks.loader("train", batch_size, shuffle=True, epoch=epoch, drop_last=True) for epoch in count())
     first = next(loaders)

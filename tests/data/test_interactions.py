@@ -74,8 +74,9 @@ def test_every_pair_is_in_its_earliest_split_alone(rows):
     ],
 )
 def test_what_cannot_be_trained_on_is_named(write, columns, message):
-    with pytest.raises(DataError, match=f"interactions: {message}"):
-        data.load_interactions("interactions", folder=write(**columns))
+    path = write(**columns)
+    with pytest.raises(DataError, match=rf"^interactions in {path}\S*: {message}"):
+        data.load_interactions("interactions", folder=path)
 
 
 def test_bad_requests(tmp_path):
@@ -89,7 +90,7 @@ def test_bad_requests(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         data.load_interactions("interactions", folder=tmp_path)
     pl.DataFrame({"user_id": [1]}).write_parquet(tmp_path / "interactions.parquet")
-    with pytest.raises(DataError, match="no column 'item_id'; it has user_id"):
+    with pytest.raises(DataError, match="parquet: no column 'item_id'; there are user_id"):
         data.load_interactions("interactions", folder=tmp_path)
 
 

@@ -84,6 +84,14 @@ def test_toml_file(load, tmp_path):
     schema.write_text("label = ")
     with pytest.raises(DataError, match=r"schema file .*schema\.toml: Invalid value"):
         data.load("parquet", folder=path, cache=tmp_path / "cache", schema=schema)
+    schema.write_text('label = "clicked"')
+    with pytest.raises(DataError, match=r"schema file .*schema\.toml: the schema has no 'features'"):
+        data.load("parquet", folder=path, cache=tmp_path / "cache", schema=schema)
+    schema.write_bytes(b'label = "\xff"')
+    with pytest.raises(DataError, match=r"schema file .*schema\.toml: 'utf-8' codec can't decode byte 0xff"):
+        data.load("parquet", folder=path, cache=tmp_path / "cache", schema=schema)
+    with pytest.raises(DataError, match=rf"schema file {tmp_path}: Is a directory"):
+        data.load("parquet", folder=path, cache=tmp_path / "cache", schema=tmp_path)
     with pytest.raises(DataError, match=r"no schema file .*none\.toml"):
         data.load("parquet", folder=path, cache=tmp_path / "cache", schema=tmp_path / "none.toml")
 
@@ -143,6 +151,24 @@ def test_bad_input_leaves_nothing_behind(load, tmp_path, rows, changes, message)
         load(bad, **changes)
     cache = tmp_path / "cache"
     assert not cache.exists() or not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_errors_name_the_file_or_the_folder_of_several(tmp_path, monkeypatch):
+    def load(folder, **changes):
+        data.load("parquet", root=".", folder=folder, cache="cache", schema=SCHEMA | changes)
+
+    monkeypatch.chdir(tmp_path)
+    ROWS.write_parquet("a.parquet")
+    for folder in ("a.parquet", "."):
+        with pytest.raises(DataError, match=rf"^parquet in {tmp_path}/a\.parquet: unknown column 'q'"):
+            load(folder, dense=["q"])
+    ROWS.with_columns(clicked=pl.lit(2)).write_parquet("b.parquet")
+    message = "column 'clicked' is 2 in row 0 .*, but a label is 0 or 1; fill or correct it, or drop the row"
+    with pytest.raises(DataError, match=rf"^parquet in {tmp_path}/b\.parquet: {message}"):
+        load("b.parquet")
+    ROWS.with_columns(clicked=pl.lit(None)).write_parquet("b.parquet")
+    with pytest.raises(DataError, match=rf"^parquet in {tmp_path}: "):
+        load(".")
 
 
 def test_empty_split(load, tmp_path):

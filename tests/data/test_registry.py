@@ -2,7 +2,7 @@ import pytest
 
 import data
 from data import DataError
-from data.registry import root_folder
+from data.registry import has_files, root_folder
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,16 @@ def test_root(monkeypatch, tmp_path):
     assert root_folder("elsewhere").name == "elsewhere"
     with pytest.raises(DataError, match=rf"no file {tmp_path}/criteo/train\.txt; `python -m data fetch criteo`"):
         data.load("criteo")
+
+
+def test_whether_files_are_there(monkeypatch, tmp_path):
+    monkeypatch.delenv("EMBCOMP_DATA", raising=False)
+    assert not has_files("ml-1m")
+    monkeypatch.setenv("EMBCOMP_DATA", str(tmp_path))
+    assert not has_files("ml-1m")
+    (tmp_path / "ml-1m").mkdir()
+    (tmp_path / "ml-1m" / "users.dat").write_text("")
+    assert has_files("ml-1m")
+    assert not has_files("synthetic")
+    with pytest.raises(DataError, match="did you mean 'ml-1m'"):
+        has_files("ml1m")

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from experiments import demo
+from experiments.errors import InputError
 from experiments.load import check
 
 
@@ -29,11 +30,22 @@ def test_the_demo_shows_bytes_and_cost(small, tmp_path, monkeypatch, capsys):
     assert "done demo/" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_movielens_where_it_is_and_synthetic_clicks_elsewhere(there, tmp_path, monkeypatch):
-    def load(name):
-        if not there:
-            raise demo.DataError("no file")
-
-    monkeypatch.setattr(demo, "load", load)
-    assert demo.experiment().data.name == ("ml-1m" if there else "synthetic")
+def test_movielens_where_it_is_and_synthetic_clicks_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("EMBCOMP_DATA", raising=False)
+    assert demo.experiment().data.name == "synthetic"
+    monkeypatch.setenv("EMBCOMP_DATA", str(tmp_path))
+    assert demo.experiment().data.name == "synthetic"
+    folder = tmp_path / "ml-1m"
+    folder.mkdir()
+    assert demo.experiment().data.name == "synthetic"
+    lines = [f"{user}::{item}::{3 * item - 2}::{user}" for user in range(1, 31) for item in (1, 2)]
+    (folder / "ratings.dat").write_text("\n".join(lines))
+    # Half there, and damaged: never silently another data set.
+    with pytest.raises(InputError, match=r"no file .*users\.dat"):
+        demo.experiment()
+    (folder / "users.dat").write_text("1::F\n")
+    with pytest.raises(InputError, match=r"users\.dat:1: 2 fields, not 5"):
+        demo.experiment()
+    (folder / "users.dat").write_text("".join(f"{user}::F::25::1::55\n" for user in range(1, 31)))
+    assert demo.experiment().data.name == "ml-1m"
