@@ -4,7 +4,7 @@ import abc
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ Stores = Mapping[str, Tensor]
 
 _DEPTH = 5  # levels of a plain attribute that are searched for tables: itself, and four below
 _MOST = 10_000  # things: what holds more is data
-_NOT_OPENED = ("builtins", "torch", "torchrec", "fbgemm_gpu")  # whose objects hold tables in ways of their own
 
 
 class Site(abc.ABC):
@@ -191,7 +190,7 @@ def _owner(tensor: Tensor, owned: Mapping[Any, str]) -> str | None:
 
 
 def _held(value: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str | None:
-    """The table that a plain attribute holds: itself, or inside modules, containers, functions and plain objects.
+    """The table that a plain attribute holds: itself, or inside modules, containers and functions.
 
     Nearest things first, so that the bounds cut off what is far away or plenty: data, not tables.
     """
@@ -227,7 +226,7 @@ def _table(item: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str 
 
 
 def _contents(item: Any) -> Collection[Any]:
-    """What a container, a callable or a plain object keeps; nothing of modules, classes, torch and large containers."""
+    """What a container or a function keeps; nothing of large containers."""
     if isinstance(item, Mapping | list | tuple | set | frozenset):
         if len(item) > _MOST:
             return ()
@@ -240,7 +239,5 @@ def _contents(item: Any) -> Collection[Any]:
         filled = [cell for cell in item.__closure__ or () if cell != CellType()]
         given = (*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values())
         return *(cell.cell_contents for cell in filled), *given, *vars(item).values()
-    if isinstance(item, nn.Module | type | ModuleType) or type(item).__module__.partition(".")[0] in _NOT_OPENED:
-        return ()
-    kept = getattr(item, "__dict__", None)
-    return list(kept.values()) if isinstance(kept, dict) and len(kept) <= _MOST else ()
+    # Plain objects are not opened: libraries describe features in them, beside the module that these were made into.
+    return ()

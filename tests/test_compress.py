@@ -246,16 +246,6 @@ def tied(layer: nn.Linear, weight: nn.Parameter) -> nn.Linear:
     return layer
 
 
-class Helper:
-    """A plain object, which knows itself."""
-
-    def __init__(self, kept: Any) -> None:
-        self.itself, self.kept = self, kept
-
-    def score(self, x: Tensor) -> Tensor:
-        return x @ self.kept.T
-
-
 def scorer(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: x @ weight.T
 
@@ -291,12 +281,6 @@ TROUBLES: dict[str, tuple[Callable[[Recommender], Any], str]] = {
         hold("aside", lambda m: [tied(nn.Linear(8, 50), m.user.weight)]),
         "'user': 'aside' keeps it",
     ),
-    "plain object": (hold("helper", lambda m: Helper(m.user.weight)), "'user': 'helper' keeps it"),
-    "plain object of a submodule": (
-        lambda m: setattr(m.out, "helper", Helper({"all": [m.user]})),
-        "'user': 'out.helper' keeps it",
-    ),
-    "method of a plain object": (hold("score", lambda m: Helper(m.user.weight).score), "'user': 'score' keeps it"),
     "partial": (hold("score", lambda m: partial(torch.matmul, m.user.weight)), "'user': 'score' keeps it"),
     "keyword of a partial": (
         hold("score", lambda m: partial(F.linear, weight=m.user.weight)),
@@ -405,9 +389,9 @@ def test_what_leads_back_to_the_model_or_holds_data_is_no_trouble() -> None:
     """The model itself, in objects and modules around it; a recursive function; data of any size."""
     model = Recommender()
     outer = nn.ModuleDict({"model": model})
-    model.helper = Helper([model, outer, weakref.proxy(model)])
+    model.around = [model, outer, weakref.proxy(model)]
     model.look_up = partial(lambda ids: model.user(ids))
-    model.vocabulary = Helper({str(i): [i] for i in range(200_000)})
+    model.vocabulary = {str(i): [i] for i in range(200_000)}
 
     def down(depth: int) -> int:
         return depth and down(depth - 1)
