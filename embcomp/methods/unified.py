@@ -26,8 +26,8 @@ class UnifiedEmbedding(Method):
             embedding_dim / chunk_dim chunks.
         seed: another seed gives other collisions.
         balanced: permute the ids of a table instead of hashing them, so that no row is read by more ids of one table
-            than must be, and by one where the rows are as many as its ids. Collisions inside a feature are those that
-            cost quality (section 4 of the paper). Needs `num_embeddings`.
+            than must be, and by one where the rows are as many as its ids. Collisions inside a feature cost the most
+            quality (docs/hashing.md). Needs `num_embeddings`.
 
     Example:
         >>> import embcomp
