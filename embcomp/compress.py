@@ -95,15 +95,16 @@ def compress_(
             names; the first match wins, and a table that no key matches stays as it is.
         init: "fresh" draws new rows; "warm" starts each row at the (count-weighted) mean of the trained vectors that
             map to it, refined by least squares where ids add up several rows.
-        counts: for a warm start, how often each id occurs, [num_embeddings] by table name; others weigh all ids alike.
+        counts: with init="warm", how often each id occurs, [num_embeddings] by table name; others weigh all ids alike.
 
     Returns:
         Bytes before and after, table by table.
 
     Raises:
         TypeError: a value of `methods` is not a method's configuration.
-        ValueError: a pattern matches no table; a method cannot compress a table; or a table cannot be swapped: its
-            weight is held elsewhere in the model, `max_norm`, a subclass with behaviour of its own, a sharded module.
+        ValueError: a pattern matches no table; counts without a warm start; a method cannot compress a table; or a
+            table cannot be swapped: its weight is held elsewhere in the model, `max_norm`, a subclass with behaviour of
+            its own, a sharded module.
 
     Example:
         >>> import torch, embcomp
@@ -116,6 +117,8 @@ def compress_(
     """
     if init not in ("fresh", "warm"):
         raise ValueError(f"init must be 'fresh' or 'warm', got {init!r}")
+    if counts and init == "fresh":
+        raise ValueError("counts weigh the ids of a warm start: pass init='warm' with them, or leave them out")
     sites = find_sites(model)
     chosen = _choose(sites, methods)
     touched = [site for site in sites if chosen[site]]

@@ -132,6 +132,9 @@ BAD_CALLS: dict[str, tuple[Mapping[str, Any], dict[str, Any], type[Exception], s
         r"table 'item': counts must have shape \[40\], got \[50\]",
     ),
     "init": ({"*": HashingTrick(rows=5)}, {"init": "hot"}, ValueError, "init must be 'fresh' or 'warm', got 'hot'"),
+    "counts without a warm start": (
+        {"*": HashingTrick(rows=5)}, {"counts": {"user": torch.ones(50)}}, ValueError, "counts weigh .* init='warm'",
+    ),
     "counts of no table": (
         {"*": HashingTrick(rows=5)}, {"init": "warm", "counts": {"usr": torch.ones(50)}}, ValueError,
         "counts names 'usr', which is no table to compress",

@@ -85,7 +85,7 @@ def test_a_table_name_matches_in_every_collection_and_a_path_in_one():
 def test_unmatched_tables_keep_their_rows_exactly(init, data_type):
     model = Model(data_type=data_type)
     before = copy.deepcopy(model)
-    counts = {"films": torch.arange(33), "users": torch.arange(20)}
+    counts = {"films": torch.arange(33), "users": torch.arange(20)} if init == "warm" else None
     report = embcomp.compress_(model, {"users": embcomp.DoubleHash(rows=5)}, init=init, counts=counts)
     for mine, theirs in (model.bags, before.bags), (model.tower["history"], before.tower["history"]):
         old = rows_of(theirs)
