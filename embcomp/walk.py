@@ -42,8 +42,8 @@ def _walk(
 
 
 def join(path: str, name: str) -> str:
-    """The path of a part."""
-    return f"{path}.{name}" if path else name
+    """The path of a part; either may be empty."""
+    return ".".join(filter(None, (path, name)))
 
 
 def loaded(module: str, *names: str) -> tuple[type, ...]:
