@@ -18,7 +18,7 @@ from torchrec.optim import RowWiseAdagrad
 
 import embcomp
 from embcomp.ops.tables import FusedOptimizerSettings
-from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, shard
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, shard, sharding
 from embcomp.torchrec.constraints import table_constraints
 from experiments.distributed import gathered_state
 from experiments.parity import batch
@@ -73,8 +73,9 @@ def adagrad(model: nn.Module, **more) -> DistributedModelParallel:
 # what is kept
 
 
-def kept() -> list[str]:
-    """What differs from the values of rank 0, other values having been drawn on each rank."""
+def kept(block: int) -> list[str]:
+    """What differs from the values of rank 0, other values having been drawn on each rank; `block` are sent at once."""
+    sharding._BLOCK, usual = block, sharding._BLOCK
     torch.manual_seed(dist.get_rank())
     model = build(frozen=frozen())
     model["norm"].running_mean.fill_(dist.get_rank() + 1.0)
@@ -84,7 +85,9 @@ def kept() -> list[str]:
     first["norm.running_mean"].fill_(1.0)
     first["small"] = torch.tensor(0, dtype=torch.int16)
     before = torch.get_rng_state()
-    sharded = adagrad(model)
+    rows = {name: ParameterConstraints(sharding_types=["row_wise"]) for name in ("films", "plain_ids")}
+    sharded = adagrad(model, constraints=rows)
+    sharding._BLOCK = usual
     assert torch.equal(before, torch.get_rng_state()), "random numbers were taken"
     assert type(sharded.module["frozen"]) is EmbeddingBagCollection
     assert {*tables(sharded).values()} <= {"table_wise", "row_wise"}
@@ -94,8 +97,9 @@ def kept() -> list[str]:
     return [name for name, value in first.items() if not torch.equal(value, found[name])]
 
 
-def test_the_values_of_rank_0_are_kept(pair):
-    assert pair.run(kept) == [[], []]
+@pytest.mark.parametrize("block", [1, 40, 1 << 24])  # a row, a few of them, whole tables
+def test_the_values_of_rank_0_are_kept(pair, block):
+    assert pair.run(kept, block) == [[], []]
 
 
 def tables_alone() -> list[bool]:
