@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +285,8 @@ def test_parts_come_back(tmp_path):
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="keep must be an integer of at least 1, got 0"):
         Checkpoints(tmp_path, Model(), keep=0)
+    with pytest.raises(ValueError, match=r"timeout must be positive, got datetime.timedelta\(0\)"):
+        Checkpoints(tmp_path, Model(), timeout=timedelta())
     with pytest.raises(TypeError, match="part 'loader' is a list: give an object with state_dict"):
         Checkpoints(tmp_path, Model(), parts={"loader": []})
     with pytest.raises(ValueError, match=r"part '\.\./up': a name has letters"):
