@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from experiments.load import check
 from experiments.processes import Processes
 from experiments.runner import Settings, execute, unheard
 
+ROOT = Path(__file__).parents[2]
 # Batches of odd sizes, so that shares are padded.
 DATA = {"options": {"num_rows": 10_009, "num_users": 300, "num_items": 200, "num_communities": 5}}
 TRAINING = {"batch_size": 1001, "epochs": 2, "eval_batch_size": 999}
@@ -86,6 +89,24 @@ def test_where_one_process_dies_the_others_end_and_the_run_goes_on(config, alone
         with Processes(2) as pair:
             pair.run(execute_there, config, tmp_path, cache)
     assert values(config, tmp_path / "results")["metrics"] == pytest.approx(alone["metrics"], abs=2e-5)
+
+
+def test_torchrun_is_the_command_of_one_process(toml, small, make_run, tmp_path):
+    """The command line itself; what it comes to is compared above."""
+    path = toml(values={**small, "seeds": [0], "methods": [{"method": "HashingTrick", "share": 0.5}]})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    folders = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
+    command = [*torchrun, "-m", "experiments", "run", str(path), *folders]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("done small/") == 1  # one process speaks
+    (file,) = (tmp_path / "results").rglob("*.json")
+    found = json.loads(file.read_text())
+    assert found["processes"] == 2
+    run = make_run(methods=[{"method": "HashingTrick", "share": 0.5}])
+    assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), unheard)[0] == "done"
+    assert found["key"] == values(run, tmp_path / "alone")["key"]
+    assert found["metrics"] == pytest.approx(values(run, tmp_path / "alone")["metrics"], abs=2e-5)
 
 
 PAIRS = {"num_rows": 3001, "num_users": 60, "num_items": 50, "num_communities": 4, "drift": 0.0}
