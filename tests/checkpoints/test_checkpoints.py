@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 import embcomp
 from embcomp.checkpoints import Checkpoints, Damaged, Progress
 from embcomp.checkpoints.folder import write_manifest
+from embcomp.sdim import SDIM
 
 COUNTS = torch.tensor([5.0, 0, 9, 1, 3, 3])
 
@@ -222,6 +223,32 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_changes(tmp_path, 
     assert all(torch.equal(value, before[name]) for name, value in other.model.state_dict().items())
     assert not other.optimizer.state
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def behaviors(seed: int, **settings) -> nn.ModuleDict:
+    torch.manual_seed(seed)
+    return nn.ModuleDict({"history": SDIM(8, num_hashes=12, seed=seed, **settings), "films": nn.Embedding(9, 8)})
+
+
+def test_projections_come_back_and_other_hashes_are_refused(tmp_path):
+    model = behaviors(0, rule="kernel")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1
+    Checkpoints(tmp_path / "kernel", model).save(1)
+    other = behaviors(1, rule="kernel")
+    assert not torch.equal(other["history"].projection.matrix, model["history"].projection.matrix)
+    Checkpoints(tmp_path / "kernel", other).load()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+    Checkpoints(tmp_path / "l2", behaviors(0, hash_width=3)).save(1)
+    other = behaviors(1, hash_width=4)  # all of its tensors have the same shapes
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"of another model: SDIM 'history' has another .*\(hash_width: saved 3, here 4"
+    ):
+        Checkpoints(tmp_path / "l2", other).load()
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 def test_another_model_or_optimizer_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from torchrec.optim import RowWiseAdagrad
 
 import embcomp
 from embcomp.ops.tables import FusedOptimizerSettings
+from embcomp.sdim import SDIM
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, shard, sharding
 from embcomp.torchrec.constraints import table_constraints
 from experiments.distributed import gathered_state
@@ -282,6 +283,10 @@ def other_method(rank: int) -> nn.Module:
     return build({"*": [embcomp.HashingTrick, embcomp.DoubleHash][rank](rows=9)})
 
 
+def other_hashes(rank: int) -> nn.Module:
+    return build(history=SDIM(8, num_hashes=12, hash_width=3 + rank))
+
+
 def other_head(rank: int) -> nn.Module:
     return build(head=nn.Linear(8, 1 + rank))
 
@@ -307,6 +312,7 @@ def other_version(rank: int) -> nn.Module:
         ),
         (other_rows, {}, "'users' in .*configuration 'rows': rank 1 has 10, rank 0 has 9(?s:.*)and .* more"),
         (other_method, {}, "configuration 'method': rank 1 has DoubleHash, rank 0 has HashingTrick"),
+        (other_hashes, {}, "SDIM 'history', configuration 'hash_width': rank 1 has 4, rank 0 has 3; give every rank"),
         (
             other_head,
             {},
