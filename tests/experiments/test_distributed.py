@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+import embcomp
 from experiments import distributed, results, train
 from experiments.config import RunConfig
+from experiments.errors import InputError
 from experiments.load import check
 from experiments.processes import Processes
 from experiments.runner import Settings, execute, unheard
@@ -107,6 +110,23 @@ def test_torchrun_is_the_command_of_one_process(toml, small, make_run, tmp_path)
     assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), unheard)[0] == "done"
     assert found["key"] == values(run, tmp_path / "alone")["key"]
     assert found["metrics"] == pytest.approx(values(run, tmp_path / "alone")["metrics"], abs=2e-5)
+
+
+def other_counts() -> str:
+    """What each process hears where the last one has counted other ids, tables being held by all."""
+    model = torch.nn.ModuleDict({"film": torch.nn.Embedding(9, 4)})
+    counts = torch.arange(9).roll(distributed.rank())
+    embcomp.compress_(model, {"film": embcomp.FrequencyHash(rows=5, counts=counts)})
+    with pytest.raises(InputError) as raised:
+        distributed.spread(model, torch.device("cpu"), None)
+    return str(raised.value)
+
+
+def test_processes_that_differ_are_refused_before_they_train(pair):
+    first, second = pair.run(other_counts)
+    assert first == second
+    assert "map 'hot_ids': rank 1 has" in first
+    assert "the same file on every rank" in first
 
 
 PAIRS = {"num_rows": 3001, "num_users": 60, "num_items": 50, "num_communities": 4, "drift": 0.0}
