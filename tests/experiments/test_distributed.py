@@ -73,9 +73,12 @@ def test_two_processes_come_to_what_one_does(pair, config, alone, tmp_path):
 
 @pytest.mark.parametrize(("config", "kill"), [("fused", 5), ("Adam", 9)], indirect=["config"])
 def test_where_one_process_dies_the_others_end_and_the_run_goes_on(config, alone, tmp_path, kill):
-    cache, begin = os.environ["XDG_CACHE_HOME"], time.monotonic()
+    cache = os.environ["XDG_CACHE_HOME"]
     with Processes(2) as pair:
         pair.start(execute_there, config, tmp_path, cache, kill)
+        while not pair.ended():
+            time.sleep(0.05)
+        begin = time.monotonic()
         first, second = pair.outcomes()
     assert time.monotonic() - begin < 60
     assert second.error == "the process has died"

