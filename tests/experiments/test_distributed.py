@@ -1,5 +1,6 @@
 """Two processes train the same experiment as one, and go on where they were ended."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import embcomp
-from experiments import distributed, results, train
+from experiments import distributed, results, runner, train
 from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.load import check
@@ -113,6 +114,26 @@ def test_torchrun_is_the_command_of_one_process(toml, small, make_run, tmp_path)
     assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), unheard)[0] == "done"
     assert found["key"] == values(run, tmp_path / "alone")["key"]
     assert found["metrics"] == pytest.approx(values(run, tmp_path / "alone")["metrics"], abs=2e-5)
+
+
+def execute_without_patience(run: RunConfig, folder: Path, cache: str) -> tuple[str, str]:
+    runner._PATIENCE, usual = 0.1, runner._PATIENCE
+    try:
+        return execute_there(run, folder, cache)
+    finally:
+        runner._PATIENCE = usual
+
+
+def test_all_processes_hear_that_another_command_trains_the_run(pair, make_run, tmp_path):
+    run = make_run()
+    lock = tmp_path / "out" / "runs" / run.experiment / run.name / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        first, second = pair.run(execute_without_patience, run, tmp_path, os.environ["XDG_CACHE_HOME"])
+    assert first == second
+    assert first[0] == "failed"
+    assert str(lock) in first[1]
 
 
 def other_counts() -> str:
