@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -13,12 +14,12 @@ class Ranks:
     """The processes of a group; without one all processes, or this one alone. Made on all of them at once.
 
     Without a group they talk over a gloo group of their own, so that what happens in the background never mixes with
-    the training.
+    the training; `timeout` is how long they wait for each other there.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, timeout: timedelta | None = None) -> None:
         self.together = dist.is_available() and dist.is_initialized()
-        self.group: Any = dist.new_group(backend="gloo") if self.together and group is None else group
+        self.group: Any = dist.new_group(backend="gloo", timeout=timeout) if self.together and group is None else group
         self.rank = dist.get_rank(self.group) if self.together else 0
         self.world_size = dist.get_world_size(self.group) if self.together else 1
 

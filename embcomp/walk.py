@@ -30,7 +30,7 @@ def _walk(
     kind = type(module)
     if isinstance(module, DistributedDataParallel):
         raise ValueError(f"{path or 'the model'!r} is wrapped in DistributedDataParallel: {if_wrapped}")
-    if kind.__name__.startswith("Sharded") and kind.__module__.startswith("torchrec."):
+    if kind.__name__.startswith(("Sharded", "DistributedModelParallel")) and kind.__module__.startswith("torchrec."):
         raise ValueError(f"{path or 'the model'!r} ({kind.__name__}) is sharded: {if_sharded}")
     chosen = visit(path, module)
     if chosen:
@@ -42,8 +42,8 @@ def _walk(
 
 
 def join(path: str, name: str) -> str:
-    """The path of a part."""
-    return f"{path}.{name}" if path else name
+    """The path of a part; either may be empty."""
+    return ".".join(filter(None, (path, name)))
 
 
 def loaded(module: str, *names: str) -> tuple[type, ...]:

@@ -62,7 +62,7 @@ class Last:
 
     def __init__(self, folder: Path, key: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
         self.folder, self.path = folder, folder / f"last-{key}"
-        self._saved = Checkpoints(self.path, distributed.local(model), optimizers, keep=2)
+        self._saved = Checkpoints(self.path, distributed.local(model), optimizers, timeout=distributed.TIMEOUT)
 
     def save(self, step: int, progress: Progress) -> None:
         self._saved.save(step, distributed.agreed(asdict(progress)))

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from embcomp.ranks import Ranks
 from experiments.errors import InputError
 
 TIMEOUT = timedelta(seconds=60)  # for a process that hangs; one that dies is noticed at once
@@ -181,13 +182,15 @@ def spread(
         InputError: tables that cannot be sharded, or processes that differ.
     """
     from embcomp.torchrec import shard
+    from embcomp.torchrec.facts import check_same, facts_of
 
-    if fused is None:
-        # Maps and graphs are the same everywhere, and stay as they are.
-        changing = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
-        return Parallel(nn.parallel.DistributedDataParallel(_Methods(model), broadcast_buffers=changing)), []
-    optimizer, settings = fused
     try:
+        if fused is None:
+            check_same(Ranks(timeout=TIMEOUT), facts_of(model, {}))
+            # Maps and graphs are the same everywhere, then, and stay as they are.
+            changing = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+            return Parallel(nn.parallel.DistributedDataParallel(_Methods(model), broadcast_buffers=changing)), []
+        optimizer, settings = fused
         sharded = shard(model, optimizer=optimizer, optimizer_kwargs=settings, device=device)
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -26,6 +27,7 @@ from experiments.errors import Diverged, Infeasible, InputError
 from experiments.processes import start_context
 
 OUT = Path("out")
+_PATIENCE = 30.0  # seconds for a lock: fewer than processes wait for each other
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,12 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a note on torchrec's use of torch.fx
     device = torch.device(settings.device)
     folder = settings.work / "runs" / run.experiment / run.name
-    with _locked(folder, lambda: report(0, 0, "waits for another process that trains this run")):
+    with _locked(folder, lambda: report(0, 0, "waits for another command that trains this run")) as alone:
+        if not alone:
+            return (
+                "failed",
+                f"another command trains this run, and has locked {folder / 'lock'}: let it end, or stop it",
+            )
         try:
             task = prepare(run)
             trainer = Trainer(
@@ -217,16 +224,24 @@ class _Bar:
 
 
 @contextmanager
-def _locked(folder: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Two processes never train the same run, but those that torchrun has started together."""
-    if distributed.rank() > 0:
-        yield
-        return
+def _locked(folder: Path, waits: Callable[[], None]) -> Iterator[bool]:
+    """Whether this command alone trains the run: a second one waits a moment for the first, which may be ending.
+
+    Processes that torchrun has started together are one command; they come to one answer.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    with (folder / "lock").open("a") as file:
+        yield distributed.agreed(distributed.rank() > 0 or _lock(file, waits))
+
+
+def _lock(file: IO[str], waits: Callable[[], None]) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
+            if time.monotonic() > end:
+                return False
             waits()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            time.sleep(0.1)

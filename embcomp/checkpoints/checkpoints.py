@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,10 @@ class Checkpoints:
             tokenizer, a map), a copy is kept; loading puts it back where it is gone, and refuses another one. Bytes are
             kept and compared likewise.
         keep: how many checkpoints stay.
+        timeout: how long a process waits for one that hangs, or has more to write. One that dies is noticed at once.
 
     Raises:
-        ValueError: `keep` below 1, a part's name that is no plain word.
+        ValueError: `keep` below 1, a `timeout` that is not positive, a part's name that is no plain word.
         TypeError: a part that cannot be saved.
 
     Example:
@@ -94,15 +96,18 @@ class Checkpoints:
         *,
         parts: Mapping[str, Any] | None = None,
         keep: int = 2,
+        timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ValueError(f"keep must be an integer of at least 1, got {keep!r}")
+        if timeout <= timedelta():
+            raise ValueError(f"timeout must be positive, got {timeout!r}")
         self.folder = Folder(folder)
         self.model = model
         self.optimizers = list(optimizers)
         self.parts = check_parts(parts or {})
         self.keep = keep
-        self._ranks = Ranks()
+        self._ranks = Ranks(timeout=timeout)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._pending: Future[None] | None = None
         self._known: set[str] = set()  # checkpoints of the folder that this training has saved, loaded or passed over
@@ -124,7 +129,7 @@ class Checkpoints:
             ValueError: the folder holds a checkpoint of this step or a later one, which has not been loaded; the ranks
                 differ in step, position, map, configuration or version of embcomp.
             OSError: it could not be written (a full disk); the checkpoints before it stay as they are.
-            RuntimeError: another process is gone.
+            RuntimeError: another process is gone, or has hung for `timeout`.
         """
         from embcomp.checkpoints.contents import Contents, check_alike, merged
 

@@ -1,4 +1,4 @@
-"""The maps of a model, as a checkpoint remembers them: a state fits no other map than the one it was trained with."""
+"""Maps and configurations of a model, as a checkpoint remembers them: its state fits no others."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,10 @@ Encoders = dict[str, dict[str, Any]]
 
 
 def encoders_of(state: Mapping[str, Any]) -> Encoders:
-    """For each encoder in a model's state dict its table, configuration and the checksums of its maps."""
+    """For each encoder in a model's state dict its table, configuration and the checksums of its maps.
+
+    Of `SDIM`, the other module of ours that says how it is configured, the configuration alone.
+    """
     found: Encoders = {}
     for key, value in state.items():
         config = _config(value) if key.endswith("_extra_state") else None
@@ -22,7 +25,7 @@ def encoders_of(state: Mapping[str, Any]) -> Encoders:
             maps = {
                 name.removeprefix(prefix): f"{part.dtype} {plain(part)}".replace("torch.", "").replace("tensor ", "")
                 for name, part in state.items()
-                if name.startswith(prefix) and name != key and isinstance(part, Tensor)
+                if "table" in config and name.startswith(prefix) and name != key and isinstance(part, Tensor)
             }
             found[prefix.rstrip(".")] = {"config": config, "maps": maps}
     return found
@@ -36,6 +39,8 @@ def difference(one: Encoders, other: Encoders, whose: str, others: str, names_co
     lines = []
     for path in sorted({*one, *other}):
         if path not in one or path not in other:
+            if "table" not in (one.get(path) or other[path])["config"]:
+                continue  # its tensors, too, are in one of the two alone, or the checkpoint is an older one
             lines.append(f"{path} is {whose if path in one else others} alone")
             continue
         mine, theirs = ({**found["config"], **found["maps"]} for found in (one[path], other[path]))
@@ -45,7 +50,8 @@ def difference(one: Encoders, other: Encoders, whose: str, others: str, names_co
             if mine.get(name) != theirs.get(name) and (names_count or name != "table")
         ]
         if said:
-            lines.append(f"table {theirs['table']!r} has another map or configuration ({'; '.join(said)})")
+            subject = f"table {theirs['table']!r}" if "table" in theirs else f"{theirs['module']} {path!r}"
+            lines.append(f"{subject} has another map or configuration ({'; '.join(said)})")
     return lines
 
 
@@ -55,11 +61,11 @@ def _short(value: Any) -> str:
 
 
 def _config(value: Any) -> dict[str, Any] | None:
-    """The configuration in an encoder's extra state; None for the extra state of another module."""
+    """The configuration in the extra state of a module of ours; None for that of others."""
     if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
         return None
     try:
         config = json.loads(bytes(value.tolist()))
     except ValueError:
         return None
-    return config if isinstance(config, dict) and "table" in config else None
+    return config if isinstance(config, dict) and {"table", "module"} & config.keys() else None

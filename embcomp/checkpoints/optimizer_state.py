@@ -5,7 +5,6 @@ DistributedModelParallel, and wrappers), which know the names themselves; and em
 fused. The fused ones of both go under the same names, so that a checkpoint of one fits the other.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from embcomp.checkpoints.storage import shapes
+from embcomp.walk import join, loaded
 
 Described = dict[str, dict[str, Any]]
 
@@ -31,11 +31,11 @@ class OptimizerState:
 
     def __init__(self, optimizer: Any, model: nn.Module, prefix: str = "") -> None:
         self.optimizer = optimizer
-        self.keyed = _is(optimizer, *_KEYED)
-        self.fused = any(_is(optimizer, *kind) for kind in _FUSED)
+        self.keyed = isinstance(optimizer, loaded(*_KEYED))
+        self.fused = any(isinstance(optimizer, loaded(*kind)) for kind in _FUSED)
         self.in_place = self.keyed or self.fused  # kernels and wrappers go on using the tensors that they have
         if self.keyed:
-            self.names = {parameter: _join(prefix, name) for name, parameter in optimizer.params.items()}
+            self.names = {parameter: join(prefix, name) for name, parameter in optimizer.params.items()}
         else:
             known = {parameter: name for name, parameter in model.named_parameters()}
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -160,10 +160,10 @@ def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[Optimi
         ValueError: a sharded part of the model whose fused optimizer cannot be found.
     """
     fused = getattr(model, "fused_optimizer", None)
-    given = [*([fused] if _is(fused, *_KEYED) else []), *optimizers]
+    given = [*([fused] if isinstance(fused, loaded(*_KEYED)) else []), *optimizers]
     found = {id(leaf): (leaf, prefix) for optimizer in given for leaf, prefix in _leaves(optimizer)}
     states = [OptimizerState(leaf, model, prefix) for leaf, prefix in found.values()]
-    sharded = [path for path, module in model.named_modules() if _is(module, *_SHARDED)]
+    sharded = [path for path, module in model.named_modules() if isinstance(module, loaded(*_SHARDED))]
     if sharded and not any(state.fused for state in states):
         raise ValueError(
             f"{sharded[0]!r} is sharded, and the state of its optimizer would be lost: give the checkpoints the "
@@ -200,11 +200,6 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else _NOT_PLAIN
 
 
-def _is(optimizer: Any, module: str, name: str) -> bool:
-    """Whether it is of a class of torchrec, or that needs it. No torchrec, no such optimizer."""
-    return module in sys.modules and isinstance(optimizer, getattr(sys.modules[module], name))
-
-
 def _fused_name(name: str) -> str:
     """FBGEMM's name of a state, which torchrec puts after that of the table, and torch calls "sum"."""
     name = name.rpartition(".")[2]
@@ -212,12 +207,8 @@ def _fused_name(name: str) -> str:
 
 
 def _leaves(optimizer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
-    if _is(optimizer, *_KEYED) and hasattr(optimizer, "optimizers"):  # torchrec's CombinedOptimizer
+    if isinstance(optimizer, loaded(*_KEYED)) and hasattr(optimizer, "optimizers"):  # torchrec's CombinedOptimizer
         for name, part in optimizer.optimizers:
-            yield from _leaves(part, _join(prefix, name))
+            yield from _leaves(part, join(prefix, name))
     else:
         yield optimizer, prefix
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix and name else prefix or name

@@ -328,7 +328,8 @@ class SDIM(nn.Module):
         }
 
     def get_extra_state(self) -> Tensor:
-        return torch.frombuffer(bytearray(json.dumps(self.settings()).encode()), dtype=torch.uint8)
+        text = json.dumps({"module": "SDIM", **self.settings()})  # by "module" checkpoints know it for ours
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing to set; `_load_from_state_dict` has compared it."""

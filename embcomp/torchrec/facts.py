@@ -13,6 +13,7 @@ from embcomp.methods.base import Encoder, plain
 from embcomp.ranks import Ranks
 from embcomp.torchrec.encoder import KeyedEncoder
 from embcomp.torchrec.trained import Collection
+from embcomp.walk import loaded
 
 Facts = dict[tuple[str, str], str]
 """(what of the model, which property of it) -> its value, maps by checksum."""
@@ -34,6 +35,9 @@ def facts_of(model: nn.Module, settings: Mapping[str, Any]) -> Facts:
     for path, module in model.named_modules():
         if isinstance(module, Encoder):
             found |= _encoder_facts(path, module)
+        elif isinstance(module, loaded("embcomp.sdim.sdim", "SDIM")):
+            said = module.settings()  # pyright: ignore
+            found |= {(f"SDIM {path!r}", f"configuration {key!r}"): str(value) for key, value in said.items()}
         elif isinstance(module, KeyedEncoder):
             found[f"collection {path!r}", "look-ups"] = str(module.reads)
         elif isinstance(module, Collection):

@@ -22,6 +22,8 @@ from embcomp.torchrec.facts import check_same, facts_of, tables_of
 from embcomp.torchrec.fused import FusedTables
 from embcomp.torchrec.trained import Collection, optimizer_settings, trained_collections
 
+_BLOCK = 1 << 24  # values that are sent at a time: 64 MB of float32
+
 
 def shard(
     model: nn.Module,
@@ -180,12 +182,18 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fill(target: Any, rows: Tensor, device: torch.device, group: dist.ProcessGroup) -> None:
-    """Writes the rows of rank 0 into the shards of a table."""
-    whole = rows.to(device) if group.rank() == 0 else torch.empty_like(rows, device=device)
-    dist.broadcast(whole, group_src=0, group=group)
-    for shard in target.local_shards():
-        (row, column), (height, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-        shard.tensor.detach().copy_(whole[row : row + height, column : column + width])
+    """Writes the rows of rank 0 into the shards of a table, block by block: no device holds all of them."""
+    height = max(1, _BLOCK // rows.shape[1])
+    for start in range(0, rows.shape[0], height):
+        own = rows[start : start + height]
+        block = own.to(device) if group.rank() == 0 else torch.empty_like(own, device=device)
+        dist.broadcast(block, group_src=0, group=group)
+        for shard in target.local_shards():
+            (row, column), (_, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+            begin, end = max(row, start), min(row + shard.tensor.shape[0], start + block.shape[0])
+            if begin < end:
+                values = block[begin - start : end - start, column : column + width]
+                shard.tensor.detach()[begin - row : end - row].copy_(values)
 
 
 def _replicated(module: nn.Module) -> Iterator[Tensor]:

@@ -5,7 +5,9 @@ import logging
 import math
 import os
 import resource
+import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +306,19 @@ def die_in_a_save(folder: Path, asynchronous: bool) -> str:
         training.checkpoints.wait()
 
     return _settled(save)
+
+
+def hang_before_a_save(folder: Path) -> str:
+    """Rank 1 does not come before rank 0 has given up."""
+    dist.barrier()  # they begin together
+    checkpoints = Checkpoints(folder, nn.Linear(2, 2), timeout=timedelta(seconds=5))
+    if dist.get_rank() == 1:
+        while not (folder / "gave up").exists():
+            time.sleep(0.05)
+        return ""
+    said = _settled(lambda: checkpoints.save(1))
+    (folder / "gave up").touch()
+    return said
 
 
 def replicas(folder: Path) -> list[tuple[float, float]]:

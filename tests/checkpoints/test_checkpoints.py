@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 import embcomp
 from embcomp.checkpoints import Checkpoints, Damaged, Progress
 from embcomp.checkpoints.folder import write_manifest
+from embcomp.sdim import SDIM
 
 COUNTS = torch.tensor([5.0, 0, 9, 1, 3, 3])
 
@@ -223,6 +225,32 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_changes(tmp_path, 
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
+def behaviors(seed: int, **settings) -> nn.ModuleDict:
+    torch.manual_seed(seed)
+    return nn.ModuleDict({"history": SDIM(8, num_hashes=12, seed=seed, **settings), "films": nn.Embedding(9, 8)})
+
+
+def test_projections_come_back_and_other_hashes_are_refused(tmp_path):
+    model = behaviors(0, rule="kernel")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1
+    Checkpoints(tmp_path / "kernel", model).save(1)
+    other = behaviors(1, rule="kernel")
+    assert not torch.equal(other["history"].projection.matrix, model["history"].projection.matrix)
+    Checkpoints(tmp_path / "kernel", other).load()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+    Checkpoints(tmp_path / "l2", behaviors(0, hash_width=3)).save(1)
+    other = behaviors(1, hash_width=4)  # all of its tensors have the same shapes
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"of another model: SDIM 'history' has another .*\(hash_width: saved 3, here 4"
+    ):
+        Checkpoints(tmp_path / "l2", other).load()
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
 def test_another_model_or_optimizer_is_refused(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     Checkpoints(tmp_path, model, [torch.optim.SGD(model.parameters(), momentum=0.9)]).save(1)
@@ -284,6 +312,8 @@ def test_parts_come_back(tmp_path):
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="keep must be an integer of at least 1, got 0"):
         Checkpoints(tmp_path, Model(), keep=0)
+    with pytest.raises(ValueError, match=r"timeout must be positive, got datetime.timedelta\(0\)"):
+        Checkpoints(tmp_path, Model(), timeout=timedelta())
     with pytest.raises(TypeError, match="part 'loader' is a list: give an object with state_dict"):
         Checkpoints(tmp_path, Model(), parts={"loader": []})
     with pytest.raises(ValueError, match=r"part '\.\./up': a name has letters"):

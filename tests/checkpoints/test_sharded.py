@@ -206,6 +206,12 @@ def test_a_rank_that_dies_in_a_save_stops_the_others(tmp_path, asynchronous):
     assert Checkpoints(tmp_path, model).load(random=False) == Progress(1, {})
 
 
+def test_a_rank_that_hangs_stops_the_others(tmp_path, pair):
+    said, _ = pair.run(on_ranks.hang_before_a_save, tmp_path)
+    assert said.startswith("RuntimeError: rank 0 of 2: another process is gone or stuck")
+    assert [path.name for path in tmp_path.iterdir()] == ["gave up"]
+
+
 def test_fsdp2_and_ddp(tmp_path, pair):
     for losses in pair.run(on_ranks.replicas, tmp_path):
         for expected, loss in losses:

@@ -1,18 +1,25 @@
 """Two processes train the same experiment as one, and go on where they were ended."""
 
+import fcntl
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from experiments import distributed, results, train
+import embcomp
+from experiments import distributed, results, runner, train
 from experiments.config import RunConfig
+from experiments.errors import InputError
 from experiments.load import check
 from experiments.processes import Processes
 from experiments.runner import Settings, execute, unheard
 
+ROOT = Path(__file__).parents[2]
 # Batches of odd sizes, so that shares are padded.
 DATA = {"options": {"num_rows": 10_009, "num_users": 300, "num_items": 200, "num_communities": 5}}
 TRAINING = {"batch_size": 1001, "epochs": 2, "eval_batch_size": 999}
@@ -67,9 +74,12 @@ def test_two_processes_come_to_what_one_does(pair, config, alone, tmp_path):
 
 @pytest.mark.parametrize(("config", "kill"), [("fused", 5), ("Adam", 9)], indirect=["config"])
 def test_where_one_process_dies_the_others_end_and_the_run_goes_on(config, alone, tmp_path, kill):
-    cache, begin = os.environ["XDG_CACHE_HOME"], time.monotonic()
+    cache = os.environ["XDG_CACHE_HOME"]
     with Processes(2) as pair:
         pair.start(execute_there, config, tmp_path, cache, kill)
+        while not pair.ended():
+            time.sleep(0.05)
+        begin = time.monotonic()
         first, second = pair.outcomes()
     assert time.monotonic() - begin < 60
     assert second.error == "the process has died"
@@ -86,6 +96,61 @@ def test_where_one_process_dies_the_others_end_and_the_run_goes_on(config, alone
         with Processes(2) as pair:
             pair.run(execute_there, config, tmp_path, cache)
     assert values(config, tmp_path / "results")["metrics"] == pytest.approx(alone["metrics"], abs=2e-5)
+
+
+def test_torchrun_is_the_command_of_one_process(toml, small, make_run, tmp_path):
+    """The command line itself; what it comes to is compared above."""
+    path = toml(values={**small, "seeds": [0], "methods": [{"method": "HashingTrick", "share": 0.5}]})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    folders = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
+    command = [*torchrun, "-m", "experiments", "run", str(path), *folders]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("done small/") == 1  # one process speaks
+    (file,) = (tmp_path / "results").rglob("*.json")
+    found = json.loads(file.read_text())
+    assert found["processes"] == 2
+    run = make_run(methods=[{"method": "HashingTrick", "share": 0.5}])
+    assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), unheard)[0] == "done"
+    assert found["key"] == values(run, tmp_path / "alone")["key"]
+    assert found["metrics"] == pytest.approx(values(run, tmp_path / "alone")["metrics"], abs=2e-5)
+
+
+def execute_without_patience(run: RunConfig, folder: Path, cache: str) -> tuple[str, str]:
+    runner._PATIENCE, usual = 0.1, runner._PATIENCE
+    try:
+        return execute_there(run, folder, cache)
+    finally:
+        runner._PATIENCE = usual
+
+
+def test_all_processes_hear_that_another_command_trains_the_run(pair, make_run, tmp_path):
+    run = make_run()
+    lock = tmp_path / "out" / "runs" / run.experiment / run.name / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        first, second = pair.run(execute_without_patience, run, tmp_path, os.environ["XDG_CACHE_HOME"])
+    assert first == second
+    assert first[0] == "failed"
+    assert str(lock) in first[1]
+
+
+def other_counts() -> str:
+    """What each process hears where the last one has counted other ids, tables being held by all."""
+    model = torch.nn.ModuleDict({"film": torch.nn.Embedding(9, 4)})
+    counts = torch.arange(9).roll(distributed.rank())
+    embcomp.compress_(model, {"film": embcomp.FrequencyHash(rows=5, counts=counts)})
+    with pytest.raises(InputError) as raised:
+        distributed.spread(model, torch.device("cpu"), None)
+    return str(raised.value)
+
+
+def test_processes_that_differ_are_refused_before_they_train(pair):
+    first, second = pair.run(other_counts)
+    assert first == second
+    assert "map 'hot_ids': rank 1 has" in first
+    assert "the same file on every rank" in first
 
 
 PAIRS = {"num_rows": 3001, "num_users": 60, "num_items": 50, "num_communities": 4, "drift": 0.0}

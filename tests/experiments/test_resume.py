@@ -1,11 +1,13 @@
 """A process killed with SIGKILL at random moments ends, run again, where one that was left alone ends: exactly."""
 
+import fcntl
 import json
 import random
 import time
 
 import pytest
 
+from experiments import runner
 from experiments.processes import start_context
 from experiments.runner import Settings, execute, unheard
 
@@ -47,6 +49,22 @@ def test_killed_runs_end_like_others(make_run, tmp_path, sections):
         del alone[changing], killed[changing]
     assert killed == alone
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "lock"]
+
+
+def test_two_commands_never_train_the_same_run(make_run, tmp_path, monkeypatch):
+    run, settings = make_run(), Settings(tmp_path / "results", tmp_path / "out")
+    folder = tmp_path / "out" / "runs" / run.experiment / run.name
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(runner, "_PATIENCE", 0.3)
+    said = []
+    with (folder / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        status, text = execute(run, settings, lambda *state: said.append(state))
+    assert status == "failed"
+    assert text == f"another command trains this run, and has locked {folder / 'lock'}: let it end, or stop it"
+    assert said[0] == (0, 0, "waits for another command that trains this run")
+    assert not (tmp_path / "results").exists()
+    assert execute(run, settings, unheard)[0] == "done"
 
 
 def _saved(folder):

@@ -3,7 +3,9 @@
 The whole grid, with more steps, is `python -m experiments parity`.
 """
 
+import json
 import warnings
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist,
 
 from experiments import parity
 from experiments.examples import EXAMPLES
+from experiments.results import RESULTS
 
 OPTIMIZERS = list(parity.OPTIMIZERS)
 # Every method in both shardings; optimizers and kinds take turns.
@@ -20,6 +23,16 @@ CASES = [
     for i, example in enumerate(EXAMPLES)
     for j, sharding in enumerate(parity.SHARDINGS)
 ]
+
+
+def test_the_committed_grid_is_complete():
+    """The file of `python -m experiments parity` has every method, and each within the tolerance."""
+    rows = json.loads((RESULTS / "sharded-parity" / "2-processes.json").read_text())
+    names = ("method", "kind", "sharding", "optimizer")
+    assert {tuple(row[name] for name in names) for row in rows} == {astuple(case) for case in parity.cases()}
+    assert {(row["processes"], row["steps"]) for row in rows} == {(2, 20)}
+    assert max(row[name] for row in rows for name in ("loss", "tables", "dense")) < parity.TOLERANCE
+    assert min(row["moved"] for row in rows) > 1e-3
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method}-{case.kind}-{case.sharding}-{case.optimizer}")

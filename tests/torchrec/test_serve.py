@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import PlaceholderObserver
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, QuantConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
@@ -92,3 +95,23 @@ def test_a_model_over_a_jagged_batch_is_served_by_torch_alone(tmp_path: Path) ->
     features.values()[-1] = 12
     with pytest.raises(RuntimeError, match="tags"):
         program(example[0], (features.values(), features.lengths().view(4, -1)))
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("int8", torch.qint8), ("int4", torch.quint4x2)])
+def test_rows_are_as_exact_as_those_of_torchrec_quant(dtype: str, kind: torch.dtype) -> None:
+    """The same grid for each row: what both lose on average is alike."""
+    sizes = {"users": 32, "films": 64}
+    tables = [
+        EmbeddingBagConfig(name=name, num_embeddings=500, embedding_dim=dim, feature_names=[name])
+        for name, dim in sizes.items()
+    ]
+    collection = EmbeddingBagCollection(tables)
+    outputs, weights = PlaceholderObserver.with_args(dtype=torch.float32), PlaceholderObserver.with_args(dtype=kind)
+    collection.qconfig = QuantConfig(activation=outputs, weight=weights)
+    features = KeyedJaggedTensor(list(sizes), torch.arange(500).repeat(2), lengths=torch.ones(1000, dtype=torch.int64))
+    with torch.no_grad():
+        trained = collection(features).values()
+        theirs = (QuantEmbeddingBagCollection.from_float(collection)(features).values() - trained).abs()
+        ours = (swap(collection, dtype).model(features).values() - trained).abs()  # pyright: ignore
+    assert 0 < ours.mean() < 1.01 * theirs.mean()
+    assert ours.max() < 1.1 * theirs.max()

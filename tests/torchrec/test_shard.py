@@ -18,7 +18,8 @@ from torchrec.optim import RowWiseAdagrad
 
 import embcomp
 from embcomp.ops.tables import FusedOptimizerSettings
-from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, shard
+from embcomp.sdim import SDIM
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, shard, sharding
 from embcomp.torchrec.constraints import table_constraints
 from experiments.distributed import gathered_state
 from experiments.parity import batch
@@ -73,8 +74,9 @@ def adagrad(model: nn.Module, **more) -> DistributedModelParallel:
 # what is kept
 
 
-def kept() -> list[str]:
-    """What differs from the values of rank 0, other values having been drawn on each rank."""
+def kept(block: int) -> list[str]:
+    """What differs from the values of rank 0, other values having been drawn on each rank; `block` are sent at once."""
+    sharding._BLOCK, usual = block, sharding._BLOCK
     torch.manual_seed(dist.get_rank())
     model = build(frozen=frozen())
     model["norm"].running_mean.fill_(dist.get_rank() + 1.0)
@@ -84,7 +86,9 @@ def kept() -> list[str]:
     first["norm.running_mean"].fill_(1.0)
     first["small"] = torch.tensor(0, dtype=torch.int16)
     before = torch.get_rng_state()
-    sharded = adagrad(model)
+    rows = {name: ParameterConstraints(sharding_types=["row_wise"]) for name in ("films", "plain_ids")}
+    sharded = adagrad(model, constraints=rows)
+    sharding._BLOCK = usual
     assert torch.equal(before, torch.get_rng_state()), "random numbers were taken"
     assert type(sharded.module["frozen"]) is EmbeddingBagCollection
     assert {*tables(sharded).values()} <= {"table_wise", "row_wise"}
@@ -94,8 +98,9 @@ def kept() -> list[str]:
     return [name for name, value in first.items() if not torch.equal(value, found[name])]
 
 
-def test_the_values_of_rank_0_are_kept(pair):
-    assert pair.run(kept) == [[], []]
+@pytest.mark.parametrize("block", [1, 40, 1 << 24])  # a row, a few of them, whole tables
+def test_the_values_of_rank_0_are_kept(pair, block):
+    assert pair.run(kept, block) == [[], []]
 
 
 def tables_alone() -> list[bool]:
@@ -278,6 +283,10 @@ def other_method(rank: int) -> nn.Module:
     return build({"*": [embcomp.HashingTrick, embcomp.DoubleHash][rank](rows=9)})
 
 
+def other_hashes(rank: int) -> nn.Module:
+    return build(history=SDIM(8, num_hashes=12, hash_width=3 + rank))
+
+
 def other_head(rank: int) -> nn.Module:
     return build(head=nn.Linear(8, 1 + rank))
 
@@ -303,6 +312,7 @@ def other_version(rank: int) -> nn.Module:
         ),
         (other_rows, {}, "'users' in .*configuration 'rows': rank 1 has 10, rank 0 has 9(?s:.*)and .* more"),
         (other_method, {}, "configuration 'method': rank 1 has DoubleHash, rank 0 has HashingTrick"),
+        (other_hashes, {}, "SDIM 'history', configuration 'hash_width': rank 1 has 4, rank 0 has 3; give every rank"),
         (
             other_head,
             {},
@@ -360,9 +370,11 @@ def die_before_sharding(rank: int) -> None:
 
 @pytest.mark.parametrize("function", [die_while_training, die_before_sharding])
 def test_where_one_rank_dies_the_other_ends_within_a_minute(function):
-    begin = time.monotonic()
     with Processes(2) as pair:
         pair.start(function, 1)
+        while not pair.ended():
+            time.sleep(0.05)
+        begin = time.monotonic()
         first, second = pair.outcomes()
     assert second.error == "the process has died"
     assert "RuntimeError" in first.error

@@ -233,7 +233,7 @@ def test_sharded_tables_start_as_the_method_says():
         torch.testing.assert_close(result[key], expected[key])
 
 
-def test_sharded_collections_are_refused():
+def test_sharded_collections_are_refused(tmp_path):
     model = nn.ModuleDict({"tables": EmbeddingBagCollection(bag_tables()), "other": nn.Embedding(50, 8)})
     dmp = DistributedModelParallel(
         model, ShardingEnv.from_process_group(dist.group.WORLD), CPU, plan_of(model), list(SHARDERS.values())
@@ -244,4 +244,6 @@ def test_sharded_collections_are_refused():
             embcomp.compress_(target, {"*": embcomp.HashingTrick(rows=5)})
         with pytest.raises(ValueError, match="sharded"):
             fuse_(target, optimizer=torch.optim.SGD)
+        with pytest.raises(ValueError, match="is sharded: build the model in one process, load the checkpoint there"):
+            embcomp.export(target, tmp_path / "model.pt2", (batch(RAGGED),))
     assert before == {name: (type(part), id(part)) for name, part in dmp.named_modules()}
