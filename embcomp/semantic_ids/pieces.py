@@ -100,14 +100,19 @@ class PrefixNgram(Pieces):
 
     Args:
         n: the deepest prefix.
+        unigrams: every code after the first is a piece of its own, too. Many items carry it, so it is what a new item
+            reads beside its first code, where few or none carry its longer prefixes. Ours.
 
     Example:
         >>> import embcomp
         >>> embcomp.PrefixNgram(3).spans(levels=4)
         ((0,), (0, 1), (0, 1, 2))
+        >>> embcomp.PrefixNgram(3, unigrams=True).spans(levels=4)
+        ((0,), (1,), (2,), (3,), (0, 1), (0, 1, 2))
     """
 
     n: int
+    unigrams: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -115,7 +120,12 @@ class PrefixNgram(Pieces):
 
     def spans(self, levels: int) -> tuple[Span, ...]:
         _check_levels(self, self.n, levels)
-        return tuple(tuple(range(depth)) for depth in range(1, self.n + 1))
+        prefixes = tuple(tuple(range(depth)) for depth in range(1, self.n + 1))
+        alone = tuple((level,) for level in range(1, levels)) if self.unigrams else ()
+        return prefixes[:1] + alone + prefixes[1:]
+
+    def __repr__(self) -> str:  # as it was before there were unigrams: states saved then still load
+        return f"PrefixNgram(n={self.n}, unigrams=True)" if self.unigrams else f"PrefixNgram(n={self.n})"
 
 
 def _check_levels(pieces: Pieces, n: int, levels: int) -> None:

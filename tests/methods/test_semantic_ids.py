@@ -119,6 +119,17 @@ def test_new_items_leave_out_pieces_that_few_training_items_carry() -> None:
     assert [pieces(1, least) for least in (0, 1, 2, 8, 100)] == [3] * 5
 
 
+def test_new_items_read_codes_that_many_carry() -> None:
+    """Item 0 is new: 7 others share its first code, 7 or more each later code, one or none its longer prefixes."""
+    counts = torch.ones(32)
+    counts[0] = 0
+    built = module(CODES, PrefixNgram(3, unigrams=True), rows=200, counts=counts, min_support=5)
+    both = module(CODES, PrefixNgram(3, unigrams=True), rows=200, counts=counts, min_support=0)
+    every = rows_of(both, torch.tensor([0]))[0]
+    assert len(every) == 5
+    assert rows_of(built, torch.tensor([0])) == [every[:3]]  # its three codes, without the two longer prefixes
+
+
 def test_training_never_moves_what_an_unsupported_piece_would_read() -> None:
     counts = torch.ones(32)
     counts[1] = 0

@@ -10,7 +10,10 @@ from embcomp import Ngram, PrefixNgram, SentencePieces, Unigram
 from embcomp.semantic_ids import Pieces, Vocabulary
 from embcomp.semantic_ids.pieces import numbers
 
-KINDS = [Unigram(), Ngram(2), Ngram(3), Ngram(2, overlapping=True), PrefixNgram(1), PrefixNgram(4)]
+KINDS = [
+    *(Unigram(), Ngram(2), Ngram(3), Ngram(2, overlapping=True)),
+    *(PrefixNgram(1), PrefixNgram(4), PrefixNgram(1, unigrams=True), PrefixNgram(3, unigrams=True)),
+]
 
 
 def tuples_of(pieces: Pieces, codes: list[int]) -> list[tuple]:
@@ -18,7 +21,9 @@ def tuples_of(pieces: Pieces, codes: list[int]) -> list[tuple]:
     if isinstance(pieces, Unigram):
         return [(i, (code,)) for i, code in enumerate(codes)]
     if isinstance(pieces, PrefixNgram):
-        return [(i, tuple(codes[:i])) for i in range(1, pieces.n + 1)]
+        prefixes = [(i, tuple(codes[:i])) for i in range(1, pieces.n + 1)]
+        alone = [(-i, (code,)) for i, code in enumerate(codes) if i and pieces.unigrams]
+        return [prefixes[0], *alone, *prefixes[1:]]
     assert isinstance(pieces, Ngram)
     step = 1 if pieces.overlapping else pieces.n
     last = len(codes) - pieces.n + 1 if pieces.overlapping else len(codes)
