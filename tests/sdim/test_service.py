@@ -93,6 +93,23 @@ def test_a_model_scores(behaviors):
     assert client.post("/v1/score", json={"user": "x", "candidates": [3]}).json()["scores"] == pytest.approx([expected])
 
 
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        (lambda candidates, histories: candidates[:, :1], r"gave [2, 1], expected a score for each, [2]"),
+        (lambda candidates, histories: candidates[:, 0] * torch.nan, "not finite"),
+        (
+            lambda candidates, histories: [].index(1),
+            "Internal Server Error",
+        ),  # a ValueError, which bad requests are too
+    ],
+)
+def test_a_scorer_that_fails_is_no_bad_request(behaviors, scorer, message):
+    answer = Client(create_app(behaviors, scorer=scorer)).post("/v1/score", json={"user": "x", "candidates": [3, 4]})
+    assert answer.status_code == 500
+    assert message in answer.text
+
+
 def test_a_repeated_request_counts_once(client, behaviors):
     for _ in range(2):
         assert client.post("/v1/append", json={"events": {"ann": [1]}, "token": "a"}).json() == {"held": {"ann": 1}}
