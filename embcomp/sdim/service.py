@@ -194,8 +194,8 @@ class _Guard:
             else:
                 await self.app(scope, _once(body, receive), noting)
         finally:
-            route = scope.get("route")
-            path = getattr(route, "path", "other")  # not as given: anyone could make up labels
+            known = {getattr(route, "path", None) for route in scope["app"].routes}
+            path = scope["path"] if scope["path"] in known else "other"  # anyone could make up labels
             self.metrics.requests.labels(path, str(status)).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - begin)
 

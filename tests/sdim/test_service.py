@@ -188,12 +188,14 @@ def test_the_token(behaviors):
 def test_metrics(client):
     client.post("/v1/append", json={"events": {"ann": [1, 2]}})
     client.post("/v1/append", json={})
+    client.post("/v1/append", content=b" " * (Limits().body_bytes + 1))
     client.get("/made/up")
     text = client.get("/metrics").text
     assert 'embcomp_requests_total{path="/v1/append",status="200"} 1.0' in text
     assert 'embcomp_requests_total{path="/v1/append",status="422"} 1.0' in text
+    assert 'embcomp_requests_total{path="/v1/append",status="413"} 1.0' in text
     assert 'embcomp_requests_total{path="other",status="404"} 1.0' in text
-    assert 'embcomp_request_seconds_count{path="/v1/append"} 2.0' in text
+    assert 'embcomp_request_seconds_count{path="/v1/append"} 3.0' in text
     assert "embcomp_appended_events_total 2.0" in text
     assert "made" not in text
 
