@@ -364,7 +364,7 @@ class SDIM(nn.Module):
 
 def _divided(sums: Tensor, counts: Tensor) -> Tensor:
     """Sums / counts, and zero where nothing was counted."""
-    return sums / torch.where(counts > 0, counts, 1.0)
+    return (sums / torch.where(counts > 0, counts, 1.0)).to(sums.dtype)
 
 
 def _events(counts: Tensor) -> Tensor:

@@ -295,6 +295,19 @@ def test_signatures_under_autocast_are_those_of_serving(projection):
         assert torch.equal(sdim.signatures(vectors), known)
 
 
+@every_rule
+@pytest.mark.parametrize("num", [1, 20])
+def test_long_histories_of_half_precision(rule, num):
+    """Sums beyond 256, whose squares float16 does not hold."""
+    asked, sequence, mask = clustered(2, 600, 8, candidates=num)
+    asked, sequence = asked.half(), sequence.half() + 1.0
+    wide = make(8, 12, 3, rule=rule)(asked.float(), sequence.float(), mask)
+    assert make(8, 12, 3, rule=rule).encode(sequence.float(), mask).sums.max() > 256
+    made = make(8, 12, 3, rule=rule).half()(asked, sequence, mask)
+    assert made.dtype == torch.float16
+    torch.testing.assert_close(made.float(), wide, rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize("projection", ["dense", "hadamard"])
 def test_hashes_made_without_memory_are_those_of_the_seed(projection):
     vectors = torch.randn(5, 8)
