@@ -205,7 +205,8 @@ def test_the_command_serves(tmp_path):
     make_encoder().save(tmp_path / "encoder.pt")
     code = "import sys; from embcomp.cli import main; sys.argv[0] = 'embcomp'; main()"
     command = [sys.executable, "-c", code, "serve-behaviors", str(tmp_path / "store"), str(tmp_path / "encoder.pt")]
-    process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True)
+    options = ["--port", "0", "--max-bytes", str(2**20)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     try:
         line = next(line for line in process.stderr if "running on" in line)
         url = next(word for word in line.split() if word.startswith("http"))
@@ -237,6 +238,8 @@ def test_the_command_refuses(tmp_path, monkeypatch):
     with BehaviorStore(tmp_path / "store", make_encoder("2")):
         pass
     assert "holds '2, SDIM" in run(encoder).output
+    shared = CliRunner().invoke(app, ["redis://127.0.0.1:1", str(encoder), "--max-bytes", "9"])
+    assert (shared.exit_code, "--max-bytes is for folders" in shared.output) == (2, True)
 
 
 def test_learned_weights_serve_and_the_rest_of_a_model_scores(tmp_path):
