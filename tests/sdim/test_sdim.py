@@ -295,6 +295,21 @@ def test_signatures_under_autocast_are_those_of_serving(projection):
         assert torch.equal(sdim.signatures(vectors), known)
 
 
+@pytest.mark.parametrize("projection", ["dense", "hadamard"])
+def test_operands_on_another_device_are_refused(projection):
+    """The meta device stands for a GPU, whose addresses compiled code must not read."""
+    asked, events, mask = torch.zeros(2, 20, 4), torch.zeros(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
+    here, away = SDIM(4, projection=projection), SDIM(4, projection=projection).to("meta")
+    for call in (
+        lambda: away(asked, events),
+        lambda: away.query(asked, here.encode(events)),
+        lambda: here(asked, events, mask.to("meta")),
+        lambda: here(asked, events, sequence_signatures=here.signatures(events).to("meta")),
+    ):
+        with pytest.raises(RuntimeError, match="meta"):
+            call()
+
+
 @every_rule
 @pytest.mark.parametrize("num", [1, 20])
 def test_long_histories_of_half_precision(rule, num):
