@@ -15,6 +15,12 @@ typedef float Wide __attribute__((vector_size(64), aligned(4), may_alias));
 typedef float Half __attribute__((vector_size(32), aligned(4), may_alias));
 constexpr size_t kWide = sizeof(Wide) / sizeof(float);
 
+// Templates are told the bytes of a lane: as an argument of a template a type loses its attributes, and callers' memory
+// is not aligned to more than a float (views, arrays of NumPy).
+template <size_t BYTES> struct LaneOf { typedef float type; };
+template <> struct LaneOf<sizeof(Half)> { typedef Half type; };
+template <> struct LaneOf<sizeof(Wide)> { typedef Wide type; };
+
 struct Events {
   size_t dim;
   const int64_t* places;
@@ -101,13 +107,14 @@ void pack_signs(const float* projected, size_t number, size_t word_bits, int64_t
 // --- sums ---
 
 // A few columns for all events, then the next few: so narrow, the buckets of a history fit the first-level cache.
-template <class Lane, size_t LANES>
+template <size_t BYTES, size_t LANES>
 void scatter(const float* values, const Events& e, const Groups& groups, float* sums) {
+  typedef typename LaneOf<BYTES>::type Lane;
   const size_t n = e.dim, table = groups.number * groups.width() * n;
   for (size_t b = 0; b < e.batch; b++)
-    for (size_t d = 0; d < n; d += LANES * sizeof(Lane) / sizeof(float))
+    for (size_t d = 0; d < n; d += LANES * BYTES / sizeof(float))
       for (int64_t t = e.offsets[b]; t < e.offsets[b + 1]; t++) {
-        e.prefetch<LANES * sizeof(Lane)>(values + d, t, e.offsets[b + 1]);
+        e.prefetch<LANES * BYTES>(values + d, t, e.offsets[b + 1]);
         if (!e.counts(t)) continue;
         const Lane* from = (const Lane*)(values + e.row(t) * n + d);
         Lane held[LANES];
@@ -122,13 +129,14 @@ void scatter(const float* values, const Events& e, const Groups& groups, float* 
 }
 
 // out[row] = (or +=, where several events may share a row) the sum of the event's buckets.
-template <class Lane, size_t LANES>
+template <size_t BYTES, size_t LANES>
 void gather(const float* sums, const Events& e, const Groups& groups, float* out) {
+  typedef typename LaneOf<BYTES>::type Lane;
   const size_t n = e.dim, buckets = groups.number * groups.width();
   for (size_t b = 0; b < e.batch; b++)
-    for (size_t d = 0; d < n; d += LANES * sizeof(Lane) / sizeof(float))
+    for (size_t d = 0; d < n; d += LANES * BYTES / sizeof(float))
       for (int64_t t = e.offsets[b]; t < e.offsets[b + 1]; t++) {
-        e.prefetch<LANES * sizeof(Lane)>(out + d, t, e.offsets[b + 1]);
+        e.prefetch<LANES * BYTES>(out + d, t, e.offsets[b + 1]);
         Lane sum[LANES] = {};
         const float* table = sums + b * buckets * n + d;
         if (e.counts(t))
@@ -139,6 +147,26 @@ void gather(const float* sums, const Events& e, const Groups& groups, float* out
         Lane* to = (Lane*)(out + e.row(t) * n + d);
         for (size_t l = 0; l < LANES; l++) to[l] = e.places ? to[l] + sum[l] : sum[l];
       }
+}
+
+// In each group every bucket becomes the sum of all, each times the weight [batch, bits + 1] of how many bits of the two
+// differ.
+template <size_t BYTES, size_t LANES>
+void mix(const float* sums, size_t batch, size_t dim, const Groups& groups, const float* weights, float* out) {
+  typedef typename LaneOf<BYTES>::type Lane;
+  const size_t width = groups.width();
+  for (size_t b = 0; b < batch; b++, weights += groups.bits + 1)
+    for (size_t g = 0; g < groups.number; g++, sums += width * dim, out += width * dim)
+      for (size_t d = 0; d < dim; d += LANES * BYTES / sizeof(float))
+        for (size_t to = 0; to < width; to++) {
+          Lane sum[LANES] = {};
+          for (size_t from = 0; from < width; from++) {
+            const float weight = weights[__builtin_popcountll(to ^ from)];
+#pragma GCC unroll 4
+            for (size_t l = 0; l < LANES; l++) sum[l] += weight * ((const Lane*)(sums + from * dim + d))[l];
+          }
+          for (size_t l = 0; l < LANES; l++) ((Lane*)(out + to * dim + d))[l] = sum[l];
+        }
 }
 
 // --- pairs of candidate and event ---
@@ -167,42 +195,42 @@ struct Agreement {
   }
 };
 
-template <size_t DIM>
-void collide(const float* values, const Events& e, const int64_t* asked, size_t candidates, const Groups& groups,
-             float* sums, float* counts) {
+// Calls use(row of `rows`, place) for each event, candidate and group in which the two agree; place = candidate * number
+// + group.
+template <size_t DIM, class Value, class Use>
+inline void each_pair(Value* rows, const Events& e, const int64_t* asked, size_t candidates, const Groups& groups,
+                      Use use) {
   const Agreement agreement(groups);
   const size_t n = DIM ? DIM : e.dim, words = groups.words();
   for (size_t b = 0; b < e.batch; b++)
     for (int64_t t = e.offsets[b]; t < e.offsets[b + 1]; t++) {
       if (t + (int64_t)embcomp::kAhead < e.offsets[b + 1])
-        embcomp::prefetch_row(values + e.row(t + embcomp::kAhead) * n, n);
+        embcomp::prefetch_row(rows + e.row(t + embcomp::kAhead) * n, n);
       if (!e.counts(t)) continue;
-      const float* row = values + e.row(t) * n;
+      Value* row = rows + e.row(t) * n;
       for (size_t c = b * candidates; c < (b + 1) * candidates; c++)
-        agreement.each_group(asked + c * words, e.words + e.row(t) * words, [&](size_t g) {
-          embcomp::add_scaled<DIM>(sums + (c * groups.number + g) * n, row, 1.0f, n);
-          counts[c * groups.number + g] += 1.0f;
-        });
+        agreement.each_group(asked + c * words, e.words + e.row(t) * words,
+                             [&](size_t g) { use(row, c * groups.number + g); });
     }
 }
 
-// Adds to the rows of `out`.
+template <size_t DIM>
+void collide(const float* values, const Events& e, const int64_t* asked, size_t candidates, const Groups& groups,
+             float* sums, float* counts) {
+  const size_t n = DIM ? DIM : e.dim;
+  each_pair<DIM>(values, e, asked, candidates, groups, [&](const float* row, size_t place) {
+    embcomp::add_scaled<DIM>(sums + place * n, row, 1.0f, n);
+    counts[place] += 1.0f;
+  });
+}
+
+// The gradient of collide, added to the rows of `out`.
 template <size_t DIM>
 void spread(const float* sums, const Events& e, const int64_t* asked, size_t candidates, const Groups& groups,
             float* out) {
-  const Agreement agreement(groups);
-  const size_t n = DIM ? DIM : e.dim, words = groups.words();
-  for (size_t b = 0; b < e.batch; b++)
-    for (int64_t t = e.offsets[b]; t < e.offsets[b + 1]; t++) {
-      if (t + (int64_t)embcomp::kAhead < e.offsets[b + 1])
-        embcomp::prefetch_row(out + e.row(t + embcomp::kAhead) * n, n);
-      if (!e.counts(t)) continue;
-      float* row = out + e.row(t) * n;
-      for (size_t c = b * candidates; c < (b + 1) * candidates; c++)
-        agreement.each_group(asked + c * words, e.words + e.row(t) * words, [&](size_t g) {
-          embcomp::add_scaled<DIM>(row, sums + (c * groups.number + g) * n, 1.0f, n);
-        });
-    }
+  const size_t n = DIM ? DIM : e.dim;
+  each_pair<DIM>(out, e, asked, candidates, groups,
+                 [&](float* row, size_t place) { embcomp::add_scaled<DIM>(row, sums + place * n, 1.0f, n); });
 }
 
 }  // namespace
@@ -212,11 +240,11 @@ void spread(const float* sums, const Events& e, const int64_t* asked, size_t can
       size_t batch, size_t number, size_t bits
 #define EMBCOMP_FOR_LANES(CALL)                    \
   do {                                             \
-    if (dim % 64 == 0) CALL(Wide, 4);              \
-    else if (dim % 32 == 0) CALL(Wide, 2);         \
-    else if (dim % 16 == 0) CALL(Wide, 1);         \
-    else if (dim % 8 == 0) CALL(Half, 1);          \
-    else CALL(float, 1);                           \
+    if (dim % 64 == 0) CALL(64, 4);                \
+    else if (dim % 32 == 0) CALL(64, 2);           \
+    else if (dim % 16 == 0) CALL(64, 1);           \
+    else if (dim % 8 == 0) CALL(32, 1);            \
+    else CALL(4, 1);                               \
   } while (0)
 
 extern "C" {
@@ -247,7 +275,7 @@ void sign_words(const float* x, size_t n, size_t dim, const float* matrix, size_
 void bucket_scatter(const float* values, EMBCOMP_EVENTS, float* sums, float* counts) {
   const Events e{dim, places, words, mask, offsets, batch};
   const Groups groups{number, bits};
-#define EMBCOMP_CALL(LANE, LANES) scatter<LANE, LANES>(values, e, groups, sums)
+#define EMBCOMP_CALL(BYTES, LANES) scatter<BYTES, LANES>(values, e, groups, sums)
   EMBCOMP_FOR_LANES(EMBCOMP_CALL);
 #undef EMBCOMP_CALL
   if (!counts) return;
@@ -263,7 +291,7 @@ void bucket_scatter(const float* values, EMBCOMP_EVENTS, float* sums, float* cou
 void bucket_gather(const float* sums, EMBCOMP_EVENTS, float* out) {
   const Events e{dim, places, words, mask, offsets, batch};
   const Groups groups{number, bits};
-#define EMBCOMP_CALL(LANE, LANES) gather<LANE, LANES>(sums, e, groups, out)
+#define EMBCOMP_CALL(BYTES, LANES) gather<BYTES, LANES>(sums, e, groups, out)
   EMBCOMP_FOR_LANES(EMBCOMP_CALL);
 #undef EMBCOMP_CALL
 }
@@ -279,11 +307,11 @@ void unit_rows(const float* rows, size_t n, size_t dim, float scale, float* scal
 }
 
 // What candidates [batch, candidates, dim] read, without gradients: their signatures are `known` or, where that is null,
-// those of sign_words; unit > 0 divides each bucket by its length first, times unit; counts, where given, divide the sums
-// by the events in them.
+// those of sign_words; unit > 0 divides each bucket by its length first, times unit; weights, where given, mix those of a
+// group first; counts, where given, divide the sums by the events in them.
 void bucket_query(const float* asked, const int64_t* known, size_t batch, size_t candidates, size_t dim,
                   const float* matrix, size_t number, size_t bits, const float* sums, const float* counts, float unit,
-                  float* out) {
+                  const float* weights, float* out) {
   const Groups groups{number, bits};
   const size_t total = batch * candidates, buckets = batch * number * groups.width();
   std::vector<int64_t> words, offsets(batch + 1);
@@ -293,13 +321,17 @@ void bucket_query(const float* asked, const int64_t* known, size_t batch, size_t
     sign_words(asked, total, dim, matrix, number * bits, groups.each() * bits, words.data());
     known = words.data();
   }
-  std::vector<float> units, scales;
+  std::vector<float> table, scales;
+  if (unit > 0.0f || weights) table.resize(buckets * dim);
   if (unit > 0.0f) {
-    units.resize(buckets * dim);
     scales.resize(buckets);
-    unit_rows(sums, buckets, dim, unit, scales.data(), units.data());
-    sums = units.data();
+    unit_rows(sums, buckets, dim, unit, scales.data(), table.data());
+  } else if (weights) {
+#define EMBCOMP_CALL(BYTES, LANES) mix<BYTES, LANES>(sums, batch, dim, groups, weights, table.data())
+    EMBCOMP_FOR_LANES(EMBCOMP_CALL);
+#undef EMBCOMP_CALL
   }
+  if (!table.empty()) sums = table.data();
   bucket_gather(sums, dim, nullptr, known, nullptr, offsets.data(), batch, number, bits, out);
   if (!counts) return;
   std::vector<float> held(total);

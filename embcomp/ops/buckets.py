@@ -117,8 +117,9 @@ def query(
     counts: Tensor | None,
     hash_width: int,
     unit: bool,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """`sign_signatures`, `unit_rows` and `gather` in one call, without gradients; where `fast`.
+    """`sign_signatures`, what changes buckets, and `gather` in one call, without gradients; where `fast`.
 
     Args:
         asked: float32 [B, C, D], the candidates.
@@ -127,18 +128,21 @@ def query(
         sums: float32 [B, groups, 2^hash_width, D].
         counts: float32 [B, groups, 2^hash_width] divides what each candidate finds by the events in it; or None.
         hash_width: bits of a group.
-        unit: divide each bucket by its length, and the sum by the number of groups.
+        unit: divide each bucket by its length (`unit_rows`), and the sum by the number of groups.
+        weights: float32 [B, hash_width + 1], without `unit`: a candidate finds all buckets of a group, each times the
+            weight of how many of its bits differ from the candidate's.
 
     Returns:
         float32 [B, C, D].
     """
-    asked, signatures, matrix, sums, counts = _plain(asked, signatures, matrix, sums, counts)
+    asked, signatures, matrix, sums, counts, weights = _plain(asked, signatures, matrix, sums, counts, weights)
     out = torch.empty(asked.shape, device="cpu")
     batch, candidates, dim = asked.shape
     groups = sums.shape[1]
     _library().bucket_query(
         pointer(asked), pointer(signatures), _size(batch), _size(candidates), _size(dim), pointer(matrix),
-        _size(groups), _size(hash_width), pointer(sums), pointer(counts), ctypes.c_float(unit / groups), pointer(out),
+        _size(groups), _size(hash_width), pointer(sums), pointer(counts), ctypes.c_float(unit / groups),
+        pointer(weights), pointer(out),
     )  # fmt: skip
     return out
 

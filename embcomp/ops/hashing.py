@@ -45,7 +45,13 @@ def hash_rows_reference(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    """The address of a contiguous CPU tensor for a C function; None gives a null pointer."""
+    """The address of a contiguous CPU tensor for a C function; None gives a null pointer.
+
+    Raises:
+        RuntimeError: the tensor is on another device, whose addresses say nothing here.
+    """
+    if tensor is not None and not tensor.is_cpu:
+        raise RuntimeError(f"a tensor is on {tensor.device}, others are on cpu: move the module or its inputs")
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 

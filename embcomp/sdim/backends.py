@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 from typing import Any, Protocol
 
@@ -59,28 +61,21 @@ class LmdbBackend:
             raise StoreError(f"store {path}: cannot be opened ({error})") from error
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        with self.env.begin() as transaction:
+        with self._transaction() as transaction:
             return [transaction.get(key) for key in keys]
 
     def update(self, keys: Sequence[bytes], change: Change) -> None:
-        try:
-            with self.env.begin(write=True) as transaction:
-                for key, value in change([transaction.get(key) for key in keys]).items():
-                    if value is None:
-                        transaction.delete(key)
-                    else:
-                        transaction.put(key, value)
-        except self._lmdb.MapFullError as error:
-            raise StoreFull(f"store {self.path} is full: open it with more than max_bytes={self.max_bytes}") from error
-        except self._lmdb.Error as error:
-            if any(os.strerror(code) in str(error) for code in (ENOSPC, EDQUOT, EFBIG)):
-                raise StoreFull(f"store {self.path}: the disk takes no more ({error}); nothing was written") from error
-            raise StoreError(f"store {self.path}: nothing was written ({error})") from error
+        with self._transaction(write=True) as transaction:
+            for key, value in change([transaction.get(key) for key in keys]).items():
+                if value is None:
+                    transaction.delete(key)
+                else:
+                    transaction.put(key, value)
 
     def pages(self, prefix: bytes, size: int) -> Iterator[list[bytes]]:
         start = prefix
         while True:
-            with self.env.begin() as transaction, transaction.cursor() as cursor:
+            with self._transaction() as transaction, transaction.cursor() as cursor:
                 page = []
                 if cursor.set_range(start):
                     for key in cursor.iternext(values=False):
@@ -94,6 +89,25 @@ class LmdbBackend:
 
     def close(self) -> None:
         self.env.close()
+
+    @contextmanager
+    def _transaction(self, write: bool = False) -> Iterator[Any]:
+        """Errors of LMDB as those of a store; a write that fails leaves nothing."""
+        try:
+            with self.env.begin(write=write) as transaction:
+                yield transaction
+        except self._lmdb.MapFullError as error:
+            raise StoreFull(f"store {self.path} is full: open it with more than max_bytes={self.max_bytes}") from error
+        except self._lmdb.MapResizedError as error:
+            raise StoreFull(
+                f"store {self.path} has grown beyond max_bytes={self.max_bytes} in another process: "
+                "open it again with as many as there"
+            ) from error
+        except self._lmdb.Error as error:
+            what = "nothing was written" if write else "nothing was read"
+            if any(os.strerror(code) in str(error) for code in (ENOSPC, EDQUOT, EFBIG)):
+                raise StoreFull(f"store {self.path}: the disk takes no more ({error}); {what}") from error
+            raise StoreError(f"store {self.path}: {what} ({error})") from error
 
 
 class RedisBackend:
@@ -144,7 +158,7 @@ class RedisBackend:
         self._tried(once)
 
     def pages(self, prefix: bytes, size: int) -> Iterator[list[bytes]]:
-        cursor, pattern = 0, self.prefix + prefix + b"*"
+        cursor, pattern = 0, re.sub(rb"([*?\[\]^\\])", rb"\\\1", self.prefix + prefix) + b"*"
         while True:
             cursor, names = self._tried(lambda at=cursor: self.client.scan(at, match=pattern, count=size))
             if names:

@@ -89,5 +89,6 @@ def segments(offsets: Tensor, total: int) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Vectors divided by their length; the zero vector stays zero, with a finite gradient."""
-    square = x.square().sum(-1, keepdim=True)
-    return x * torch.where(square > 0, square, 1.0).rsqrt()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of float16 end at 256 x 256
+    square = wide.square().sum(-1, keepdim=True)
+    return (wide * torch.where(square > 0, square, 1.0).rsqrt()).to(x.dtype)

@@ -29,6 +29,7 @@ def serve_behaviors(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8360,
     max_events: Annotated[int, typer.Option(help="Events of a user that count.")] = 1024,
     dtype: Annotated[str, typer.Option(help="Of stored sums: float32, float16, int8.")] = "float32",
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="How large a folder may become, if not 64 GiB.")] = None,
     reencode: Annotated[bool, typer.Option(help="Take over a store of another model.")] = False,
 ) -> None:
     """Serve a behaviour store over HTTP."""
@@ -36,8 +37,11 @@ def serve_behaviors(
     try:
         if token is None and not _loopback(host):
             raise ValueError(f"--host {host} is open to others: put a token into {TOKEN}, or serve on 127.0.0.1")
+        if max_bytes is not None and "://" in store:
+            raise ValueError("--max-bytes is for folders: a server has its own limit (maxmemory)")
+        size = {} if max_bytes is None else {"max_bytes": max_bytes}
         loaded = BehaviorEncoder.load(encoder)
-        opened = BehaviorStore(store, loaded, max_events=max_events, dtype=dtype, reencode=reencode)
+        opened = BehaviorStore(store, loaded, max_events=max_events, dtype=dtype, reencode=reencode, **size)
     except (ValueError, OSError, StoreError) as error:
         typer.echo(f"embcomp serve-behaviors: {error}", err=True)
         raise typer.Exit(2) from None

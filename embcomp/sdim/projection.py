@@ -1,5 +1,6 @@
 """Fixed random projections, whose signs are the bits of SimHash (Charikar 2002)."""
 
+import abc
 from typing import Any, Self
 
 import torch
@@ -9,8 +10,22 @@ from embcomp.ops.buckets import fast, sign_codes, sign_signatures
 from embcomp.sdim.signatures import pack
 
 
-class Projection(nn.Module):
-    """Base: buffers that move with the model but keep their type, because `half()` would change signatures."""
+class Projection(nn.Module, abc.ABC):
+    """Base: what makes signatures the same in training and in serving.
+
+    Buffers move with the model but keep their type, because `half()` would change signatures, and so would the products
+    of `torch.autocast`: they are those of float32 there too.
+    """
+
+    @abc.abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """float32 [..., dim] -> float32 [..., num_hashes]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.amp.is_autocast_available(x.device.type):  # the meta device
+            return self.project(x.float())
+        with torch.autocast(x.device.type, enabled=False):
+            return self.project(x.float())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         kept = dict(self.named_buffers(recurse=False))
@@ -45,10 +60,11 @@ class DenseProjection(Projection):
     def __init__(self, dim: int, num_hashes: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("matrix", torch.randn(dim, num_hashes, generator=generator, device="cpu"))
+        matrix = torch.randn(dim, num_hashes, generator=generator, device="cpu")
+        self.register_buffer("matrix", matrix.to(_default_device()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.float() @ self.matrix
+    def project(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
 
     @torch.no_grad()
     def signatures(self, x: Tensor, hash_width: int) -> Tensor:
@@ -80,10 +96,10 @@ class HadamardProjection(Projection):
         generator = torch.Generator().manual_seed(seed)
         shape = (3, -(-num_hashes // width), width)
         signs = 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.int8, device="cpu") - 1
-        self.register_buffer("signs", signs)
+        self.register_buffer("signs", signs.to(_default_device()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.pad(x.float(), (0, self.padding)).unsqueeze(-2)
+    def project(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (0, self.padding)).unsqueeze(-2)
         for signs in self.signs:
             x = hadamard(x * signs)
         return x.flatten(-2)[..., : self.num_hashes]
@@ -105,6 +121,12 @@ def hadamard(x: Tensor) -> Tensor:
         x = (x.unflatten(-1, (width // digit, digit)) @ _sylvester(digit, x)).transpose(-1, -2).flatten(-2)
         rest //= digit
     return x
+
+
+def _default_device() -> torch.device:
+    """Where buffers are made. Real even inside `with torch.device("meta")`: `to_empty` leaves them as they are."""
+    device = torch.get_default_device()
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _sylvester(size: int, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from embcomp.ops.buckets import Events, collide, fast, gather, query, scatter, sign_codes, unit_rows, words_for
 from embcomp.sdim.buckets import Buckets, read, segments, sum_jagged, sum_padded, unit
 from embcomp.sdim.projection import PROJECTIONS
-from embcomp.sdim.sequences import Sequences
+from embcomp.sdim.sequences import Sequences, taken
 from embcomp.sdim.signatures import unpack
 
 Rule = Literal["l2", "mean", "kernel"]
@@ -57,8 +57,6 @@ class SDIM(nn.Module):
         torch.Size([2, 500, 32])
     """
 
-    distance: Tensor
-
     def __init__(
         self,
         embedding_dim: int,
@@ -95,7 +93,6 @@ class SDIM(nn.Module):
         self.projection = PROJECTIONS[projection](embedding_dim, num_hashes, seed)
         if rule == "kernel":
             self.weight = nn.Parameter(torch.ones(hash_width + 1))
-            self.register_buffer("distance", _distances(hash_width), persistent=False)
 
     def forward(
         self,
@@ -131,11 +128,11 @@ class SDIM(nn.Module):
             ValueError: shapes or types that do not fit.
             IndexError: a place outside of `sequence`.
         """
+        self._check_candidates(candidates)
         several = candidates.dim() == 3
         if not several:
             candidates = candidates.unsqueeze(1)
             candidate_signatures = None if candidate_signatures is None else candidate_signatures.unsqueeze(1)
-        self._check_width(candidates, "candidates")
         given = self._checked(Sequences(sequence, mask, offsets, places, sequence_signatures))
         if len(candidates) != given.batch:
             raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {given.batch} histories")
@@ -166,27 +163,31 @@ class SDIM(nn.Module):
         One look-up of `groups` rows for each candidate (`embedding_bag`). A single user's buckets are a batch of one:
         candidates [1, C, D].
         """
+        self._check_candidates(candidates)
         if candidates.dim() == 2:
             known = None if signatures is None else signatures.unsqueeze(1)
             return self.query(candidates.unsqueeze(1), buckets, known).squeeze(1)
-        self._check_width(candidates, "candidates")
         if buckets.sums.shape[1:] != (self.groups, self.width, self.embedding_dim):
             raise ValueError(
                 f"SDIM: buckets have shape {list(buckets.sums.shape)}, expected "
                 f"[B, {self.groups}, {self.width}, {self.embedding_dim}]: encode them with the same configuration"
             )
+        if buckets.counts.shape != buckets.sums.shape[:3]:
+            raise ValueError(
+                f"SDIM: counts have shape {list(buckets.counts.shape)}, expected {list(buckets.sums.shape[:3])}"
+            )
         if buckets.sums.shape[0] != candidates.shape[0]:
             raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {len(buckets.sums)} histories")
-        sums, counts = buckets
+        sums, counts = buckets.sums, buckets.counts.float()
+        learning = torch.is_grad_enabled() and (
+            sums.requires_grad or (self.rule == "kernel" and self.weight.requires_grad)
+        )
+        if fast(sums) and fast(candidates) and not learning:
+            return self._read(candidates, sums, counts, signatures)
         if self.rule == "kernel":
             # Every bucket becomes the weighted sum of all buckets of its group, so that one row says it all.
-            events = counts[:, :1].sum(2, keepdim=True).unsqueeze(-1)
-            sums = (self.weight[self.distance] @ sums / (events.clamp(min=1) * self.groups)).to(sums.dtype)
-        if fast(sums) and fast(candidates) and not (torch.is_grad_enabled() and sums.requires_grad):
-            matrix = self.projection.matrix if self.kind == "dense" else None
-            known = self._signed(candidates, signatures) if signatures is not None or matrix is None else None
-            counted = counts if self.rule == "mean" else None
-            return query(candidates, known, matrix, sums, counted, self.hash_width, unit=self.rule == "l2")
+            mixed = self.weight[_distances(self.hash_width, sums.device)] @ sums
+            sums = (mixed / (_events(counts) * self.groups).view(-1, 1, 1, 1)).to(sums.dtype)
         if fast(sums):
             asked = self._signed(candidates, signatures)
             readers = self._listed(asked, _starts(*asked.shape[:2]))
@@ -198,6 +199,16 @@ class SDIM(nn.Module):
         if self.rule == "l2":
             return read(unit(sums) / self.groups, codes)
         return read(sums, codes) if self.rule == "kernel" else _divided(read(sums, codes), _counted(counts, codes))
+
+    def _read(self, candidates: Tensor, sums: Tensor, counts: Tensor, signatures: Tensor | None) -> Tensor:
+        """`query` of candidates [B, C, D] in one call, without gradients."""
+        matrix = self.projection.matrix if self.kind == "dense" else None
+        known = self._signed(candidates, signatures) if signatures is not None or matrix is None else None
+        counted = counts if self.rule == "mean" else None
+        weights = None
+        if self.rule == "kernel":
+            weights = self.weight.detach().float() / (_events(counts) * self.groups).unsqueeze(1)
+        return query(candidates, known, matrix, sums, counted, self.hash_width, self.rule == "l2", weights)
 
     def signatures(self, vectors: Tensor) -> Tensor:
         """The buckets of vectors in all groups, packed: float [..., D] -> int64 [..., words], a word for 63 bits."""
@@ -226,10 +237,10 @@ class SDIM(nn.Module):
         if signatures is None:
             return self.signatures(vectors)
         words = words_for(self.groups, self.hash_width)
-        if signatures.shape != (*vectors.shape[:-1], words):
+        if signatures.shape != (*vectors.shape[:-1], words) or signatures.dtype != torch.int64:
             raise ValueError(
-                f"SDIM: signatures {list(signatures.shape)} do not fit vectors {list(vectors.shape)}: "
-                f"expected {[*vectors.shape[:-1], words]}"
+                f"SDIM: signatures {signatures.dtype} {list(signatures.shape)} do not fit vectors "
+                f"{list(vectors.shape)}: expected torch.int64 {[*vectors.shape[:-1], words]}"
             )
         return signatures
 
@@ -276,7 +287,6 @@ class SDIM(nn.Module):
         return unit(sums).view(*codes.shape, self.embedding_dim).mean(2)
 
     def _expected(self, candidates: Tensor, sequence: Tensor, mask: Tensor, offsets: Tensor | None) -> Tensor:
-        self._check_width(candidates, "candidates")
         asked, known = unit(candidates), unit(sequence)
         if offsets is None:
             weights = self.event_weight(asked @ known.transpose(1, 2)) * mask.unsqueeze(1)
@@ -306,11 +316,16 @@ class SDIM(nn.Module):
 
     def _event_codes(self, given: Sequences) -> Tensor:
         codes = self._codes(given.vectors, given.signatures)
-        return codes if given.places is None else codes[given.places]
+        return codes if given.places is None else taken(codes, given.places)
 
     def _checked(self, given: Sequences) -> Sequences:
         self._check_width(given.vectors, "sequence")
         return given.check()
+
+    def _check_candidates(self, candidates: Tensor) -> None:
+        if candidates.dim() not in (2, 3):
+            raise ValueError(f"SDIM: candidates have shape {list(candidates.shape)}: give [B, D] or [B, C, D]")
+        self._check_width(candidates, "candidates")
 
     def _check_width(self, vectors: Tensor, what: str) -> None:
         if vectors.shape[-1] != self.embedding_dim:
@@ -350,16 +365,21 @@ class SDIM(nn.Module):
 
 def _divided(sums: Tensor, counts: Tensor) -> Tensor:
     """Sums / counts, and zero where nothing was counted."""
-    return sums / torch.where(counts > 0, counts, 1.0)
+    return (sums / torch.where(counts > 0, counts, 1.0)).to(sums.dtype)
+
+
+def _events(counts: Tensor) -> Tensor:
+    """How many events each history has, 1 at least: [B]; every group counts all of them."""
+    return counts[:, 0].sum(1).clamp(min=1)
 
 
 def _starts(batch: int, length: int) -> Tensor:
     return length * torch.arange(batch + 1, device="cpu")
 
 
-def _distances(hash_width: int) -> Tensor:
+def _distances(hash_width: int, device: torch.device) -> Tensor:
     """How many bits of two buckets differ: int64 [2^hash_width, 2^hash_width]."""
-    buckets = torch.arange(2**hash_width)
+    buckets = torch.arange(2**hash_width, device=device)
     differ = buckets.unsqueeze(1) ^ buckets
     return sum(((differ >> bit) & 1 for bit in range(hash_width)), torch.zeros_like(differ))
 

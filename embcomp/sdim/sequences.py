@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from embcomp.ops.hashing import readable
+
 
 class Sequences(NamedTuple):
     """B histories, T events in all; the arguments of `SDIM.forward`, of which `check` says whether they fit.
@@ -47,8 +49,13 @@ class Sequences(NamedTuple):
                 raise ValueError("SDIM: offsets go with a sequence [T, D], or places [T], and without a mask")
             if offsets.dtype not in (torch.int64, torch.int32):
                 raise ValueError(f"SDIM: offsets must be int64 (floats lose events beyond 2^24), got {offsets.dtype}")
-            if not torch.compiler.is_compiling() and offsets.device.type == "cpu" and int(offsets[-1]) != shape[0]:
-                raise ValueError(f"SDIM: offsets end at {int(offsets[-1])}, the sequence has {shape[0]} events")
+            if offsets.dim() != 1 or not len(offsets):
+                raise ValueError(f"SDIM: offsets have shape {list(offsets.shape)}, expected [B + 1]")
+            if readable(offsets):  # C++ would read what lies beside the sequence
+                if int(offsets[-1]) != shape[0]:
+                    raise ValueError(f"SDIM: offsets end at {int(offsets[-1])}, the sequence has {shape[0]} events")
+                if offsets[0] != 0 or (offsets.diff() < 0).any():
+                    raise ValueError(f"SDIM: offsets begin at 0 and never fall, got {offsets.tolist()[:8]}")
             return self._replace(offsets=offsets.long())
         if len(shape) != 2:
             raise ValueError(f"SDIM: sequence has shape {list(self.vectors.shape)}: give [B, L, D], or offsets too")
@@ -60,7 +67,12 @@ class Sequences(NamedTuple):
 
     def events(self) -> tuple[Tensor, Tensor]:
         """The vector of each event, with zeros where masked, and whether it counts."""
-        vectors = self.vectors if self.places is None else self.vectors[self.places]
+        vectors = self.vectors if self.places is None else taken(self.vectors, self.places)
         if self.mask is None:
             return vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool)
         return vectors.masked_fill(~self.mask.unsqueeze(-1), 0.0), self.mask  # not a product: padding may hold NaN
+
+
+def taken(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows [N, K] at places int64 [...]: [..., K]. Unlike `rows[places]` it refuses negative places."""
+    return rows.index_select(0, places.flatten()).view(*places.shape, rows.shape[1])

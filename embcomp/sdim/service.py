@@ -121,8 +121,7 @@ def create_app(
     @app.post("/v1/score")
     def score(body: Candidates) -> dict[str, list[float]]:
         """One score for each candidate, in their order."""
-        with torch.no_grad():
-            return {"scores": scorer(*_pooled(body)).tolist()}
+        return {"scores": _scored(scorer, *_pooled(body))}
 
     @app.get("/health")
     def health() -> dict[str, str]:
@@ -142,6 +141,20 @@ def create_app(
         return candidates, store.encoder.sdim.query(candidates.unsqueeze(0), store.fetch([body.user])).squeeze(0)
 
     return app
+
+
+@torch.no_grad()
+def _scored(scorer: Scorer, vectors: Tensor, histories: Tensor) -> list[float]:
+    """What a scorer says; where it fails, that is no fault of the request."""
+    try:
+        scores = scorer(vectors, histories)
+    except (ValueError, IndexError) as error:
+        raise RuntimeError(f"the scorer failed: {error}") from error
+    if scores.shape != vectors.shape[:1]:
+        raise HTTPException(500, f"the scorer gave {list(scores.shape)}, expected a score for each, [{len(vectors)}]")
+    if not scores.isfinite().all():
+        raise HTTPException(500, "the scorer gave a score that is not finite")
+    return scores.tolist()
 
 
 class _Metrics:
@@ -181,8 +194,8 @@ class _Guard:
             else:
                 await self.app(scope, _once(body, receive), noting)
         finally:
-            route = scope.get("route")
-            path = getattr(route, "path", "other")  # not as given: anyone could make up labels
+            known = {getattr(route, "path", None) for route in scope["app"].routes}
+            path = scope["path"] if scope["path"] in known else "other"  # anyone could make up labels
             self.metrics.requests.labels(path, str(status)).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - begin)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.ops.buckets import words_for
+from embcomp.sdim.sequences import taken
 
 if TYPE_CHECKING:
     from embcomp.sdim.sdim import SDIM
@@ -52,7 +53,7 @@ class ItemSignatures(nn.Module):
         sdim: whose hashes they are; not kept.
         num_items: how many ids there are.
 
-    Shapes: ids int64 `[...]` -> int64 `[..., words]`, as `SDIM` takes them.
+    Shapes: ids int64 `[...]` -> int64 `[..., words]`, as `SDIM` takes them. Raises IndexError for an id that is none.
 
     Example:
         >>> import torch
@@ -83,4 +84,4 @@ class ItemSignatures(nn.Module):
         return self
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.table[ids]
+        return taken(self.table, ids)

@@ -106,6 +106,34 @@ def test_a_place_that_is_no_row_is_refused():
             buckets.collide(torch.zeros(9, 8), wrong, torch.zeros(1, 1, 1, dtype=torch.int64))
 
 
+def elsewhere(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values one float further on in memory: contiguous, as views and NumPy's arrays are, and not aligned."""
+    return torch.cat((torch.zeros(1), tensor.flatten()))[1:].view(tensor.shape)
+
+
+@pytest.mark.parametrize("dim", [7, 8, 16, 32, 64])
+def test_memory_need_not_be_aligned(dim):
+    case = Case([5, 9], 4, 3, dim, masked=False, placed=False, seed=0)
+    asked, draw = torch.randint(2**60, (2, 3, 1)), torch.randn(2, 3, dim)
+    sums = buckets.scatter(case.values, case.events)[0]
+    weights = torch.randn(2, 4)
+    for form, taken in (
+        (lambda x: buckets.scatter(x, case.events)[0], case.values),
+        (lambda x: buckets.collide(x, case.events, asked)[0], case.values),
+        (lambda x: buckets.gather(x, case.events), sums),
+        (lambda x: buckets.query(draw, asked, None, x, None, 3, True), sums),
+        (lambda x: buckets.query(draw, asked, None, x, None, 3, False, weights), sums),
+    ):
+        results = []
+        for moved in (lambda x: x, elsewhere):
+            leaf = moved(taken).requires_grad_()
+            out = form(leaf)
+            results.append(out)
+            if out.requires_grad:
+                results.append(torch.autograd.grad(out, leaf, moved(torch.ones_like(out)))[0])
+        assert all(map(torch.equal, results[: len(results) // 2], results[len(results) // 2 :]))
+
+
 def test_unit_rows_are_those_of_torch():
     rows = torch.randn(3, 4, 7)
     rows[1, 2] = 0.0
@@ -150,8 +178,14 @@ def test_a_signature_does_not_depend_on_the_rows_beside_it():
 
 
 @settings(max_examples=15, deadline=None)
-@given(case=cases, unit=st.booleans(), counted=st.booleans(), known=st.booleans(), num=st.integers(0, 17))
-def test_a_query_is_its_parts(case, unit, counted, known, num):
+@given(
+    case=cases,
+    change=st.sampled_from([None, "unit", "mix"]),
+    counted=st.booleans(),
+    known=st.booleans(),
+    num=st.integers(0, 17),
+)
+def test_a_query_is_its_parts(case, change, counted, known, num):
     tau, batch = case.events.hash_width, len(case.sizes)
     sums, counts = buckets.scatter(case.values, case.events)
     asked = torch.randn(batch, num, case.dim, generator=case.draw)
@@ -159,8 +193,16 @@ def test_a_query_is_its_parts(case, unit, counted, known, num):
     signatures = buckets.sign_signatures(asked, matrix, tau)
     codes = unpack(signatures, case.groups, tau)
     chosen = torch.arange(batch)[:, None, None], torch.arange(case.groups), codes
-    found = (normalize(sums, dim=-1) / case.groups if unit else sums)[chosen].sum(2)
+    weights = torch.randn(batch, tau + 1, generator=case.draw) if change == "mix" else None
+    table = sums
+    if change == "unit":
+        table = normalize(sums, dim=-1) / case.groups
+    if weights is not None:
+        bits = torch.tensor([[(a ^ b).bit_count() for b in range(case.width)] for a in range(case.width)])
+        table = weights[:, bits].unsqueeze(1) @ sums
+    found = table[chosen].sum(2)
     if counted:
         found = found / counts[chosen].sum(2, keepdim=True).clamp(min=1)
-    made = buckets.query(asked, signatures if known else None, matrix, sums, counts if counted else None, tau, unit)
+    counts, known = counts if counted else None, signatures if known else None
+    made = buckets.query(asked, known, matrix, sums, counts, tau, change == "unit", weights)
     torch.testing.assert_close(made, found, **CLOSE)

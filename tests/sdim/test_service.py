@@ -93,6 +93,23 @@ def test_a_model_scores(behaviors):
     assert client.post("/v1/score", json={"user": "x", "candidates": [3]}).json()["scores"] == pytest.approx([expected])
 
 
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        (lambda candidates, histories: candidates[:, :1], r"gave [2, 1], expected a score for each, [2]"),
+        (lambda candidates, histories: candidates[:, 0] * torch.nan, "not finite"),
+        (
+            lambda candidates, histories: [].index(1),
+            "Internal Server Error",
+        ),  # a ValueError, which bad requests are too
+    ],
+)
+def test_a_scorer_that_fails_is_no_bad_request(behaviors, scorer, message):
+    answer = Client(create_app(behaviors, scorer=scorer)).post("/v1/score", json={"user": "x", "candidates": [3, 4]})
+    assert answer.status_code == 500
+    assert message in answer.text
+
+
 def test_a_repeated_request_counts_once(client, behaviors):
     for _ in range(2):
         assert client.post("/v1/append", json={"events": {"ann": [1]}, "token": "a"}).json() == {"held": {"ann": 1}}
@@ -171,12 +188,14 @@ def test_the_token(behaviors):
 def test_metrics(client):
     client.post("/v1/append", json={"events": {"ann": [1, 2]}})
     client.post("/v1/append", json={})
+    client.post("/v1/append", content=b" " * (Limits().body_bytes + 1))
     client.get("/made/up")
     text = client.get("/metrics").text
     assert 'embcomp_requests_total{path="/v1/append",status="200"} 1.0' in text
     assert 'embcomp_requests_total{path="/v1/append",status="422"} 1.0' in text
+    assert 'embcomp_requests_total{path="/v1/append",status="413"} 1.0' in text
     assert 'embcomp_requests_total{path="other",status="404"} 1.0' in text
-    assert 'embcomp_request_seconds_count{path="/v1/append"} 2.0' in text
+    assert 'embcomp_request_seconds_count{path="/v1/append"} 3.0' in text
     assert "embcomp_appended_events_total 2.0" in text
     assert "made" not in text
 
@@ -186,7 +205,8 @@ def test_the_command_serves(tmp_path):
     make_encoder().save(tmp_path / "encoder.pt")
     code = "import sys; from embcomp.cli import main; sys.argv[0] = 'embcomp'; main()"
     command = [sys.executable, "-c", code, "serve-behaviors", str(tmp_path / "store"), str(tmp_path / "encoder.pt")]
-    process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True)
+    options = ["--port", "0", "--max-bytes", str(2**20)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     try:
         line = next(line for line in process.stderr if "running on" in line)
         url = next(word for word in line.split() if word.startswith("http"))
@@ -218,6 +238,8 @@ def test_the_command_refuses(tmp_path, monkeypatch):
     with BehaviorStore(tmp_path / "store", make_encoder("2")):
         pass
     assert "holds '2, SDIM" in run(encoder).output
+    shared = CliRunner().invoke(app, ["redis://127.0.0.1:1", str(encoder), "--max-bytes", "9"])
+    assert (shared.exit_code, "--max-bytes is for folders" in shared.output) == (2, True)
 
 
 def test_learned_weights_serve_and_the_rest_of_a_model_scores(tmp_path):

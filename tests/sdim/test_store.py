@@ -326,6 +326,52 @@ def test_a_full_map_and_a_full_disk(tmp_path, encoder):
         assert store.append(max(written) + 1, [1]) == 1
 
 
+def test_a_store_that_another_process_let_grow_and_a_closed_one(tmp_path, encoder):
+    code = (
+        "from tests.sdim.conftest import make_encoder; from embcomp.sdim import BehaviorStore; import sys\n"
+        "with BehaviorStore(sys.argv[1], make_encoder()) as store:\n"
+        "    store.append_many({user: range(300) for user in range(100)})"
+    )
+    with BehaviorStore(tmp_path / "store", encoder, max_bytes=2**17) as store:
+        store.append("ann", [1])
+        env = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], check=True, env=env)
+        for call in (lambda: store.fetch(["ann"]), lambda: store.append("ann", [2]), store.reencode):
+            with pytest.raises(StoreFull, match=f"grown beyond max_bytes={2**17} in another process"):
+                call()
+    for call in (lambda: store.fetch(["ann"]), lambda: store.append("ann", [2])):
+        with pytest.raises(StoreError, match="closed"):
+            call()
+    with BehaviorStore(tmp_path / "store", encoder) as store:
+        assert store.events("ann") == [1]
+        assert store.append(99, [1]) == 301
+
+
+def test_stores_of_one_server_are_told_apart_by_their_prefix(redis_server, encoder):
+    with (
+        BehaviorStore(redis_server.url, encoder, prefix="shop[1]*:") as one,
+        BehaviorStore(redis_server.url, make_encoder("2"), prefix="shop1x:") as other,
+    ):
+        one.append_many({"ann": [1], "bob": [2]})
+        other.append("ann", [7, 8])
+    with BehaviorStore(redis_server.url, make_encoder("3"), prefix="shop[1]*:", reencode=True) as one:
+        assert one.reencode() == 2
+    with BehaviorStore(redis_server.url, make_encoder("2"), prefix="shop1x:") as other:
+        check(other, "ann", [7, 8])
+
+
+def test_events_arrive_while_all_are_encoded_anew(location, encoder):
+    with BehaviorStore(location, encoder) as old:
+        old.append_many({user: [user, 1] for user in range(60)})
+    with BehaviorStore(location, make_encoder("2", seed=1), reencode=True) as store:
+        future = store.reencode_in_background()
+        for user in range(60):
+            store.append(user, [2])
+        assert 0 <= future.result(timeout=60) <= 60
+        for user in range(60):
+            check(store, str(user), [user, 1, 2])
+
+
 def test_a_server_without_memory(redis_server, encoder):
     with BehaviorStore(redis_server.url, encoder) as store:
         store.append("ann", [1])
