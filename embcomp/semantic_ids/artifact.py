@@ -100,6 +100,7 @@ def load(folder: str | Path) -> "Tokenizer":
     tensors: dict[str, Tensor] = _safetensors().load(data)
     kept = {key.partition(".")[2]: tensors.pop(key) for key in list(tensors) if key.startswith("vocabulary.")}
     tokenizer.tensors, tokenizer.width, tokenizer.baseline = tensors, values["width"], values["baseline"]
+    tokenizer._version = values["version"]  # as it was fitted: a later release may know more settings
     if values["vocabulary"] is not None:
         tokenizer.vocabulary = Vocabulary.from_state(values["vocabulary"], kept)
     return tokenizer

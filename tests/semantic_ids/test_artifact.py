@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from embcomp import PrefixNgram, SentencePieces, semantic_ids
-from embcomp.semantic_ids import RQVAE, ResidualKMeans, Vocabulary
+from embcomp.semantic_ids import RQVAE, ResidualKMeans, Vocabulary, artifact
 
 
 def test_what_is_loaded_encodes_and_judges_alike(tokenizer: ResidualKMeans, content: Tensor, tmp_path: Path) -> None:
@@ -35,6 +35,17 @@ def test_the_vocabulary_is_saved_with_it(tokenizer: ResidualKMeans, content: Ten
         assert found.pieces == pieces
         assert torch.equal(found.support_of(codes), tokenizer.vocabulary.support_of(codes))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_later_release_with_more_settings_keeps_the_version(tokenizer: ResidualKMeans, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    del values["checksum"], values["config"]["tolerance"]  # as of a release that had no such setting
+    path.write_text(json.dumps({**values, "checksum": artifact._checksum(values)}))
+    again = semantic_ids.load(tmp_path)
+    assert again.version == tokenizer.version
+    again.save(tmp_path)
 
 
 def test_damage_is_named(tokenizer: ResidualKMeans, tmp_path: Path) -> None:
