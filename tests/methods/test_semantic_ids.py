@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -132,8 +132,14 @@ def test_items_without_content_and_ids_beyond_the_codes_are_hashed_and_counted()
     codes = torch.cat([CODES, NONE])
     method = SemanticIds(codes, Unigram(), 12)
     report = method.report(Table("item", 33, 12))
-    assert (report.items, report.without_content, report.fallback) == (33, 1, 1)
+    assert (report.items, report.without_content, report.unseen, report.fallback) == (33, 1, 0, 1)
     assert report.supported == (1.0, 1.0, 1.0)
+    counts = torch.ones(33)
+    counts[[0, 1, 16]] = 0
+    counts[24:32] = 0  # all that begin with 3
+    report = SemanticIds(codes, PrefixNgram(3), 200, counts=counts, min_support=1).report(Table("item", 33, 12))
+    assert (report.items, report.without_content, report.unseen, report.fallback) == (33, 1, 11, 9)
+    assert report.supported == (24 / 32, 22 / 32, 21 / 32)
     built = module(codes, Unigram(), 12, open_ids=True)
     for id in (32, 33, 2**62):
         assert rows_of(built, torch.tensor([id])) == [
@@ -188,6 +194,17 @@ def test_dropout_reads_items_as_if_they_were_new_and_only_in_training() -> None:
         assert bool(own.all())
 
 
+@settings(max_examples=25)
+@given(st.integers(1, 12), st.integers(0, 99))
+def test_dropout_takes_deeper_prefixes_first(least: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.randint(2, (32,), generator=generator)
+    counts[0] = 1
+    built = module(CODES, PrefixNgram(3), 200, counts=counts, min_support=least, piece_dropout=0.5)
+    read = built.encoder.train()(torch.arange(32).repeat(8))[0].weights
+    assert (read[:, 1:] <= read[:, :-1]).all()
+
+
 def test_tables_on_one_code_book_share_its_rows() -> None:
     model = nn.ModuleDict({"item": nn.Embedding(32, 12), "history": nn.Embedding(32, 12), "small": nn.Embedding(32, 4)})
     report = embcomp.compress_(model, {"*": SemanticIds(CODES, Unigram(), rows=12)})
@@ -239,6 +256,7 @@ def test_sentence_pieces_as_a_method() -> None:
         ({"counts": torch.ones(31)}, r"table 't': counts must be non-negative, of shape \[32\], got \[31\]"),
         ({"counts": -torch.ones(32)}, "counts must be non-negative"),
         ({"pieces": PrefixNgram(4)}, "needs codes of at least 4 levels, these have 3"),
+        ({"codes": CODES[:, :1].expand(32, 64)}, r"Unigram\(\) makes 64 pieces of an item, at most 63 go"),
         ({"pieces": "prefix"}, r"pieces must be Unigram\(\), PrefixNgram\(n\) or the like, got 'prefix'"),
         ({"combine": "mean"}, "combine must be 'sum' or 'concat', got 'mean'"),
         ({"combine": "concat", "pieces": Ngram(2), "id_rows": 4}, "embedding_dim 8 is not a multiple of its 3 parts"),
