@@ -14,6 +14,7 @@ ContentLike: TypeAlias = "Tensor | PathLike[str] | str | Any"
 
 BLOCK = 1 << 16  # rows at a time, at most,
 NUMBERS = 1 << 24  # and numbers (64 MiB)
+READ = 1 << 20  # numbers that pyarrow reads at a time; it takes several times their memory
 
 
 class Content:
@@ -107,7 +108,19 @@ class Content:
                 part = self._array[start : start + size]
                 yield part if isinstance(part, Tensor) else _as_tensor(part)
             return
-        path, column = self._parquet
+        block, filled = torch.empty(min(size, self._rows), self.width), 0
+        for rows in self._read_lists(*self._parquet, min(size, max(1, READ // self.width))):
+            while rows.shape[0]:
+                part, rows = rows.tensor_split((block.shape[0] - filled,))
+                block[filled : filled + part.shape[0]] = part
+                filled += part.shape[0]
+                if filled == block.shape[0]:
+                    yield block
+                    block, filled = torch.empty_like(block), 0
+        if filled:
+            yield block[:filled]
+
+    def _read_lists(self, path: Path, column: str, size: int) -> Iterator[Tensor]:
         done = 0
         for batch in self._batches(path, column, size):
             lists = batch.column(0)
@@ -125,8 +138,8 @@ class Content:
 
     @staticmethod
     def _batches(path: Path, column: str, size: int) -> Iterator[Any]:
-        # Read through a buffer: else a whole row group lies in memory, which may be the whole file.
-        with _damage_is_named(path), _parquet().ParquetFile(path, buffer_size=1 << 20) as file:
+        # Else a whole row group lies in memory, which may be the whole file.
+        with _damage_is_named(path), _parquet().ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             yield from file.iter_batches(size, columns=[column])
 
     def _check(self, block: Tensor, start: int) -> None:

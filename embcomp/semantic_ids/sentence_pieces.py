@@ -64,10 +64,9 @@ class SentencePieces(Pieces):
         """
         codes = checked_codes(codes, codebook_size)
         words = _words(codes, codebook_size)
-        together: Iterable[Any] = impressions
-        if hasattr(impressions, "shape"):
-            together = _drawn(torch.as_tensor(impressions), [bool(word) for word in words], seed)
-        lines = (" ".join(_shown(words, line)) for line in together)
+        if isinstance(impressions, Tensor) or hasattr(impressions, "shape"):
+            impressions = _drawn(torch.as_tensor(impressions), [bool(word) for word in words], seed)
+        lines = (" ".join(_shown(words, line)) for line in impressions)
         held = io.BytesIO()
         try:
             _sentencepiece().SentencePieceTrainer.train(
