@@ -114,7 +114,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         checksum = values.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: it is not what Tokenizer.save writes") from None
-    if values.get("format", 0) > FORMAT:
+    if isinstance(values.get("format"), int) and values["format"] > FORMAT:
         raise ValueError(f"{path} has format {values['format']}, this version reads up to {FORMAT}: upgrade embcomp")
     if checksum != _checksum(values):
         raise ValueError(f"{path} is damaged or was edited: its checksum does not fit")

@@ -97,7 +97,7 @@ class RQVAE(Tokenizer):
             tensors[f"encoder.{name}"] = _to_grid(tensor.double(), WEIGHT_BITS, WEIGHT_LIMIT).float()
         latents = torch.cat([self._latents(block, tensors) for block in sample.split(8192)])
         codebooks = residual_kmeans(latents, self.levels, self.codebook_size, self.seed + 1)
-        training.fit_decoder(codebooks, tensors)
+        training.fit_decoder(codebooks, tensors, progress)
         decoder = {f"decoder.{name}": tensor for name, tensor in training.decoder.state_dict().items()}
         return {**tensors, "codebooks": codebooks, **decoder}, sample
 

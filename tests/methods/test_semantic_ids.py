@@ -161,6 +161,22 @@ def test_new_items_read_what_the_recorded_support_allows() -> None:
         module(grown, Unigram(), 30, codebook_size=4, vocabulary=vocabulary)
 
 
+@pytest.mark.parametrize("settings", [{}, {"id_rows": 4}], ids=str)
+def test_with_counts_a_grown_catalogue_reads_as_before(settings: dict) -> None:
+    """Also old items that training never saw; new ones with known codes read what many training items carry."""
+    codes = torch.cat([CODES, CODES[8:16], NONE])
+    counts = torch.arange(32) % 3
+    recorded = Vocabulary.of(CODES, PrefixNgram(3), codebook_size=4, counts=counts)
+    fixed = {"rows": 60, "codebook_size": 4, "min_support": 2, **settings}
+    before = module(CODES, PrefixNgram(3), counts=counts, **fixed)
+    grown = torch.cat([counts, torch.zeros(9, dtype=counts.dtype)])
+    after = module(codes, PrefixNgram(3), counts=grown, vocabulary=recorded, **fixed)
+    after.stores.load_state_dict(before.stores.state_dict())
+    assert torch.equal(after(torch.arange(32)), before(torch.arange(32)))
+    support = recorded.support_of(CODES[8:16])
+    assert [len(row) for row in rows_of(after, torch.arange(32, 40))] == (support >= 2).sum(1).tolist()
+
+
 def test_frequent_items_own_an_id_row() -> None:
     counts = torch.arange(32)
     built = module(CODES, Unigram(), 12, id_rows=3, counts=counts)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,42 @@ def test_damage_is_named(tokenizer: ResidualKMeans, tmp_path: Path) -> None:
         path.write_text(wrong)
         with pytest.raises(ValueError, match=r"tokenizer.json is damaged"):
             semantic_ids.load(tmp_path)
+    path.write_text(json.dumps({**json.loads(text), "format": "1"}))
+    with pytest.raises(ValueError, match=r"tokenizer.json is damaged or was edited"):
+        semantic_ids.load(tmp_path)
     path.write_text(json.dumps({**json.loads(text), "format": 99}))
     with pytest.raises(ValueError, match="has format 99, this version reads up to 1"):
         semantic_ids.load(tmp_path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
         semantic_ids.load(tmp_path)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_save_that_breaks_off_leaves_what_was_there(
+    tokenizer: ResidualKMeans, content: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """Before the first file is in its place, or before the second."""
+    tokenizer.save(tmp_path)
+    codes, replace, left = tokenizer.encode(content), os.replace, [fails]
+
+    def broken(source: Path, target: Path) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise OSError("no space left")
+        replace(source, target)
+
+    tokenizer.vocabulary = Vocabulary.of(codes, PrefixNgram(3), codebook_size=16)
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="no space left"):
+        tokenizer.save(tmp_path)
+    monkeypatch.undo()
+    again = semantic_ids.load(tmp_path)
+    assert again.vocabulary is None
+    assert torch.equal(again.encode(content), codes)
+    tokenizer.save(tmp_path)
+    assert semantic_ids.load(tmp_path).vocabulary is not None
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_keeps_its_version(tokenizer: ResidualKMeans, content: Tensor, tmp_path: Path) -> None:

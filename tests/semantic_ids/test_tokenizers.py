@@ -218,11 +218,12 @@ def test_codes_of_rqvae_start_from_kmeans_of_the_latents() -> None:
 def test_rqvae_stops_when_it_gets_no_better() -> None:
     """Eight different vectors in eight codes and no learning rate: the first epoch is the best."""
     content = torch.randn(8, 3).repeat(20, 1)
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
     RQVAE(1, 8, latent_dim=2, hidden=(), lr=0.0, reset=0.0, patience=3, epochs=50).fit(
-        content, progress=lambda done, total, text: steps.append(done)
+        content, progress=lambda done, total, text: steps.append((done, total))
     )
-    assert steps == [1, 2, 3, 4]
+    decoder = [(step, 20) for step in range(1, 21)]
+    assert steps == [(1, 50), (2, 50), (3, 50), (4, 50), *decoder]
 
 
 @pytest.mark.parametrize("options", [{"rotation": True}, {"sinkhorn": 0.05}, {"hidden": ()}], ids=str)
