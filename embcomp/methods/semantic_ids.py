@@ -34,8 +34,8 @@ class SemanticIds(Method):
 
     The vector of an item combines the rows of its pieces: a tokenizer (`embcomp.semantic_ids`) makes codes from content
     vectors, and `pieces` says which parts of them read a row. Pieces own a row each where all fit in `rows`; else
-    coarse ones do, and finer ones share the rest by hashing. The tables that one instance matches read the same rows
-    (one store for each width).
+    coarse ones do, and finer ones share the rest by hashing. The tables that one instance matches read the same rows,
+    and keep one copy of the same codes (for each width).
 
     A piece that no training item carries is left out of the sum: its row is untrained, or another piece's. So are, for
     an item that does not occur in training, pieces that few training items carry: what their rows have learned is about
@@ -103,11 +103,16 @@ class SemanticIds(Method):
         if self.id_rows is not None:
             check_rows(self.id_rows, f"{group}_id")
         widths = {table.embedding_dim for table in tables}
-        plans = []
+        plans: list[TablePlan] = []
+        first: dict[Any, SemanticEncoder] = {}
         with torch.device("cpu"):  # maps are real even where rows are not
             for table in tables:
                 home = group if len(widths) == 1 else f"{group}_{table.embedding_dim}"
                 plans.append(self._table(table, home, stores))
+                encoder = plans[-1].encoder
+                assert isinstance(encoder, SemanticEncoder)
+                held = [None if v is None else id(per_table(v, table, "codes")) for v in (self.codes, self.counts)]
+                encoder.share_maps(first.setdefault((home, table.num_embeddings, *held), encoder))
         return Plan(stores, plans)
 
     def _table(self, table: Table, home: str, stores: dict[str, Store]) -> TablePlan:

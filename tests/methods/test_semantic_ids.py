@@ -1,3 +1,5 @@
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -228,8 +230,43 @@ def test_tables_on_one_code_book_share_its_rows() -> None:
     assert model["item"].stores[0] is model["history"].stores[0]
     assert torch.equal(model["item"](ids), model["history"](ids))
     assert model["small"](ids).shape == (32, 4)
-    maps = 3 * (32 * 3 + 32 + 7 * 8)  # codes, support and keys of three tables
+    maps = 2 * (32 * 3 + 32) + 3 * 7 * 8  # codes and support once for each width, keys for each table
     assert report.bytes_after == embcomp.nbytes(model) == 4 * 12 * (12 + 4) + maps
+
+
+def test_codes_that_tables_share_stay_one_copy() -> None:
+    def codes_of(model: nn.Module) -> list[Tensor]:
+        return [model[name].encoder.codes for name in ("item", "history")]  # type: ignore[index]
+
+    settings = {"rows": 20, "counts": torch.arange(32), "id_rows": 4, "piece_dropout": 0.2}
+    model = nn.ModuleDict({name: nn.Embedding(32, 12) for name in ("item", "history")})
+    embcomp.compress_(model, {"*": SemanticIds(CODES, PrefixNgram(2), **settings)})
+    size = 4 * 12 * (20 + 4) + 32 * (3 + 1 + 1) + 4 * 4 + 2 * 5 * 8
+    for form in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.double().float()):
+        one, other = codes_of(form)
+        assert one is other
+        assert embcomp.nbytes(form) == size
+    other = nn.ModuleDict({name: nn.Embedding(32, 12) for name in ("item", "history")})
+    embcomp.compress_(other, {"*": SemanticIds(CODES.flip(0), PrefixNgram(2), **settings)})
+    other.load_state_dict(model.state_dict())
+    for name in ("item", "history"):
+        assert torch.equal(other[name].eval()(torch.arange(32)), model[name].eval()(torch.arange(32)))
+    # Codes of their own, and open id spaces, are not shared.
+    tables = [Table("item", 32, 12), Table("history", 32, 12), Table("open", None, 12)]
+    for codes, shared in ((CODES, [True, False]), ({t.name: CODES.clone() for t in tables}, [False, False])):
+        first, *others = [t.encoder for t in SemanticIds(codes, Unigram(), 12).plan(tables).tables]
+        assert [encoder.codes is first.codes for encoder in others] == shared
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_codes_that_tables_share_move_together() -> None:
+    model = nn.ModuleDict({name: nn.Embedding(32, 12) for name in ("item", "history")})
+    embcomp.compress_(model, {"*": SemanticIds(CODES, Unigram(), 12)})
+    before = embcomp.nbytes(model)
+    model.cuda()
+    assert model["item"].encoder.codes is model["history"].encoder.codes
+    assert model["item"].encoder.codes.is_cuda
+    assert embcomp.nbytes(model) == before
 
 
 def test_codes_take_the_smallest_type_and_are_counted() -> None:
