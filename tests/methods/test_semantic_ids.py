@@ -1,5 +1,6 @@
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -234,7 +235,18 @@ def test_tables_on_one_code_book_share_its_rows() -> None:
     assert report.bytes_after == embcomp.nbytes(model) == 4 * 12 * (12 + 4) + maps
 
 
-def test_codes_that_tables_share_stay_one_copy() -> None:
+class CodesTwice(nn.Module):
+    """A model that reads two tables."""
+
+    def __init__(self, tables: nn.ModuleDict) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.tables["item"](ids) * self.tables["history"](ids)
+
+
+def test_codes_that_tables_share_stay_one_copy(tmp_path: Path) -> None:
     def codes_of(model: nn.Module) -> list[Tensor]:
         return [model[name].encoder.codes for name in ("item", "history")]  # type: ignore[index]
 
@@ -246,6 +258,9 @@ def test_codes_that_tables_share_stay_one_copy() -> None:
         one, other = codes_of(form)
         assert one is other
         assert embcomp.nbytes(form) == size
+    served = CodesTwice(model)
+    report = embcomp.export(served.eval(), tmp_path / "two.pt2", (torch.arange(4),), dtype="float32")
+    assert report.bytes_trained == size
     other = nn.ModuleDict({name: nn.Embedding(32, 12) for name in ("item", "history")})
     embcomp.compress_(other, {"*": SemanticIds(CODES.flip(0), PrefixNgram(2), **settings)})
     other.load_state_dict(model.state_dict())
