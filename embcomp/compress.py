@@ -186,11 +186,17 @@ class _Swap:
     replacements: list[tuple[Site, nn.Module]]
 
     def report(self) -> Iterator[TableReport]:
-        """One line a table; the bytes of a shared store are split in proportion to the tables it replaces."""
+        """One line a table; the bytes of a shared store are split in proportion to the tables it replaces.
+
+        A map that tables share counts for the first of them.
+        """
         before = {part.name: part.weight.nbytes for part in self.parts}
         users = {store: [p.name for p in self.parts if store in p.stores] for store in self.stores}
+        counted: set[int] = set()
         for part in self.parts:
-            after = sum(buffer.nbytes for buffer in part.plan.encoder.buffers())
+            maps = [buffer for buffer in part.plan.encoder.buffers() if id(buffer) not in counted]
+            counted |= {id(buffer) for buffer in maps}
+            after = sum(buffer.nbytes for buffer in maps)
             for store in part.stores:
                 names, size = users[store], self.stores[store].nbytes
                 whole = sum(before[name] for name in names)

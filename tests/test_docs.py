@@ -6,7 +6,9 @@ import os
 import pkgutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from unittest import SkipTest
 
 import pytest
 from sybil import Sybil
@@ -30,7 +32,8 @@ def test_code_of_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     parser = Sybil([PythonCodeBlockParser(), SkipParser()], path=str(ROOT))
     for example in parser.parse(ROOT / page).examples():
-        example.evaluate()
+        with suppress(SkipTest):  # a block that needs what is not there; the others of the page run
+            example.evaluate()
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -260,10 +260,10 @@ class Plan:
         return table.combiner.dim([self.stores[chunk.store].dim for chunk in table.chunks])
 
     def nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
-        """Bytes of everything stored: rows, maps, keys."""
+        """Bytes of everything stored: rows, maps, keys; a map that tables share counts once."""
         stores = sum(store.rows * store.dim * float_bytes for store in self.stores.values())
-        buffers = (buffer for table in self.tables for buffer in table.encoder.buffers())
-        return stores + sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+        buffers = {id(buffer): buffer.nbytes for table in self.tables for buffer in table.encoder.buffers()}
+        return stores + sum(buffers.values())
 
 
 METHODS: dict[str, type["Method"]] = {}

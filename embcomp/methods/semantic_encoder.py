@@ -1,7 +1,7 @@
 """The encoder of `SemanticIds`: codes of an id -> rows of its pieces."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ def ranges_of(spans: Sequence[Span], size: int, rows: int, one_namespace: bool) 
         found.append(Range(start, each))
         start += each
     return found + [Range(start, rows - start, key) for key in range(len(found), len(spans))]
+
+
+MAPS = ("codes", "supported", "as_new", "owners")
 
 
 class SemanticEncoder(Encoder):
@@ -87,6 +90,24 @@ class SemanticEncoder(Encoder):
         pieces = [hash_key(self.seed, "semantic_ids", j) for j in range(len(self.spans))]
         fallback = [hash_key(self.seed, f"{ids}/fallback", j) for j in range(len(self.spans) + 1)]
         return torch.tensor([*pieces, *fallback], device="cpu")
+
+    def share_maps(self, other: "SemanticEncoder") -> None:
+        """Keeps the maps of another table in the place of its own, which are equal: one copy for both."""
+        for name in MAPS:
+            self._buffers[name] = other._buffers[name]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Maps move in place, as parameters do, so that tables that share them still do on another device."""
+        before = {name: self._buffers[name] for name in MAPS}
+        super()._apply(fn, recurse)
+        for name, map in before.items():
+            moved = self._buffers[name]
+            if map is None or moved is None or moved is map:
+                continue
+            if torch._has_compatible_shallow_copy_type(map, moved):  # pyright: ignore[reportPrivateImportUsage]
+                map.data = moved
+                self._buffers[name] = map
+        return self
 
     def reset_buffers(self) -> None:
         self.keys.copy_(self._keys())

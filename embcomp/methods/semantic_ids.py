@@ -25,6 +25,8 @@ from embcomp.ops.hashing import MAX_ROWS
 from embcomp.semantic_ids.pieces import Pieces, Span
 from embcomp.semantic_ids.vocabulary import Vocabulary, checked_codes
 
+MOST_PIECES = 63  # a bit for each
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SemanticIds(Method):
@@ -32,8 +34,8 @@ class SemanticIds(Method):
 
     The vector of an item combines the rows of its pieces: a tokenizer (`embcomp.semantic_ids`) makes codes from content
     vectors, and `pieces` says which parts of them read a row. Pieces own a row each where all fit in `rows`; else
-    coarse ones do, and finer ones share the rest by hashing. The tables that one instance matches read the same rows
-    (one store for each width).
+    coarse ones do, and finer ones share the rest by hashing. The tables that one instance matches read the same rows,
+    and keep one copy of the same codes (for each width).
 
     A piece that no training item carries is left out of the sum: its row is untrained, or another piece's. So are, for
     an item that does not occur in training, pieces that few training items carry: what their rows have learned is about
@@ -55,7 +57,8 @@ class SemanticIds(Method):
         min_support: items that do not occur in training read the pieces that so many training items carry, or, where
             they have none, the one that most carry. Training items read all of theirs. 0 leaves nothing out.
         piece_dropout: in training an id is read with this probability as if it were new: only the pieces that
-            min_support other items carry, or else the best one, and no id row of its own.
+            min_support other items carry, or else the best one (none where it alone carries its pieces), and no id row
+            of its own.
         codebook_size: codes at each level, by default the largest code + 1, rounded up to a power of two.
         seed: another seed gives other collisions.
 
@@ -100,16 +103,26 @@ class SemanticIds(Method):
         if self.id_rows is not None:
             check_rows(self.id_rows, f"{group}_id")
         widths = {table.embedding_dim for table in tables}
-        plans = []
+        plans: list[TablePlan] = []
+        first: dict[Any, SemanticEncoder] = {}
         with torch.device("cpu"):  # maps are real even where rows are not
             for table in tables:
                 home = group if len(widths) == 1 else f"{group}_{table.embedding_dim}"
                 plans.append(self._table(table, home, stores))
+                encoder = plans[-1].encoder
+                assert isinstance(encoder, SemanticEncoder)
+                held = [None if v is None else id(per_table(v, table, "codes")) for v in (self.codes, self.counts)]
+                encoder.share_maps(first.setdefault((home, table.num_embeddings, *held), encoder))
         return Plan(stores, plans)
 
     def _table(self, table: Table, home: str, stores: dict[str, Store]) -> TablePlan:
         known = self._known(table)
         count = len(known.spans)
+        if count > MOST_PIECES:
+            raise ValueError(
+                f"table {table.name!r}: {self.pieces} makes {count} pieces of an item, at most {MOST_PIECES} go; take "
+                "longer pieces, or fewer levels"
+            )
         parts = count + (self.id_rows is not None)
         concat = self.combine == "concat"
         if concat and table.embedding_dim % parts:
@@ -175,6 +188,7 @@ class SemanticIds(Method):
         return SupportReport(
             items=known.columns.shape[0],
             without_content=int((~has_content).sum()),
+            unseen=int((has_content & ~known.trained).sum()),
             fallback=int((~known.supported.any(1)).sum()),
             supported=tuple(known.supported[has_content].double().mean(0).tolist()),
         )
@@ -217,7 +231,7 @@ class SemanticIds(Method):
         supported = torch.where(trained.unsqueeze(1), present & (support >= min(1, self.min_support)), backed_off)
         others = support - (trained.unsqueeze(1) & (support > 0)).long()  # that carry the piece too
         as_new = supported & (others >= self._least(others)) if self.piece_dropout else None
-        return _Known(columns, supported, as_new, spans, size, counts, has_content)
+        return _Known(columns, supported, as_new, spans, size, counts, has_content, trained)
 
     def _least(self, support: Tensor) -> Tensor:
         """The least support, int64 [N, 1], with which an untrained item reads a piece, from that of all: [N, P].
@@ -234,12 +248,14 @@ class SupportReport:
     Attributes:
         items: ids with an entry in the codes.
         without_content: those with codes of -1.
-        fallback: those without any supported piece, the former among them: they read hashed rows.
+        unseen: those with content that do not occur in training: they read supported pieces only.
+        fallback: those without any supported piece, `without_content` among them: they read hashed rows.
         supported: share of the items with content whose piece is supported, for each piece, coarse ones first.
     """
 
     items: int
     without_content: int
+    unseen: int
     fallback: int
     supported: tuple[float, ...]
 
@@ -254,6 +270,7 @@ class _Known(NamedTuple):
     size: int
     counts: Tensor | None
     has_content: Tensor
+    trained: Tensor
 
 
 def _owners(counts: Tensor, most: int, table: Table) -> Tensor:

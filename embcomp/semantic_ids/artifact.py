@@ -100,6 +100,7 @@ def load(folder: str | Path) -> "Tokenizer":
     tensors: dict[str, Tensor] = _safetensors().load(data)
     kept = {key.partition(".")[2]: tensors.pop(key) for key in list(tensors) if key.startswith("vocabulary.")}
     tokenizer.tensors, tokenizer.width, tokenizer.baseline = tensors, values["width"], values["baseline"]
+    tokenizer._version = values["version"]  # as it was fitted: a later release may know more settings
     if values["vocabulary"] is not None:
         tokenizer.vocabulary = Vocabulary.from_state(values["vocabulary"], kept)
     return tokenizer
@@ -113,7 +114,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         checksum = values.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: it is not what Tokenizer.save writes") from None
-    if values.get("format", 0) > FORMAT:
+    if isinstance(values.get("format"), int) and values["format"] > FORMAT:
         raise ValueError(f"{path} has format {values['format']}, this version reads up to {FORMAT}: upgrade embcomp")
     if checksum != _checksum(values):
         raise ValueError(f"{path} is damaged or was edited: its checksum does not fit")

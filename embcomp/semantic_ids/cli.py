@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from embcomp.semantic_ids.artifact import load
+from embcomp.semantic_ids.artifact import NAME, load
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.residual_kmeans import ResidualKMeans
 from embcomp.semantic_ids.rqvae import RQVAE
@@ -50,6 +50,9 @@ def fit(
 ) -> None:
     """Learn a tokenizer and save it."""
     with _bad_input_ends(), _bar() as heard:
+        _check_device(device)
+        if out.exists() and (not out.is_dir() or (out / NAME).exists()):  # said before the work, not after it
+            raise ValueError(f"{out} holds a tokenizer, or is a file; give another folder")
         tokenizer = (ResidualKMeans if kind is Kind.residual_kmeans else RQVAE)(levels, codebook_size, seed=seed)
         tokenizer.fit(content, column=column, device=device, progress=heard, checkpoint=checkpoint)
         tokenizer.save(out)
@@ -66,6 +69,9 @@ def encode(
 ) -> None:
     """Write the codes of items."""
     with _bad_input_ends():
+        _check_device(device)
+        if not out.absolute().parent.is_dir():
+            raise ValueError(f"{out}: there is no folder {out.parent}")
         codes = load(folder).encode(content, column=column, device=device)
         part = out.with_name(f".{out.name}.{os.getpid()}.part")
         try:
@@ -87,13 +93,27 @@ def quality(
     """Say how well codes describe items, and whether the content has drifted away from the tokenizer."""
     with _bad_input_ends():
         tokenizer, vectors = load(folder), Content(content, column)
-        given = None if codes is None else torch.from_numpy(np.load(codes, allow_pickle=False))
+        given = None if codes is None else _read_codes(codes)
         print(tokenizer.quality(given, vectors))
         for name, value in asdict(tokenizer.drift(vectors)).items():
             shown = "  ".join(f"{v:.3f}" for v in value) if isinstance(value, tuple) else value
             print(
                 f"{'drift, ' + name.replace('_', ' '):<24} {shown if not isinstance(value, float) else f'{value:.4f}'}"
             )
+
+
+def _read_codes(path: Path) -> torch.Tensor:
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or holds no codes: {error}") from None
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Content vectors from memory or disk, read block by block and checked."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +12,9 @@ from torch import Tensor
 ContentLike: TypeAlias = "Tensor | PathLike[str] | str | Any"
 """A tensor or numpy array [N, width], the path of an .npy file, or of a parquet file with a column of lists."""
 
-BLOCK = 1 << 16  # rows at a time
+BLOCK = 1 << 16  # rows at a time, at most,
+NUMBERS = 1 << 24  # and numbers (64 MiB)
+READ = 1 << 20  # numbers that pyarrow reads at a time; it takes several times their memory
 
 
 class Content:
@@ -25,7 +28,9 @@ class Content:
         column: of the parquet file: lists of floats, all of one length.
 
     Raises:
-        ValueError: another type of file, dtype or shape; no rows; the text names the file and the value.
+        FileNotFoundError: there is no such file.
+        ValueError: another type of file, dtype or shape; no rows; a damaged file; the text names the file and the
+            value.
 
     Example:
         >>> import torch
@@ -41,12 +46,17 @@ class Content:
         if isinstance(source, str | PathLike):
             path = Path(source)
             self.name = str(path)
+            if path.suffix not in (".npy", ".parquet"):
+                raise ValueError(f"{path}: content files end in .npy or .parquet")
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file")
             if path.suffix == ".parquet":
                 self._open_parquet(path, column)
                 return
-            if path.suffix != ".npy":
-                raise ValueError(f"{path}: content files end in .npy or .parquet")
-            source = _numpy().load(path, mmap_mode="r", allow_pickle=False)
+            try:
+                source = _numpy().load(path, mmap_mode="r", allow_pickle=False)
+            except (ValueError, OSError, EOFError) as error:
+                raise ValueError(f"{path} is damaged, or no .npy file of numbers: {error}") from None
         array: Any = source
         if column is not None:
             raise ValueError(f"{self.name}: only parquet files have a column, got column={column!r}")
@@ -54,21 +64,22 @@ class Content:
             raise ValueError(f"{self.name}: expected a tensor, an array or a path, got {type(array).__name__}")
         if len(array.shape) != 2:
             raise ValueError(f"{self.name}: expected vectors [N, width], got shape {list(array.shape)}")
-        if "float" not in str(array.dtype):
+        if "float" not in str(array.dtype) and getattr(array.dtype, "kind", "") != "f":
             raise ValueError(f"{self.name}: vectors must be floats, got {array.dtype}; convert them first")
         self._array = array
         self._set_shape(*map(int, array.shape))
 
     def _open_parquet(self, path: Path, column: str | None) -> None:
-        schema, rows = _parquet().read_schema(path), _parquet().read_metadata(path).num_rows
+        with _damage_is_named(path):
+            schema, rows = _parquet().read_schema(path), _parquet().read_metadata(path).num_rows
         if column is None or column not in schema.names:
             raise ValueError(f"{path}: give the column of the vectors, one of {schema.names}, got {column!r}")
         kind = schema.field(column).type
         if not hasattr(kind, "value_type") or str(kind.value_type) not in ("halffloat", "float", "double"):
             raise ValueError(f"{path}: column {column!r} must hold lists of floats, got {kind}")
         self._parquet = (path, column)
-        first = next(_parquet().ParquetFile(path).iter_batches(1, columns=[column]), None)
-        self._set_shape(rows, 0 if first is None or first.column(0)[0].as_py() is None else len(first.column(0)[0]))
+        widths = (batch.column(0).value_lengths().drop_null() for batch in self._batches(path, column, 1024))
+        self._set_shape(rows, next((found[0].as_py() for found in widths if len(found)), 0))
 
     def _set_shape(self, rows: int, width: int) -> None:
         if rows == 0 or width == 0:
@@ -78,14 +89,14 @@ class Content:
     def __len__(self) -> int:
         return self._rows
 
-    def blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
-        """All vectors in order: float32 [at most `size`, width] each.
+    def blocks(self, size: int | None = None) -> Iterator[Tensor]:
+        """All vectors in order: float32 [at most `size`, width] each; by default blocks of 64 MiB, at most.
 
         Raises:
             ValueError: NaN, infinite or zero vectors, lists of another length; the text names the row.
         """
         start = 0
-        for raw in self._raw(size):
+        for raw in self._raw(size or max(1, min(BLOCK, NUMBERS // self.width))):
             block = raw.detach().to(torch.float32)
             self._check(block, start)
             start += block.shape[0]
@@ -95,19 +106,41 @@ class Content:
         if self._parquet is None:
             for start in range(0, self._rows, size):
                 part = self._array[start : start + size]
-                yield part if isinstance(part, Tensor) else torch.from_numpy(_numpy().array(part, copy=True))
+                yield part if isinstance(part, Tensor) else _as_tensor(part)
             return
-        path, column = self._parquet
+        block, filled = torch.empty(min(size, self._rows), self.width), 0
+        for rows in self._read_lists(*self._parquet, min(size, max(1, READ // self.width))):
+            while rows.shape[0]:
+                part, rows = rows.tensor_split((block.shape[0] - filled,))
+                block[filled : filled + part.shape[0]] = part
+                filled += part.shape[0]
+                if filled == block.shape[0]:
+                    yield block
+                    block, filled = torch.empty_like(block), 0
+        if filled:
+            yield block[:filled]
+
+    def _read_lists(self, path: Path, column: str, size: int) -> Iterator[Tensor]:
         done = 0
-        for batch in _parquet().ParquetFile(path).iter_batches(size, columns=[column]):
+        for batch in self._batches(path, column, size):
             lists = batch.column(0)
-            lengths = lists.value_lengths().fill_null(0).to_numpy()
+            lengths = lists.value_lengths().fill_null(-1).to_numpy()
             if (lengths != self.width).any():
                 row = int((lengths != self.width).argmax())
+                if lengths[row] < 0:
+                    raise ValueError(
+                        f"{path}: row {done + row} has no vector; leave out items without content and give them "
+                        "codes of -1"
+                    )
                 raise ValueError(f"{path}: row {done + row} has {lengths[row]} values, expected {self.width}")
             done += len(lists)
-            values = lists.flatten().to_numpy(zero_copy_only=False)
-            yield torch.from_numpy(_numpy().array(values)).view(-1, self.width)
+            yield _as_tensor(lists.flatten().to_numpy(zero_copy_only=False)).view(-1, self.width)
+
+    @staticmethod
+    def _batches(path: Path, column: str, size: int) -> Iterator[Any]:
+        # Else a whole row group lies in memory, which may be the whole file.
+        with _damage_is_named(path), _parquet().ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            yield from file.iter_batches(size, columns=[column])
 
     def _check(self, block: Tensor, start: int) -> None:
         squares = torch.linalg.vector_norm(block, dim=1)
@@ -143,6 +176,24 @@ class Content:
 def as_content(content: ContentLike, column: str | None = None) -> Content:
     """`content` as it is, or opened."""
     return content if isinstance(content, Content) else Content(content, column)
+
+
+def _as_tensor(values: Any) -> Tensor:
+    """A copy as float32, of any floating type and byte order; what is too large for float32 becomes infinite."""
+    with _numpy().errstate(over="ignore"):
+        return torch.from_numpy(_numpy().asarray(values).astype("float32"))
+
+
+@contextmanager
+def _damage_is_named(path: Path) -> Iterator[None]:
+    """What pyarrow says of a file that it cannot read does not name it."""
+    _parquet()
+    from pyarrow.lib import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged, or no parquet file: {error}") from None
 
 
 def _numpy() -> Any:

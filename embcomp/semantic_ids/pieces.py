@@ -83,8 +83,7 @@ class Ngram(Pieces):
     overlapping: bool = False
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"Ngram: n must be at least 1, got {self.n}")
+        check_whole(self, "n", self.n)
 
     def spans(self, levels: int) -> tuple[Span, ...]:
         _check_levels(self, self.n, levels)
@@ -115,8 +114,7 @@ class PrefixNgram(Pieces):
     unigrams: bool = False
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"PrefixNgram: n must be at least 1, got {self.n}")
+        check_whole(self, "n", self.n)
 
     def spans(self, levels: int) -> tuple[Span, ...]:
         _check_levels(self, self.n, levels)
@@ -126,6 +124,12 @@ class PrefixNgram(Pieces):
 
     def __repr__(self) -> str:  # as it was before there were unigrams: states saved then still load
         return f"PrefixNgram(n={self.n}, unigrams=True)" if self.unigrams else f"PrefixNgram(n={self.n})"
+
+
+def check_whole(pieces: Pieces, setting: str, value: Any) -> None:
+    """Raises ValueError where a setting is no integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{type(pieces).__name__}: {setting} must be an integer of at least 1, got {value!r}")
 
 
 def _check_levels(pieces: Pieces, n: int, levels: int) -> None:

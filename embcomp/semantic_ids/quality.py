@@ -84,9 +84,11 @@ def quality(
     """Quality of `codes` (None: those that `tokenizer.encode` gives) for `content`.
 
     Raises:
-        ValueError: codes that do not fit the content or the tokenizer.
+        ValueError: codes that do not fit the content, or either of them the tokenizer.
     """
     content = as_content(content, column)
+    tokenizer._check_fitted()
+    content.check_width(tokenizer.width)
     codes = tokenizer.check_codes(tokenizer.encode(content) if codes is None else codes)
     if codes.shape[0] != len(content):
         raise ValueError(f"there are codes of {codes.shape[0]} items, but {content.name} holds {len(content)} vectors")

@@ -47,6 +47,7 @@ class Checkpoint:
         if self.path is None:
             return
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.save({"key": self.key, "state": state}, part)
             os.replace(part, self.path)

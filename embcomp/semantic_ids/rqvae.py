@@ -11,7 +11,7 @@ from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.kmeans import Progress
 from embcomp.semantic_ids.resume import Checkpoint
 from embcomp.semantic_ids.rqvae_training import Training, residual_kmeans
-from embcomp.semantic_ids.tokenizer import Tokenizer
+from embcomp.semantic_ids.tokenizer import Tokenizer, check_whole
 
 PER_CODE = 256  # vectors for each code in the samples that k-means sees
 WEIGHT_BITS, WEIGHT_LIMIT = 16, 8.0  # weights are multiples of 2^-16 below 8: 19 bits and the sign
@@ -72,6 +72,13 @@ class RQVAE(Tokenizer):
         patience: int = 30,
         seed: int = 0,
     ) -> None:
+        widths = {f"hidden[{i}]": width for i, width in enumerate(hidden)}
+        whole = {"latent_dim": latent_dim, "epochs": epochs, "batch_size": batch_size, "patience": patience, **widths}
+        for name, value in whole.items():
+            check_whole("RQVAE", name, value, 1)
+        for name, value in {"beta": beta, "lr": lr, "reset": reset, "sinkhorn": sinkhorn}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"RQVAE: {name} must be a number of at least 0, got {value!r}")
         super().__init__(
             levels, codebook_size, seed, latent_dim=latent_dim, hidden=list(hidden), beta=beta, epochs=epochs,
             batch_size=batch_size, lr=lr, reset=reset, rotation=rotation, sinkhorn=sinkhorn, patience=patience,
@@ -90,7 +97,7 @@ class RQVAE(Tokenizer):
             tensors[f"encoder.{name}"] = _to_grid(tensor.double(), WEIGHT_BITS, WEIGHT_LIMIT).float()
         latents = torch.cat([self._latents(block, tensors) for block in sample.split(8192)])
         codebooks = residual_kmeans(latents, self.levels, self.codebook_size, self.seed + 1)
-        training.fit_decoder(codebooks, tensors)
+        training.fit_decoder(codebooks, tensors, progress)
         decoder = {f"decoder.{name}": tensor for name, tensor in training.decoder.state_dict().items()}
         return {**tensors, "codebooks": codebooks, **decoder}, sample
 

@@ -147,7 +147,7 @@ class Training:
         self.counts.fill_(even)
         self.sums = self.codebooks * even
 
-    def fit_decoder(self, codebooks: Tensor, tensors: dict[str, Tensor], epochs: int = 20) -> None:
+    def fit_decoder(self, codebooks: Tensor, tensors: dict[str, Tensor], progress: Progress, epochs: int = 20) -> None:
         """The decoder once more, on the codes as they will be."""
         optimizer = torch.optim.Adam(self.decoder.parameters(), lr=self.tokenizer.settings["lr"])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
@@ -161,6 +161,7 @@ class Training:
                 optimizer.step()
                 optimizer.zero_grad()
             schedule.step()
+            progress(epoch + 1, epochs, "decoder, on the final codes")
 
     def _state(self) -> dict[str, Any]:
         return {

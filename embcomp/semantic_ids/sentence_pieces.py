@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from embcomp.semantic_ids.pieces import Pieces, Span
+from embcomp.semantic_ids.pieces import Pieces, Span, check_whole
+from embcomp.semantic_ids.vocabulary import checked_codes
 
 FIRST = 0x20000  # the character of code 0 of level 0; the others follow
 LINE = 64  # items of a line, where lines are drawn by counts
@@ -42,25 +43,30 @@ class SentencePieces(Pieces):
     model: bytes | None = field(default=None, repr=False)
     one_namespace: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_whole(self, "vocab_size", self.vocab_size)
+
     def train(
         self, codes: Tensor, impressions: Tensor | Iterable[Sequence[int]], *, codebook_size: int, seed: int = 0
     ) -> Self:
         """The same with a model.
 
         Args:
-            codes: integers [N, levels]; items with a code of -1 are left out.
-            impressions: lists of item numbers that were shown together; or how often each item was shown, [N], and
-                lines are drawn from that.
+            codes: integers [N, levels]; items with codes of -1 are left out.
+            impressions: lists of item numbers that were shown together; or how often each item was shown, a tensor or
+                array [N], and lines are drawn from that.
             codebook_size: codes at each level.
             seed: of the drawn lines.
 
         Raises:
-            ValueError: `vocab_size` is too small for the single codes or too large for the data; no impressions.
+            ValueError: `vocab_size` is too small for the single codes or too large for the data; no impressions, or
+                of items that there are not; codes out of range.
         """
-        words = _words(codes.long(), codebook_size)
-        if isinstance(impressions, Tensor):
-            impressions = _drawn(impressions, [bool(word) for word in words], seed)
-        lines = (" ".join(words[item] for item in line if words[item]) for line in impressions)
+        codes = checked_codes(codes, codebook_size)
+        words = _words(codes, codebook_size)
+        if isinstance(impressions, Tensor) or hasattr(impressions, "shape"):
+            impressions = _drawn(torch.as_tensor(impressions), [bool(word) for word in words], seed)
+        lines = (" ".join(_shown(words, line)) for line in impressions)
         held = io.BytesIO()
         try:
             _sentencepiece().SentencePieceTrainer.train(
@@ -80,7 +86,7 @@ class SentencePieces(Pieces):
                 minloglevel=3,
             )
         except (RuntimeError, OSError) as error:
-            said = str(error).strip().splitlines()[-1]
+            said = str(error).strip().splitlines()[-1].rpartition("] ")[2]
             raise ValueError(f"SentencePieces(vocab_size={self.vocab_size}) does not fit these codes: {said}") from None
         return replace(self, model=held.getvalue())
 
@@ -122,8 +128,21 @@ def _words(codes: Tensor, codebook_size: int) -> list[str]:
     ]
 
 
+def _shown(words: list[str], line: Iterable[int]) -> Iterator[str]:
+    """The words of an impression; items without codes have none."""
+    for item in line:
+        if not 0 <= item < len(words):
+            raise ValueError(f"SentencePieces: an impression names item {item}, but there are codes of {len(words)}")
+        if words[item]:
+            yield words[item]
+
+
 def _drawn(counts: Tensor, has_codes: list[bool], seed: int) -> Iterator[list[int]]:
     """Lines of items, each in proportion to its count."""
+    if counts.shape != (len(has_codes),) or not bool((counts >= 0).all()):
+        raise ValueError(
+            f"SentencePieces: counts must be non-negative, of shape [{len(has_codes)}], got {list(counts.shape)}"
+        )
     weights = counts.double().cpu() * torch.tensor(has_codes, device="cpu")
     total = float(weights.sum())
     if not total > 0:

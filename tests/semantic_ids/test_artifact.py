@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from embcomp import PrefixNgram, SentencePieces, semantic_ids
-from embcomp.semantic_ids import RQVAE, ResidualKMeans, Vocabulary
+from embcomp.semantic_ids import RQVAE, ResidualKMeans, Vocabulary, artifact
 
 
 def test_what_is_loaded_encodes_and_judges_alike(tokenizer: ResidualKMeans, content: Tensor, tmp_path: Path) -> None:
@@ -37,6 +38,17 @@ def test_the_vocabulary_is_saved_with_it(tokenizer: ResidualKMeans, content: Ten
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_later_release_with_more_settings_keeps_the_version(tokenizer: ResidualKMeans, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    del values["checksum"], values["config"]["tolerance"]  # as of a release that had no such setting
+    path.write_text(json.dumps({**values, "checksum": artifact._checksum(values)}))
+    again = semantic_ids.load(tmp_path)
+    assert again.version == tokenizer.version
+    again.save(tmp_path)
+
+
 def test_damage_is_named(tokenizer: ResidualKMeans, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     (tensors,), path = list(tmp_path.glob("*.safetensors")), tmp_path / "tokenizer.json"
@@ -62,12 +74,42 @@ def test_damage_is_named(tokenizer: ResidualKMeans, tmp_path: Path) -> None:
         path.write_text(wrong)
         with pytest.raises(ValueError, match=r"tokenizer.json is damaged"):
             semantic_ids.load(tmp_path)
+    path.write_text(json.dumps({**json.loads(text), "format": "1"}))
+    with pytest.raises(ValueError, match=r"tokenizer.json is damaged or was edited"):
+        semantic_ids.load(tmp_path)
     path.write_text(json.dumps({**json.loads(text), "format": 99}))
     with pytest.raises(ValueError, match="has format 99, this version reads up to 1"):
         semantic_ids.load(tmp_path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
         semantic_ids.load(tmp_path)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_save_that_breaks_off_leaves_what_was_there(
+    tokenizer: ResidualKMeans, content: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """Before the first file is in its place, or before the second."""
+    tokenizer.save(tmp_path)
+    codes, replace, left = tokenizer.encode(content), os.replace, [fails]
+
+    def broken(source: Path, target: Path) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise OSError("no space left")
+        replace(source, target)
+
+    tokenizer.vocabulary = Vocabulary.of(codes, PrefixNgram(3), codebook_size=16)
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="no space left"):
+        tokenizer.save(tmp_path)
+    monkeypatch.undo()
+    again = semantic_ids.load(tmp_path)
+    assert again.vocabulary is None
+    assert torch.equal(again.encode(content), codes)
+    tokenizer.save(tmp_path)
+    assert semantic_ids.load(tmp_path).vocabulary is not None
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_keeps_its_version(tokenizer: ResidualKMeans, content: Tensor, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import pytest
@@ -57,8 +58,20 @@ def test_codes_with_too_few_levels_are_refused() -> None:
         with pytest.raises(ValueError, match="needs codes of at least 3 levels, these have 2"):
             pieces.spans(2)
     for kind in (Ngram, PrefixNgram):
-        with pytest.raises(ValueError, match="n must be at least 1, got 0"):
-            kind(0)
+        for n in (0, 2.0, "2", True):
+            with pytest.raises(ValueError, match=rf"{kind.__name__}: n must be an integer of at least 1, got {n!r}"):
+                kind(n)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pieces", [*KINDS, SentencePieces(30)], ids=repr)
+def test_pieces_are_frozen_values(pieces: Pieces) -> None:
+    again = pickle.loads(pickle.dumps(pieces))
+    assert again == pieces
+    assert hash(again) == hash(pieces)
+    assert pieces != Ngram(4)
+    for name in [field.name for field in dataclasses.fields(pieces)] or ["n"]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(pieces, name, 3)
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 99))
@@ -122,10 +135,29 @@ def test_sentence_pieces_take_impressions_and_items_without_codes() -> None:
     assert (pieces.columns(torch.tensor([[0, 5, 5]]), 8)[0] < 30).all()
 
 
+def test_impressions_and_counts_that_do_not_fit_are_named() -> None:
+    for codes, impressions, message in (
+        (CODES, [[0, 64]], "an impression names item 64, but there are codes of 64"),
+        (CODES, [[0, -1]], "an impression names item -1, but there are codes of 64"),
+        (CODES, COUNTS[1:], r"counts must be non-negative, of shape \[64\], got \[63\]"),
+        (CODES, -COUNTS, "counts must be non-negative"),
+        (CODES + 1, COUNTS, r"codes of item 3 are \[1, 1, 4\], expected in \[0, 4\)"),
+        (CODES.float(), COUNTS, "codes must be integers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SentencePieces(28).train(codes, impressions, codebook_size=4)
+    as_array = SentencePieces(28).train(CODES, COUNTS.numpy(), codebook_size=4)  # type: ignore[arg-type]
+    assert as_array == SentencePieces(28).train(CODES, COUNTS, codebook_size=4)
+
+
 def test_vocabularies_that_do_not_fit_the_data_are_refused() -> None:
     for size in (3, 5000):
         with pytest.raises(ValueError, match=rf"SentencePieces\(vocab_size={size}\) does not fit these codes: "):
             SentencePieces(size).train(CODES, COUNTS, codebook_size=4)
+    with pytest.raises(ValueError, match=r"these codes: Vocabulary size too high \(5000\)"):
+        SentencePieces(5000).train(CODES, COUNTS, codebook_size=4)
+    with pytest.raises(ValueError, match="SentencePieces: vocab_size must be an integer of at least 1, got 0"):
+        SentencePieces(0)
     with pytest.raises(ValueError, match="is not trained: call train"):
         SentencePieces(40).columns(CODES, 4)
     with pytest.raises(ValueError, match="no item with codes has a count above 0"):

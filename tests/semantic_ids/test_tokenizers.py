@@ -10,9 +10,10 @@ from torch import Tensor
 
 from embcomp import semantic_ids
 from embcomp.semantic_ids import RQVAE, ResidualKMeans, Tokenizer
+from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.kmeans import kmeans, refine
 from embcomp.semantic_ids.rqvae import _exact_layer
-from embcomp.semantic_ids.rqvae_training import balanced, rotate
+from embcomp.semantic_ids.rqvae_training import Training, balanced, rotate
 
 MAKERS: list[Callable[[], Tokenizer]] = [
     lambda: ResidualKMeans(levels=3, codebook_size=16),
@@ -28,6 +29,8 @@ def test_codes_depend_on_the_item_alone(make: Callable[[], Tokenizer], content: 
     assert (codes.dtype, codes.shape) == (torch.int32, (600, 3))
     assert 0 <= int(codes.min()) <= int(codes.max()) < 16
     assert torch.equal(codes, torch.cat([tokenizer.encode(part) for part in content.split(13)]))
+    new = torch.cat([content, torch.randn(50, 12)])
+    assert torch.equal(codes, tokenizer.encode(new)[:600])  # new items change no old code
     order = torch.randperm(600)
     assert torch.equal(codes[order], tokenizer.encode(content[order]))
     again = make().fit(content)
@@ -67,7 +70,7 @@ def test_a_stopped_fit_goes_on_with_the_same_result(
         if done > 0.6 * total:
             raise Stopped
 
-    path = tmp_path / "fit.pt"
+    path = tmp_path / "runs" / "fit.pt"
     with pytest.raises(Stopped):
         make().fit(content, progress=stop, checkpoint=path)
     assert path.exists()
@@ -88,13 +91,29 @@ def test_a_tokenizer_is_fitted_once(tokenizer: ResidualKMeans, content: Tensor) 
         tokenizer.fit(content)
     with pytest.raises(ValueError, match="not fitted"):
         ResidualKMeans(2, 4).encode(content)
-    for levels, size, message in (
-        (0, 4, "levels must be"),
-        (2, 1, "codebook_size must be"),
-        (2.0, 4, "levels must be"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ResidualKMeans(levels, size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": 0}, "RQVAE: levels must be an integer of at least 1, got 0"),
+        ({"levels": 2.0}, "levels must be an integer of at least 1, got 2.0"),
+        ({"codebook_size": 1}, "codebook_size must be an integer of at least 2, got 1"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"latent_dim": 0}, "latent_dim must be an integer of at least 1, got 0"),
+        ({"hidden": (16, 0)}, r"hidden\[1\] must be an integer of at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"patience": 0}, "patience must be an integer of at least 1, got 0"),
+        ({"lr": float("nan")}, "lr must be a number of at least 0, got nan"),
+        ({"beta": -1.0}, "beta must be a number of at least 0, got -1.0"),
+        ({"reset": -1.0}, "reset must be a number of at least 0, got -1.0"),
+        ({"sinkhorn": -1.0}, "sinkhorn must be a number of at least 0, got -1.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RQVAE(**{"levels": 2, "codebook_size": 4, **settings})
 
 
 def test_codes_out_of_range_are_refused(tokenizer: ResidualKMeans) -> None:
@@ -172,6 +191,54 @@ def test_balanced_assignments_use_every_code_alike() -> None:
     assert distances.argmin(1).eq(0).all()
     counts = torch.bincount(balanced(distances, 0.05), minlength=8)
     assert 30 <= int(counts.min()) <= int(counts.max()) <= 70
+
+
+def training_of(content: Tensor, **settings) -> Training:
+    tokenizer = RQVAE(1, **{"latent_dim": 2, "hidden": (), **settings})
+    return Training(tokenizer, Content(content), content, torch.tensor(1.0), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("batch", "dead"), [(40, [2]), (60, [2, 3]), (20, [])])
+def test_dead_is_less_than_a_share_of_the_even_share_of_a_batch(batch: int, dead: list[int]) -> None:
+    """With 4 codes and `reset` of a half: 5 of 40 items, 7.5 of 60, 2.5 of 20. Running means fall by a twentieth."""
+    content = torch.randn(100, 2)
+    training = training_of(content, codebook_size=4, reset=0.5)
+    places = torch.tensor([[[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 9.0]]])
+    training.codebooks, training.counts = places.clone(), torch.tensor([[10.0, 20.0, 5.0, 6.0]])
+    training.sums = training.codebooks * training.counts.unsqueeze(2)
+    vectors = content[:batch]
+    training._move(0, vectors, torch.zeros(batch, dtype=torch.int64), torch.Generator().manual_seed(0))
+    for code in (1, 2, 3):
+        if code in dead:
+            assert (training.codebooks[0, code] - vectors).abs().sum(1).min() < 1e-5  # a vector of the batch
+            assert float(training.counts[0, code]) == batch / 4
+        else:
+            torch.testing.assert_close(training.codebooks[0, code], places[0, code])
+    mean = (0.95 * 10 * places[0, 0] + 0.05 * vectors.sum(0)) / (0.95 * 10 + 0.05 * batch)
+    torch.testing.assert_close(training.codebooks[0, 0], mean)
+
+
+def test_codes_of_rqvae_start_from_kmeans_of_the_latents() -> None:
+    """Eight clusters, each a code, where the first eight vectors are all of one."""
+    angles = torch.arange(8) * torch.pi / 4
+    centres = 10 * torch.stack([angles.cos(), angles.sin()], 1)
+    content = centres.repeat_interleave(40, 0) + 0.01 * torch.randn(320, 2)
+    training = training_of(content, codebook_size=8)
+    training._start_codes()
+    latents = training.encoder(content).detach()
+    assert torch.cdist(latents, training.codebooks[0]).amin(1).max() < 0.1
+    assert torch.bincount(torch.cdist(latents, training.codebooks[0]).argmin(1), minlength=8).tolist() == [40] * 8
+
+
+def test_rqvae_stops_when_it_gets_no_better() -> None:
+    """Eight different vectors in eight codes and no learning rate: the first epoch is the best."""
+    content = torch.randn(8, 3).repeat(20, 1)
+    steps: list[tuple[int, int]] = []
+    RQVAE(1, 8, latent_dim=2, hidden=(), lr=0.0, reset=0.0, patience=3, epochs=50).fit(
+        content, progress=lambda done, total, text: steps.append((done, total))
+    )
+    decoder = [(step, 20) for step in range(1, 21)]
+    assert steps == [(1, 50), (2, 50), (3, 50), (4, 50), *decoder]
 
 
 @pytest.mark.parametrize("options", [{"rotation": True}, {"sinkhorn": 0.05}, {"hidden": ()}], ids=str)
