@@ -35,11 +35,14 @@ class MixtureEncoder(HashEncoder):
         self.register_buffer("words", found.words)
         self.register_buffer("weights", found.weights)
 
-    def set_mixture(self, found: Mixture) -> None:
-        """A longer mixture over the same rows; the table has its number of ids then.
+    def set_mixture(self, found: Mixture) -> bool:
+        """Another mixture over as many rows; the table has its number of ids then.
+
+        Returns:
+            Whether ids that had a mixture keep it, all of them.
 
         Raises:
-            ValueError: other rows, fewer clusters, or another mixture for an id that has one.
+            ValueError: other rows, fewer clusters, or fewer ids.
         """
         found = found.first(self.k)
         old = torch.arange(self.num_ids, device="cpu")
@@ -47,20 +50,21 @@ class MixtureEncoder(HashEncoder):
             found.unseen_rows or found.rows
         ) != self.ranges[0]:
             raise ValueError(f"table {self.table.name!r}: the new mixture is over other rows, {found!r}")
-        known = self.weights.cpu()[:, 0] > 0
-        if found.num_ids < self.num_ids or not bool(
-            (found.weights[: self.num_ids] == self.weights.cpu())[known].all()
-            and (found.rows_of(old) == unpack(self.words.cpu(), self.bits, old, self.k).view(-1, self.k))[known].all()
-        ):
+        if found.num_ids < self.num_ids:
             raise ValueError(
-                f"table {self.table.name!r}: ids that have a mixture would get another one; give what `mixture.extend` "
-                "makes of theirs"
+                f"table {self.table.name!r} has a mixture of {self.num_ids} ids, the new one has {found.num_ids}: give "
+                "num_users and num_items to `interactions`"
             )
+        known = self.weights.cpu()[:, 0] > 0
+        kept = (found.weights[: self.num_ids] == self.weights.cpu())[known].all() and (
+            found.rows_of(old) == unpack(self.words.cpu(), self.bits, old, self.k).view(-1, self.k)
+        )[known].all()
         if self.table.num_embeddings is not None:
             self.table = dataclasses.replace(self.table, num_embeddings=found.num_ids)
             self.config["num_embeddings"] = found.num_ids
         self.config["ids"] = self.num_ids = found.num_ids
         self.words, self.weights = found.words.to(self.words.device), found.weights.to(self.weights.device)
+        return bool(kept)
 
     def encode(self, ids: Tensor) -> list[Rows]:
         (hashed,) = super().encode(ids)

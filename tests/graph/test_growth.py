@@ -124,6 +124,18 @@ def test_drift_grows_with_what_has_changed() -> None:
         ClusterMap.of([0], 1).drift(edges)
 
 
+def test_drift_since_another_day_knows_nothing_of_the_first() -> None:
+    """Clusters of chance fit what they were made from and nothing else; so no other day has drifted from another."""
+    first, monday, friday = (power_law(400, 300, 3000, seed) for seed in range(3))
+    found = cluster(first, (200, 150))
+    assert found.items.drift(monday) > 0.5
+    assert found.items.drift(friday, since=monday) < 0.3
+    by_hand = [coherence(day, "items", found.items.assignment().numpy()) for day in (friday, monday)]
+    assert found.items.drift(friday, since=monday) == pytest.approx(max(0, 1 - by_hand[0] / by_hand[1]))
+    plain = ClusterMap.of(found.items.assignment(), 150)
+    assert plain.drift(monday, since=friday) == pytest.approx(max(0, 1 - by_hand[1] / by_hand[0]))
+
+
 def test_maps_that_do_not_belong_together_are_refused() -> None:
     edges = power_law(40, 25, 150)
     one, two = cluster(edges, 10), cluster(edges, 11)
