@@ -119,8 +119,8 @@ def warm_rows(weight: Tensor, old: ClusterMap, new: ClusterMap, counts: Tensor |
     """
     if weight.shape[0] != old.rows or new.rows != old.rows:
         raise ValueError(
-            f"the table has {weight.shape[0]} rows, the old map {old.rows}, the new one {new.rows} (if ids have rows of "
-            "their own: extend, or align with, the map that `with_own_rows` gave)"
+            f"the table has {weight.shape[0]} rows, the old map {old.rows}, the new one {new.rows} (if ids have rows "
+            "of their own: extend, or align with, the map that `with_own_rows` gave)"
         )
     if counts is not None and counts.shape != (old.num_ids,):
         raise ValueError(f"counts has shape {list(counts.shape)}, but the old map has {old.num_ids} ids")

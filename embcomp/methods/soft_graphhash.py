@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -90,7 +90,8 @@ class SoftGraphHash(GraphHash):
 
     Args:
         clusters: as in `GraphHash`.
-        weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures.
+        weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures; to None
+            for a table whose ids read their cluster alone.
         k: how many rows of it are read, the heaviest.
         seed: another seed hashes unseen ids into other rows.
 
@@ -106,7 +107,9 @@ class SoftGraphHash(GraphHash):
                 [1.0000, 0.0000]])
     """
 
-    weights: Mixture | Mapping[str, Mixture] = field(repr=False)
+    budget_settings: ClassVar[tuple[str, ...]] = (*GraphHash.budget_settings, "second_clusters")
+
+    weights: Mixture | Mapping[str, Mixture | None] = field(repr=False)
     k: int = 4
 
     def __post_init__(self) -> None:
@@ -119,6 +122,11 @@ class SoftGraphHash(GraphHash):
         stores, plans = {}, []
         for table in tables:
             clusters, found = self._map(table), per_table(self.weights, table, "weights")
+            if found is None:
+                alone = super().plan([table], group)
+                stores |= alone.stores
+                plans += alone.tables
+                continue
             agree = isinstance(found, Mixture) and [
                 (m.num_ids, m.rows, m.unseen_rows, m.side, m.clustering) for m in (found, clusters)
             ]
@@ -135,16 +143,34 @@ class SoftGraphHash(GraphHash):
         return Plan(stores, plans)
 
     @classmethod
-    def _cost(cls, table: Table, rows: int, **fixed: Any) -> int:
-        k, ids = fixed.get("k", cls.k), table.ids_or_raise("a budget of clusters")
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        """As `GraphHash.for_budget`, which see, with the mixtures that `embcomp.graph.mixture` makes of the edges.
+
+        With `second_clusters="users"` (or "items") ids of that side read two clusters, those of
+        `embcomp.graph.second_clusters`, and the others their cluster alone. With objective="balanced" and
+        algorithm="label_propagation" besides this is BACO.
+        """
+        return super().for_budget(tables, nbytes, **fixed)
+
+    @classmethod
+    def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
+        second, ids = fixed.get("second_clusters"), table.ids_or_raise("a budget of clusters")
+        if second not in (None, side):
+            return super()._cost(table, side, rows)
+        k = fixed.get("k", cls.k if second is None else 2)
         return (
             rows * table.embedding_dim * FLOAT_BYTES + 4 * packed_words(ids * k, bits_for(rows)) + ids * k + KEY_BYTES
         )
 
     @classmethod
     def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:
-        from embcomp.graph.soft import mixture
+        from embcomp.graph.soft import mixture, second_clusters
 
-        of_side = {side: mixture(edges, found, side, k=fixed.get("k", cls.k)) for side in set(sides.values())}
+        of_side: dict[Side, Mixture]
+        if second := fixed.pop("second_clusters", None):
+            of_side = {second: second_clusters(edges, found, second)}
+            fixed.setdefault("k", 2)
+        else:
+            of_side = {side: mixture(edges, found, side, k=fixed.get("k", cls.k)) for side in set(sides.values())}
         clusters = {name: getattr(found, side) for name, side in sides.items()}
-        return cls(clusters=clusters, weights={name: of_side[side] for name, side in sides.items()}, **fixed)
+        return cls(clusters=clusters, weights={name: of_side.get(side) for name, side in sides.items()}, **fixed)
