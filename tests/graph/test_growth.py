@@ -37,8 +37,8 @@ def test_no_placed_id_ever_moves(seed: int, weighted: bool, kept: int) -> None:
     early = edges.where(np.random.default_rng(seed).random(len(edges)) < 0.5)
     old = cluster(early, 14 + 2 * kept, unseen_rows=kept, algorithm="louvain")
     later = power_law(44, 29, 200, seed + 1, weighted)
-    new = old.extend(later)
-    for before, after, n in ((old.users, new.users, 44), (old.items, new.items, 29)):
+    new, alone = old.extend(later), old.items.extend(later)
+    for before, after, n in ((old.users, new.users, 44), (old.items, new.items, 29), (old.items, alone, 29)):
         rows = before.assignment()
         assert torch.equal(after.assignment()[: rows.numel()][rows >= 0], rows[rows >= 0])
         assert (after.num_ids, after.rows, after.unseen_rows) == (n, before.rows, kept)
