@@ -204,8 +204,10 @@ class GraphHash(Method):
 
     @classmethod
     def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
-        """Bytes of a table with so many rows of clusters, at most: rows, map, keys."""
+        """Bytes of a table with so many rows of clusters, at most: rows, those of hot ids, map, keys."""
         ids = table.ids_or_raise("a budget of clusters")
+        if fixed.get("hot") is not None:
+            rows += torch.as_tensor(per_table(fixed["hot"], table, "hot")).unique().numel()
         return rows * table.embedding_dim * FLOAT_BYTES + 4 * packed_words(ids, bits_for(rows + 1)) + KEY_BYTES
 
     @classmethod
@@ -272,7 +274,7 @@ class DoubleGraphHash(GraphHash):
     def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
         own = fixed.get("second") == "own"
         more = (rows if fixed.get("rows") is None else per_table(fixed["rows"], table, "rows")) if own else 0
-        return super()._cost(table, side, rows) + more * table.embedding_dim * FLOAT_BYTES + KEY_BYTES
+        return super()._cost(table, side, rows, **fixed) + more * table.embedding_dim * FLOAT_BYTES + KEY_BYTES
 
     @classmethod
     def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:

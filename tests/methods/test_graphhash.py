@@ -108,6 +108,8 @@ def test_a_given_clustering_fits_a_budget_or_not() -> None:
         (GraphHash, {"algorithm": "louvain", "objective": "cpm"}),
         (DoubleGraphHash, {}),
         (DoubleGraphHash, {"second": "own"}),
+        (GraphHash, {"hot": {"user": [0, 1, 2], "item": [*range(20), 0]}}),
+        (DoubleGraphHash, {"second": "own", "hot": [3, 4, 5, 6]}),
         (SoftGraphHash, {"k": 3}),
         (SoftGraphHash, {"second_clusters": "users", "objective": "balanced", "algorithm": "label_propagation"}),
     ],
@@ -121,7 +123,8 @@ def test_edges_fill_a_budget(method: type[GraphHash], fixed: dict) -> None:
         found = method.for_budget(tables, budget, edges=edges, sides=sides, **fixed)
         model = nn.ModuleDict({t.name: nn.Embedding(t.num_embeddings or 0, 16) for t in tables})
         embcomp.compress_(model, {"*": found})
-        assert 0.97 * budget < embcomp.nbytes(model) <= budget
+        least = 0.95 if "hot" in fixed else 0.97  # a hot id that is alone in its cluster needs no row more
+        assert least * budget < embcomp.nbytes(model) <= budget
     alone = method.for_budget(tables[:1], 9000, edges=edges, sides=sides, **fixed)
     assert 8500 < alone.plan(tables[:1]).nbytes() <= 9000
     with pytest.raises(ValueError, match=r"budget of 10 bytes is too small.*takes [0-9]+ bytes"):
