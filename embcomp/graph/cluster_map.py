@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from embcomp.graph.edges import Edges
 
 Side = Literal["users", "items"]
+
+
+def check_side(side: str) -> None:
+    """Raises ValueError for what names no side."""
+    if side not in get_args(Side):
+        raise ValueError(f"side must be 'users' or 'items', got {side!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,7 @@ class ClusterMap:
 
     def __post_init__(self) -> None:
         _check_rows(self.rows, self.unseen_rows)
+        check_side(self.side)
         if self.words.shape != (packed_words(self.num_ids, self.bits),):
             raise ValueError(
                 f"a map of {self.num_ids} ids in {self.bits} bits has {packed_words(self.num_ids, self.bits)} words, "

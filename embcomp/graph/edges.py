@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from embcomp.graph.cluster_map import Side
+from embcomp.graph.cluster_map import Side, check_side
 
 MAX_IDS = 2**31
 
@@ -41,10 +41,12 @@ class Edges:
 
     def ends(self, side: Side) -> tuple[np.ndarray, np.ndarray]:
         """The ids of that side, and those of the other side, edge by edge."""
+        check_side(side)
         return (self.users, self.items) if side == "users" else (self.items, self.users)
 
     def num_ids(self, side: Side) -> int:
         """`num_users` or `num_items`."""
+        check_side(side)
         return self.num_users if side == "users" else self.num_items
 
     def degrees(self, side: Side) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from embcomp.graph.cluster_map import ClusterMap, Side, look_up
+from embcomp.graph.cluster_map import ClusterMap, Side, check_side, look_up
 from embcomp.methods.base import (
     FLOAT_BYTES,
     KEY_BYTES,
@@ -173,6 +173,8 @@ class GraphHash(Method):
 
         settings = {key: fixed.pop(key) for key in GraphHash.budget_settings if key in fixed}
         side_of = {table.name: per_table(sides, table, "sides") for table in tables}
+        for side in side_of.values():
+            check_side(side)
         ids = {side: int((edges.degrees(side) > 0).sum()) for side in ("users", "items")}
 
         def rows_of(total: int) -> tuple[int, int]:

@@ -125,6 +125,8 @@ def test_most_frequent() -> None:
     assert edges.most_frequent("users", 1).tolist() == [0]
     assert edges.most_frequent("users", 9).tolist() == [0, 1, 2]
     assert edges.most_frequent("items", 1).tolist() == [1]
+    with pytest.raises(ValueError, match="side must be 'users' or 'items', got 'user'"):
+        edges.most_frequent("user", 1)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def test_edges_fill_a_budget(method: type[GraphHash], fixed: dict) -> None:
     assert 8500 < alone.plan(tables[:1]).nbytes() <= 9000
     with pytest.raises(ValueError, match=r"budget of 10 bytes is too small.*takes [0-9]+ bytes"):
         method.for_budget(tables, 10, edges=edges, sides=sides, **fixed)
+    with pytest.raises(ValueError, match="side must be 'users' or 'items', got 'item'"):
+        method.for_budget(tables, 9000, edges=edges, sides={**sides, "item": "item"}, **fixed)
     with pytest.raises(ValueError, match="sides names no table 'item'"):
         method.for_budget(tables, 9000, edges=edges, sides={"user": "users"}, **fixed)
 
