@@ -77,8 +77,9 @@ def extended(method: Method, edges: Edges, k: int | None = None) -> Method:
     clusters = Clusters(users, items, quality=0.0, resolution=0.0).extend(edges)
     changed: dict[str, Any] = {"clusters": {"user_id": users, "item_id": clusters.items}}
     if isinstance(method, SoftGraphHash):
-        weights = dict(cast(Mapping[str, Mixture], method.weights))
-        changed["weights"] = weights | {"item_id": weights["item_id"].extend(edges, clusters, k)}
+        weights = dict(cast(Mapping[str, Mixture | None], method.weights))
+        if (found := weights["item_id"]) is not None:
+            changed["weights"] = weights | {"item_id": found.extend(edges, clusters, k)}
     return dataclasses.replace(method, **changed)
 
 

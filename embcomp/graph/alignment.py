@@ -26,13 +26,14 @@ def align(old: ClusterMap | Clusters, new: ClusterMap | Clusters) -> ClusterMap 
 
     Args:
         old: the map, or both maps, in use.
-        new: of the same kind, from a new clustering with the same rows.
+        new: of the same kind, from a new clustering with as many rows or fewer.
 
     Returns:
-        `new` with other row numbers.
+        `new` with other row numbers, over as many rows as `old`: those that a smaller clustering leaves are read by
+        nobody.
 
     Raises:
-        ValueError: the two differ in rows or kept rows.
+        ValueError: `new` has more rows, or other kept rows.
 
     Example:
         >>> from embcomp.graph import ClusterMap, align
@@ -47,11 +48,15 @@ def align(old: ClusterMap | Clusters, new: ClusterMap | Clusters) -> ClusterMap 
 
 
 def _aligned(old: ClusterMap, new: ClusterMap) -> ClusterMap:
-    if (old.rows, old.unseen_rows) != (new.rows, new.unseen_rows):
+    spare = old.own_rows - new.own_rows
+    if spare < 0 or old.unseen_rows != new.unseen_rows:
         raise ValueError(
             f"the old map has {old.rows} rows, {old.unseen_rows} of them for unseen ids, the new one {new.rows} and "
-            f"{new.unseen_rows}: cluster with the old numbers, or start with new rows"
+            f"{new.unseen_rows}: cluster with the old numbers (and give rows of their own to fewer ids), or start with "
+            "new rows"
         )
+    if spare:
+        new = new.remapped(new.assignment(), torch.cat([new.labels, new.labels.new_full((spare,), -1)]))
     both = min(old.num_ids, new.num_ids)
     before, after = old.assignment()[:both].numpy(), new.assignment()[:both].numpy()
     placed = (before >= 0) & (after >= 0)
@@ -113,7 +118,10 @@ def warm_rows(weight: Tensor, old: ClusterMap, new: ClusterMap, counts: Tensor |
                 [4.]])
     """
     if weight.shape[0] != old.rows or new.rows != old.rows:
-        raise ValueError(f"the table has {weight.shape[0]} rows, the old map {old.rows}, the new one {new.rows}")
+        raise ValueError(
+            f"the table has {weight.shape[0]} rows, the old map {old.rows}, the new one {new.rows} (if ids have rows "
+            "of their own: extend, or align with, the map that `with_own_rows` gave)"
+        )
     if counts is not None and counts.shape != (old.num_ids,):
         raise ValueError(f"counts has shape {list(counts.shape)}, but the old map has {old.num_ids} ids")
     both = min(old.num_ids, new.num_ids)

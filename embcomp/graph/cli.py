@@ -1,5 +1,6 @@
 """`embcomp graphhash`: from a file of interactions to the maps of users and items."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -30,7 +31,10 @@ def graphhash(
     label: Annotated[str | None, typer.Option(help="Column of labels: only positive ones join.")] = None,
     min_label: Annotated[float | None, typer.Option(help="The least label that joins.")] = None,
     time: Annotated[str | None, typer.Option(help="Column of times.")] = None,
-    half_life: Annotated[float | None, typer.Option(help="Time after which an interaction weighs half.")] = None,
+    half_life: Annotated[
+        str | None,
+        typer.Option(help="Time after which an interaction weighs half: 7d or 12h for datetimes, else a number."),
+    ] = None,
     num_users: Annotated[int | None, typer.Option(help="Ids of users, if more than occur.")] = None,
     num_items: Annotated[int | None, typer.Option(help="Ids of items, if more than occur.")] = None,
     objective: Annotated[str, typer.Option(help=" | ".join(get_args(Objective)))] = "bipartite_modularity",
@@ -43,8 +47,9 @@ def graphhash(
     try:
         wanted = _rows(rows, user_rows, item_rows)
         columns: dict[str, Any] = {"weight": weight, "label": label, "min_label": min_label, "time": time}
+        span = None if half_life is None else _span(half_life)
         found = interactions(
-            edges, user=user, item=item, half_life=half_life, num_users=num_users, num_items=num_items, **columns
+            edges, user=user, item=item, half_life=span, num_users=num_users, num_items=num_items, **columns
         )
         settings: dict[str, Any] = {"objective": objective, "algorithm": algorithm, "backend": backend}
         clusters = cluster(found, wanted, unseen_rows=unseen_rows, seed=seed, **settings)
@@ -64,6 +69,20 @@ def _rows(rows: int | None, user_rows: int | None, item_rows: int | None) -> int
     if rows is None and user_rows is not None and item_rows is not None:
         return user_rows, item_rows
     raise ValueError("give --rows, or both --user-rows and --item-rows")
+
+
+def _span(text: str) -> float | timedelta:
+    """A number, or one with a unit.
+
+    Example:
+        >>> _span("0.5"), _span("36h")
+        (0.5, datetime.timedelta(days=1, seconds=43200))
+    """
+    unit = {"d": "days", "h": "hours"}.get(text[-1:])
+    try:
+        return timedelta(**{unit: float(text[:-1])}) if unit else float(text)
+    except ValueError:
+        raise ValueError(f"--half-life must be a number, or one with d or h for days or hours, got {text!r}") from None
 
 
 def summary(clusters: Clusters) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 Side = Literal["users", "items"]
 
 
+def check_side(side: str) -> None:
+    """Raises ValueError for what names no side."""
+    if side not in get_args(Side):
+        raise ValueError(f"side must be 'users' or 'items', got {side!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class ClusterMap:
     """id -> row of a table. Made by `embcomp.graph.cluster` or `ClusterMap.of`; nothing in it is ever changed.
@@ -30,7 +36,7 @@ class ClusterMap:
     Attributes:
         words: the packed map, int32 (`embcomp.ops.packing`), `bits` bits for each id.
         labels: the cluster that each row stands for, int32 [rows - unseen_rows]; users and items that were clustered
-            together share these numbers. -1 marks a row that belongs to one id.
+            together share these numbers. -1 marks a row of no cluster, which belongs to one id or to none.
         num_ids: ids that it covers; ids beyond are unseen.
         rows: rows of the table, those kept for unseen ids included.
         unseen_rows: how many of them, the last ones, are kept for unseen ids.
@@ -59,6 +65,7 @@ class ClusterMap:
 
     def __post_init__(self) -> None:
         _check_rows(self.rows, self.unseen_rows)
+        check_side(self.side)
         if self.words.shape != (packed_words(self.num_ids, self.bits),):
             raise ValueError(
                 f"a map of {self.num_ids} ids in {self.bits} bits has {packed_words(self.num_ids, self.bits)} words, "
@@ -169,19 +176,26 @@ class ClusterMap:
 
         return extend(self, new_edges, other)
 
-    def drift(self, new_edges: Edges) -> float:
-        """How much worse new interactions fit the clusters than those that they were made from, in [0, 1].
+    def drift(self, new_edges: Edges, since: Edges | None = None) -> float:
+        """How much worse new interactions fit the clusters than earlier ones do, in [0, 1].
 
         The fit (coherence) is the chance that an interaction's id shares its row with the id of another interaction of
         the same neighbour: of two items that a user clicked, how often are both in one row. Drift is 1 - fit of the new
-        interactions / fit of the old ones; unseen ids share nothing. Cluster again when it stays above 0.3 or so.
+        interactions / fit of the earlier ones; unseen ids share nothing.
+
+        Clusters fit the interactions that they were made from better than any others, and much better where these are
+        few for each id. So give `since`, and cluster again when drift stays above 0.3 or so.
+
+        Args:
+            new_edges: of a day or a week, say.
+            since: of the first day or week after the clustering; by default those that the clusters were made from.
 
         Raises:
-            ValueError: the map has no such measure, because `cluster` did not make it.
+            ValueError: without `since`, the map has no such measure, because `cluster` did not make it.
         """
         from embcomp.graph.growth import drift
 
-        return drift(self, new_edges)
+        return drift(self, new_edges, since)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the map as one file, with a checksum; a file that is there is replaced at once or not at all."""

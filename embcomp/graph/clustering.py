@@ -120,8 +120,8 @@ def cluster(
         progress: whether to show what is done on the terminal; by default if it is one.
 
     Raises:
-        ValueError: no edges; fewer rows than one for each table, or more than ids with an edge; a back end that cannot
-            serve the objective or algorithm.
+        ValueError: no edges; fewer rows than one for each table, or more than ids with an edge; a negative seed; a back
+            end that cannot serve the objective or algorithm.
 
     Example:
         >>> import numpy as np
@@ -133,6 +133,8 @@ def cluster(
     """
     if algorithm not in get_args(Algorithm):
         raise ValueError(f"algorithm must be one of {', '.join(get_args(Algorithm))}, got {algorithm!r}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     if len(edges) == 0:
         raise ValueError("there are no interactions to cluster (an empty graph; did a label filter drop all?)")
     kept = (unseen_rows, unseen_rows) if isinstance(unseen_rows, int) else unseen_rows
@@ -150,11 +152,13 @@ def cluster(
         quality = graph.quality(labels, resolution)
         say(f"quality {quality:.4f}")
         users, items = _maps(edges, graph, labels, kept)
-    return Clusters(users, items, quality, resolution)
+    return Clusters(users, items, float(quality), float(resolution))
 
 
 def _checked(rows: int | tuple[int, int], kept: tuple[int, int], graph: Problem) -> int | tuple[int, int]:
     """The rows left for clusters. Raises where they cannot be met."""
+    if (isinstance(rows, tuple) and len(rows) != 2) or len(kept) != 2:
+        raise ValueError(f"rows must be an integer or a pair of integers, got {rows!r} (unseen_rows {kept})")
     for given in (*(rows if isinstance(rows, tuple) else (rows,)), *kept):
         if isinstance(given, bool) or not isinstance(given, int | np.integer):
             raise ValueError(f"rows must be an integer or a pair of integers, got {rows!r} (unseen_rows {kept})")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from embcomp.graph.cluster_map import Side
+from embcomp.graph.cluster_map import Side, check_side
 
 MAX_IDS = 2**31
 
@@ -38,10 +41,12 @@ class Edges:
 
     def ends(self, side: Side) -> tuple[np.ndarray, np.ndarray]:
         """The ids of that side, and those of the other side, edge by edge."""
+        check_side(side)
         return (self.users, self.items) if side == "users" else (self.items, self.users)
 
     def num_ids(self, side: Side) -> int:
         """`num_users` or `num_items`."""
+        check_side(side)
         return self.num_users if side == "users" else self.num_items
 
     def degrees(self, side: Side) -> np.ndarray:
@@ -69,7 +74,7 @@ def interactions(
     label: str | None = None,
     min_label: float | None = None,
     time: str | None = None,
-    half_life: float | None = None,
+    half_life: float | timedelta | None = None,
     num_users: int | None = None,
     num_items: int | None = None,
 ) -> Edges:
@@ -78,23 +83,25 @@ def interactions(
     Files are streamed: what is held is the distinct pairs, never the log.
 
     Args:
-        source: a polars LazyFrame or DataFrame, a parquet path or several (globs too), or two arrays (users, items);
-            a mapping from column names to arrays gives arrays of weights, labels and times as well.
+        source: a polars LazyFrame or another data frame (polars, pandas, pyarrow), a parquet path or several (globs
+            too), or two arrays (users, items); a mapping from column names to arrays gives arrays of weights, labels
+            and times as well.
         user: column of user ids, integers in [0, 2^31).
         item: column of item ids, likewise.
         weight: column of weights, finite and not negative. Those of a repeated pair add up; 0 is no edge. Without it
             (and without `half_life`) a pair counts once, however often it occurs.
-        label: column of labels or ratings: only interactions with a positive label join.
+        label: column of labels or ratings, numbers or booleans: only interactions with a positive label join.
         min_label: the least label that joins, instead of any above 0 (4 of 5 stars, say).
         time: column of times, numbers or datetimes.
         half_life: halves the weight of an interaction for each so much time between it and the latest one; in
-            the unit of the column, in seconds for datetimes.
+            the unit of the column, for datetimes a timedelta or seconds.
         num_users: how many users there are; one more than the largest id by default.
         num_items: likewise.
 
     Raises:
-        ValueError: ids that are negative, missing, no integers or 2^31 and above; weights or times that are missing,
-            NaN or infinite, negative weights; a missing column; half_life without time.
+        ValueError: ids that are negative, missing, no integers or 2^31 and above; weights, labels or times that are
+            missing, NaN, infinite or no numbers, negative weights; a missing column; half_life without time, time
+            without half_life, min_label without label; a file that is no parquet.
 
     Example:
         >>> import numpy as np
@@ -104,48 +111,50 @@ def interactions(
         (3, array([0, 0, 2], dtype=int32), array([0, 1, 1], dtype=int32), 3)
     """
     frame = _frame(source, user, item)
-    schema = frame.collect_schema()
-    for column in [name for name in (user, item, weight, label, time) if name is not None]:
-        if column not in schema:
-            raise ValueError(f"interactions: there is no column {column!r}; there are {list(schema)}")
-    if half_life is not None and (time is None or not half_life > 0):
-        raise ValueError(f"interactions: half_life={half_life} needs a column of times and must be above 0")
-    for column in (user, item):
-        if not schema[column].is_integer():
-            raise ValueError(f"interactions: ids of {column!r} must be integers, got {schema[column]}; cast them")
+    schema = _schema(frame, source)
+    _check_columns(schema, (user, item), (weight, label), time)
+    if min_label is not None and label is None:
+        raise ValueError(f"interactions: min_label={min_label} needs a column of labels")
+    age = None if time is None and half_life is None else _half_lives(schema, time, half_life)
     if label is not None:
         value = pl.col(label).cast(pl.Float64)
+        _check_labels(frame, value, label)
         frame = frame.filter(value > 0 if min_label is None else value >= min_label)
     parts: list[pl.Expr] = []
     if weight is not None:
         parts.append(pl.col(weight).cast(pl.Float64))
-    if half_life is not None:
-        assert time is not None
-        seconds = pl.col(time).dt.epoch("us") / 1e6 if schema[time].is_temporal() else pl.col(time).cast(pl.Float64)
-        latest = frame.select(seconds.max()).collect(engine="streaming").item()
-        parts.append((((seconds - latest) / half_life) * np.log(2.0)).exp())
+    if age is not None:
+        latest = frame.select(age.max()).collect(engine="streaming").item()
+        parts.append(((age - latest) * np.log(2.0)).exp())
     frame = frame.select(pl.col(user).alias("user"), pl.col(item).alias("item"), *_product(parts))
     _check(frame, user, item, f"{weight or ''}{' and ' if weight and half_life else ''}{time if half_life else ''}")
     grouped = frame.group_by("user", "item").agg(*[pl.col("weight").sum() for _ in parts[:1]])
     table = grouped.collect(engine="streaming")
-    return _edges(table, num_users, num_items)
+    edges = _edges(table, num_users, num_items)
+    if age is not None and 2 * len(edges) < table.height:
+        warnings.warn(
+            f"interactions: after half_life={half_life}, {table.height - len(edges)} of {table.height} pairs weigh "
+            "nothing and are left out; a number counts seconds where times are datetimes (a timedelta says days)",
+            stacklevel=2,
+        )
+    return edges
 
 
 def _frame(source: Any, user: str, item: str) -> pl.LazyFrame:
     if isinstance(source, pl.LazyFrame):
         return source
-    if isinstance(source, pl.DataFrame):
-        return source.lazy()
     if isinstance(source, str | os.PathLike):
         return pl.scan_parquet(os.fspath(source))
     if isinstance(source, Sequence) and source and all(isinstance(part, str | os.PathLike) for part in source):
         return pl.scan_parquet([os.fspath(part) for part in source])
+    if hasattr(source, "columns") and hasattr(source, "__arrow_c_stream__"):
+        return pl.DataFrame(source).lazy()
     columns = source if isinstance(source, dict) else None
     if isinstance(source, tuple) and len(source) == 2:
         columns = {user: source[0], item: source[1]}
     if columns is None:
         raise ValueError(
-            "interactions: expected a polars frame, a parquet path, two arrays or a dict of arrays, "
+            "interactions: expected a data frame, a parquet path, two arrays or a dict of arrays, "
             f"got {type(source).__name__}"
         )
     arrays = {name: np.asarray(values) for name, values in columns.items()}
@@ -155,13 +164,65 @@ def _frame(source: Any, user: str, item: str) -> pl.LazyFrame:
     return pl.LazyFrame(arrays)
 
 
+def _schema(frame: pl.LazyFrame, source: Any) -> pl.Schema:
+    try:
+        return frame.collect_schema()
+    except pl.exceptions.ComputeError as error:
+        if isinstance(source, pl.LazyFrame):
+            raise
+        reason = str(error).split(" (path expansion")[0]
+        raise ValueError(
+            f"interactions: cannot read {source!r} as parquet ({reason}); for other formats give a LazyFrame, such as "
+            "pl.scan_csv(path)"
+        ) from error
+
+
+def _check_columns(schema: pl.Schema, ids: Sequence[str], numbers: Sequence[str | None], time: str | None) -> None:
+    for column in [name for name in (*ids, *numbers, time) if name is not None]:
+        if column not in schema:
+            raise ValueError(f"interactions: there is no column {column!r}; there are {list(schema)}")
+    for column in ids:
+        if not schema[column].is_integer():
+            raise ValueError(
+                f"interactions: ids of {column!r} must be integers, got {schema[column]}; number them from 0 and keep "
+                "the table of numbers (the tutorial on click logs shows how)"
+            )
+    for column in numbers:
+        if column is not None and not (schema[column].is_numeric() or schema[column] == pl.Boolean):
+            raise ValueError(f"interactions: {column!r} must hold numbers, got {schema[column]}; cast it")
+
+
+def _half_lives(schema: pl.Schema, time: str | None, half_life: float | timedelta | None) -> pl.Expr:
+    """The column of times, counted in half-lives."""
+    span = half_life.total_seconds() if isinstance(half_life, timedelta) else half_life
+    if time is None or span is None or not 0 < span < math.inf:
+        raise ValueError(f"interactions: half_life={half_life} needs a column of times (got {time}) and a span above 0")
+    if schema[time] in (pl.Date, pl.Datetime):
+        return pl.col(time).dt.epoch("us") / (1e6 * span)
+    if not schema[time].is_numeric() or isinstance(half_life, timedelta):
+        wanted = "dates or datetimes" if isinstance(half_life, timedelta) else "numbers, dates or datetimes"
+        raise ValueError(f"interactions: {time!r} must hold {wanted}, got {schema[time]}; cast it")
+    return pl.col(time).cast(pl.Float64) / span
+
+
 def _product(parts: list[pl.Expr]) -> list[pl.Expr]:
     if not parts:
         return []
     product = parts[0]
     for part in parts[1:]:
         product = product * part
-    return [product.alias("weight")]
+    # Weights of 24 bits add up exactly in 53: the sum is the same in whatever order threads add.
+    return [product.cast(pl.Float32).cast(pl.Float64).alias("weight")]
+
+
+def _check_labels(frame: pl.LazyFrame, value: pl.Expr, label: str) -> None:
+    counts = frame.select(missing=value.null_count(), nan=value.is_nan().sum()).collect(engine="streaming")
+    missing, nan = counts.row(0)
+    if missing or nan:
+        raise ValueError(
+            f"interactions: {missing + nan} labels of {label!r} are {'missing' if missing else 'NaN'}; "
+            "drop these rows, or fill them with 0 to leave them out"
+        )
 
 
 def _check(frame: pl.LazyFrame, user: str, item: str, weight: str) -> None:
@@ -177,13 +238,14 @@ def _check(frame: pl.LazyFrame, user: str, item: str, weight: str) -> None:
         if found[f"{name}.missing"]:
             raise ValueError(f"interactions: {found[f'{name}.missing']} values of {column!r} are missing")
         if name == "weight" and found["weight.infinite"]:
-            raise ValueError(f"interactions: {found['weight.infinite']} weights from {column!r} are NaN or infinite")
+            bad = found["weight.infinite"]
+            raise ValueError(f"interactions: {bad} weights from {column!r} are NaN, infinite or beyond a float32")
         if found[f"{name}.min"] is not None and found[f"{name}.min"] < 0:
             raise ValueError(f"interactions: {column!r} has a negative value, {found[f'{name}.min']}")
         if name != "weight" and found[f"{name}.max"] is not None and found[f"{name}.max"] >= MAX_IDS:
             raise ValueError(
                 f"interactions: {column!r} has the id {found[f'{name}.max']}, but maps are arrays over all ids "
-                "and hold ids below 2^31; number the ids from 0 (`rank('dense')` in polars)"
+                "and hold ids below 2^31; number the ids from 0 (the tutorial on click logs shows how)"
             )
 
 
@@ -193,14 +255,19 @@ _EXTREMES = {"min": pl.Expr.min, "max": pl.Expr.max, "missing": pl.Expr.null_cou
 def _edges(table: pl.DataFrame, num_users: int | None, num_items: int | None) -> Edges:
     weights = None
     if "weight" in table.columns:
-        table = table.filter(pl.col("weight") > 0)
-        weights = table["weight"].cast(pl.Float32).to_numpy()
+        table = table.with_columns(pl.col("weight").cast(pl.Float32)).filter(pl.col("weight") > 0)
+        weights = table["weight"].to_numpy()
+        if not np.isfinite(weights).all():
+            raise ValueError("interactions: the weights of a pair add up to more than a float32 holds; scale them down")
     users, items = table["user"].cast(pl.Int32).to_numpy(), table["item"].cast(pl.Int32).to_numpy()
     sizes = []
     for name, ids, given in (("num_users", users, num_users), ("num_items", items, num_items)):
         needed = int(ids.max()) + 1 if ids.size else 0
-        if given is not None and given < needed:
-            raise ValueError(f"interactions: {name}={given}, but there is an id {needed - 1}")
-        sizes.append(needed if given is None else given)
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int | np.integer)):
+            raise ValueError(f"interactions: {name} must be an integer, got {given!r}")
+        if given is not None and not needed <= given <= MAX_IDS:
+            limit = f"there is an id {needed - 1}" if 0 <= given < needed else "it must lie in [0, 2^31]"
+            raise ValueError(f"interactions: {name}={given}, but {limit}")
+        sizes.append(needed if given is None else int(given))
     order = np.argsort(users.astype(np.int64) * sizes[1] + items)
     return Edges(users[order], items[order], None if weights is None else weights[order], *sizes)

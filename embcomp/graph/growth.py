@@ -29,14 +29,18 @@ def coherence(edges: Edges, side: Side, row_of_id: np.ndarray) -> float:
     return float((together * (together - 1) / (of_group - 1)).sum() / rows.size)
 
 
-def drift(old: ClusterMap, new_edges: Edges) -> float:
+def drift(old: ClusterMap, new_edges: Edges, since: Edges | None) -> float:
     """See `ClusterMap.drift`."""
-    if not old.clustering:
-        raise ValueError(f"the map of {old.side} was not made by `cluster`: there is no fit to compare with")
-    if old.coherence == 0:
-        return 0.0
-    row_of_id = old.row_of(torch.arange(new_edges.num_ids(old.side))).numpy()
-    return float(np.clip(1 - coherence(new_edges, old.side, row_of_id) / old.coherence, 0, 1))
+    if since is None and not old.clustering:
+        raise ValueError(
+            f"the map of {old.side} was not made by `cluster`: there is no fit to compare with; give `since`"
+        )
+
+    def fit(edges: Edges) -> float:
+        return coherence(edges, old.side, old.row_of(torch.arange(edges.num_ids(old.side))).numpy())
+
+    before = old.coherence if since is None else fit(since)
+    return float(np.clip(1 - fit(new_edges) / before, 0, 1)) if before else 0.0
 
 
 def extend(old: ClusterMap, new_edges: Edges, other: ClusterMap | None) -> ClusterMap:

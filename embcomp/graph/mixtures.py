@@ -59,12 +59,14 @@ class Mixture:
             clusters: whose rows they are.
 
         Raises:
-            ValueError: shapes differ, or weights are negative or not finite.
+            ValueError: shapes differ, rows are no integers or out of range, or weights are negative or not finite.
         """
         if rows.shape != weights.shape or rows.ndim != 2 or rows.shape[1] < 1:
             raise ValueError(f"rows {list(rows.shape)} and weights {list(weights.shape)} must both be [num_ids, k]")
         if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
             raise ValueError("weights of a mixture must be finite and not negative")
+        if rows.is_floating_point() or bool(((rows < 0) | (rows >= clusters.own_rows)).logical_and(weights > 0).any()):
+            raise ValueError(f"rows of a mixture must be integers in [0, {clusters.own_rows}), got {rows.dtype}")
         weights, order = weights.double().sort(dim=1, descending=True, stable=True)
         share = weights / weights[:, :1].clamp(min=torch.finfo(torch.float64).tiny)
         stored = (share * HEAVIEST).round().to(torch.uint8)

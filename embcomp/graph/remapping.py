@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from embcomp.graph.alignment import warm_rows
 from embcomp.graph.cluster_map import ClusterMap
 from embcomp.graph.mixtures import Mixture
-from embcomp.methods.base import Encoder
+from embcomp.methods.base import Chunk, Concat, Encoder, TablePlan
 from embcomp.methods.graphhash import ClusterEncoder
 from embcomp.methods.soft_graphhash import MixtureEncoder
 from embcomp.nn.table import CompressedTable
+from embcomp.warm import Trained, warm_start
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ def remap_(
     After `extend` nothing but the map changes; after a new clustering rows are those of `warm_rows`, so `align` first.
     Hashed rows stay what they are. The number of ids follows the map. State of the optimizer that has a row for each
     row (sums of squared gradients, moments) becomes the same means; that of fused tables is found without `optimizer`.
-    A mixture can only grow (`Mixture.extend`): its rows stay.
+
+    Likewise for mixtures: after `Mixture.extend` nothing but the mixture changes; after a new clustering (`align` it,
+    then `mixture`) the rows become those by which the vectors of all ids stay as close as they can to what they were,
+    by least squares. State of the optimizer stays with the row numbers.
 
     Args:
         module: `CompressedEmbedding`, `CompressedEmbeddingBag`, or a compressed torchrec collection, plain or fused.
-        new: a map with as many rows; for `SoftGraphHash` a longer mixture.
+        new: a map with as many rows; for `SoftGraphHash` a mixture over as many.
         counts: as in `warm_rows`.
         table: which table of a collection.
         optimizer: what trains the rows outside the backward pass; without it its state stays with the row numbers.
@@ -71,8 +76,10 @@ def remap_(
     place = _place(module, table)
     encoder = place.encoder
     if type(encoder) is MixtureEncoder and isinstance(new, Mixture):
+        fitted = _fitted(place.rows.detach(), encoder, new, counts)
         encoder.set_mixture(new)
         place.resized()
+        place.rows.detach().copy_(fitted)
         return
     if type(encoder) is not ClusterEncoder or not isinstance(new, ClusterMap):
         raise ValueError(
@@ -87,6 +94,27 @@ def remap_(
     place.resized()
     for tensor, values in zip(held, warm, strict=True):
         tensor.copy_(values)
+
+
+@torch.no_grad()
+def _fitted(rows: Tensor, encoder: MixtureEncoder, new: Mixture, counts: Tensor | None) -> Tensor:
+    """The rows under a new mixture: as they are where all ids keep theirs, else a fit to the vectors so far."""
+    fresh = copy.deepcopy(encoder)
+    if fresh.set_mixture(new):
+        return rows
+    if counts is not None and counts.shape != (encoder.num_ids,):
+        raise ValueError(f"counts has shape {list(counts.shape)}, but the old mixture has {encoder.num_ids} ids")
+    known = (encoder.weights[:, 0] > 0) & (fresh.weights[: encoder.num_ids, 0] > 0)
+    share = known.float() if counts is None else counts.to(known.device).float() * known
+    (read,) = encoder.encode(torch.arange(encoder.num_ids, device=rows.device))
+    assert read.weights is not None
+    vectors = torch.zeros(encoder.num_ids, rows.shape[1], device=rows.device)
+    for column in range(encoder.k):
+        vectors += rows[read.rows[:, column]].float() * read.weights[:, column, None]
+    fitted = rows.clone()
+    plan = TablePlan(fresh.table, fresh, (Chunk("rows", encoder.k, weighted=True),), Concat())
+    warm_start([Trained(plan, vectors, share)], {"rows": fitted})
+    return fitted
 
 
 def _place(module: nn.Module, table: str | None) -> Place:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from embcomp.graph.cluster_map import ClusterMap, Side, look_up
+from embcomp.graph.cluster_map import ClusterMap, Side, check_side, look_up
 from embcomp.methods.base import (
     FLOAT_BYTES,
     KEY_BYTES,
@@ -171,8 +171,10 @@ class GraphHash(Method):
     ) -> Self:
         from embcomp.graph.clustering import cluster
 
-        settings = {key: fixed.pop(key) for key in cls.budget_settings if key in fixed}
+        settings = {key: fixed.pop(key) for key in GraphHash.budget_settings if key in fixed}
         side_of = {table.name: per_table(sides, table, "sides") for table in tables}
+        for side in side_of.values():
+            check_side(side)
         ids = {side: int((edges.degrees(side) > 0).sum()) for side in ("users", "items")}
 
         def rows_of(total: int) -> tuple[int, int]:
@@ -188,7 +190,7 @@ class GraphHash(Method):
 
         def cost(total: int) -> int:
             rows = dict(zip(("users", "items"), rows_of(total), strict=True))
-            return sum(cls._cost(table, rows[side_of[table.name]], **fixed) for table in tables)
+            return sum(cls._cost(table, side_of[table.name], rows[side_of[table.name]], **fixed) for table in tables)
 
         if cost(least) > nbytes:
             raise ValueError(
@@ -203,9 +205,11 @@ class GraphHash(Method):
         return cls._of(found, side_of, edges, **fixed)
 
     @classmethod
-    def _cost(cls, table: Table, rows: int, **fixed: Any) -> int:
-        """Bytes of a table with so many rows of clusters, at most: rows, map, keys."""
+    def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
+        """Bytes of a table with so many rows of clusters, at most: rows, those of hot ids, map, keys."""
         ids = table.ids_or_raise("a budget of clusters")
+        if fixed.get("hot") is not None:
+            rows += torch.as_tensor(per_table(fixed["hot"], table, "hot")).unique().numel()
         return rows * table.embedding_dim * FLOAT_BYTES + 4 * packed_words(ids, bits_for(rows + 1)) + KEY_BYTES
 
     @classmethod
@@ -269,10 +273,10 @@ class DoubleGraphHash(GraphHash):
         return super().for_budget(tables, nbytes, **fixed)
 
     @classmethod
-    def _cost(cls, table: Table, rows: int, **fixed: Any) -> int:
+    def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
         own = fixed.get("second") == "own"
         more = (rows if fixed.get("rows") is None else per_table(fixed["rows"], table, "rows")) if own else 0
-        return super()._cost(table, rows) + more * table.embedding_dim * FLOAT_BYTES + KEY_BYTES
+        return super()._cost(table, side, rows, **fixed) + more * table.embedding_dim * FLOAT_BYTES + KEY_BYTES
 
     @classmethod
     def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -35,11 +35,14 @@ class MixtureEncoder(HashEncoder):
         self.register_buffer("words", found.words)
         self.register_buffer("weights", found.weights)
 
-    def set_mixture(self, found: Mixture) -> None:
-        """A longer mixture over the same rows; the table has its number of ids then.
+    def set_mixture(self, found: Mixture) -> bool:
+        """Another mixture over as many rows; the table has its number of ids then.
+
+        Returns:
+            Whether ids that had a mixture keep it, all of them.
 
         Raises:
-            ValueError: other rows, fewer clusters, or another mixture for an id that has one.
+            ValueError: other rows, fewer clusters, or fewer ids.
         """
         found = found.first(self.k)
         old = torch.arange(self.num_ids, device="cpu")
@@ -47,20 +50,21 @@ class MixtureEncoder(HashEncoder):
             found.unseen_rows or found.rows
         ) != self.ranges[0]:
             raise ValueError(f"table {self.table.name!r}: the new mixture is over other rows, {found!r}")
-        known = self.weights.cpu()[:, 0] > 0
-        if found.num_ids < self.num_ids or not bool(
-            (found.weights[: self.num_ids] == self.weights.cpu())[known].all()
-            and (found.rows_of(old) == unpack(self.words.cpu(), self.bits, old, self.k).view(-1, self.k))[known].all()
-        ):
+        if found.num_ids < self.num_ids:
             raise ValueError(
-                f"table {self.table.name!r}: ids that have a mixture would get another one; give what `mixture.extend` "
-                "makes of theirs"
+                f"table {self.table.name!r} has a mixture of {self.num_ids} ids, the new one has {found.num_ids}: give "
+                "num_users and num_items to `interactions`"
             )
+        known = self.weights.cpu()[:, 0] > 0
+        kept = (found.weights[: self.num_ids] == self.weights.cpu())[known].all() and (
+            found.rows_of(old) == unpack(self.words.cpu(), self.bits, old, self.k).view(-1, self.k)
+        )[known].all()
         if self.table.num_embeddings is not None:
             self.table = dataclasses.replace(self.table, num_embeddings=found.num_ids)
             self.config["num_embeddings"] = found.num_ids
         self.config["ids"] = self.num_ids = found.num_ids
         self.words, self.weights = found.words.to(self.words.device), found.weights.to(self.weights.device)
+        return bool(kept)
 
     def encode(self, ids: Tensor) -> list[Rows]:
         (hashed,) = super().encode(ids)
@@ -86,7 +90,8 @@ class SoftGraphHash(GraphHash):
 
     Args:
         clusters: as in `GraphHash`.
-        weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures.
+        weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures; to None
+            for a table whose ids read their cluster alone.
         k: how many rows of it are read, the heaviest.
         seed: another seed hashes unseen ids into other rows.
 
@@ -102,7 +107,9 @@ class SoftGraphHash(GraphHash):
                 [1.0000, 0.0000]])
     """
 
-    weights: Mixture | Mapping[str, Mixture] = field(repr=False)
+    budget_settings: ClassVar[tuple[str, ...]] = (*GraphHash.budget_settings, "second_clusters")
+
+    weights: Mixture | Mapping[str, Mixture | None] = field(repr=False)
     k: int = 4
 
     def __post_init__(self) -> None:
@@ -115,6 +122,11 @@ class SoftGraphHash(GraphHash):
         stores, plans = {}, []
         for table in tables:
             clusters, found = self._map(table), per_table(self.weights, table, "weights")
+            if found is None:
+                alone = super().plan([table], group)
+                stores |= alone.stores
+                plans += alone.tables
+                continue
             agree = isinstance(found, Mixture) and [
                 (m.num_ids, m.rows, m.unseen_rows, m.side, m.clustering) for m in (found, clusters)
             ]
@@ -131,16 +143,34 @@ class SoftGraphHash(GraphHash):
         return Plan(stores, plans)
 
     @classmethod
-    def _cost(cls, table: Table, rows: int, **fixed: Any) -> int:
-        k, ids = fixed.get("k", cls.k), table.ids_or_raise("a budget of clusters")
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+        """As `GraphHash.for_budget`, which see, with the mixtures that `embcomp.graph.mixture` makes of the edges.
+
+        With `second_clusters="users"` (or "items") ids of that side read two clusters, those of
+        `embcomp.graph.second_clusters`, and the others their cluster alone. With objective="balanced" and
+        algorithm="label_propagation" besides this is BACO.
+        """
+        return super().for_budget(tables, nbytes, **fixed)
+
+    @classmethod
+    def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
+        second, ids = fixed.get("second_clusters"), table.ids_or_raise("a budget of clusters")
+        if second not in (None, side):
+            return super()._cost(table, side, rows)
+        k = fixed.get("k", cls.k if second is None else 2)
         return (
             rows * table.embedding_dim * FLOAT_BYTES + 4 * packed_words(ids * k, bits_for(rows)) + ids * k + KEY_BYTES
         )
 
     @classmethod
     def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:
-        from embcomp.graph.soft import mixture
+        from embcomp.graph.soft import mixture, second_clusters
 
-        of_side = {side: mixture(edges, found, side, k=fixed.get("k", cls.k)) for side in set(sides.values())}
+        of_side: dict[Side, Mixture]
+        if second := fixed.pop("second_clusters", None):
+            of_side = {second: second_clusters(edges, found, second)}
+            fixed.setdefault("k", 2)
+        else:
+            of_side = {side: mixture(edges, found, side, k=fixed.get("k", cls.k)) for side in set(sides.values())}
         clusters = {name: getattr(found, side) for name, side in sides.items()}
-        return cls(clusters=clusters, weights={name: of_side[side] for name, side in sides.items()}, **fixed)
+        return cls(clusters=clusters, weights={name: of_side.get(side) for name, side in sides.items()}, **fixed)

@@ -1,12 +1,13 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import embcomp
-from embcomp.graph import ClusterMap, Mixture, align, cluster, remap_, warm_rows
+from embcomp.graph import ClusterMap, Mixture, align, cluster, interactions, remap_, warm_rows
 from tests.graph.graphs import blocks, power_law
 
 ROWS = st.integers(-1, 3)
@@ -36,6 +37,21 @@ def test_a_new_seed_moves_few_ids_once_aligned() -> None:
     again = align(old, new)
     assert align(again, again).users.assignment().tolist() == again.users.assignment().tolist()
     assert again.extend(edges).items.num_ids == 40  # both sides still know each other's clusters
+
+
+def test_a_smaller_clustering_leaves_rows_unread() -> None:
+    """As hot ids give: those that are alone in their cluster need no row more, and how many they are changes."""
+    old = ClusterMap.of([3, 3, 0, 1, 2, -1], 5, 1)
+    found = align(old, ClusterMap.of([1, 1, 0, 0, 2, -1], 4, 1))
+    assert (found.rows, found.unseen_rows) == (5, 1)
+    rows = found.assignment().tolist()
+    assert rows[:2] + rows[4:] == [3, 3, 2, -1]
+    assert rows[2] == rows[3]
+    assert rows[2] in (0, 1)
+    (unread,) = set(range(4)) - set(rows)
+    assert found.labels[unread] == -1
+    edges = interactions((np.array([0, 0, 1, 1]), np.array([2, 6, 4, 6])))
+    assert found.extend(edges).assignment()[6] in (rows[2], rows[4])  # nobody joins it
 
 
 def test_other_sizes_are_refused() -> None:

@@ -48,6 +48,8 @@ def test_maps_a_summary_and_a_picture(log: Path, tmp_path: Path, capsys: pytest.
         ([], "give --rows, or both"),
         (["--rows", "9", "--user-rows", "4"], "give --rows, or both"),
         (["--rows", "9", "--item", "film"], "no column 'film'"),
+        (["--rows", "9", "--half-life", "7w"], "--half-life must be a number, or one with d or h .*'7w'"),
+        (["--rows", "9", "--half-life", "7d", "--time", "item_id"], "'item_id' must hold dates or datetimes"),
         (["--rows", "9", "--algorithm", "magic"], "algorithm must be one of"),
     ],
 )
@@ -59,6 +61,9 @@ def test_bad_input_ends_with_a_message(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("graphhash", tmp_path / "no.parquet", "--rows", "9") == 2
     assert "no.parquet" in capsys.readouterr().err
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n")
+    assert run("graphhash", tmp_path / "log.csv", "--rows", "9") == 2
+    assert re.search("embcomp graphhash: .*log.csv.* as parquet", capsys.readouterr().err)

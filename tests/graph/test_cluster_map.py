@@ -55,6 +55,8 @@ def test_hot_ids_get_rows_of_their_own() -> None:
 def test_bad_maps_are_refused(rows: list, size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClusterMap.of(torch.tensor(rows), size)
+    with pytest.raises(ValueError, match="side must be 'users' or 'items', got 'user'"):
+        ClusterMap.of([0], 1, side="user")
 
 
 def test_a_file_holds_the_whole_map(tmp_path: Path) -> None:

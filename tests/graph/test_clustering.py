@@ -1,4 +1,5 @@
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embcomp.graph import Clusters, cluster, interactions
-from embcomp.graph.partition import leiden, problem
+from embcomp.graph.partition import Algorithm, Objective, leiden, problem
 from embcomp.graph.row_budget import count_rows, to_rows
 from tests.graph.graphs import blocks, power_law
 
@@ -88,6 +89,23 @@ def test_every_objective_finds_planted_groups(objective) -> None:
     assert 0 < found.quality < 1
 
 
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+@pytest.mark.parametrize("objective", get_args(Objective))
+def test_every_objective_with_every_algorithm(objective, algorithm) -> None:
+    """Exact rows, the quality that it says, and the same again."""
+    edges = power_law(60, 40, 300, weighted=True)
+    for rows in (30, (25, 11), (3, 20)):
+        found, again = (cluster(edges, rows, objective=objective, algorithm=algorithm, seed=4) for _ in range(2))
+        got = (found.users.rows, found.items.rows)
+        assert got == rows if isinstance(rows, tuple) else sum(got) == rows
+        assert torch.equal(found.users.words, again.users.words)
+        assert torch.equal(found.items.words, again.items.words)
+        graph = problem(edges, objective)
+        labels = [side.labels[side.assignment()[ids]] for side, ids in zip(
+            (found.users, found.items), (graph.users, graph.items), strict=True)]  # fmt: skip
+        assert graph.quality(torch.cat(labels).numpy(), found.resolution) == pytest.approx(found.quality)
+
+
 def test_rows_kept_for_unseen_ids() -> None:
     edges = power_law(50, 30, 200)
     found = cluster(edges, (12, 9), unseen_rows=(2, 0))
@@ -120,6 +138,8 @@ def test_what_cannot_be_met_is_refused() -> None:
         ((0, 1), "rows=0 for users.*1 to 3"),
         ((1, 3), "rows=3 for items.*1 to 2"),
         (2.5, "rows must be an integer"),
+        ((2,), r"pair of integers, got \(2,\)"),
+        ((1, 1, 1), "pair of integers"),
         (True, "rows must be an integer"),
         (-4, "rows=-4"),
     ]:
@@ -127,6 +147,10 @@ def test_what_cannot_be_met_is_refused() -> None:
             cluster(edges, rows)
     with pytest.raises(ValueError, match="5 kept for unseen"):
         cluster(edges, 6, unseen_rows=(5, 0))
+    with pytest.raises(ValueError, match=r"pair of integers, got 4 \(unseen_rows \(1,\)\)"):
+        cluster(edges, 4, unseen_rows=(1,))
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        cluster(edges, 4, seed=-1)
     with pytest.raises(ValueError, match="no interactions"):
         cluster(interactions((np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))), 4)
     with pytest.raises(ValueError, match="algorithm must be one of leiden, louvain, label_propagation, got 'x'"):

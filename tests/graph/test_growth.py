@@ -37,8 +37,8 @@ def test_no_placed_id_ever_moves(seed: int, weighted: bool, kept: int) -> None:
     early = edges.where(np.random.default_rng(seed).random(len(edges)) < 0.5)
     old = cluster(early, 14 + 2 * kept, unseen_rows=kept, algorithm="louvain")
     later = power_law(44, 29, 200, seed + 1, weighted)
-    new = old.extend(later)
-    for before, after, n in ((old.users, new.users, 44), (old.items, new.items, 29)):
+    new, alone = old.extend(later), old.items.extend(later)
+    for before, after, n in ((old.users, new.users, 44), (old.items, new.items, 29), (old.items, alone, 29)):
         rows = before.assignment()
         assert torch.equal(after.assignment()[: rows.numel()][rows >= 0], rows[rows >= 0])
         assert (after.num_ids, after.rows, after.unseen_rows) == (n, before.rows, kept)
@@ -122,6 +122,18 @@ def test_drift_grows_with_what_has_changed() -> None:
     assert found.items.drift(new_ids) == 1
     with pytest.raises(ValueError, match="not made by `cluster`"):
         ClusterMap.of([0], 1).drift(edges)
+
+
+def test_drift_since_another_day_knows_nothing_of_the_first() -> None:
+    """Clusters of chance fit what they were made from and nothing else; so no other day has drifted from another."""
+    first, monday, friday = (power_law(400, 300, 3000, seed) for seed in range(3))
+    found = cluster(first, (200, 150))
+    assert found.items.drift(monday) > 0.5
+    assert found.items.drift(friday, since=monday) < 0.3
+    by_hand = [coherence(day, "items", found.items.assignment().numpy()) for day in (friday, monday)]
+    assert found.items.drift(friday, since=monday) == pytest.approx(max(0, 1 - by_hand[0] / by_hand[1]))
+    plain = ClusterMap.of(found.items.assignment(), 150)
+    assert plain.drift(monday, since=friday) == pytest.approx(max(0, 1 - by_hand[1] / by_hand[0]))
 
 
 def test_maps_that_do_not_belong_together_are_refused() -> None:

@@ -1,7 +1,7 @@
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embcomp.graph.edges import Edges
@@ -98,6 +98,29 @@ def test_as_good_as_networkx(objective) -> None:
     assert graph.quality(louvain(graph, 2.0, 0), 2.0) >= 0.99 * floor
     assert graph.quality(leiden(graph, 2.0, 0), 2.0) >= floor
     assert graph.quality(leiden(graph, 2.0, 0, louvain(graph, 2.0, 0)), 2.0) >= 0.99 * floor
+
+
+def partitions(n: int) -> np.ndarray:
+    """All ways to group n vertices, as labels [ways, n]."""
+    found = [[0]]
+    for _ in range(n - 1):
+        found = [[*labels, c] for labels in found for c in range(max(labels) + 2)]
+    return np.array(found)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([0.7, 1.0, 1.6]))
+def test_leiden_finds_the_maximum_of_barbers_modularity(seed: int, weighted: bool, resolution: float) -> None:
+    """Igraph's directed Leiden with out- and in-degrees, against all partitions of eight vertices at most."""
+    graph = problem(power_law(4, 4, 9, seed, weighted), "bipartite_modularity")
+    users, n = graph.users.size, graph.out.size
+    b = np.zeros((users, n - users))
+    b[graph.sources, graph.targets - users] = 1 if graph.weights is None else graph.weights
+    gain = b - resolution * b.sum(1)[:, None] * b.sum(0) / b.sum()
+    labels = partitions(n)
+    quality = np.einsum("ui,pui->p", gain, labels[:, :users, None] == labels[:, None, users:]) / b.sum()
+    found = max(graph.quality(leiden(graph, resolution, s), resolution) for s in range(3))
+    assert found == pytest.approx(quality.max(), abs=1e-6)
 
 
 def test_vertices_are_ids_with_edges() -> None:

@@ -70,6 +70,9 @@ def test_the_heaviest_of_a_mixture() -> None:
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"of 3 clusters has no {k}"):
             found.first(k)
+    for wrong in (rows + 1, rows - 1, rows.float()):
+        with pytest.raises(ValueError, match=r"rows of a mixture must be integers in \[0, 3\)"):
+            Mixture.of(wrong, weights, clusters)
     for wrong in (-weights, weights * float("nan"), weights[:2]):
         with pytest.raises(ValueError, match="weights"):
             Mixture.of(rows, wrong, clusters)

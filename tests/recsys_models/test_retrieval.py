@@ -8,15 +8,23 @@ from torch import nn
 from torch.nn import functional as F
 
 import embcomp
+from embcomp.graph import ClusterMap, Mixture
 from recsys_models import MF, NGCF, RETRIEVAL_MODELS, LightGCN, NeuMF, build_retrieval
 from recsys_models.propagation import NormalizedAdjacency
 
 USERS, ITEMS, DIM = 30, 20, 8
+CLUSTERS = {name: ClusterMap.of(torch.arange(n) % 6, 6) for name, n in (("user_id", USERS), ("item_id", ITEMS))}
+MIXTURES = {
+    name: Mixture.of((torch.arange(found.num_ids)[:, None] + torch.arange(2)) % 6, torch.ones(found.num_ids, 2), found)
+    for name, found in CLUSTERS.items()
+}
 METHODS = {
     "plain": None,
     "hashing": embcomp.HashingTrick(rows=7),
     "double": embcomp.DoubleHash(rows=7),
     "product": embcomp.QuotientRemainder(rows=5),
+    "clusters": embcomp.GraphHash(CLUSTERS),
+    "mixtures": embcomp.SoftGraphHash(CLUSTERS, weights=MIXTURES, k=2),
     "frequency": embcomp.FrequencyHash(
         rows=9, counts={"user_id": torch.arange(USERS), "item_id": torch.arange(ITEMS)}, tail="double"
     ),

@@ -81,13 +81,47 @@ def test_a_mixture_grows(where: str) -> None:
         vectors([3, 6]).detach(), torch.stack([held[0], (3 * held[1] + held[0]) / 4]), atol=2e-3, rtol=0
     )
     for wrong, says in (
-        (old, "ids that have a mixture would get another one"),
+        (old, "mixture of 7 ids, the new one has 6"),
         (OLD, "got a ClusterMap for one of Soft"),
     ):
         with pytest.raises(ValueError, match=says):
             remap_(module, wrong, table=table)
     with pytest.raises(ValueError, match="over other rows"):
         remap_(module, Mixture.of(rows, weights, ClusterMap.of([0] * 7, 5)), table=table)
+
+
+@pytest.mark.parametrize("where", ["torch", "torchrec", "fused"])
+def test_a_mixture_of_a_new_clustering_keeps_the_vectors_as_well_as_it_can(where: str) -> None:
+    """Least squares, by torch's solver."""
+    torch.manual_seed(0)
+    rows, weights = torch.rand(6, 3).argsort(1)[:, :2], torch.rand(6, 2) + 0.1
+    old = Mixture.of(rows, weights, OLD)
+    method = embcomp.SoftGraphHash(OLD, weights=old, k=2)
+    if where == "torch":
+        module, table = embcomp.nn.CompressedEmbedding(6, 4, method), None
+    else:
+        module, table = collection("bags", method), "film"
+        if where == "fused":
+            fuse_(module, optimizer=torch.optim.SGD)
+    held = next(weight for name, weight in module.named_parameters() if "user" not in name)
+
+    def design(found: Mixture) -> torch.Tensor:
+        share = found.weights[:6].float() / found.weights[:6].float().sum(1, keepdim=True)
+        return torch.zeros(6, 3).scatter_add_(1, found.rows_of(torch.arange(6)), share)
+
+    vectors = design(old) @ held.detach()
+    remap_(module, Mixture.of(2 - rows, weights, OLD), table=table)  # the same with other row numbers
+    ids = list(range(6))
+    now = module(torch.tensor(ids)) if table is None else module(batch(ids, ids))["film"]
+    torch.testing.assert_close(now.detach(), vectors, atol=1e-4, rtol=1e-4)
+    weights = torch.rand(7, 2) + 0.1
+    new = Mixture.of(torch.cat([rows.flip(0), rows[:1]]), weights, NEW)
+    remap_(module, new, COUNTS, table=table)
+    by_count = COUNTS.sqrt().unsqueeze(1)
+    best = torch.linalg.lstsq(by_count * design(new), by_count * vectors).solution
+    torch.testing.assert_close(held.detach(), best, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"counts has shape \[6\], but the old mixture has 7"):
+        remap_(module, Mixture.of(torch.cat([rows, rows[:1]]), weights, NEW), COUNTS, table=table)
 
 
 @every_optimizer
