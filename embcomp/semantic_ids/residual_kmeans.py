@@ -9,7 +9,7 @@ from torch import Tensor
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.kmeans import Progress, assign, kmeans, refine, without
 from embcomp.semantic_ids.resume import Checkpoint
-from embcomp.semantic_ids.tokenizer import Tokenizer
+from embcomp.semantic_ids.tokenizer import Tokenizer, check_whole
 
 PER_CODE = 256  # vectors of the sample for each code, as faiss takes
 
@@ -50,6 +50,12 @@ class ResidualKMeans(Tokenizer):
         sample: int | None = None,
         seed: int = 0,
     ) -> None:
+        for name, value, least in (("iterations", iterations, 1), ("rounds", rounds, 0)):
+            check_whole("ResidualKMeans", name, value, least)
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"ResidualKMeans: tolerance must be in [0, 1), got {tolerance!r}")
+        if sample is not None:
+            check_whole("ResidualKMeans", "sample", sample, codebook_size)
         super().__init__(
             levels, codebook_size, seed,
             iterations=iterations, tolerance=tolerance, rounds=rounds, sample=sample or PER_CODE * codebook_size,
@@ -65,20 +71,26 @@ class ResidualKMeans(Tokenizer):
         rest = vectors
         for level in range(self.levels):
             if level == len(codebooks):
-                centroids = kmeans(
-                    rest,
-                    self.codebook_size,
-                    iterations=settings["iterations"],
-                    tolerance=settings["tolerance"],
-                    seed=self.seed * 1000 + level,
-                    progress=lambda done, total, text, level=level: progress(
-                        level * total + done, self.levels * total, f"level {level + 1}/{self.levels}, {text}"
-                    ),
-                )
-                codebooks.append(centroids)
+                codebooks.append(self._level(rest, level, progress))
                 saved.save({"codebooks": codebooks})
             codebooks[level] = codebooks[level].to(device)
             rest = without(rest, codebooks[level], assign(rest, codebooks[level])[0])
         return {
             "codebooks": refine(vectors, torch.stack(codebooks), rounds=settings["rounds"], progress=progress)
         }, vectors
+
+    def _level(self, rest: Tensor, level: int, progress: Progress) -> Tensor:
+        """The codebook of a level, from what the levels before it leave."""
+        try:
+            return kmeans(
+                rest,
+                self.codebook_size,
+                iterations=self.settings["iterations"],
+                tolerance=self.settings["tolerance"],
+                seed=self.seed * 1000 + level,
+                progress=lambda done, total, text: progress(
+                    level * total + done, self.levels * total, f"level {level + 1}/{self.levels}, {text}"
+                ),
+            )
+        except ValueError as error:
+            raise ValueError(f"content, level {level + 1} of {self.levels}: {error}, or fewer levels") from None

@@ -116,6 +116,25 @@ def test_settings_that_cannot_be_are_refused(settings: dict, message: str) -> No
         RQVAE(**{"levels": 2, "codebook_size": 4, **settings})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"iterations": 0}, "ResidualKMeans: iterations must be an integer of at least 1, got 0"),
+        ({"rounds": -1}, "rounds must be an integer of at least 0, got -1"),
+        ({"sample": 5}, "sample must be an integer of at least 16, got 5"),
+        ({"tolerance": float("nan")}, "tolerance must be in"),
+    ],
+)
+def test_bad_settings_of_kmeans_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResidualKMeans(2, 16, **settings)
+
+
+def test_a_level_without_anything_to_cluster_is_named() -> None:
+    with pytest.raises(ValueError, match=r"content, level 2 of 2: there are only 1 different .* or fewer levels"):
+        ResidualKMeans(2, 4).fit(torch.eye(4).repeat(5, 1))
+
+
 def test_codes_out_of_range_are_refused(tokenizer: ResidualKMeans) -> None:
     for codes, message in (
         ([[0, 1, 2], [0, 16, 1]], r"codes of item 1 are \[0, 16, 1\], expected \[0, 16\)"),
