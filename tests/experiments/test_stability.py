@@ -66,4 +66,4 @@ def test_data_without_windows_are_refused(small, tmp_path):
 
 
 def test_the_file_of_the_repository_is_well_formed():
-    assert len({run.name for run in load(CONFIG).runs()}) == 5
+    assert len({run.name for run in load(CONFIG).runs()}) == 6
