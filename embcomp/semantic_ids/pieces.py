@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from embcomp.ops.hashing import hash_key, hash_rows
+from embcomp.semantic_ids.checks import check_whole
 
 PIECES: dict[str, type["Pieces"]] = {}
 EXACT = 2**62  # numbers of pieces stay below
@@ -83,7 +84,7 @@ class Ngram(Pieces):
     overlapping: bool = False
 
     def __post_init__(self) -> None:
-        check_whole(self, "n", self.n)
+        check_whole(type(self).__name__, "n", self.n)
 
     def spans(self, levels: int) -> tuple[Span, ...]:
         _check_levels(self, self.n, levels)
@@ -114,7 +115,7 @@ class PrefixNgram(Pieces):
     unigrams: bool = False
 
     def __post_init__(self) -> None:
-        check_whole(self, "n", self.n)
+        check_whole(type(self).__name__, "n", self.n)
 
     def spans(self, levels: int) -> tuple[Span, ...]:
         _check_levels(self, self.n, levels)
@@ -124,12 +125,6 @@ class PrefixNgram(Pieces):
 
     def __repr__(self) -> str:  # as it was before there were unigrams: states saved then still load
         return f"PrefixNgram(n={self.n}, unigrams=True)" if self.unigrams else f"PrefixNgram(n={self.n})"
-
-
-def check_whole(pieces: Pieces, setting: str, value: Any) -> None:
-    """Raises ValueError where a setting is no integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{type(pieces).__name__}: {setting} must be an integer of at least 1, got {value!r}")
 
 
 def _check_levels(pieces: Pieces, n: int, levels: int) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.kmeans import Progress, assign, kmeans, refine, without
 from embcomp.semantic_ids.resume import Checkpoint
-from embcomp.semantic_ids.tokenizer import Tokenizer, check_whole
+from embcomp.semantic_ids.tokenizer import Tokenizer
 
 PER_CODE = 256  # vectors of the sample for each code, as faiss takes
 
@@ -93,4 +94,5 @@ class ResidualKMeans(Tokenizer):
                 ),
             )
         except ValueError as error:
-            raise ValueError(f"content, level {level + 1} of {self.levels}: {error}, or fewer levels") from None
+            remedy = ", or fewer levels" if level else ""
+            raise ValueError(f"content, level {level + 1} of {self.levels}: {error}{remedy}") from None

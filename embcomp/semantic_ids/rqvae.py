@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.kmeans import Progress
 from embcomp.semantic_ids.resume import Checkpoint
 from embcomp.semantic_ids.rqvae_training import Training, residual_kmeans
-from embcomp.semantic_ids.tokenizer import Tokenizer, check_whole
+from embcomp.semantic_ids.tokenizer import Tokenizer
 
 PER_CODE = 256  # vectors for each code in the samples that k-means sees
 WEIGHT_BITS, WEIGHT_LIMIT = 16, 8.0  # weights are multiples of 2^-16 below 8: 19 bits and the sign

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from embcomp.semantic_ids.pieces import Pieces, Span, check_whole
+from embcomp.semantic_ids.checks import check_whole
+from embcomp.semantic_ids.pieces import Pieces, Span
 from embcomp.semantic_ids.vocabulary import checked_codes
 
 FIRST = 0x20000  # the character of code 0 of level 0; the others follow
@@ -44,7 +45,7 @@ class SentencePieces(Pieces):
     one_namespace: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_whole(self, "vocab_size", self.vocab_size)
+        check_whole(type(self).__name__, "vocab_size", self.vocab_size)
 
     def train(
         self, codes: Tensor, impressions: Tensor | Iterable[Sequence[int]], *, codebook_size: int, seed: int = 0

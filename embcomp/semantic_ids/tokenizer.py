@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
 from embcomp.semantic_ids.kmeans import Progress, unheard
 from embcomp.semantic_ids.nearest import ROWS, nearest
@@ -214,9 +215,3 @@ class Tokenizer(abc.ABC):
         state = f"fitted, version {self.version}" if self.fitted else "not fitted"
         settings = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "tokenizer")
         return f"{type(self).__name__}({settings}) [{state}]"
-
-
-def check_whole(name: str, setting: str, value: Any, least: int) -> None:
-    """Raises ValueError where a setting is no integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: {setting} must be an integer of at least {least}, got {value!r}")

@@ -55,6 +55,16 @@ def test_a_collection_reads_what_the_torch_module_reads(kind: str, second: str |
         found(batch([7], [0]))
 
 
+def soft(where: str, method: embcomp.SoftGraphHash) -> tuple[torch.nn.Module, str | None]:
+    """Six films in a drop-in, or in a collection, plain or fused; and the name of their table there."""
+    if where == "torch":
+        return embcomp.nn.CompressedEmbedding(6, 4, method), None
+    module = collection("bags", method)
+    if where == "fused":
+        fuse_(module, optimizer=torch.optim.SGD)
+    return module, "film"
+
+
 @pytest.mark.parametrize("where", ["torch", "torchrec", "fused"])
 def test_a_mixture_grows(where: str) -> None:
     rows, weights = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 0], [2, 1], [2, 2]]), torch.rand(6, 2) + 0.1
@@ -63,12 +73,7 @@ def test_a_mixture_grows(where: str) -> None:
     rows, weights = torch.cat([rows, torch.tensor([[1, 0]])]), torch.cat([weights, torch.tensor([[3.0, 1.0]])])
     weights[3] = torch.tensor([1.0, 0.0])
     new, method = Mixture.of(rows, weights, NEW), embcomp.SoftGraphHash(OLD, weights=old, k=2)
-    if where == "torch":
-        module, table = embcomp.nn.CompressedEmbedding(6, 4, method), None
-    else:
-        module, table = collection("bags", method), "film"
-        if where == "fused":
-            fuse_(module, optimizer=torch.optim.SGD)
+    module, table = soft(where, method)
     held = next(weight for name, weight in module.named_parameters() if "user" not in name).detach().clone()
 
     def vectors(ids: list[int]) -> torch.Tensor:
@@ -97,12 +102,7 @@ def test_a_mixture_of_a_new_clustering_keeps_the_vectors_as_well_as_it_can(where
     rows, weights = torch.rand(6, 3).argsort(1)[:, :2], torch.rand(6, 2) + 0.1
     old = Mixture.of(rows, weights, OLD)
     method = embcomp.SoftGraphHash(OLD, weights=old, k=2)
-    if where == "torch":
-        module, table = embcomp.nn.CompressedEmbedding(6, 4, method), None
-    else:
-        module, table = collection("bags", method), "film"
-        if where == "fused":
-            fuse_(module, optimizer=torch.optim.SGD)
+    module, table = soft(where, method)
     held = next(weight for name, weight in module.named_parameters() if "user" not in name)
 
     def design(found: Mixture) -> torch.Tensor:
