@@ -33,6 +33,7 @@ from embcomp.methods import (
     Table,
     UnifiedEmbedding,
 )
+from embcomp.semantic_ids import Neighbours
 
 ROWS = 7
 
@@ -96,6 +97,16 @@ def items_of(tables: Sequence[Table]) -> dict[str, Mapping[str, Tensor]]:
     return {"codes": codes, "counts": {name: torch.arange(n) * 7919 % 11 for name, n in sizes.items()}}
 
 
+def neighbours_of(tables: Sequence[Table]) -> Mapping[str, Neighbours]:
+    """Of every third item the next five, some of which have no content."""
+    found = {}
+    for name, codes in items_of(tables)["codes"].items():
+        ids = torch.arange(0, len(codes), 3)
+        nearest = (ids.unsqueeze(1) + torch.arange(1, 6)) % len(codes)
+        found[name] = Neighbours(ids, nearest.int(), torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1]).expand(nearest.shape))
+    return found
+
+
 EXAMPLES = [
     Example("Full", lambda tables: Full(), open_ids=False),
     Example("HashingTrick", lambda tables: HashingTrick(rows=ROWS)),
@@ -135,6 +146,12 @@ EXAMPLES = [
     Example("SemanticIds", lambda tables: SemanticIds(items_of(tables)["codes"], PrefixNgram(3), ROWS)),
     Example("SemanticIds-concat", lambda ts: SemanticIds(**items_of(ts), pieces=Ngram(2), rows=ROWS, combine="concat")),
     Example("SemanticIds-hybrid", lambda ts: SemanticIds(**items_of(ts), pieces=Unigram(), rows=16, id_rows=3)),
+    Example(
+        "SemanticIds-neighbours",
+        lambda ts: SemanticIds(
+            **items_of(ts), pieces=PrefixNgram(2), rows=16, neighbours=neighbours_of(ts), neighbour_rows=4
+        ),
+    ),
     Example("UnifiedEmbedding", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=4)),
     Example("UnifiedEmbedding-whole", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=8, seed=5)),
     Example(

@@ -7,8 +7,9 @@
     [methods.options]
     codes = { tokenizer = "ResidualKMeans", levels = 4, codebook_size = 32 }
     pieces = { kind = "PrefixNgram", n = 4 }
+    neighbours = { k = 80 }
 
-The tokenizer is fitted on the items that occur in training, and encodes all.
+The tokenizer is fitted on the items that occur in training, and encodes all. Neighbours are optional.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 import data
 from embcomp import SentencePieces
-from embcomp.semantic_ids import Tokenizer
+from embcomp.semantic_ids import Neighbours, Tokenizer
 from embcomp.semantic_ids.pieces import PIECES
 from experiments.config import RunConfig
 from experiments.errors import InputError
@@ -58,6 +59,8 @@ def resolve(
     try:
         text = json.dumps(found["codes"], sort_keys=True)
         found["codes"], found["codebook_size"] = _codes(clicks.folder, feature, text)
+        if "neighbours" in found:
+            found["neighbours"] = _neighbours(clicks, feature, **found["neighbours"])
         settings = dict(found["pieces"])
         kind = settings.pop("kind")
         if kind not in PIECES:
@@ -86,6 +89,11 @@ def _codes(folder: Path, feature: str, text: str) -> tuple[Tensor, int]:
     codes = torch.full((len(known), tokenizer.levels), -1, dtype=torch.int32)
     codes[known] = tokenizer.encode(vectors)
     return codes, tokenizer.codebook_size
+
+
+def _neighbours(clicks: data.ClickData, feature: str, **settings: Any) -> Neighbours:
+    vectors, known = content_of(clicks, feature)
+    return Neighbours.of(vectors, clicks.counts(feature), ids=known.nonzero().squeeze(1), **settings)
 
 
 def content_of(clicks: data.ClickData, feature: str) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The encoder of `SemanticIds`: codes of an id -> rows of its pieces."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -38,15 +38,17 @@ def ranges_of(spans: Sequence[Span], size: int, rows: int, one_namespace: bool) 
     return found + [Range(start, rows - start, key) for key in range(len(found), len(spans))]
 
 
-MAPS = ("codes", "supported", "as_new", "owners")
-
-
 class SemanticEncoder(Encoder):
     """Codes of an id -> rows of its supported pieces; an id without any reads hashed rows.
 
     The codes are kept, not the rows: at 1 or 2 bytes a level they are the smallest form (rows would take 4 bytes for
     each piece), and what is computed from them is a few operations on the batch.
+
+    Attributes:
+        maps: names of the buffers that tables of the same codes share.
     """
+
+    maps: ClassVar[tuple[str, ...]] = ("codes", "supported", "as_new", "owners")
 
     codes: Tensor
     supported: Tensor
@@ -93,12 +95,12 @@ class SemanticEncoder(Encoder):
 
     def share_maps(self, other: "SemanticEncoder") -> None:
         """Keeps the maps of another table in the place of its own, which are equal: one copy for both."""
-        for name in MAPS:
+        for name in self.maps:
             self._buffers[name] = other._buffers[name]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Maps move in place, as parameters do, so that tables that share them still do on another device."""
-        before = {name: self._buffers[name] for name in MAPS}
+        before = {name: self._buffers[name] for name in self.maps}
         super()._apply(fn, recurse)
         for name, map in before.items():
             moved = self._buffers[name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -21,7 +22,10 @@ from embcomp.methods.base import (
 )
 from embcomp.methods.budget import largest_within
 from embcomp.methods.semantic_encoder import SemanticEncoder, ranges_of
+from embcomp.methods.semantic_neighbours import NeighbourEncoder
 from embcomp.ops.hashing import MAX_ROWS
+from embcomp.semantic_ids.checks import check_whole
+from embcomp.semantic_ids.neighbours import Neighbours
 from embcomp.semantic_ids.pieces import Pieces, Span
 from embcomp.semantic_ids.vocabulary import Vocabulary, checked_codes
 
@@ -42,6 +46,10 @@ class SemanticIds(Method):
     those few. Ids without any supported piece (no content, beyond the codes) read as many hashed rows, as `MultiHash`
     would; `report` counts them.
 
+    With `neighbours` an item that does not occur in training reads what the training items of the nearest content read:
+    the rows that most of them do, each with the share that does as its weight, so about the mean of their vectors. That
+    serves new items better than their own few pieces (see the method's page), at 3 bytes or so a row and new item.
+
     Args:
         codes: integers [num_embeddings, levels], -1 at all levels for an item without content; or a mapping from table
             names to such tensors. With `num_embeddings=None` ids beyond the codes read hashed rows.
@@ -59,6 +67,10 @@ class SemanticIds(Method):
         piece_dropout: in training an id is read with this probability as if it were new: only the pieces that
             min_support other items carry, or else the best one (none where it alone carries its pieces), and no id row
             of its own.
+        neighbours: `embcomp.semantic_ids.Neighbours.of(content, counts)`, of items that do not occur in training; or
+            a mapping from table names to such. They go with combine="sum".
+        neighbour_rows: how many rows such an item reads, by default as many as it has pieces. Every id takes as many
+            look-ups as the larger of the two.
         codebook_size: codes at each level, by default the largest code + 1, rounded up to a power of two.
         seed: another seed gives other collisions.
 
@@ -82,6 +94,8 @@ class SemanticIds(Method):
     vocabulary: Vocabulary | None = field(default=None, repr=False)
     min_support: int = 10
     piece_dropout: float = 0.0
+    neighbours: Neighbours | Mapping[str, Neighbours] | None = field(default=None, repr=False)
+    neighbour_rows: int | None = None
     codebook_size: int | None = None
     seed: int = 0
 
@@ -96,6 +110,12 @@ class SemanticIds(Method):
             raise ValueError(f"SemanticIds: min_support must not be negative, got {self.min_support}")
         if self.piece_dropout and not self.min_support:
             raise ValueError("SemanticIds: piece_dropout leaves out pieces below min_support, which must be at least 1")
+        if self.neighbours is not None and self.combine != "sum":
+            raise ValueError("SemanticIds: rows of neighbours are added up, which goes with combine='sum'")
+        if self.neighbour_rows is not None:
+            check_whole("SemanticIds", "neighbour_rows", self.neighbour_rows)
+            if self.neighbours is None:
+                raise ValueError("SemanticIds: neighbour_rows goes with neighbours, see semantic_ids.Neighbours.of")
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores: dict[str, Store] = {}
@@ -111,7 +131,8 @@ class SemanticIds(Method):
                 plans.append(self._table(table, home, stores))
                 encoder = plans[-1].encoder
                 assert isinstance(encoder, SemanticEncoder)
-                held = [None if v is None else id(per_table(v, table, "codes")) for v in (self.codes, self.counts)]
+                given = (self.codes, self.counts, self.neighbours)
+                held = [None if v is None else id(per_table(v, table, "codes")) for v in given]
                 encoder.share_maps(first.setdefault((home, table.num_embeddings, *held), encoder))
         return Plan(stores, plans)
 
@@ -132,15 +153,20 @@ class SemanticIds(Method):
             )
         dim, summands = (table.embedding_dim // parts, 1) if concat else (table.embedding_dim, parts)
         weighted = bool(self.piece_dropout) or table.num_embeddings is None or not bool(known.supported.all())
+        make, lookups = SemanticEncoder, count
+        if self.neighbours is not None:
+            mixed = self.neighbour_rows or count
+            make = partial(NeighbourEncoder, neighbours=self._neighbours(table, known), neighbour_rows=mixed)
+            weighted, lookups = True, max(count, mixed)
         stores[home] = Store(self.rows, dim, summands=summands)
-        chunks = [Chunk(home, 1, weighted)] * count if concat else [Chunk(home, count, weighted)]
+        chunks = [Chunk(home, 1, weighted)] * count if concat else [Chunk(home, lookups, weighted)]
         owners = None
         if self.id_rows is not None:
             own = f"{home}_id_{table.name}" if isinstance(self.codes, Mapping) else f"{home}_id"
             owners = None if known.counts is None else _owners(known.counts, self.id_rows, table)
             stores[own] = Store(self.id_rows, dim, summands=summands)
             chunks.append(Chunk(own, 1, weighted=owners is not None))
-        encoder = SemanticEncoder(
+        encoder = make(
             table,
             {**self.config(), "items": known.columns.shape[0], "levels": known.columns.shape[1], "weighted": weighted},
             columns=known.columns,
@@ -164,20 +190,24 @@ class SemanticIds(Method):
         """The settings; codes and support live on in the encoder, which is saved with the rows."""
         kept = {
             name: getattr(self, name)
-            for name in ("rows", "combine", "id_rows", "min_support", "piece_dropout", "codebook_size", "seed")
-        }
+            for name in (
+                "rows", "combine", "id_rows", "min_support", "piece_dropout", "neighbour_rows", "codebook_size", "seed",
+            )
+        }  # fmt: skip
         return {"method": type(self).__name__, "pieces": repr(self.pieces), **kept}
 
     @classmethod
     def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
         """As `Method.for_budget`; the bytes of codes and id rows are part of the budget, `id_rows` stays as given."""
-        one, two = (cls(rows=rows, **fixed).plan(tables).nbytes() for rows in (1, 2))
+        least, two = (cls(rows=rows, **fixed).plan(tables) for rows in (1, 2))
+        one, step = least.nbytes(), two.nbytes() - least.nbytes()
+        packed = {id(e.words): e for t in least.tables if isinstance(e := t.encoder, NeighbourEncoder)}.values()
         return largest_within(
             tables,
             nbytes,
             lambda rows: cls(rows=rows, **fixed),
             most=MAX_ROWS,
-            cost=lambda method: one + (method.rows - 1) * (two - one),
+            cost=lambda method: one + (method.rows - 1) * step + sum(e.growth(method.rows) for e in packed),
         )
 
     def report(self, table: Table) -> "SupportReport":
@@ -190,8 +220,26 @@ class SemanticIds(Method):
             without_content=int((~has_content).sum()),
             unseen=int((has_content & ~known.trained).sum()),
             fallback=int((~known.supported.any(1)).sum()),
+            neighbours=0 if self.neighbours is None else self._neighbours(table, known).ids.numel(),
             supported=tuple(known.supported[has_content].double().mean(0).tolist()),
         )
+
+    def _neighbours(self, table: Table, known: "_Known") -> Neighbours:
+        """Those of the items that do not occur in training."""
+        found = per_table(self.neighbours, table, "neighbours")
+        items = known.columns.shape[0]
+        if not isinstance(found, Neighbours):
+            raise ValueError(
+                f"table {table.name!r}: neighbours must be semantic_ids.Neighbours.of(...), got {type(found).__name__}"
+            )
+        largest = max((int(part.max()) for part in (found.ids, found.nearest) if part.numel()), default=-1)
+        if largest >= items or (found.ids < 0).any() or (found.nearest < -1).any():
+            raise ValueError(
+                f"table {table.name!r}: neighbours must be of its {items} items, but name item {largest}; make them "
+                "from counts with an entry for each item"
+            )
+        new = ~known.trained[found.ids]
+        return Neighbours(found.ids[new], found.nearest[new], found.weights[new])
 
     def _known(self, table: Table) -> "_Known":
         codes = checked_codes(per_table(self.codes, table, "codes"), self.codebook_size, f"table {table.name!r}: codes")
@@ -249,7 +297,9 @@ class SupportReport:
         items: ids with an entry in the codes.
         without_content: those with codes of -1.
         unseen: those with content that do not occur in training: they read supported pieces only.
-        fallback: those without any supported piece, `without_content` among them: they read hashed rows.
+        fallback: those without any supported piece, `without_content` among them: they read hashed rows, unless they
+            have neighbours.
+        neighbours: those that do not occur in training and have neighbours whose rows they read.
         supported: share of the items with content whose piece is supported, for each piece, coarse ones first.
     """
 
@@ -257,6 +307,7 @@ class SupportReport:
     without_content: int
     unseen: int
     fallback: int
+    neighbours: int
     supported: tuple[float, ...]
 
 

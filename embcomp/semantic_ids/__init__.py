@@ -1,6 +1,7 @@
 """Content vectors -> tokenizer -> codes -> pieces: what `embcomp.SemanticIds` makes rows from."""
 
 from embcomp.semantic_ids.artifact import load
+from embcomp.semantic_ids.neighbours import Neighbours
 from embcomp.semantic_ids.pieces import Ngram, Pieces, PrefixNgram, Unigram
 from embcomp.semantic_ids.quality import Drift, Quality
 from embcomp.semantic_ids.residual_kmeans import ResidualKMeans
@@ -12,6 +13,7 @@ from embcomp.semantic_ids.vocabulary import Vocabulary
 __all__ = [
     "RQVAE",
     "Drift",
+    "Neighbours",
     "Ngram",
     "Pieces",
     "PrefixNgram",

@@ -1,0 +1,126 @@
+"""The training items nearest to new ones by content: `SemanticIds(neighbours=...)` mixes the rows that they read."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from embcomp.semantic_ids.checks import check_whole
+from embcomp.semantic_ids.content import Content, ContentLike, as_content
+
+NEW = 4096  # new items at a time
+VECTORS = 1 << 14  # vectors at a time that they are compared with
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """New items, and for each the k training items of the nearest content. Made by `Neighbours.of`.
+
+    Attributes:
+        ids: of the items that do not occur in training, int64 [n], ascending.
+        nearest: ids of training items, nearest first, int32 [n, k]; -1 after the last where there are fewer than k.
+        weights: how much each says of the new item, float32 [n, k], not negative; 0 where there is none.
+
+    Example:
+        >>> import torch
+        >>> from embcomp.semantic_ids import Neighbours
+        >>> content = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.2, 0.8]])
+        >>> Neighbours.of(content, counts=torch.tensor([5, 3, 4, 0]), k=2).nearest
+        tensor([[1, 2]], dtype=torch.int32)
+    """
+
+    ids: Tensor = field(repr=False)
+    nearest: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        content: ContentLike,
+        counts: Tensor,
+        *,
+        ids: Tensor | None = None,
+        k: int = 80,
+        temperature: float = 0.2,
+        column: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Compares every new item with every training item, by the cosine of their vectors.
+
+        The content may be larger than memory; the vectors of the new items must fit.
+
+        Args:
+            content: vectors [n, width]: tensor, numpy array, path of an .npy or .parquet file.
+            counts: how often each id occurs in training, [num_embeddings]; new items are those with 0.
+            ids: whose vectors they are, [n]; by default id i has vector i. Ids without a vector are left out.
+            k: neighbours of an item.
+            temperature: weights are proportional to exp(cosine / temperature): the lower, the more the nearest count.
+            column: of the parquet file.
+            device: where to compute; rounding may swap neighbours that are equally near.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: content that does not fit (see `Tokenizer.fit`), ids out of range or given twice, no training
+                item with a vector.
+        """
+        check_whole("Neighbours", "k", k)
+        if not temperature > 0:
+            raise ValueError(f"Neighbours: temperature must be positive, got {temperature}")
+        content = as_content(content, column)
+        counts = torch.as_tensor(counts, device="cpu")
+        ids = torch.arange(len(content), device="cpu") if ids is None else torch.as_tensor(ids, device="cpu").long()
+        _check(content, counts, ids)
+        new = counts[ids] == 0
+        if bool(new.all()):
+            raise ValueError(
+                f"{content.name}: no item with a vector occurs in training, so new ones have no neighbours"
+            )
+        order = ids[new].argsort()
+        queries = torch.cat([part[mask] for part, mask in _blocks(content, new)])[order].to(device)
+        scores = queries.new_full((queries.shape[0], k), -torch.inf)
+        found = torch.full(scores.shape, -1, dtype=torch.int32, device=device)
+        start = 0
+        for part, mask in _blocks(content, ~new):
+            others = ids[start : start + mask.numel()][mask].to(device, torch.int32)
+            start += mask.numel()
+            vectors = part[mask].to(device)
+            for low in range(0, queries.shape[0], NEW):
+                rows = slice(low, low + NEW)
+                here = torch.cat([scores[rows], queries[rows] @ vectors.T], 1)
+                scores[rows], place = here.topk(k, dim=1)
+                both = torch.cat([found[rows], others.expand(here.shape[0], -1)], 1)
+                found[rows] = both.gather(1, place)
+        weights = torch.softmax(scores / temperature, dim=1)
+        return cls(ids[new][order], found.cpu(), weights.cpu())
+
+    def __post_init__(self) -> None:
+        shapes = [list(part.shape) for part in (self.ids, self.nearest, self.weights)]
+        if len(shapes[1]) != 2 or shapes[0] != shapes[1][:1] or shapes[1] != shapes[2]:
+            raise ValueError(
+                f"Neighbours: expected ids [n], nearest [n, k], weights [n, k], got {', '.join(map(str, shapes))}"
+            )
+        if bool((self.ids[1:] <= self.ids[:-1]).any()):
+            raise ValueError("Neighbours: ids must be ascending, each once")
+
+
+def _blocks(content: Content, wanted: Tensor):
+    """(unit vectors, which of them are wanted) of each block."""
+    start = 0
+    for block in content.blocks(VECTORS):
+        part = torch.nn.functional.normalize(block.cpu(), dim=1)
+        yield part, wanted[start : start + part.shape[0]]
+        start += part.shape[0]
+
+
+def _check(content: Content, counts: Tensor, ids: Tensor) -> None:
+    if counts.dim() != 1 or not bool((counts >= 0).all()):
+        raise ValueError(f"Neighbours: counts must be non-negative, [num_embeddings], got shape {list(counts.shape)}")
+    if ids.shape != (len(content),):
+        raise ValueError(f"{content.name}: ids must be [{len(content)}], one for each vector, got {list(ids.shape)}")
+    outside = (ids < 0) | (ids >= counts.shape[0])
+    if bool(outside.any()):
+        raise ValueError(f"{content.name}: id {int(ids[outside][0])} is outside of counts, [{counts.shape[0]}]")
+    if ids.unique().numel() < ids.numel():
+        raise ValueError(f"{content.name}: ids must be different, {int(ids.numel() - ids.unique().numel())} repeat")
