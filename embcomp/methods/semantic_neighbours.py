@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embcomp.methods.semantic_encoder import SemanticEncoder
+from embcomp.ops.hashing import readable
 from embcomp.ops.packing import bits_for, pack, packed_words, unpack
 from embcomp.semantic_ids.neighbours import Neighbours
 
@@ -75,14 +76,24 @@ class NeighbourEncoder(SemanticEncoder):
         assert weights is not None
         narrow = ids.to(self.new_ids.dtype).contiguous()
         place = torch.searchsorted(self.new_ids, narrow).clamp(max=self.new_ids.numel() - 1)
-        mixed = (self.new_ids[place] == narrow).unsqueeze(1)
-        others = unpack(self.words, self.bits, place, self.neighbour_rows).view(-1, self.neighbour_rows)
-        shares = self.shares.index_select(0, place).float() / FULL
-        width = max(len(self.spans), self.neighbour_rows)
-        rows, weights, others, shares = (
-            F.pad(part, (0, width - part.shape[1])) for part in (rows, weights, others, shares)
-        )
+        mixed = self.new_ids[place] == narrow
+        rows, weights = self._padded(rows, weights)
+        if readable(ids):  # few ids are new: on CPU only theirs are read
+            at = mixed.nonzero().squeeze(1)
+            rows[at], weights[at] = self._mixtures(place[at])
+            return rows, weights
+        others, shares = self._mixtures(place)
+        mixed = mixed.unsqueeze(1)
         return torch.where(mixed, others, rows), torch.where(mixed, shares, weights)
+
+    def _mixtures(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows, int64 [n, look-ups], and weights, float32, of the new items at these places."""
+        rows = unpack(self.words, self.bits, place, self.neighbour_rows).view(-1, self.neighbour_rows)
+        return self._padded(rows, self.shares.index_select(0, place).float() / FULL)
+
+    def _padded(self, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        spare = max(len(self.spans), self.neighbour_rows) - rows.shape[1]
+        return (F.pad(rows, (0, spare)), F.pad(weights, (0, spare))) if spare else (rows, weights)
 
     def growth(self, rows: int) -> int:
         """How many bytes more the packed rows take in a table of so many rows."""

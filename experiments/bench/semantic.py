@@ -9,7 +9,7 @@ from torch import Tensor
 
 import embcomp
 from embcomp.nn import CompressedEmbeddingBag
-from embcomp.semantic_ids import ResidualKMeans
+from embcomp.semantic_ids import Neighbours, ResidualKMeans
 from embcomp.semantic_ids.kmeans import kmeans
 from experiments.bench import BenchRow
 from experiments.bench.timing import paired
@@ -99,11 +99,17 @@ def _look_ups(rounds: int, batch: int = 8192, dim: int = 64, rows: int = 100_000
     ids, grad = torch.randint(items, (batch, 1), generator=generator), torch.randn(batch, dim, generator=generator)
     without = codes.clone()
     without[::50] = -1
+    new = torch.arange(0, items, 50)
+    counts = torch.ones(items).index_fill(0, new, 0)
+    near = Neighbours(new, torch.randint(items, (len(new), 20), generator=generator).int(), torch.ones(len(new), 20))
     methods = {
         "MultiHash": embcomp.MultiHash(rows=rows, num_hashes=3),
         "SemanticIds, prefixes": embcomp.SemanticIds(codes, embcomp.PrefixNgram(3), rows),
         "SemanticIds, unigrams": embcomp.SemanticIds(codes, embcomp.Unigram(), rows),
         "SemanticIds, prefixes, 2 % without content": embcomp.SemanticIds(without, embcomp.PrefixNgram(3), rows),
+        "SemanticIds, prefixes, 2 % new, with neighbours": embcomp.SemanticIds(
+            codes, embcomp.PrefixNgram(3), rows, counts=counts, neighbours=near
+        ),
     }
 
     def step(method: embcomp.Method):

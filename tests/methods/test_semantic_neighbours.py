@@ -11,7 +11,7 @@ from torch import Tensor
 
 import embcomp
 from embcomp import Ngram, PrefixNgram, SemanticIds, SentencePieces, Unigram
-from embcomp.methods import Table
+from embcomp.methods import Table, semantic_neighbours
 from embcomp.nn import CompressedEmbedding
 from embcomp.ops.packing import packed_words
 from embcomp.semantic_ids import Neighbours
@@ -76,6 +76,18 @@ def test_with_rows_enough_a_new_vector_is_the_mean_of_its_neighbours() -> None:
     means = mean_of(vectors, near)
     scale = float(next(built.parameters()).detach().abs().max())
     torch.testing.assert_close(vectors[NEW], means, atol=18 * scale / 510, rtol=0)
+
+
+@given(st.lists(st.integers(0, 31), max_size=40), st.integers(1, 6))
+def test_reading_new_items_alone_is_reading_all(ids: list[int], width: int) -> None:
+    """On CPU only the mixtures of new items are looked at; compiled programs look at one for every id."""
+    encoder = module(neighbours(), neighbour_rows=width).encoder
+    (fast,) = encoder(torch.tensor(ids, dtype=torch.int64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(semantic_neighbours, "readable", lambda *tensors: False)
+        (plain,) = encoder(torch.tensor(ids, dtype=torch.int64))
+    assert torch.equal(fast.rows, plain.rows)
+    assert torch.equal(fast.weights, plain.weights)
 
 
 def test_training_items_read_what_they_read_without() -> None:
