@@ -106,4 +106,5 @@ class NeighbourEncoder(SemanticEncoder):
         return int(without.sum())
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.new_ids.numel()} new items read rows of neighbours"
+        new = "" if self.new_ids.is_meta else f", {int((self.new_ids >= 0).sum())} new items read rows of neighbours"
+        return super().extra_repr() + new
