@@ -35,7 +35,8 @@ docs: $(INSTALLED)
 
 # The stamp comes last, so that a set-up that failed is begun again. torch goes in first and with its requirements, because
 # the CUDA build (all that PyPI has for x86-64) needs libraries that the CPU build does not. All else is listed, so --no-deps:
-# torchrec declares the CUDA build of FBGEMM, which would overwrite the CPU build.
+# torchrec declares the CUDA build of FBGEMM, which would overwrite the CPU build. --no-compile: Python compiles what is
+# imported, the first time; most files never are.
 $(INSTALLED): requirements/$(REQUIREMENTS).txt
 	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
 		if $$python -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
@@ -45,8 +46,8 @@ $(INSTALLED): requirements/$(REQUIREMENTS).txt
 	done; \
 	echo "No Python 3.11-3.13 with venv among: $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." \
 		"Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2
-	$(PY) -m pip install -q --constraint requirements/cuda.txt torch
-	$(PY) -m pip install -q --no-deps --requirement $<
+	$(PY) -m pip install -q --no-compile --constraint requirements/cuda.txt torch
+	$(PY) -m pip install -q --no-compile --no-deps --requirement $<
 	@touch $@
 
 # Resolve requirements/*.txt again, keeping what is pinned where it still fits (LOCK=--upgrade renews everything).

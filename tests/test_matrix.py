@@ -108,8 +108,9 @@ def test_inductor_hashes_alike() -> None:
         compiled(torch.tensor([1, -1]))
 
 
-def test_exported_as_eager() -> None:
-    module = All(turn=1)
+@pytest.mark.parametrize("start", range(0, len(EXAMPLES), 8))
+def test_exported_as_eager(start: int) -> None:
+    module = All(turn=1, part=slice(start, start + 8))
     first, *others = batches()
     many, bags = torch.export.Dim("ids", min=2), torch.export.Dim("bags", min=2)
     exported = torch.export.export(module, first, dynamic_shapes=({0: many}, {0: bags}, {0: many}))
