@@ -1,5 +1,6 @@
 """The training items nearest to new ones by content: `SemanticIds(neighbours=...)` mixes the rows that they read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -101,11 +102,19 @@ class Neighbours:
             raise ValueError(
                 f"Neighbours: expected ids [n], nearest [n, k], weights [n, k], got {', '.join(map(str, shapes))}"
             )
+        if self.ids.is_floating_point() or self.nearest.is_floating_point():
+            raise ValueError(
+                f"Neighbours: ids and nearest must be integers, got {self.ids.dtype} and {self.nearest.dtype}"
+            )
+        if not self.weights.is_floating_point() or not bool((self.weights.isfinite() & (self.weights >= 0)).all()):
+            raise ValueError(
+                "Neighbours: weights must be finite floats, not negative; where `of` made them, raise the temperature"
+            )
         if bool((self.ids[1:] <= self.ids[:-1]).any()):
             raise ValueError("Neighbours: ids must be ascending, each once")
 
 
-def _blocks(content: Content, wanted: Tensor):
+def _blocks(content: Content, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(unit vectors, which of them are wanted) of each block."""
     start = 0
     for block in content.blocks(VECTORS):

@@ -88,9 +88,23 @@ def test_what_does_not_fit_is_refused(content: Tensor, settings: dict, message: 
         Neighbours.of(given.pop("content"), given.pop("counts"), **given)
 
 
-def test_neighbours_of_ones_own_must_be_whole() -> None:
-    message = r"expected ids \[n\], nearest \[n, k\], weights \[n, k\], got \[2\], \[2, 1\], \[2, 2\]"
+@pytest.mark.parametrize(
+    ("ids", "nearest", "weights", "message"),
+    [
+        ([0, 1], [[0], [0]], [[1.0, 1], [1, 1]], r"nearest \[n, k\], weights \[n, k\], got \[2\], \[2, 1\], \[2, 2\]"),
+        ([1, 1], [[0], [0]], [[1.0], [1]], "ids must be ascending, each once"),
+        ([0.5], [[0]], [[1.0]], "ids and nearest must be integers, got torch.float32 and torch.int64"),
+        ([0], [[0.5]], [[1.0]], "must be integers, got torch.int64 and torch.float32"),
+        ([0], [[1]], [[1]], "weights must be finite floats, not negative"),
+        ([0], [[1]], [[-1.0]], "weights must be finite floats, not negative"),
+        ([0], [[1]], [[float("nan")]], "weights must be finite floats, not negative"),
+    ],
+)
+def test_neighbours_of_ones_own_must_be_whole(ids: list, nearest: list, weights: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Neighbours(torch.arange(2), torch.zeros(2, 1), torch.ones(2, 2))
-    with pytest.raises(ValueError, match="ids must be ascending, each once"):
-        Neighbours(torch.tensor([1, 1]), torch.zeros(2, 1), torch.ones(2, 1))
+        Neighbours(torch.tensor(ids), torch.tensor(nearest), torch.tensor(weights))
+
+
+def test_a_temperature_too_low_for_floats_is_refused(content: Tensor) -> None:
+    with pytest.raises(ValueError, match="raise the temperature"):
+        Neighbours.of(content, torch.arange(600) % 4, temperature=1e-40)
