@@ -55,7 +55,7 @@ class Neighbours:
         Args:
             content: vectors [n, width]: tensor, numpy array, path of an .npy or .parquet file.
             counts: how often each id occurs in training, [num_embeddings]; new items are those with 0.
-            ids: whose vectors they are, [n]; by default id i has vector i. Ids without a vector are left out.
+            ids: whose vectors they are, [n]; by default every id has one, in order. Ids without a vector are left out.
             k: neighbours of an item.
             temperature: weights are proportional to exp(cosine / temperature): the lower, the more the nearest count.
             column: of the parquet file.
@@ -71,6 +71,11 @@ class Neighbours:
             raise ValueError(f"Neighbours: temperature must be positive, got {temperature}")
         content = as_content(content, column)
         counts = torch.as_tensor(counts, device="cpu")
+        if ids is None and counts.shape[:1] != (len(content),):
+            raise ValueError(
+                f"{content.name}: {len(content)} vectors, but counts of {list(counts.shape)} ids; say in `ids` whose "
+                "vectors they are"
+            )
         ids = torch.arange(len(content), device="cpu") if ids is None else torch.as_tensor(ids, device="cpu").long()
         _check(content, counts, ids)
         new = counts[ids] == 0
