@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from embcomp.methods.base import Method, Table, TablePlan
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.table import CompressedTable
-from embcomp.walk import compressed_collections, fused_tables, join, modules_with_tables, torchrec_collections
+from embcomp.walk import (
+    compressed_collections,
+    fused_tables,
+    join,
+    modules_with_tables,
+    sharded_tensors,
+    torchrec_collections,
+)
 
 Stores = Mapping[str, Tensor]
 
@@ -145,7 +151,7 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
             owned[id(part)] = site.paths[0]
             inside.add(id(part))
             for weight in part.parameters(recurse=False):
-                if isinstance(weight, DTensor):
+                if isinstance(weight, sharded_tensors()):
                     raise ValueError(
                         f"cannot compress {site.paths[0]!r}: its weight is sharded; compress before sharding"
                     )

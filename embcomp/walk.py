@@ -47,8 +47,13 @@ def join(path: str, name: str) -> str:
 
 
 def loaded(module: str, *names: str) -> tuple[type, ...]:
-    """Classes of a module that needs an extra; none where it was not imported, so that no model can hold them."""
+    """Classes of a module that is slow to import or needs an extra; none where nobody imported it: no model has one."""
     return tuple(getattr(sys.modules[module], name) for name in names) if module in sys.modules else ()
+
+
+def sharded_tensors() -> tuple[type, ...]:
+    """The class DTensor, not imported for the question: its import takes longer than that of all embcomp."""
+    return loaded("torch.distributed.tensor", "DTensor")
 
 
 def torchrec_collections() -> tuple[type, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from embcomp.methods.base import Plan, Store, Table, TablePlan
 from embcomp.methods.full import Full
@@ -16,7 +15,13 @@ from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.table import CompressedTable
 from embcomp.serving.stores import DTYPES, Dtype, ServedStore, serve
-from embcomp.walk import compressed_collections, fused_tables, modules_with_tables, torchrec_collections
+from embcomp.walk import (
+    compressed_collections,
+    fused_tables,
+    modules_with_tables,
+    sharded_tensors,
+    torchrec_collections,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def _tables(module: nn.Module, paths: list[str]) -> list[TrainedTable]:
 
 def _check_rows(table: TrainedTable) -> None:
     for rows in table.rows:
-        if isinstance(rows, DTensor):
+        if isinstance(rows, sharded_tensors()):
             raise ValueError(f"table {table.names[0]!r} is sharded: gather it first, or load the checkpoint unsharded")
         if rows.is_meta:
             raise ValueError(
