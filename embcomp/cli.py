@@ -1,44 +1,62 @@
 """The command `embcomp`: each part of the library that has commands of its own adds them here."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
-_PARTS: dict[str, tuple[str, str]] = {
-    "graphhash": ("embcomp.graph.cli", "graph"),
-    "plan": ("embcomp.torchrec.cli", "torchrec"),
-    "serve-behaviors": ("embcomp.sdim.cli", "serving"),
-    "semantic-ids": ("embcomp.semantic_ids.cli", "semantic"),
+from embcomp.extras import install
+
+_PARTS: dict[str, tuple[str, str, str]] = {
+    "graphhash": ("embcomp.graph.cli", "graph", "cluster users and items that click together"),
+    "plan": ("embcomp.torchrec.cli", "torchrec", "estimate memory and traffic of sharded training, without a GPU"),
+    "semantic-ids": ("embcomp.semantic_ids.cli", "semantic", "turn content vectors into codes"),
+    "serve-behaviors": ("embcomp.sdim.cli", "serving", "serve a behavior store over HTTP"),
 }
-"""Command -> the module whose `app` it is, and the extra that the module needs."""
+"""Command -> the module whose typer `app` it is, the extra that the module needs, what it does."""
 
 
-def main() -> None:
-    """Run `embcomp COMMAND ...`. Exit code 2, and a message, where an extra is missing or the input is bad."""
-    try:
-        import typer
-    except ModuleNotFoundError:
-        text = "embcomp: the command line needs typer: pip install 'embcomp[graph]', or semantic, or serving"
-        print(text, file=sys.stderr)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `embcomp COMMAND ...`. Exit code 2, and a message, where an extra is missing or the input is bad.
+
+    Only the module of the command that is asked for is imported; `--help` and `--version` need torch alone.
+
+    Args:
+        argv: the words after the program's name; those of the process by default.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    if not argv:
+        parser.print_help(sys.stderr)
         sys.exit(2)
-    app = typer.Typer(no_args_is_help=True, help="Small embedding tables for recommender models.")
+    given = parser.parse_args(argv)
+    module, extra, _ = _PARTS[given.command]
+    try:
+        app = import_module(module).app
+    except ImportError as error:
+        remedy = install(extra)
+        text = str(error) if remedy in str(error) else f"{error}: {remedy}"
+        print(f"embcomp {given.command}: {text}", file=sys.stderr)
+        sys.exit(2)
+    app(args=given.arguments, prog_name=f"embcomp {given.command}")
 
-    @app.callback()
-    def _root() -> None:
-        """Keeps a single command a subcommand."""
 
-    wanted = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    # The part that is asked for, so that no command waits for what another one imports; all for the overview.
-    for name, (module, extra) in {wanted: _PARTS[wanted]}.items() if wanted in _PARTS else _PARTS.items():
-        try:
-            part = import_module(module)
-        except ModuleNotFoundError as error:
-            if wanted == name:
-                print(f"embcomp {name}: {error}: pip install 'embcomp[{extra}]'", file=sys.stderr)
-                sys.exit(2)
-            continue
-        commands = part.app.registered_commands
-        if len(commands) == 1 and part.app.registered_callback is None:  # a part of one command is that command
-            app.command(name)(commands[0].callback)
-        else:
-            app.add_typer(part.app, name=name)
-    app()
+def _parser() -> argparse.ArgumentParser:
+    from embcomp import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="embcomp",
+        description="Small embedding tables for recommender models.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(
+            [
+                "commands:",
+                *(f"  {name:<17} {text} (extra {extra})" for name, (_, extra, text) in _PARTS.items()),
+                "\n`embcomp COMMAND --help` shows the options of a command.",
+            ]
+        ),
+    )
+    parser.add_argument("--version", action="version", version=f"embcomp {__version__}")
+    parser.add_argument("command", choices=_PARTS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
+    return parser

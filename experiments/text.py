@@ -16,6 +16,7 @@ from rich.console import Console
 
 from data.prepare import cache_folder
 from data.registry import root_folder
+from embcomp.extras import install
 from experiments.errors import InputError
 from experiments.files import write_atomic
 
@@ -84,5 +85,5 @@ def _encoder() -> Callable[[Sequence[str]], np.ndarray]:
 
         model = load_model(device="cpu")
     except ImportError as error:
-        raise InputError(f"{error}: pip install 'embcomp[text]'") from None
+        raise InputError(f"{error}: {install('text')}") from None
     return partial(model.encode, normalize_embeddings=True, show_progress_bar=False)

@@ -79,16 +79,32 @@ def test_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {
         "embcomp",
         "recsys_models",
-        f"embcomp-{embcomp.__version__}.dist-info",
+        f"embcomp_recsys-{embcomp.__version__}.dist-info",
     }
     files = [path for package in ("embcomp", "recsys_models") for path in (ROOT / package).rglob("*") if path.suffix]
     sources = {str(path.relative_to(ROOT)) for path in files if path.suffix in {".py", ".cpp", ".h", ".typed"}}
     assert {"embcomp/py.typed", "recsys_models/py.typed"} <= sources <= names
 
 
+def test_the_page_on_an_index_has_no_link_that_leads_nowhere(wheel: Path) -> None:
+    """An index shows the README without the checkout around it."""
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"embcomp_recsys-{embcomp.__version__}.dist-info/METADATA").decode()
+    fields, page = text.split("\n\n", 1)
+    assert "\nName: embcomp-recsys\n" in fields
+    assert "report = embcomp.compress_(model" in page
+    assert "[`HashingTrick`]" not in page
+    assert "| `HashingTrick` |" in page
+    assert re.findall(r"\]\((?!https://)[^)]*\)", page) == []
+
+
 def test_import_needs_torch_alone(clean_python: Path, tmp_path: Path) -> None:
     code = """
-import importlib.util, sys, torch, embcomp
+import importlib.util, sys, torch
+before = set(sys.modules)
+import embcomp
+added = {name.split(".")[0] for name in set(sys.modules) - before} - {"embcomp", *sys.stdlib_module_names}
+assert not added, f"import embcomp takes long: it imports {added}"
 table = embcomp.nn.CompressedEmbedding(1000, 8, embcomp.methods.HashingTrick(rows=100))
 vectors = table(torch.tensor([[0, 999]]))
 vectors.sum().backward()
@@ -104,7 +120,7 @@ assert importlib.util.find_spec("numpy") is None, "the environment is not clean"
 def test_missing_extra_is_named(clean_python: Path, tmp_path: Path) -> None:
     result = run_clean(clean_python, "import embcomp.torchrec", tmp_path)
     assert result.returncode == 1
-    assert "embcomp[torchrec]" in result.stderr
+    assert "pip install 'embcomp-recsys[torchrec]'" in result.stderr
 
 
 def pins(kind: str) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from embcomp.extras import install
+
 if TYPE_CHECKING:
     from embcomp.graph.alignment import align, warm_rows
     from embcomp.graph.cluster_map import ClusterMap
@@ -47,6 +49,6 @@ def __getattr__(name: str) -> Any:
     try:
         found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"embcomp.graph.{name}: {error}: pip install 'embcomp[graph]'") from error
+        raise ModuleNotFoundError(f"embcomp.graph.{name}: {error}: {install('graph')}") from error
     globals()[name] = found
     return found

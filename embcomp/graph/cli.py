@@ -13,7 +13,7 @@ from embcomp.graph.edges import interactions
 from embcomp.graph.partition import Algorithm, Objective
 from embcomp.sizes import grouped, text_table
 
-app = typer.Typer(invoke_without_command=True, context_settings={"allow_interspersed_args": True})
+app = typer.Typer(add_completion=False, invoke_without_command=True, context_settings={"allow_interspersed_args": True})
 
 
 @app.callback()

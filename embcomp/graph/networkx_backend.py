@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from embcomp.extras import install
 from embcomp.graph.partition import Algorithm, Objective, Problem, numbered
 
 # Directed modularity with all edges from users to items is Barber's; other objectives have volumes of their own.
@@ -27,7 +28,7 @@ def networkx_partition(
     try:
         import networkx as nx
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"backend={backend!r}: {error}: pip install 'embcomp[graph]'") from error
+        raise ModuleNotFoundError(f"backend={backend!r}: {error}: {install('graph')}") from error
     if objective not in _DIRECTED:
         raise ValueError(
             f"backend={backend!r} maximises modularity, whose volumes are the degrees, and cannot serve "

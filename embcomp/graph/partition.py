@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from embcomp.extras import install
 from embcomp.graph.edges import Edges
 from embcomp.graph.moves import Graph, local_moves, symmetric
 
@@ -155,7 +156,7 @@ def leiden(problem: Problem, resolution: float, seed: int, start: np.ndarray | N
     try:
         import igraph
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"algorithm='leiden': {error}: pip install 'embcomp[graph]'") from error
+        raise ModuleNotFoundError(f"algorithm='leiden': {error}: {install('graph')}") from error
     blocks = range(0, problem.sources.size, _BLOCK)  # whole lists of Python numbers would be larger than the graph
     ends = (problem.sources, problem.targets)
     pairs = (zip(*(end[i : i + _BLOCK].tolist() for end in ends), strict=True) for i in blocks)

@@ -6,6 +6,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from embcomp.extras import install
 from embcomp.sdim.buckets import Buckets
 from embcomp.sdim.errors import CorruptRecord, StampMismatch, StoreError, StoreFull, StoreUnavailable
 from embcomp.sdim.sdim import SDIM
@@ -37,4 +38,4 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_SERVING[name]), name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{name} needs {error.name}: pip install 'embcomp[serving]'") from error
+        raise ModuleNotFoundError(f"{name} needs {error.name}: {install('serving')}") from error

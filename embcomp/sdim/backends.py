@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 from typing import Any, Protocol
 
+from embcomp.extras import install
 from embcomp.sdim.errors import StoreError, StoreFull, StoreUnavailable
 
 Change = Callable[[list[bytes | None]], Mapping[bytes, bytes | None]]
 """Values of the keys that were read -> what to write; None deletes. May be called again when others were faster."""
 
-_NEEDS = "a behaviour store needs {}: pip install 'embcomp[serving]'"
+_NEEDS = f"a behaviour store needs {{}}: {install('serving')}"
 
 
 class Backend(Protocol):

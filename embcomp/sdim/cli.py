@@ -16,7 +16,7 @@ from embcomp.sdim.errors import StoreError
 from embcomp.sdim.service import create_app
 from embcomp.sdim.store import BehaviorStore
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 TOKEN = "EMBCOMP_TOKEN"
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embcomp.extras import install
+
 try:
     import numpy as np
     from fastapi import FastAPI, HTTPException, Request, Response
@@ -19,7 +21,7 @@ try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
     from pydantic import BaseModel, ConfigDict
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"the service needs {error.name}: pip install 'embcomp[serving]'") from error
+    raise ModuleNotFoundError(f"the service needs {error.name}: {install('serving')}") from error
 
 from embcomp.sdim.errors import StampMismatch, StoreError, StoreFull, StoreUnavailable
 from embcomp.sdim.store import BehaviorStore, item_ids

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from embcomp.extras import install
+
 if TYPE_CHECKING:
     from embcomp.semantic_ids.tokenizer import Tokenizer
 
@@ -138,7 +140,7 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: pip install 'embcomp[semantic]'") from None
+        raise ModuleNotFoundError(f"{error}: {install('semantic')}") from None
     return safetensors.torch
 
 

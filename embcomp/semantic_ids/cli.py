@@ -20,7 +20,11 @@ from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.residual_kmeans import ResidualKMeans
 from embcomp.semantic_ids.rqvae import RQVAE
 
-app = typer.Typer(no_args_is_help=True, help="Content vectors -> codes: what embcomp.SemanticIds makes rows from.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Content vectors -> codes: what embcomp.SemanticIds makes rows from.",
+)
 
 
 class Kind(StrEnum):

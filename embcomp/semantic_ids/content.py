@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from embcomp.extras import install
+
 ContentLike: TypeAlias = "Tensor | PathLike[str] | str | Any"
 """A tensor or numpy array [N, width], the path of an .npy file, or of a parquet file with a column of lists."""
 
@@ -200,7 +202,7 @@ def _numpy() -> Any:
     try:
         import numpy
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: pip install 'embcomp[semantic]'") from None
+        raise ModuleNotFoundError(f"{error}: {install('semantic')}") from None
     return numpy
 
 
@@ -208,5 +210,5 @@ def _parquet() -> Any:
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: pip install 'embcomp[semantic]'") from None
+        raise ModuleNotFoundError(f"{error}: {install('semantic')}") from None
     return pyarrow.parquet

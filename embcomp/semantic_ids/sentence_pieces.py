@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from embcomp.extras import install
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.pieces import Pieces, Span
 from embcomp.semantic_ids.vocabulary import checked_codes
@@ -159,5 +160,5 @@ def _sentencepiece() -> Any:
     try:
         import sentencepiece
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: pip install 'embcomp[semantic]'") from None
+        raise ModuleNotFoundError(f"{error}: {install('semantic')}") from None
     return sentencepiece

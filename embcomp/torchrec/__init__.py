@@ -1,10 +1,12 @@
 """Drop-ins for torchrec's collections. Needs torchrec and FBGEMM (the `torchrec` extra; docs/index.md, "Install")."""
 
+from embcomp.extras import install
+
 try:
     import torchrec as _torchrec  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "embcomp.torchrec needs torchrec and FBGEMM: install `embcomp[torchrec]`, then torchrec and fbgemm-gpu-cpu (or "
+        f"embcomp.torchrec needs torchrec and FBGEMM: {install('torchrec')}, then torchrec and fbgemm-gpu-cpu (or "
         "fbgemm-gpu) with --no-deps"
     ) from error
 

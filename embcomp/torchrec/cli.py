@@ -13,7 +13,7 @@ from embcomp.methods.full import Full
 from embcomp.sizes import text_table
 from embcomp.torchrec.estimate import Estimate, estimate, readable_bytes
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 HEADER = ("tables", "bytes", "GPUs", "sharding", "fullest GPU", "ids", "vectors", "gradients")
 DEFAULT = ["HashingTrick", "DoubleHash", "UnifiedEmbedding", "UnifiedEmbedding/8"]

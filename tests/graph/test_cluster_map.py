@@ -123,7 +123,7 @@ clusters.save(sys.argv[1]); ClusterMap.load(sys.argv[1])
 try:
     embcomp.graph.cluster
 except ModuleNotFoundError as error:
-    assert "pip install 'embcomp[graph]'" in str(error), error
+    assert embcomp.extras.install("graph") in str(error), error
 else:
     raise AssertionError
 """

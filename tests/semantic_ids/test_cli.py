@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from embcomp import semantic_ids
+from embcomp.cli import main
 from embcomp.semantic_ids.cli import app
 
 
@@ -73,8 +72,9 @@ def test_bad_input_is_one_message(words: tuple, tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_embcomp_has_it() -> None:
-    code = "import sys; sys.argv = ['embcomp', 'semantic-ids', '--help']; from embcomp.cli import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0
-    assert all(command in result.stdout for command in ("fit", "encode", "quality"))
+def test_the_command_embcomp_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["semantic-ids", "--help"])
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    assert all(command in said for command in ("fit", "encode", "quality"))

@@ -1,0 +1,20 @@
+"""What to say where an import is missing."""
+
+from importlib.metadata import PackageNotFoundError, distribution
+
+DISTRIBUTION = "embcomp-recsys"  # `embcomp` on PyPI is somebody else's
+
+
+def install(extra: str) -> str:
+    """The command that adds what an extra needs, beside embcomp as it is installed, or in a checkout.
+
+    Example:
+        >>> from embcomp.extras import install
+        >>> install("graph") in ("pip install 'embcomp-recsys[graph]'", "pip install '.[graph]' in the checkout")
+        True
+    """
+    try:
+        distribution(DISTRIBUTION)
+    except PackageNotFoundError:
+        return f"pip install '.[{extra}]' in the checkout"
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
