@@ -30,7 +30,7 @@ class Inputs(nn.Module):
         num_dense: Number of dense columns, possibly 0.
 
     Raises:
-        ValueError: No feature, one named twice, one without a width, or a width below 1.
+        ValueError: No feature, a string for a list, one named twice, one without a width, or a width below 1.
 
     Shapes: dense float `[B, num_dense]`, embedded KeyedTensor -> dense as it was, features `[B, sum(dims)]`.
 
@@ -45,6 +45,8 @@ class Inputs(nn.Module):
 
     def __init__(self, feature_names: Sequence[str], dims: Dims, num_dense: int) -> None:
         super().__init__()
+        if isinstance(feature_names, str):  # its characters would be features
+            raise ValueError(f"feature_names is {feature_names!r}: give a list, [{feature_names!r}]")
         self.feature_names = list(feature_names)
         if not self.feature_names:
             raise ValueError("feature_names is empty: a model needs at least one embedded feature")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from embcomp.columns import parquet_files, readable, scan
 from embcomp.graph.cluster_map import Side, check_side
 
 MAX_IDS = 2**31
@@ -83,9 +85,9 @@ def interactions(
     Files are streamed: what is held is the distinct pairs, never the log.
 
     Args:
-        source: a polars LazyFrame or another data frame (polars, pandas, pyarrow), a parquet path or several (globs
-            too), or two arrays (users, items); a mapping from column names to arrays gives arrays of weights, labels
-            and times as well.
+        source: a polars LazyFrame or another data frame (polars, pandas, pyarrow), a parquet path, folder or glob, or
+            several of these, or two arrays (users, items); a mapping from column names to arrays gives arrays of
+            weights, labels and times as well.
         user: column of user ids, integers in [0, 2^31).
         item: column of item ids, likewise.
         weight: column of weights, finite and not negative. Those of a repeated pair add up; 0 is no edge. Without it
@@ -101,7 +103,8 @@ def interactions(
     Raises:
         ValueError: ids that are negative, missing, no integers or 2^31 and above; weights, labels or times that are
             missing, NaN, infinite or no numbers, negative weights; a missing column; half_life without time, time
-            without half_life, min_label without label; a file that is no parquet.
+            without half_life, min_label without label; a file that is no parquet or is damaged, files whose columns
+            do not go together.
 
     Example:
         >>> import numpy as np
@@ -110,8 +113,24 @@ def interactions(
         >>> len(edges), edges.users, edges.items, edges.num_users
         (3, array([0, 0, 2], dtype=int32), array([0, 1, 1], dtype=int32), 3)
     """
-    frame = _frame(source, user, item)
-    schema = _schema(frame, source)
+    columns = [name for name in (user, item, weight, label, time) if name is not None]
+    with _frame(source, user, item, columns) as frame:
+        return _edges_of(frame, user, item, weight, label, min_label, time, half_life, num_users, num_items)
+
+
+def _edges_of(
+    frame: pl.LazyFrame,
+    user: str,
+    item: str,
+    weight: str | None,
+    label: str | None,
+    min_label: float | None,
+    time: str | None,
+    half_life: float | timedelta | None,
+    num_users: int | None,
+    num_items: int | None,
+) -> Edges:
+    schema = frame.collect_schema()
     _check_columns(schema, (user, item), (weight, label), time)
     if min_label is not None and label is None:
         raise ValueError(f"interactions: min_label={min_label} needs a column of labels")
@@ -140,13 +159,28 @@ def interactions(
     return edges
 
 
-def _frame(source: Any, user: str, item: str) -> pl.LazyFrame:
+@contextmanager
+def _frame(source: Any, user: str, item: str, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
+    """Rows of any source; while they are read, errors in files say which file it is."""
+    paths = [source] if isinstance(source, str | os.PathLike) else source
+    if isinstance(paths, Sequence) and paths and all(isinstance(part, str | os.PathLike) for part in paths):
+        if any("://" in os.fspath(part) for part in paths):  # of a store that polars knows how to reach
+            yield pl.scan_parquet([os.fspath(part) for part in paths])
+            return
+        try:
+            files = parquet_files(paths)
+            frame = scan(files, columns)
+        except ValueError as error:
+            raise ValueError(f"interactions: {error}") from error
+        with readable(files):
+            yield frame
+        return
+    yield _frame_in_memory(source, user, item)
+
+
+def _frame_in_memory(source: Any, user: str, item: str) -> pl.LazyFrame:
     if isinstance(source, pl.LazyFrame):
         return source
-    if isinstance(source, str | os.PathLike):
-        return pl.scan_parquet(os.fspath(source))
-    if isinstance(source, Sequence) and source and all(isinstance(part, str | os.PathLike) for part in source):
-        return pl.scan_parquet([os.fspath(part) for part in source])
     if hasattr(source, "columns") and hasattr(source, "__arrow_c_stream__"):
         return pl.DataFrame(source).lazy()
     columns = source if isinstance(source, dict) else None
@@ -162,19 +196,6 @@ def _frame(source: Any, user: str, item: str) -> pl.LazyFrame:
     if len(set(lengths.values())) != 1 or any(len(shape) != 1 for shape in lengths.values()):
         raise ValueError(f"interactions: arrays must be of one length and dimension, got {lengths}")
     return pl.LazyFrame(arrays)
-
-
-def _schema(frame: pl.LazyFrame, source: Any) -> pl.Schema:
-    try:
-        return frame.collect_schema()
-    except pl.exceptions.ComputeError as error:
-        if isinstance(source, pl.LazyFrame):
-            raise
-        reason = str(error).split(" (path expansion")[0]
-        raise ValueError(
-            f"interactions: cannot read {source!r} as parquet ({reason}); for other formats give a LazyFrame, such as "
-            "pl.scan_csv(path)"
-        ) from error
 
 
 def _check_columns(schema: pl.Schema, ids: Sequence[str], numbers: Sequence[str | None], time: str | None) -> None:

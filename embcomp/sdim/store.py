@@ -121,6 +121,8 @@ class BehaviorStore:
 
     def append_many(self, events: Mapping[User, Items], *, token: str | None = None) -> dict[User, int]:
         """`append` for several users in one transaction: all are written, or none."""
+        if not isinstance(events, Mapping):
+            raise ValueError(f"events must map users to their items, got {type(events).__name__}: give {{user: items}}")
         mark = os.urandom(8) if token is None else digest(token, 8)
         keys = [_key(user) for user in events]
         if len(set(keys)) < len(keys):
@@ -146,7 +148,14 @@ class BehaviorStore:
         return held
 
     def fetch(self, users: Iterable[User]) -> Buckets:
-        """Buckets of B users for `SDIM.query`: float32 sums [B, groups, 2^hash_width, D]; zeros for the unknown."""
+        """Buckets of B users for `SDIM.query`: float32 sums [B, groups, 2^hash_width, D]; zeros for the unknown.
+
+        Raises:
+            ValueError: one user in the place of a list of users.
+            StoreError: see the class.
+        """
+        if isinstance(users, str | bytes | int):  # a string is an iterable of strings, each of them a user's name
+            raise ValueError(f"users must be a list of users, got {users!r}: give [{users!r}]")
         users, sdim = list(users), self.encoder.sdim
         sums = np.zeros((len(users), sdim.groups, sdim.width, sdim.embedding_dim), np.float32)
         counts = np.zeros(sums.shape[:3], np.float32)

@@ -34,7 +34,7 @@ class Kind(StrEnum):
     rqvae = "rqvae"
 
 
-ContentFile = Annotated[Path, typer.Argument(help="Vectors [N, width]: an .npy or .parquet file.")]
+ContentFile = Annotated[Path, typer.Argument(help="Vectors [N, width]: an .npy or .parquet file, or a folder.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a fitted tokenizer.")]
 Column = Annotated[str | None, typer.Option(help="Column of the parquet file.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]

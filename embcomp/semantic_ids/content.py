@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from embcomp.columns import parquet_files
 from embcomp.extras import install
 
 ContentLike: TypeAlias = "Tensor | PathLike[str] | str | Any"
-"""A tensor or numpy array [N, width], the path of an .npy file, or of a parquet file with a column of lists."""
+"""A tensor or numpy array [N, width], the path of an .npy file, or of parquet files with a column of lists."""
 
 BLOCK = 1 << 16  # rows at a time, at most,
 NUMBERS = 1 << 24  # and numbers (64 MiB)
@@ -25,9 +26,9 @@ class Content:
     Every block is checked as it is read: floating dtype, finite, no vector of zeros.
 
     Args:
-        source: [N, width] as a torch tensor or numpy array (also memory-mapped), the path of an .npy file, or of a
-            .parquet file.
-        column: of the parquet file: lists of floats, all of one length.
+        source: [N, width] as a torch tensor or numpy array (also memory-mapped), the path of an .npy file, of a
+            .parquet file, or of a folder or a glob of them, read in the order of their names.
+        column: of the parquet files: lists of floats, all of one length.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,17 +45,17 @@ class Content:
     def __init__(self, source: ContentLike, column: str | None = None) -> None:
         self.name = "content"
         self._array: Any = None
-        self._parquet: tuple[Path, str] | None = None
+        self._parquet: tuple[list[Path], str] | None = None
         if isinstance(source, str | PathLike):
             path = Path(source)
             self.name = str(path)
-            if path.suffix not in (".npy", ".parquet"):
+            if path.suffix not in (".npy", ".parquet") and not path.is_dir():
                 raise ValueError(f"{path}: content files end in .npy or .parquet")
+            if path.suffix != ".npy" or path.is_dir():
+                self._open_parquet(parquet_files(path), column)
+                return
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such file")
-            if path.suffix == ".parquet":
-                self._open_parquet(path, column)
-                return
             try:
                 source = _numpy().load(path, mmap_mode="r", allow_pickle=False)
             except (ValueError, OSError, EOFError) as error:
@@ -71,17 +72,23 @@ class Content:
         self._array = array
         self._set_shape(*map(int, array.shape))
 
-    def _open_parquet(self, path: Path, column: str | None) -> None:
-        with _damage_is_named(path):
-            schema, rows = _parquet().read_schema(path), _parquet().read_metadata(path).num_rows
-        if column is None or column not in schema.names:
-            raise ValueError(f"{path}: give the column of the vectors, one of {schema.names}, got {column!r}")
-        kind = schema.field(column).type
-        if not hasattr(kind, "value_type") or str(kind.value_type) not in ("halffloat", "float", "double"):
-            raise ValueError(f"{path}: column {column!r} must hold lists of floats, got {kind}")
-        self._parquet = (path, column)
-        widths = (batch.column(0).value_lengths().drop_null() for batch in self._batches(path, column, 1024))
-        self._set_shape(rows, next((found[0].as_py() for found in widths if len(found)), 0))
+    def _open_parquet(self, paths: list[Path], column: str | None) -> None:
+        rows = width = 0
+        for path in paths:
+            with _damage_is_named(path):
+                schema, found = _parquet().read_schema(path), _parquet().read_metadata(path).num_rows
+            if column is None or column not in schema.names:
+                raise ValueError(f"{path}: give the column of the vectors, one of {schema.names}, got {column!r}")
+            kind = schema.field(column).type
+            if not hasattr(kind, "value_type") or str(kind.value_type) not in ("halffloat", "float", "double"):
+                raise ValueError(f"{path}: column {column!r} must hold lists of floats, got {kind}")
+            rows += found
+            if not width:
+                widths = (batch.column(0).value_lengths().drop_null() for batch in self._batches(path, column, 1024))
+                width = next((found[0].as_py() for found in widths if len(found)), 0)
+        assert column is not None
+        self._parquet = (paths, column)
+        self._set_shape(rows, width)
 
     def _set_shape(self, rows: int, width: int) -> None:
         if rows == 0 or width == 0:
@@ -122,7 +129,11 @@ class Content:
         if filled:
             yield block[:filled]
 
-    def _read_lists(self, path: Path, column: str, size: int) -> Iterator[Tensor]:
+    def _read_lists(self, paths: list[Path], column: str, size: int) -> Iterator[Tensor]:
+        for path in paths:
+            yield from self._read_file(path, column, size)
+
+    def _read_file(self, path: Path, column: str, size: int) -> Iterator[Tensor]:
         done = 0
         for batch in self._batches(path, column, size):
             lists = batch.column(0)
@@ -188,7 +199,7 @@ def _as_tensor(values: Any) -> Tensor:
 
 @contextmanager
 def _damage_is_named(path: Path) -> Iterator[None]:
-    """What pyarrow says of a file that it cannot read does not name it."""
+    """Add the file's name to pyarrow's read errors."""
     _parquet()
     from pyarrow.lib import ArrowException
 

@@ -69,6 +69,7 @@ def test_dims_are_given_once(dims):
         ("DLRM", {"dims": {"a": 4, "b": 8}}, "DLRM.*'b' has 8 and 'a' has 4"),
         ("DeepFM", {"dims": [4, 8]}, "DeepFM.*'b' has 8"),
         ("DLRM", {"feature_names": ["a"], "num_dense": 0}, "'a'.*no pair"),
+        ("DCN", {"feature_names": "ab"}, r"feature_names is 'ab': give a list, \['ab'\]"),
     ],
 )
 def test_what_models_reject(name, options, message):

@@ -80,6 +80,11 @@ def test_many_users_at_once_and_the_unknown(store):
     assert not buckets.sums[1].any()
     assert store.events("nobody") == []
     assert store.fetch([]).sums.shape == (0, 4, 8, DIM)
+    for one in ("ann", b"ann", 7):  # "ann" is an iterable of the users "a", "n" and "n"
+        with pytest.raises(ValueError, match=r"users must be a list of users, got .*: give"):
+            store.fetch(one)
+    with pytest.raises(ValueError, match="events must map users to their items, got str"):
+        store.append_many("ann")
     candidates = torch.randn(3, 5, DIM)
     pooled = store.encoder.sdim.query(candidates, buckets)
     direct = store.encoder.sdim(candidates[2:], store.encoder.items(torch.tensor([[1, 2]])))

@@ -22,12 +22,17 @@ def sources(folder: Path) -> list[tuple[Any, str | None]]:
     pl.DataFrame({"item": range(50), "vector": lists}).write_parquet(folder / "lists.parquet", row_group_size=7)
     arrays = pl.Series("vector", array, dtype=pl.Array(pl.Float32, 3))
     pl.DataFrame({"vector": arrays}).write_parquet(folder / "arrays.parquet")
+    (folder / "parts").mkdir()  # as Spark leaves them
+    (folder / "parts" / "_SUCCESS").touch()
+    for start in (0, 20):
+        part = folder / "parts" / f"part-{start}.parquet"
+        pl.DataFrame({"vector": lists[start : start + 20 if start == 0 else None]}).write_parquet(part)
     mapped = np.load(folder / "content.npy", mmap_mode="r")
     np.save(folder / "swapped.npy", array.astype(">f8"))
     return [
         (VECTORS, None), (VECTORS.double(), None), (array, None), (mapped, None), (folder / "content.npy", None),
         (str(folder / "content.npy"), None), (folder / "lists.parquet", "vector"),
-        (folder / "arrays.parquet", "vector"), (folder / "swapped.npy", None),
+        (folder / "arrays.parquet", "vector"), (folder / "swapped.npy", None), (folder / "parts", "vector"),
     ]  # fmt: skip
 
 
@@ -202,7 +207,7 @@ def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
     data = path.read_bytes()
     for wrong in (b"", b"no vectors at all", data[: len(data) // 2]):
         path.write_bytes(wrong)
-        with pytest.raises(ValueError, match=rf"{name} is damaged, or no "):
+        with pytest.raises(ValueError, match=rf"{name} is (damaged, or no|empty|no parquet file|cut short)"):
             Content(path, column)
     if column:  # the footer is whole, the values are not
         path.write_bytes(data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2 :])
