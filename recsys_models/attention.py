@@ -75,7 +75,7 @@ class DINAttention(nn.Module):
     Args:
         dim: Width D.
         units: Hidden layers of the network; 36 in the paper's figure 2.
-        activation: See `MLP`.
+        unit_activation: Activation of the hidden layers, one of `recsys_models.layers.ACTIVATIONS`.
 
     Example:
         >>> import torch
