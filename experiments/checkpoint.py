@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from embcomp import nested
 from embcomp.checkpoints import Checkpoints, Damaged
 from experiments import distributed
 from experiments.errors import InputError
-from experiments.files import write_atomic
+
+_BEST = "weights of a run"
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Progress:
         batch: batches of it that are done.
         loss_sum: of these batches.
         best: the monitored metric of the best epoch so far.
-        best_epoch: which that was; its weights are in `best.pt`.
+        best_epoch: which that was; its weights are in `best.safetensors`.
         stale: epochs in a row without a new best.
         finished: no further epoch is to be trained.
         seconds: trained so far, over all sessions.
@@ -95,36 +95,41 @@ class Last:
 
 
 class Best:
-    """The weights of the best epoch of a run, `<folder>/best.pt`: a state dict of whole tables, written at once.
+    """The weights of the best epoch of a run, `<folder>/best.safetensors`: a state dict of whole tables, in one piece.
 
     It may be newer than the last checkpoint by at most one epoch; as training repeats exactly from there, it is then
     written again with the same content.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        self.path, self.key = folder / "best.pt", key
+        self.path, self.key = folder / "best.safetensors", key
 
     def save(self, model: nn.Module) -> None:
         state = {"key": self.key, "model": model.state_dict()}
         if distributed.rank() == 0:
-            write_atomic(self.path, lambda file: torch.save(state, file))
+            nested.save(self.path, _BEST, state)
         distributed.agreed(None)  # nobody reads it before it is there
 
     def exists(self) -> bool:
-        """Whether it is of this configuration."""
-        return self._read() is not None
+        """Whether it is there, undamaged and of this configuration."""
+        try:
+            return self._read() is not None
+        except Damaged:
+            return False
 
     def load(self, model: nn.Module) -> None:
-        state = self._read()
+        try:
+            state = self._read()
+        except Damaged as error:
+            raise InputError(f"{error}; train the run again with --force") from None
         if state is None:
-            raise FileNotFoundError(f"{self.path} is gone, with the weights of the best epoch; run with --force")
+            raise InputError(f"{self.path} is gone, with the weights of the best epoch; run with --force")
         model.load_state_dict(state["model"])
 
     def _read(self) -> dict[str, Any] | None:
+        earlier = self.path.with_suffix(".pt")  # of embcomp 0.1
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = nested.load(self.path if self.path.exists() else earlier, _BEST)
         except FileNotFoundError:
             return None
-        except (RuntimeError, EOFError, pickle.UnpicklingError):
-            return None  # not ours, or of a disk that lost it
         return state if isinstance(state, dict) and state.get("key") == self.key else None

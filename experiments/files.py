@@ -1,30 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Text and JSON files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-
-def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """`write(file)` into a file beside `path`, which then takes its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+from embcomp.files import write
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,8 +17,8 @@ from rich.console import Console
 from data.prepare import cache_folder
 from data.registry import root_folder
 from embcomp.extras import install
+from embcomp.files import write
 from experiments.errors import InputError
-from experiments.files import write_atomic
 
 COLUMNS = ("title", "genres", "director", "plot")
 _BLOCK = 512  # films between two lines of progress; sorted by length inside, so that little is padded
@@ -54,7 +54,7 @@ def embed(dataset: str, console: Console, encode: Callable[[Sequence[str]], np.n
         parts.append(np.asarray(encode(texts[start : start + _BLOCK]), np.float32))
         console.print(f"{start + len(parts[-1])} of {len(texts)} films", highlight=False)
     vectors = np.concatenate(parts)
-    write_atomic(path, lambda file: np.savez(file, ids=items["item_id"].to_numpy(), vectors=vectors))
+    write(path, lambda file: np.savez(file, ids=items["item_id"].to_numpy(), vectors=vectors))
     return path
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of a training, in one process or many, from which it goes on exactly. Needs torch alone."""
 
 from embcomp.checkpoints.checkpoints import Checkpoints, Progress
-from embcomp.checkpoints.folder import Damaged
+from embcomp.files import Damaged
 
 __all__ = ["Checkpoints", "Damaged", "Progress"]

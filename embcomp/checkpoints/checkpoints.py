@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import re
 import shutil
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from embcomp import nested
 from embcomp.checkpoints.folder import (
-    Damaged,
     Folder,
     checksums,
     files_below,
@@ -25,12 +24,24 @@ from embcomp.checkpoints.folder import (
     read_manifest,
     step_of,
     verify,
-    write_file,
     write_manifest,
 )
-from embcomp.checkpoints.parts import check_parts, check_saved, restore, taken, torch_bytes, write_parts
+from embcomp.checkpoints.parts import (
+    check_parts,
+    check_saved,
+    go_back,
+    load_states,
+    restore_files,
+    saved_states,
+    states_now,
+    taken,
+    write_parts,
+)
 from embcomp.checkpoints.random_state import random_state, set_random_state
+from embcomp.files import Damaged
 from embcomp.ranks import Ranks
+
+_RANDOM = "random state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +76,8 @@ class Checkpoints:
             optimizers of a DistributedModelParallel are found without being named; what one of the two has saved, the
             other loads. Without optimizers weights and maps alone are loaded.
         parts: what else belongs to the training, by name. An object with `state_dict` and `load_state_dict` (a
-            scheduler) is saved as rank 0 has it, and loaded on all ranks. Of a file or folder, given by its path (a
+            scheduler) is saved as rank 0 has it, and loaded on all ranks; the state holds values (see
+            `embcomp.nested.flatten`). Of a file or folder, given by its path (a
             tokenizer, a map), a copy is kept; loading puts it back where it is gone, and refuses another one. Bytes are
             kept and compared likewise.
         keep: how many checkpoints stay.
@@ -121,13 +133,15 @@ class Checkpoints:
 
         Args:
             step: its number, which grows.
-            position: where the data stands (epoch, batch, seed): JSON values, the same on all ranks.
+            position: where the data stands (epoch, batch, seed), the same on all ranks: numbers, texts, lists, tuples
+                and dictionaries, which come back as they were.
             asynchronous: copy everything in memory, and write it in the background. An error is raised by the next call
                 of `save`, `load` or `wait`; call `wait` before the process ends.
 
         Raises:
             ValueError: the folder holds a checkpoint of this step or a later one, which has not been loaded; the ranks
                 differ in step, position, map, configuration or version of embcomp.
+            TypeError: a state of a part holds more than values.
             OSError: it could not be written (a full disk); the checkpoints before it stay as they are.
             RuntimeError: another process is gone, or has hung for `timeout`.
         """
@@ -137,11 +151,11 @@ class Checkpoints:
         contents = self._ranks.each(lambda: Contents(self.model, self.optimizers))
         every = self._ranks.all(lambda: {**contents.described(), **_facts(step, position)})
         check_alike(every)
+        found, parts, state = self._ranks.each(lambda: self._take(contents.tensors(), asynchronous))
         part = Path(self._ranks.ask_first(lambda: str(self._begin(step))))
         facts = {name: every[0][name] for name in ("step", "position", "version", "encoders")}
         facts |= {"torch": str(torch.__version__), "world_size": self._ranks.world_size}
         facts["optimizers"] = merged(each["optimizers"] for each in every)
-        found, parts, state = self._ranks.each(lambda: self._take(contents.tensors(), asynchronous))
         write = functools.partial(self._write, part, facts, found, parts, state)
         if asynchronous:
             self._pending = self._thread.submit(write)
@@ -158,7 +172,7 @@ class Checkpoints:
         """Loads the newest sound checkpoint, or that of a step, into model, optimizers, parts and random generators.
 
         A damaged checkpoint is named in a warning, and the one before it is loaded. Nothing is changed before the
-        checkpoint is found to be sound and to fit.
+        checkpoint is found to be sound and to fit, and the parts have taken their states. Nothing in it is executed.
 
         Args:
             step: load this one.
@@ -186,12 +200,20 @@ class Checkpoints:
         if lines := check_fits(saved, shapes, every):
             raise ValueError(f"{path} is a checkpoint of another model: {some(lines)}")
         self._ranks.each(lambda: check_saved(path / "parts", self.parts))
-        targets = self._ranks.each(lambda: contents.targets(saved, shapes))
-        storage.read(targets, path, self._ranks)
-        self._ranks.each(lambda: restore(path / "parts", self.parts, write=self._ranks.first))
+        states = self._ranks.each(lambda: saved_states(path / "parts", self.parts))
+        generators = self._ranks.each(lambda: _saved_random(path, self._ranks.rank)) if random else None
+        before = self._ranks.each(lambda: states_now(self.parts))
+        try:  # parts first: what is not ours may refuse
+            self._ranks.each(lambda: load_states(self.parts, states))
+            targets = self._ranks.each(lambda: contents.targets(saved, shapes))
+            storage.read(targets, path, self._ranks)
+        except BaseException:
+            go_back(self.parts, before)
+            raise
         self._ranks.each(lambda: contents.load(saved, targets))
-        if random:
-            self._ranks.each(lambda: self._restore_random(path / _random_file(self._ranks.rank)))
+        self._ranks.ask_first(lambda: restore_files(path / "parts", self.parts))
+        if generators is not None:
+            set_random_state(generators)
         self._known |= {name for name in self.folder.names() if step_of(name) >= saved["step"]}
         return Progress(saved["step"], saved["position"])
 
@@ -223,10 +245,6 @@ class Checkpoints:
         share = list(saved["files"].items())[self._ranks.rank :: self._ranks.world_size]
         verify(path, dict(share))
         return saved
-
-    def _restore_random(self, path: Path) -> None:
-        if path.exists():  # fewer ranks may have saved than load
-            set_random_state(torch.load(path, map_location="cpu", weights_only=True))
 
     def _begin(self, step: int) -> Path:
         later = [name for name in self.folder.names() if step_of(name) >= step and name not in self._known]
@@ -267,9 +285,9 @@ class Checkpoints:
     def _write_own(self, part: Path, parts: dict[str, Any], state: dict[str, Any]) -> dict[str, list[Any]]:
         """This rank's own files; the checksums of all that it wrote."""
         rank = self._ranks.rank
-        write_file(part / _random_file(rank), torch_bytes(state))
+        nested.save(part / _random_file(rank), _RANDOM, state)
         write_parts(part / "parts", parts)
-        of_a_rank = re.compile(r"__(\d+)_.*|rank-(\d+)\.pt")
+        of_a_rank = re.compile(r"__(\d+)_.*|rank-(\d+)\.safetensors")
         owners = {name: of_a_rank.fullmatch(name) for name in files_below(part)}
         mine = [name for name, match in owners.items() if int((match[1] or match[2]) if match else 0) == rank]
         return checksums(part, mine)
@@ -289,11 +307,21 @@ def _facts(step: int, position: Mapping[str, Any] | None) -> dict[str, Any]:
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"step must be an integer of at least 0, got {step!r}")
     try:
-        plain = json.loads(json.dumps(dict(position or {})))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"position must hold JSON values: {error}") from None
-    return {"step": step, "position": plain, "version": __version__}
+        structure, tensors = nested.flatten(dict(position or {}), "position")
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    if tensors:
+        raise ValueError(f"position must hold numbers and texts, not tensors: {next(iter(tensors))}")
+    return {"step": step, "position": nested.unflatten(structure, {}), "version": __version__}
 
 
 def _random_file(rank: int) -> str:
-    return f"rank-{rank}.pt"
+    return f"rank-{rank}.safetensors"
+
+
+def _saved_random(path: Path, rank: int) -> Any:
+    """The random state of a rank; None where fewer ranks have saved than load."""
+    for file in (path / _random_file(rank), path / f"rank-{rank}.pt"):
+        if file.exists():
+            return nested.load(file, _RANDOM)
+    return None

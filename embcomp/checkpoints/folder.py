@@ -4,7 +4,7 @@
              manifest.json   step, position, what the model was, length and SHA-256 of every file
              .metadata       of torch.distributed.checkpoint, as the *.distcp
              __0_0.distcp    tensors that rank 0 wrote
-             rank-0.pt       random state of rank 0
+             rank-0.safetensors  random state of rank 0
              parts/          what the user gave beside the model
          .step-...part       being written, or left by a process that was killed: never read, removed by the next save
 """
@@ -19,13 +19,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from embcomp import nested
+from embcomp.files import Damaged, sync, write
+
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # 1, of embcomp 0.1: the position is bare JSON
 _NAME = re.compile(r"step-(\d{10,})(\.replaced)?")
-
-
-class Damaged(ValueError):
-    """A checkpoint that is not what was written; the text names the file."""
 
 
 class Folder:
@@ -98,7 +97,8 @@ def file_checksum(path: Path) -> str:
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
     """The last file of a checkpoint; with it all others are sure to be on disk."""
     values = {"format": FORMAT, **values}
-    write_file(path / MANIFEST, json.dumps({**values, "checksum": _checksum(values)}, indent=1).encode())
+    values["position"], _ = nested.flatten(values["position"], "position")
+    write(path / MANIFEST, json.dumps({**values, "checksum": _checksum(values)}, indent=1).encode())
     for folder in {path, *(file.parent for file in path.rglob("*"))}:
         sync(folder)
 
@@ -122,6 +122,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"{file} is damaged or was edited: its checksum does not fit")
     if values["format"] > FORMAT:
         raise ValueError(f"{file} has format {values['format']}, this version reads up to {FORMAT}: upgrade embcomp")
+    if values["format"] > 1:
+        values["position"] = nested.unflatten(values["position"], {})
     return values
 
 
@@ -139,24 +141,6 @@ def verify(path: Path, files: dict[str, list[Any]]) -> None:
             raise Damaged(f"{file} is missing") from None
         except OSError as error:
             raise Damaged(f"{file} cannot be read ({error})") from None
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Into the store itself, not its cache alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """What the folder lists survives a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ DistributedModelParallel, and wrappers), which know the names themselves; and em
 fused. The fused ones of both go under the same names, so that a checkpoint of one fits the other.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -192,7 +193,8 @@ _NOT_PLAIN = object()
 
 def _plain(value: Any) -> Any:
     """A setting as a JSON value."""
-    if isinstance(value, Tensor) and value.numel() == 1:
+    numpy = sys.modules.get("numpy")
+    if (isinstance(value, Tensor) and value.numel() == 1) or (numpy and isinstance(value, numpy.generic)):
         return value.item()
     if isinstance(value, list | tuple):
         items = [_plain(item) for item in value]

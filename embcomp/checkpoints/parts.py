@@ -1,6 +1,7 @@
 """What a user saves beside the model: schedulers and the like by their state, tokenizers and maps by their files."""
 
-import io
+import contextlib
+import copy
 import os
 import re
 import shutil
@@ -8,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from embcomp import artifact, nested
+from embcomp.checkpoints.folder import files_below
+from embcomp.files import replacing, write
 
-from embcomp.checkpoints.folder import files_below, write_file
-
+_KIND = "part of a checkpoint"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -39,22 +41,26 @@ def check_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def taken(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts as they are now: a state is taken, bytes and paths do not change."""
-    return {name: part if isinstance(part, bytes | Path) else _State(part.state_dict()) for name, part in parts.items()}
+    """The parts as they are now: a state is copied, bytes and paths do not change.
+
+    Raises:
+        TypeError: a state with something in it that is no value; names the part and the place.
+    """
+    return {name: part if isinstance(part, bytes | Path) else _State(part, name) for name, part in parts.items()}
 
 
 def write_parts(folder: Path, found: Mapping[str, Any]) -> None:
     """Writes what `taken` took."""
     for name, part in found.items():
         if isinstance(part, _State):
-            write_file(folder / f"{name}.pt", torch_bytes(part.value))
+            artifact.save(folder / f"{name}.safetensors", _KIND, {"value": part.structure}, part.tensors)
         elif isinstance(part, bytes):
-            write_file(folder / f"{name}.bytes", part)
+            write(folder / f"{name}.bytes", part)
         elif part.is_dir():
             for file in files_below(part):
-                write_file(folder / f"{name}.files" / file, (part / file).read_bytes())
+                write(folder / f"{name}.files" / file, (part / file).read_bytes())
         else:
-            write_file(folder / f"{name}.file", part.read_bytes())
+            write(folder / f"{name}.file", part.read_bytes())
 
 
 def check_saved(folder: Path, parts: Mapping[str, Any]) -> None:
@@ -70,34 +76,55 @@ def check_saved(folder: Path, parts: Mapping[str, Any]) -> None:
                     raise ValueError(f"part {name!r}: {one} is not what {other} holds: the training had another one")
 
 
-def restore(folder: Path, parts: Mapping[str, Any], write: bool) -> None:
-    """Loads states; with `write` puts files back that are gone."""
+def saved_states(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the states of the parts that have some; nothing is changed. Raises Damaged for a file of something else."""
+    states = {name: part for name, part in parts.items() if not isinstance(part, bytes | Path)}
+    return {name: nested.load(_saved(folder, name, part), _KIND) for name, part in states.items()}
+
+
+def states_now(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of the states as they are, to go back to."""
+    states = {name: part for name, part in parts.items() if not isinstance(part, bytes | Path)}
+    return {name: copy.deepcopy(part.state_dict()) for name, part in states.items()}
+
+
+def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    """Gives each part its state. Raises ValueError, naming the part, where it refuses."""
+    for name, state in states.items():
+        try:
+            parts[name].load_state_dict(state)
+        except Exception as error:
+            raise ValueError(f"part {name!r} does not take the state that was saved: {error}") from error
+
+
+def go_back(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    """Gives each part the state of `states_now`."""
+    for name, state in states.items():
+        with contextlib.suppress(Exception):  # the error that led here is the one to hear of
+            parts[name].load_state_dict(state)
+
+
+def restore_files(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Puts files and folders back that are gone."""
     for name, part in parts.items():
-        saved = _saved(folder, name, part)
-        if isinstance(part, Path):
-            if write and not part.exists():
-                copy = part.with_name(f".{part.name}.{os.getpid()}.part")
-                part.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copytree(saved, copy) if saved.is_dir() else shutil.copyfile(saved, copy)
-                os.replace(copy, part)
-        elif not isinstance(part, bytes):
-            part.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
-
-
-def torch_bytes(value: Any) -> bytes:
-    """What `torch.save` writes."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
+        if isinstance(part, Path) and not part.exists():
+            saved = _saved(folder, name, part)
+            with replacing(part) as new:
+                shutil.copytree(saved, new) if saved.is_dir() else shutil.copyfile(saved, new)
 
 
 class _State:
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    """A state as it was when this was made."""
+
+    def __init__(self, part: Any, name: str) -> None:
+        self.structure, tensors = nested.flatten(part.state_dict(), f"the state of part {name!r}")
+        self.tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
 
 
 def _saved(folder: Path, name: str, part: Any) -> Path:
-    kinds = (".bytes",) if isinstance(part, bytes) else (".file", ".files") if isinstance(part, Path) else (".pt",)
+    kinds = (".safetensors", ".pt")  # the latter of embcomp 0.1
+    if isinstance(part, bytes | Path):
+        kinds = (".bytes",) if isinstance(part, bytes) else (".file", ".files")
     for kind in kinds:
         if (folder / f"{name}{kind}").exists():
             return folder / f"{name}{kind}"

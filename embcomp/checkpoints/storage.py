@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from embcomp.checkpoints.metadata import Planner, Reader
 from embcomp.ranks import Ranks
 
 _NOISE: dict[str, type[Warning]] = {
@@ -62,7 +63,7 @@ def _shape(value: Any) -> tuple[torch.dtype, torch.Size] | None:
 
 def saved_shapes(path: Path) -> Shapes:
     """The shapes in a checkpoint."""
-    found = FileSystemReader(path).read_metadata().state_dict_metadata
+    found = Reader(path).read_metadata().state_dict_metadata
     return {
         name: (value.properties.dtype, value.size) if isinstance(value, TensorStorageMetadata) else None
         for name, value in found.items()
@@ -109,9 +110,14 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
 def read(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
     """Fills the tensors from a folder; what is not a tensor is replaced in the dictionary. Raises as `write` does."""
     _quiet()
-    reader = FileSystemReader(path)
     try:
-        load(tensors, storage_reader=reader, process_group=ranks.group, no_dist=not ranks.together)
+        load(
+            tensors,
+            storage_reader=Reader(path),
+            planner=Planner(),
+            process_group=ranks.group,
+            no_dist=not ranks.together,
+        )
     except CheckpointException as error:
         raise _plain(error) from None
     except RuntimeError as error:

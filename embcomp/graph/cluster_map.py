@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from embcomp.graph.files import read_file, write_file
+from embcomp import artifact
+from embcomp.graph.files import read_file
 from embcomp.ops.hashing import MAX_ROWS
 from embcomp.ops.packing import bits_for, pack, packed_words, unpack, unpack_known
 
@@ -201,7 +202,7 @@ class ClusterMap:
         """Writes the map as one file, with a checksum; a file that is there is replaced at once or not at all."""
         names = ("num_ids", "rows", "unseen_rows", "has_unseen", "side", "coherence", "clustering")
         header = {name: getattr(self, name) for name in names}
-        write_file(path, "cluster map", header, {"words": self.words, "labels": self.labels})
+        artifact.save(path, "cluster map", header, {"words": self.words, "labels": self.labels})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -214,7 +215,6 @@ class ClusterMap:
             tensor([1, 0, 1])
         """
         header, tensors = read_file(path, "cluster map")
-        del header["kind"]
         return cls(**header, **tensors)
 
 

@@ -15,9 +15,10 @@ from typing import Self, get_args
 import numpy as np
 import torch
 
+from embcomp import artifact
 from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.graph.edges import Edges
-from embcomp.graph.files import read_file, write_file
+from embcomp.graph.files import read_file
 from embcomp.graph.growth import coherence, extend
 from embcomp.graph.networkx_backend import networkx_partition
 from embcomp.graph.partition import Algorithm, Objective, Problem, label_propagation, leiden, louvain, problem
@@ -62,7 +63,7 @@ class Clusters:
         """Writes `users.map`, `items.map` and `quality` into the folder, which is made."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         about = {"quality": self.quality, "resolution": self.resolution, "clustering": self.users.clustering}
-        write_file(Path(folder, "quality"), "quality of clusters", about, {})
+        artifact.save(Path(folder, "quality"), "quality of clusters", about, {})
         self.users.save(Path(folder, "users.map"))
         self.items.save(Path(folder, "items.map"))
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from embcomp import artifact
 from embcomp.graph.cluster_map import ClusterMap, Side
-from embcomp.graph.files import read_file, write_file
+from embcomp.graph.files import read_file
 from embcomp.ops.packing import bits_for, pack, unpack
 
 if TYPE_CHECKING:
@@ -141,11 +142,10 @@ class Mixture:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the mixture as one file, with a checksum."""
         header = {name: getattr(self, name) for name in ("rows", "unseen_rows", "side", "clustering")}
-        write_file(path, "mixture", header, {"words": self.words, "weights": self.weights})
+        artifact.save(path, "mixture", header, {"words": self.words, "weights": self.weights})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """A mixture that `save` wrote. Raises ValueError where the file is of another kind, truncated or edited."""
         header, tensors = read_file(path, "mixture")
-        del header["kind"]
         return cls(**header, **tensors)

@@ -13,9 +13,10 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 import warnings
 from pathlib import Path
+
+from embcomp.files import replacing
 
 _SOURCES = Path(__file__).parent.parent / "native"
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros",
@@ -71,11 +72,8 @@ def build() -> Path:
     if target.exists():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
+        with replacing(target) as made:  # another process may be building too
             _run([*compiler, *_FLAGS, *map(str, sources), "-o", str(made)])
-            os.replace(made, target)  # whole or not at all: another process may be building too
     except OSError as error:
         raise NativeUnavailable(f"cannot write {target.parent} ({error}); set EMBCOMP_CACHE") from error
     return target

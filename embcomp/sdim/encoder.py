@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from embcomp import nested
 from embcomp.sdim.sdim import SDIM
 from embcomp.sdim.signatures import unpack
+
+_KIND = "behavior encoder"
 
 
 class Events(NamedTuple):
@@ -90,7 +92,12 @@ class BehaviorEncoder:
         return Events(codes.numpy(), vectors)
 
     def save(self, path: str | os.PathLike[str], chunk: int = 65_536) -> None:
-        """Write hashes and the vectors of all items, for `load`: 4 · num_items · D bytes, whatever the method."""
+        """Writes hashes and the vectors of all items, for `load`: 4 · num_items · D bytes, whatever the method.
+
+        Raises:
+            ValueError: the id space is open.
+            OSError: the file cannot be written; names it.
+        """
         if self.num_items is None:
             raise ValueError("an open id space cannot be written out: serve the module itself (create_app)")
         with torch.no_grad():
@@ -101,27 +108,20 @@ class BehaviorEncoder:
             "settings": {**self.sdim.settings(), "rule": self.sdim.rule},
             "version": self.version,
         }
-        partial = Path(f"{os.fspath(path)}.{os.getpid()}.partial")
-        try:
-            torch.save(state, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        nested.save(path, _KIND, state)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BehaviorEncoder:
-        """What `save` wrote. Tensors and numbers are read, never code.
+        """Reads what `save` wrote: tensors and numbers, never code.
 
         Raises:
-            ValueError: the file is something else.
+            ValueError: the file is damaged, or something else.
         """
+        state = nested.load(path, _KIND)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
             sdim = SDIM(**state["settings"])
             sdim.load_state_dict(state["sdim"])
             return cls(sdim, nn.Embedding.from_pretrained(state["items"]), state["version"])
-        except OSError:
-            raise
         except Exception as error:
             raise ValueError(
                 f"{path} is no saved BehaviorEncoder ({error}): write it with BehaviorEncoder.save"

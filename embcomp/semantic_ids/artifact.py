@@ -10,7 +10,6 @@ checksum of itself and of the tensors: an artifact that was damaged or edited is
 import ctypes
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from embcomp.extras import install
+from embcomp.files import write
 
 if TYPE_CHECKING:
     from embcomp.semantic_ids.tokenizer import Tokenizer
@@ -42,7 +42,6 @@ def save(tokenizer: "Tokenizer", folder: Path) -> None:
     path = folder / NAME
     if path.exists() and (there := _read_json(path)["version"]) != version:
         raise ValueError(f"{folder} holds version {there}, which is frozen; save version {version} to another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(tokenizer.tensors)
     vocabulary = None
     if tokenizer.vocabulary is not None:
@@ -51,7 +50,7 @@ def save(tokenizer: "Tokenizer", folder: Path) -> None:
     data = _safetensors().save({name: tensor.contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     file = folder / f"tensors-{digest[:12]}.safetensors"
-    _write(file, data)
+    write(file, data)
     values: dict[str, Any] = {
         "format": FORMAT,
         "version": version,
@@ -62,7 +61,7 @@ def save(tokenizer: "Tokenizer", folder: Path) -> None:
         "tensors": file.name,
         "sha256": digest,
     }
-    _write(path, (json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n").encode())
+    write(path, (json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n").encode())
     for other in folder.glob("tensors-*.safetensors"):
         if other != file:
             other.unlink()
@@ -125,15 +124,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _safetensors() -> Any:

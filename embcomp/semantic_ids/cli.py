@@ -1,6 +1,5 @@
 """The command `embcomp semantic-ids`: fit a tokenizer, encode items, judge the codes."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from embcomp.files import write
 from embcomp.semantic_ids.artifact import NAME, load
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.residual_kmeans import ResidualKMeans
@@ -77,13 +77,7 @@ def encode(
         if not out.absolute().parent.is_dir():
             raise ValueError(f"{out}: there is no folder {out.parent}")
         codes = load(folder).encode(content, column=column, device=device)
-        part = out.with_name(f".{out.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                np.save(file, codes.numpy())
-            os.replace(part, out)
-        finally:
-            part.unlink(missing_ok=True)
+        write(out, lambda file: np.save(file, codes.numpy()))
     print(f"{out}: codes of {codes.shape[0]} items, {codes.shape[1]} levels")
 
 

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from embcomp import nested
+from embcomp.files import Damaged
 from embcomp.semantic_ids.artifact import checksum
+
+_KIND = "fit of a tokenizer"
 
 
 class Checkpoint:
@@ -35,21 +37,14 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return {}
         try:
-            saved = torch.load(self.path, weights_only=True, map_location="cpu")
-        except Exception as error:
-            raise ValueError(f"{self.path}: the checkpoint is damaged ({error}); delete it to begin again") from error
+            saved = nested.load(self.path, _KIND)
+        except Damaged as error:
+            raise Damaged(f"{error}; delete it to begin again") from None
         if saved.get("key") != self.key:
             raise ValueError(f"{self.path}: a checkpoint of other content or settings; give another path")
         return saved["state"]
 
     def save(self, state: dict[str, Tensor | Any]) -> None:
         """Writes the state whole, or leaves the file as it was."""
-        if self.path is None:
-            return
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.save({"key": self.key, "state": state}, part)
-            os.replace(part, self.path)
-        finally:
-            part.unlink(missing_ok=True)
+        if self.path is not None:
+            nested.save(self.path, _KIND, {"key": self.key, "state": state})

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import random
 import threading
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 import embcomp
 from embcomp.checkpoints import Checkpoints, Damaged, Progress
-from embcomp.checkpoints.folder import write_manifest
+from embcomp.checkpoints.folder import checksums, write_manifest
 from embcomp.sdim import SDIM
 
 COUNTS = torch.tensor([5.0, 0, 9, 1, 3, 3])
@@ -156,7 +157,7 @@ def test_a_new_training_does_not_go_over_another(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-FILES = [".metadata", "__0_0.distcp", "rank-0.pt", "parts/scheduler.pt", "manifest.json"]
+FILES = [".metadata", "__0_0.distcp", "rank-0.safetensors", "parts/scheduler.safetensors", "manifest.json"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -199,7 +200,7 @@ def test_a_later_format_is_refused(tmp_path):
     values = json.loads(path.read_text())
     del values["checksum"]
     write_manifest(path.parent, {**values, "format": 99})
-    with pytest.raises(ValueError, match=r"manifest\.json has format 99, this version reads up to 1: upgrade"):
+    with pytest.raises(ValueError, match=r"manifest\.json has format 99, this version reads up to 2: upgrade"):
         training.checkpoints.load()
 
 
@@ -309,6 +310,106 @@ def test_parts_come_back(tmp_path):
         Training(tmp_path / "run", parts={"other": b""}).checkpoints.load()
 
 
+class Anything:
+    """A part with any state."""
+
+    def __init__(self, value) -> None:
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state) -> None:
+        self.value = state["value"]
+
+
+def test_states_and_positions_come_back_exactly(tmp_path):
+    value = {3: np.float32(0.1), (1, "a"): [np.int64(7), {2, 3}], "$key": (None, float("nan")), "rows": torch.arange(3)}
+    position = {"seen": {5: (1, 2)}, "rate": np.float64(0.1), "$at": 1}
+    Training(tmp_path, parts={"any": Anything(value)}).checkpoints.save(1, position)
+    part = Anything(None)
+    milestones = Training(tmp_path, parts={"any": part}).checkpoints.load()
+    assert milestones == Progress(1, position)
+    assert repr(part.value) == repr(value)
+    assert type(milestones.position["rate"]) is np.float64
+
+
+def test_a_state_that_is_no_value_is_refused_by_save(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"the state of part 'any'\['value'\]\[0\] is a .*Anything, which cannot be saved"
+    ):
+        Training(tmp_path, parts={"any": Anything([Anything(1)])}).checkpoints.save(1)
+    assert not any(tmp_path.iterdir())
+
+
+def test_nothing_changes_where_a_part_cannot_be_read_or_refuses(tmp_path):
+    class Refuses(Anything):
+        def load_state_dict(self, state) -> None:
+            super().load_state_dict(state)
+            if self.value == "new":
+                raise RuntimeError("no")
+
+    training = Training(tmp_path, parts={"refuses": Refuses("new")})
+    training.steps(3)
+    training.checkpoints.save(3)
+    other = Training(tmp_path, seed=5, parts={"refuses": Refuses("old")})
+    before, drawn = {name: value.clone() for name, value in other.model.state_dict().items()}, torch.get_rng_state()
+    with pytest.raises(ValueError, match="part 'refuses' does not take the state that was saved: no"):
+        other.checkpoints.load()
+    saved = tmp_path / "step-0000000003"
+    manifest = json.loads((saved / "manifest.json").read_text())
+    torch.save({"value": Anything}, saved / "parts" / "refuses.pt")  # code, as embcomp 0.1 could come to write it
+    (saved / "parts" / "refuses.safetensors").unlink()
+    values = {name: value for name, value in manifest.items() if name not in ("checksum", "files")}
+    files = {name: value for name, value in manifest["files"].items() if "refuses" not in name}
+    write_manifest(saved, {**values, "files": {**files, **checksums(saved, ["parts/refuses.pt"])}})
+    with pytest.raises(Damaged, match=r"refuses\.pt is damaged, or holds more than values"):
+        other.checkpoints.load()
+    assert all(torch.equal(value, before[name]) for name, value in other.model.state_dict().items())
+    assert other.parts["refuses"].value == "old"
+    assert other.scheduler.last_epoch == 0
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+class Attack:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("where", ["metadata", "state of the metadata", "bytes", "another folder"])
+def test_a_strangers_checkpoint_runs_no_code(tmp_path, where):
+    """Whoever makes a folder makes its checksums fit, too."""
+    training = Training(tmp_path / "run")
+    if where == "bytes":
+        training.model.register_buffer("more", torch.zeros(1))
+        training.model.state_dict = lambda *_: {**Model().state_dict(), "head._extra_state": Attack(tmp_path / "made")}
+    training.checkpoints.save(1)
+    folder = tmp_path / "run" / "step-0000000001"
+    path = folder / ".metadata"
+    found = pickle.loads(path.read_bytes())
+    if where == "metadata":
+        found = Attack(tmp_path / "made")
+    elif where == "state of the metadata":
+        found.planner_data = {"a": Attack(tmp_path / "made")}
+    elif where == "another folder":
+        for info in found.storage_data.values():
+            info.relative_path = f"../{folder.name}/{info.relative_path}"
+    path.write_bytes(pickle.dumps(found))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["checksum"]
+    write_manifest(folder, {**manifest, "files": checksums(folder, manifest["files"])})
+    with pytest.raises(
+        (ValueError, pickle.UnpicklingError), match=r"asks for posix\.mkdir|names the file '\.\./|posix"
+    ):
+        training.checkpoints.load()
+    assert not (tmp_path / "made").exists()
+
+
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="keep must be an integer of at least 1, got 0"):
         Checkpoints(tmp_path, Model(), keep=0)
@@ -320,7 +421,7 @@ def test_bad_arguments_are_named(tmp_path):
         Checkpoints(tmp_path, Model(), parts={"../up": b""})
     with pytest.raises(ValueError, match="step must be an integer of at least 0, got -1"):
         Checkpoints(tmp_path, Model()).save(-1)
-    with pytest.raises(ValueError, match="position must hold JSON values"):
+    with pytest.raises(ValueError, match=r"position must hold numbers and texts, not tensors: 0: position\['at'\]"):
         Checkpoints(tmp_path, Model()).save(1, {"at": torch.ones(1)})
     assert not any(tmp_path.iterdir())
 

@@ -68,13 +68,23 @@ def test_a_damaged_checkpoint_is_as_none(parts, tmp_path):
         assert Last(tmp_path, "key", *parts).load() == Progress()
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", None])
-def test_broken_or_foreign_best_weights_are_named(parts, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"nonsense", "half", None])
+def test_broken_or_missing_best_weights_are_named(parts, tmp_path, content):
     best = Best(tmp_path, "key")
     best.save(parts[0])
     assert best.exists()
     assert not Best(tmp_path, "other").exists()
     whole = best.path.read_bytes()
-    best.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(FileNotFoundError, match=r"best\.pt is gone"):
+    best.path.write_bytes(whole[: len(whole) // 2] if content == "half" else content or b"")
+    if content is None:
+        best.path.unlink()
+    with pytest.raises(InputError, match=r"best\.safetensors is (gone|damaged).*--force"):
         best.load(parts[0])
+    assert not best.exists()
+
+
+def test_best_weights_of_an_earlier_version_are_read(parts, tmp_path):
+    torch.save({"key": "key", "model": parts[0].state_dict()}, tmp_path / "best.pt")
+    other = nn.Linear(3, 2)
+    Best(tmp_path, "key").load(other)
+    assert torch.equal(other.weight, parts[0].weight)

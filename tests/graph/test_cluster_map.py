@@ -79,15 +79,12 @@ def test_truncated_and_edited_files_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for wrong in [whole[:n] for n in range(0, len(whole), 17)] + [whole + b"\0"]:
         path.write_bytes(wrong)
-        with pytest.raises(ValueError, match=r"item\.map: .*(cut short|checksum)"):
+        with pytest.raises(ValueError, match=r"item\.map is damaged"):
             ClusterMap.load(path)
-    for at in range(12, len(whole), 11):
+    for at in range(0, len(whole), 11):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(ValueError, match=r"item\.map: the checksum does not fit"):
+        with pytest.raises(ValueError, match=r"item\.map is damaged"):
             ClusterMap.load(path)
-    path.write_bytes(whole[:7] + b"\x02" + whole[8:])
-    with pytest.raises(ValueError, match="version 2"):
-        ClusterMap.load(path)
     path.write_bytes(whole)
     with pytest.raises(ValueError, match="holds a cluster map, not a mixture"):
         Mixture.load(path)
