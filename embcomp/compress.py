@@ -1,6 +1,6 @@
 """`compress_`: swaps the tables of a model in place, and reports what was saved."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from embcomp.initial_rows import Moments, moments_of, pooled
 from embcomp.methods.base import Method, TablePlan
 from embcomp.methods.full import Full
 from embcomp.nn.stores import PlainStore
+from embcomp.nn.table import CompressedTable
 from embcomp.sites import Site, TorchSite, check_not_held, find_sites
 from embcomp.sizes import grouped, text_table
 from embcomp.warm import Trained, warm_start
@@ -93,8 +95,10 @@ def compress_(
         model: the model; nothing changes where an error is raised.
         methods: a method for each table. Keys are glob patterns over module paths ("user.embedding") and torchrec table
             names; the first match wins, and a table that no key matches stays as it is.
-        init: "fresh" draws new rows; "warm" starts each row at the (count-weighted) mean of the trained vectors that
-            map to it, refined by least squares where ids add up several rows.
+        init: "fresh" draws new rows, so that the vectors have the mean and the standard deviation of the weights
+            replaced (tables that share a store: of all of them together); "warm" starts each row at the
+            (count-weighted) mean of the trained vectors that map to it, refined by least squares where ids add up
+            several rows.
         counts: with init="warm", how often each id occurs, [num_embeddings] by table name; others weigh all ids alike.
 
     Returns:
@@ -103,8 +107,8 @@ def compress_(
     Raises:
         TypeError: a value of `methods` is not a method's configuration.
         ValueError: a pattern matches no table; counts without a warm start; a method cannot compress a table; or a
-            table cannot be swapped: its weight is held elsewhere in the model, `max_norm`, a subclass with behaviour of
-            its own, a sharded module.
+            table cannot be swapped: its weight is held elsewhere in the model, frozen (fresh rows would never be
+            trained) or not finite, `max_norm`, a subclass with behaviour of its own, a sharded module.
 
     Example:
         >>> import torch, embcomp
@@ -129,7 +133,11 @@ def compress_(
     torch_sites = [site for site in touched if isinstance(site, TorchSite)]
     if init == "warm":
         _check_trained(touched)
-    swaps = _torch_swaps(torch_sites, chosen) + _torchrec_swaps([s for s in touched if s not in torch_sites], chosen)
+    else:
+        _check_not_frozen(touched, chosen)
+    moments = {site: _moments(site, chosen[site]) for site in touched}
+    swaps = _torch_swaps(torch_sites, chosen, moments)
+    swaps += _torchrec_swaps([site for site in touched if site not in torch_sites], chosen, moments)
     for swap in swaps:
         kept = [part for part in swap.parts if isinstance(part.method, Full)]
         learned = [part for part in swap.parts if init == "warm" and not isinstance(part.method, Full)]
@@ -185,6 +193,12 @@ class _Swap:
     stores: Mapping[str, Tensor]
     replacements: list[tuple[Site, nn.Module]]
 
+    def _buffers(self, part: _Part) -> list[Tensor]:
+        """What is stored for a table beside its rows."""
+        new = dict(self.replacements)[part.site]
+        own = [new.padding_vector] if isinstance(new, CompressedTable) else []
+        return [*part.plan.encoder.buffers(), *[vector for vector in own if vector is not None]]
+
     def report(self) -> Iterator[TableReport]:
         """One line a table; the bytes of a shared store are split in proportion to the tables it replaces.
 
@@ -194,7 +208,7 @@ class _Swap:
         users = {store: [p.name for p in self.parts if store in p.stores] for store in self.stores}
         counted: set[int] = set()
         for part in self.parts:
-            maps = [buffer for buffer in part.plan.encoder.buffers() if id(buffer) not in counted]
+            maps = [buffer for buffer in self._buffers(part) if id(buffer) not in counted]
             counted |= {id(buffer) for buffer in maps}
             after = sum(buffer.nbytes for buffer in maps)
             for store in part.stores:
@@ -238,7 +252,11 @@ def _choose(sites: Sequence[Site], methods: Mapping[str, Method]) -> dict[Site, 
     return chosen
 
 
-def _torch_swaps(sites: Sequence[TorchSite], chosen: Mapping[Site, Mapping[str, Method]]) -> list[_Swap]:
+def _torch_swaps(
+    sites: Sequence[TorchSite],
+    chosen: Mapping[Site, Mapping[str, Method]],
+    moments: Mapping[Site, Mapping[str, Moments]],
+) -> list[_Swap]:
     """Modules of plain torch, together where one method instance serves several."""
     groups: dict[int, list[TorchSite]] = {}
     for site in sites:
@@ -254,26 +272,37 @@ def _torch_swaps(sites: Sequence[TorchSite], chosen: Mapping[Site, Mapping[str, 
             )
         stores: dict[str, PlainStore] = {}
         parts, replacements = [], []
+        drawn = {
+            name: pooled(
+                moments[site][part.table.name]
+                for site, part in zip(members, plan.tables, strict=True)
+                if any(chunk.store == name for chunk in part.chunks)
+            )
+            for name in plan.stores
+        }
         for site, part in zip(members, plan.tables, strict=True):
             old = site.module
             for chunk in part.chunks:
                 if chunk.store not in stores:
                     store = plan.stores[chunk.store]
-                    stores[chunk.store] = PlainStore(store, old.sparse, old.weight.device, old.weight.dtype)
+                    home = old.weight.device, old.weight.dtype
+                    stores[chunk.store] = PlainStore(store, old.sparse, *home, like=drawn[chunk.store])
             parts.append(_Part(site, method, part))
             replacements.append((site, site.replacement(method, plan, part, stores)))
         swaps.append(_Swap(parts, {name: store.weight for name, store in stores.items()}, replacements))
     return swaps
 
 
-def _torchrec_swaps(sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, Method]]) -> list[_Swap]:
+def _torchrec_swaps(
+    sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, Method]], moments: Mapping[Site, Mapping[str, Moments]]
+) -> list[_Swap]:
     """Collections, each whole: tables without a method go along as they are."""
     swaps = []
     for site in sites:
         from embcomp.torchrec.site import TorchrecSite, stores_of
 
         assert isinstance(site, TorchrecSite)
-        new = site.replacement(chosen[site])
+        new = site.replacement(chosen[site], moments[site])
         plans = {output.plan.table.name: output.plan for output in new.assemble.outputs}
         parts = [_Part(site, chosen[site].get(name, Full()), plan) for name, plan in plans.items()]
         swaps.append(_Swap(parts, stores_of(new), [(site, new)]))
@@ -284,6 +313,31 @@ def _check_trained(sites: Sequence[Site]) -> None:
     empty = [name for site in sites for name in site.tables if site.weight(name).is_meta]
     if empty:
         raise ValueError(f"tables {empty} are on the meta device and hold nothing to start from: use init='fresh'")
+
+
+def _check_not_frozen(sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, Method]]) -> None:
+    for site in sites:
+        for name in chosen[site]:
+            weight = site.weight(name)
+            if not weight.requires_grad and not weight.is_meta:
+                raise ValueError(
+                    f"cannot compress {name!r}: its weight is frozen (requires_grad=False), and fresh rows would stay "
+                    "random; pass init='warm', unfreeze it, or exclude the table with embcomp.Full()"
+                )
+
+
+def _moments(site: Site, replaced: Collection[str]) -> dict[str, Moments]:
+    """The mean and the deviation of each weight; those of `nn.Embedding` for an empty one (meta)."""
+    found = {}
+    for name in site.tables:
+        weight, padding = site.weight(name), getattr(site.module, "padding_idx", None)
+        found[name] = Moments() if weight.is_meta else moments_of(weight, padding)
+        if name in replaced and not found[name].finite:
+            raise ValueError(
+                f"cannot compress {name!r}: its weight holds NaN or infinite numbers; initialise it first, or "
+                "exclude the table with embcomp.Full()"
+            )
+    return found
 
 
 def _checked_counts(sites: Sequence[Site], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:

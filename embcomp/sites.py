@@ -102,12 +102,21 @@ class TorchSite(Site):
                 f"{old.embedding_dim} to {width}, and the model expects the former"
             )
         settings: dict[str, Any] = {"padding_idx": old.padding_idx, "sparse": old.sparse}
+        settings["padding_vector"] = _padding_vector(old)
         if isinstance(old, nn.EmbeddingBag):
             bag = {"mode": old.mode, "include_last_offset": old.include_last_offset}
             new: CompressedTable = CompressedEmbeddingBag.from_plan(plan, part, stores, **settings, **bag)
         else:
             new = CompressedEmbedding.from_plan(plan, part, stores, **settings)
         return new.train(old.training)
+
+
+def _padding_vector(module: nn.Embedding | nn.EmbeddingBag) -> Tensor | None:
+    """The vector at `padding_idx`, or None where it is zero or not known."""
+    if module.padding_idx is None or module.weight.is_meta:
+        return None
+    vector = module.weight.detach()[module.padding_idx].clone()
+    return vector if bool(vector.any()) else None
 
 
 def find_sites(model: nn.Module) -> list[Site]:

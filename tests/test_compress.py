@@ -128,6 +128,7 @@ def test_settings_of_the_old_module_are_kept() -> None:
         )
 
     old, new = build(), build()
+    compress_(new, {"frozen": HashingTrick(rows=7)}, init="warm")
     compress_(new, {"*": HashingTrick(rows=7)})
     for name, module in new.items():
         theirs = old[name]
@@ -144,11 +145,12 @@ def test_settings_of_the_old_module_are_kept() -> None:
 def test_a_shared_store_trains_if_one_of_its_tables_did() -> None:
     model = Recommender()
     model.user.requires_grad_(False)
-    compress_(model, {"user": UnifiedEmbedding(rows=5, chunk_dim=8), "[it]*": UnifiedEmbedding(rows=5, chunk_dim=8)})
+    methods = {"user": UnifiedEmbedding(rows=5, chunk_dim=8), "[it]*": UnifiedEmbedding(rows=5, chunk_dim=8)}
+    compress_(model, methods, init="warm")
     assert not model.user.stores[0].weight.requires_grad
     model = Recommender()
     model.user.requires_grad_(False)
-    compress_(model, {"*": UnifiedEmbedding(rows=5, chunk_dim=8)})
+    compress_(model, {"*": UnifiedEmbedding(rows=5, chunk_dim=8)}, init="warm")
     assert model.user.stores[0].weight.requires_grad
 
 

@@ -61,8 +61,9 @@ class Store:
     """A plain table of `rows` vectors of `dim` floats.
 
     Attributes:
-        init: "table" draws rows as the replaced class does, scaled so that the combined vector keeps its variance;
-            "unit" draws mean 0, variance 1 (a factor of a product); "ones" fills with 1 (weights).
+        init: "table" draws rows so that the combined vector has the mean and the deviation of the table replaced;
+            "unit" and "factor" are the two factors of a product that has them, the first of mean square 1; "ones"
+            fills with 1 (weights).
         summands: how many rows of this store are added up into one coordinate of a vector.
     """
 

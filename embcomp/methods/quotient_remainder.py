@@ -88,8 +88,9 @@ class QuotientRemainder(Method):
             half = dim // 2 if self.combine == "concat" else dim
             summands = 2 if self.combine == "sum" else 1
             quotient = side_store(table, "quotient", tables)
-            stores[quotient] = Store(-(-ids // rows), half, "unit" if self.combine == "mul" else "table", summands)
-            stores[table.name] = Store(rows, half, "table", summands)
+            first, second = ("unit", "factor") if self.combine == "mul" else ("table", "table")
+            stores[quotient] = Store(-(-ids // rows), half, first, summands)
+            stores[table.name] = Store(rows, half, second, summands)
             encoder = QuotientRemainderEncoder(table, {**self.config(), "rows": rows}, rows)
             combiner = {"mul": Product, "sum": Sum, "concat": Concat}[self.combine]()
             plans.append(TablePlan(table, encoder, (Chunk(quotient), Chunk(table.name)), combiner))

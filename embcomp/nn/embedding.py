@@ -14,7 +14,7 @@ class CompressedEmbedding(CompressedTable):
         num_embeddings: how many ids there are; None accepts any non-negative int64 id, where the method allows it.
         embedding_dim: width of a vector.
         method: the compression method's configuration.
-        padding_idx: an id whose vector is zero and gets no gradient.
+        padding_idx: an id whose vector is zero and gets no gradient. `compress_` keeps another vector that it had.
         sparse: gradients of the rows are sparse tensors.
         device: where the rows live.
         dtype: floating dtype of the rows.
@@ -48,4 +48,4 @@ class CompressedEmbedding(CompressedTable):
             ValueError: ids that are not integers.
             IndexError: an id below 0 or at least num_embeddings.
         """
-        return self._vectors(input.reshape(-1)).reshape(*input.shape, self.embedding_dim)
+        return self._read(input)

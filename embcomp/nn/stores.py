@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embcomp.initial_rows import Moments, draw_rows
 from embcomp.methods.base import Store
 
 
@@ -14,7 +15,10 @@ class PlainStore(nn.Embedding):
 
     Attributes:
         weight: [rows, dim].
+        like: the moments of the vectors that the rows combine to, for `reset_parameters`.
     """
+
+    like: Moments = Moments()  # as `nn.Embedding` draws
 
     def __init__(
         self,
@@ -22,16 +26,16 @@ class PlainStore(nn.Embedding):
         sparse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        like: Moments | None = None,
     ) -> None:
         self.store = store  # before the constructor, which draws the rows
+        if like is not None:
+            self.like = like
         super().__init__(store.rows, store.dim, sparse=sparse, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Rows as `nn.Embedding` draws them, so that the sum of `summands` of them has variance 1."""
-        if self.store.init == "ones":
-            nn.init.ones_(self.weight)
-        else:
-            nn.init.normal_(self.weight, std=1.0 if self.store.init == "unit" else self.store.summands**-0.5)
+        """Draws the rows anew, so that the vectors have the mean and the deviation of `like`."""
+        draw_rows(self.weight, self.store.init, self.store.summands, self.like)
 
     @property
     def dtype(self) -> torch.dtype:

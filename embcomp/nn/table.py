@@ -11,11 +11,13 @@ from embcomp.nn.stores import PlainStore
 
 
 class CompressedTable(nn.Module):
-    """Base of `CompressedEmbedding` and `CompressedEmbeddingBag`, which therefore share their state-dict keys.
+    """The base of `CompressedEmbedding` and `CompressedEmbeddingBag`, which therefore share their state-dict keys.
 
     Attributes:
         num_embeddings: how many ids there are, or None for an open id space.
         embedding_dim: width of the output (with `UnifiedEmbedding.lookups` it follows from these).
+        padding_vector: the vector of the padding id, [embedding_dim], a buffer that is not trained; None where it is
+            zero, as a new module's.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class CompressedTable(nn.Module):
         """A module for one table of a plan whose stores exist already, perhaps shared with other tables."""
         self = cls.__new__(cls)
         padding_idx, sparse = settings.pop("padding_idx", None), settings.pop("sparse", False)
+        padding_vector = settings.pop("padding_vector", None)
         self._set_up(plan, table, stores, padding_idx, sparse)
+        self.padding_vector = padding_vector
         for name, value in settings.items():
             setattr(self, name, value)
         return self
@@ -54,6 +58,7 @@ class CompressedTable(nn.Module):
         self.num_embeddings = table.table.num_embeddings
         self.embedding_dim = plan.embedding_dim(table)
         self.padding_idx = _checked_padding(padding_idx, table.table)
+        self.register_buffer("padding_vector", None)
         self.sparse = sparse
         self.chunks = table.chunks
         self.combiner = table.combiner
@@ -67,7 +72,11 @@ class CompressedTable(nn.Module):
             self.encoder.to(home)
 
     def reset_parameters(self) -> None:
-        """Draws the rows anew and recomputes the hash keys (after `to_empty`, say)."""
+        """Draws the rows anew, with the moments they had, and recomputes the hash keys (after `to_empty`, say).
+
+        The padding vector becomes zero, as in `nn.Embedding`.
+        """
+        self.padding_vector = None
         self.encoder.reset_buffers()
         for store in self.stores:
             store.reset_parameters()  # pyright: ignore[reportCallIssue]
@@ -100,7 +109,22 @@ class CompressedTable(nn.Module):
             if self.num_embeddings is None:
                 raise ValueError("num_embeddings is None, so there is no full table: pass the ids to materialize")
             ids = torch.arange(self.num_embeddings, device=self._store(0).device)
-        return self._vectors(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
+        return self._read(ids)
+
+    def _read(self, ids: Tensor) -> Tensor:
+        """Ids of any shape -> [*ids.shape, embedding_dim]; the padding id gives its vector."""
+        vectors = self._vectors(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
+        if self.padding_vector is None:
+            return vectors
+        return torch.where((ids == self.padding_idx).unsqueeze(-1), self.padding_vector.to(vectors.dtype), vectors)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}padding_vector")
+        if saved is None:  # it was zero
+            self.padding_vector = None
+        elif self.padding_idx is not None and self.padding_vector is None:
+            self.padding_vector = torch.empty_like(saved, device=self._store(0).device, dtype=self._store(0).dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def weight(self) -> Tensor:

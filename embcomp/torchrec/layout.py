@@ -22,6 +22,7 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
+from embcomp.initial_rows import Rule, draw_rows, shared_rule
 from embcomp.methods.base import Chunk, Method, Plan, Store, Table, TablePlan
 from embcomp.methods.full import Full
 
@@ -128,6 +129,7 @@ def make_layout(
     planned = plan_tables(named, methods)
     keys = get_embedding_names_by_table(named)  # pyright: ignore[reportArgumentType]
     single = _single_look_up_stores(planned, weighted)
+    rules = _init_rules(named, planned)
     outputs: list[Output] = []
     inner: dict[str, dict[str, EmbeddingBagConfig | EmbeddingConfig]] = {}
     for config, table_keys in zip(named, keys, strict=True):
@@ -146,7 +148,7 @@ def make_layout(
             for read, chunk in zip(reads, table.chunks, strict=True):
                 tables = inner.setdefault(read.branch, {})
                 pooling = PoolingType.MEAN if in_look_up else PoolingType.SUM
-                _add_feature(tables, config, chunk, plan.stores[chunk.store], pooling, read)
+                _add_feature(tables, config, chunk, plan.stores[chunk.store], pooling, read, rules[chunk.store])
     return Layout(outputs, {branch: list(tables.values()) for branch, tables in inner.items()})  # pyright: ignore
 
 
@@ -178,6 +180,7 @@ def _add_feature(
     store: Store,
     pooling: PoolingType,
     read: Read,
+    rule: Rule,
 ) -> None:
     if chunk.store in tables:
         existing = tables[chunk.store]
@@ -195,7 +198,7 @@ def _add_feature(
         "name": chunk.store,
         "data_type": config.data_type,
         "feature_names": [read.key],
-        "init_fn": functools.partial(_initialise, store=store, rule=_init_rule(config)),
+        "init_fn": functools.partial(draw_rows, init=store.init, summands=store.summands, like=rule),
     }
     if isinstance(config, EmbeddingBagConfig):
         bag_settings = {**settings, "pooling": pooling}
@@ -206,8 +209,19 @@ def _add_feature(
         tables[chunk.store] = EmbeddingConfig(**settings)
 
 
-def _init_rule(config: BaseEmbeddingConfig):
-    """How the replaced table draws its rows, or None for torchrec's default (uniform, within 1 / sqrt(rows))."""
+def _init_rules(
+    configs: Sequence[BaseEmbeddingConfig], planned: Mapping[str, tuple[Plan, TablePlan]]
+) -> dict[str, Rule]:
+    """How the vectors of each store are drawn: as its tables say, or by torchrec's default."""
+    readers: dict[str, dict[str, Rule | None]] = {}
+    for config in configs:
+        for chunk in planned[config.name][1].chunks:
+            readers.setdefault(chunk.store, {})[config.name] = _init_rule(config)
+    return {store: shared_rule(list(rules.values())) or _uniform for store, rules in readers.items()}
+
+
+def _init_rule(config: BaseEmbeddingConfig) -> Rule | None:
+    """How the replaced table draws its rows, or None for torchrec's default."""
     default = config.weight_init_min is None and config.weight_init_max is None
     bounds = {"a": config.get_weight_init_min(), "b": config.get_weight_init_max()}
     rule = config.init_fn
@@ -215,15 +229,7 @@ def _init_rule(config: BaseEmbeddingConfig):
     return None if default and own else rule
 
 
-def _initialise(weight: Tensor, store: Store, rule) -> None:
-    """Fills a store: "table" as the replaced table would, so that the sum of `summands` rows keeps its variance."""
-    with torch.no_grad():
-        if store.init == "ones":
-            weight.fill_(1.0)
-        elif store.init == "unit":
-            weight.uniform_(-math.sqrt(3.0), math.sqrt(3.0))
-        elif rule is None:
-            weight.uniform_(-math.sqrt(1 / store.rows), math.sqrt(1 / store.rows)).mul_(store.summands**-0.5)
-        else:
-            rule(weight)
-            weight.mul_(store.summands**-0.5)
+def _uniform(weight: Tensor) -> None:
+    """Draws rows as torchrec would for a table of as many rows."""
+    bound = math.sqrt(1 / weight.shape[0])
+    torch.nn.init.uniform_(weight, -bound, bound)

@@ -1,6 +1,7 @@
 """A torchrec collection as a place where `compress_` swaps tables."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from glob import escape
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from embcomp.initial_rows import Moments
 from embcomp.methods.base import Method, Table
 from embcomp.methods.full import Full
 from embcomp.sites import Site
@@ -42,18 +44,18 @@ class TorchrecSite(Site):
         ):
             raise ValueError(f"cannot compress {self.paths[0]!r}: it has hooks, which would be lost; remove them first")
 
-    def replacement(self, methods: Mapping[str, Method]) -> Compressed:
-        """The compressed collection; tables without a method keep their trained rows."""
+    def replacement(self, methods: Mapping[str, Method], like: Mapping[str, Moments]) -> Compressed:
+        """The compressed collection, its rows drawn like the tables; those without a method keep their trained rows."""
         old: Any = self.module
         device = next(old.parameters()).device
+        drawn = [c if self.weight(c.name).is_meta else replace(c, init_fn=like[c.name]) for c in self.configs]
         exact = {escape(name): methods.get(name, Full()) for name in self.tables}
         if isinstance(old, EmbeddingBagCollection):
-            new: Compressed = CompressedEmbeddingBagCollection(
-                self.configs, exact, device, is_weighted=old.is_weighted()
-            )
+            new: Compressed = CompressedEmbeddingBagCollection(drawn, exact, device, is_weighted=old.is_weighted())
         else:
             assert isinstance(old, EmbeddingCollection)
-            new = CompressedEmbeddingCollection(self.configs, exact, device, old.need_indices())
+            new = CompressedEmbeddingCollection(drawn, exact, device, old.need_indices())
+        new._tables = self.configs
         for output in new.assemble.outputs:
             table = output.plan.table
             if output.dim != table.embedding_dim:

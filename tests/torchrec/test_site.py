@@ -116,7 +116,7 @@ def test_frozen_tables_stay_frozen_and_training_mode_stays():
     for collection in (model.bags.embedding_bags, model.tower["history"].embeddings):
         collection["users"].weight.requires_grad_(False)
         collection["tags"].weight.requires_grad_(False)
-    embcomp.compress_(model, {"users": embcomp.HashingTrick(rows=4)})
+    embcomp.compress_(model, {"users": embcomp.HashingTrick(rows=4)}, init="warm")
     for collection in (model.bags, model.tower["history"]):
         trained = {name: store.requires_grad for name, store in stores_of(collection).items()}
         assert trained == {"users": False, "films": True, "tags": False}

@@ -1,0 +1,117 @@
+"""How rows start: so that the vectors they combine to have the mean and the deviation of the table replaced."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 16  # vectors at a time
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The mean and the standard deviation of a table's numbers. Called, it fills a tensor with such numbers.
+
+    Attributes:
+        mean: 0 where the mean found is within the noise of a draw.
+        std: the deviation of the population.
+        count: how many numbers they were taken from; tables that share a store weigh by it.
+
+    Example:
+        >>> Moments(mean=0.5, std=0.1).of_rows("table", summands=4)
+        (0.125, 0.05)
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    count: int = 0
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            return weight.normal_(self.mean, self.std)
+
+    def of_rows(self, init: str, summands: int = 1) -> tuple[float, float]:
+        """The mean and the deviation of a store's rows, for vectors that have these moments.
+
+        Of a product of two factors, each carries the root of |mean| / root mean square; only the second has its scale.
+        """
+        if init not in ("unit", "factor"):
+            return self.mean / summands, self.std * summands**-0.5
+        size = math.hypot(self.mean, self.std)
+        steady = abs(self.mean) / size if size else 0.0
+        scale = 1.0 if init == "unit" else math.copysign(size, self.mean)
+        return scale * steady**0.5, abs(scale) * (1 - steady) ** 0.5
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.mean) and math.isfinite(self.std)
+
+
+Rule = Callable[[Tensor], object]
+"""Fills a tensor in place, as the `init_fn` of a torchrec table does."""
+
+
+@torch.no_grad()
+def moments_of(weight: Tensor, padding_idx: int | None = None) -> Moments:
+    """The moments of a weight [num_embeddings, embedding_dim], of any dtype, its padding row left out."""
+    parts = [weight] if padding_idx is None else [weight[:padding_idx], weight[padding_idx + 1 :]]
+    blocks = [block for part in parts for block in part.detach().split(_BLOCK) if block.numel()]
+    found = pooled(_of_block(block.float()) for block in blocks) if blocks else Moments(0.0, 0.0)
+    noise = 4 * found.std / max(1, found.count) ** 0.5
+    return Moments(0.0, found.std, found.count) if abs(found.mean) <= noise else found
+
+
+def _of_block(block: Tensor) -> Moments:
+    variance, mean = torch.var_mean(block, correction=0)
+    return Moments(float(mean), float(variance) ** 0.5, block.numel())
+
+
+def pooled(parts: Iterable[Moments]) -> Moments:
+    """The moments of all numbers together."""
+    given = list(parts)
+    if len(given) == 1:
+        return given[0]
+    count = sum(part.count for part in given)
+    shares = [part.count / count if count else 1 / len(given) for part in given]
+    mean = sum(share * part.mean for share, part in zip(shares, given, strict=True))
+    variance = sum(share * (part.std**2 + (part.mean - mean) ** 2) for share, part in zip(shares, given, strict=True))
+    return Moments(mean, variance**0.5, count)
+
+
+def shared_rule(rules: Sequence[Rule | None]) -> Rule | None:
+    """How a store starts that several tables read: by their pooled moments where these are known, else as the first."""
+    known = [rule for rule in rules if isinstance(rule, Moments)]
+    return pooled(known) if known and len(known) == len(rules) else rules[0]
+
+
+@torch.no_grad()
+def draw_rows(weight: Tensor, init: str, summands: int, like: Rule) -> None:
+    """Fills the rows of a store.
+
+    Args:
+        weight: [rows, dim], filled in place.
+        init: as in `embcomp.methods.base.Store`.
+        summands: how many rows are added up into one coordinate of a vector.
+        like: the moments of the vectors, or another rule that draws them.
+    """
+    if weight.is_meta:
+        return
+    if init == "ones":
+        weight.fill_(1.0)
+        return
+    if not isinstance(like, Moments):
+        drawn = torch.empty_like(weight) if init == "unit" else weight
+        like(drawn)
+        if init == "table" and summands == 1:
+            return
+        found = moments_of(drawn)
+        if init != "unit" and not found.mean:  # keeps the shape of the rule's distribution
+            weight.mul_(summands**-0.5)
+            return
+        if init == "table":
+            weight.sub_(found.mean).mul_(summands**-0.5).add_(found.mean / summands)
+            return
+        like = found
+    weight.normal_(*like.of_rows(init, summands))
