@@ -15,7 +15,7 @@ from data.ids import Field
 from data.schema import DataError
 from data.source import Source
 from data.splits import with_split
-from data.text import count_rows, scan_delimited
+from data.text import count_rows, scan_delimited, text_file
 
 _PLAIN = (
     *("C1", "banner_pos", "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category"),
@@ -27,7 +27,8 @@ COLUMNS = {"id": pl.String, "click": pl.Int8, "hour": pl.String, **dict.fromkeys
 
 
 def files(folder: Path) -> list[Path]:
-    return [folder / "train.csv"]
+    """`train.csv`, or `train.gz` as Kaggle gives it."""
+    return [text_file(folder, "train.csv")]
 
 
 def read(folder: Path, *, split: str = "random", seed: int = 0, ids: str = "vocabulary", min_count: int = 2) -> Source:

@@ -71,14 +71,13 @@ class ClickData:
         """Vectors that describe the ids of a feature: float32 [num_embeddings, dim], or None where there are none."""
         import torch
 
-        self.schema.feature(feature)
-        path = self.folder / "content" / f"{feature}.npy"
+        path = self.folder / "content" / f"{self.schema.place(feature)}.npy"
         return torch.from_numpy(np.load(path)) if path.is_file() else None
 
     def vocabulary(self, feature: str) -> pl.Series | None:
         """Value of each id as a string, null for the out-of-vocabulary id 0; None where values are the ids."""
         size = self.schema.feature(feature).num_embeddings
-        path = self.folder / "vocabulary" / f"{feature}.parquet"
+        path = self.folder / "vocabulary" / f"{self.schema.place(feature)}.parquet"
         if not path.is_file():
             return None
         values = pl.read_parquet(path)["value"]

@@ -16,7 +16,7 @@ from data.ids import Field
 from data.schema import DataError
 from data.source import Source
 from data.splits import with_split
-from data.text import count_rows, scan_delimited
+from data.text import count_rows, scan_delimited, text_file
 
 DENSE = tuple(f"I{i}" for i in range(1, 14))
 FEATURES = tuple(f"C{i}" for i in range(1, 27))
@@ -24,7 +24,7 @@ COLUMNS = {"label": pl.Int8, **dict.fromkeys(DENSE, pl.Int64), **dict.fromkeys(F
 
 
 def files(folder: Path) -> list[Path]:
-    return [folder / "train.txt"]
+    return [text_file(folder, "train.txt")]
 
 
 def read(folder: Path, *, split: str = "random", seed: int = 0, ids: str = "vocabulary", min_count: int = 10) -> Source:

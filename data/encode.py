@@ -41,7 +41,7 @@ def encode(source: Source, folder: Path, name: str) -> None:
             pl.col(source.label).cast(pl.Float32),
             *(f.encode(dtypes[f.name], vocabularies.get(f.name)).alias(f.name) for f in source.fields),
             *(pl.col(column).cast(pl.Float32) for column in source.dense),
-            *(_carry(column, dtypes[column]) for column in source.carried),
+            *(_carry(column, dtypes[column], column == source.group) for column in source.carried),
         )
         writers = {split: _Writer(folder / f"{split}.arrow") for split in source.splits}
         for batch in encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"):
@@ -59,19 +59,22 @@ def encode(source: Source, folder: Path, name: str) -> None:
     )
     (folder / "vocabulary").mkdir()
     for feature, values in vocabularies.items():
-        values.to_frame("value").write_parquet(folder / "vocabulary" / f"{feature}.parquet")
+        values.to_frame("value").write_parquet(folder / "vocabulary" / f"{schema.place(feature)}.parquet")
     (folder / "content").mkdir()
     for feature, vectors in source.content.items():
-        np.save(folder / "content" / f"{feature}.npy", vectors)
+        np.save(folder / "content" / f"{schema.place(feature)}.npy", vectors)
     if source.truth:
         np.savez(folder / "truth.npz", allow_pickle=False, **source.truth)
     (folder / "meta.json").write_text(json.dumps({"name": name, "schema": schema.to_dict(), "rows": rows}, indent=1))
 
 
-def _carry(column: str, dtype: pl.DataType) -> pl.Expr:
+def _carry(column: str, dtype: pl.DataType, is_group: bool) -> pl.Expr:
+    """Bool, int64, or float32 for numbers that are not whole; groups are compared, and so never rounded."""
     if dtype == pl.Boolean:
         return pl.col(column)
-    if dtype.is_integer():
+    if dtype in (pl.Date, pl.Datetime):
+        return pl.col(column).dt.epoch("us")
+    if dtype.is_integer() or (dtype.is_numeric() and is_group):
         return pl.col(column).cast(pl.Int64)
     return pl.col(column).cast(pl.Float32) if dtype.is_numeric() else hashed(pl.col(column))
 

@@ -18,7 +18,7 @@ from data.ids import Field
 from data.schema import DataError
 from data.source import Source
 from data.splits import SPLIT, SPLITS
-from data.text import scan_delimited
+from data.text import scan_delimited, text_file
 
 SIZES = {
     "user": 957,
@@ -37,8 +37,9 @@ STARTS = dict(zip(SIZES, accumulate(SIZES.values(), initial=0), strict=False))
 
 def files(folder: Path) -> list[Path]:
     """The three parquet files where they are, else the published CSV files."""
-    kind = "parquet" if (folder / "train.parquet").is_file() else "csv"
-    return [folder / f"{split}.{kind}" for split in SPLITS]
+    if (folder / "train.parquet").is_file():
+        return [folder / f"{split}.parquet" for split in SPLITS]
+    return [text_file(folder, f"{split}.csv") for split in SPLITS]
 
 
 def read(folder: Path) -> Source:

@@ -19,6 +19,7 @@ import polars as pl
 from data.schema import DataError
 from data.splits import SPLITS, with_split
 from data.synthetic import Config, generate
+from embcomp.columns import parquet_files, scan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,12 +70,17 @@ class Interactions:
 
 
 def files(folder: Path) -> list[Path]:
-    """`interactions.parquet` of a folder, or the one file."""
-    return [folder if folder.suffix == ".parquet" else folder / "interactions.parquet"]
+    """`interactions.parquet` of a folder, itself a file or a folder; else all files of a folder; or the one file."""
+    named = folder / "interactions.parquet"
+    if named.exists():
+        return parquet_files(named)
+    if folder.is_file() or "*" in folder.name or any(folder.rglob("*.parquet")):
+        return parquet_files(folder)
+    return [folder if folder.suffix == ".parquet" else named]
 
 
 def read(folder: Path) -> pl.LazyFrame:
-    return pl.scan_parquet(files(folder))
+    return scan(files(folder), COLUMNS)
 
 
 def synthetic(**config: float) -> pl.LazyFrame:

@@ -19,7 +19,7 @@ from data.ids import Field
 from data.schema import DataError
 from data.source import Source
 from data.splits import SPLIT, SPLITS, with_split
-from data.text import scan_delimited
+from data.text import scan_delimited, text_file
 
 FEATURES = ("user", "item", "gender", "age", "occupation", "zip")
 _RATINGS = {"user_id": pl.Int32, "item_id": pl.Int32, "rating": pl.Int8, "timestamp": pl.Int64}
@@ -28,8 +28,9 @@ _USERS = {"user_id": pl.Int32, "gender": pl.String, "age": pl.Int8, "occupation"
 
 def files(folder: Path) -> list[Path]:
     """The source files: the parquet pair where it is complete, else the published pair."""
-    kind = "parquet" if (folder / "ratings.parquet").is_file() else "dat"
-    return [folder / f"ratings.{kind}", folder / f"users.{kind}"]
+    if (folder / "ratings.parquet").is_file():
+        return [folder / "ratings.parquet", folder / "users.parquet"]
+    return [text_file(folder, "ratings.dat"), text_file(folder, "users.dat")]
 
 
 def read(

@@ -2,8 +2,8 @@
 
     label = "clicked"
     group = "user"                 # optional
-    dense = ["price"]              # optional
-    columns = ["hour"]             # optional, carried for evaluation
+    dense = ["price"]              # optional; a fixed-size list of n numbers gives n columns
+    columns = ["shown_at"]         # optional, carried for evaluation; dates as microseconds since 1970
     split = "random"               # random | time (the order of the rows), where the files are not train, valid, test
     seed = 0
 
@@ -13,14 +13,21 @@
     ids = "raw"                    # train (default) | all | raw | the number of ids where values are ids
     [features.tags]
     multi_hot = true               # the column holds lists
+    [features.hour]                # a part of a date: minute, hour, weekday, is_weekend, day, month or year
+    of = "shown_at"
+    part = "hour"
 
-A folder with `train.parquet`, `valid.parquet` and `test.parquet` keeps its splits; any other folder, or one file, is
-read as a whole, in the order of the file names, and split 80/10/10.
+    [dense.age]                    # in the place of a list of names, a table for each dense column:
+    fill = 0.0                     # what stands for missing values and NaN, here and in features; `of` and `part` too
+
+A folder with `train.parquet`, `valid.parquet` and `test.parquet` keeps its splits, which may be folders of files; any
+other folder, glob, or one file, is read as a whole, in the order of the file names, and split 80/10/10.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
@@ -28,22 +35,20 @@ from typing import Any
 import polars as pl
 
 from data.ids import Field
+from data.rules import KEYS, PARTS, Rule
 from data.schema import DataError, known
 from data.source import Source
 from data.splits import SPLIT, SPLITS, with_split
+from embcomp.columns import MissingColumn, parquet_files, scan
 
-_KEYS = {"label": str, "group": str, "dense": list, "columns": list, "split": str, "seed": int, "features": dict}
+_KEYS = {"label": str, "group": str, "dense": (list, dict), "columns": list, "split": str, "seed": int}
+_KEYS["features"] = dict
 _FIELD_KEYS = {f.name for f in dataclass_fields(Field)} - {"name"}
 
 
 def files(folder: Path) -> list[Path]:
-    """The parquet files of a folder, or the one file."""
-    if folder.is_dir():
-        found = sorted(folder.glob("*.parquet"))
-        if not found:
-            raise DataError(f"{folder} holds no *.parquet file")
-        return [path for path in found if path.stem in SPLITS] if _has_splits(found) else found
-    return [folder]
+    """The parquet files of a folder or a glob, or the one file."""
+    return [path for part in _splits(folder).values() for path in part]
 
 
 def resolve(options: dict[str, Any]) -> dict[str, Any]:
@@ -60,43 +65,93 @@ def resolve(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(folder: Path, *, schema: dict[str, Any]) -> Source:
-    paths = files(folder)
-    if _has_splits(paths):
-        by_name = {path.stem: path for path in paths}
-        frames = [
-            pl.scan_parquet(by_name[split]).with_columns(pl.lit(number, pl.UInt8).alias(SPLIT))
-            for number, split in enumerate(SPLITS)
-        ]
-        rows = pl.concat(frames)
+    splits = _splits(folder)
+    features = {name: Rule.read(f"features.{name}", name, settings) for name, settings in schema["features"].items()}
+    dense = [Rule.read(f"dense.{name}", name, settings) for name, settings in _dense(schema).items()]
+    carried = [name for name in (schema.get("group"), *schema.get("columns", ())) if name and name not in features]
+    plain = list(dict.fromkeys([schema["label"], *carried]))
+    rules = [*features.values(), *dense]
+    try:
+        rows = scan(files(folder), [*plain, *(rule.of for rule in rules)])
+    except MissingColumn as error:
+        known("column", error.column, error.columns)
+        raise
+    dtypes = rows.collect_schema()
+    dense_columns = [column for rule in dense for column in rule.dense(dtypes[rule.of])]
+    made = [*(rule.column(dtypes[rule.of]) for rule in features.values()), *dense_columns]
+    if len(splits) > 1:
+        parts = [scan(paths, dtypes).cast(dict(dtypes)) for paths in splits.values()]
+        rows = pl.concat([part.with_columns(pl.lit(i, pl.UInt8).alias(SPLIT)) for i, part in enumerate(parts)])
     else:
-        rows = pl.scan_parquet(paths)
         number = rows.select(pl.len()).collect(engine="streaming").item()
         rows = with_split(rows, number, schema.get("split", "random"), schema.get("seed", 0))
+    names = [column.meta.output_name() for column in dense_columns]
+    _check_once([*plain, *features, *names])
     return Source(
-        rows,
-        tuple(Field(name, **field) for name, field in schema["features"].items()),
+        rows.select(SPLIT, *plain, *made),
+        tuple(_field(name, settings) for name, settings in schema["features"].items()),
         label=schema["label"],
-        dense=tuple(schema.get("dense", ())),
+        dense=tuple(names),
         group=schema.get("group"),
         columns=tuple(schema.get("columns", ())),
     )
 
 
-def _has_splits(paths: list[Path]) -> bool:
-    return {path.stem for path in paths} >= set(SPLITS)
+def _splits(folder: Path) -> dict[str, list[Path]]:
+    """Split -> its files, where there is a file or folder for each of SPLITS; else "" -> all files."""
+    if folder.is_dir():
+        for end in (".parquet", ""):
+            parts = {split: folder / f"{split}{end}" for split in SPLITS}
+            if all(part.exists() for part in parts.values()):
+                return {split: parquet_files(part) for split, part in parts.items()}
+    return {"": parquet_files(folder)}
+
+
+def _dense(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Dense column -> its settings."""
+    dense = schema.get("dense", ())
+    if isinstance(dense, dict):
+        return dense
+    _check_once(dense)
+    return {name: {} for name in dense}
+
+
+def _field(name: str, settings: dict[str, Any]) -> Field:
+    ids = {key: value for key, value in settings.items() if key not in KEYS}
+    size = PARTS[settings["part"]][0] if "part" in settings else None
+    return Field(name, **({"ids": size, **ids} if size and "min_count" not in ids else ids))
+
+
+def _check_once(names: Any) -> None:
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise DataError(f"column {name!r} has more than one use; give each column one")
 
 
 def _checked(schema: Any) -> dict[str, Any]:
     _check("schema", schema, set(_KEYS))
     for key, value in schema.items():
-        if type(value) is not _KEYS[key]:
-            raise DataError(f"{key!r} in the schema must be of type {_KEYS[key].__name__}, not {value!r}")
+        kinds = _KEYS[key] if isinstance(_KEYS[key], tuple) else (_KEYS[key],)
+        if type(value) not in kinds:
+            raise DataError(f"{key!r} in the schema must be of type {kinds[0].__name__}, not {value!r}")
     for key in ("label", "features"):
         if not schema.get(key):
             raise DataError(f"the schema has no {key!r}")
-    for name, field in schema["features"].items():
-        _check(f"features.{name}", field, _FIELD_KEYS)
+    for where, settings, allowed in _tables(schema):
+        _check(where, settings, allowed)
+    for key in ("dense", "columns"):
+        for name in schema.get(key, ()):
+            if not isinstance(name, str):
+                raise DataError(f"{key!r} in the schema must hold names of columns, not {name!r}")
     return schema
+
+
+def _tables(schema: dict[str, Any]) -> Iterator[tuple[str, Any, set[str]]]:
+    for name, settings in schema["features"].items():
+        yield f"features.{name}", settings, {*_FIELD_KEYS, *KEYS}
+    if isinstance(schema.get("dense"), dict):
+        for name, settings in schema["dense"].items():
+            yield f"dense.{name}", settings, set(KEYS)
 
 
 def _check(where: str, value: Any, allowed: set[str]) -> None:

@@ -1,10 +1,10 @@
 """A folder of encoded data, written once.
 
     <cache>/<name>-<key>/  train.arrow valid.arrow test.arrow  meta.json
-                           vocabulary/<feature>.parquet  content/<feature>.npy  truth.npz
+                           vocabulary/<number>.parquet  content/<number>.npy  truth.npz
 
-The key is a checksum of the options and of the names, sizes and times of the source files. The folder appears
-complete or not at all.
+Vocabularies and content are numbered as the features are: no name of a column becomes a file's. The key is a checksum
+of the options and of the source files' content. The folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from data.encode import encode
+from data.fingerprint import cache_folder, fingerprints
 from data.schema import DataError
 from data.source import Source
 
-FORMAT = 3  # raise it when encoded files change
+FORMAT = 4  # raise it when encoded files change
 
 
 def prepared(
@@ -45,8 +46,9 @@ def prepared(
     for file in files:
         if not file.is_file():
             raise DataError(f"no file {file}; `python -m data fetch {name}` gets it or says where it is")
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    key = hashlib.sha256(json.dumps([FORMAT, name, dict(options), states], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps([FORMAT, name, dict(options), fingerprints(files)], sort_keys=True).encode()
+    ).hexdigest()
     root = Path(cache).expanduser() if cache else cache_folder()
     folder = root / f"{name}-{key[:16]}"
     if not folder.is_dir():
@@ -66,11 +68,6 @@ def prepared(
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
     return folder
-
-
-def cache_folder() -> Path:
-    """`embcomp` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embcomp"
 
 
 @contextmanager

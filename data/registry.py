@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +14,13 @@ from polars.exceptions import PolarsError
 
 from data import avazu, criteo, frappe, globo, interactions, ml_1m, parquet, sequences, synthetic
 from data.clicks import ClickData
+from data.fingerprint import fingerprints
 from data.interactions import Interactions
 from data.prepare import prepared
 from data.schema import DataError, known
 from data.sequences import Sequences
+from data.text import check_utf8
+from embcomp.columns import ColumnsError, is_damaged
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ INTERACTIONS: dict[str, Dataset] = {
 }
 
 SEQUENCES: dict[str, Dataset] = {
-    "ml-1m": Dataset(sequences.read, ml_1m.files, "ml-1m"),
+    "ml-1m": Dataset(sequences.read, sequences.files, "ml-1m"),
     "synthetic": Dataset(sequences.synthetic, defaults=asdict(synthetic.Config())),
 }
 
@@ -96,8 +99,8 @@ def load(
     if dataset.files is None:
         return ClickData(prepared(name, cache, chosen, [], lambda: dataset.read(**chosen)))
     place = _place(root, folder or dataset.folder)
-    files = dataset.files(place)
-    with _named(name, place, files):
+    with _named(name, place, files := []):
+        files += dataset.files(place)
         return ClickData(prepared(name, cache, chosen, files, lambda: dataset.read(place, **chosen)))
 
 
@@ -120,11 +123,8 @@ def load_interactions(
     if dataset.files is None:
         return interactions.from_rows(name, dataset.read(**chosen))
     place = _place(root, folder or dataset.folder)
-    files = dataset.files(place)
-    for file in files:
-        if not file.is_file():
-            raise DataError(f"no file {file}; `python -m data fetch {name}` says where it is")
-    with _named(name, place, files):
+    with _named(name, place, files := []):
+        files += _there(name, dataset.files(place))
         return interactions.from_rows(name, dataset.read(place, **chosen))
 
 
@@ -147,11 +147,36 @@ def load_sequences(
     if dataset.files is None:
         return dataset.read(**chosen)
     place = _place(root, folder or dataset.folder)
-    files = dataset.files(place)
-    if not files[0].is_file():
-        raise DataError(f"no file {files[0]}; `python -m data fetch {name}` says where it is")
-    with _named(name, place, files):
+    with _named(name, place, files := []):
+        files += _there(name, dataset.files(place))
         return dataset.read(place, **chosen)
+
+
+def content_of(
+    datasets: Mapping[str, Dataset], name: str, *, folder: str | Path | None = None
+) -> list[tuple[str, str]] | None:
+    """Names and checksums of a data set's source files; none for generated data, None where a file is not there.
+
+    Args:
+        datasets: DATASETS, INTERACTIONS or SEQUENCES.
+        name: a key of it.
+        folder: where it is not the usual one.
+
+    Raises:
+        DataError: unknown name, a folder that cannot be.
+    """
+    dataset = datasets[known("data set", name, datasets)]
+    if dataset.files is None:
+        return []
+    if not (folder or dataset.folder) or not (os.environ.get("EMBCOMP_DATA") or Path(folder or "").is_absolute()):
+        return None
+    place = _place(None, folder or dataset.folder)
+    try:
+        return fingerprints(dataset.files(place))
+    except FileNotFoundError:
+        return None
+    except (ColumnsError, OSError) as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def has_files(name: str) -> bool:
@@ -191,15 +216,34 @@ def _place(root: str | Path | None, folder: str | Path | None) -> Path:
     return (path if path.is_absolute() else root_folder(root) / path).absolute()
 
 
+def _there(name: str, files: list[Path]) -> list[Path]:
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"no file {file}; `python -m data fetch {name}` gets it or says where it is")
+    return files
+
+
 @contextmanager
 def _named(name: str, place: Path, files: Sequence[Path]) -> Iterator[None]:
     """Errors in the data say which data set it is, and the file; the folder, where there are several files."""
-    where = files[0] if len(files) == 1 else place
     try:
         yield
+    except (ColumnsError, OSError) as error:  # names the file
+        raise DataError(f"{name}: {error}") from error
     except PolarsError as error:
-        raise DataError(f"{name}: the files in {place} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{name}: {_unreadable(place, files)}: {str(error).splitlines()[0]}") from error
     except DataError as error:
         if str(place) in str(error):  # a reader of text names the line, too
             raise
+        where = files[0] if len(files) == 1 else place
         raise DataError(f"{name} in {where}: {error}") from error
+
+
+def _unreadable(place: Path, files: Sequence[Path]) -> str:
+    """Which file polars cannot read. Raises DataError where more than that is known."""
+    for file in files:
+        if file.suffix != ".parquet":
+            check_utf8(file)
+        elif is_damaged(file):
+            return f"{file} cannot be read; write it again, or leave it out"
+    return f"{files[0] if len(files) == 1 else f'the files in {place}'} cannot be read"

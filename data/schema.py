@@ -64,9 +64,13 @@ class Schema:
         return tuple(dict.fromkeys(([self.group] if self.group else []) + list(self.columns)))
 
     def feature(self, name: str) -> Feature:
-        for feature in self.features:
+        return self.features[self.place(name)]
+
+    def place(self, name: str) -> int:
+        """The number of a feature."""
+        for place, feature in enumerate(self.features):
             if feature.name == name:
-                return feature
+                return place
         raise DataError(f"no feature {name!r}; the features are {', '.join(self.feature_names)}")
 
     def to_dict(self) -> dict[str, Any]:

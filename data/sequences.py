@@ -96,6 +96,12 @@ class SequenceBatch:
     users: Tensor
 
 
+def files(folder: Path) -> list[Path]:
+    """Ratings and users, and what tells the genres where it is there."""
+    genres = [folder / "items.parquet", folder / "movies.dat"]
+    return [*ml_1m.files(folder), *[path for path in genres if path.is_file()][:1]]
+
+
 def read(folder: Path) -> Sequences:
     """The sequences of a folder of MovieLens-1M; films and users are numbered in the order of their ids."""
     rows = ml_1m.read_ratings(ml_1m.files(folder)[0]).sort("user_id", "position", "item_id").collect()

@@ -24,10 +24,10 @@ def check_columns(source: Source) -> dict[str, pl.DataType]:
             raise DataError(f"column {column!r} has more than one use; give each column one")
     for column in (source.label, *source.dense):
         if not (dtypes[column].is_numeric() or dtypes[column] == pl.Boolean):
-            raise DataError(f"column {column!r} is {dtypes[column]}, not numbers")
+            raise DataError(f"column {column!r} is {dtypes[column]}, not numbers{_remedy(dtypes[column])}")
     for column in source.carried:
-        if not (dtypes[column].is_numeric() or dtypes[column] in _TEXT):
-            raise DataError(f"column {column!r} is {dtypes[column]}, not numbers or strings")
+        if not (dtypes[column].is_numeric() or dtypes[column] in (*_TEXT, pl.Date, pl.Datetime)):
+            raise DataError(f"column {column!r} is {dtypes[column]}, not numbers, strings or dates")
     for f in source.fields:
         dtype = dtypes[f.name]
         if f.multi_hot and f.name in (source.group, *source.columns):
@@ -37,8 +37,16 @@ def check_columns(source: Source) -> dict[str, pl.DataType]:
             raise DataError(f"feature {f.name!r} is {dtype}: {hint}")
         inner = single(dtype)
         if not (inner.is_integer() or (inner in _TEXT and not isinstance(f.ids, int))):
-            raise DataError(f"feature {f.name!r} with ids={f.ids!r} is {dtype}, which it cannot hold")
+            raise DataError(f"feature {f.name!r} with ids={f.ids!r} is {dtype}, which it cannot hold{_remedy(inner)}")
     return dtypes
+
+
+def _remedy(dtype: pl.DataType) -> str:
+    if dtype in (pl.Date, pl.Datetime, pl.Time):
+        return '; name a part of it in the schema: of = "COLUMN", part = "hour"'
+    if isinstance(dtype, pl.List):
+        return "; make it a fixed-size list (pl.Array), of which each entry is a dense column"
+    return "; write it as integers or strings" if dtype.is_float() else ""
 
 
 def survey(source: Source, dtypes: Mapping[str, pl.DataType]) -> tuple[dict[str, int], dict[str, pl.Series]]:
@@ -79,6 +87,14 @@ def _rules(source: Source, dtypes: Mapping[str, pl.DataType]) -> dict[str, tuple
         rules[column] = (~finite, "dense columns hold finite numbers; fill it or drop the row")
     for column in source.carried:
         rules[column] = (pl.col(column).is_null(), "it must not be missing; fill it or drop the row")
+        if dtypes[column] in (pl.UInt64, pl.Int128, pl.UInt128):
+            rule = "carried integers must be there and below 2^63; write them as strings"
+            rules[column] = (pl.col(column) > 2**63 - 1, rule)
+        elif dtypes[column].is_numeric() and column == source.group:
+            end = 2**24 if dtypes[column] == pl.Float32 else 2**53
+            value = pl.col(column).cast(pl.Float64)
+            rule = f"a group of floats holds whole numbers up to {end}, beyond which they merge; write integers"
+            rules[column] = (~(value.round().eq(value) & (value.abs() <= end)), rule)
     for f in source.fields:
         if not f.has_vocabulary and single(dtypes[f.name]).is_integer():
             end = 2**63 if isinstance(f.ids, str) else f.ids

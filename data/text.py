@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import polars as pl
 
 from data.schema import DataError
 
 _LINE = "line_number"
+_MARK = "\ufeff"
 
 
 def scan_delimited(
@@ -18,20 +21,20 @@ def scan_delimited(
     """Lazy rows of a text file without quoting; an empty field is null, in a column of strings the empty string.
 
     Args:
-        path: the file.
+        path: the file, in UTF-8; it may be gzipped, and begin with a byte order mark.
         separator: one or more characters.
         schema: the columns, in the order of the fields, with their types.
         header: the first line must hold the column names.
 
     Raises:
-        DataError: no such file, another header; while rows are read: a line with another number of fields or a field
-            that is not of its type, with the file's name and the line's number.
+        DataError: no such file, another encoding, another header; while rows are read: a line with another number of
+            fields or a field that is not of its type, with the file's name and the line's number.
     """
     if not path.is_file():
         raise DataError(f"no file {path}")
+    first, marked = _first_line(path)
     if header:
-        with path.open(encoding="utf-8") as file:
-            names = file.readline().rstrip("\r\n").split(separator)
+        names = first.split(separator)
         if names != list(schema):
             raise DataError(f"{path}:1: the header is {separator.join(names)!r}, not {separator.join(schema)!r}")
     lines = pl.scan_lines(path, name="line", row_index_name=_LINE, row_index_offset=1)
@@ -40,6 +43,8 @@ def scan_delimited(
 
     def parse(lines: pl.DataFrame) -> pl.DataFrame:
         line = pl.col("line").str.strip_chars_end("\r")
+        if marked:
+            line = line.str.strip_prefix(_MARK)
         fields = lines.select(
             _LINE,
             line.str.count_matches(separator, literal=True).alias("separators"),
@@ -65,3 +70,46 @@ def count_rows(path: Path, *, header: bool = False) -> int:
     if not path.is_file():
         raise DataError(f"no file {path}")
     return pl.scan_lines(path).select(pl.len()).collect(engine="streaming").item() - header
+
+
+def text_file(folder: Path, name: str) -> Path:
+    """A text file of a folder; where it is not there its gzipped form, `train.csv.gz` or, as on Kaggle, `train.gz`."""
+    path = folder / name
+    packed = (path.with_name(f"{name}.gz"), path.with_suffix(".gz"))
+    return next((other for other in (path, *packed) if other.is_file()), path)
+
+
+def check_utf8(path: Path) -> None:
+    """Raises DataError with the first line that is not UTF-8."""
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}); convert the file, for example by "
+                    "`iconv -f latin1 -t utf-8`"
+                ) from None
+
+
+def _first_line(path: Path) -> tuple[str, bool]:
+    """The first line, and whether a byte order mark stood before it."""
+    with _opened(path) as file:
+        raw = file.readline(1 << 20)
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path} is UTF-16; convert the file by `iconv -f utf-16 -t utf-8`")
+    if raw[:4] == b"PK\x03\x04":
+        raise DataError(f"{path} is a zip archive; unpack it")
+    try:
+        line = raw.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        check_utf8(path)
+        raise
+    return line.removeprefix(_MARK), line.startswith(_MARK)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The bytes of a file, gzipped or not, whatever its name says."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]

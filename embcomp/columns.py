@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 _MAGIC = (b"PAR1", b"PARE")
 
 
-class MissingColumn(ValueError):
+class ColumnsError(ValueError):
+    """Files that cannot be read together, or at all; the message names them."""
+
+
+class MissingColumn(ColumnsError):
     """A column that no file has.
 
     Attributes:
@@ -37,7 +41,7 @@ def parquet_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[st
 
     Raises:
         FileNotFoundError: a path that does not exist, a glob or a folder without parquet files.
-        ValueError: a file that is cut short, compressed as a whole, or no parquet file.
+        ColumnsError: a file that is cut short, compressed as a whole, or no parquet file.
     """
     found: list[Path] = []
     for path in _parts(source):
@@ -66,7 +70,7 @@ def check_parquet(path: Path) -> None:
         said = "is a zip archive; unpack it"
     else:
         said = "is no parquet file; polars converts others: pl.scan_csv(path).sink_parquet('rows.parquet')"
-    raise ValueError(f"{path} {said}")
+    raise ColumnsError(f"{path} {said}")
 
 
 def scan(paths: Sequence[Path], columns: Iterable[str]) -> pl.LazyFrame:
@@ -77,14 +81,18 @@ def scan(paths: Sequence[Path], columns: Iterable[str]) -> pl.LazyFrame:
 
     Raises:
         MissingColumn: a column that no file has.
-        ValueError: a column that only some files have, types that do not go together, a damaged file; names the files.
+        ColumnsError: a column that only some files have, types that do not go together, a damaged file.
     """
     import polars as pl
 
+    columns = list(dict.fromkeys(columns))
+    for name in columns:
+        if name == "*" or (name[:1] == "^" and name[-1:] == "$"):
+            raise ColumnsError(f"{paths[0]}: column {name!r} has a name that polars reads as a pattern; rename it")
     with readable(paths):
         scans = [(path, _scan_file(path)) for path in paths]
         schemas = [(path, dict(rows.collect_schema())) for path, rows in scans]
-    common = {name: _common_dtype(name, schemas) for name in dict.fromkeys(columns)}
+    common = {name: _common_dtype(name, schemas) for name in columns}
     frames = []
     # One scan for files of one schema, which polars reads side by side.
     for _, same in groupby(zip(paths, schemas, strict=True), key=lambda pair: list(pair[1][1].items())):
@@ -96,16 +104,16 @@ def scan(paths: Sequence[Path], columns: Iterable[str]) -> pl.LazyFrame:
 
 @contextmanager
 def readable(paths: Sequence[Path]) -> Iterator[None]:
-    """Turn what polars says of rows that it cannot read into a ValueError that names the file."""
+    """Turn what polars says of rows that it cannot read into a ColumnsError that names the file."""
     from polars.exceptions import PolarsError
 
     try:
         yield
     except PolarsError as error:
         reason = str(error).splitlines()[0]
-        bad = paths[0] if len(paths) == 1 else next(filter(_is_damaged, paths), None)
+        bad = paths[0] if len(paths) == 1 else next(filter(is_damaged, paths), None)
         where = str(bad) if bad else f"{paths[0]} and {len(paths) - 1} others"
-        raise ValueError(f"{where} cannot be read: {reason}; write it again, or leave it out") from error
+        raise ColumnsError(f"{where} cannot be read: {reason}; write it again, or leave it out") from error
 
 
 def _parts(source: Any) -> list[Path]:
@@ -147,7 +155,8 @@ def _scan_file(path: Path) -> pl.LazyFrame:
     return pl.scan_parquet(path, hive_partitioning=_is_hive(path), glob=False)
 
 
-def _is_damaged(path: Path) -> bool:
+def is_damaged(path: Path) -> bool:
+    """Whether the rows of a parquet file cannot be read; reads all of them."""
     from polars.exceptions import PolarsError
 
     try:
@@ -164,12 +173,12 @@ def _common_dtype(name: str, schemas: Sequence[tuple[Path, dict[str, Any]]]) -> 
         raise MissingColumn(name, list(dict.fromkeys(column for _, schema in schemas for column in schema)))
     if len(known) < len(schemas):
         lacking = next(path for path, schema in schemas if name not in schema)
-        raise ValueError(f"{lacking} has no column {name!r}, which {known[0][0]} has; add it, or leave the file out")
+        raise ColumnsError(f"{lacking} has no column {name!r}, which {known[0][0]} has; add it, or leave the file out")
     first, dtype = known[0]
     for path, other in known[1:]:
         both = _wider(dtype, other)
         if both is None:
-            raise ValueError(f"column {name!r} is {dtype} in {first} and {other} in {path}; write it with one type")
+            raise ColumnsError(f"column {name!r} is {dtype} in {first} and {other} in {path}; write it with one type")
         dtype = both
     return dtype
 

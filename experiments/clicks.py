@@ -22,6 +22,7 @@ from experiments import distributed, semantic
 from experiments.config import DataConfig, GraphConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.errors import InputError
 from experiments.evaluate import evaluate
+from experiments.names import table_name
 from experiments.provide import counts_of
 from experiments.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import build
@@ -32,7 +33,7 @@ class ClickTask:
     """What a click-through run trains; see `experiments.task.Task`.
 
     Attributes:
-        tables: one for each feature.
+        tables: one for each feature, in their order; see `table_name`.
         widths: of the features, by name; a method may change them.
     """
 
@@ -54,29 +55,32 @@ class ClickTask:
         if open_ids:
             raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
         check_slices(clicks, run.slices)
-        tables = [Table(f.name, f.num_embeddings, run.model.embedding_dim) for f in clicks.schema.features]
-        names, alone = [table.name for table in tables], run.method.tables
+        names, alone = clicks.schema.feature_names, run.method.tables
         if unknown := [name for name in alone if name not in names]:
             raise InputError(f"method.table: no feature {unknown[0]!r}; there are {names}")
-        chosen = [table for table in tables if not alone or table.name in alone]
+        width = run.model.embedding_dim
+        tables = [Table(table_name(f.name), f.num_embeddings, width) for f in clicks.schema.features]
+        chosen = [table for table, name in zip(tables, names, strict=True) if not alone or name in alone]
         extra = full_nbytes(_linear(tables)) if run.model.linear else 0
         training = ClickTraining(clicks, run.graph)
         method = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
         plan = method.plan(chosen)
         rows = sum(store.rows for store in plan.stores.values())
         rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
-        widths = {table.name: table.embedding_dim for table in tables}
-        widths |= {part.table.name: plan.embedding_dim(part) for part in plan.tables}
+        changed = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
+        widths = {name: changed.get(table_name(name), width) for name in names}
         return cls(run, clicks, tables, method, rows, widths, full_nbytes(tables) + extra)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
         config = self.run.model
         collection = partial(CompressedEmbeddingBagCollection, device=device)
-        methods = dict.fromkeys(self.run.method.tables or ("*",), self.method)
-        embeddings = collection(_configs(self.tables, config), methods)
-        linear = collection(_configs(_linear(self.tables), config), {}) if config.linear else None
+        methods = dict.fromkeys(map(table_name, self.run.method.tables), self.method) or {"*": self.method}
         schema = self.data.schema
+        embeddings = collection(_configs(schema.feature_names, self.tables, config), methods)
+        linear = None
+        if config.linear:
+            linear = collection(_configs(schema.feature_names, _linear(self.tables), config), {})
         alone = "".join(self.run.method.tables)
         content = semantic.dense_content(self.data, alone) if self.run.method.content else None
         try:
@@ -126,12 +130,15 @@ class ClickTraining:
     graph: GraphConfig | None = None
 
     def counts(self) -> Mapping[str, Tensor]:
-        return counts_of(self.clicks.folder)
+        return {table_name(feature): counts for feature, counts in counts_of(self.clicks.folder).items()}
 
     def edges(self) -> Tensor:
         """Of the positive rows."""
         label = self.clicks.schema.label
-        rows = self.clicks.split("train").filter(pl.col(label) > 0).select(*self.sides()).collect(engine="streaming")
+        self.sides()  # checks them
+        assert self.graph is not None
+        rows = self.clicks.split("train").filter(pl.col(label) > 0).select(self.graph.user, self.graph.item)
+        rows = rows.collect(engine="streaming")
         return torch.stack([column.cast(pl.Int64).to_torch() for column in rows.get_columns()])
 
     def sides(self) -> Mapping[str, Side]:
@@ -146,7 +153,7 @@ class ClickTraining:
                 raise InputError(f"graph.{key}: no feature {name!r}; there are {', '.join(names)}")
             if names[name].multi_hot:
                 raise InputError(f"graph.{key}: {name!r} is multi-hot; a side of the graph needs one id per row")
-        return {self.graph.user: "users", self.graph.item: "items"}
+        return {table_name(self.graph.user): "users", table_name(self.graph.item): "items"}
 
 
 def load_data(config: DataConfig) -> data.ClickData:
@@ -170,7 +177,7 @@ def _linear(tables: Sequence[Table]) -> list[Table]:
     return [dataclasses.replace(table, embedding_dim=1) for table in tables]
 
 
-def _configs(tables: Sequence[Table], config: ModelConfig) -> list[EmbeddingBagConfig]:
+def _configs(features: Sequence[str], tables: Sequence[Table], config: ModelConfig) -> list[EmbeddingBagConfig]:
     bound, std = config.init_uniform, config.init_normal
     start: dict[str, Any] = {}
     if bound is not None:
@@ -180,10 +187,10 @@ def _configs(tables: Sequence[Table], config: ModelConfig) -> list[EmbeddingBagC
     return [
         EmbeddingBagConfig(
             name=table.name,
-            feature_names=[table.name],
+            feature_names=[feature],
             num_embeddings=int(table.num_embeddings or 0),
             embedding_dim=table.embedding_dim,
             **start,
         )
-        for table in tables
+        for feature, table in zip(features, tables, strict=True)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -70,9 +71,12 @@ def export_all(runs: Sequence[RunConfig], settings: Settings, console: Console, 
             continue
         values = judge(run, settings)
         write_json(_path(run, settings.results), values)
-        auc = values["metrics"]["auc"]
-        losses = ", ".join(f"{part['dtype']} {part['metrics']['auc'] - auc:+.5f}" for part in values["exported"])
-        console.print(f"{run.experiment}/{run.name}: AUC {auc:.4f}; {losses}", highlight=False)
+        # AUC is not defined where the test split holds one class only.
+        name = "auc" if "auc" in values["metrics"] else "logloss"
+        whole = values["metrics"][name]
+        losses = ", ".join(f"{part['dtype']} {part['metrics'][name] - whole:+.5f}" for part in values["exported"])
+        said = f"{'AUC' if name == 'auc' else 'log-loss'} {whole:.4f}; {losses}"
+        console.print(f"{run.experiment}/{run.name}: {said}", highlight=False)
     return failed
 
 
@@ -83,7 +87,7 @@ def judge(run: RunConfig, settings: Settings) -> dict[str, Any]:
     torch.set_num_threads(settings.threads)
     task = ClickTask.prepare(run)
     built = task.model(device)
-    Best(_folder(run, settings), files.key(run)).load(built.model)
+    Best(_folder(run, settings), files.checkpoint_key(run)).load(built.model)
     exported = []
     with tempfile.TemporaryDirectory() as folder:
         for dtype in DTYPES:
@@ -114,13 +118,14 @@ def judge(run: RunConfig, settings: Settings) -> dict[str, Any]:
         "versions": versions(),
         "hardware": hardware(device),
         "config": run.to_dict(),
-        "key": _key(run),
+        **files.proof(run),
+        "format": FORMAT,
     }
 
 
 def _metrics(task: ClickTask, model: nn.Module, device: torch.device) -> dict[str, float]:
     found = task.evaluate(model, "test", device)
-    return {name: found[f"test/{name}"] for name in ("auc", "logloss")}
+    return {name: found[f"test/{name}"] for name in ("auc", "logloss") if f"test/{name}" in found}
 
 
 def _example(task: ClickTask) -> tuple[Any, Any]:
@@ -136,20 +141,20 @@ def _folder(run: RunConfig, settings: Settings) -> Path:
 def _is_trained(run: RunConfig, settings: Settings) -> bool:
     """Whether the weights of the best epoch are there, and no training that is to go on."""
     folder = _folder(run, settings)
-    return Best(folder, files.key(run)).exists() and not any(folder.glob("last-*"))
+    return Best(folder, files.checkpoint_key(run)).exists() and not any(folder.glob("last-*"))
 
 
 def _path(run: RunConfig, results: Path) -> Path:
     return results / "export" / run.experiment / f"{run.name}.json"
 
 
-def _key(run: RunConfig) -> str:
-    return f"{FORMAT}-{files.key(run)}"
-
-
 def _is_current(run: RunConfig, results: Path) -> bool:
     path = _path(run, results)
-    return path.is_file() and json.loads(path.read_text()).get("key") == _key(run)
+    if not path.is_file():
+        return False
+    values = json.loads(path.read_text())
+    number, _, key = str(values.get("key")).rpartition("-")  # files of earlier releases hold "<format>-<key>"
+    return int(number or values.get("format", 0)) == FORMAT and files.is_of({**values, "key": key}, run)
 
 
 def write_markdown(results: Path, folder: Path) -> Path:
@@ -186,16 +191,16 @@ def write_markdown(results: Path, folder: Path) -> Path:
 
 
 def _cells(runs: list[dict[str, Any]]) -> Iterator[str]:
-    full, auc = runs[0]["full_nbytes"], _mean(run["metrics"]["auc"] for run in runs)
+    full, auc = runs[0]["full_nbytes"], _mean(run["metrics"].get("auc", math.nan) for run in runs)
     yield str(len(runs))
     yield _size(_mean(run["nbytes"] for run in runs), full)
-    yield f"{auc:.4f}"
+    yield "–" if math.isnan(auc) else f"{auc:.4f}"  # of one class
     for i in range(len(DTYPES)):
         parts = [run["exported"][i] for run in runs]
         yield _size(_mean(part["nbytes"] for part in parts), full)
         yield decimal(round(_mean(part["file_nbytes"] for part in parts)))
-        served = _mean(part["metrics"]["auc"] for part in parts)
-        yield f"{served:.4f} ({served - auc:+.5f})"
+        served = _mean(part["metrics"].get("auc", math.nan) for part in parts)
+        yield "–" if math.isnan(served) else f"{served:.4f} ({served - auc:+.5f})"
 
 
 def _size(nbytes: float, full: int) -> str:

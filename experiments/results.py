@@ -15,6 +15,7 @@ from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.files import write_json
 from experiments.machine import hardware, versions
+from experiments.state import data_config, data_key
 from experiments.task import Task
 from experiments.train import Outcome
 
@@ -23,10 +24,40 @@ FORMAT = 1  # raise it when results of the same configuration change: all files 
 
 
 def key(run: RunConfig) -> str:
-    """Checksum of what a result depends on: the configuration, and the version of embcomp but for its last part."""
+    """Checksum of what a result depends on: the configuration, and the version of embcomp but for its last part.
+
+    Of own data it holds the content of the files and of the schema, not where they lie. What is in the files of a
+    published data set is said beside it, see `is_of`.
+
+    Raises:
+        InputError: own data that are not there.
+    """
     release = embcomp.__version__.rsplit(".", 1)[0]
-    text = json.dumps([FORMAT, release, run.to_dict()], sort_keys=True)
+    text = json.dumps([FORMAT, release, {**run.to_dict(), "data": data_config(run)}], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def checkpoint_key(run: RunConfig) -> str:
+    """Checksum of all that a training depends on, the content of a published data set's files included."""
+    known = data_key(run)
+    return key(run) if known is None else hashlib.sha256(f"{key(run)} {known}".encode()).hexdigest()[:16]
+
+
+def proof(run: RunConfig) -> dict[str, str]:
+    """What a result file holds to show what it is of; see `is_of`."""
+    known = data_key(run)
+    return {"key": key(run), **({"data_key": known} if known else {})}
+
+
+def is_of(values: Any, run: RunConfig) -> bool:
+    """Whether a result file is of this very run: of its configuration, and of the files that are here.
+
+    Files from before `data_key`, and data that are not here, are taken for what the key says.
+    """
+    if not isinstance(values, dict) or values.get("key") != key(run):
+        return False
+    known, here = values.get("data_key"), data_key(run)
+    return known is None or here is None or known == here
 
 
 def path_of(run: RunConfig, results: Path) -> Path:
@@ -39,8 +70,8 @@ def infeasible_path(run: RunConfig, results: Path) -> Path:
 
 
 def is_current(run: RunConfig, results: Path) -> bool:
-    """Whether a file, of either kind, holds this very configuration."""
-    return any(_key_in(path) == key(run) for path in (path_of(run, results), infeasible_path(run, results)))
+    """Whether a file, of either kind, is of this very run."""
+    return any(is_of(_peek(path), run) for path in (path_of(run, results), infeasible_path(run, results)))
 
 
 def write_result(task: Task, outcome: Outcome, results: Path, device: torch.device) -> Path:
@@ -61,7 +92,7 @@ def write_result(task: Task, outcome: Outcome, results: Path, device: torch.devi
         **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         "config": run.to_dict(),
         "method_config": task.method.config(),
-        "key": key(run),
+        **proof(run),
     }
     path = path_of(run, results)
     write_json(path, values)
@@ -71,7 +102,7 @@ def write_result(task: Task, outcome: Outcome, results: Path, device: torch.devi
 
 def write_infeasible(run: RunConfig, reason: str, results: Path) -> Path:
     path = infeasible_path(run, results)
-    write_json(path, {**_head(run), "reason": reason, "config": run.to_dict(), "key": key(run)})
+    write_json(path, {**_head(run), "reason": reason, "config": run.to_dict(), **proof(run)})
     path_of(run, results).unlink(missing_ok=True)
     return path
 
@@ -104,8 +135,9 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path}: not JSON: {error}; delete the file and run the experiment again") from None
 
 
-def _key_in(path: Path) -> str | None:
+def _peek(path: Path) -> Any:
+    """What a file holds; None where it cannot be read."""
     try:
-        return json.loads(path.read_text()).get("key")
-    except (OSError, ValueError, AttributeError):
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
         return None

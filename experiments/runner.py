@@ -80,7 +80,7 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
             trainer = Trainer(
                 task,
                 folder=folder,
-                key=results.key(run),
+                key=results.checkpoint_key(run),
                 device=device,
                 report=report,
                 tensorboard=settings.work / "tensorboard" / run.experiment / run.name,
@@ -103,9 +103,13 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
             results.write_result(task, outcome, settings.results, device)
             trainer.last.remove()
         distributed.agreed(None)  # the next run begins when this is written
-    shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in task.shown)
     share = outcome.nbytes / task.full_nbytes
+    shown = "  ".join(_shown(name, outcome.metrics.get(f"test/{name}")) for name in task.shown)
     return "done", f"{shown}  {outcome.nbytes:,} B ({share:.1%})  {outcome.progress.seconds:.0f} s"
+
+
+def _shown(name: str, value: float | None) -> str:
+    return f"{name} not defined (one class only)" if value is None else f"{name} {value:.4f}"
 
 
 def unheard(done: int, total: int, text: str) -> None:

@@ -27,7 +27,7 @@ from experiments.files import write_json, write_text
 from experiments.load import load
 from experiments.machine import hardware, versions
 from experiments.report.collect import Stat
-from experiments.results import key
+from experiments.results import checkpoint_key, is_of, proof
 from experiments.runner import unheard
 from experiments.semantic import resolved
 from experiments.train import Trainer
@@ -52,7 +52,7 @@ def run_all(results: Path, out: Path, console: Console, path: Path = CONFIG, pat
     torch.set_num_threads(1)
     for run in load(path).runs():
         file = results / EXPERIMENT / run.data.name / f"{run.name}.json"
-        if pattern not in run.name or (file.is_file() and json.loads(file.read_text())["key"] == key(run)):
+        if pattern not in run.name or (file.is_file() and is_of(json.loads(file.read_text()), run)):
             continue
         values = {
             "experiment": EXPERIMENT,
@@ -63,7 +63,7 @@ def run_all(results: Path, out: Path, console: Console, path: Path = CONFIG, pat
             "versions": versions(),
             "hardware": hardware(torch.device("cpu")),
             "config": run.to_dict(),
-            "key": key(run),
+            **proof(run),
         }
         write_json(file, values)
         said = ", ".join(f"{name} {value:.4f}" for name, value in values["change"].items())
@@ -76,7 +76,7 @@ def measure(run: RunConfig, out: Path) -> dict[str, float]:
     earlier = load_data(runs[0].data)
     method = resolved(runs[0], earlier).method  # one tokenizer, of the earlier window
     logits = [
-        _logits(dataclasses.replace(each, method=method), out / f"window{number}", key(each))
+        _logits(dataclasses.replace(each, method=method), out / f"window{number}", checkpoint_key(each))
         for number, each in enumerate(runs)
     ]
     return change(*logits, {name: column for name, column in _slices(earlier).items() if bool(column.any())})

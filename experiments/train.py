@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from experiments import distributed
 from experiments.checkpoint import Best, Last, Progress
 from experiments.config import TrainingConfig
-from experiments.errors import Diverged
+from experiments.errors import Diverged, InputError
 from experiments.machine import PeakMemory
 from experiments.optim import decay_lr, make_optimizers
 from experiments.task import Task
@@ -152,7 +152,10 @@ class Trainer:
         """A new best, a lower learning rate, or the end."""
         progress, config = self.progress, self.config
         if config.monitor not in metrics:
-            raise Diverged(f"{config.monitor} is not defined: the valid split holds one class only")
+            raise InputError(
+                f"{config.monitor} is not defined: the valid split holds one class only; split the data otherwise, or "
+                "set training.monitor to 'valid/logloss'"
+            )
         value = metrics[config.monitor]
         gain = None if progress.best is None else (value - progress.best) * (1 if config.maximise else -1)
         if gain is None or gain > config.min_delta:

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from embcomp.columns import MissingColumn, parquet_files, readable, scan
+from embcomp.columns import ColumnsError, MissingColumn, parquet_files, readable, scan
 
 
 def write(path: Path, **columns: object) -> Path:
@@ -82,6 +82,9 @@ def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
         scan([texts, numbers], ["b"])
     with pytest.raises(MissingColumn, match="no column 'c'; there are a, b"):
         scan([texts, numbers], ["c"])
+    for name in ("*", "^a.*$"):
+        with pytest.raises(ColumnsError, match=r"1\.parquet: column .* polars reads as a pattern; rename it"):
+            scan([numbers], [name])
     assert scan([texts], ["a"]).collect().rows() == [("x",)]
 
 

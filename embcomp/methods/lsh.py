@@ -14,7 +14,6 @@ from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.methods.base import (
     FLOAT_BYTES,
     KEY_BYTES,
-    Budget,
     Chunk,
     Concat,
     Method,
@@ -22,13 +21,11 @@ from embcomp.methods.base import (
     Store,
     Table,
     TablePlan,
-    Tables,
     check_rows,
     per_table,
 )
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.graphhash import ClusterEncoder
-from embcomp.methods.request import request
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.ops.packing import bits_for, packed_words
 
@@ -88,9 +85,7 @@ class LSHash(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes)
-
+    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
         def make(total: int) -> Self:
             return cls(rows=share_rows(tables, total), **fixed)
 

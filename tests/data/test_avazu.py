@@ -1,10 +1,13 @@
 import csv
+import gzip
+import os
 from datetime import datetime
 
 import pytest
 
 import data
 from data import DataError
+from data.avazu import COLUMNS
 
 
 @pytest.mark.dataset("avazu_sample")
@@ -40,4 +43,21 @@ def test_raw_ids(dataset, tmp_path):
 def test_another_header(tmp_path):
     (tmp_path / "train.csv").write_text("id,click\n1,0\n")
     with pytest.raises(DataError, match=r"train\.csv:1: the header is 'id,click', not 'id,click,hour"):
+        data.load("avazu", folder=tmp_path, cache=tmp_path / "cache")
+
+
+def test_files_as_they_come(tmp_path):
+    """Gzipped, as Kaggle gives it; a byte that is no UTF-8 is named with its line."""
+    row = ["1"] * len(COLUMNS)
+    row[list(COLUMNS).index("hour")] = "14102100"
+    lines = ",".join(COLUMNS) + "\n" + (",".join(row) + "\n") * 20
+    (tmp_path / "train.gz").write_bytes(gzip.compress(lines.encode()))
+    clicks = data.load("avazu", folder=tmp_path, cache=tmp_path / "cache", min_count=1)
+    assert clicks.num_rows("train") == 16
+    whole = gzip.compress(os.urandom(4000) + lines.encode())
+    (tmp_path / "train.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"avazu: .*|train\.gz"):
+        data.load("avazu", folder=tmp_path, cache=tmp_path / "cache")
+    (tmp_path / "train.csv").write_bytes(lines.encode() + ",".join(["1"] * 23 + ["\xe9"]).encode("latin1") + b"\n")
+    with pytest.raises(DataError, match=r"train\.csv:22: not UTF-8 \(byte 0xe9\); convert the file"):
         data.load("avazu", folder=tmp_path, cache=tmp_path / "cache")

@@ -96,6 +96,70 @@ def test_toml_file(load, tmp_path):
         data.load("parquet", folder=path, cache=tmp_path / "cache", schema=tmp_path / "none.toml")
 
 
+def test_parts_of_dates_fill_values_and_fixed_size_lists(load):
+    rows = ROWS.with_columns(
+        at=pl.datetime(2026, 11, 28, 23, 59) + pl.duration(days=pl.int_range(20)),
+        price=pl.Series([None, math.nan, *range(2, 20)], dtype=pl.Float64),
+        item=pl.Series([None] + [1] * 19),
+        pair=pl.Series([[i, i + 1] for i in range(20)], dtype=pl.Array(pl.Int64, 2)),
+        point=pl.Series([[0.5, None]] * 19 + [None], dtype=pl.Array(pl.Float64, 2)),
+    )
+    parts = ("minute", "hour", "weekday", "is_weekend", "day", "month", "year")
+    features = {part: {"of": "at", "part": part} for part in parts}
+    features |= {"item": {"ids": 3, "fill": 2}, "pair": {"multi_hot": True, "ids": 30}}
+    dense = {"price": {"fill": -1}, "month_too": {"of": "at", "part": "month"}, "point": {"fill": 9}}
+    clicks = load(rows, features=features, dense=dense, group="at", columns=["when"])
+    sizes = {f.name: f.num_embeddings for f in clicks.schema.features}
+    assert [sizes[part] for part in parts] == [60, 24, 7, 2, 31, 12, 2]  # of years a vocabulary
+    first = clicks.split("train").collect().row(0, named=True)
+    assert [first[part] for part in parts[:6]] == [59, 23, 5, 1, 27, 10]  # a Saturday
+    assert (first["item"], first["pair"], first["price"], first["month_too"]) == (2, [0, 1], -1.0, 10.0)
+    assert clicks.schema.dense == ("price", "month_too", "point[0]", "point[1]")
+    batch = next(iter(clicks.loader("train", 16)))
+    assert batch.dense[:3].tolist() == [[-1, 10, 0.5, 9], [-1, 10, 0.5, 9], [2, 10, 0.5, 9]]
+    assert batch.columns["at"][0] == datetime.datetime(2026, 11, 28, 23, 59, tzinfo=datetime.UTC).timestamp() * 1e6
+    assert clicks.split("test").collect()["point[0]"].to_list() == [0.5, 9]
+
+
+def test_a_group_of_floats_is_exact(load):
+    users = [2.0**53 - i for i in range(20)]
+    clicks = load(ROWS.with_columns(place=pl.Series(users)), group="place")
+    assert next(iter(clicks.loader("train", 16))).columns["place"].tolist() == [int(user) for user in users[:16]]
+
+
+def test_names_of_columns_are_no_names_of_files(load, tmp_path):
+    names = ["../../evil", "item/cat", "item.cat", ".", "type", "a" * 300]
+    rows = ROWS.with_columns(pl.col("item").alias(name) for name in names)
+    clicks = load(rows, features={name: {} for name in names})
+    assert [clicks.vocabulary(name).to_list() for name in names] == [[None, "0", "1", "2"]] * 6
+    assert next(iter(clicks.loader("train", 4))).sparse.keys() == names
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_splits_that_are_folders(tmp_path):
+    """As Spark writes them, in types of several widths."""
+    for split, part in {"train": ROWS[:12], "valid": ROWS[12:16], "test": ROWS[16:]}.items():
+        folder = tmp_path / f"{split}.parquet"
+        folder.mkdir()
+        (folder / "_SUCCESS").touch()
+        (folder / ".part-0.parquet.crc").touch()
+        part.with_columns(pl.col("item").cast(pl.Int32 if split == "test" else pl.Int64)).write_parquet(
+            folder / "part-0.parquet"
+        )
+    clicks = data.load("parquet", folder=tmp_path, cache=tmp_path / "cache", schema=SCHEMA)
+    assert [clicks.num_rows(split) for split in clicks.splits] == [12, 4, 4]
+    assert clicks.split("test").collect()["item"].to_list() == ROWS["item"][16:].to_list()
+
+
+def test_days_of_a_log_of_which_one_is_cut(tmp_path, capsys):
+    for day in range(3):
+        ROWS.write_parquet(tmp_path / f"day-{day}.parquet")
+    path = tmp_path / "day-1.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"^parquet: .*day-1\.parquet is cut short or damaged: .*; write it again"):
+        data.load("parquet", folder=tmp_path, cache=tmp_path / "cache", schema=SCHEMA)
+
+
 def test_folder_of_parts(tmp_path):
     for i in range(4):
         ROWS[i * 5 : i * 5 + 5].write_parquet(tmp_path / f"part-{i}.parquet")
@@ -110,8 +174,34 @@ def test_folder_of_parts(tmp_path):
         ({}, {"features": {"itm": {}}}, "unknown column 'itm': did you mean 'item'"),
         ({}, {"dense": ["place"]}, "column 'place' is String, not numbers"),
         ({}, {"dense": ["price", "price"]}, "column 'price' has more than one use"),
-        ({}, {"columns": ["when"]}, "column 'when' is Date, not numbers or strings"),
-        ({}, {"features": {"price": {}}}, "feature 'price' with ids='train' is Float64"),
+        ({}, {"columns": ["tags"]}, "column 'tags' is List.*, not numbers, strings or dates"),
+        ({}, {"dense": ["when"]}, "column 'when' is Date, not numbers; name a part of it in the schema: of ="),
+        ({}, {"dense": {"d": {"of": "tags"}}}, "column 'd' is List.*, not numbers; make it a fixed-size list"),
+        ({}, {"features": {"when": {}}}, "feature 'when' with ids='train' is Date, .*; name a part of it"),
+        (
+            {},
+            {"features": {"h": {"of": "when", "part": "hour"}}},
+            "column 'when' holds dates alone, which have no hour",
+        ),
+        ({}, {"features": {"h": {"of": "item", "part": "day"}}}, "column 'item' is Int64; 'day' is a part of dates"),
+        (
+            {},
+            {"features": {"h": {"of": "when", "part": "days"}}},
+            "unknown part in features.h 'days': did you mean 'day",
+        ),
+        ({}, {"dense": {"price": {"fill": True}}}, "dense.price: fill must be a number or a string, not True"),
+        ({}, {"dense": {"price": {"fill": "x"}}}, "column 'price' is Float64; fill='x' is of another type"),
+        ({}, {"dense": {"price": {"fil": 0}}}, "unknown key in dense.price 'fil': did you mean 'fill'"),
+        ({}, {"dense": [3]}, "'dense' in the schema must hold names of columns, not 3"),
+        ({}, {"features": {"price": {}}}, "feature 'price' with ids='train' is Float64, .*; write it as integers"),
+        (
+            {"place": pl.Series([2.0**24 + 2] * 20, dtype=pl.Float32)},
+            {"group": "place"},
+            "whole numbers up to 16777216",
+        ),
+        ({"place": [0.5] * 20}, {"group": "place"}, "column 'place' is 0.5 in row 0 .*, but a group of floats holds"),
+        ({"place": [math.nan] * 20}, {"group": "place"}, "column 'place' is nan in row 0 .*, but a group of floats"),
+        ({"place": pl.Series([2**63] * 20, dtype=pl.UInt64)}, {"columns": ["place"]}, "must be there and below 2.63"),
         ({}, {"features": {"user": {"ids": 5}}}, "feature 'user' with ids=5 is String"),
         ({}, {"features": {"tags": {}}}, "feature 'tags' is List.String.: set multi_hot"),
         ({}, {"features": {"user": {"multi_hot": True}}}, "feature 'user' is String: multi_hot is for lists"),
@@ -181,7 +271,7 @@ def test_empty_split(load, tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(DataError, match=r"no file .*rows\.parquet"):
+    with pytest.raises(DataError, match=r"rows\.parquet: no such file"):
         data.load("parquet", folder=tmp_path / "rows.parquet", cache=tmp_path / "cache", schema=SCHEMA)
     with pytest.raises(DataError, match=r"holds no \*\.parquet file"):
         data.load("parquet", folder=tmp_path, cache=tmp_path / "cache", schema=SCHEMA)
@@ -191,7 +281,7 @@ def test_missing_files(tmp_path):
 
 def test_a_file_that_is_not_parquet(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(DataError, match=r"parquet: the files in .* cannot be read: "):
+    with pytest.raises(DataError, match=r"parquet: .*rows\.parquet is no parquet file; "):
         data.load("parquet", folder=tmp_path, cache=tmp_path / "cache", schema=SCHEMA)
 
 

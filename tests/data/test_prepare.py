@@ -35,14 +35,15 @@ def test_encodes_once(load, monkeypatch):
 
 
 def test_other_options_or_sources_are_encoded_anew(load):
-    first, other = load(), load(seed=3)
+    first, other, _ = load(), load(seed=3), load(split="time")
     assert first.folder != other.folder
     os.utime(load.path, ns=(0, 0))
-    touched = load()
-    assert touched.folder != first.folder
-    ROWS[:15].write_parquet(load.path)
+    assert load().folder == first.folder  # touched, not changed
+    size = load.path.stat().st_size
+    ROWS.with_columns(label=1 - pl.col("label")).write_parquet(load.path)
     os.utime(load.path, ns=(0, 0))
-    assert load().num_rows("train") == 12
+    assert load.path.stat().st_size == size
+    assert load(split="time").split("train").collect()["label"].to_list() == [1, 0] * 8
 
 
 def test_a_folder_appears_complete_or_not_at_all(load, tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
+import gzip
+
 import polars as pl
 import pytest
 
 from data import DataError
-from data.text import count_rows, scan_delimited
+from data.text import count_rows, scan_delimited, text_file
 
 SCHEMA = {"a": pl.Int64, "b": pl.Float32, "c": pl.String}
 
@@ -60,6 +62,34 @@ def test_order_is_that_of_the_lines(write):
     path = write("".join(f"{i}\t0\tx\n" for i in range(100_000)))
     batches = scan_delimited(path, "\t", SCHEMA).collect_batches(chunk_size=1000, maintain_order=True)
     assert pl.concat(batches)["a"].to_list() == list(range(100_000))
+
+
+def test_gzipped_and_marked_files(tmp_path):
+    text = "\ufeffa,b,c\r\n1,2,x\r\n".encode()
+    for name, content in (("plain.csv", text), ("packed.csv", gzip.compress(text))):
+        (tmp_path / name).write_bytes(content)
+        assert scan_delimited(tmp_path / name, ",", SCHEMA, header=True).collect().rows() == [(1, 2.0, "x")]
+        assert count_rows(tmp_path / name, header=True) == 1
+    (tmp_path / "train.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf1\t2\tx\n"))
+    path = text_file(tmp_path, "train.csv")
+    assert path.name == "train.gz"
+    assert scan_delimited(path, "\t", SCHEMA).collect().rows() == [(1, 2.0, "x")]
+    assert text_file(tmp_path, "plain.csv").name == "plain.csv"
+    assert text_file(tmp_path, "none.csv").name == "none.csv"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b,caf\xe9\n1,2,x\n", r"rows\.csv:1: not UTF-8 \(byte 0xe9\); convert the file"),
+        ("a,b,c\n1,2,x\n".encode("utf-16"), r"rows\.csv is UTF-16; convert the file by `iconv -f utf-16"),
+        (b"PK\x03\x04...", r"rows\.csv is a zip archive; unpack it"),
+    ],
+)
+def test_other_encodings_are_named(tmp_path, content, message):
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        scan_delimited(tmp_path / "rows.csv", ",", SCHEMA, header=True)
 
 
 def test_missing_file(tmp_path):

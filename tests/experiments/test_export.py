@@ -44,7 +44,7 @@ def test_a_run_is_trained_once_and_judged_from_its_file(make_run, tmp_path: Path
 def test_weights_that_are_there_are_not_trained_again(make_run, tmp_path: Path, monkeypatch) -> None:
     run = make_run()
     folder = tmp_path / "out" / "runs" / run.experiment / run.name
-    monkeypatch.setattr(exports.Best, "exists", lambda self: self.path == folder / "best.pt")
+    monkeypatch.setattr(exports.Best, "exists", lambda self: self.path == folder / "best.safetensors")
     monkeypatch.setattr(exports, "run_all", lambda *given: pytest.fail("its weights are there"))
     monkeypatch.setattr(exports, "judge", lambda *given: {"metrics": {"auc": 0.5}, "exported": []})
     assert export_all([run], Settings(tmp_path / "results", tmp_path / "out"), CONSOLE) == 0

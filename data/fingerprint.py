@@ -1,0 +1,54 @@
+"""What files hold, in a few characters: checksums, kept as long as a file is untouched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_RACY = 2_000_000_000  # nanoseconds: a file that young may change once more within one tick of its clock
+
+
+def cache_folder() -> Path:
+    """`embcomp` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embcomp"
+
+
+def fingerprint(path: Path) -> str:
+    """The checksum of a file's content, 32 hexadecimal digits.
+
+    A checksum is kept in the cache folder, under what the system says of the file: size, time of change, inode. The
+    latter's time (ctime) cannot be set back, as `touch` and `cp -p` do with that of the content.
+    """
+    note = cache_folder() / "fingerprints" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    seen = _state(path)
+    with suppress(OSError, ValueError):
+        known = json.loads(note.read_text())
+        if isinstance(known, list) and known[:-1] == seen:
+            return known[-1]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if _state(path) == seen and time.time_ns() - max(seen[1:3]) > _RACY:
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            note.parent.mkdir(parents=True, exist_ok=True)
+            part = note.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps([*seen, found]))
+            os.replace(part, note)
+    return found
+
+
+def fingerprints(files: Sequence[Path]) -> list[tuple[str, str]]:
+    """Name and checksum of each file; names are relative to the folder that all are in."""
+    if not files:
+        return []
+    folder = os.path.commonpath([file.parent for file in files])
+    return [(file.relative_to(folder).as_posix(), fingerprint(file)) for file in files]
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]

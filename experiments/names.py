@@ -1,0 +1,25 @@
+"""Features are called as their columns are; tables live in modules, which not every name can have."""
+
+from __future__ import annotations
+
+from functools import cache
+from glob import has_magic
+from urllib.parse import quote
+
+from torch import nn
+
+
+@cache
+def table_name(feature: str) -> str:
+    """The name of a feature's table: its own where a module can have it, else a spelling that no column is given.
+
+    Modules refuse dots and the names of their own attributes (`items`, `type`, `train`), and a method is given to the
+    tables that a pattern matches.
+
+    >>> table_name("item"), table_name("items"), table_name("item.cat")
+    ('item', '%items', '%item%2Ecat')
+    """
+    plain = feature and not hasattr(nn.ModuleDict(), feature) and not has_magic(feature)
+    if plain and not any(char in feature for char in "./%"):
+        return feature
+    return "%" + quote(feature, safe="").replace(".", "%2E")
