@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from embcomp.extras import install
 from embcomp.sdim.buckets import Buckets
-from embcomp.sdim.errors import CorruptRecord, StampMismatch, StoreError, StoreFull, StoreUnavailable
+from embcomp.sdim.errors import CorruptRecord, StampMismatch, StoreDamaged, StoreError, StoreFull, StoreUnavailable
 from embcomp.sdim.sdim import SDIM
 from embcomp.sdim.signatures import ItemSignatures
 
@@ -26,6 +26,7 @@ __all__ = [
     "CorruptRecord",
     "ItemSignatures",
     "StampMismatch",
+    "StoreDamaged",
     "StoreError",
     "StoreFull",
     "StoreUnavailable",

@@ -14,14 +14,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
+from pathlib import Path
 from typing import Any, Protocol
 
 from embcomp.extras import install
-from embcomp.sdim.errors import StoreError, StoreFull, StoreUnavailable
+from embcomp.files import write
+from embcomp.sdim import lmdb_check
+from embcomp.sdim.errors import StoreDamaged, StoreError, StoreFull, StoreUnavailable
 
 Change = Callable[[list[bytes | None]], Mapping[bytes, bytes | None]]
 """Values of the keys that were read -> what to write; None deletes. May be called again when others were faster."""
 
+_KEYS = b"\0keys"  # the sum of all other keys
+_MARK = "embcomp-store"  # a file beside that of LMDB: there was something in it
 _NEEDS = f"a behaviour store needs {{}}: {install('serving')}"
 
 
@@ -46,20 +51,37 @@ class LmdbBackend:
     Args:
         path: the folder, made where it is missing.
         max_bytes: how large it may become; no more than addresses are taken before they are used.
+        verify: walk the file's index first, some seconds for a million users: whether nothing is damaged and no user
+            is missing. Without it LMDB answers from a damaged file, or ends the process.
+
+    Raises:
+        StoreDamaged: the file is not what was written.
+        StoreError: it cannot be opened.
     """
 
-    def __init__(self, path: str, max_bytes: int = 2**36) -> None:
+    def __init__(self, path: str, max_bytes: int = 2**36, verify: bool = True) -> None:
         try:
             import lmdb
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(_NEEDS.format("lmdb")) from error
         self._lmdb, self.path, self.max_bytes = lmdb, path, max_bytes
+        self._data, self._mark = Path(path, "data.mdb"), Path(path, _MARK)
         try:
             os.makedirs(path, exist_ok=True)
+            if self._data.exists() and self._data.stat().st_size:
+                lmdb_check.metas(self._data)  # before LMDB follows them to where they point
             self.env = lmdb.open(path, map_size=max_bytes, max_readers=1024)
-            self.env.reader_check()  # readers that were killed would keep old pages alive
+        except lmdb_check.Broken as error:
+            raise self._damaged(error) from None
         except (lmdb.Error, OSError) as error:
             raise StoreError(f"store {path}: cannot be opened ({error})") from error
+        try:
+            self.env.reader_check()  # readers that were killed would keep old pages alive
+            if verify:
+                self._verify()
+        except lmdb_check.Broken as error:
+            self.env.close()
+            raise self._damaged(error) from None
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         with self._transaction() as transaction:
@@ -67,11 +89,54 @@ class LmdbBackend:
 
     def update(self, keys: Sequence[bytes], change: Change) -> None:
         with self._transaction(write=True) as transaction:
-            for key, value in change([transaction.get(key) for key in keys]).items():
+            changes = change([transaction.get(key) for key in keys])
+            if not changes:
+                return
+            held = self._sum_of_keys(transaction)
+            for key, value in changes.items():
                 if value is None:
-                    transaction.delete(key)
+                    held.add(key, -int(transaction.delete(key)))
                 else:
+                    held.add(key, int(transaction.get(key) is None))
                     transaction.put(key, value)
+            held.txn = transaction.id()
+            transaction.put(_KEYS, held.to_bytes())
+        if not self._mark.exists():
+            write(self._mark, b"A behavior store of embcomp, whose data are in data.mdb.\n")
+
+    def _sum_of_keys(self, transaction: Any) -> lmdb_check.KeySum:
+        """What the last transaction noted; counted where that was one of embcomp 0.1."""
+        noted = transaction.get(_KEYS)
+        if noted is not None:
+            found = lmdb_check.KeySum.from_bytes(noted)
+            if found.txn == transaction.id() - 1:
+                return found
+        found = lmdb_check.KeySum()
+        with transaction.cursor() as cursor:
+            for key in cursor.iternext(values=False):
+                found.add(key, int(key != _KEYS))
+        return found
+
+    def _verify(self) -> None:
+        """Raises lmdb_check.Broken where the file is damaged."""
+        for _ in range(100):
+            with self.env.begin() as transaction:
+                try:
+                    found = lmdb_check.check_pages(self._data, transaction.id())
+                except LookupError:  # others have written meanwhile
+                    continue
+                noted = transaction.get(_KEYS)
+                if noted is None and self._mark.exists():
+                    raise lmdb_check.Broken("what was in it is gone")
+                if noted is not None:
+                    found.add(_KEYS, -1)
+                    found.txn, wanted = transaction.id(), lmdb_check.KeySum.from_bytes(noted)
+                    if wanted.txn > found.txn or (wanted.txn == found.txn and wanted != found):
+                        raise lmdb_check.Broken(f"it holds {found.count} keys, {wanted.count} were written, or others")
+                return
+
+    def _damaged(self, error: Exception) -> StoreDamaged:
+        return StoreDamaged(f"store {self.path}: {self._data} is damaged ({error}); restore a copy")
 
     def pages(self, prefix: bytes, size: int) -> Iterator[list[bytes]]:
         start = prefix
@@ -104,6 +169,8 @@ class LmdbBackend:
                 f"store {self.path} has grown beyond max_bytes={self.max_bytes} in another process: "
                 "open it again with as many as there"
             ) from error
+        except (self._lmdb.CorruptedError, self._lmdb.PageNotFoundError, lmdb_check.Broken) as error:
+            raise self._damaged(error) from error
         except self._lmdb.Error as error:
             what = "nothing was written" if write else "nothing was read"
             if any(os.strerror(code) in str(error) for code in (ENOSPC, EDQUOT, EFBIG)):
@@ -190,13 +257,20 @@ class RedisBackend:
 
     def _warn_of_loss(self) -> None:
         try:
-            found: dict[str, str] = self.client.config_get("append*")  # pyright: ignore[reportAssignmentType]
+            found: dict[str, str] = self.client.config_get("append*", "maxmemory-policy")  # pyright: ignore
         except self._errors.RedisError:
             return  # hosted servers keep their settings to themselves
         if found.get("appendonly") != "yes" or found.get("appendfsync") != "always":
             warnings.warn(
                 f"store {self.name}: the server may lose appends that it has acknowledged when it dies; "
                 "set `appendonly yes` and `appendfsync always`",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if (policy := found.get("maxmemory-policy", "")).startswith("allkeys"):
+            warnings.warn(
+                f"store {self.name}: the server throws users away when its memory is full ({policy}); "
+                "set `maxmemory-policy noeviction`",
                 RuntimeWarning,
                 stacklevel=4,
             )

@@ -72,7 +72,7 @@ class BehaviorEncoder:
 
     def known(self, ids: np.ndarray) -> np.ndarray:
         """Which ids this model has: bool, of the shape of `ids`."""
-        return (ids >= 0) & (ids < (2**63 - 1 if self.num_items is None else self.num_items))
+        return (ids >= 0) & (True if self.num_items is None else ids < self.num_items)
 
     def __call__(self, ids: np.ndarray) -> Events:
         """Encode events, int64 [n].

@@ -1,5 +1,7 @@
 """What a behaviour store may refuse, and why."""
 
+from embcomp.files import Damaged
+
 
 class StoreError(RuntimeError):
     """Base of what a behaviour store raises; the store is as it was before the call."""
@@ -17,5 +19,9 @@ class StoreUnavailable(StoreError):
     """The server is gone, or too many writers want the same user; the call may be repeated with the same token."""
 
 
-class CorruptRecord(StoreError):
+class StoreDamaged(StoreError, Damaged):
+    """The file of a store is not what was written (a ValueError, too)."""
+
+
+class CorruptRecord(StoreDamaged):
     """The bytes of a user are not what was written."""

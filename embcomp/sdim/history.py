@@ -16,9 +16,10 @@ DTYPES = ("float32", "float16", "int8")
 MAX_EVENTS = 2**16 - 1
 """Counts are written as uint16."""
 _TOKENS = 32
-_FORMAT = 1
-# Magic, format, dtype, tokens, groups, buckets of a group, width, events, changes, stamp, checksum of what follows.
-_HEADER = struct.Struct("<4sBBHHHIIi16sI")
+_FORMAT = 2
+# Magic, format, dtype, tokens, groups, buckets of a group, width, events, changes, stamp, user, checksum of all else.
+_HEADER = struct.Struct("<4sBBHHHIIi16s8sI")
+_HEADER_1 = struct.Struct("<4sBBHHHIIi16sI")  # of embcomp 0.1: without the user, and a checksum of what follows alone
 _MAGIC = b"SDIM"
 
 
@@ -68,8 +69,12 @@ class History:
             self.sums[groups, codes] += sign * vector
             self.counts[groups, codes] += sign
 
-    def to_bytes(self, dtype: str) -> bytes:
+    def to_bytes(self, dtype: str, user: str) -> bytes:
         """All of it, in buckets that hold events; sums as one of `DTYPES`, int8 with a float32 scale for each bucket.
+
+        Args:
+            dtype: of the sums.
+            user: the name of the user, by which the record is known again.
 
         Raises:
             ValueError: sums that the dtype cannot hold.
@@ -90,23 +95,31 @@ class History:
         groups, width, dim = self.sums.shape
         header = _HEADER.pack(
             _MAGIC, _FORMAT, DTYPES.index(dtype), len(self.tokens), groups, width - 1, dim, len(self.events),
-            self.changes, self.stamp, zlib.crc32(body),
-        )  # fmt: skip
-        return header + body
+            self.changes, self.stamp, digest(user, 8), 0,
+        )[:-4]  # fmt: skip
+        return header + struct.pack("<I", zlib.crc32(body, zlib.crc32(header))) + body
 
     @classmethod
-    def from_bytes(cls, record: bytes, user: str) -> History:
-        """Undo `to_bytes`.
+    def from_bytes(cls, record: bytes, user: str, where: str = "") -> History:
+        """Undoes `to_bytes`.
+
+        Args:
+            record: what was stored.
+            user: whose record it should be.
+            where: begins the text of an error: the store.
 
         Raises:
             CorruptRecord: anything else than a whole record.
         """
         try:
-            fields = _HEADER.unpack_from(record)
-            magic, version, dtype, tokens, groups, width, dim, events, changes, stamp, checksum = fields
-            body = memoryview(record)[_HEADER.size :]
-            if magic != _MAGIC or version != _FORMAT or zlib.crc32(body) != checksum:
+            form = _HEADER_1 if record[:5] == _MAGIC + b"\1" else _HEADER
+            magic, version, dtype, tokens, groups, width, dim, events, changes, stamp, *rest = form.unpack_from(record)
+            body = memoryview(record)[form.size :]
+            before = zlib.crc32(record[: form.size - 4]) if form is _HEADER else 0
+            if magic != _MAGIC or version not in (1, _FORMAT) or zlib.crc32(body, before) != rest[-1]:
                 raise ValueError("its checksum or format is wrong")
+            if form is _HEADER and rest[0] != digest(user, 8):
+                raise ValueError("it is of another user")
             width += 1
             kept, place = [], 0
             for _ in range(tokens):
@@ -126,10 +139,12 @@ class History:
             held = take(DTYPES[dtype], occupied * dim).astype(np.float32).reshape(occupied, dim)
             sums = np.zeros((groups, width, dim), np.float32)
             sums[counts > 0] = held if scales is None else held * scales[:, None]
+            if place != len(body):
+                raise ValueError(f"it has {len(body)} bytes of {place}")
             return cls(ids, sums, counts, stamp, kept, changes)
         except (struct.error, ValueError, IndexError) as error:
             raise CorruptRecord(
-                f"user {user!r}: the record is damaged ({error}); forget the user, or restore a copy"
+                f"{where}user {user!r}: the record is damaged ({error}); forget the user, or restore a copy"
             ) from None
 
 

@@ -14,7 +14,7 @@ import torch
 from embcomp.sdim.backends import open_backend
 from embcomp.sdim.buckets import Buckets
 from embcomp.sdim.encoder import BehaviorEncoder
-from embcomp.sdim.errors import StampMismatch
+from embcomp.sdim.errors import CorruptRecord, StampMismatch
 from embcomp.sdim.history import DTYPES, MAX_EVENTS, History, digest
 
 User = str | int
@@ -43,11 +43,11 @@ class BehaviorStore:
         reencode: take over a store of another model. Records are then encoded with this one from their item ids, when
             they are read or appended to, or all by `reencode`; who still uses the old model is refused. Items that
             the new model does not have are dropped.
-        options: of the backend: `max_bytes` (LMDB), `prefix` and `timeout` (Redis).
+        options: of the backend: `max_bytes` and `verify` (LMDB), `prefix` and `timeout` (Redis).
 
     Raises:
         StampMismatch: the store holds another model, now or at any later call.
-        StoreError: the store cannot be opened (`StoreFull`, `StoreUnavailable`, `CorruptRecord`: see each).
+        StoreError: the store cannot be opened (`StoreFull`, `StoreUnavailable`, `StoreDamaged`: see each).
         ValueError: settings out of range.
 
     Example:
@@ -79,6 +79,7 @@ class BehaviorStore:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.location = os.fspath(location)
+        self._name = self.location.rsplit("@", 1)[-1]  # without a password
         self.encoder = encoder
         self.max_events = max_events
         self.dtype = dtype
@@ -140,7 +141,7 @@ class BehaviorStore:
                     history.append(self.encoder, ids, codes, mark, self.max_events)
                     if history.changes >= _ENCODE_ANEW[self.dtype]:
                         history = History.encode(self.encoder, history.events, history.tokens)
-                    changes[key] = history.to_bytes(self.dtype)
+                    changes[key] = history.to_bytes(self.dtype, str(user))
                 held[user] = len(history.events)
             return changes
 
@@ -185,9 +186,9 @@ class BehaviorStore:
             for key, record in zip(page, values[1:], strict=True):
                 if record is not None:
                     user = key.removeprefix(_USER).decode()
-                    history = History.from_bytes(record, user)
+                    history = self._decoded(record, user)
                     if history.stamp != self._digest:
-                        changes[key] = self._renewed(history).to_bytes(self.dtype)
+                        changes[key] = self._renewed(history).to_bytes(self.dtype, user)
             nonlocal changed
             changed = len(changes)
             return changes
@@ -241,8 +242,15 @@ class BehaviorStore:
         """What a record says under this model."""
         if record is None:
             return History.encode(self.encoder, np.empty(0, np.int64))
-        history = History.from_bytes(record, str(user))
+        history = self._decoded(record, str(user))
         return history if history.stamp == self._digest else self._renewed(history)
+
+    def _decoded(self, record: bytes, user: str) -> History:
+        history, sdim = History.from_bytes(record, user, f"store {self._name}, "), self.encoder.sdim
+        shape = (sdim.groups, sdim.width, sdim.embedding_dim)
+        if history.stamp == self._digest and history.sums.shape != shape:
+            raise CorruptRecord(f"store {self._name}, user {user!r}: the record has sums of shape {history.sums.shape}")
+        return history
 
     def _renewed(self, history: History) -> History:
         known = history.events[self.encoder.known(history.events)]
@@ -252,7 +260,7 @@ class BehaviorStore:
         if found != self._stamp:
             holds = "no model" if found is None else repr(found.decode(errors="replace"))
             raise StampMismatch(
-                f"store {self.location.rsplit('@', 1)[-1]} holds {holds}, this is {self.encoder.stamp!r}: "
+                f"store {self._name} holds {holds}, this is {self.encoder.stamp!r}: "
                 "use the encoder of that model, or take the store over with reencode=True"
             )
 

@@ -46,7 +46,7 @@ def _sizes(length: int, dim: int) -> list[BenchRow]:
     """A user's record beside the vectors of his events."""
     history = History.encode(_encoder(dim), np.random.default_rng(0).integers(ITEMS, size=length))
     vectors = 4 * length * dim
-    shares = {dtype: len(history.to_bytes(dtype)) / vectors for dtype in DTYPES}
+    shares = {dtype: len(history.to_bytes(dtype, "user")) / vectors for dtype in DTYPES}
     against = f"{vectors} bytes, the vectors of {length} events"
     return [BenchRow(f"bytes of a user, {dtype}", share, share, share, against) for dtype, share in shares.items()]
 

@@ -10,17 +10,20 @@ import sys
 import threading
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 import redis
 import torch
 
+import embcomp
 from embcomp.sdim import (
     SDIM,
     BehaviorEncoder,
     BehaviorStore,
     CorruptRecord,
     StampMismatch,
+    StoreDamaged,
     StoreError,
     StoreFull,
     StoreUnavailable,
@@ -96,12 +99,12 @@ def test_many_users_at_once_and_the_unknown(store):
 
 def test_smaller_types_are_smaller(encoder):
     history = History.encode(encoder, np.arange(100))
-    sizes = [len(history.to_bytes(dtype)) for dtype in ("float32", "float16", "int8")]
+    sizes = [len(history.to_bytes(dtype, "ann")) for dtype in ("float32", "float16", "int8")]
     occupied = int((history.counts > 0).sum())
     assert sizes[0] - sizes[1] == 2 * DIM * occupied
     assert sizes[1] - sizes[2] == (DIM - 4) * occupied  # less a scale for each bucket
     few = History.encode(encoder, np.arange(1))
-    assert len(few.to_bytes("float32")) < 300  # empty buckets take no room but that of their counts
+    assert len(few.to_bytes("float32", "ann")) < 300  # empty buckets take no room but that of their counts
 
 
 def test_rounding_does_not_add_up(tmp_path, encoder):
@@ -192,6 +195,10 @@ def test_a_server_that_may_lose_appends_is_warned_about(redis_server, encoder):
     redis_server.client.config_set("appendfsync", "everysec")
     with pytest.warns(RuntimeWarning, match="appendfsync always"):
         BehaviorStore(redis_server.url, encoder).close()
+    redis_server.client.config_set("appendfsync", "always")
+    redis_server.client.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.warns(RuntimeWarning, match=r"throws users away .*allkeys-lru.*noeviction"):
+        BehaviorStore(redis_server.url, encoder).close()
 
 
 # --- versions ---
@@ -218,7 +225,7 @@ def test_another_model_is_refused_and_taken_over(location, encoder):
         assert store.reencode() == 0
         check(store, "4", [4, 1, 5])
         for user in range(40):
-            assert History.from_bytes(raw(store, str(user)), "").stamp == store._digest
+            assert History.from_bytes(raw(store, str(user)), str(user)).stamp == store._digest
 
 
 def test_background_work_reports_its_error_and_ends_with_the_store(store):
@@ -292,6 +299,85 @@ def test_a_damaged_record_is_named(store):
     check(store, "bob", [2])
     store.forget("ann")
     assert store.append("ann", [3]) == 1
+
+
+def test_every_bit_of_a_record_counts(encoder):
+    whole = History.encode(encoder, np.arange(9), [b"12345678"]).to_bytes("int8", "ann")
+    assert History.from_bytes(whole, "ann").events.tolist() == list(range(9))
+    for bit in range(0, 8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptRecord, match="'ann'"):
+            History.from_bytes(bytes(damaged), "ann")
+    with pytest.raises(CorruptRecord, match=r"store here, user 'bob': .*of another user"):
+        History.from_bytes(whole, "bob", "store here, ")
+
+
+def test_records_of_embcomp_0_1_are_read_and_checked(store):
+    """Its header was outside of the checksum: what of it can be checked against the rest is."""
+    whole = (Path(__file__).parents[1] / "fuzz" / "embcomp-0.1" / "record").read_bytes()
+    history = History.from_bytes(whole, "anybody")
+    assert history.events.tolist() == [3, 4, 5]
+    put(store, "ann", whole)  # of another model: encoded anew
+    check(store, "ann", [3, 4, 5])
+    assert store.append("ann", [6]) == 4
+    assert raw(store, "ann")[4] == 2
+    for bit in range(8 * 24):  # all but the stamp, which a damaged record bears as one of another model
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            found = History.from_bytes(bytes(damaged), "ann")
+        except CorruptRecord:
+            continue
+        assert found.events.tolist() == [3, 4, 5]
+        np.testing.assert_array_equal(found.sums, history.sums)
+        assert 20 <= bit // 8 < 24  # how many changes there were: when the sums are made anew
+
+
+def test_an_open_id_space_goes_to_the_last_id(location):
+    items = embcomp.nn.CompressedEmbedding(None, DIM, embcomp.HashingTrick(rows=9))
+    with BehaviorStore(location, BehaviorEncoder(SDIM(DIM, 12), items, "1")) as store:
+        assert store.append("ann", [2**63 - 1, 0]) == 2
+        assert store.events("ann") == [2**63 - 1, 0]
+        with pytest.raises(IndexError, match="item -1 is out of range"):
+            store.append("ann", [-1])
+
+
+def test_a_store_of_embcomp_0_1_is_taken_over(tmp_path, encoder):
+    """It has no sum of its keys, which another writer of that version may leave behind at any time."""
+    with BehaviorStore(tmp_path, encoder) as store:
+        store.append_many({user: [user] for user in range(30)})
+
+    def as_before(change) -> None:
+        with lmdb.open(str(tmp_path)) as env, env.begin(write=True) as transaction:
+            change(transaction)
+
+    as_before(lambda transaction: transaction.delete(b"\0keys"))
+    (tmp_path / "embcomp-store").unlink()
+    for user in (3, 4):
+        with BehaviorStore(tmp_path, encoder) as store:
+            assert store.events(user) == [user]
+            store.append(user, [user])
+            assert store.events(29) == [29]
+        as_before(lambda transaction: transaction.put(b"u:31", transaction.get(b"u:3")))
+    with BehaviorStore(tmp_path, encoder) as store:
+        assert store.events(4) == [4, 4]
+
+
+def test_a_store_that_lost_its_file_or_a_user_is_no_new_store(tmp_path, encoder):
+    with BehaviorStore(tmp_path, encoder) as store:
+        store.append_many({user: [user] for user in range(30)})
+    whole = (tmp_path / "data.mdb").read_bytes()
+    at = whole.rindex(b"u:17")
+    for damaged in (None, b"", whole[:9000], whole[: at + 2] + b"8" + whole[at + 3 :]):
+        (tmp_path / "data.mdb").unlink()
+        if damaged is not None:
+            (tmp_path / "data.mdb").write_bytes(damaged)
+        with pytest.raises(StoreDamaged, match=r"data\.mdb is damaged"):
+            BehaviorStore(tmp_path, encoder)
+    (tmp_path / "data.mdb").write_bytes(whole)
+    with BehaviorStore(tmp_path, encoder) as store:
+        assert store.events(17) == [17]
 
 
 def test_sums_beyond_float16_are_refused(tmp_path):
