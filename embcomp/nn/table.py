@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from embcomp.methods.base import Method, Plan, Table, TablePlan
 from embcomp.nn.stores import PlainStore
+from embcomp.nn.weight import ComputedWeight
 
 
 class CompressedTable(nn.Module):
@@ -119,6 +120,11 @@ class CompressedTable(nn.Module):
         return torch.where((ids == self.padding_idx).unsqueeze(-1), self.padding_vector.to(vectors.dtype), vectors)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if f"{prefix}weight" in state_dict:
+            raise ValueError(
+                f"table {self.encoder.table.name!r} is compressed, but the state holds a full weight "
+                f"({prefix + 'weight'!r}): load it into the model before compress_ (init='warm' keeps it)"
+            )
         saved = state_dict.get(f"{prefix}padding_vector")
         if saved is None:  # it was zero
             self.padding_vector = None
@@ -130,11 +136,27 @@ class CompressedTable(nn.Module):
     def weight(self) -> Tensor:
         """`materialize()`, computed at each access: code that reads `.weight` (tied outputs) goes on working.
 
-        An open id space has no full table, hence no such attribute.
+        Writing to it, or to a view of it, would be lost and raises RuntimeError. An open id space has no full table,
+        hence no such attribute.
         """
         if self.num_embeddings is None:
             raise AttributeError("num_embeddings is None, so there is no full table")
-        return self.materialize()
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            vectors = self.materialize()
+        else:
+            with torch.inference_mode(False), torch.no_grad():  # where writes to a tensor are counted
+                vectors = self.materialize()
+        trained = any(parameter.requires_grad for parameter in self.parameters())
+        return ComputedWeight.of(vectors, self.encoder.table.name, trained)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            kind = KeyError if isinstance(value, nn.Parameter) else AttributeError  # as torch and Python raise
+            raise kind(
+                f"table {self.encoder.table.name!r} is compressed and has no weight of its own to set: set it before "
+                "compress_ (init='warm' keeps it)"
+            )
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         parts = [f"{self.num_embeddings}, {self.embedding_dim}, {self.encoder.config['method']}"]

@@ -111,6 +111,12 @@ def readable(*tensors: Tensor) -> bool:
     return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not _wrapped(t) for t in tensors)
 
 
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether what is done with it is recorded (compiled, exported, traced, transformed), not done."""
+    recording = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore
+    return recording or type(tensor) is not Tensor or _wrapped(tensor)
+
+
 def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
     """`ids` as int64, after checking that each lies in [0, num_embeddings), or is not negative when that is None.
 
