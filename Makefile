@@ -7,6 +7,9 @@ REQUIREMENTS ?= $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v n
 INSTALLED := .venv/.installed-$(REQUIREMENTS)
 PY := .venv/bin/python
 
+# What Python compiles is kept, whatever the environment says: each process would else compile torch anew.
+export PYTHONDONTWRITEBYTECODE =
+
 help:
 	@echo "make demo       train with full and compressed tables, write out/demo/report.html"
 	@echo "make test       lint, type check, tests"
@@ -15,9 +18,12 @@ help:
 demo: $(INSTALLED)
 	$(PY) -m experiments demo
 
-# One thread per worker: torch regions of several threads cost more than they save when workers share cores.
-test: lint typecheck
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
+# Types are checked beside the tests, and heard of after them. One thread per worker: torch regions of several threads cost
+# more than they save when workers share cores.
+test: lint
+	$(PY) -m pyright embcomp >.venv/types.log 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal; tests=$$?; \
+	wait $$types || { cat .venv/types.log; exit 1; }; exit $$tests
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -35,7 +41,8 @@ docs: $(INSTALLED)
 
 # The stamp comes last, so that a set-up that failed is begun again. torch goes in first and with its requirements, because
 # the CUDA build (all that PyPI has for x86-64) needs libraries that the CPU build does not. All else is listed, so --no-deps:
-# torchrec declares the CUDA build of FBGEMM, which would overwrite the CPU build. --no-compile: Python compiles what is
+# torchrec declares the CUDA build of FBGEMM, which would overwrite the CPU build. uv takes a seventh of pip's time; where it
+# cannot reach the packages (it does not read pip's configuration), pip goes on. --no-compile: Python compiles what is
 # imported, the first time; most files never are.
 $(INSTALLED): requirements/$(REQUIREMENTS).txt
 	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
@@ -46,8 +53,9 @@ $(INSTALLED): requirements/$(REQUIREMENTS).txt
 	done; \
 	echo "No Python 3.11-3.13 with venv among: $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." \
 		"Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2
-	$(PY) -m pip install -q --no-compile --constraint requirements/cuda.txt torch
-	$(PY) -m pip install -q --no-compile --no-deps --requirement $<
+	$(PY) -m pip install -q --no-compile --constraint requirements/cuda.txt torch uv
+	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX="$(PIP_INDEX_URL)") $(PY) -m uv pip install -q --no-deps --requirement $< || \
+		$(PY) -m pip install -q --no-compile --no-deps --requirement $<
 	@touch $@
 
 # Resolve requirements/*.txt again, keeping what is pinned where it still fits (LOCK=--upgrade renews everything).

@@ -80,7 +80,7 @@ class CompressionReport:
 
 def compress_(
     model: nn.Module,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Method] | Method,
     *,
     init: Literal["fresh", "warm"] = "fresh",
     counts: Mapping[str, Tensor] | None = None,
@@ -94,7 +94,7 @@ def compress_(
     Args:
         model: the model; nothing changes where an error is raised.
         methods: a method for each table. Keys are glob patterns over module paths ("user.embedding") and torchrec table
-            names; the first match wins, and a table that no key matches stays as it is.
+            names; the first match wins, and a table that no key matches stays as it is. A method alone is for all.
         init: "fresh" draws new rows, so that the vectors have the mean and the standard deviation of the weights
             replaced (tables that share a store: of all of them together); "warm" starts each row at the
             (count-weighted) mean of the trained vectors that map to it, refined by least squares where ids add up
@@ -105,7 +105,7 @@ def compress_(
         Bytes before and after, table by table.
 
     Raises:
-        TypeError: a value of `methods` is not a method's configuration.
+        TypeError: `methods` or a value of it is not a method's configuration.
         ValueError: a pattern matches no table; counts without a warm start; a method cannot compress a table; or a
             table cannot be swapped: its weight is held elsewhere in the model, frozen (fresh rows would never be
             trained) or not finite, `max_norm`, a subclass with behaviour of its own, a sharded module.
@@ -124,7 +124,7 @@ def compress_(
     if counts and init == "fresh":
         raise ValueError("counts weigh the ids of a warm start: pass init='warm' with them, or leave them out")
     sites = find_sites(model)
-    chosen = _choose(sites, methods)
+    chosen = _choose(sites, _by_pattern(methods))
     touched = [site for site in sites if chosen[site]]
     for site in touched:
         site.check(chosen[site])
@@ -219,6 +219,17 @@ class _Swap:
                 after += upto[place + 1] - upto[place]
             rows = sum(self.stores[store].shape[0] for store in part.stores)
             yield TableReport(part.name, type(part.method).__name__, rows, before[part.name], after)
+
+
+def _by_pattern(methods: object) -> Mapping[str, Method]:
+    if isinstance(methods, Method):
+        return {"*": methods}
+    if not isinstance(methods, Mapping):
+        raise TypeError(
+            "methods must be a method's configuration, such as embcomp.HashingTrick(rows=1000), or a mapping from "
+            f"patterns to them, such as {{'item': embcomp.HashingTrick(rows=1000)}}; got {methods!r}"
+        )
+    return methods
 
 
 def _choose(sites: Sequence[Site], methods: Mapping[str, Method]) -> dict[Site, dict[str, Method]]:

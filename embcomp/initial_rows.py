@@ -96,7 +96,7 @@ def draw_rows(weight: Tensor, init: str, summands: int, like: Rule) -> None:
         summands: how many rows are added up into one coordinate of a vector.
         like: the moments of the vectors, or another rule that draws them.
     """
-    if weight.is_meta:
+    if weight.is_meta or not weight.numel():  # a rank may hold no row of a store
         return
     if init == "ones":
         weight.fill_(1.0)

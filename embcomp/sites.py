@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.methods.base import Method, Table, TablePlan
+from embcomp.methods.request import tables_of
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.table import CompressedTable
@@ -141,6 +142,15 @@ def find_sites(model: nn.Module) -> list[Site]:
 
             sites.append(TorchrecSite(module, paths))
     return sites
+
+
+@tables_of.register
+def _(model: nn.Module) -> list[Table]:
+    """All that `compress_` may swap."""
+    tables = [table for site in find_sites(model) for table in site.tables.values()]
+    if not tables:
+        raise ValueError("the model has no embedding table that compress_ knows")
+    return tables
 
 
 def _is_site(path: str, module: nn.Module) -> bool | None:

@@ -1,8 +1,13 @@
-"""Where the bytes are."""
+"""Where the bytes are, and how users write a number of them."""
 
+import math
+import re
 from collections.abc import Iterator
+from numbers import Real
 
 from torch import Tensor, nn
+
+_SIZE = re.compile(r"(\d[\d_]*(?:\.\d+)?|\.\d+)\s*(%|[kmgt]?i?b)", re.IGNORECASE)
 
 
 def _stored(module: nn.Module) -> Iterator[Tensor]:
@@ -78,3 +83,41 @@ def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int =
         ]
         text.append("  ".join(cells).rstrip())
     return "\n".join(text)
+
+
+def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
+    """A budget as its user writes it -> whole bytes, rounded down.
+
+    Args:
+        text: a number of bytes; "50MB" (10^6), "1.5 GiB" (2^30) and the like; or "10%" of `full_nbytes`.
+        full_nbytes: the bytes of the full tables; None where there is no such number.
+
+    Raises:
+        TypeError: neither a number nor a text.
+        ValueError: a text of another form, a share where `full_nbytes` is None, a number that is no size.
+
+    Example:
+        >>> from embcomp.sizes import parse_nbytes
+        >>> parse_nbytes("50MB"), parse_nbytes("10%", full_nbytes=640_000), parse_nbytes(4096)
+        (50000000, 64000, 4096)
+    """
+    if isinstance(text, str):
+        found = _SIZE.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(f"nbytes={text!r} is no size: write '10%', '50MB', '1.5GiB', or a number of bytes")
+        number, unit = found[1].replace("_", ""), found[2].lower()
+        if unit != "%":
+            return int(float(number) * (1024 if "i" in unit else 1000) ** "bkmgt".index(unit[0]))
+        if full_nbytes is None:
+            raise ValueError(
+                f"nbytes={text!r} is a share of the full tables, which an open id space (num_embeddings=None) has not: "
+                "write a size, such as '50MB'"
+            )
+        return int(float(number) * full_nbytes / 100)
+    if isinstance(text, bool) or not isinstance(text, Real):
+        raise TypeError(f"nbytes must be a number of bytes, or a text such as '10%' or '50MB', got {text!r}")
+    if not math.isfinite(text):
+        raise ValueError(f"nbytes must be finite, got {text!r}")
+    if 0 < text < 1:
+        raise ValueError(f"nbytes={text!r} is less than a byte: for a share of the full tables write '{text:.0%}'")
+    return int(text)

@@ -1,7 +1,7 @@
 """`make` sets `.venv` up once, begins a failed set-up again and says what it lacks.
 
 A script plays Python: it makes a `.venv` whose interpreter writes its arguments to a log, and
-fails on `pip` when told to.
+fails where they hold what the file `fail` names.
 """
 
 import os
@@ -16,7 +16,7 @@ FAKE_PYTHON = """#!/bin/sh
 case "$*" in
   *--version) echo "Python 3.12.0" ;;
   *venv*) mkdir -p .venv/bin
-    printf '#!/bin/sh\\necho "$*" >> log\\ncase "$*" in *pip*) [ ! -e fail ] ;; esac\\n' > .venv/bin/python
+    printf '#!/bin/sh\\necho "$*" | tee -a log\\n! echo "$*" | grep -qFf fail 2>/dev/null\\n' > .venv/bin/python
     chmod +x .venv/bin/python ;;
 esac
 """
@@ -64,8 +64,9 @@ def test_changed_list_sets_up_again(checkout: Path) -> None:
     assert any("pip" in line for line in logged(checkout))
 
 
-def test_failed_set_up_is_begun_again(checkout: Path) -> None:
-    (checkout / "fail").touch()
+@pytest.mark.parametrize("what", ["pip install", "torch uv"])
+def test_failed_set_up_is_begun_again(checkout: Path, what: str) -> None:
+    (checkout / "fail").write_text(what)
     assert make(checkout, "demo").returncode == 2
     assert not any("experiments" in line for line in logged(checkout))
     (checkout / "fail").unlink()
@@ -86,7 +87,24 @@ def test_no_suitable_python_is_said(checkout: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
-def test_tests_run_last(checkout: Path) -> None:
+def test_where_uv_fails_pip_goes_on(checkout: Path) -> None:
+    (checkout / "fail").write_text("uv pip")
+    assert make(checkout, "demo").returncode == 0
+    *_, uv, pip, demo = [line.split() for line in logged(checkout)]
+    assert (uv[1], pip[1], demo[1]) == ("uv", "pip", "experiments")
+    assert set(pip) - set(uv) == {"--no-compile"}  # the same packages
+
+
+def test_style_comes_first_then_types_and_tests(checkout: Path) -> None:
     assert make(checkout, "test").returncode == 0
-    commands = [line for line in logged(checkout) if "pip" not in line]
-    assert [command.split()[1] for command in commands] == ["ruff", "ruff", "pyright", "pytest"]
+    first, second, *both = [line.split()[1] for line in logged(checkout) if "pip" not in line]
+    assert (first, second, sorted(both)) == ("ruff", "ruff", ["pyright", "pytest"])
+
+
+@pytest.mark.parametrize("tool", ["ruff check", "ruff format", "pyright", "pytest"])
+def test_each_check_can_fail_the_tests(checkout: Path, tool: str) -> None:
+    (checkout / "fail").write_text(f"-m {tool}")
+    result = make(checkout, "test")
+    assert result.returncode == 2
+    assert f"-m {tool}" in result.stdout
+    assert any("pytest" in line for line in logged(checkout)) == (tool in ("pyright", "pytest"))

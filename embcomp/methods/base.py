@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,12 @@ class Table:
                 f"table {self.name!r}: {why} needs num_embeddings, got None; give it, or use a hashing method"
             )
         return self.num_embeddings
+
+
+Tables: TypeAlias = Sequence[Table] | nn.Module
+"""What a method compresses together: tables, or all those of a model."""
+Budget: TypeAlias = int | float | str
+"""Bytes: a number, "50MB", or "10%" of the full tables (`embcomp.sizes.parse_nbytes`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,15 +309,16 @@ class Method(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
         """The configuration that fills `nbytes` with tables and maps together, never above it.
 
         Args:
-            tables: what is to be compressed, together.
-            nbytes: the budget in bytes.
+            tables: what is to be compressed, together: tables, or a model for all that `compress_` finds in it.
+            nbytes: the budget in bytes, as a number, "50MB", or "10%" of the full tables in float32.
             fixed: settings to keep as given.
 
         Raises:
+            TypeError: neither tables nor a model, neither a number nor a text.
             ValueError: the budget holds not even the smallest configuration; the text says how much that is.
         """
 

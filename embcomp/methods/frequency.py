@@ -10,6 +10,7 @@ from torch import Tensor
 from embcomp.methods.base import (
     FLOAT_BYTES,
     KEY_BYTES,
+    Budget,
     Chunk,
     Concat,
     Method,
@@ -18,11 +19,13 @@ from embcomp.methods.base import (
     Store,
     Table,
     TablePlan,
+    Tables,
     check_rows,
     per_table,
 )
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.hashing import HashEncoder
+from embcomp.methods.request import request
 
 
 class FrequencyEncoder(HashEncoder):
@@ -108,7 +111,9 @@ class FrequencyHash(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes)
+
         def make(total: int) -> Self:
             return cls(rows=share_rows(tables, total), **fixed)
 

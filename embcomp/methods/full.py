@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from embcomp.methods.base import Chunk, Concat, Encoder, Method, Plan, Rows, Store, Table, TablePlan
+from embcomp.methods.base import Budget, Chunk, Concat, Encoder, Method, Plan, Rows, Store, Table, TablePlan, Tables
+from embcomp.methods.request import request
 
 
 class IdentityEncoder(Encoder):
@@ -36,7 +37,8 @@ class Full(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes)
         method = cls(**fixed)
         needed = method.plan(tables).nbytes()
         if needed > nbytes:

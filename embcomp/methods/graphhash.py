@@ -14,6 +14,7 @@ from embcomp.graph.cluster_map import ClusterMap, Side, check_side, look_up
 from embcomp.methods.base import (
     FLOAT_BYTES,
     KEY_BYTES,
+    Budget,
     Chunk,
     Concat,
     Method,
@@ -23,12 +24,14 @@ from embcomp.methods.base import (
     Sum,
     Table,
     TablePlan,
+    Tables,
     check_rows,
     per_table,
     side_store,
 )
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.hashing import HashEncoder
+from embcomp.methods.request import request
 from embcomp.ops.packing import bits_for, packed_words
 
 if TYPE_CHECKING:
@@ -147,7 +150,7 @@ class GraphHash(Method):
         return {name: value for name, value in config.items() if name not in left_out}
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
         """As `Method.for_budget`: the given `clusters` if they fit, or clusters of given edges that fill the budget.
 
         Args:
@@ -161,6 +164,7 @@ class GraphHash(Method):
         Raises:
             ValueError: the budget is too small for the clusters, or for two rows.
         """
+        tables, nbytes = request(tables, nbytes)
         if "edges" in fixed:
             return cls._clustered(tables, nbytes, **fixed)
         return largest_within(tables, nbytes, lambda size: cls(**fixed), most=1)
@@ -263,11 +267,12 @@ class DoubleGraphHash(GraphHash):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
         """As `GraphHash.for_budget`, which see; with second="own" and given `clusters` the second table fills the rest.
 
         Of `edges` with second="own" each table gets as many rows as the other.
         """
+        tables, nbytes = request(tables, nbytes)
         if fixed.get("second") == "own" and "rows" not in fixed and "edges" not in fixed:
             return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
         return super().for_budget(tables, nbytes, **fixed)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from embcomp.methods.base import (
     FLOAT_BYTES,
+    Budget,
     Chunk,
     Concat,
     Encoder,
@@ -18,12 +19,14 @@ from embcomp.methods.base import (
     Store,
     Table,
     TablePlan,
+    Tables,
     WeightedSum,
     check_rows,
     per_table,
     side_store,
 )
 from embcomp.methods.budget import largest_within, share_rows
+from embcomp.methods.request import request
 from embcomp.ops.balanced import balanced_key, balanced_rows
 from embcomp.ops.hashing import check_ids, hash_key, hash_rows, hash_rows_by_key
 
@@ -124,7 +127,8 @@ class HashingTrick(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes)
         return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
 
 
@@ -184,7 +188,8 @@ class MultiHash(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes)
         return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
 
 
@@ -245,11 +250,12 @@ class HashEmbedding(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
         """As `Method.for_budget`. Where one importance per id would take over half of the budget, it is hashed.
 
         Without `importance_rows` among the fixed settings, the hashed importance table has as many rows as the other.
         """
+        tables, nbytes = request(tables, nbytes)
         own = (
             sum((table.num_embeddings or nbytes) for table in tables)
             * _padded(fixed.get("num_hashes", 2))

@@ -14,6 +14,7 @@ from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.methods.base import (
     FLOAT_BYTES,
     KEY_BYTES,
+    Budget,
     Chunk,
     Concat,
     Method,
@@ -21,11 +22,13 @@ from embcomp.methods.base import (
     Store,
     Table,
     TablePlan,
+    Tables,
     check_rows,
     per_table,
 )
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.graphhash import ClusterEncoder
+from embcomp.methods.request import request
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.ops.packing import bits_for, packed_words
 
@@ -85,7 +88,9 @@ class LSHash(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes)
+
         def make(total: int) -> Self:
             return cls(rows=share_rows(tables, total), **fixed)
 

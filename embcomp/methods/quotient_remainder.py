@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from embcomp.methods.base import (
+    Budget,
     Chunk,
     Concat,
     Encoder,
@@ -19,11 +20,13 @@ from embcomp.methods.base import (
     Sum,
     Table,
     TablePlan,
+    Tables,
     check_rows,
     per_table,
     side_store,
 )
 from embcomp.methods.budget import largest_within, share_rows
+from embcomp.methods.request import request
 from embcomp.ops.hashing import MAX_ROWS
 
 
@@ -97,7 +100,9 @@ class QuotientRemainder(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes)
+
         def make(total: int) -> Self:
             shares = share_rows(tables, total)
             rows = {table.name: _largest_remainder(table, per_table(shares, table, "rows")) for table in tables}

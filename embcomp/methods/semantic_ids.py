@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from embcomp.methods.base import (
+    Budget,
     Chunk,
     Concat,
     Method,
@@ -17,10 +18,12 @@ from embcomp.methods.base import (
     Sum,
     Table,
     TablePlan,
+    Tables,
     check_rows,
     per_table,
 )
 from embcomp.methods.budget import largest_within
+from embcomp.methods.request import request
 from embcomp.methods.semantic_encoder import SemanticEncoder, ranges_of
 from embcomp.methods.semantic_neighbours import NeighbourEncoder
 from embcomp.ops.hashing import MAX_ROWS
@@ -197,8 +200,9 @@ class SemanticIds(Method):
         return {"method": type(self).__name__, "pieces": repr(self.pieces), **kept}
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
         """As `Method.for_budget`; the bytes of codes and id rows are part of the budget, `id_rows` stays as given."""
+        tables, nbytes = request(tables, nbytes)
         least, two = (cls(rows=rows, **fixed).plan(tables) for rows in (1, 2))
         one, step = least.nbytes(), two.nbytes() - least.nbytes()
         packed = {id(e.words): e for t in least.tables if isinstance(e := t.encoder, NeighbourEncoder)}.values()

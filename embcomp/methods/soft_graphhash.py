@@ -12,7 +12,20 @@ from torch import Tensor
 
 from embcomp.graph.cluster_map import Side
 from embcomp.graph.mixtures import Mixture
-from embcomp.methods.base import FLOAT_BYTES, KEY_BYTES, Chunk, Concat, Plan, Rows, Store, Table, TablePlan, per_table
+from embcomp.methods.base import (
+    FLOAT_BYTES,
+    KEY_BYTES,
+    Budget,
+    Chunk,
+    Concat,
+    Plan,
+    Rows,
+    Store,
+    Table,
+    TablePlan,
+    Tables,
+    per_table,
+)
 from embcomp.methods.graphhash import GraphHash
 from embcomp.methods.hashing import HashEncoder
 from embcomp.ops.packing import bits_for, packed_words, unpack
@@ -143,7 +156,7 @@ class SoftGraphHash(GraphHash):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
         """As `GraphHash.for_budget`, which see, with the mixtures that `embcomp.graph.mixture` makes of the edges.
 
         With `second_clusters="users"` (or "items") ids of that side read two clusters, those of

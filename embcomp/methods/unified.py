@@ -5,9 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from embcomp.methods.base import FLOAT_BYTES, Chunk, Concat, Method, Plan, Store, Table, TablePlan, check_rows
+from embcomp.methods.base import (
+    FLOAT_BYTES,
+    Budget,
+    Chunk,
+    Concat,
+    Method,
+    Plan,
+    Store,
+    Table,
+    TablePlan,
+    Tables,
+    check_rows,
+)
 from embcomp.methods.budget import largest_within
 from embcomp.methods.hashing import hash_encoder
+from embcomp.methods.request import request
 from embcomp.ops.hashing import MAX_ROWS
 
 
@@ -74,8 +87,9 @@ class UnifiedEmbedding(Method):
         return table.embedding_dim // self.chunk_dim
 
     @classmethod
-    def for_budget(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
         """As `Method.for_budget`; without `chunk_dim` it is chosen by `best_chunk_dim`."""
+        tables, nbytes = request(tables, nbytes)
         if "chunk_dim" not in fixed:
             fixed["chunk_dim"] = best_chunk_dim(tables, nbytes, balanced=fixed.get("balanced", False))
         return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed), most=MAX_ROWS)

@@ -1,0 +1,39 @@
+"""What `for_budget` is asked for: tables or a whole model, and a budget as its user writes it."""
+
+from collections.abc import Iterable
+from functools import singledispatch
+from typing import Any
+
+from embcomp.methods.base import FLOAT_BYTES, Budget, Table, Tables
+from embcomp.sizes import parse_nbytes
+
+
+@singledispatch
+def tables_of(asked: Any) -> list[Table]:
+    """The tables to compress. What knows where models keep theirs registers that here (`embcomp.sites`).
+
+    Raises:
+        TypeError: neither tables nor a model.
+    """
+    tables = list(asked) if isinstance(asked, Iterable) else [asked]
+    if isinstance(asked, Table) or not all(isinstance(table, Table) for table in tables):
+        raise TypeError(f"tables must be a model, or a sequence of embcomp.Table; got {asked!r}")
+    return tables
+
+
+def request(tables: Tables, nbytes: Budget) -> tuple[list[Table], int]:
+    """The tables and the whole bytes of a call of `for_budget`.
+
+    Raises:
+        TypeError, ValueError: what `tables_of` and `embcomp.sizes.parse_nbytes` refuse.
+
+    Example:
+        >>> import torch, embcomp
+        >>> from embcomp.methods.request import request
+        >>> request(torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 16)}), "10%")
+        ([Table(name='item', num_embeddings=1000, embedding_dim=16)], 6400)
+    """
+    found = tables_of(tables)
+    closed = all(table.num_embeddings is not None for table in found)
+    full = sum((table.num_embeddings or 0) * table.embedding_dim for table in found) * FLOAT_BYTES
+    return found, parse_nbytes(nbytes, full if closed else None)
