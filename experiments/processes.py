@@ -113,6 +113,7 @@ def start_context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     modules = ["experiments.runner", "experiments.results", "experiments.train", "embcomp.checkpoints.contents"]
+    modules += ["pandas"]  # which pyarrow imports with the first rows, where it is installed
     context.set_forkserver_preload(modules)
     return context
 

@@ -1,16 +1,15 @@
 import os
-import signal
-import subprocess
-import sys
+import queue
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 import data
-from data import DataError, prepare
+from data import DataError, encode, prepare
+from experiments.processes import start_context
 
-ROOT = Path(__file__).parents[2]
 ROWS = pl.DataFrame({"label": [0, 1] * 10, "item": [i % 5 for i in range(20)]})
 SCHEMA = {"label": "label", "features": {"item": {}}}
 
@@ -59,30 +58,27 @@ def test_a_folder_appears_complete_or_not_at_all(load, tmp_path, monkeypatch):
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-KILLED = """
-import sys, time
-import data
-from data import encode, prepare
+def load_slowly(path: Path, cache: Path, wait: Any, wrote: Any) -> None:
+    """Loads in a process of its own: says when a file is written, and closes the next one after `wait`."""
+    close = encode._Writer.close
 
-original = encode._Writer.close
-def wait(self):
-    original(self)
-    print("writing", flush=True)
-    time.sleep(60)
-encode._Writer.close = wait
-data.load("parquet", folder=sys.argv[1], cache=sys.argv[2], schema={"label": "label", "features": {"item": {}}})
-"""
+    def closing(writer):
+        close(writer)
+        wrote.put(os.getpid())
+        wait.wait(60)
+
+    encode._Writer.close = closing
+    data.load("parquet", folder=path, cache=cache, schema=SCHEMA)
 
 
 def test_a_killed_run_leaves_no_half_and_the_next_one_cleans_up(load, tmp_path):
-    cache = tmp_path / "cache"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(load.path), str(cache)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert process.stdout.readline() == "writing\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    cache, context = tmp_path / "cache", start_context()
+    wrote, wait = context.Queue(), context.Event()
+    process = context.Process(target=load_slowly, args=(load.path, cache, wait, wrote))
+    process.start()
+    assert wrote.get() == process.pid
+    process.kill()
+    process.join()
     left = [path for path in cache.iterdir() if path.is_dir()]
     assert [path.suffix for path in left] == [".part"]
     clicks = load()
@@ -92,11 +88,21 @@ def test_a_killed_run_leaves_no_half_and_the_next_one_cleans_up(load, tmp_path):
 
 def test_two_processes_at_once(load, tmp_path):
     """The second waits for the first and takes its folder."""
-    command = [sys.executable, "-c", KILLED.replace("60", ".3"), str(load.path), str(tmp_path / "cache")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(output.count("writing") for output in outputs) == [0, 3]
+    context = start_context()
+    wrote, wait = context.Queue(), context.Event()
+    arguments = (load.path, tmp_path / "cache", wait, wrote)
+    processes = [context.Process(target=load_slowly, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    first = wrote.get()
+    with pytest.raises(queue.Empty):
+        wrote.get(timeout=0.3)  # time for the other one to write, were it not to wait
+    wait.set()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [wrote.get() for _ in range(2)] == [first, first]
+    assert wrote.empty()
 
 
 def test_default_cache_folder(monkeypatch, tmp_path):

@@ -8,18 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from redis import Redis
 from redis.exceptions import ConnectionError as NoConnection
 
-from embcomp.sdim import SDIM, BehaviorEncoder, BehaviorStore
-
-NUM_ITEMS, DIM = 5_000, 8
-
-
-def make_encoder(version: str = "1", seed: int = 0, num_items: int = NUM_ITEMS) -> BehaviorEncoder:
-    generator = torch.Generator().manual_seed(seed)
-    return BehaviorEncoder(SDIM(DIM, 12, 3, seed), torch.randn(num_items, DIM, generator=generator), version)
+from embcomp.sdim import BehaviorEncoder, BehaviorStore
+from tests.sdim.writers import make_encoder
 
 
 class Server:

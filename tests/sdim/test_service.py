@@ -18,7 +18,7 @@ from embcomp.sdim import BehaviorEncoder, BehaviorStore
 from embcomp.sdim.cli import TOKEN, app
 from embcomp.sdim.service import Limits, create_app
 from recsys_models import BehaviorModel
-from tests.sdim.conftest import DIM, make_encoder
+from tests.sdim.writers import DIM, make_encoder
 
 
 class Client:

@@ -1,13 +1,11 @@
 """The behaviour store against encoding its events from nothing, and what it refuses."""
 
 import copy
-import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import threading
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import lmdb
@@ -30,7 +28,9 @@ from embcomp.sdim import (
 )
 from embcomp.sdim.encoder import Events
 from embcomp.sdim.history import History
-from tests.sdim.conftest import DIM, make_encoder
+from experiments.processes import start_context
+from tests.sdim import writers
+from tests.sdim.writers import DIM, make_encoder
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.03, "int8": 0.3}
 
@@ -126,16 +126,27 @@ def test_an_append_with_its_token_counts_once(store):
 
 def test_killed_and_concurrent_writers_lose_nothing(location, encoder):
     """Three processes write the same user; one is killed between or within its writes."""
-    script = Path(__file__).parent / "writers.py"
-    command = [sys.executable, script, location, "1000:900", "2000:25", "3000:25"]
-    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    context, ends, processes = start_context(), [], []
+    for first, count in ((1000, 900), (2000, 25), (3000, 25)):
+        end, said = context.Pipe(duplex=False)
+        processes.append(context.Process(target=writers.write, args=(location, first, count, said)))
+        processes[-1].start()
+        said.close()  # so that the end of the process is the end of the pipe
+        ends.append(end)
     acknowledged: list[int] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as writers:
-        for line in writers.stdout:
-            writer, item = map(int, line.split())
-            acknowledged.append(item)
-            if item == 1008:
-                os.kill(writer, signal.SIGKILL)
+    while ends:
+        for end in wait(ends):
+            try:
+                acknowledged.append(end.recv())
+            except (EOFError, OSError):
+                ends.remove(end)
+                end.close()
+                continue
+            if acknowledged[-1] == 1008:
+                processes[0].kill()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0, 0]
     with BehaviorStore(location, encoder) as store:
         events = store.events("shared")
         assert len(set(events)) == len(events)
@@ -418,15 +429,12 @@ def test_a_full_map_and_a_full_disk(tmp_path, encoder):
 
 
 def test_a_store_that_another_process_let_grow_and_a_closed_one(tmp_path, encoder):
-    code = (
-        "from tests.sdim.conftest import make_encoder; from embcomp.sdim import BehaviorStore; import sys\n"
-        "with BehaviorStore(sys.argv[1], make_encoder()) as store:\n"
-        "    store.append_many({user: range(300) for user in range(100)})"
-    )
     with BehaviorStore(tmp_path / "store", encoder, max_bytes=2**17) as store:
         store.append("ann", [1])
-        env = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], check=True, env=env)
+        other = start_context().Process(target=writers.fill, args=(str(tmp_path / "store"),))
+        other.start()
+        other.join()
+        assert other.exitcode == 0
         for call in (lambda: store.fetch(["ann"]), lambda: store.append("ann", [2]), store.reencode):
             with pytest.raises(StoreFull, match=f"grown beyond max_bytes={2**17} in another process"):
                 call()

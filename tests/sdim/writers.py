@@ -1,29 +1,27 @@
-"""Writers in processes of their own: `python writers.py LOCATION FIRST:COUNT...`.
+"""Writers for processes of their own, and the encoder that all of them share."""
 
-Each appends COUNT items to one user, FIRST, FIRST + 1, ..., and says "PID ITEM" on a line once an item is acknowledged.
-They fork from one process, which has imported everything, and begin as soon as their store is open.
-"""
+from multiprocessing.connection import Connection
 
-import os
-import sys
+import torch
 
-from conftest import make_encoder
+from embcomp.sdim import SDIM, BehaviorEncoder, BehaviorStore
 
-from embcomp.sdim import BehaviorStore
+NUM_ITEMS, DIM = 5_000, 8
 
 
-def write(location: str, first: int, count: int) -> None:
+def make_encoder(version: str = "1", seed: int = 0, num_items: int = NUM_ITEMS) -> BehaviorEncoder:
+    generator = torch.Generator().manual_seed(seed)
+    return BehaviorEncoder(SDIM(DIM, 12, 3, seed), torch.randn(num_items, DIM, generator=generator), version)
+
+
+def write(location: str, first: int, count: int, acknowledged: Connection) -> None:
+    """Appends `first`, `first + 1`, ... to one user, and says each item once it is acknowledged."""
     with BehaviorStore(location, make_encoder()) as store:
         for item in range(first, first + count):
             store.append("shared", [item])
-            os.write(1, f"{os.getpid()} {item}\n".encode())
+            acknowledged.send(item)
 
 
-if __name__ == "__main__":
-    location, *tasks = sys.argv[1:]
-    for task in tasks:
-        if os.fork() == 0:
-            write(location, *map(int, task.split(":")))
-            os._exit(0)
-    for _ in tasks:
-        os.wait()
+def fill(location: str) -> None:
+    with BehaviorStore(location, make_encoder()) as store:
+        store.append_many({user: range(300) for user in range(100)})
