@@ -20,6 +20,7 @@ from embcomp.methods import (
     Table,
     UnifiedEmbedding,
 )
+from embcomp.notes import CompressionWarning
 from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
 from embcomp.semantic_ids.sentence_pieces import SentencePieces
 from embcomp.serving import ExportReport, TableExport, export
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "CompressionReport",
+    "CompressionWarning",
     "DoubleGraphHash",
     "DoubleHash",
     "ExportReport",

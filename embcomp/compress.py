@@ -13,6 +13,7 @@ from embcomp.methods.base import Method, TablePlan
 from embcomp.methods.full import Full
 from embcomp.nn.stores import PlainStore
 from embcomp.nn.table import CompressedTable
+from embcomp.notes import note, warn
 from embcomp.sites import Site, TorchSite, check_not_held, find_sites
 from embcomp.sizes import grouped, text_table
 from embcomp.warm import Trained, warm_start
@@ -21,6 +22,8 @@ from embcomp.warm import Trained, warm_start
 @dataclass(frozen=True)
 class TableReport:
     """One table before and after. `bytes_after` holds its maps and its part of a shared store.
+
+    `note` says where a table is larger than before, and where ids of a small one no longer have different vectors.
 
     Example:
         >>> import torch, embcomp
@@ -35,6 +38,7 @@ class TableReport:
     rows: int
     bytes_before: int
     bytes_after: int
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -75,7 +79,15 @@ class CompressionReport:
             for t in self.tables
         ]
         total = ("total", "", "", grouped(self.bytes_before), grouped(self.bytes_after), f"{self.ratio:.1f}x")
-        return text_table(("table", "method", "rows", "bytes before", "bytes after", "smaller"), [*lines, total])
+        header = ("table", "method", "rows", "bytes before", "bytes after", "smaller")
+        text = text_table(header, [*lines, total])
+        if not any(table.note for table in self.tables):
+            return text
+        notes = ["note", *[table.note for table in self.tables], ""]
+        width = max(map(len, text.splitlines()))
+        return "\n".join(
+            f"{line:{width}}  {note}".rstrip() for line, note in zip(text.splitlines(), notes, strict=True)
+        )
 
 
 def compress_(
@@ -109,6 +121,9 @@ def compress_(
         ValueError: a pattern matches no table; counts without a warm start; a method cannot compress a table; or a
             table cannot be swapped: its weight is held elsewhere in the model, frozen (fresh rows would never be
             trained) or not finite, `max_norm`, a subclass with behaviour of its own, a sharded module.
+
+    Warns:
+        CompressionWarning: a table becomes larger, or ids of a small table can no longer be told apart.
 
     Example:
         >>> import torch, embcomp
@@ -146,12 +161,13 @@ def compress_(
             warm_start([part.trained(weights) for part in learned], swap.stores)
         for name, store in swap.stores.items():
             store.requires_grad_(any(p.weight.requires_grad for p in swap.parts if name in p.stores))
+    order = {name: place for place, name in enumerate(name for site in sites for name in site.tables)}
+    lines = sorted((line for swap in swaps for line in swap.report()), key=lambda line: order[line.name])
+    warn([(line.name, line.note) for line in lines])  # before anything changes, as it may be an error
     for swap in swaps:
         for site, replacement in swap.replacements:
             site.put(model, replacement)
-    order = [name for site in sites for name in site.tables]
-    lines = [line for swap in swaps for line in swap.report()]
-    return CompressionReport(sorted(lines, key=lambda line: order.index(line.name)))
+    return CompressionReport(lines)
 
 
 @dataclass(frozen=True)
@@ -218,7 +234,10 @@ class _Swap:
                 place = names.index(part.name)
                 after += upto[place + 1] - upto[place]
             rows = sum(self.stores[store].shape[0] for store in part.stores)
-            yield TableReport(part.name, type(part.method).__name__, rows, before[part.name], after)
+            padding = getattr(part.site.module, "padding_idx", None)
+            dims = {name: weight.shape[1] for name, weight in self.stores.items()}
+            noted = note(part.plan, dims, padding, before[part.name], after)
+            yield TableReport(part.name, type(part.method).__name__, rows, before[part.name], after, noted)
 
 
 def _by_pattern(methods: object) -> Mapping[str, Method]:
