@@ -1,13 +1,15 @@
 """Compiles the C++ sources of `embcomp/native` once per machine and loads them with ctypes.
 
-The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`), takes about two seconds and is kept in a
-cache folder (`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). Without a compiler, or with
-`EMBCOMP_NATIVE=0`, `library()` returns None, the torch forms serve, and a warning says so once.
+The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`) and is kept in a cache folder
+(`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). It takes some ten seconds, so the logger
+`embcomp` says that it begins. Without a compiler, or with `EMBCOMP_NATIVE=0`, `library()` returns None, the torch forms
+serve, and a warning says so once.
 """
 
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -21,6 +23,9 @@ from embcomp.files import replacing
 _SOURCES = Path(__file__).parent.parent / "native"
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros",
           "-fno-trapping-math", "-shared", "-fPIC"]  # fmt: skip
+
+
+_log = logging.getLogger("embcomp")
 
 
 class NativeUnavailable(RuntimeError):
@@ -71,6 +76,8 @@ def build() -> Path:
     target = _cache_folder() / f"embcomp-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:20]}.so"
     if target.exists():
         return target
+    # Logged, not warned: nothing is wrong, and where warnings are errors there would be no compiled form.
+    _log.warning("embcomp compiles its C++ for this machine: once, some ten seconds, into %s", target.parent)
     try:
         with replacing(target) as made:  # another process may be building too
             _run([*compiler, *_FLAGS, *map(str, sources), "-o", str(made)])

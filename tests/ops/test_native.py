@@ -98,7 +98,9 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
-def test_it_compiles_once_and_keeps_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_compiles_once_says_so_and_keeps_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     log = tmp_path / "log"
     counted = script(tmp_path / "c++", f'echo "$1" >> {log}', f'exec {COMPILER} "$@"')
     monkeypatch.setenv("CXX", f"{counted} -DANYTHING=1")
@@ -107,6 +109,8 @@ def test_it_compiles_once_and_keeps_nothing_else(monkeypatch: pytest.MonkeyPatch
     assert hasattr(ctypes.CDLL(str(library)), "hash_rows")
     compiled = len(log.read_text().splitlines())
     assert native.build() == library
+    (said,) = caplog.messages
+    assert said == f"embcomp compiles its C++ for this machine: once, some ten seconds, into {tmp_path / 'cache'}"
     assert len(log.read_text().splitlines()) == compiled + 1  # the version alone was asked for
     native.library()
     assert hash_rows(torch.tensor([3]), torch.tensor([4]), 9).shape == (1, 1)
