@@ -14,6 +14,8 @@ from embcomp.methods.full import Full
 from embcomp.nn.stores import PlainStore
 from embcomp.nn.table import CompressedTable
 from embcomp.notes import note, warn
+from embcomp.optimizers import held_optimizers
+from embcomp.regularised import penalties, put_rows
 from embcomp.sites import Site, TorchSite, check_not_held, find_sites
 from embcomp.sizes import grouped, text_table
 from embcomp.warm import Trained, warm_start
@@ -100,8 +102,9 @@ def compress_(
     """Swaps the embedding tables of a model for compressed ones, in place.
 
     `nn.Embedding`, `nn.EmbeddingBag` and torchrec's EmbeddingBagCollection and EmbeddingCollection are swapped. A
-    module that is used in two places stays one module. Make the optimizer after this call: one made before would hold
-    the old tables.
+    module that is used in two places stays one module, and an output layer (`nn.Linear`) that holds a table's weight
+    reads the compressed table. Make the optimizer after this call: one made before would hold the old tables (unless
+    the model leads to it and it has not stepped: then it gets the new ones).
 
     Args:
         model: the model; nothing changes where an error is raised.
@@ -143,7 +146,10 @@ def compress_(
     touched = [site for site in sites if chosen[site]]
     for site in touched:
         site.check(chosen[site])
-    check_not_held(model, touched)
+    owned = {id(weight): site.paths[0] for site in touched for weight in site.module.parameters()}
+    optimizers = held_optimizers(model, lambda tensor: owned.get(id(tensor)))
+    penalised = penalties(model, lambda tensor: id(tensor) in owned)
+    check_not_held(model, touched, penalised)
     weights = _checked_counts(touched, counts or {})
     torch_sites = [site for site in touched if isinstance(site, TorchSite)]
     if init == "warm":
@@ -163,10 +169,16 @@ def compress_(
             store.requires_grad_(any(p.weight.requires_grad for p in swap.parts if name in p.stores))
     order = {name: place for place, name in enumerate(name for site in sites for name in site.tables)}
     lines = sorted((line for swap in swaps for line in swap.report()), key=lambda line: order[line.name])
+    replacements = [pair for swap in swaps for pair in swap.replacements]
+    new = {id(old): list(module.parameters()) for site, module in replacements for old in site.module.parameters()}
+    groups = [held.plan(new) for held in optimizers]
     warn([(line.name, line.note) for line in lines])  # before anything changes, as it may be an error
-    for swap in swaps:
-        for site, replacement in swap.replacements:
-            site.put(model, replacement)
+    for site, replacement in replacements:
+        site.put(model, replacement)
+    for held, parameters in zip(optimizers, groups, strict=True):
+        held.put(parameters)
+    for attribute in penalised:
+        put_rows(attribute, new)
     return CompressionReport(lines)
 
 

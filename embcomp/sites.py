@@ -3,8 +3,6 @@
 import abc
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
-from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -15,11 +13,15 @@ from embcomp.methods.request import tables_of
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.table import CompressedTable
+from embcomp.nn.tied import TiedLinear
 from embcomp.walk import (
+    MOST,
     compressed_collections,
+    contents,
     fused_tables,
     join,
     modules_with_tables,
+    only_looks_up,
     sharded_tensors,
     torchrec_collections,
 )
@@ -27,7 +29,6 @@ from embcomp.walk import (
 Stores = Mapping[str, Tensor]
 
 _DEPTH = 5  # levels of a plain attribute that are searched for tables: itself, and four below
-_MOST = 10_000  # things: what holds more is data
 
 
 class Site(abc.ABC):
@@ -56,20 +57,30 @@ class Site(abc.ABC):
     def check(self, methods: Mapping[str, Method]) -> None:
         """Raises ValueError for settings that no compressed table can keep."""
 
+    @property
+    def held(self) -> list[nn.Module]:
+        """All modules that the swap replaces."""
+        return [self.module]
+
     def put(self, model: nn.Module, replacement: nn.Module) -> None:
-        """Swaps the module at all its paths."""
-        for path in self.paths:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, replacement)
+        """Swaps the module at all its paths, and what is tied to it."""
+        put(model, self.paths, replacement)
 
 
 class TorchSite(Site):
-    """An `nn.Embedding` or `nn.EmbeddingBag`."""
+    """An `nn.Embedding` or `nn.EmbeddingBag`, with what is tied to it.
+
+    Attributes:
+        twins: other modules of the same settings that hold the same weight; the swap makes one module of them.
+        heads: output layers (`nn.Linear`) that hold the same weight, and their paths.
+    """
 
     module: nn.Embedding | nn.EmbeddingBag
 
     def __init__(self, module: nn.Embedding | nn.EmbeddingBag, paths: list[str]) -> None:
         super().__init__(module, paths)
+        self.twins: list[nn.Module] = []
+        self.heads: dict[nn.Linear, list[str]] = {}
         self.tables = {paths[0]: Table(paths[0], module.num_embeddings, module.embedding_dim)}
 
     def names(self, table: str) -> list[str]:
@@ -78,18 +89,33 @@ class TorchSite(Site):
     def weight(self, table: str) -> Tensor:
         return self.module.weight
 
+    @property
+    def held(self) -> list[nn.Module]:
+        return [self.module, *self.twins, *self.heads]
+
+    def put(self, model: nn.Module, replacement: nn.Module) -> None:
+        super().put(model, replacement)
+        assert isinstance(replacement, CompressedTable)
+        for head, paths in self.heads.items():
+            layer = TiedLinear(replacement, head._parameters["bias"]).train(head.training)
+            for name, value in vars(head).items():  # what libraries mark their modules with
+                if name not in vars(layer):
+                    setattr(layer, name, value)
+            put(model, paths, layer)
+
     def check(self, methods: Mapping[str, Method]) -> None:
-        module, where = self.module, f"cannot compress {self.paths[0]!r}"
-        if type(module) not in (nn.Embedding, nn.EmbeddingBag):
+        for module in (self.module, *self.twins):
+            self._check(module)
+
+    def _check(self, module: Any) -> None:
+        where = f"cannot compress {self.paths[0]!r}"
+        if not only_looks_up(type(module)):
             raise ValueError(f"{where}: {type(module).__name__} is a subclass; exclude it with embcomp.Full()")
         if module.max_norm is not None:
             raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows in place; set it to None first")
         if module.scale_grad_by_freq:
             raise ValueError(f"{where}: scale_grad_by_freq counts ids, which rows do not know; set it to False first")
-        hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
-        hooks += [module._backward_pre_hooks, module.weight._backward_hooks]
-        hooks += [getattr(module.weight, "_post_accumulate_grad_hooks", None)]
-        if any(hooks):
+        if _hooked(module):
             raise ValueError(f"{where}: it has hooks, which would be lost; remove them, and set them again afterwards")
         if "forward" in vars(module):
             raise ValueError(f"{where}: its forward was replaced, which would be lost; exclude it with embcomp.Full()")
@@ -110,6 +136,21 @@ class TorchSite(Site):
         else:
             new = CompressedEmbedding.from_plan(plan, part, stores, **settings)
         return new.train(old.training)
+
+
+def put(model: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
+    """Puts a module at several places of the model."""
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module)
+
+
+def _hooked(module: Any) -> bool:
+    """Whether it or its weight has hooks."""
+    hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
+    hooks += [module._backward_pre_hooks, module.weight._backward_hooks]
+    hooks += [getattr(module.weight, "_post_accumulate_grad_hooks", None)]
+    return any(hooks)
 
 
 def _padding_vector(module: nn.Embedding | nn.EmbeddingBag) -> Tensor | None:
@@ -141,7 +182,35 @@ def find_sites(model: nn.Module) -> list[Site]:
             from embcomp.torchrec.site import TorchrecSite  # torchrec is imported already: its module is in the model
 
             sites.append(TorchrecSite(module, paths))
-    return sites
+    return _with_tied(model, sites)
+
+
+def _with_tied(model: nn.Module, sites: Sequence[Site]) -> list[Site]:
+    """The sites, modules that hold one weight and do the same with it as one; with the output layers tied to them."""
+    by_weight: dict[int, TorchSite] = {}
+    kept: list[Site] = []
+    for site in sites:
+        weight = site.module._parameters.get("weight") if isinstance(site, TorchSite) else None
+        if isinstance(site, TorchSite) and weight is not None:
+            first = by_weight.setdefault(id(weight), site)
+            if first is not site and _settings(first.module) == _settings(site.module):
+                first.twins.append(site.module)
+                first.paths.extend(site.paths)
+                continue
+        kept.append(site)
+    for path, layer in model.named_modules(remove_duplicate=False):
+        if type(layer) is nn.Linear and id(layer.weight) in by_weight:
+            site = by_weight[id(layer.weight)]
+            same = (layer.out_features, layer.in_features) == (site.module.num_embeddings, site.module.embedding_dim)
+            if same and not _hooked(layer) and "forward" not in vars(layer):
+                site.heads.setdefault(layer, []).append(path)
+    return kept
+
+
+def _settings(module: nn.Embedding | nn.EmbeddingBag) -> tuple[Any, ...]:
+    names = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+    more = ("mode", "include_last_offset", "training")
+    return type(module), *(getattr(module, name, None) for name in (*names, *more))
 
 
 @tables_of.register
@@ -161,15 +230,23 @@ def _is_site(path: str, module: nn.Module) -> bool | None:
     return isinstance(module, nn.Embedding | nn.EmbeddingBag) or type(module) in torchrec_collections() or None
 
 
-def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Raises ValueError where the model keeps a table, or its weight, in a second place that a swap would not reach."""
+def check_not_held(
+    model: nn.Module, sites: Sequence[Site], handed_over: Collection[tuple[nn.Module, str]] = ()
+) -> None:
+    """Raises ValueError where the model keeps a table, or its weight, in a second place that a swap would not reach.
+
+    Args:
+        model: the model.
+        sites: the tables to swap.
+        handed_over: attributes that hold weights and will be given the new ones.
+    """
     owned: dict[Any, str] = {}  # by id of a module or tensor, and by address of a weight
     inside: set[int] = set()
     for site in sites:
-        for part in site.module.modules():
+        for part in (part for module in site.held for part in module.modules()):
             owned[id(part)] = site.paths[0]
             inside.add(id(part))
-            for weight in part.parameters(recurse=False):
+            for weight in part.parameters(recurse=False) if part in site.module.modules() else ():
                 if isinstance(weight, sharded_tensors()):
                     raise ValueError(
                         f"cannot compress {site.paths[0]!r}: its weight is sharded; compress before sharding"
@@ -193,7 +270,7 @@ def check_not_held(model: nn.Module, sites: Sequence[Site]) -> None:
                     f"`materialize()` in its place, or exclude the table with embcomp.Full()"
                 )
         for name, value in vars(module).items():
-            if name in ("_parameters", "_buffers", "_modules"):
+            if name in ("_parameters", "_buffers", "_modules") or (module, name) in handed_over:
                 continue
             held = _held(value, owned, reached)
             if held:
@@ -217,6 +294,7 @@ def _owner(tensor: Tensor, owned: Mapping[Any, str]) -> str | None:
 def _held(value: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str | None:
     """The table that a plain attribute holds: itself, or inside modules, containers and functions.
 
+    Plain objects are not opened: libraries describe features in them, beside the module that these were made into.
     Nearest things first, so that the bounds cut off what is far away or plenty: data, not tables.
     """
     seen: dict[int, Any] = {}  # what was looked at, kept alive so that no id is used twice
@@ -230,8 +308,8 @@ def _held(value: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str 
             table = _table(item, owned, reached)
             if table:
                 return table
-            if len(seen) + len(below) < _MOST:
-                below += _contents(item)
+            if len(seen) + len(below) < MOST:
+                below += contents(item)
         level = below
     return None
 
@@ -248,21 +326,3 @@ def _table(item: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str 
         if table:
             return table
     return None
-
-
-def _contents(item: Any) -> Collection[Any]:
-    """What a container or a function keeps; nothing of large containers."""
-    if isinstance(item, Mapping | list | tuple | set | frozenset):
-        if len(item) > _MOST:
-            return ()
-        return list(item.values()) if isinstance(item, Mapping) else item
-    if isinstance(item, partial):
-        return item.func, *item.args, *item.keywords.values()
-    if isinstance(item, MethodType):
-        return item.__self__, item.__func__
-    if isinstance(item, FunctionType):
-        filled = [cell for cell in item.__closure__ or () if cell != CellType()]
-        given = (*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values())
-        return *(cell.cell_contents for cell in filled), *given, *vars(item).values()
-    # Plain objects are not opened: libraries describe features in them, beside the module that these were made into.
-    return ()

@@ -1,10 +1,15 @@
 """Modules of a model that hold tables, for `compress_` and `export`, and what neither takes apart."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+MOST = 10_000  # things: what holds more is data
 
 Visit = Callable[[str, nn.Module], bool | None]
 """(path, module) -> True: it is one; False: nor is anything inside it; None: look inside."""
@@ -70,3 +75,30 @@ def compressed_collections() -> tuple[type, ...]:
 def fused_tables() -> tuple[type, ...]:
     """What `fuse_` puts in the place of torchrec's."""
     return loaded("embcomp.torchrec.fused", "FusedTables")
+
+
+def contents(item: Any) -> Collection[Any]:
+    """What a container or a function keeps; nothing of large containers."""
+    if isinstance(item, Mapping | list | tuple | set | frozenset):
+        if len(item) > MOST:
+            return ()
+        return list(item.values()) if isinstance(item, Mapping) else item
+    if isinstance(item, partial):
+        return item.func, *item.args, *item.keywords.values()
+    if isinstance(item, MethodType):
+        return item.__self__, item.__func__
+    if isinstance(item, FunctionType):
+        filled = [cell for cell in item.__closure__ or () if cell != CellType()]
+        given = (*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values())
+        return *(cell.cell_contents for cell in filled), *given, *vars(item).values()
+    return ()
+
+
+def only_looks_up(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class do what `nn.Embedding` or `nn.EmbeddingBag` does: subclasses may draw rows anew."""
+    if not issubclass(kind, nn.Embedding | nn.EmbeddingBag):
+        return False
+    bases = [base for base in kind.__mro__ if issubclass(base, nn.Embedding | nn.EmbeddingBag)]
+    own = [name for base in bases if base not in (nn.Embedding, nn.EmbeddingBag) for name in vars(base)]
+    described = ("__annotations__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__")
+    return set(own) <= {"reset_parameters", "__module__", "__doc__", *described}

@@ -2,5 +2,6 @@
 
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
+from embcomp.nn.tied import TiedLinear
 
-__all__ = ["CompressedEmbedding", "CompressedEmbeddingBag"]
+__all__ = ["CompressedEmbedding", "CompressedEmbeddingBag", "TiedLinear"]

@@ -8,10 +8,21 @@ from embcomp.initial_rows import Moments, draw_rows
 from embcomp.methods.base import Store
 
 
-class PlainStore(nn.Embedding):
+class _EqualsEmbedding(type):
+    """The class of `PlainStore`, by which it equals `nn.Embedding`: regularisers ask `type(module) == nn.Embedding`."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is nn.Embedding
+
+    def __hash__(cls) -> int:
+        return hash(nn.Embedding)
+
+
+class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
     """A table of rows. Several compressed tables may hold the same instance.
 
-    An `nn.Embedding`, so that code which looks for those (regularisers, initialisers) finds what is trained.
+    An `nn.Embedding`, by `isinstance` and by comparison of the types, so that code which looks for those (regularisers)
+    finds what is trained. The compressed table around it is none, and is therefore not counted beside it.
 
     Attributes:
         weight: [rows, dim].

@@ -14,12 +14,19 @@ from embcomp.nn.weight import ComputedWeight
 class CompressedTable(nn.Module):
     """The base of `CompressedEmbedding` and `CompressedEmbeddingBag`, which therefore share their state-dict keys.
 
+    Settings of torch's classes that cannot be had here are there at their defaults (`max_norm`, `norm_type`,
+    `scale_grad_by_freq`) for code that reads them.
+
     Attributes:
         num_embeddings: how many ids there are, or None for an open id space.
         embedding_dim: width of the output (with `UnifiedEmbedding.lookups` it follows from these).
         padding_vector: the vector of the padding id, [embedding_dim], a buffer that is not trained; None where it is
             zero, as a new module's.
     """
+
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    scale_grad_by_freq: bool = False
 
     def __init__(
         self,
@@ -150,13 +157,15 @@ class CompressedTable(nn.Module):
         return ComputedWeight.of(vectors, self.encoder.table.name, trained)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if (name == "max_norm" and value is not None) or (name == "scale_grad_by_freq" and value):
+            raise AttributeError(f"a compressed table cannot have {name}={value!r}: ids share rows")
         if name == "weight":
             kind = KeyError if isinstance(value, nn.Parameter) else AttributeError  # as torch and Python raise
             raise kind(
                 f"table {self.encoder.table.name!r} is compressed and has no weight of its own to set: set it before "
                 "compress_ (init='warm' keeps it)"
             )
-        super().__setattr__(name, value)
+        super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]
 
     def extra_repr(self) -> str:
         parts = [f"{self.num_embeddings}, {self.embedding_dim}, {self.encoder.config['method']}"]

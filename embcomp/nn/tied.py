@@ -1,0 +1,53 @@
+"""An output layer whose weight is a compressed table."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embcomp.nn.table import CompressedTable
+
+
+class TiedLinear(nn.Module):
+    """An `nn.Linear` that reads its weight from a compressed table, which both train.
+
+    Each call makes the full table for that moment.
+
+    Args:
+        table: the table of as many ids as there are outputs, shared with the rest of the model.
+        bias: [num_embeddings], or None.
+
+    Example:
+        >>> import torch, embcomp
+        >>> item = embcomp.nn.CompressedEmbedding(1_000, 8, embcomp.DoubleHash(rows=100))
+        >>> head = embcomp.nn.TiedLinear(item)
+        >>> head(item(torch.tensor([3, 4]))).shape
+        torch.Size([2, 1000])
+    """
+
+    def __init__(self, table: CompressedTable, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        if table.num_embeddings is None:
+            raise ValueError(
+                f"table {table.encoder.table.name!r} has an open id space, so an output layer has no number of outputs"
+            )
+        self.in_features, self.out_features = table.embedding_dim, table.num_embeddings
+        self.table = table
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """`weight` of the table: computed at each access, closed to writers."""
+        return self.table.weight
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            setattr(self.table, name, value)  # says why not
+        super().__setattr__(name, value)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Inputs [..., embedding_dim] -> [..., num_embeddings], the products with all vectors of the table."""
+        return F.linear(input, self.table.materialize(), self._parameters["bias"])
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -1,0 +1,62 @@
+"""Lists of (weights, coefficient) that models keep to penalise their weights, as DeepCTR-Torch does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from torch import Tensor, nn
+
+from embcomp.walk import join
+
+Attribute = tuple[nn.Module, str]
+
+
+def penalties(model: nn.Module, owns: Callable[[Tensor], Any]) -> dict[Attribute, str]:
+    """The attributes that are lists of (weights, coefficient, ...) with the weight of a table in them, and their paths.
+
+    The weights are a parameter, or a list of parameters or of (name, parameter); the coefficients are numbers.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, list) and value and all(_is_penalty(item) for item in value):
+                weights = [weight for item in value for _, weight in _named(item[0])]
+                if any(owns(weight) for weight in weights):
+                    found[module, name] = join(path, name)
+    return found
+
+
+def put_rows(attribute: Attribute, new: Mapping[int, Sequence[nn.Parameter]]) -> None:
+    """Replaces the weights of tables by the parameters in their place, so that these are penalised."""
+    module, name = attribute
+    items = getattr(module, name)
+    items[:] = [type(item)([_replaced(item[0], new), *item[1:]]) for item in items]
+
+
+def _is_penalty(item: Any) -> bool:
+    if type(item) not in (tuple, list) or len(item) < 2:
+        return False
+    numbers = all(isinstance(number, Real) and not isinstance(number, bool) for number in item[1:])
+    weights = _named(item[0])
+    return numbers and bool(weights) and all(isinstance(weight, nn.Parameter) for _, weight in weights)
+
+
+def _named(weights: Any) -> list[tuple[Any, Any]]:
+    """(name or None, parameter) of each weight; empty where it is something else."""
+    if isinstance(weights, Tensor):
+        return [(None, weights)]
+    if type(weights) is not list:
+        return []
+    return [pair if type(pair) is tuple and len(pair) == 2 else (None, pair) for pair in weights]
+
+
+def _replaced(weights: Any, new: Mapping[int, Sequence[nn.Parameter]]) -> Any:
+    if isinstance(weights, Tensor) and id(weights) not in new:
+        return weights
+    parts: dict[int, Any] = {}
+    for name, weight in _named(weights):
+        fresh = new.get(id(weight), [weight])
+        for number, part in enumerate(fresh):
+            label = name if len(fresh) == 1 else f"{name}.{number}"
+            parts.setdefault(id(part), part if name is None else (label, part))
+    return list(parts.values())
