@@ -11,6 +11,7 @@ from embcomp.methods import (
     GraphHash,
     HashEmbedding,
     HashingTrick,
+    LowBit,
     LSHash,
     Method,
     MultiHash,
@@ -24,7 +25,7 @@ from embcomp.notes import CompressionWarning
 from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
 from embcomp.semantic_ids.sentence_pieces import SentencePieces
 from embcomp.serving import ExportReport, TableExport, export
-from embcomp.sizes import nbytes, summary
+from embcomp.sizes import nbytes, served_nbytes, summary, training_nbytes
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "HashEmbedding",
     "HashingTrick",
     "LSHash",
+    "LowBit",
     "Method",
     "MultiHash",
     "Ngram",
@@ -58,5 +60,7 @@ __all__ = [
     "export",
     "nbytes",
     "nn",
+    "served_nbytes",
     "summary",
+    "training_nbytes",
 ]

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from embcomp.codecs.base import Codec, coded_tables
 from embcomp.initial_rows import Moments, moments_of, pooled
 from embcomp.methods.base import Method, TablePlan
 from embcomp.methods.full import Full
@@ -17,13 +18,21 @@ from embcomp.notes import note, warn
 from embcomp.optimizers import held_optimizers
 from embcomp.regularised import penalties, put_rows
 from embcomp.sites import Site, TorchSite, check_not_held, find_sites
-from embcomp.sizes import grouped, text_table
+from embcomp.sizes import grouped, nbytes, text_table
 from embcomp.warm import Trained, warm_start
 
 
 @dataclass(frozen=True)
 class TableReport:
-    """One table before and after. `bytes_after` holds its maps and its part of a shared store.
+    """One table before and after. Bytes hold its maps and its part of a shared store.
+
+    Attributes:
+        name: the table.
+        method: its method.
+        rows: rows of the stores that it reads.
+        bytes_before: bytes of the weight replaced.
+        bytes_after: bytes while it trains, without the state of an optimizer; `training_nbytes` is the same.
+        served_nbytes: bytes as it is served.
 
     `note` says where a table is larger than before, and where ids of a small one no longer have different vectors.
 
@@ -40,12 +49,17 @@ class TableReport:
     rows: int
     bytes_before: int
     bytes_after: int
+    served_nbytes: int
     note: str = ""
 
     @property
+    def training_nbytes(self) -> int:
+        return self.bytes_after
+
+    @property
     def ratio(self) -> float:
-        """How many times smaller the table is."""
-        return self.bytes_before / max(1, self.bytes_after)
+        """How many times smaller the table is as it is served."""
+        return self.bytes_before / max(1, self.served_nbytes)
 
 
 @dataclass(frozen=True)
@@ -71,18 +85,22 @@ class CompressionReport:
         return sum(table.bytes_after for table in self.tables)
 
     @property
+    def training_nbytes(self) -> int:
+        return self.bytes_after
+
+    @property
+    def served_nbytes(self) -> int:
+        return sum(table.served_nbytes for table in self.tables)
+
+    @property
     def ratio(self) -> float:
-        """How many times smaller all tables together are."""
-        return self.bytes_before / max(1, self.bytes_after)
+        """How many times smaller all tables together are as they are served."""
+        return self.bytes_before / max(1, self.served_nbytes)
 
     def __str__(self) -> str:
-        lines = [
-            (t.name, t.method, grouped(t.rows), grouped(t.bytes_before), grouped(t.bytes_after), f"{t.ratio:.1f}x")
-            for t in self.tables
-        ]
-        total = ("total", "", "", grouped(self.bytes_before), grouped(self.bytes_after), f"{self.ratio:.1f}x")
-        header = ("table", "method", "rows", "bytes before", "bytes after", "smaller")
-        text = text_table(header, [*lines, total])
+        header = ("table", "method", "rows", "bytes before", "bytes training", "bytes served", "smaller")
+        lines = [(t.name, t.method, grouped(t.rows), *_sizes(t)) for t in self.tables]
+        text = text_table(header, [*lines, ("total", "", "", *_sizes(self))])
         if not any(table.note for table in self.tables):
             return text
         notes = ["note", *[table.note for table in self.tables], ""]
@@ -90,6 +108,12 @@ class CompressionReport:
         return "\n".join(
             f"{line:{width}}  {note}".rstrip() for line, note in zip(text.splitlines(), notes, strict=True)
         )
+
+
+def _sizes(report: TableReport | CompressionReport) -> tuple[str, ...]:
+    """The cells of a line from the bytes on."""
+    sizes = (report.bytes_before, report.training_nbytes, report.served_nbytes)
+    return *map(grouped, sizes), f"{report.ratio:.1f}x"
 
 
 def compress_(
@@ -132,10 +156,10 @@ def compress_(
         >>> import torch, embcomp
         >>> model = torch.nn.ModuleDict({"user": torch.nn.Embedding(50_000, 16), "item": torch.nn.Embedding(9_000, 16)})
         >>> print(embcomp.compress_(model, {"user": embcomp.HashingTrick(rows=500), "*": embcomp.DoubleHash(rows=900)}))
-        table  method        rows  bytes before  bytes after  smaller
-        user   HashingTrick   500     3 200 000       32 008   100.0x
-        item   DoubleHash     900       576 000       57 616    10.0x
-        total                         3 776 000       89 624    42.1x
+        table  method        rows  bytes before  bytes training  bytes served  smaller
+        user   HashingTrick   500     3 200 000          32 008        32 008   100.0x
+        item   DoubleHash     900       576 000          57 616        57 616    10.0x
+        total                         3 776 000          89 624        89 624    42.1x
     """
     if init not in ("fresh", "warm"):
         raise ValueError(f"init must be 'fresh' or 'warm', got {init!r}")
@@ -162,9 +186,13 @@ def compress_(
     for swap in swaps:
         kept = [part for part in swap.parts if isinstance(part.method, Full)]
         learned = [part for part in swap.parts if init == "warm" and not isinstance(part.method, Full)]
-        warm_start([part.trained({}) for part in kept + learned if not part.weight.is_meta], swap.stores)
+        values = swap.values()
+        warm_start([part.trained({}) for part in kept + learned if not part.weight.is_meta], values)
         if weights and learned:  # over the plain means, which stay where no id with a count maps to a row
-            warm_start([part.trained(weights) for part in learned], swap.stores)
+            warm_start([part.trained(weights) for part in learned], values)
+        for store, codec in swap.codecs().values():
+            if learned and not store.is_meta:
+                codec.fit_(store)
         for name, store in swap.stores.items():
             store.requires_grad_(any(p.weight.requires_grad for p in swap.parts if name in p.stores))
     order = {name: place for place, name in enumerate(name for site in sites for name in site.tables)}
@@ -221,11 +249,24 @@ class _Swap:
     stores: Mapping[str, Tensor]
     replacements: list[tuple[Site, nn.Module]]
 
+    def codecs(self) -> dict[str, tuple[Tensor, Codec]]:
+        """The rows [rows, width] of stores with a codec, and it, by store."""
+        names = {id(store): name for name, store in self.stores.items()}
+        coded = [pair for _, new in self.replacements for pair in coded_tables(new)]
+        return {names[id(weight)]: (weight.detach(), codec) for weight, codec in coded}
+
+    def values(self) -> dict[str, Tensor]:
+        """The rows of each store without what a codec keeps beside them, [rows, dim]."""
+        dims = {name: codec.dim for name, (_, codec) in self.codecs().items()}
+        return {name: store.detach()[:, : dims.get(name)] for name, store in self.stores.items()}
+
     def _buffers(self, part: _Part) -> list[Tensor]:
         """What is stored for a table beside its rows."""
         new = dict(self.replacements)[part.site]
         own = [new.padding_vector] if isinstance(new, CompressedTable) else []
-        return [*part.plan.encoder.buffers(), *[vector for vector in own if vector is not None]]
+        combiner = part.plan.combiner
+        kept = (*part.plan.encoder.buffers(), *combiner.parameters(), *combiner.buffers(), *own)
+        return [tensor for tensor in kept if tensor is not None]
 
     def report(self) -> Iterator[TableReport]:
         """One line a table; the bytes of a shared store are split in proportion to the tables it replaces.
@@ -233,23 +274,26 @@ class _Swap:
         A map that tables share counts for the first of them.
         """
         before = {part.name: part.weight.nbytes for part in self.parts}
+        codecs = self.codecs()
         users = {store: [p.name for p in self.parts if store in p.stores] for store in self.stores}
         counted: set[int] = set()
         for part in self.parts:
             maps = [buffer for buffer in self._buffers(part) if id(buffer) not in counted]
             counted |= {id(buffer) for buffer in maps}
-            after = sum(buffer.nbytes for buffer in maps)
+            training = served = sum(buffer.nbytes for buffer in maps)
             for store in part.stores:
-                names, size = users[store], self.stores[store].nbytes
-                whole = sum(before[name] for name in names)
-                upto = [sum(before[name] for name in names[:i]) * size // whole for i in range(len(names) + 1)]
-                place = names.index(part.name)
-                after += upto[place + 1] - upto[place]
+                size = in_service = self.stores[store].nbytes
+                if store in codecs:
+                    codec = codecs[store][1]
+                    size, in_service = size + nbytes(codec), codec.served_nbytes
+                sizes = {name: before[name] for name in users[store]}
+                training += _share(size, sizes, part.name)
+                served += _share(in_service, sizes, part.name)
             rows = sum(self.stores[store].shape[0] for store in part.stores)
             padding = getattr(part.site.module, "padding_idx", None)
-            dims = {name: weight.shape[1] for name, weight in self.stores.items()}
-            noted = note(part.plan, dims, padding, before[part.name], after)
-            yield TableReport(part.name, type(part.method).__name__, rows, before[part.name], after, noted)
+            dims = {name: values.shape[1] for name, values in self.values().items()}
+            noted = note(part.plan, dims, padding, before[part.name], served)
+            yield TableReport(part.name, _kind(part.method), rows, before[part.name], training, served, noted)
 
 
 def _by_pattern(methods: object) -> Mapping[str, Method]:
@@ -261,6 +305,22 @@ def _by_pattern(methods: object) -> Mapping[str, Method]:
             f"patterns to them, such as {{'item': embcomp.HashingTrick(rows=1000)}}; got {methods!r}"
         )
     return methods
+
+
+def _share(size: int, sizes: Mapping[str, int], name: str) -> int:
+    """The part of `size` bytes that falls to one table, in proportion to the tables' sizes; the parts add up to it."""
+    whole, before = sum(sizes.values()), 0
+    for other, own in sizes.items():
+        if other == name:
+            return (before + own) * size // whole - before * size // whole
+        before += own
+    raise KeyError(name)
+
+
+def _kind(method: Method) -> str:
+    """The name of a method, and of the one that it is around: LowBit(HashingTrick)."""
+    inner = getattr(method, "of", None)
+    return f"{type(method).__name__}({_kind(inner)})" if isinstance(inner, Method) else type(method).__name__
 
 
 def _choose(sites: Sequence[Site], methods: Mapping[str, Method]) -> dict[Site, dict[str, Method]]:

@@ -7,6 +7,8 @@ from numbers import Real
 
 from torch import Tensor, nn
 
+from embcomp.codecs.base import coded_tables
+
 _SIZE = re.compile(r"(\d[\d_]*(?:\.\d+)?|\.\d+)\s*(%|[kmgt]?i?b)", re.IGNORECASE)
 
 
@@ -21,7 +23,7 @@ def _stored(module: nn.Module) -> Iterator[Tensor]:
 
 
 def nbytes(module: nn.Module) -> int:
-    """Bytes of everything a module stores: parameters, codebooks, maps. What is shared counts once.
+    """Bytes of everything a module stores: parameters, codebooks, maps; its training form. What is shared counts once.
 
     Example:
         >>> import torch, embcomp
@@ -35,6 +37,34 @@ def nbytes(module: nn.Module) -> int:
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 total += tensor.nbytes
+    return total
+
+
+def training_nbytes(module: nn.Module) -> int:
+    """Bytes of the training form, `nbytes`; the state of an optimizer comes beside them.
+
+    Example:
+        >>> import torch, embcomp
+        >>> embcomp.training_nbytes(torch.nn.Embedding(1000, 16))
+        64000
+    """
+    return nbytes(module)
+
+
+def served_nbytes(module: nn.Module) -> int:
+    """Bytes of everything that the served form stores: rows with a codec in the bits in which they are served.
+
+    Tables without a codec count as they are; `embcomp.export` may still round them by its `dtype`.
+
+    Example:
+        >>> import torch, embcomp
+        >>> emb = embcomp.nn.CompressedEmbedding(1000, 16, embcomp.LowBit(bits=2))
+        >>> embcomp.nbytes(emb), embcomp.served_nbytes(emb)  # 2 bits for each value, and the step
+        (64008, 4004)
+    """
+    total = nbytes(module)
+    for weight, codec in coded_tables(module):
+        total += codec.served_nbytes - weight.nbytes - nbytes(codec)
     return total
 
 

@@ -1,14 +1,19 @@
-"""Warm starts: compressed rows that stay as close as they can to trained vectors."""
+"""Warm starts: compressed rows that stay as close as they can to trained vectors, by one fit that names no part."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
-from embcomp.methods.base import Concat, TablePlan
+from embcomp.methods.base import Rows, TablePlan
 
 BLOCK = 1 << 16  # ids at a time
+_ROUNDS = 8  # of Gauss-Newton, where a combiner is not linear
+
+Unknowns = dict[str, Tensor]
+"""What is fitted: float32 [rows, dim] by store; the parameters of combiners under "<table>.<name>"."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +24,41 @@ class Trained:
     vectors: Tensor
     counts: Tensor
 
+    @property
+    def learned(self) -> list[tuple[int, str]]:
+        """The chunks that are fitted, by number, with their stores; the others stay at their neutral value."""
+        return [(i, c.store) for i, c in enumerate(self.plan.chunks) if i not in self.plan.combiner.neutral]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the vectors depend on the unknowns linearly."""
+        combiner = self.plan.combiner
+        return (combiner.linear or bool(combiner.neutral)) and not any(True for _ in combiner.parameters())
+
+    def blocks(self) -> Iterator[tuple[list[Rows], Tensor, Tensor]]:
+        """The rows, vectors and counts of some ids at a time."""
+        for start in range(0, self.vectors.shape[0], BLOCK):
+            ids = torch.arange(start, min(start + BLOCK, self.vectors.shape[0]), device=self.vectors.device)
+            yield self.plan.encoder(ids), self.vectors[ids].float(), self.counts[ids].float().unsqueeze(-1)
+
 
 @torch.no_grad()
 def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: int = 20) -> None:
     """Fills the stores so that the compressed tables come close to the trained ones.
 
-    Each row starts at the count-weighted mean of the vectors (or their chunks) that map to it, divided by how many
-    rows are added up. With one row per id that is the least-squares solution; with several, `steps` steps of
-    conjugate gradients go on towards it. Weights and factors that a combiner multiplies with start at their neutral
-    value, 1. Rows that no id maps to keep what they hold.
+    Minimises sum_id counts[id] |vectors[id] - combined rows|^2 over all rows, by conjugate gradients preconditioned by
+    how often each row is read: where ids read one row each, the first step is the exact solution, their weighted mean.
+    A combiner is asked for its derivatives alone. Where it is not linear, steps of Gauss-Newton go on from the rows as
+    they are; the factors that a combiner names as neutral start at that value instead, and stay. Rows that no id maps
+    to keep what they hold.
 
     Args:
         trained: all tables that read these stores.
         stores: [rows, dim] by name, filled in place.
         steps: conjugate-gradient steps at most.
+
+    Raises:
+        ValueError: the fit of a table is worse than zeros would be; nothing is said to be warm that is not.
     """
     groups: list[tuple[set[str], list[Trained]]] = []
     for table in trained:  # tables that have a store in common, directly or through others, are fitted together
@@ -47,108 +73,193 @@ def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: 
         _fit(group, stores, steps)
 
 
-def _fit(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: int) -> None:
+def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> None:
     """`warm_start` for tables that read stores in common."""
     for table in trained:
         for chunk, value in table.plan.combiner.neutral.items():
             stores[table.plan.chunks[chunk].store].fill_(value)
-    learned = {
-        chunk.store: stores[chunk.store]
+    parameters = {
+        f"{table.plan.table.name}.{name}": parameter
         for table in trained
-        for i, chunk in enumerate(table.plan.chunks)
-        if i not in table.plan.combiner.neutral
+        for name, parameter in table.plan.combiner.named_parameters()
     }
-    target = {name: torch.zeros_like(store, dtype=torch.float32) for name, store in learned.items()}
-    weight = {name: torch.zeros(store.shape[0], device=store.device) for name, store in learned.items()}
-    summands = 1
+    targets = {name: stores[name] for table in trained for _, name in table.learned} | parameters
+    used = _usage(trained, targets)
+    linear = all(table.is_linear for table in trained)
+    x = {name: target.float().clone() for name, target in targets.items()}
+    if linear:
+        for name in x:
+            x[name][(used[name] > 0).squeeze(-1)] = 0.0  # zeros, so that what cannot be determined stays there
+        _solve(trained, x, used, steps, by=1.0)
+    else:
+        _descend(trained, x, used, steps)
+    _check(trained, x)
+    for name, target in targets.items():
+        read = used[name] > 0
+        target.copy_(torch.where(read, x[name], target.float()).to(target.dtype))
+
+
+def _usage(trained: list[Trained], targets: Mapping[str, Tensor]) -> Unknowns:
+    """How much each row counts, [rows, 1]: the sum of counts and squared weights of its reads."""
+    used = {name: torch.zeros(len(target), 1, device=target.device) for name, target in targets.items()}
     for table in trained:
-        summands = max(summands, _summands(table.plan))
-        for rows, vectors, counts in _blocks(table):
-            _scatter(table.plan, rows, vectors * counts.unsqueeze(-1), target)
-            for chunk, rows_of_chunk in _learned(table.plan, rows):
-                share = counts.unsqueeze(-1) * _weights(rows_of_chunk).square()  # least squares, one row at a time
-                weight[chunk.store].index_add_(0, rows_of_chunk[0].reshape(-1), share.reshape(-1))
-    for name, store in learned.items():
-        used = weight[name] > 0
-        mean = target[name][used] / weight[name][used].unsqueeze(-1) / summands
-        store[used] = mean.to(store.dtype)
-    if summands > 1:
-        _refine(trained, learned, weight, steps)
+        total = 0.0
+        for rows, _, counts in table.blocks():
+            total += float(counts.sum())
+            for i, store in table.learned:
+                share = counts * _factors(rows[i]).square()
+                used[store].index_add_(0, rows[i].rows.reshape(-1), share.reshape(-1, 1))
+        for name, parameter in table.plan.combiner.named_parameters():
+            used[f"{table.plan.table.name}.{name}"] = torch.full_like(parameter, max(total, 1e-30), dtype=torch.float32)
+    return used
 
 
-def _refine(trained: Sequence[Trained], stores: dict[str, Tensor], weight: dict[str, Tensor], steps: int) -> None:
-    """Conjugate gradients on the normal equations of  min sum_id counts[id] |vectors[id] - combined rows|^2."""
-    x = {name: store.float().clone() for name, store in stores.items()}
-    residual = _normal(trained, x, subtract_from_target=True)
-    direction = {name: value.clone() for name, value in residual.items()}
-    size = start = _dot(residual, residual)
+def _solve(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int, by: float) -> None:
+    """Conjugate gradients on the normal equations of the problem made linear at `x`, which moves by `by` times."""
+    residual = _sum(trained, x, lambda out, vectors, tangent: vectors - out)
+    delta = {name: torch.zeros_like(value) for name, value in x.items()}
+    scaled = _scale(residual, used)
+    direction = {name: value.clone() for name, value in scaled.items()}
+    size = start = _dot(residual, scaled)
     for _ in range(steps):
         if size <= 1e-12 * start:
             break
-        image = _normal(trained, direction, subtract_from_target=False)
-        step = size / _dot(direction, image)
+        image = _sum(trained, x, lambda out, vectors, tangent: tangent, direction)
+        curvature = _dot(direction, image)
+        if curvature <= 0.0:
+            break
         for name in x:
-            x[name] += step * direction[name]
-            residual[name] -= step * image[name]
-        new_size = _dot(residual, residual)
+            delta[name] += size / curvature * direction[name]
+            residual[name] -= size / curvature * image[name]
+        scaled = _scale(residual, used)
+        new_size = _dot(residual, scaled)
         for name in x:
-            direction[name] = residual[name] + (new_size / size) * direction[name]
+            direction[name] = scaled[name] + new_size / size * direction[name]
         size = new_size
-    for name, store in stores.items():
-        used = weight[name] > 0
-        store[used] = x[name][used].to(store.dtype)
+    for name in x:
+        x[name] += by * delta[name]
 
 
-def _normal(trained: Sequence[Trained], x: dict[str, Tensor], subtract_from_target: bool) -> dict[str, Tensor]:
-    """A^T C A x, or A^T C (vectors - A x), for the linear map A from rows to vectors and counts C."""
-    result = {name: torch.zeros_like(value) for name, value in x.items()}
+def _descend(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int) -> None:
+    """Gauss-Newton: each round solves the problem made linear, and goes as far along as the error falls."""
+    error = _error(trained, x)
+    for _ in range(_ROUNDS):
+        before = {name: value.clone() for name, value in x.items()}
+        _solve(trained, x, used, steps, by=1.0)
+        delta = {name: x[name] - before[name] for name in x}
+        by, new = 1.0, _error(trained, x)
+        while not new < error and by > 1e-3:
+            by /= 4
+            for name in x:
+                x[name] = before[name] + by * delta[name]
+            new = _error(trained, x)
+        if not new < error:
+            for name in x:
+                x[name] = before[name]
+            return
+        if new > 0.999 * error:
+            return
+        error = new
+
+
+def _sum(
+    trained: list[Trained],
+    x: Unknowns,
+    value: Callable[[Tensor, Tensor, Tensor], Tensor],
+    direction: Unknowns | None = None,
+) -> Unknowns:
+    """Sum over ids of J^T counts * value(combined, vectors, J direction), J the derivative of the vectors at `x`."""
+    result = {name: torch.zeros_like(target) for name, target in x.items()}
     for table in trained:
-        for rows, vectors, counts in _blocks(table):
-            combined = _combine(table.plan, rows, x, vectors.shape[1])
-            value = vectors - combined if subtract_from_target else combined
-            _scatter(table.plan, rows, value * counts.unsqueeze(-1), result)
+        combine, names = _combination(table)
+        for rows, vectors, counts in table.blocks():
+            inputs = tuple(value.requires_grad_() for value in _inputs(table, rows, x, names))
+            with torch.enable_grad():
+                out = combine(*inputs)
+            along = None if direction is None else _inputs(table, rows, direction, names)
+            tangent = vectors if along is None else _tangent(out, inputs, along)
+            pulled = _pull(out, inputs, counts * value(out.detach(), vectors, tangent))
+            for (i, store), grad in zip(table.learned, pulled, strict=False):
+                each = grad.unsqueeze(1) * _factors(rows[i]).unsqueeze(-1)
+                result[store].index_add_(0, rows[i].rows.reshape(-1), each.reshape(-1, grad.shape[1]))
+            for name, grad in zip(names, pulled[len(table.learned) :], strict=True):
+                result[name] += grad
     return result
 
 
-def _blocks(table: Trained) -> Iterator[tuple[list, Tensor, Tensor]]:
-    for start in range(0, table.vectors.shape[0], BLOCK):
-        ids = torch.arange(start, min(start + BLOCK, table.vectors.shape[0]), device=table.vectors.device)
-        yield table.plan.encoder(ids), table.vectors[ids].float(), table.counts[ids].float()
+def _pull(out: Tensor, inputs: tuple[Tensor, ...], grad: Tensor, graph: bool = False) -> tuple[Tensor, ...]:
+    """J^T grad."""
+    return torch.autograd.grad(out, inputs, grad, retain_graph=True, create_graph=graph, materialize_grads=True)
 
 
-def _learned(plan: TablePlan, rows: list):
-    """The chunks that are fitted, with their rows."""
-    return [(c, r) for i, (c, r) in enumerate(zip(plan.chunks, rows, strict=True)) if i not in plan.combiner.neutral]
+def _tangent(out: Tensor, inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...]) -> Tensor:
+    """J direction, as the derivative of <J^T u, direction> for u: not every module has a forward derivative."""
+    u = torch.zeros_like(out, requires_grad=True)
+    with torch.enable_grad():
+        pulled = _pull(out, inputs, u, graph=True)
+        along = sum((grad * value).sum() for grad, value in zip(pulled, direction, strict=True))
+    return torch.autograd.grad(along, u, retain_graph=True, materialize_grads=True)[0]  # pyright: ignore
 
 
-def _weights(rows) -> Tensor:
-    return torch.ones_like(rows[0], dtype=torch.float32) if rows[1] is None else rows[1]
+def _combination(table: Trained) -> tuple[Callable[..., Tensor], list[str]]:
+    """The combiner as a function of its learned chunks and its parameters, and the names of the latter."""
+    combiner, learned = table.plan.combiner, [i for i, _ in table.learned]
+    inner = [name for name, _ in combiner.named_parameters()]
+
+    def combine(*inputs: Tensor) -> Tensor:
+        given = dict(zip(learned, inputs, strict=False))
+        first = inputs[0]
+        constants = {i: first.new_full(first.shape, value) for i, value in combiner.neutral.items()}
+        chunks = [(given | constants)[i] for i in range(len(table.plan.chunks))]
+        if not inner:
+            return combiner(chunks)
+        return functional_call(combiner, dict(zip(inner, inputs[len(learned) :], strict=True)), (chunks,))
+
+    return combine, [f"{table.plan.table.name}.{name}" for name in inner]
 
 
-def _summands(plan: TablePlan) -> int:
-    """How many rows are added up into one coordinate."""
-    learned = [chunk for i, chunk in enumerate(plan.chunks) if i not in plan.combiner.neutral]
-    return max(c.lookups for c in learned) if isinstance(plan.combiner, Concat) else sum(c.lookups for c in learned)
+def _inputs(table: Trained, rows: list[Rows], x: Unknowns, names: list[str]) -> tuple[Tensor, ...]:
+    """What `_combination` takes: the learned chunks of a block, then the parameters."""
+    read = [(x[store][rows[i].rows] * _factors(rows[i]).unsqueeze(-1)).sum(1) for i, store in table.learned]
+    return *read, *(x[name].detach().clone() for name in names)
 
 
-def _parts(plan: TablePlan, vectors: Tensor, dims: Sequence[int]) -> Sequence[Tensor]:
-    """What each fitted chunk contributes to: its columns where chunks stand side by side, else all of them."""
-    return vectors.split(list(dims), dim=1) if isinstance(plan.combiner, Concat) else [vectors] * len(dims)
+def _factors(rows: Rows) -> Tensor:
+    return torch.ones_like(rows.rows, dtype=torch.float32) if rows.weights is None else rows.weights.float()
 
 
-def _scatter(plan: TablePlan, rows: list, vectors: Tensor, into: dict[str, Tensor]) -> None:
-    learned = _learned(plan, rows)
-    parts = _parts(plan, vectors, [into[chunk.store].shape[1] for chunk, _ in learned])
-    for (chunk, own), part in zip(learned, parts, strict=True):
-        each = part.unsqueeze(1) * _weights(own).unsqueeze(-1)
-        into[chunk.store].index_add_(0, own[0].reshape(-1), each.reshape(-1, part.shape[1]))
+def _error(trained: list[Trained], x: Unknowns) -> float:
+    """Sum over ids of counts |vectors - combined|^2."""
+    total = 0.0
+    for table in trained:
+        combine, names = _combination(table)
+        for rows, vectors, counts in table.blocks():
+            total += float((counts * (vectors - combine(*_inputs(table, rows, x, names))).square()).double().sum())
+    return total
 
 
-def _combine(plan: TablePlan, rows: list, x: dict[str, Tensor], width: int) -> Tensor:
-    learned = _learned(plan, rows)
-    values = [(x[chunk.store][own[0]] * _weights(own).unsqueeze(-1)).sum(1) for chunk, own in learned]
-    return torch.cat(values, 1) if isinstance(plan.combiner, Concat) else torch.stack(values).sum(0)
+def _check(trained: list[Trained], x: Unknowns) -> None:
+    """Raises where the vectors of these tables, or of the first ids of each, are fitted worse than by zeros."""
+    lost = whole = 0.0
+    for table in trained:
+        combine, names = _combination(table)
+        for rows, vectors, counts in table.blocks():
+            missed = vectors - combine(*_inputs(table, rows, x, names))
+            lost += float((counts * missed.square()).double().sum())
+            whole += float((counts * vectors.square()).double().sum())
+            break
+    if not lost <= 1.01 * whole:
+        kinds = sorted({type(table.plan.combiner).__name__ for table in trained})
+        raise ValueError(
+            f"tables {[table.plan.table.name for table in trained]}: the warm start misses the trained vectors by "
+            f"{lost / whole:.3g} of their squares, more than zeros would ({', '.join(kinds)} cannot be fitted so); use "
+            "init='fresh'"
+        )
 
 
-def _dot(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+def _scale(residual: Unknowns, used: Unknowns) -> Unknowns:
+    return {name: value / used[name].clamp(min=1e-30) for name, value in residual.items()}
+
+
+def _dot(a: Unknowns, b: Unknowns) -> float:
     return sum(float((a[name].double() * b[name]).sum()) for name in a)  # float32 loses products of small numbers

@@ -215,6 +215,7 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         return
     fields = {field.name: field for field in dataclasses.fields(cls)}
     yield from _unknown(f"{key}.options", config.options, [*fields, *cls.budget_settings])
+    yield from _inside(config.options.get("of"), f"{key}.options.of")
     given = [kind for kind in ("rows", "nbytes", "share") if getattr(config, kind) is not None]
     if "rows" in config.options:
         given.append("options.rows")
@@ -231,6 +232,22 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: {config.method} needs {' and '.join(needs)}: give rows, nbytes or share"
     elif config.rows is not None and (missing := [name for name in needs if name != "rows"]):
         yield f"{key}.options: {config.method} with rows needs {' and '.join(missing)}"
+
+
+def _inside(of: Any, key: str) -> Iterable[str]:
+    """What is wrong with the method inside a wrapper, { method = "UnifiedEmbedding", balanced = true }."""
+    if of is None:
+        return
+    if not isinstance(of, dict) or not isinstance(of.get("method"), str):
+        yield f'{key}: name a method and its settings, such as {{ method = "Full" }}, not {of!r}'
+        return
+    cls = METHODS.get(of["method"])
+    if cls is None:
+        yield f"{key}.method: unknown method {of['method']!r}{_hint(of['method'], METHODS)}"
+        return
+    fields = [field.name for field in dataclasses.fields(cls)]
+    yield from _unknown(key, of.keys() - {"method"}, [*fields, *cls.budget_settings])
+    yield from _inside(of.get("of"), f"{key}.of")
 
 
 def _slices(experiment: ExperimentConfig) -> Iterable[str]:

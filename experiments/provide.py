@@ -18,7 +18,6 @@ from data import ClickData
 from embcomp.graph import Edges, interactions
 from embcomp.graph.cluster_map import Side
 from embcomp.methods import METHODS
-from experiments.config import MethodConfig
 
 
 class Training(Protocol):
@@ -59,9 +58,9 @@ def _edges(training: Training) -> Edges:
     return interactions((pairs[0].numpy(), pairs[1].numpy()), num_users=users, num_items=items)
 
 
-def provided(method: MethodConfig, training: Training) -> dict[str, Any]:
-    """The settings that the method takes from the training split."""
-    fields = {field.name for field in dataclasses.fields(METHODS[method.method])} - method.options.keys()
+def provided(name: str, options: Mapping[str, Any], training: Training) -> dict[str, Any]:
+    """The settings that a method takes from the training split, but for those that its options set."""
+    fields = {field.name for field in dataclasses.fields(METHODS[name])} - options.keys()
     given = [give(training) for name, give in PROVIDERS.items() if name in fields]
     return {name: value for settings in given for name, value in settings.items()}
 

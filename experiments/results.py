@@ -80,6 +80,8 @@ def write_result(task: Task, outcome: Outcome, results: Path, device: torch.devi
         **_head(run),
         "rows": task.rows,
         "nbytes": outcome.nbytes,
+        "served_nbytes": outcome.nbytes,
+        "training_nbytes": outcome.training_nbytes,
         "full_nbytes": task.full_nbytes,
         "metrics": dict(sorted(outcome.metrics.items())),
         "epochs": progress.epoch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,14 @@ class BuiltModel:
     embeddings: nn.Module
 
     @property
+    def training_nbytes(self) -> int:
+        """Bytes of tables and maps while they train."""
+        return embcomp.training_nbytes(self.embeddings)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of tables and maps."""
-        return embcomp.nbytes(self.embeddings)
+        """Bytes of tables and maps as they are served."""
+        return embcomp.served_nbytes(self.embeddings)
 
 
 def sized(run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0) -> Method:
@@ -37,10 +42,24 @@ def sized(run: RunConfig, tables: Sequence[Table], training: Training, extra: in
         InputError: options that the method rejects at any budget.
         Infeasible: the method cannot serve this budget.
     """
-    fields = {field.name for field in dataclasses.fields(METHODS[run.method.method])}
-    seeded = {"seed": run.seed} if "seed" in fields else {}  # other seeds, other collisions
-    options = {**provided(run.method, training), **seeded, **run.method.options}
+    options = _options(run.method.method, run.method.options, run, training)
     return size(run.method.method, tables, options, run.budget, full_nbytes(tables) + extra, extra)
+
+
+def _options(name: str, given: Mapping[str, Any], run: RunConfig, training: Training) -> dict[str, Any]:
+    """The options of a method, with what it takes from the training split; those of a method inside beside them."""
+    given = dict(given)
+    inside = given.pop("of", None)
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
+    seeded = {"seed": run.seed} if "seed" in fields else {}  # other seeds, other collisions
+    options = {**provided(name, given, training), **seeded, **given}
+    if inside is None:
+        return options
+    settings = {key: value for key, value in inside.items() if key != "method"}
+    inner = _options(inside["method"], settings, run, training)
+    if run.budget is None:
+        return {**options, "of": METHODS[inside["method"]](**inner)}
+    return {**options, "of": METHODS[inside["method"]], **inner}
 
 
 def size(

@@ -32,11 +32,13 @@ class Outcome:
 
     Attributes:
         metrics: of the best epoch: `valid/...` and `test/...`.
-        nbytes: of tables and maps.
+        nbytes: of tables and maps, as they are served.
+        training_nbytes: of tables and maps, while they train.
     """
 
     metrics: dict[str, float]
     nbytes: int
+    training_nbytes: int
     progress: Progress
 
 
@@ -64,7 +66,7 @@ class Trainer:
         self.task, self.device, self.report = task, device, report
         self.config: TrainingConfig = task.run.training
         built = task.model(device)
-        self.nbytes = built.nbytes  # before a process holds a part
+        self.nbytes, self.training_nbytes = built.nbytes, built.training_nbytes  # before a process holds a part
         self.model: nn.Module
         self.model, self.optimizers = make_optimizers(built, task.run.optimizer, device)
         self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers)
@@ -94,7 +96,7 @@ class Trainer:
             if self.writer:
                 self.writer.close()
         self._clock()
-        return Outcome(metrics, self.nbytes, self.progress)
+        return Outcome(metrics, self.nbytes, self.training_nbytes, self.progress)
 
     def _epoch(self) -> None:
         progress, task = self.progress, self.task

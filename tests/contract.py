@@ -25,7 +25,7 @@ import embcomp
 from embcomp.methods import Full, GraphHash, QuotientRemainder, Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from experiments.examples import Example
-from tests.drop_ins import D, N, assert_all_close, bag, embedding, gradients, randomize, singles
+from tests.drop_ins import D, N, assert_all_close, bag, embedding, gradients, is_coded, randomize, singles
 
 CHECKS: list[Callable[[Example], None]] = []
 
@@ -158,7 +158,10 @@ def a_row_of_ids_is_a_bag(example: Example) -> None:
 
 @check
 def gradients_are_those_of_finite_differences(example: Example) -> None:
+    """Where nothing is rounded; tests/ops/test_grid.py has the gradients of what is."""
     ids, offsets = torch.tensor([1, 4, 1, 0, 5]), torch.tensor([0, 2, 2, 4])
+    if is_coded(bag(example)):
+        return
     for mode in ("sum", "mean", "max"):
         module = bag(example, n=6, mode=mode, dtype=torch.float64)
         names = [name for name, _ in module.named_parameters()]
@@ -199,8 +202,9 @@ def sparse_gradients_hold_the_same_numbers(example: Example) -> None:
     factors = torch.randn(2, 3, D)
     assert_all_close(gradients(sparse, (sparse(ids) * factors).sum()), gradients(dense, (dense(ids) * factors).sum()))
     sparse(ids).sum().backward()
-    assert all(p.grad is not None and p.grad.is_sparse for p in sparse.parameters())
-    torch.optim.SparseAdam(list(sparse.parameters())).step()
+    rows = [p for name, p in sparse.named_parameters() if name.endswith("weight")]  # steps of a grid are few, and dense
+    assert all(p.grad is not None and p.grad.is_sparse for p in rows)
+    torch.optim.SparseAdam(rows).step()
     for mode in ("sum", "mean"):
         dense_bag, sparse_bag = bag(example, mode=mode), bag(example, mode=mode, sparse=True)
         assert_all_close(
@@ -309,8 +313,9 @@ def copies_and_conversions_keep_the_rows(example: Example) -> None:
         next(twin.parameters()).add_(1)
     assert torch.equal(module.materialize(), expected)
     double = copy.deepcopy(module).double().materialize()
-    torch.testing.assert_close(double, expected.double(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(copy.deepcopy(module).half().materialize().float(), expected, rtol=1e-2, atol=1e-2)
+    for other, tolerance in ((double.float(), 1e-5), (copy.deepcopy(module).half().materialize().float(), 1e-2)):
+        close = torch.isclose(other, expected, rtol=tolerance, atol=tolerance)
+        assert close.float().mean() >= (0.9 if is_coded(module) else 1.0)  # a value may round to the next level
     assert torch.equal(copy.deepcopy(module).to("cpu", torch.float64).materialize(), double)
     assert repr(N) in repr(module)
     assert example.method.__name__ in repr(module)
@@ -385,7 +390,7 @@ TABLES = st.lists(st.tuples(st.integers(1, 3000), st.sampled_from([8, 16])), min
 
 @check
 def budgets_are_filled_and_never_exceeded(example: Example) -> None:
-    """Bytes of the built model, not of the plan. A gap of one row for each table is allowed: rows are whole.
+    """Served bytes of the built model, not of the plan. A gap of one row for each table is allowed: rows are whole.
 
     `Full` has one size. `QuotientRemainder` has no size below its smallest pair and none above its largest; between
     them one more remainder row may need fewer quotient rows. `GraphHash` and those of its kind have the size of the
@@ -403,11 +408,12 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
         def built(budget: int) -> int:
             found = type(method).for_budget(tables, budget, **fixed)
             if isinstance(found, Full):
-                return found.plan(tables).nbytes()
+                return found.plan(tables).served_nbytes()
             model = nn.ModuleDict({t.name: nn.Embedding(t.num_embeddings or 0, t.embedding_dim) for t in tables})
             report = embcomp.compress_(model, {"*": found})
             assert report.bytes_after == embcomp.nbytes(model) == found.plan(tables).nbytes()
-            return embcomp.nbytes(model)
+            assert embcomp.served_nbytes(model) == found.plan(tables).served_nbytes()
+            return embcomp.served_nbytes(model)
 
         with pytest.raises(ValueError, match=r"budget of 0 bytes is too small.* \d+ bytes") as refused:
             built(0)

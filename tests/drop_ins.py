@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from embcomp.codecs import Codec
 from embcomp.methods import Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from experiments.examples import Example
@@ -21,6 +22,11 @@ def randomize(module: M, seed: int = 0) -> M:
         for parameter in module.parameters():
             parameter.normal_(generator=generator)
     return module
+
+
+def is_coded(module: nn.Module) -> bool:
+    """Whether rows are rounded: differences are then no gradients, and another dtype may round to the next level."""
+    return any(isinstance(part, Codec) for part in module.modules())
 
 
 def embedding(example: Example, n: int | None = N, dim: int = D, **settings: Any) -> CompressedEmbedding:

@@ -166,7 +166,7 @@ def test_the_report_is_the_difference() -> None:
         assert all(table.ratio == table.bytes_before / table.bytes_after for table in report.tables)
         text = str(report).splitlines()
         assert [line.split()[0] for line in text] == ["table", *PATHS, "total"]
-        assert len({len(line) for line in text[1:]}) == 1
+        assert len({len(line.partition("x  ")[0].removesuffix("x")) for line in text[1:]}) == 1  # but for notes
 
 
 def test_two_models_compressed_alike_exchange_states() -> None:

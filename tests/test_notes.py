@@ -14,6 +14,7 @@ import embcomp
 from embcomp import CompressionWarning, Full, HashingTrick, Table
 from embcomp.notes import FEW, different_vectors
 from experiments.examples import EXAMPLES
+from tests.drop_ins import is_coded
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
@@ -33,6 +34,9 @@ def test_vectors_that_differ_are_counted(example: Any, ids: int, padded: bool) -
     assert torch.equal(torch.random.get_rng_state(), before)
     assert plan.tables[0].encoder.training
     vectors = emb.eval()(torch.arange(ids)).detach()
+    if is_coded(emb):  # few rows may round to the same vector
+        assert counted >= len(vectors.unique(dim=0))
+        return
     assert counted == len((vectors * 1e4).round().unique(dim=0))
 
 

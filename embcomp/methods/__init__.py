@@ -5,6 +5,7 @@ from embcomp.methods.frequency import FrequencyHash
 from embcomp.methods.full import Full
 from embcomp.methods.graphhash import DoubleGraphHash, GraphHash
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
+from embcomp.methods.low_bit import LowBit
 from embcomp.methods.lsh import LSHash
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.semantic_ids import SemanticIds
@@ -21,6 +22,7 @@ __all__ = [
     "HashEmbedding",
     "HashingTrick",
     "LSHash",
+    "LowBit",
     "Method",
     "MultiHash",
     "QuotientRemainder",

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from embcomp.codecs.base import Coding
 from embcomp.ops.hashing import MAX_ROWS, check_ids
 
 FLOAT_BYTES = 4
@@ -64,19 +65,37 @@ Budget: TypeAlias = int | float | str
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A plain table of `rows` vectors of `dim` floats.
+    """A plain table of `rows` vectors of `dim` floats; numbers alone, so that a budget can price it.
 
     Attributes:
         init: "table" draws rows so that the combined vector has the mean and the deviation of the table replaced;
             "unit" and "factor" are the two factors of a product that has them, the first of mean square 1; "ones"
             fills with 1 (weights).
         summands: how many rows of this store are added up into one coordinate of a vector.
+        coding: how the rows are decoded into the vectors that will be served; None serves the rows as they are.
     """
 
     rows: int
     dim: int
     init: str = "table"
     summands: int = 1
+    coding: Coding | None = None
+
+    @property
+    def width(self) -> int:
+        """The columns of a row: those of its vector, and what a coding keeps beside them."""
+        return self.dim + (0 if self.coding is None else self.coding.columns(self.dim))
+
+    def training_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the training form: rows, and the parameters of the codec."""
+        beside = 0 if self.coding is None else self.coding.nbytes(self.rows, self.dim, float_bytes)
+        return self.rows * self.width * float_bytes + beside
+
+    def served_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the served form; without a coding those of the rows."""
+        if self.coding is None:
+            return self.training_nbytes(float_bytes)
+        return self.coding.served_nbytes(self.rows, self.dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +195,8 @@ def _defaults(method: str | None) -> dict[str, Any]:
     return {field.name: field.default for field in fields if isinstance(field.default, bool | int | float | str)}
 
 
-class Combiner(abc.ABC):
-    """The vectors of a table's chunks -> its embedding.
+class Combiner(nn.Module, abc.ABC):
+    """The vectors of a table's chunks -> its embedding. A module: what it learns is trained, saved and counted.
 
     `linear` combiners commute with pooling, so bags pool inside the look-up; the others combine before they pool.
     `neutral` maps a chunk to the constant that makes the rest linear (warm starts fix it there).
@@ -186,8 +205,14 @@ class Combiner(abc.ABC):
     linear: ClassVar[bool] = True
     neutral: ClassVar[Mapping[int, float]] = {}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls) and "forward" not in vars(cls):  # as combiners were written before they were modules
+            cls.forward = vars(cls)["__call__"]
+            del cls.__call__
+
     @abc.abstractmethod
-    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         """[..., dim of chunk] each -> [..., embedding_dim]."""
 
     @abc.abstractmethod
@@ -198,7 +223,7 @@ class Combiner(abc.ABC):
 class Concat(Combiner):
     """Chunks side by side; with one chunk, that chunk."""
 
-    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim=-1)
 
     def dim(self, dims: Sequence[int]) -> int:
@@ -208,7 +233,7 @@ class Concat(Combiner):
 class Sum(Combiner):
     """Chunks added up."""
 
-    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(chunks)).sum(0)
 
     def dim(self, dims: Sequence[int]) -> int:
@@ -221,7 +246,7 @@ class Product(Combiner):
     linear = False
     neutral: ClassVar[Mapping[int, float]] = {0: 1.0}
 
-    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         return chunks[0] * chunks[1]
 
     def dim(self, dims: Sequence[int]) -> int:
@@ -234,7 +259,7 @@ class WeightedSum(Combiner):
     linear = False
     neutral: ClassVar[Mapping[int, float]] = {0: 1.0}
 
-    def __call__(self, chunks: Sequence[Tensor]) -> Tensor:
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         weights, vectors = chunks[0], chunks[1:]
         return sum((weights[..., j : j + 1] * vector for j, vector in enumerate(vectors)), torch.zeros_like(vectors[0]))
 
@@ -267,10 +292,24 @@ class Plan:
         return table.combiner.dim([self.stores[chunk.store].dim for chunk in table.chunks])
 
     def nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
-        """Bytes of everything stored: rows, maps, keys; a map that tables share counts once."""
-        stores = sum(store.rows * store.dim * float_bytes for store in self.stores.values())
+        """`training_nbytes`."""
+        return self.training_nbytes(float_bytes)
+
+    def training_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the training form: rows, codecs, combiners, maps, keys; what tables share counts once."""
+        return sum(store.training_nbytes(float_bytes) for store in self.stores.values()) + self._beside(float_bytes)
+
+    def served_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the served form: packed rows, combiners, maps, keys; what tables share counts once."""
+        return sum(store.served_nbytes(float_bytes) for store in self.stores.values()) + self._beside(float_bytes)
+
+    def _beside(self, float_bytes: int) -> int:
+        """Bytes of what is stored beside the rows, in either form."""
         buffers = {id(buffer): buffer.nbytes for table in self.tables for buffer in table.encoder.buffers()}
-        return stores + sum(buffers.values())
+        for table in self.tables:
+            buffers |= {id(weight): weight.numel() * float_bytes for weight in table.combiner.parameters()}
+            buffers |= {id(buffer): buffer.nbytes for buffer in table.combiner.buffers()}
+        return sum(buffers.values())
 
 
 METHODS: dict[str, type["Method"]] = {}
@@ -336,6 +375,8 @@ def plain(value: Any) -> Any:
         value = value.detach().cpu().contiguous()
         digest = hashlib.sha256(ctypes.string_at(value.data_ptr(), value.nbytes)).hexdigest()[:16]
         return f"tensor {list(value.shape)} {digest}"
+    if isinstance(value, Method):
+        return value.config()
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):  # a map, say, with tensors in it

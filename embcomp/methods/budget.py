@@ -3,10 +3,31 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from embcomp.methods.base import Method, Table
+from embcomp.methods.base import FLOAT_BYTES, Method, Table
 from embcomp.ops.hashing import MAX_ROWS
 
 M = TypeVar("M", bound=Method)
+
+
+class BudgetTooSmall(ValueError):
+    """A budget below the smallest configuration, which takes `least` bytes."""
+
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.least)
+
+
+def too_small(method: type[Method], tables: Sequence[Table], nbytes: int, least: int) -> BudgetTooSmall:
+    """The error for a budget that does not hold the smallest configuration."""
+    names = ", ".join(repr(table.name) for table in tables[:3]) + (", ..." if len(tables) > 3 else "")
+    return BudgetTooSmall(
+        f"{method.__name__}: a budget of {nbytes} bytes is too small for {names}; the smallest configuration takes "
+        f"{least} bytes",
+        least,
+    )
 
 
 def largest_within(
@@ -37,11 +58,7 @@ def largest_within(
     least = make(1)
     floor = least.plan(tables).nbytes()
     if floor > nbytes:
-        names = ", ".join(repr(table.name) for table in tables[:3]) + (", ..." if len(tables) > 3 else "")
-        raise ValueError(
-            f"{type(least).__name__}: a budget of {nbytes} bytes is too small for {names}; "
-            f"the smallest configuration takes {floor} bytes"
-        )
+        raise too_small(type(least), tables, nbytes, floor)
     low, high = 1, 2
     while high <= most and size_of(high) <= nbytes:
         low, high = high, high * 2
@@ -53,6 +70,49 @@ def largest_within(
         else:
             high = middle
     return make(low)
+
+
+def largest_around(tables: Sequence[Table], nbytes: int, make: Callable[[int], M], most: int) -> M:
+    """The configuration `make(size)` of a wrapper that serves the most bytes, at most `nbytes`.
+
+    Args:
+        tables: what the plan is made for.
+        nbytes: the budget in served bytes.
+        make: a configuration for a budget of the method inside, in float bytes; `BudgetTooSmall` below its least.
+        most: the largest budget of the method inside to try.
+
+    Raises:
+        ValueError: no budget of the method inside serves so few bytes.
+    """
+    try:
+        least = make(0)
+    except BudgetTooSmall as error:
+        least = make(error.least)
+    floor = least.plan(tables).served_nbytes()
+    if floor > nbytes:
+        raise too_small(type(least), tables, nbytes, floor)
+    low, high, low_bytes, best = 0, most + 1, floor, least
+    guess = nbytes
+    while high - low > 1:
+        middle = min(max(guess, low + 1), high - 1)
+        try:
+            method = make(middle)
+        except BudgetTooSmall:
+            low = guess = middle
+            guess = (low + high) // 2
+            continue
+        served = method.plan(tables).served_nbytes()
+        if served <= nbytes:
+            if middle >= most or (served == low_bytes and middle - low > nbytes // 2):
+                return method  # all that the method can take
+            low, best, low_bytes = middle, method, served
+        else:
+            high = middle
+        slope = max(1e-3, served / middle)  # served bytes of a float byte
+        guess = low + max(1, int((nbytes - low_bytes) / slope)) if served <= nbytes else (low + high) // 2
+        if high - low <= FLOAT_BYTES:  # less than the narrowest row
+            break
+    return best
 
 
 def share_rows(tables: Sequence[Table], total: int) -> int | Mapping[str, int]:

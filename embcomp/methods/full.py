@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from embcomp.methods.base import Budget, Chunk, Concat, Encoder, Method, Plan, Rows, Store, Table, TablePlan, Tables
+from embcomp.methods.budget import BudgetTooSmall
 from embcomp.methods.request import request
 
 
@@ -42,5 +43,7 @@ class Full(Method):
         method = cls(**fixed)
         needed = method.plan(tables).nbytes()
         if needed > nbytes:
-            raise ValueError(f"Full: a budget of {nbytes} bytes is too small; the full tables take {needed} bytes")
+            raise BudgetTooSmall(
+                f"Full: a budget of {nbytes} bytes is too small; the full tables take {needed} bytes", needed
+            )
         return method

@@ -1,9 +1,12 @@
 """Stores as torch modules: the parameters behind a compressed table."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embcomp.codecs.base import Codec
 from embcomp.initial_rows import Moments, draw_rows
 from embcomp.methods.base import Store
 
@@ -25,7 +28,7 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
     finds what is trained. The compressed table around it is none, and is therefore not counted beside it.
 
     Attributes:
-        weight: [rows, dim].
+        weight: [rows, width]; with a coding what is trained, from which `codec` makes what is served.
         like: the moments of the vectors that the rows combine to, for `reset_parameters`.
     """
 
@@ -42,11 +45,22 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
         self.store = store  # before the constructor, which draws the rows
         if like is not None:
             self.like = like
-        super().__init__(store.rows, store.dim, sparse=sparse, device=device, dtype=dtype)
+        super().__init__(store.rows, store.width, sparse=sparse, device=device, dtype=dtype)
+        self.codec: Codec | None = None
+        if store.coding is not None:
+            self.codec = store.coding.module(store.rows, store.dim, self.weight.device, self.weight.dtype)
 
     def reset_parameters(self) -> None:
         """Draws the rows anew, so that the vectors have the mean and the deviation of `like`."""
         draw_rows(self.weight, self.store.init, self.store.summands, self.like)
+        codec = self._modules.get("codec")  # there is none yet while the constructor draws
+        if isinstance(codec, Codec):
+            codec.reset_parameters()
+
+    def coded_tables(self) -> Iterator[tuple[Tensor, Codec]]:
+        """The rows and their codec, where there is one."""
+        if self.codec is not None:
+            yield self.weight, self.codec
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,6 +73,11 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
 
     def look_up(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum over the look-ups of each id: rows [N, lookups] (and weights alike) -> [N, dim]."""
+        if self.codec is not None:
+            vectors = self._decoded(self.codec, rows)
+            if weights is not None:
+                vectors = vectors * weights.to(vectors.dtype).unsqueeze(-1)
+            return vectors.squeeze(1) if rows.shape[-1] == 1 else vectors.sum(1)
         if rows.shape[-1] == 1 and weights is None:
             return F.embedding(rows.squeeze(-1), self.weight, sparse=self.sparse)
         if weights is not None:
@@ -68,6 +87,10 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
     def pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, mode: str = "sum") -> Tensor:
         """Bags over the first axis of rows [N, lookups]: offsets [B + 1] count ids -> [B, dim]."""
         lookups = rows.shape[-1]
+        if self.codec is not None:
+            vectors = self._decoded(self.codec, rows.reshape(-1))
+            flat = None if weights is None else weights.to(vectors.dtype).reshape(-1)
+            return pool_vectors(vectors, offsets * lookups, mode, flat)
         return F.embedding_bag(
             rows.reshape(-1),
             self.weight,
@@ -77,6 +100,12 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
             per_sample_weights=None if weights is None else weights.to(self.weight.dtype).reshape(-1),
             include_last_offset=True,
         )
+
+    def _decoded(self, codec: Codec, rows: Tensor) -> Tensor:
+        """Vectors as they will be served, id by id: rows [...] -> [..., dim]."""
+        if not torch.compiler.is_compiling() and not self.sparse and rows.numel() >= self.num_embeddings:
+            return F.embedding(rows, codec.decode_table(self.weight))  # each row is decoded once, however often read
+        return codec(F.embedding(rows, self.weight, sparse=self.sparse), rows, codec.measure(self.weight))
 
 
 def pool_vectors(vectors: Tensor, offsets: Tensor, mode: str, weights: Tensor | None = None) -> Tensor:

@@ -31,6 +31,11 @@ def sequence_chunks(output: Output, features: KeyedJaggedTensor, branches: Branc
     return chunks
 
 
+def _combiners(outputs: Sequence[Output]) -> nn.ModuleList:
+    """The combiners of the tables in their order, so that what they learn belongs to the model."""
+    return nn.ModuleList({output.plan.table.name: output.plan.combiner for output in outputs}.values())
+
+
 class AssembleBags(nn.Module):
     """Pooled features -> one KeyedTensor with the keys, order and widths of the replaced collection."""
 
@@ -38,6 +43,7 @@ class AssembleBags(nn.Module):
         super().__init__()
         self.outputs = tuple(outputs)
         self.weighted = weighted
+        self.combiners = _combiners(outputs)
         reads: list[Read] = [read for output in outputs for read in output.reads]
         # Chunks that only stand side by side already do so in the inner result: it is taken as it is, without a copy.
         self.as_is = (
@@ -81,6 +87,7 @@ class AssembleSequences(nn.Module):
         super().__init__()
         self.outputs = tuple(outputs)
         self.need_indices = need_indices
+        self.combiners = _combiners(outputs)
 
     def forward(self, features: KeyedJaggedTensor, branches: Branches) -> dict[str, JaggedTensor]:
         result = {}

@@ -10,31 +10,17 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from embcomp.methods.base import Method
 from embcomp.torchrec.assemble import AssembleBags, AssembleSequences
+from embcomp.torchrec.branch import Branch
 from embcomp.torchrec.encoder import KeyedEncoder
-from embcomp.torchrec.layout import Layout, make_layout
-from embcomp.torchrec.look_up import look_up_bags, look_up_sequences
-
-
-class Branch(nn.Module):
-    """An encoder and the torchrec collection that reads its rows; sharding and fusing swap the collection alone."""
-
-    def __init__(self, encoder: KeyedEncoder, collection: EmbeddingBagCollection | EmbeddingCollection) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.collection = collection
-        self.sequences = isinstance(collection, EmbeddingCollection)
-
-    def forward(self, features: KeyedJaggedTensor):
-        rows = self.encoder(features)
-        return look_up_sequences(self.collection, rows) if self.sequences else look_up_bags(self.collection, rows)
+from embcomp.torchrec.layout import Layout, holds_sequences, make_layout
 
 
 def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn.ModuleDict:
     encoders = {output.plan.table.name: output.plan.encoder for output in layout.outputs}
     branches = nn.ModuleDict()
     for name, configs in layout.configs.items():
-        carries = name == "weighted_bags"
-        if name.startswith("sequences"):
+        carries = name.startswith("weighted")
+        if holds_sequences(name):
             collection = EmbeddingCollection(tables=configs, device=device)  # pyright: ignore[reportArgumentType]
         else:
             collection = EmbeddingBagCollection(tables=configs, is_weighted=carries, device=device)  # pyright: ignore
@@ -42,7 +28,12 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
         home = next(collection.parameters()).device  # the default device where none is given
         if home.type != "meta":  # maps and keys stay real: only rows wait for their memory
             encoder.to(home)
-        branches[name] = Branch(encoder, collection)
+        codecs = {
+            config.name: coding.module(store.rows, store.dim, home, next(collection.parameters()).dtype)
+            for config in configs
+            if (store := layout.stores[config.name]) and (coding := store.coding)
+        }
+        branches[name] = Branch(encoder, collection, codecs, pooled=not name.startswith("sequences"))
     return branches
 
 

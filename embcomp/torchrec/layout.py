@@ -2,7 +2,7 @@
 
 A table whose combiner is linear pools inside the look-up, so its stores go to an EmbeddingBagCollection ("bags", or
 "weighted_bags" where ids carry weights). Another is looked up id by id, in an EmbeddingCollection ("sequences_<width>":
-torchrec wants one width in each).
+torchrec wants one width in each). So are rows with a codec, in "coded_bags_<width>", which pools what is decoded.
 """
 
 import functools
@@ -65,6 +65,7 @@ class Layout:
 
     outputs: list[Output]
     configs: dict[str, list[EmbeddingBagConfig] | list[EmbeddingConfig]]
+    stores: dict[str, Store]
 
     def reads(self, branch: str) -> list[Read]:
         """The reads of a branch in the order of its collection's features."""
@@ -149,13 +150,20 @@ def make_layout(
                 tables = inner.setdefault(read.branch, {})
                 pooling = PoolingType.MEAN if in_look_up else PoolingType.SUM
                 _add_feature(tables, config, chunk, plan.stores[chunk.store], pooling, read, rules[chunk.store])
-    return Layout(outputs, {branch: list(tables.values()) for branch, tables in inner.items()})  # pyright: ignore
+    stores = {name: store for plan, _ in planned.values() for name, store in plan.stores.items()}
+    return Layout(outputs, {branch: list(tables.values()) for branch, tables in inner.items()}, stores)  # pyright: ignore
+
+
+def holds_sequences(branch: str) -> bool:
+    """Whether the collection of a branch answers id by id."""
+    return branch.startswith("sequences") or "coded" in branch
 
 
 def _branch(config: BaseEmbeddingConfig, table: TablePlan, store: Store, weighted: bool) -> str:
     if not isinstance(config, EmbeddingBagConfig) or not table.combiner.linear:
-        return f"sequences_{store.dim}"
-    return "weighted_bags" if weighted or table.weighted else "bags"
+        return f"sequences_{store.width}"
+    bags = "bags" if store.coding is None else f"coded_bags_{store.width}"
+    return f"weighted_{bags}" if weighted or table.weighted else bags
 
 
 def _single_look_up_stores(planned: Mapping[str, tuple[Plan, TablePlan]], weighted: bool) -> set[str]:
@@ -194,7 +202,7 @@ def _add_feature(
         return
     settings = {
         "num_embeddings": store.rows,
-        "embedding_dim": store.dim,
+        "embedding_dim": store.width,
         "name": chunk.store,
         "data_type": config.data_type,
         "feature_names": [read.key],
@@ -203,7 +211,7 @@ def _add_feature(
     if isinstance(config, EmbeddingBagConfig):
         bag_settings = {**settings, "pooling": pooling}
         tables[chunk.store] = (
-            EmbeddingConfig(**settings) if read.branch[:9] == "sequences" else EmbeddingBagConfig(**bag_settings)
+            EmbeddingConfig(**settings) if holds_sequences(read.branch) else EmbeddingBagConfig(**bag_settings)
         )
     else:
         tables[chunk.store] = EmbeddingConfig(**settings)

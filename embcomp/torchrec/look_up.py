@@ -18,23 +18,44 @@ from embcomp.ops.tables import SumBags
 
 def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
     """`collection(features)`, by fewer calls where the collection is a plain one and nothing is being traced."""
-    if type(collection) is not EmbeddingBagCollection or _is_traced(features):
+    if type(collection) is not EmbeddingBagCollection or is_traced(features):
         return collection(features)
     configs = collection.embedding_bag_configs()
     bags: list[Any] = list(collection.embedding_bags.values())
     numbers = [len(config.feature_names) for config in configs]
     weights = features.weights() if collection.is_weighted() else None
-    if all(bag.mode == "sum" and _is_plain(bag.weight) for bag in bags):
-        columns = _columns(tuple((config.embedding_dim, n) for config, n in zip(configs, numbers, strict=True)))
-        tables = [bag.weight for bag in bags]
+    if all(bag.mode == "sum" for bag in bags):
+        return sum_bags([bag.weight for bag in bags], numbers, features, weights)
+    values = _pool_each([(bag.weight, bag.mode) for bag in bags], numbers, features, weights)
+    return _keyed(features, [config.embedding_dim for config in configs], numbers, values)
+
+
+def sum_bags(
+    tables: list[Tensor], numbers: list[int], features: KeyedJaggedTensor, weights: Tensor | None
+) -> KeyedTensor:
+    """Sum-pooled bags of several tables, whose features follow each other.
+
+    Args:
+        tables: [rows, dim] each.
+        numbers: how many features read each.
+        features: rows under the keys of the result.
+        weights: a factor for each row, or None.
+    """
+    dims = [table.shape[1] for table in tables]
+    if all(map(_is_plain, tables)):
+        columns = _columns(tuple(zip(dims, numbers, strict=True)))
         values = SumBags.apply(features.values().long(), features.offsets().long(), weights, columns, *tables)
     else:
-        values = _pool_each(bags, numbers, features, weights)
-    dims = [config.embedding_dim for config in configs for _ in config.feature_names]
-    return KeyedTensor(keys=features.keys(), length_per_key=dims, values=values)  # pyright: ignore
+        values = _pool_each([(table, "sum") for table in tables], numbers, features, weights)
+    return _keyed(features, dims, numbers, values)
 
 
-def _is_traced(features: KeyedJaggedTensor) -> bool:
+def _keyed(features: KeyedJaggedTensor, dims: list[int], numbers: list[int], values: Tensor) -> KeyedTensor:
+    each = [dim for dim, number in zip(dims, numbers, strict=True) for _ in range(number)]
+    return KeyedTensor(keys=features.keys(), length_per_key=each, values=values)  # pyright: ignore
+
+
+def is_traced(features: KeyedJaggedTensor) -> bool:
     """Whether stand-ins are looked up, or graphs are made."""
     return torch.compiler.is_compiling() or type(features.values()) is not Tensor
 
@@ -53,19 +74,21 @@ def _columns(widths: tuple[tuple[int, int], ...]) -> list[Tensor]:
     return columns
 
 
-def _pool_each(bags: list[Any], numbers: list[int], features: KeyedJaggedTensor, weights: Tensor | None) -> Tensor:
+def _pool_each(
+    tables: list[tuple[Tensor, str]], numbers: list[int], features: KeyedJaggedTensor, weights: Tensor | None
+) -> Tensor:
     """Table by table, on any device and in any dtype: [batch, sum of widths]."""
     batch, counts = features.stride(), features.length_per_key()
     pooled: list[Tensor] = []
     first, start = 0, 0
-    for bag, number in zip(bags, numbers, strict=True):
+    for (table, mode), number in zip(tables, numbers, strict=True):
         stop = start + sum(counts[first : first + number])
         out = F.embedding_bag(
             features.values()[start:stop],
-            bag.weight,
+            table,
             features.offsets()[first * batch : (first + number) * batch + 1] - start,
-            mode=bag.mode,
-            per_sample_weights=None if weights is None else weights[start:stop].to(bag.weight.dtype),
+            mode=mode,
+            per_sample_weights=None if weights is None else weights[start:stop].to(table.dtype),
             include_last_offset=True,
         ).float()
         pooled.append(out if number == 1 else out.view(number, batch, -1).transpose(0, 1).reshape(batch, -1))
@@ -75,7 +98,7 @@ def _pool_each(bags: list[Any], numbers: list[int], features: KeyedJaggedTensor,
 
 def look_up_sequences(collection: Any, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
     """`collection(features)`, by fewer calls where the collection is a plain one and nothing is being traced."""
-    if type(collection) is not EmbeddingCollection or _is_traced(features):
+    if type(collection) is not EmbeddingCollection or is_traced(features):
         return collection(features)
     counts = features.length_per_key()
     lengths = features.lengths().view(len(counts), -1)

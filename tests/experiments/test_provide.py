@@ -8,7 +8,6 @@ import torch
 
 import embcomp
 from embcomp.methods import METHODS, HashingTrick
-from experiments.config import MethodConfig
 from experiments.errors import InputError
 from experiments.provide import PROVIDERS, provided
 from experiments.task import prepare
@@ -27,10 +26,10 @@ class Training:
 
 
 def test_a_method_is_given_what_it_has_fields_for():
-    assert provided(MethodConfig(method="HashingTrick"), Training()) == {}
-    given = provided(MethodConfig(method="FrequencyHash"), Training())
+    assert provided("HashingTrick", {}, Training()) == {}
+    given = provided("FrequencyHash", {}, Training())
     assert given["counts"]["item"].tolist() == [3, 1]
-    assert provided(MethodConfig(method="FrequencyHash", options={"counts": [1, 2]}), Training()) == {}
+    assert provided("FrequencyHash", {"counts": [1, 2]}, Training()) == {}
 
 
 @pytest.mark.parametrize("method", ["GraphHash", "DoubleGraphHash", "SoftGraphHash", "LSHash"])

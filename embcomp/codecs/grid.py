@@ -1,0 +1,142 @@
+"""Rows on a grid of few bits, with a learned step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.codecs.base import Codec, Coded, Coding
+from embcomp.ops.grid import best_step, levels, snap
+
+STEP_BYTES = 4  # a step is served as float32
+PACE = 0.2  # of the logarithm of a step, against a weight: see `GridCodec`
+_SAMPLE = 1 << 18  # values that are looked at for one step
+# The step that loses least for values of a normal distribution with deviation 1 (Max 1960, table II), by bits.
+_OF_NORMAL = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
+
+
+@dataclass(frozen=True)
+class Grid(Coding):
+    """A symmetric grid without a zero: `bits` bits for each value, and a learned step (`embcomp.ops.grid`).
+
+    Attributes:
+        bits: 1 to 8.
+        step: "table" for one step, "row" for one in each row, or how many rows that follow each other share one.
+        rounding: "nearest", or "stochastic" while training.
+    """
+
+    bits: int
+    step: Literal["table", "row"] | int = "table"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+
+    def columns(self, dim: int) -> int:
+        """A step inside the row takes one column, or 4 where FBGEMM could read the rows without it."""
+        return 0 if self.step != "row" else 1 if dim % 4 else 4
+
+    def steps(self, rows: int) -> int:
+        """How many steps there are beside the rows."""
+        return -(-rows // self.step) if isinstance(self.step, int) else 1
+
+    def nbytes(self, rows: int, dim: int, float_bytes: int) -> int:
+        return 0 if self.step == "row" else self.steps(rows) * float_bytes
+
+    def served_nbytes(self, rows: int, dim: int) -> int:
+        steps = rows if self.step == "row" else self.steps(rows)
+        return rows * -(-dim * self.bits // 8) + steps * STEP_BYTES
+
+    def module(self, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> "GridCodec":
+        return GridCodec(self, rows, dim, device, dtype)
+
+
+class GridCodec(Codec):
+    """Rounds values to a grid whose step is learned: step = c(bits) * rms(rows) * exp(PACE * growth).
+
+    The first two factors are the best step for normally distributed rows as they are now, so that the grid keeps up
+    with rows that grow from a small start; no gradient goes through them. `growth` is what is learned. A step that is a
+    plain parameter moves by several times its size under Adam with the learning rate of the rows, and training
+    collapses.
+
+    Attributes:
+        growth: the logarithm of what training makes of each step / PACE, [steps]; with step="row" a column of the table
+            holds it instead.
+    """
+
+    def __init__(self, grid: Grid, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(grid, rows, dim)
+        self.grid = grid
+        zeros = torch.zeros(grid.steps(rows), device=device, dtype=dtype)
+        self.growth = None if grid.step == "row" else nn.Parameter(zeros)
+        self.shared = grid.step if isinstance(grid.step, int) else rows  # rows that one deviation is taken over
+        of_one_step = 1 if grid.step == "row" else min(self.shared, rows)
+        # Esser et al. 2020, section 2.2: 1 / sqrt(number of values * largest level)
+        self.gradient_scale = 1.0 / math.sqrt(of_one_step * dim * max(0.5, 2 ** (grid.bits - 1) - 1))
+        self.every = max(1, rows * dim // _SAMPLE) if self.shared == rows else 1
+
+    def reset_parameters(self) -> None:
+        if self.growth is not None:
+            nn.init.zeros_(self.growth)
+
+    def measure(self, stored: Tensor, first: int = 0) -> Tensor:
+        """Sums of squares and how many values they are of, [2, steps]; of a large table rows at equal distances."""
+        skipped = -first % self.every
+        values = stored.detach()[skipped :: self.every, : self.dim].double()
+        squares = values.square().sum(1)
+        if self.shared == self.rows:
+            count = torch.full((), float(values.numel()), dtype=torch.float64, device=stored.device)
+            return torch.stack([squares.sum(), count]).unsqueeze(1)
+        sums = squares.new_zeros(2, self.coding.steps(self.rows))  # pyright: ignore[reportAttributeAccessIssue]
+        group = torch.arange(first, first + len(values), device=stored.device) // self.shared
+        each = torch.stack([squares, torch.full_like(squares, float(self.dim))])
+        return sums.index_add(1, group, each)
+
+    def steps(self, stored: Tensor, rows: Tensor, measured: Tensor) -> Tensor:
+        """The step of each row, float32 (or float64), [..., 1] or [1]."""
+        kind = torch.promote_types(stored.dtype, torch.float32)
+        deviation = (measured[0] / measured[1].clamp(min=1.0)).sqrt().clamp(min=1e-30).to(kind)
+        plain = _OF_NORMAL[self.grid.bits] * deviation
+        if self.growth is None:
+            return plain * (PACE * stored[..., self.dim : self.dim + 1].to(kind)).exp()
+        step = plain * (PACE * self.growth.to(kind)).exp()
+        return step if self.shared == self.rows else step[rows // self.shared].unsqueeze(-1)
+
+    def forward(self, stored: Tensor, rows: Tensor, measured: Tensor | None) -> Tensor:
+        assert measured is not None
+        step = self.steps(stored, rows, measured)
+        stochastic = self.training and self.grid.rounding == "stochastic"
+        values = snap(stored[..., : self.dim].to(step.dtype), step, self.grid.bits, self.gradient_scale, stochastic)
+        return values.to(stored.dtype)
+
+    @torch.no_grad()
+    def fit_(self, stored: Tensor) -> None:
+        self.reset_parameters()
+        if self.growth is None:
+            stored[:, self.dim :] = 0
+        values, rows = stored[:, : self.dim], torch.arange(len(stored), device=stored.device)
+        plain = self.steps(stored, rows, self.measure(stored)).float()
+        if self.growth is None:
+            best = torch.cat([best_step(part, self.grid.bits) for part in values.split(max(1, _SAMPLE // self.dim))])
+            stored[:, self.dim : self.dim + 1] = (best / plain).log() / PACE
+            return
+        best = [best_step(_sample(part).reshape(1, -1), self.grid.bits) for part in values.split(self.shared)]
+        first = plain.reshape(-1)[:: self.shared] if self.shared < self.rows else plain
+        self.growth.copy_((torch.cat(best).reshape(-1) / first).log() / PACE)
+
+    @torch.no_grad()
+    def code(self, stored: Tensor) -> Coded:
+        rows = torch.arange(stored.shape[0], device=stored.device)
+        step = self.steps(stored, rows, self.measure(stored))
+        numbers = levels(stored[:, : self.dim].to(step.dtype), step, self.grid.bits) + 2 ** (self.grid.bits - 1)
+        if self.shared < self.rows:
+            step = step[:: self.shared]
+        return Coded(numbers.to(torch.uint8), self.grid.bits, {"step": step.float().reshape(-1)})
+
+    def extra_repr(self) -> str:
+        return f"bits={self.grid.bits}, step={self.grid.step!r}"
+
+
+def _sample(values: Tensor) -> Tensor:
+    """Rows at equal distances, so that no more values than `_SAMPLE` are looked at."""
+    every = max(1, values.numel() // _SAMPLE)
+    return values[::every]

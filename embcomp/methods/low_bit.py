@@ -1,0 +1,103 @@
+"""Any table, trained in the few bits in which it is served."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from embcomp.codecs.grid import Grid
+from embcomp.methods.base import METHODS, Budget, Method, Plan, Store, Table, Tables
+from embcomp.methods.budget import largest_around
+from embcomp.methods.full import Full
+from embcomp.methods.request import request
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowBit(Method):
+    """The rows of another method on a grid of few bits, whose step is learned (Esser et al. 2020, arXiv 1902.08153).
+
+    Float rows are trained, and every look-up rounds them: v(w) = step * (k + 1/2), k the floor of w / step, cut to
+    -2^(bits-1) <= k < 2^(bits-1). The gradient goes straight through to rows inside the grid; the step has the gradient
+    of its rounding errors (equations 3 to 5). What is validated is what `embcomp.export` packs and serves.
+
+    Args:
+        of: the method whose rows are rounded; its sharing of rows and the fewer bits multiply.
+        bits: bits of a served value, 1 to 8.
+        step: "table" learns one step for each store, "row" one inside each row, an integer one for so many rows that
+            follow each other.
+        rounding: "nearest", or "stochastic" to round up or down at random while training.
+
+    Raises:
+        ValueError: bits, a step or a rounding that does not exist; a method that rounds already.
+
+    Example:
+        >>> import torch, embcomp
+        >>> method = embcomp.LowBit(bits=4, of=embcomp.HashingTrick(rows=1000))
+        >>> emb = embcomp.nn.CompressedEmbedding(10_000, 16, method)
+        >>> emb(torch.tensor([3, 7])).unique().numel() <= 16  # values, for 4 bits
+        True
+        >>> embcomp.training_nbytes(emb), embcomp.served_nbytes(emb)
+        (64012, 8012)
+    """
+
+    of: Method = field(default_factory=Full)
+    bits: int = 4
+    step: Literal["table", "row"] | int = "table"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.of, Method):
+            raise TypeError(f"LowBit: of must be a method's configuration, such as embcomp.Full(), got {self.of!r}")
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+            raise ValueError(f"LowBit: bits must be an integer from 1 to 8, got {self.bits!r}")
+        whole = isinstance(self.step, int) and not isinstance(self.step, bool) and self.step >= 1
+        if self.step not in ("table", "row") and not whole:
+            raise ValueError(
+                f"LowBit: step must be 'table', 'row', or how many rows share one, at least 1; got {self.step!r}"
+            )
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ValueError(f"LowBit: rounding must be 'nearest' or 'stochastic', got {self.rounding!r}")
+
+    @property
+    def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the method inside."""
+        return self.of.shares_store
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        plan = self.of.plan(tables, group)
+        for table in plan.tables:
+            inner = dict(table.encoder.config)
+            sizes = {name: inner.pop(name) for name in ("num_embeddings", "embedding_dim")}
+            table.encoder.config = {**self.config(), "of": inner, **sizes}
+        return Plan({name: self._coded(name, store) for name, store in plan.stores.items()}, plan.tables)
+
+    def _coded(self, name: str, store: Store) -> Store:
+        if store.coding is not None:
+            raise ValueError(
+                f"table {name!r}: its rows are coded already ({store.coding}); put LowBit around a method that is not"
+            )
+        return dataclasses.replace(store, coding=Grid(self.bits, self.step, self.rounding))
+
+    @classmethod
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+        """As `Method.for_budget`, in served bytes.
+
+        Args:
+            tables: what is to be compressed, together.
+            nbytes: the budget in served bytes.
+            fixed: settings of LowBit; `of`, the class of the method inside, its name, or a configuration whose
+                `rows` are chosen anew (by default `Full`); and settings of that method.
+        """
+        tables, nbytes = request(tables, nbytes)
+        own = {f.name for f in dataclasses.fields(cls)} - {"of"}
+        settings = {name: fixed.pop(name) for name in own & set(fixed)}
+        inner = fixed.pop("of", Full)
+        if isinstance(inner, Method):
+            fixed = {f.name: getattr(inner, f.name) for f in dataclasses.fields(inner) if f.name != "rows"} | fixed
+            inner = type(inner)
+        inner = METHODS[inner] if isinstance(inner, str) else inner
+
+        def make(size: int) -> Self:
+            return cls(of=inner.for_budget(tables, size, **fixed), **settings)
+
+        return largest_around(tables, nbytes, make, most=nbytes * 32)  # one bit for each float
