@@ -5,6 +5,7 @@ from torch import Tensor
 
 from embcomp.methods.base import Method
 from embcomp.nn.table import CompressedTable
+from embcomp.tracing import one_node
 
 
 class CompressedEmbedding(CompressedTable):
@@ -41,6 +42,7 @@ class CompressedEmbedding(CompressedTable):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, method, padding_idx, sparse, device, dtype)
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         """Vectors of the ids: integer [*] -> [*, embedding_dim].
 

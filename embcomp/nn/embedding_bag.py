@@ -9,6 +9,7 @@ from embcomp.methods.base import Method
 from embcomp.nn.stores import pool_vectors
 from embcomp.nn.table import CompressedTable
 from embcomp.ops.hashing import readable
+from embcomp.tracing import one_node
 
 
 class CompressedEmbeddingBag(CompressedTable):
@@ -50,6 +51,7 @@ class CompressedEmbeddingBag(CompressedTable):
         self.mode: str = mode
         self.include_last_offset = include_last_offset
 
+    @one_node
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Pooled vectors: ids [B, L], or [N] with offsets [B] ([B + 1] with include_last_offset) -> [B, embedding_dim].
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from embcomp.methods.base import Method, Plan, Table, TablePlan
 from embcomp.nn.stores import PlainStore
 from embcomp.nn.weight import ComputedWeight
+from embcomp.tracing import check_not_a_constant
 
 
 class CompressedTable(nn.Module):
@@ -116,6 +117,7 @@ class CompressedTable(nn.Module):
         if ids is None:
             if self.num_embeddings is None:
                 raise ValueError("num_embeddings is None, so there is no full table: pass the ids to materialize")
+            check_not_a_constant(self.encoder.table.name)
             ids = torch.arange(self.num_embeddings, device=self._store(0).device)
         return self._read(ids)
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embcomp.nn.table import CompressedTable
+from embcomp.tracing import one_node
 
 
 class TiedLinear(nn.Module):
@@ -45,6 +46,7 @@ class TiedLinear(nn.Module):
             setattr(self.table, name, value)  # says why not
         super().__setattr__(name, value)
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         """Inputs [..., embedding_dim] -> [..., num_embeddings], the products with all vectors of the table."""
         return F.linear(input, self.table.materialize(), self._parameters["bias"])

@@ -114,7 +114,8 @@ def readable(*tensors: Tensor) -> bool:
 def is_recorded(tensor: Tensor) -> bool:
     """Whether what is done with it is recorded (compiled, exported, traced, transformed), not done."""
     recording = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore
-    return recording or type(tensor) is not Tensor or _wrapped(tensor)
+    modes = torch._C._len_torch_dispatch_stack()  # pyright: ignore (make_fx, FakeTensorMode, ...)
+    return recording or modes > 0 or type(tensor) is not Tensor or _wrapped(tensor)
 
 
 def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:

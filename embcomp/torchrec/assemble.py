@@ -9,6 +9,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embcomp.methods.base import Concat
 from embcomp.nn.stores import pool_vectors
 from embcomp.torchrec.layout import Output, Read
+from embcomp.tracing import one_node
 
 Branches = Mapping[str, KeyedTensor | dict[str, JaggedTensor]]
 
@@ -52,6 +53,7 @@ class AssembleBags(nn.Module):
         )
         self.inner_keys = [read.key for read in reads]
 
+    @one_node
     def forward(self, features: KeyedJaggedTensor, branches: Branches) -> KeyedTensor:
         keys = [output.key for output in self.outputs]
         dims = [output.dim for output in self.outputs]
@@ -89,6 +91,7 @@ class AssembleSequences(nn.Module):
         self.need_indices = need_indices
         self.combiners = _combiners(outputs)
 
+    @one_node
     def forward(self, features: KeyedJaggedTensor, branches: Branches) -> dict[str, JaggedTensor]:
         result = {}
         for output in self.outputs:

@@ -9,6 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from embcomp.methods.base import Encoder, Rows
 from embcomp.ops.hashing import readable
 from embcomp.torchrec.layout import Read
+from embcomp.tracing import one_node
 
 
 class KeyedEncoder(nn.Module):
@@ -36,6 +37,7 @@ class KeyedEncoder(nn.Module):
         self.whole = not weighted and all(len(run) == self.counts[run[0].table] for run in self.runs)
         self._orders: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor | None, Tensor | None]] = {}
 
+    @one_node
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Rows under the keys of the inner collection, with the lengths of the bags times the look-ups of each id.
 

@@ -134,3 +134,46 @@ def test_fx_sees_encoder_collection_and_assembly(example, kind):
             assert [n.op for n in encoder.all_input_nodes] == ["placeholder"]
     traced = torch.fx.GraphModule(module, graph)
     torch.testing.assert_close(values_of(traced(batch(RAGGED))), values_of(module(batch(RAGGED))))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+@pytest.mark.parametrize("kind", ["bags", "sequences"])
+def test_symbolic_trace_of_a_model_as_of_torchrec(example, kind):
+    """Plain `symbolic_trace`, which enters everything that is no layer of torch; the rows stay parameters."""
+    module, keys = small(example, kind)
+    model = nn.Sequential(module)
+    traced = torch.fx.symbolic_trace(model)
+    features = batch(RAGGED, keys)
+    torch.testing.assert_close(values_of(traced(features)), values_of(model(features)))
+    assert {name for name, _ in traced.named_parameters()} == {name for name, _ in model.named_parameters()}
+
+
+class Scorer(nn.Module):
+    def __init__(self, reads_weight: bool) -> None:
+        super().__init__()
+        self.item = nn.Embedding(300, 8)
+        self.tags = nn.EmbeddingBag(300, 8)
+        self.out = nn.Linear(8, 300)
+        self.out.weight = self.item.weight
+        self.reads_weight = reads_weight
+
+    def forward(self, ids):
+        vectors = self.item(ids) + self.tags(input=ids.unsqueeze(1))
+        return vectors @ self.item.weight.T if self.reads_weight else self.out(vectors)
+
+
+def test_symbolic_trace_of_torch_drop_ins():
+    model, ids = Scorer(reads_weight=False), torch.tensor([1, 2])
+    embcomp.compress_(model, {"*": embcomp.DoubleHash(rows=20)})
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(ids), model(ids))
+    traced(ids).sum().backward()
+    assert model.item.stores[0].weight.grad is not None
+    with pytest.raises(ValueError, match="one node of a graph: trace a module that holds it"):
+        torch.fx.symbolic_trace(model.item)
+    other = Scorer(reads_weight=True)
+    embcomp.compress_(other, {"*": embcomp.DoubleHash(rows=20)})
+    with pytest.raises(RuntimeError, match=r"'item': torch.fx.symbolic_trace would keep its full weight as a constant"):
+        torch.fx.symbolic_trace(other)
+    recorded = torch.fx.experimental.proxy_tensor.make_fx(lambda ids: other(ids))(ids)  # makes no constant of it
+    torch.testing.assert_close(recorded(ids), other(ids))
