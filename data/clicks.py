@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
+from data.encode import FORMAT
+from data.fingerprint import state
 from data.schema import DataError, Schema
+from embcomp.files import Damaged
+from embcomp.manifest import read_sealed, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,10 +32,18 @@ class ClickData:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        path = self.folder / "meta.json"
+        if not path.is_file():
+            raise DataError(f"{self.folder} holds no encoded data; make it with data.load(name, ...)")
         try:
-            meta = json.loads((self.folder / "meta.json").read_text())
-        except FileNotFoundError:
-            raise DataError(f"{self.folder} holds no encoded data; make it with data.load(name, ...)") from None
+            meta = read_sealed(path)
+        except Damaged as error:
+            raise DataError(f"{error}; remove {self.folder}, and data.load makes it again") from None
+        if meta["format"] != FORMAT:
+            raise DataError(
+                f"{path} has format {meta['format']}, not {FORMAT}; make it again with data.load(name, ...)"
+            )
+        self._files: dict[str, list[Any]] = meta["files"]
         self.name: str = meta["name"]
         self.schema = Schema.from_dict(meta["schema"])
         self._rows: dict[str, int] = meta["rows"]
@@ -45,7 +57,7 @@ class ClickData:
         return pl.scan_ipc(self._path(name))
 
     def num_rows(self, split: str) -> int:
-        self._path(split)
+        self._check_split(split)
         return self._rows[split]
 
     def counts(self, feature: str) -> Tensor:
@@ -71,14 +83,14 @@ class ClickData:
         """Vectors that describe the ids of a feature: float32 [num_embeddings, dim], or None where there are none."""
         import torch
 
-        path = self.folder / "content" / f"{self.schema.place(feature)}.npy"
-        return torch.from_numpy(np.load(path)) if path.is_file() else None
+        path = self._checked(f"content/{self.schema.place(feature)}.npy")
+        return None if path is None else torch.from_numpy(np.load(path))
 
     def vocabulary(self, feature: str) -> pl.Series | None:
         """Value of each id as a string, null for the out-of-vocabulary id 0; None where values are the ids."""
         size = self.schema.feature(feature).num_embeddings
-        path = self.folder / "vocabulary" / f"{self.schema.place(feature)}.parquet"
-        if not path.is_file():
+        path = self._checked(f"vocabulary/{self.schema.place(feature)}.parquet")
+        if path is None:
             return None
         values = pl.read_parquet(path)["value"]
         missing = pl.Series("value", [None] * (int(size or 0) - len(values)), dtype=pl.String)
@@ -86,8 +98,8 @@ class ClickData:
 
     def truth(self) -> dict[str, np.ndarray]:
         """What the generator of synthetic clicks planted; empty for real data."""
-        path = self.folder / "truth.npz"
-        if not path.is_file():
+        path = self._checked("truth.npz")
+        if path is None:
             return {}
         with np.load(path) as arrays:
             return dict(arrays)
@@ -99,10 +111,31 @@ class ClickData:
         return Loader(self._path(split), self.schema, batch_size, **options)
 
     def _path(self, split: str) -> Path:
+        self._check_split(split)
+        path = self._checked(f"{split}.arrow")
+        assert path is not None  # every split has a file
+        return path
+
+    def _check_split(self, split: str) -> None:
         if split not in self._rows:
             raise DataError(f"{self.name} has no split {split!r}; it has {', '.join(self._rows)}")
-        return self.folder / f"{split}.arrow"
+
+    def _checked(self, name: str) -> Path | None:
+        """The path of a file that was written, once its checksum fits; None for another."""
+        if name not in self._files:
+            return None
+        try:
+            _verify(self.folder, name, *self._files[name], *state(self.folder / name))
+        except (Damaged, OSError) as error:
+            raise DataError(f"{error}; remove {self.folder}, and data.load makes it again") from None
+        return self.folder / name
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{split} {rows:,}" for split, rows in self._rows.items())
         return f"ClickData({self.name}: {len(self.schema.features)} features, {rows} rows)"
+
+
+@lru_cache(maxsize=1024)
+def _verify(folder: Path, name: str, length: int, checksum: str, *state: int) -> None:
+    """Raises Damaged; once for each state of the file, because it takes a second for two gigabytes or so."""
+    verify(folder, {name: [length, checksum]})

@@ -6,7 +6,6 @@ column, which alone would take longer than all else that the loader does.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,9 @@ from data.schema import Schema
 from data.source import Source
 from data.splits import SPLIT, SPLITS
 from data.survey import check_columns, survey
+from embcomp.manifest import checksums, files_below, write_sealed
 
+FORMAT = 5  # raise it when encoded files change
 CHUNK_ROWS = 1 << 14
 
 
@@ -65,7 +66,8 @@ def encode(source: Source, folder: Path, name: str) -> None:
         np.save(folder / "content" / f"{schema.place(feature)}.npy", vectors)
     if source.truth:
         np.savez(folder / "truth.npz", allow_pickle=False, **source.truth)
-    (folder / "meta.json").write_text(json.dumps({"name": name, "schema": schema.to_dict(), "rows": rows}, indent=1))
+    facts = {"format": FORMAT, "name": name, "schema": schema.to_dict(), "rows": rows}
+    write_sealed(folder / "meta.json", {**facts, "files": checksums(folder, files_below(folder))})
 
 
 def _carry(column: str, dtype: pl.DataType, is_group: bool) -> pl.Expr:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from embcomp.files import write
+
 _RACY = 2_000_000_000  # nanoseconds: a file that young may change once more within one tick of its clock
 
 
@@ -25,19 +27,16 @@ def fingerprint(path: Path) -> str:
     latter's time (ctime) cannot be set back, as `touch` and `cp -p` do with that of the content.
     """
     note = cache_folder() / "fingerprints" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    seen = _state(path)
+    seen = state(path)
     with suppress(OSError, ValueError):
         known = json.loads(note.read_text())
         if isinstance(known, list) and known[:-1] == seen:
             return known[-1]
     with path.open("rb") as file:
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    if _state(path) == seen and time.time_ns() - max(seen[1:3]) > _RACY:
+    if state(path) == seen and time.time_ns() - max(seen[1:3]) > _RACY:
         with suppress(OSError):  # a cache that cannot be written only costs time
-            note.parent.mkdir(parents=True, exist_ok=True)
-            part = note.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps([*seen, found]))
-            os.replace(part, note)
+            write(note, json.dumps([*seen, found]).encode())
     return found
 
 
@@ -49,6 +48,7 @@ def fingerprints(files: Sequence[Path]) -> list[tuple[str, str]]:
     return [(file.relative_to(folder).as_posix(), fingerprint(file)) for file in files]
 
 
-def _state(path: Path) -> list[int]:
+def state(path: Path) -> list[int]:
+    """What the system says of a file, which changes when its content does."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]

@@ -19,12 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.encode import encode
+from data.encode import FORMAT, encode
 from data.fingerprint import cache_folder, fingerprints
 from data.schema import DataError
 from data.source import Source
-
-FORMAT = 4  # raise it when encoded files change
 
 
 def prepared(

@@ -18,12 +18,9 @@ from torch import nn
 from embcomp import nested
 from embcomp.checkpoints.folder import (
     Folder,
-    checksums,
-    files_below,
     name_of,
     read_manifest,
     step_of,
-    verify,
     write_manifest,
 )
 from embcomp.checkpoints.parts import (
@@ -39,6 +36,7 @@ from embcomp.checkpoints.parts import (
 )
 from embcomp.checkpoints.random_state import random_state, set_random_state
 from embcomp.files import Damaged
+from embcomp.manifest import checksums, files_below, verify
 from embcomp.ranks import Ranks
 
 _RANDOM = "random state"

@@ -9,18 +9,16 @@
          .step-...part       being written, or left by a process that was killed: never read, removed by the next save
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from embcomp import nested
-from embcomp.files import Damaged, sync, write
+from embcomp.files import sync
+from embcomp.manifest import read_sealed, write_sealed
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # 1, of embcomp 0.1: the position is bare JSON
@@ -78,27 +76,11 @@ def step_of(name: str) -> int:
     return int(name.partition("-")[2].partition(".")[0])
 
 
-def files_below(path: Path) -> list[str]:
-    """Files in a folder and the folders in it, by their paths from there."""
-    return sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file())
-
-
-def checksums(path: Path, names: Iterable[str]) -> dict[str, list[Any]]:
-    """Length and SHA-256 of each file."""
-    return {name: [(path / name).stat().st_size, file_checksum(path / name)] for name in names}
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
     """The last file of a checkpoint; with it all others are sure to be on disk."""
     values = {"format": FORMAT, **values}
     values["position"], _ = nested.flatten(values["position"], "position")
-    write(path / MANIFEST, json.dumps({**values, "checksum": _checksum(values)}, indent=1).encode())
+    write_sealed(path / MANIFEST, values)
     for folder in {path, *(file.parent for file in path.rglob("*"))}:
         sync(folder)
 
@@ -111,37 +93,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ValueError: it is of a later version of embcomp.
     """
     file = path / MANIFEST
-    try:
-        values = json.loads(file.read_bytes())
-        checksum = values.pop("checksum")
-    except FileNotFoundError:
-        raise Damaged(f"{file} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{file} is damaged ({error})") from None
-    if checksum != _checksum(values):
-        raise Damaged(f"{file} is damaged or was edited: its checksum does not fit")
+    values = read_sealed(file)
     if values["format"] > FORMAT:
         raise ValueError(f"{file} has format {values['format']}, this version reads up to {FORMAT}: upgrade embcomp")
     if values["format"] > 1:
         values["position"] = nested.unflatten(values["position"], {})
     return values
-
-
-def verify(path: Path, files: dict[str, list[Any]]) -> None:
-    """Raises Damaged, naming the file, where one is not as it was written."""
-    for name, (length, checksum) in files.items():
-        file = path / name
-        try:
-            here = file.stat().st_size
-            if here != length:
-                raise Damaged(f"{file} is damaged: it has {here} bytes of {length}")
-            if file_checksum(file) != checksum:
-                raise Damaged(f"{file} is damaged: its checksum does not fit")
-        except FileNotFoundError:
-            raise Damaged(f"{file} is missing") from None
-        except OSError as error:
-            raise Damaged(f"{file} cannot be read ({error})") from None
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from embcomp import artifact, nested
-from embcomp.checkpoints.folder import files_below
 from embcomp.files import replacing, write
+from embcomp.manifest import files_below
 
 _KIND = "part of a checkpoint"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

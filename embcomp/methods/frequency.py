@@ -26,6 +26,7 @@ from embcomp.methods.base import (
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.request import request
+from embcomp.ops.search import lower_bound
 
 
 class FrequencyEncoder(HashEncoder):
@@ -46,7 +47,7 @@ class FrequencyEncoder(HashEncoder):
         if hot == 0:
             return [Rows(shared.rows, torch.ones_like(shared.rows, dtype=torch.float32) if self._double else None)]
         narrow = ids.to(self.hot_ids.dtype).contiguous()  # else searchsorted warns
-        place = torch.searchsorted(self.hot_ids, narrow).clamp_(max=hot - 1)
+        place = lower_bound(self.hot_ids, narrow).clamp(max=hot - 1)
         is_hot = (self.hot_ids[place] == narrow).unsqueeze(-1)
         rows = torch.where(is_hot, place.unsqueeze(-1), shared.rows + hot)
         if not self._double:

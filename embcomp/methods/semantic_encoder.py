@@ -8,6 +8,7 @@ from torch import Tensor
 
 from embcomp.methods.base import Encoder, Rows, Table
 from embcomp.ops.hashing import hash_key, hash_rows
+from embcomp.ops.search import lower_bound
 from embcomp.semantic_ids.pieces import Span, numbers
 
 
@@ -157,7 +158,7 @@ class SemanticEncoder(Encoder):
         if self.owners is None:
             return Rows(hash_rows(ids, self.keys[-1:], self.id_rows))
         narrow = ids.to(self.owners.dtype).contiguous()
-        place = torch.searchsorted(self.owners, narrow).clamp(max=self.owners.numel() - 1)
+        place = lower_bound(self.owners, narrow).clamp(max=self.owners.numel() - 1)
         owned = self.owners[place] == narrow
         read = owned if new is None else owned & ~new
         return Rows(torch.where(owned, place, 0).unsqueeze(1), read.unsqueeze(1).float())

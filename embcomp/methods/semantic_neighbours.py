@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from embcomp.methods.semantic_encoder import SemanticEncoder
 from embcomp.ops.hashing import readable
 from embcomp.ops.packing import bits_for, pack, packed_words, unpack
+from embcomp.ops.search import lower_bound
 from embcomp.semantic_ids.neighbours import Neighbours
 
 FULL = 255  # the weight of a row that all neighbours read
@@ -75,7 +76,7 @@ class NeighbourEncoder(SemanticEncoder):
         rows, weights = super()._pieces(ids, new)
         assert weights is not None
         narrow = ids.to(self.new_ids.dtype).contiguous()
-        place = torch.searchsorted(self.new_ids, narrow).clamp(max=self.new_ids.numel() - 1)
+        place = lower_bound(self.new_ids, narrow).clamp(max=self.new_ids.numel() - 1)
         mixed = self.new_ids[place] == narrow
         rows, weights = self._padded(rows, weights)
         if readable(ids):  # few ids are new: on CPU only theirs are read

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from embcomp.extras import install
-from embcomp.files import write
+from embcomp.files import Damaged, write
+from embcomp.manifest import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from embcomp.semantic_ids.tokenizer import Tokenizer
@@ -61,7 +62,7 @@ def save(tokenizer: "Tokenizer", folder: Path) -> None:
         "tensors": file.name,
         "sha256": digest,
     }
-    write(path, (json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n").encode())
+    write_sealed(path, values)
     for other in folder.glob("tensors-*.safetensors"):
         if other != file:
             other.unlink()
@@ -92,7 +93,7 @@ def load(folder: str | Path) -> "Tokenizer":
         raise FileNotFoundError(f"{file} is missing: {path} names it")
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != values["sha256"]:
-        raise ValueError(f"{file} is damaged or was edited: its checksum is not that of {path}")
+        raise Damaged(f"{file} is damaged or was edited: its checksum is not that of {path}")
     config = dict(values["config"])
     name = config.pop("tokenizer")
     if name not in TOKENIZERS:
@@ -110,20 +111,10 @@ def load(folder: str | Path) -> "Tokenizer":
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {path.parent} holds no tokenizer")
-    try:
-        values = json.loads(path.read_text())
-        checksum = values.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged: it is not what Tokenizer.save writes") from None
-    if isinstance(values.get("format"), int) and values["format"] > FORMAT:
+    values = read_sealed(path)
+    if values["format"] > FORMAT:
         raise ValueError(f"{path} has format {values['format']}, this version reads up to {FORMAT}: upgrade embcomp")
-    if checksum != _checksum(values):
-        raise ValueError(f"{path} is damaged or was edited: its checksum does not fit")
     return values
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _safetensors() -> Any:

@@ -1,6 +1,7 @@
 """`embcomp.export`: a trained model as one file that serves it, its tables quantised."""
 
+from embcomp.serving.archive import load
 from embcomp.serving.export import export
 from embcomp.serving.report import ExportReport, TableExport
 
-__all__ = ["ExportReport", "TableExport", "export"]
+__all__ = ["ExportReport", "TableExport", "export", "load"]

@@ -1,14 +1,13 @@
 """`export`: a trained model -> one file that serves it."""
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from embcomp.serving import archive
 from embcomp.serving.program import packages, trace
 from embcomp.serving.report import ExportReport, table_lines
 from embcomp.serving.stores import Dtype
@@ -36,7 +35,7 @@ def export(
     Args:
         model: trained, in one process; it does not change. It is exported in evaluation mode.
         path: where the file goes, "model.pt2"; it is complete or absent.
-        example: the arguments of a call, with at least two bags and two ids; only types and widths are kept.
+        example: the arguments of a call, with at least two bags and two ids; only types and sizes are kept.
         dtype: "int8", "int4", "float16" or "float32"; or one for each table, by glob patterns over module paths and
             torchrec table names: the first match wins, and a table that no pattern matches stays as it is.
 
@@ -48,6 +47,7 @@ def export(
             the dtype cannot hold; a sharded or wrapped model; a path whose folder does not exist; an example too small,
             or a model that fixes its sizes.
         TypeError: inputs or outputs that are not tensors.
+        OSError: the file cannot be written (a full disk); names it.
 
     Example:
         >>> import torch, embcomp
@@ -72,8 +72,5 @@ def export(
         raise ValueError(f"path {str(target)!r}: there is no folder {str(target.parent)!r}; make it first")
     served = swap(model, dtype)
     program, inputs = trace(served.model, example)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}-") as folder:
-        made = Path(folder) / target.name
-        torch.export.save(program, made)
-        os.replace(made, target)
+    archive.save(program, target)
     return ExportReport(table_lines(served), target, target.stat().st_size, inputs, packages(program))

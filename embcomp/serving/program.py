@@ -81,11 +81,24 @@ def trace(model: nn.Module, example: Sequence[Any]) -> tuple[ExportedProgram, st
                 f"{path} would always have to be of size {size[axis]}: the model reads this size as a number, or joins "
                 "it with something of a fixed size"
             )
-    program.example_inputs = None  # ids of users have no place in the file
+    program.example_inputs = (neutral(plain, wrapped.templates), {})  # ids of users have no place in the file
     for node in _nodes(program):
         for told in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
             node.meta.pop(told, None)  # nor has the source of the model, most of its bytes
     return program, _signature(plain, wrapped.templates, sizes)
+
+
+def neutral(plain: tuple[Any, ...], templates: list[Any]) -> tuple[Any, ...]:
+    """Inputs of the same types and sizes that say nothing: zeros, and all ids in the first bag."""
+
+    def zeros(path: str, tensor: Tensor, axis: int | None) -> Tensor:
+        found = torch.zeros_like(tensor)
+        if path.endswith(".lengths") and axis == 1 and tensor.numel():
+            found.view(-1)[0] = tensor.sum()
+        return found
+
+    pairs = enumerate(zip(plain, templates, strict=True))
+    return tuple(_map(value, part, f"example[{i}]", zeros) for i, (value, part) in pairs)
 
 
 def packages(program: ExportedProgram) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 import embcomp
 from embcomp.checkpoints import Checkpoints, Damaged, Progress
-from embcomp.checkpoints.folder import checksums, write_manifest
+from embcomp.checkpoints.folder import write_manifest
+from embcomp.manifest import checksums
 from embcomp.sdim import SDIM
 
 COUNTS = torch.tensor([5.0, 0, 9, 1, 3, 3])

@@ -5,6 +5,7 @@ A number of tries for each kind, by seeds; with EMBCOMP_FUZZ_SECONDS=600 as many
 
 import os
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,9 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
+import data
+import embcomp
+from embcomp import serving
 from embcomp.checkpoints import Checkpoints
 from embcomp.graph import ClusterMap, Clusters, Mixture
 from embcomp.sdim import SDIM, BehaviorEncoder, BehaviorStore
@@ -114,6 +119,32 @@ def read_best(folder: Path) -> Any:
     return loaded.state_dict()
 
 
+def write_data(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = pl.DataFrame({"label": rng.integers(0, 2, 90), "../../evil": rng.integers(0, 9, 90), "x": rng.random(90)})
+    rows = rows.with_columns(pl.col("label").cast(pl.String).alias("name"))
+    rows.write_parquet(folder / "rows.parquet")
+    schema = {"label": "label", "features": {"../../evil": {}, "name": {}}, "dense": ["x"]}
+    cache = folder / "cache"
+    found = data.load("parquet", folder=folder / "rows.parquet", cache=cache, schema=schema).folder
+    for path in found.iterdir():
+        path.rename(folder / path.name)
+    shutil.rmtree(cache)
+    (folder / "rows.parquet").unlink()
+
+
+def read_data(folder: Path) -> Any:
+    clicks = data.ClickData(folder)
+    batches = [vars(batch) for split in clicks.splits for batch in clicks.loader(split, 32)]
+    words = [clicks.vocabulary(feature.name) for feature in clicks.schema.features]
+    return clicks.schema, batches, words, clicks.content("name"), [clicks.num_rows(split) for split in clicks.splits]
+
+
+def write_program(folder: Path) -> None:
+    torch.manual_seed(2)
+    embcomp.export(torch.nn.Sequential(torch.nn.Embedding(9, 32)), folder / "model.pt2", (torch.arange(3),))
+
+
 KINDS = {
     "cluster map": Kind(lambda f: cluster_map().save(f / "map"), lambda f: vars(ClusterMap.load(f / "map")), 100),
     "mixture": Kind(lambda f: mixture().save(f / "mix"), lambda f: vars(Mixture.load(f / "mix")), 100),
@@ -127,6 +158,8 @@ KINDS = {
     "behavior encoder": Kind(lambda f: encoder().save(f / "encoder"), read_encoder, 100),
     "behavior store": Kind(write_store, read_store, 80),
     "checkpoint": Kind(write_checkpoint, read_checkpoint, 40),
+    "prepared data": Kind(write_data, read_data, 60),
+    "exported program": Kind(write_program, lambda f: serving.load(f / "model.pt2").module()(torch.arange(9)), 30),
     "best weights": Kind(lambda f: Best(f, "key").save(model()), read_best, 100),
 }
 

@@ -1,5 +1,8 @@
 """Files that are served: every method, any number of ids, torch alone."""
 
+import hashlib
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import embcomp
+from embcomp import serving
+from embcomp.files import Damaged
 from embcomp.serving.swap import swap
 from experiments.examples import EXAMPLES
 from tests.drop_ins import N, bag
@@ -100,10 +105,45 @@ def test_the_report_counts_what_is_in_the_file(tmp_path: Path) -> None:
     program = torch.export.load(report.path)
     held = [*program.state_dict.values(), *(c for c in program.constants.values() if isinstance(c, Tensor))]
     assert sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in held}.values()) == stored
-    assert program.example_inputs is None
+    ((inputs,), _) = program.example_inputs  # of the sizes of the example, with nothing of it inside
+    assert {name: value.tolist() for name, value in inputs.items()} == dict.fromkeys(("user", "item", "tag"), [0] * 4)
     lines = str(report).splitlines()
     assert lines[1].split()[:2] == ["tables.user", "UnifiedEmbedding"]
     assert "torch.export.load" in lines[-2]
+
+
+def test_a_full_disk_is_named_and_the_file_stays(tmp_path: Path) -> None:
+    """torch's own writer ends the process."""
+    model, path = nn.Sequential(nn.Embedding(9, 32)), tmp_path / "model.pt2"
+    size = embcomp.export(model, path, (torch.arange(3),)).bytes_file
+    whole, limit = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for most in (0, 1000, size - 100, size - 10):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit[1]))
+            try:
+                with pytest.raises(OSError, match=r"File too large: .*model\.pt2"):
+                    embcomp.export(model, path, (torch.arange(3),))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_program_bears_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    embcomp.export(nn.Sequential(nn.Embedding(9, 32)), path, (torch.arange(3),))
+    whole = path.read_bytes()
+    assert hashlib.sha256(whole[:-64]).hexdigest().encode() == whole[-64:]
+    assert serving.load(path).module()(torch.tensor([1, 2])).shape == (2, 32)
+    torch.export.save(torch.export.load(path), path)  # as embcomp 0.1 wrote it
+    assert serving.load(path).module()(torch.tensor([1, 2])).shape == (2, 32)
+    for wrong in (whole[:-1], whole[:-100], b"", b"PK", path.read_bytes()[:-30]):
+        path.write_bytes(wrong)
+        with pytest.raises(Damaged, match=r"model\.pt2 is damaged"):
+            serving.load(path)
 
 
 def test_nothing_is_left_of_an_export_that_failed(tmp_path: Path) -> None:

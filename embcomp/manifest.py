@@ -1,0 +1,68 @@
+"""A folder of files and the JSON file that lists their lengths and checksums, and carries a checksum of itself."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from embcomp.files import Damaged, write
+
+
+def files_below(path: Path) -> list[str]:
+    """Files in a folder and the folders in it, by their paths from there."""
+    return sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file())
+
+
+def checksums(path: Path, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Length and SHA-256 of each file."""
+    return {name: [(path / name).stat().st_size, file_checksum(path / name)] for name in names}
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, files: Mapping[str, list[Any]]) -> None:
+    """Raises Damaged, naming the file, where one is not as it was written."""
+    for name, (length, checksum) in files.items():
+        file = path / name
+        try:
+            here = file.stat().st_size
+            if here != length:
+                raise Damaged(f"{file} is damaged: it has {here} bytes of {length}")
+            if file_checksum(file) != checksum:
+                raise Damaged(f"{file} is damaged: its checksum does not fit")
+        except FileNotFoundError:
+            raise Damaged(f"{file} is missing") from None
+        except OSError as error:
+            raise Damaged(f"{file} cannot be read ({error})") from None
+
+
+def write_sealed(file: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON values with a checksum among them."""
+    write(file, (json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n").encode())
+
+
+def read_sealed(file: Path) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote.
+
+    Raises:
+        Damaged: it is missing, cut short or edited.
+    """
+    try:
+        values = json.loads(file.read_bytes())
+        checksum = values.pop("checksum")
+    except FileNotFoundError:
+        raise Damaged(f"{file} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{file} is damaged ({error})") from None
+    if checksum != _checksum(values):
+        raise Damaged(f"{file} is damaged or was edited: its checksum does not fit")
+    return values
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
