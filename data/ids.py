@@ -33,9 +33,9 @@ class Field:
     multi_hot: bool = False
 
     def __post_init__(self) -> None:
-        if self.ids not in ("train", "all", "raw") and (type(self.ids) is not int or self.ids < 1):
+        if self.ids not in ("train", "all", "raw") and (type(self.ids) is not int or not 1 <= self.ids < 2**63):
             raise DataError(f"feature {self.name!r}: ids are 'train', 'all', 'raw' or their number, not {self.ids!r}")
-        if type(self.min_count) is not int or self.min_count < 1:
+        if type(self.min_count) is not int or not 1 <= self.min_count < 2**63:
             raise DataError(f"feature {self.name!r}: min_count must be at least 1, not {self.min_count!r}")
         if self.min_count > 1 and not self.has_vocabulary:
             raise DataError(f"feature {self.name!r}: min_count={self.min_count} needs a vocabulary, not {self.ids!r}")

@@ -39,6 +39,7 @@ from data.rules import KEYS, PARTS, Rule
 from data.schema import DataError, known
 from data.source import Source
 from data.splits import SPLIT, SPLITS, with_split
+from data.values import no_settings
 from embcomp.columns import MissingColumn, parquet_files, scan
 
 _KEYS = {"label": str, "group": str, "dense": (list, dict), "columns": list, "split": str, "seed": int}
@@ -130,6 +131,8 @@ def _check_once(names: Any) -> None:
 
 def _checked(schema: Any) -> dict[str, Any]:
     _check("schema", schema, set(_KEYS))
+    for problem in no_settings(schema):
+        raise DataError(problem)
     for key, value in schema.items():
         kinds = _KEYS[key] if isinstance(_KEYS[key], tuple) else (_KEYS[key],)
         if type(value) not in kinds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from data.prepare import prepared
 from data.schema import DataError, known
 from data.sequences import Sequences
 from data.text import check_utf8
-from embcomp.columns import ColumnsError, is_damaged
+from embcomp.columns import ColumnsError, MissingColumn, is_damaged
 
 
 @dataclass(frozen=True)
@@ -200,13 +201,21 @@ def _chosen(name: str, dataset: Dataset, options: dict[str, Any]) -> dict[str, A
     defaults = dataset.options
     for option, value in options.items():
         default = defaults[known(f"option of {name}", option, defaults)]
-        like = {float: (int, float)}.get(type(default), (type(default),))
-        if default is not inspect.Parameter.empty and type(value) not in like:
+        if not is_like(value, default):
             raise DataError(f"option {option!r} of {name} must be like its default {default!r}, not {value!r}")
     for option, default in defaults.items():
         if default is inspect.Parameter.empty and option not in options:
             raise DataError(f"data set {name!r} needs the option {option!r}")
     return dataset.resolve({**defaults, **options})
+
+
+def is_like(value: Any, default: Any) -> bool:
+    """Whether an option's value is of the type of its default, where it has one; numbers are finite."""
+    if default is inspect.Parameter.empty:
+        return True
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return type(value) in {float: (int, float)}.get(type(default), (type(default),))
 
 
 def _place(root: str | Path | None, folder: str | Path | None) -> Path:
@@ -228,6 +237,9 @@ def _named(name: str, place: Path, files: Sequence[Path]) -> Iterator[None]:
     """Errors in the data say which data set it is, and the file; the folder, where there are several files."""
     try:
         yield
+    except MissingColumn as error:
+        where = files[0] if len(files) == 1 else place
+        raise DataError(f"{name} in {where}: {error}") from error
     except (ColumnsError, OSError) as error:  # names the file
         raise DataError(f"{name}: {error}") from error
     except PolarsError as error:

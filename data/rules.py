@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,9 @@ class Rule:
             raise DataError(f"{where}: of must be the name of a column, not {rule.of!r}")
         if rule.part is not None:
             known(f"part in {where}", rule.part, PARTS)
-        if isinstance(rule.fill, bool) or not isinstance(rule.fill, int | float | str | None):
-            raise DataError(f"{where}: fill must be a number or a string, not {rule.fill!r}")
+        finite = not isinstance(rule.fill, float) or math.isfinite(rule.fill)
+        if isinstance(rule.fill, bool) or not isinstance(rule.fill, int | float | str | None) or not finite:
+            raise DataError(f"{where}: fill must be a finite number or a string, not {rule.fill!r}")
         return rule
 
     def column(self, dtype: pl.DataType) -> pl.Expr:

@@ -14,7 +14,7 @@ class DataError(ValueError):
 
 def known(kind: str, name: str, names: Collection[str]) -> str:
     """`name`, where it is one of `names`; else an error with the nearest of them."""
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         near = get_close_matches(str(name), list(names), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
         raise DataError(f"unknown {kind} {name!r}: {hint}")

@@ -29,7 +29,7 @@ class MissingColumn(ColumnsError):
     """
 
     def __init__(self, column: str, columns: Sequence[str]) -> None:
-        super().__init__(f"there is no column {column!r}; there are {', '.join(columns)}")
+        super().__init__(f"no column {column!r}; there are {', '.join(columns)}")
         self.column, self.columns = column, columns
 
 

@@ -12,7 +12,8 @@
     options = { chunk_dim = 15 }
     share = [0.5, 0.1]
 
-gives the runs models x methods x budgets x seeds. A section [retrieval] makes them retrieval runs, a section
+gives the runs models x methods x budgets x seeds; a list of values in the optimizer, `lr = [1e-3, 1e-2]`, gives runs
+for each of them. A section [retrieval] makes them retrieval runs, a section
 [behavior] runs on behaviour sequences, poolings x methods x budgets x seeds. `experiments.load` reads and checks such
 a file.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -32,6 +34,18 @@ _strict = ConfigDict(extra="forbid")
 def _many(value: Any) -> Any:
     """One value or a list of them -> a tuple."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _swept(value: Any) -> Any:
+    """Tables of settings -> a table for each combination of the values that are lists."""
+    tables = []
+    for table in _many(value):
+        if not isinstance(table, dict):
+            tables.append(table)
+            continue
+        lists = [value if isinstance(value, list) else [value] for value in table.values()]
+        tables += [dict(zip(table, values, strict=True)) for values in product(*lists)]
+    return tuple(tables)
 
 
 def _listed(value: Any) -> Any:
@@ -97,7 +111,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
 class OptimizerConfig:
-    """How parameters move.
+    """How parameters move. A list of values, of any of the keys, is swept: there is a run for each.
 
     Attributes:
         name: optimizer of the parameters.
@@ -115,7 +129,7 @@ class OptimizerConfig:
     embedding: Literal["RowWiseAdagrad", "Adagrad", "SGD"] | None = None
     embedding_lr: Rate | None = None
     embedding_weight_decay: Rate = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -280,7 +294,9 @@ class ExperimentConfig:
     description: str = ""
     data: DataConfig
     model: Annotated[tuple[ModelConfig, ...], BeforeValidator(_many), Field(min_length=1)]
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    optimizer: Annotated[tuple[OptimizerConfig, ...], BeforeValidator(_swept), Field(min_length=1)] = (
+        OptimizerConfig(),
+    )
     training: TrainingConfig
     retrieval: RetrievalConfig | None = None
     behavior: BehaviorConfig | None = None
@@ -290,23 +306,27 @@ class ExperimentConfig:
     seeds: Seeds = (0,)
 
     def runs(self) -> Iterator[RunConfig]:
-        """Models x poolings x methods x budgets x seeds; seeds outermost: a part already shows the whole picture."""
+        """Models x optimizers x poolings x methods x budgets x seeds; seeds outermost: a part shows the whole."""
+        given = [asdict(optimizer) for optimizer in self.optimizer]
+        swept = [key for key in given[0] if any(other[key] != given[0][key] for other in given)]
         poolings = self.behavior.poolings if self.behavior else (None,)
         entries = [
-            (model, pooling, method, budget, (pooling and pooling.seeds) or method.seeds or self.seeds)
+            (model, optimizer, pooling, method, budget, (pooling and pooling.seeds) or method.seeds or self.seeds)
             for model in self.model
+            for optimizer in self.optimizer
             for pooling in poolings
             for method in self.methods
             for budget in method.budgets
         ]
         for seed in dict.fromkeys(seed for *_, seeds in entries for seed in seeds):
-            for model, pooling, method, budget, seeds in entries:
+            for model, optimizer, pooling, method, budget, seeds in entries:
                 if seed in seeds:
                     yield RunConfig(
                         experiment=self.experiment,
                         data=self.data.for_seed(seed),
                         model=model,
-                        optimizer=self.optimizer,
+                        optimizer=optimizer,
+                        swept=tuple(swept),
                         training=self.training,
                         retrieval=self.retrieval,
                         behavior=None if pooling is None else replace(self.behavior, poolings=(pooling,)),
@@ -320,7 +340,11 @@ class ExperimentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training: a method at one budget (kind, value) with one seed; of a behaviour run, one pooling."""
+    """One training: a method at one budget (kind, value) with one seed; of a behaviour run, one pooling.
+
+    Attributes:
+        swept: keys of the optimizer in which the experiment's runs differ.
+    """
 
     experiment: str
     data: DataConfig
@@ -334,6 +358,7 @@ class RunConfig:
     method: MethodConfig
     budget: tuple[str, int | float] | None
     seed: int
+    swept: tuple[str, ...] = ()
 
     @property
     def pooling(self) -> PoolingConfig | None:
@@ -347,12 +372,15 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """Method and options, as tables and pictures call them; of a behaviour run pooling and method."""
+        """Method and options, as tables and pictures call them; of a behaviour run pooling and method.
+
+        What is swept of the optimizer is said, too.
+        """
         method = self.method.label or _label(self.method.method, self.method.options)
-        if self.pooling is None:
-            return method
-        pooling = self.pooling.label or _label(self.pooling.pooling, self.pooling.options)
-        return pooling if self.method.method == "Full" else f"{pooling}, {method}"
+        if self.pooling is not None:
+            pooling = self.pooling.label or _label(self.pooling.pooling, self.pooling.options)
+            method = pooling if self.method.method == "Full" else f"{pooling}, {method}"
+        return ", ".join([method, *(f"{key}={getattr(self.optimizer, key)}" for key in self.swept)])
 
     @property
     def name(self) -> str:
@@ -374,7 +402,7 @@ class RunConfig:
             **({"table": self.method.table} if self.method.table else {}),
             **({"content": True} if self.method.content else {}),
         }
-        del values["budget"]
+        del values["budget"], values["swept"]
         for section in ("retrieval", "graph"):
             if values[section] is None:
                 del values[section]

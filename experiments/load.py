@@ -8,13 +8,14 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.registry import DATASETS, INTERACTIONS, SEQUENCES, Dataset
+from data import DataError
+from data.registry import DATASETS, INTERACTIONS, SEQUENCES, Dataset, is_like
+from data.values import no_settings
 from embcomp.methods import METHODS
 from experiments.config import (
     BehaviorConfig,
@@ -30,12 +31,15 @@ from experiments.config import (
     TrainingConfig,
 )
 from experiments.errors import InputError
+from experiments.options import hint, misfits, plain, unknown
 from experiments.provide import PROVIDERS
+from experiments.semantic import code_problems
 from recsys_models.behavior import POOLINGS, BehaviorModel
 from recsys_models.build import MODELS, RETRIEVAL_MODELS
 from recsys_models.search import ATTENTIONS, Search
 
 CONFIGS = Path(__file__).parent / "configs"
+_LONGEST_NAME = 230  # of 255 bytes, which leaves room for ".json.<process>.part"
 _SECTIONS: dict[str, Any] = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -65,7 +69,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
             files.append(known)
         else:
             names = sorted(file.stem for file in CONFIGS.glob("*.toml"))
-            raise InputError(f"{path}: no such file{_hint(str(path.stem), names)}")
+            raise InputError(f"{path}: no such file{hint(str(path.stem), names)}")
     return list(dict.fromkeys(files))
 
 
@@ -81,17 +85,21 @@ def load(path: Path) -> ExperimentConfig:
         raise InputError(f"{path}: not valid TOML: {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid TOML: nested too deeply") from None
     return check(values, str(path), path.stem)
 
 
 def check(values: dict[str, Any], place: str, default_name: str = "experiment") -> ExperimentConfig:
     """Values as TOML gives them -> an experiment; `place` goes into messages."""
+    if said := list(no_settings(values)):
+        raise InputError("\n".join(f"{place}: {problem}" for problem in said))
     try:
         # As JSON, because strict validation takes tables and arrays for dataclasses and tuples only there.
-        text = json.dumps({"experiment": default_name, **values}, default=str)
+        text = json.dumps({"experiment": default_name, **values})
         experiment = TypeAdapter(ExperimentConfig).validate_json(text, strict=True)
     except ValidationError as error:
-        raise InputError("\n".join(f"{place}: {_explain(e)}" for e in error.errors())) from None
+        raise InputError("\n".join(f"{place}: {_explain(e, values)}" for e in error.errors())) from None
     problems = [*_monitor(experiment), *_slices(experiment)]
     for model in experiment.model:
         problems += _model(model)
@@ -108,6 +116,12 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
     if not problems:
         names = Counter(run.name for run in experiment.runs())
         problems += [f"two runs are called {name!r}: tell them apart by label" for name, n in names.items() if n > 1]
+        problems += [
+            f"a run is called {name[:40]!r}...: {len(name.encode())} bytes are too long for a file name; give the "
+            "method a label"
+            for name in names
+            if len(name.encode()) > _LONGEST_NAME
+        ]
     if problems:
         raise InputError("\n".join(f"{place}: {problem}" for problem in problems))
     return experiment
@@ -115,10 +129,22 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
 
 def _data(data: DataConfig, datasets: Mapping[str, Dataset]) -> Iterable[str]:
     if data.name not in datasets:
-        yield f"data.name: unknown data set {data.name!r}{_hint(data.name, datasets)}"
+        yield f"data.name: unknown data set {data.name!r}{hint(data.name, datasets)}"
         return
-    known = {*datasets[data.name].options, "folder"}
-    yield from _unknown("data.options", data.options, known)
+    dataset = datasets[data.name]
+    known = {**dataset.options, "folder": ""}
+    yield from unknown("data.options", data.options, known)
+    for name, default in known.items():
+        value = 0 if name == "seed" and data.options.get(name) == "run" else data.options.get(name, default)
+        if value is inspect.Parameter.empty:
+            yield f"data.options: data set {data.name!r} needs the option {name!r}"
+        elif not is_like(value, default):
+            yield f"data.options.{name}: must be like its default {default!r}, not {value!r}"
+        elif name == "schema" and not isinstance(value, str):
+            try:
+                dataset.resolve({name: value})
+            except DataError as error:
+                yield f"data.options.schema: {error}"
     folder = Path(str(data.options.get("folder", "")))
     if folder.is_absolute():
         yield f"data.options.folder: {folder} is absolute; name it relative to EMBCOMP_DATA, for others to run it too"
@@ -126,7 +152,7 @@ def _data(data: DataConfig, datasets: Mapping[str, Dataset]) -> Iterable[str]:
 
 def _click_model(model: ModelConfig) -> Iterable[str]:
     given = {"self", "embeddings", "feature_names", "dims", "num_dense", "linear"}
-    if _plain(model.name) in map(_plain, RETRIEVAL_MODELS):
+    if plain(model.name) in map(plain, RETRIEVAL_MODELS):
         yield f"model.name: {model.name} is a retrieval model; add a section [retrieval]"
         return
     parameters = yield from _known_model(model, MODELS, given)
@@ -136,7 +162,7 @@ def _click_model(model: ModelConfig) -> Iterable[str]:
 
 def _retrieval_model(model: ModelConfig, config: RetrievalConfig) -> Iterable[str]:
     yield from _known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
-    if config.loss == "directau" and _plain(model.name) == "neumf":
+    if config.loss == "directau" and plain(model.name) == "neumf":
         yield "retrieval.loss: directau compares vectors, and NeuMF has scores alone; take bpr or bce"
     if model.linear:
         yield "model.linear: retrieval models take no first-order weights; leave it out"
@@ -147,7 +173,7 @@ def _retrieval(experiment: ExperimentConfig, config: RetrievalConfig) -> Iterabl
         yield from _retrieval_model(model, config)
     if experiment.graph is not None:
         yield "graph: the pairs of a retrieval run say what users and items are; leave it out"
-    if experiment.optimizer.embedding:
+    if any(optimizer.embedding for optimizer in experiment.optimizer):
         yield "optimizer.embedding: tables of retrieval models are not fused; leave it out"
     if experiment.slices:
         yield "slices: a retrieval run has none; leave them out"
@@ -162,18 +188,20 @@ def _behavior(experiment: ExperimentConfig, config: BehaviorConfig) -> Iterable[
         known_options |= set((yield from _known_model(model, {"BehaviorModel": BehaviorModel}, _GIVEN)))
         if model.linear:
             yield "model.linear: BehaviorModel takes no first-order weights; leave it out"
-    if experiment.optimizer.embedding:
+    if any(optimizer.embedding for optimizer in experiment.optimizer):
         yield "optimizer.embedding: tables of behaviour models are not fused; leave it out"
     for number, pooling in enumerate(config.poolings):
         key = f"behavior.poolings[{number}]"
         cls = POOLINGS.get(pooling.pooling)
         if cls is None:
-            yield f"{key}.pooling: unknown pooling {pooling.pooling!r}{_hint(pooling.pooling, POOLINGS)}"
+            yield f"{key}.pooling: unknown pooling {pooling.pooling!r}{hint(pooling.pooling, POOLINGS)}"
             continue
         classes = [cls, Search, *ATTENTIONS.values()] if issubclass(cls, Search) else [cls]
         known = {name for each in classes for name in inspect.signature(each.__init__).parameters}
         known |= known_options
-        yield from _unknown(f"{key}.options", pooling.options, known - _GIVEN - {"dim", "embedding_dim"})
+        yield from unknown(f"{key}.options", pooling.options, known - _GIVEN - {"dim", "embedding_dim"})
+        for each in (BehaviorModel, *classes):
+            yield from misfits(f"{key}.options", pooling.options, each)
     for name, part in experiment.slices.items():
         if part.feature != "history":
             yield f"slices.{name}.feature: behaviour runs have slices of 'history', not of {part.feature!r}"
@@ -187,12 +215,13 @@ def _known_model(
     model: ModelConfig, models: Mapping[str, type], given: set[str]
 ) -> Generator[str, None, Mapping[str, Any]]:
     """Says what is wrong with the name and the options, and answers the model's parameters."""
-    cls = {_plain(name): cls for name, cls in models.items()}.get(_plain(model.name))
+    cls = {plain(name): cls for name, cls in models.items()}.get(plain(model.name))
     if cls is None:
-        yield f"model.name: unknown model {model.name!r}{_hint(model.name, models)}"
+        yield f"model.name: unknown model {model.name!r}{hint(model.name, models)}"
         return {}
     parameters = inspect.signature(cls.__init__).parameters
-    yield from _unknown("model.options", model.options, set(parameters) - given)
+    yield from unknown("model.options", model.options, set(parameters) - given)
+    yield from misfits("model.options", model.options, cls)
     return parameters
 
 
@@ -211,10 +240,12 @@ def _model(model: ModelConfig) -> Iterable[str]:
 def _method(config: MethodConfig, key: str) -> Iterable[str]:
     cls = METHODS.get(config.method)
     if cls is None:
-        yield f"{key}.method: unknown method {config.method!r}{_hint(config.method, METHODS)}"
+        yield f"{key}.method: unknown method {config.method!r}{hint(config.method, METHODS)}"
         return
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    yield from _unknown(f"{key}.options", config.options, [*fields, *cls.budget_settings])
+    yield from unknown(f"{key}.options", config.options, [*fields, *cls.budget_settings])
+    yield from misfits(f"{key}.options", config.options, cls)
+    yield from code_problems(f"{key}.options", config.options)
     yield from _inside(config.options.get("of"), f"{key}.options.of")
     given = [kind for kind in ("rows", "nbytes", "share") if getattr(config, kind) is not None]
     if "rows" in config.options:
@@ -243,10 +274,12 @@ def _inside(of: Any, key: str) -> Iterable[str]:
         return
     cls = METHODS.get(of["method"])
     if cls is None:
-        yield f"{key}.method: unknown method {of['method']!r}{_hint(of['method'], METHODS)}"
+        yield f"{key}.method: unknown method {of['method']!r}{hint(of['method'], METHODS)}"
         return
     fields = [field.name for field in dataclasses.fields(cls)]
-    yield from _unknown(key, of.keys() - {"method"}, [*fields, *cls.budget_settings])
+    settings = {name: value for name, value in of.items() if name != "method"}
+    yield from unknown(key, settings, [*fields, *cls.budget_settings])
+    yield from misfits(key, settings, cls)
     yield from _inside(of.get("of"), f"{key}.of")
 
 
@@ -260,36 +293,22 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _unknown(key: str, given: Iterable[str], known: Iterable[str]) -> Iterable[str]:
-    known = sorted(known)
-    return [f"{key}: unknown option {name!r}{_hint(name, known)}" for name in given if name not in known]
-
-
-def _explain(error: Any) -> str:
+def _explain(error: Any, values: Mapping[str, Any]) -> str:
     """One message of pydantic with the TOML key, and the nearest known key where it is unknown."""
     keys = [part for part in error["loc"] if isinstance(part, int) or not part.startswith("function-")]
+    if len(keys) > 1 and isinstance(keys[1], int) and isinstance(values.get(keys[0]), dict):
+        del keys[1]  # of a section that may also be a list of sections
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).lstrip(".")
     if error["type"] == "unexpected_keyword_argument":
-        return f"unknown key {key!r}{_hint(str(keys[-1]), _known_keys(keys[:-1]))}"
+        return f"unknown key {key!r}{hint(str(keys[-1]), _known_keys(keys[:-1]))}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"missing key {key!r}"
     said = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key}: {said}, not {error['input']!r}"
+    listed = "; a list is swept for budgets, seeds and optimizer settings alone" * isinstance(error["input"], list)
+    return f"{key}: {said}, not {error['input']!r}{listed}"
 
 
 def _known_keys(keys: list[Any]) -> list[str]:
     """The keys of the table at this place of the file."""
     section = PoolingConfig if "poolings" in keys else _SECTIONS[keys[0]] if keys else ExperimentConfig
     return [field.name for field in dataclasses.fields(section)]
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    by_plain = {_plain(other): other for other in known}
-    near = get_close_matches(_plain(name), by_plain, n=1, cutoff=0.5)
-    if near:
-        return f": did you mean {by_plain[near[0]]!r}?"
-    return f": there are {', '.join(by_plain.values())}" if by_plain else ""
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())

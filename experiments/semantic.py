@@ -15,8 +15,9 @@ The tokenizer is fitted on the items that occur in training, and encodes all. Ne
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,35 @@ from embcomp.semantic_ids import Neighbours, Tokenizer
 from embcomp.semantic_ids.pieces import PIECES
 from experiments.config import RunConfig
 from experiments.errors import InputError
+from experiments.options import hint, misfits, unknown
 from experiments.text import vectors_file
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
+
+
+def code_problems(key: str, options: Mapping[str, Any]) -> Iterator[str]:
+    """What can be said of codes, pieces and neighbours without data."""
+    for name, kind, known in (("codes", "tokenizer", Tokenizer.by_name), ("pieces", "kind", PIECES)):
+        settings = options.get(name)
+        if settings is None:
+            continue
+        if not isinstance(settings, Mapping):
+            yield f"{key}.{name}: must be a table of settings, not {settings!r}"
+            continue
+        if str(settings.get(kind)) not in known:
+            yield f"{key}.{name}.{kind}: unknown {kind} {settings.get(kind)!r}{hint(str(settings.get(kind)), known)}"
+            continue
+        given = {setting: value for setting, value in settings.items() if setting != kind}
+        call = known[str(settings[kind])]
+        yield from unknown(f"{key}.{name}", given, set(inspect.signature(call).parameters) - {"settings"})
+        yield from misfits(f"{key}.{name}", given, call)
+    neighbours = options.get("neighbours")
+    if neighbours is not None and not isinstance(neighbours, Mapping):
+        yield f"{key}.neighbours: must be a table of settings, not {neighbours!r}"
+    elif neighbours is not None:
+        yield from unknown(f"{key}.neighbours", neighbours, ["k", "temperature"])
+        yield from misfits(f"{key}.neighbours", neighbours, Neighbours.of)
 
 
 def resolved(run: RunConfig, clicks: data.ClickData) -> RunConfig:

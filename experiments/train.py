@@ -154,9 +154,10 @@ class Trainer:
         """A new best, a lower learning rate, or the end."""
         progress, config = self.progress, self.config
         if config.monitor not in metrics:
+            why = "one class only" if config.monitor != "valid/gauc" else "no group with both classes"
             raise InputError(
-                f"{config.monitor} is not defined: the valid split holds one class only; split the data otherwise, or "
-                "set training.monitor to 'valid/logloss'"
+                f"{config.monitor} is not defined: the valid split holds {why}; split the data otherwise, or set "
+                "training.monitor to 'valid/logloss'"
             )
         value = metrics[config.monitor]
         gain = None if progress.best is None else (value - progress.best) * (1 if config.maximise else -1)

@@ -189,7 +189,7 @@ def test_folder_of_parts(tmp_path):
             {"features": {"h": {"of": "when", "part": "days"}}},
             "unknown part in features.h 'days': did you mean 'day",
         ),
-        ({}, {"dense": {"price": {"fill": True}}}, "dense.price: fill must be a number or a string, not True"),
+        ({}, {"dense": {"price": {"fill": True}}}, "dense.price: fill must be a finite number or a string, not True"),
         ({}, {"dense": {"price": {"fill": "x"}}}, "column 'price' is Float64; fill='x' is of another type"),
         ({}, {"dense": {"price": {"fil": 0}}}, "unknown key in dense.price 'fil': did you mean 'fill'"),
         ({}, {"dense": [3]}, "'dense' in the schema must hold names of columns, not 3"),

@@ -22,6 +22,27 @@ def test_runs_are_methods_times_budgets_times_seeds(experiment):
     assert len({run.name for run in runs}) == len(runs)
 
 
+def test_optimizer_settings_are_swept(small):
+    small["optimizer"] = {"lr": [0.01, 0.1], "embedding_lr": [1.0], "weight_decay": [0.0, 1e-6]}
+    small["methods"] = [{"method": "Full"}, {"method": "HashingTrick", "share": 0.5}]
+    runs = list(check(small, "anywhere").runs())
+    assert len(runs) == 2 * 4 * 2
+    assert [run.name for run in runs[:3]] == [
+        "synthetic-Full-lr=0.01-weight_decay=0.0-seed0",
+        "synthetic-HashingTrick-lr=0.01-weight_decay=0.0-share0.5-seed0",
+        "synthetic-Full-lr=0.01-weight_decay=1e-06-seed0",
+    ]
+    assert {(run.optimizer.lr, run.optimizer.embedding_lr) for run in runs} == {(0.01, 1.0), (0.1, 1.0)}
+    assert runs[0].label == "Full, lr=0.01, weight_decay=0.0"
+    assert runs[0].to_dict()["optimizer"]["lr"] == 0.01
+    small["optimizer"] = [{"name": "Adam"}, {"name": "SGD", "lr": [0.1, 1.0]}]
+    assert len({run.name for run in check(small, "anywhere").runs()}) == 2 * 3 * 2
+    for empty in ({"lr": []}, []):
+        small["optimizer"] = empty
+        with pytest.raises(InputError, match=r"optimizer: .*at least 1 item"):
+            check(small, "anywhere")
+
+
 def test_data_may_take_the_seed_of_the_run(small):
     small["data"]["options"] = {**small["data"].get("options", {}), "seed": "run"}
     runs = list(check(small, "anywhere").runs())
@@ -77,6 +98,17 @@ def test_malformed_toml_names_the_file_and_the_line(toml):
         ("methods", [{"method": "Full", "rows": 5}], "Full has no rows"),
         ("methods", [{"method": "UnifiedEmbedding", "rows": 5}], "UnifiedEmbedding with rows needs chunk_dim"),
         ("methods", [{"method": "Full", "options": {"row": 5}}], "unknown option 'row'"),
+        ("optimizer", {"lr": float("nan")}, "optimizer.lr: must be a finite number, not nan"),
+        ("methods", [{"method": "HashingTrick", "share": [0.1, float("inf")]}], r"methods\[0\].share\[1\]: .*finite"),
+        ("model", {"options": {"dropout": True}}, "model.options.dropout: input should be a valid number, not True"),
+        ("data", {"options": {"drift": True}}, "data.options.drift: must be like its default 0.1, not True"),
+        (
+            "methods",
+            [{"method": "UnifiedEmbedding", "share": 0.1, "options": {"chunk_dim": [4, 8]}}],
+            r"methods\[0\].options.chunk_dim: input should be a valid integer, not \[4, 8\]; a list is swept for",
+        ),
+        ("training", {"batch_size": [64, 128]}, r"training.batch_size: .*not \[64, 128\]; a list is swept for budgets"),
+        ("methods", [{"method": "Full", "label": "x" * 300}], "300 bytes|bytes are too long for a file name"),
         ("methods", [{"method": "Full"}, {"method": "Full"}], "two runs are called 'synthetic-Full-seed0'"),
     ],
 )

@@ -48,7 +48,7 @@ def test_killed_runs_end_like_others(make_run, tmp_path, sections):
     for changing in ("seconds", "peak_memory"):
         del alone[changing], killed[changing]
     assert killed == alone
-    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "lock"]
+    assert sorted(path.name for path in folder.iterdir()) == ["best.safetensors", "lock"]
 
 
 def test_two_commands_never_train_the_same_run(make_run, tmp_path, monkeypatch):
