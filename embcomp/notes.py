@@ -20,7 +20,7 @@ class CompressionWarning(UserWarning):
         >>> import warnings, torch, embcomp
         >>> model = torch.nn.ModuleDict({"weekday": torch.nn.Embedding(7, 16)})
         >>> with warnings.catch_warnings(record=True, action="always") as said:
-        ...     _ = embcomp.compress_(model, embcomp.HashingTrick(rows=2))
+        ...     _ = embcomp.compress_(model, embcomp.HashingTrick(rows=3))
         >>> print(said[0].message)
         compress_: 'weekday': 2 different vectors for 7 ids; give small tables embcomp.Full()
     """
