@@ -140,8 +140,9 @@ def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, O
         constraints={name: ParameterConstraints(sharding_types=[case.sharding]) for name in stores},
     )
     dense = dict(in_backward_optimizer_filter(sharded.named_parameters())).values()
-    rows = [weight for name, weight in alone.named_parameters() if ".collection." in name]
-    outside = [kind(rows, **settings), torch.optim.SGD(alone.model.head.parameters(), lr=0.05)]
+    rows = {name: weight for name, weight in alone.named_parameters() if ".collection.embedding" in name}
+    others = [weight for name, weight in alone.named_parameters() if name not in rows]  # codecs too
+    outside = [kind(rows.values(), **settings), torch.optim.SGD(others, lr=0.05)]
     return alone, outside, sharded, [torch.optim.SGD(dense, lr=0.05), sharded.fused_optimizer]
 
 

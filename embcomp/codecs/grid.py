@@ -59,14 +59,14 @@ class GridCodec(Codec):
     collapses.
 
     Attributes:
-        growth: the logarithm of what training makes of each step / PACE, [steps]; with step="row" a column of the table
-            holds it instead.
+        growth: the logarithm of what training makes of each step / PACE, [steps, 1], as rows are; with step="row" a
+            column of the table holds it instead.
     """
 
     def __init__(self, grid: Grid, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
         super().__init__(grid, rows, dim)
         self.grid = grid
-        zeros = torch.zeros(grid.steps(rows), device=device, dtype=dtype)
+        zeros = torch.zeros(grid.steps(rows), 1, device=device, dtype=dtype)
         self.growth = None if grid.step == "row" else nn.Parameter(zeros)
         self.shared = grid.step if isinstance(grid.step, int) else rows  # rows that one deviation is taken over
         of_one_step = 1 if grid.step == "row" else min(self.shared, rows)
@@ -98,7 +98,7 @@ class GridCodec(Codec):
         plain = _OF_NORMAL[self.grid.bits] * deviation
         if self.growth is None:
             return plain * (PACE * stored[..., self.dim : self.dim + 1].to(kind)).exp()
-        step = plain * (PACE * self.growth.to(kind)).exp()
+        step = plain * (PACE * self.growth.squeeze(1).to(kind)).exp()
         return step if self.shared == self.rows else step[rows // self.shared].unsqueeze(-1)
 
     def forward(self, stored: Tensor, rows: Tensor, measured: Tensor | None) -> Tensor:
@@ -121,7 +121,7 @@ class GridCodec(Codec):
             return
         best = [best_step(_sample(part).reshape(1, -1), self.grid.bits) for part in values.split(self.shared)]
         first = plain.reshape(-1)[:: self.shared] if self.shared < self.rows else plain
-        self.growth.copy_((torch.cat(best).reshape(-1) / first).log() / PACE)
+        self.growth.copy_((torch.cat(best).reshape(-1) / first).log().unsqueeze(1) / PACE)
 
     @torch.no_grad()
     def code(self, stored: Tensor) -> Coded:

@@ -1,0 +1,57 @@
+"""What stands behind a collection whose rows have codecs: stored values -> the vectors that will be served."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from embcomp.codecs.base import Codec
+from embcomp.nn.stores import pool_vectors
+from embcomp.torchrec.measure import measure
+
+
+class Decode(nn.Module):
+    """Decodes what a collection answers id by id, and pools it where bags are wanted.
+
+    One step to those who trace the model, as training pipelines do.
+
+    Args:
+        branch: whose collection was asked. It is looked up at each call, because sharding and fusing swap it.
+        codecs: by table of the collection; the others are served as they are.
+        store_of: the table of each key.
+        pooled: whether bags come out.
+    """
+
+    def __init__(
+        self, branch: nn.Module, codecs: Mapping[str, Codec], store_of: Mapping[str, str], pooled: bool
+    ) -> None:
+        super().__init__()
+        self._branch = [branch]  # not a child of its own child
+        self.codecs = nn.ModuleDict(dict(codecs))
+        self.store_of, self.pooled = dict(store_of), pooled
+
+    def forward(self, stored: Mapping[str, JaggedTensor], rows: KeyedJaggedTensor) -> Any:
+        """Stored values and the rows that they are of, by key -> JaggedTensors by key, or a KeyedTensor of bags."""
+        measured = measure(self._branch[0].collection, self.codecs)  # pyright: ignore[reportArgumentType]
+        asked = rows.to_dict()
+        decoded: dict[str, JaggedTensor] = {}
+        for key, name in self.store_of.items():
+            values = stored[key]
+            if name in self.codecs:
+                vectors = self.codecs[name](values.values(), asked[key].values(), measured[name])
+                values = JaggedTensor(values=vectors, lengths=asked[key].lengths())
+            decoded[key] = values
+        return _pool(decoded, asked) if self.pooled else decoded
+
+
+def _pool(decoded: Mapping[str, JaggedTensor], asked: Mapping[str, JaggedTensor]) -> KeyedTensor:
+    """Bags of decoded vectors, each times its weight where there are some."""
+    pooled = []
+    for key, vectors in decoded.items():
+        values, weights = vectors.values(), asked[key].weights_or_none()
+        weights = None if weights is None else weights.to(values.dtype)
+        pooled.append(pool_vectors(values, asked[key].offsets(), "sum", weights))
+    dims = [vectors.shape[1] for vectors in pooled]
+    return KeyedTensor(keys=list(decoded), length_per_key=dims, values=torch.cat(pooled, dim=1))  # pyright: ignore
