@@ -106,16 +106,21 @@ def call(function: Callable[..., None], ids: Tensor, keys: Tensor, *rest: Tensor
 
 def readable(*tensors: Tensor) -> bool:
     """Whether a C function may read them: real memory of this process, and nothing records what is done with it."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
+    if _records():
         return False
     return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not _wrapped(t) for t in tensors)
 
 
 def is_recorded(tensor: Tensor) -> bool:
     """Whether what is done with it is recorded (compiled, exported, traced, transformed), not done."""
-    recording = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore
-    modes = torch._C._len_torch_dispatch_stack()  # pyright: ignore (make_fx, FakeTensorMode, ...)
-    return recording or modes > 0 or type(tensor) is not Tensor or _wrapped(tensor)
+    return _records() or type(tensor) is not Tensor or _wrapped(tensor)
+
+
+def _records() -> bool:
+    """Whether operations are recorded now: by torch.compile, torch.export, torch.jit.trace or a mode, as make_fx's."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
