@@ -27,9 +27,10 @@ def write(path: StrPath, content: Content) -> None:
         OSError: it could not be written (a full disk); names the file, which is as it was.
 
     Example:
+        >>> from pathlib import Path
         >>> from embcomp.files import write
         >>> write("notes.txt", b"one line")
-        >>> open("notes.txt").read()
+        >>> Path("notes.txt").read_text()
         'one line'
     """
     with replacing(path) as part, part.open("wb") as file:
