@@ -1,7 +1,7 @@
 # `make demo` and `make test` need Python 3.11-3.13, make and a network the first time; after that they start at once.
 # PYTHON=... picks the interpreter, REQUIREMENTS=cpu|cuda overrides what the machine is found to be.
 .NOTPARALLEL:
-.PHONY: help demo test lint format typecheck docs lock clean
+.PHONY: help demo test fuzz sanitize lint format typecheck docs lock clean
 
 REQUIREMENTS ?= $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 INSTALLED := .venv/.installed-$(REQUIREMENTS)
@@ -13,6 +13,8 @@ export PYTHONDONTWRITEBYTECODE =
 help:
 	@echo "make demo       train with full and compressed tables, write out/demo/report.html"
 	@echo "make test       lint, type check, tests"
+	@echo "make fuzz       SECONDS=600 of random inputs in each area, and the counts"
+	@echo "make sanitize   tests of compiled code on a build with sanitizers"
 	@echo "make lint | format | typecheck | docs | lock | clean"
 
 demo: $(INSTALLED)
@@ -24,6 +26,12 @@ test: lint
 	$(PY) -m pyright embcomp >.venv/types.log 2>&1 & types=$$!; \
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal; tests=$$?; \
 	wait $$types || { cat .venv/types.log; exit 1; }; exit $$tests
+
+fuzz: $(INSTALLED)
+	EMBCOMP_FUZZ_SECONDS=$(or $(SECONDS),600) OMP_NUM_THREADS=1 $(PY) -m pytest tests/fuzz -q --timeout 0
+
+sanitize: $(INSTALLED)
+	$(PY) -m tests.fuzz.sanitizers
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -25,6 +25,15 @@ settings.register_profile("embcomp", deadline=None, derandomize=True, print_blob
 settings.load_profile("embcomp")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fuzzers' counts by area."""
+    from tests.fuzz.fuzzing import summary
+
+    if lines := summary(terminalreporter.getreports("passed")):
+        terminalreporter.write_sep("=", "fuzzers")
+        terminalreporter.write_line("\n".join(lines))
+
+
 @pytest.fixture(scope="session")
 def pair() -> Iterator["Processes"]:
     """Two processes joined by gloo, started once for all tests; a test that ends one makes its own."""

@@ -60,16 +60,39 @@ def local_moves(
     lib = native.library()
     if lib is None:
         return local_moves_reference(graph, gamma, tie, order, passes, labels)
-    starts, adjacency = np.ascontiguousarray(graph.starts), np.ascontiguousarray(graph.adjacency)
-    weights = None if graph.weights is None else np.ascontiguousarray(graph.weights)
-    arrays = [starts, adjacency, weights, graph.out, graph.inn]
+    arrays = _arrays(graph, order, labels)
     pointers = [ctypes.c_void_p(None if a is None else a.ctypes.data) for a in arrays]
-    order = np.ascontiguousarray(order, dtype=np.int32)
     lib.local_moves(
-        ctypes.c_size_t(labels.size), *pointers, ctypes.c_double(gamma), ctypes.c_double(tie),
-        ctypes.c_void_p(order.ctypes.data), ctypes.c_size_t(passes), ctypes.c_void_p(labels.ctypes.data),
+        ctypes.c_size_t(labels.size), *pointers[:5], ctypes.c_double(gamma), ctypes.c_double(tie), pointers[5],
+        ctypes.c_size_t(passes), ctypes.c_void_p(labels.ctypes.data),
     )  # fmt: skip
     return labels
+
+
+def _arrays(graph: Graph, order: np.ndarray, labels: np.ndarray) -> list[np.ndarray | None]:
+    """What C++ reads, as it reads it. Raises ValueError for arrays that do not fit each other."""
+    n, edges = labels.size, graph.adjacency.size
+    wanted: list[tuple[str, np.ndarray | None, type, int, int | None]] = [
+        ("starts", graph.starts, np.int64, n + 1, edges + 1),
+        ("adjacency", graph.adjacency, np.int32, edges, n),
+        ("weights", graph.weights, np.float32, edges, None),
+        ("out", graph.out, np.float64, n, None),
+        ("inn", graph.inn, np.float64, n, None),
+        ("order", order, np.int32, n, n),
+        ("labels", labels, np.int32, n, n),
+    ]
+    arrays: list[np.ndarray | None] = []
+    for name, array, dtype, length, below in wanted:
+        if array is not None:
+            if array.shape != (length,) or (array.dtype != dtype and name != "order"):
+                raise ValueError(f"{name} must be {dtype.__name__} [{length}], got {array.dtype} {list(array.shape)}")
+            if below is not None and length and not 0 <= array.min() <= array.max() < below:
+                raise ValueError(f"{name} must lie in [0, {below}), got [{array.min()}, {array.max()}]")
+            array = np.ascontiguousarray(array, dtype=dtype)
+        arrays.append(array)
+    if (np.diff(graph.starts) < 0).any():
+        raise ValueError("starts must never fall")
+    return arrays
 
 
 def local_moves_reference(

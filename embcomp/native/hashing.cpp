@@ -56,11 +56,4 @@ void balanced_rows(const int64_t* ids, size_t n, const int64_t* keys, size_t num
   }
 }
 
-// 1 when some id lies outside [0, limit); a negative id is a huge unsigned one.
-int any_outside(const int64_t* ids, size_t n, int64_t limit) {
-  uint64_t bad = 0;
-  for (size_t i = 0; i < n; i++) bad |= (uint64_t)((uint64_t)ids[i] >= (uint64_t)limit);
-  return bad != 0;
-}
-
 }  // extern "C"

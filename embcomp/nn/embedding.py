@@ -47,7 +47,8 @@ class CompressedEmbedding(CompressedTable):
         """Vectors of the ids: integer [*] -> [*, embedding_dim].
 
         Raises:
-            ValueError: ids that are not integers.
+            TypeError: what is no tensor.
+            ValueError: ids that are not integers, sparse or nested ones, ids on the meta device for rows elsewhere.
             IndexError: an id below 0 or at least num_embeddings.
         """
-        return self._read(input)
+        return self._read(input, "input")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from embcomp.methods.base import Method
+from embcomp.nn.calls import bag_call
 from embcomp.nn.stores import pool_vectors
 from embcomp.nn.table import CompressedTable
-from embcomp.ops.hashing import readable
 from embcomp.tracing import one_node
 
 
@@ -61,10 +61,18 @@ class CompressedEmbeddingBag(CompressedTable):
             per_sample_weights: a factor for each id, shaped like `input`; only with mode "sum".
 
         Raises:
-            ValueError: shapes that do not fit, weights with another mode, ids that are not integers.
+            TypeError: an argument that is no tensor.
+            ValueError: shapes or offsets that do not fit, weights with another mode, ids that are not integers.
             IndexError: an id out of range.
         """
-        ids, bounds, weights = self._bags(input, offsets, per_sample_weights)
+        settings = {"mode": self.mode, "include_last_offset": self.include_last_offset}
+        call = bag_call(input, offsets, per_sample_weights, **settings, device=self._store(0).device)
+        pooled = self._pooled(call.ids, call.bounds, call.weights)
+        return pooled[:-1] if call.spare else pooled
+
+    def _pooled(self, ids: Tensor, bounds: Tensor, weights: Tensor | None) -> Tensor:
+        """The bags of flat ids: bounds [B + 1] -> [B, embedding_dim]."""
+        weights = None if weights is None else weights.to(self._store(0).dtype)
         padding = None if self.padding_idx is None else ids == self.padding_idx
         if padding is None and self.combiner.linear and self.mode != "max":
             return self._pooled_look_up(ids, bounds, weights)
@@ -90,47 +98,8 @@ class CompressedEmbeddingBag(CompressedTable):
         out = self.combiner(pooled)
         return out if plain or self.mode == "sum" else out / _lengths(bounds, None, out)
 
-    def _bags(
-        self, input: Tensor, offsets: Tensor | None, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Flat ids, the bounds of the bags [B + 1], flat weights."""
-        if weights is not None:
-            if self.mode != "sum":
-                raise ValueError(f"per_sample_weights needs mode='sum', this module has mode={self.mode!r}")
-            if weights.shape != input.shape:
-                raise ValueError(
-                    f"per_sample_weights has shape {list(weights.shape)}, but input has shape {list(input.shape)}"
-                )
-            weights = weights.reshape(-1).to(self._store(0).dtype)
-        if input.dim() == 2:
-            if offsets is not None:
-                raise ValueError("offsets must be None when input is two-dimensional: each row is a bag")
-            bags, length = input.shape
-            return input.reshape(-1), torch.arange(bags + 1, device=input.device) * length, weights
-        if input.dim() != 1:
-            raise ValueError(f"input must have one or two dimensions, got shape {list(input.shape)}")
-        if offsets is None:
-            raise ValueError("offsets are needed when input is one-dimensional")
-        if offsets.dim() != 1 or offsets.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"offsets must be int64 or int32 [B], got {offsets.dtype} {list(offsets.shape)}")
-        bounds = offsets.long()
-        if not self.include_last_offset:
-            bounds = torch.cat([bounds, bounds.new_full((1,), input.numel())])
-        _check_bounds(bounds, offsets, input.numel())
-        return input, bounds, weights
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"
-
-
-def _check_bounds(bounds: Tensor, offsets: Tensor, ids: int) -> None:
-    """Offsets that do not fit would read beside the ids. Only where looking at them costs no synchronisation."""
-    if not readable(bounds):
-        return
-    if bounds.numel() == 0:
-        raise ValueError("offsets are empty: with include_last_offset they hold at least the number of ids")
-    if int(bounds[0]) != 0 or int(bounds[-1]) > ids or bool((bounds.diff() < 0).any()):
-        raise ValueError(f"offsets must rise from 0 to at most {ids}, the number of ids; got {offsets.tolist()[:20]}")
 
 
 def _lengths(bounds: Tensor, counted: Tensor | None, like: Tensor) -> Tensor:

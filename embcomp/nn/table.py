@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from embcomp.methods.base import Method, Plan, Table, TablePlan
 from embcomp.nn.stores import PlainStore
 from embcomp.nn.weight import ComputedWeight
+from embcomp.ops.checks import check_same_device, check_tensor
 from embcomp.tracing import check_not_a_constant
 
 
@@ -119,10 +120,12 @@ class CompressedTable(nn.Module):
                 raise ValueError("num_embeddings is None, so there is no full table: pass the ids to materialize")
             check_not_a_constant(self.encoder.table.name)
             ids = torch.arange(self.num_embeddings, device=self._store(0).device)
-        return self._read(ids)
+        return self._read(ids, "ids")
 
-    def _read(self, ids: Tensor) -> Tensor:
-        """Ids of any shape -> [*ids.shape, embedding_dim]; the padding id gives its vector."""
+    def _read(self, ids: Tensor, name: str) -> Tensor:
+        """Ids of any shape, the argument `name` -> [*ids.shape, embedding_dim]; the padding id gives its vector."""
+        check_tensor(ids, name)
+        check_same_device(ids, name, self._store(0).device)
         vectors = self._vectors(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
         if self.padding_vector is None:
             return vectors

@@ -8,6 +8,7 @@ The permutation is an unbalanced Feistel network of 4 half rounds over pairs (hi
 with two 64-bit numbers of the key (Dietzfelbinger 1996, strongly universal).
 """
 
+import ctypes
 import hashlib
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from embcomp.ops import native
-from embcomp.ops.hashing import call, readable
+from embcomp.ops.checks import int64, readable, size
 
 KEY_WORDS = 8
 MAX_IDS = 2**60
@@ -103,5 +104,10 @@ def balanced_rows(ids: Tensor, keys: Tensor, num_embeddings: int, rows: int, out
         return found if out is None else out.copy_(found)
     if out is None:
         out = torch.empty(len(keys), ids.numel(), dtype=torch.int64, device=ids.device)
-    call(lib.balanced_rows, ids, keys, out, domain.low_bits, domain.high, domain.scale, domain.shift)
+    ids, keys = ids.contiguous(), keys.contiguous()
+    numbers = map(ctypes.c_int64, (domain.low_bits, domain.high, domain.scale, domain.shift))
+    lib.balanced_rows(
+        int64("ids", ids, ids.numel()), size(ids.numel()), int64("keys", keys, len(keys), KEY_WORDS), size(len(keys)),
+        int64("out", out, len(keys), ids.numel()), *numbers,
+    )  # fmt: skip
     return out

@@ -13,7 +13,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native
-from embcomp.ops.hashing import check_rows_inside, pointer, readable
+from embcomp.ops.checks import (
+    check_inside,
+    check_offsets,
+    check_unchanged,
+    float32,
+    int64,
+    pointer,
+    readable,
+    size,
+    versions,
+)
+
+# What C functions read and write, whatever torch.set_default_dtype and set_default_device say.
+_FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 class Events(NamedTuple):
@@ -73,8 +86,9 @@ def sign_signatures(x: Tensor, matrix: Tensor | None, hash_width: int) -> Tensor
     signatures = torch.empty(*x.shape[:-1], words, dtype=torch.int64, device="cpu")
     x, matrix = _plain(x.detach(), matrix)
     _library().sign_words(
-        pointer(x), _size(signatures.numel() // words), _size(x.shape[-1]), pointer(matrix), _size(number),
-        _size(63 // hash_width * hash_width), pointer(signatures),
+        float32("x", x, *x.shape), size(x.shape[:-1].numel()), size(x.shape[-1]),
+        float32("matrix", matrix, x.shape[-1], number), size(number), size(63 // hash_width * hash_width),
+        int64("signatures", signatures, *signatures.shape),
     )  # fmt: skip
     return signatures
 
@@ -88,7 +102,7 @@ def scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
     Raises:
         IndexError: a place that is no row.
     """
-    return _Scatter.apply(values, _checked(values, events))  # pyright: ignore[reportReturnType]
+    return _Scatter.apply(values, _checked(len(values), events))  # pyright: ignore[reportReturnType]
 
 
 def gather(sums: Tensor, events: Events) -> Tensor:
@@ -101,7 +115,7 @@ def gather(sums: Tensor, events: Events) -> Tensor:
     Returns:
         float32 [T, D].
     """
-    return _Gather.apply(sums, _contiguous(events))  # pyright: ignore[reportReturnType]
+    return _Gather.apply(sums, _checked(len(events.signatures), events))  # pyright: ignore[reportReturnType]
 
 
 def unit_rows(rows: Tensor, scale: float = 1.0) -> Tensor:
@@ -136,13 +150,18 @@ def query(
         float32 [B, C, D].
     """
     asked, signatures, matrix, sums, counts, weights = _plain(asked, signatures, matrix, sums, counts, weights)
-    out = torch.empty(asked.shape, device="cpu")
+    out = torch.empty(asked.shape, dtype=torch.float32, device="cpu")
     batch, candidates, dim = asked.shape
-    groups = sums.shape[1]
+    groups, width = sums.shape[1], 2**hash_width
+    if signatures is None and matrix is None:
+        raise ValueError("query needs signatures, or the matrix that gives them")
     _library().bucket_query(
-        pointer(asked), pointer(signatures), _size(batch), _size(candidates), _size(dim), pointer(matrix),
-        _size(groups), _size(hash_width), pointer(sums), pointer(counts), ctypes.c_float(unit / groups),
-        pointer(weights), pointer(out),
+        float32("asked", asked, *asked.shape),
+        int64("signatures", signatures, batch, candidates, words_for(groups, hash_width)),
+        size(batch), size(candidates), size(dim), float32("matrix", matrix, dim, groups * hash_width),
+        size(groups), size(hash_width), float32("sums", sums, batch, groups, width, dim),
+        float32("counts", counts, batch, groups, width), ctypes.c_float(unit / groups),
+        float32("weights", weights, batch, hash_width + 1), float32("out", out, *out.shape),
     )  # fmt: skip
     return out
 
@@ -163,7 +182,7 @@ def collide(values: Tensor, events: Events, asked: Tensor) -> tuple[Tensor, Tens
     Raises:
         IndexError: a place that is no row.
     """
-    return _Collide.apply(values, _checked(values, events), asked)  # pyright: ignore[reportReturnType]
+    return _Collide.apply(values, _checked(len(values), events), asked)  # pyright: ignore[reportReturnType]
 
 
 class _Scatter(torch.autograd.Function):
@@ -171,7 +190,7 @@ class _Scatter(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, values: Tensor, events: Events
     ) -> tuple[Tensor, Tensor]:
-        ctx.events, ctx.rows = events, len(values)
+        ctx.events, ctx.rows, ctx.versions = events, len(values), _versions(events)
         sums, counts = _scatter(values, events)
         ctx.mark_non_differentiable(counts)
         return sums, counts
@@ -179,18 +198,20 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        check_unchanged(ctx.versions, *_tensors(ctx.events))
         return _gather(grads[0], ctx.events, ctx.rows), None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sums: Tensor, events: Events) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.events = events
+        ctx.events, ctx.versions = events, _versions(events)
         return _gather(sums, events, len(events.signatures))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        check_unchanged(ctx.versions, *_tensors(ctx.events))
         return _scatter(grads[0], ctx.events)[0], None
 
 
@@ -198,9 +219,12 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, scale: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (rows,) = _plain(rows)
-        scales, out = torch.empty(rows.shape[:-1], device="cpu"), torch.empty_like(rows)
-        ctx.sizes = _size(scales.numel()), _size(rows.shape[-1]), ctypes.c_float(scale)
-        _library().unit_rows(pointer(rows), *ctx.sizes, pointer(scales), pointer(out))
+        scales, out = torch.empty(rows.shape[:-1], **_FLOAT), torch.empty_like(rows)
+        ctx.sizes = size(scales.numel()), size(rows.shape[-1]), ctypes.c_float(scale)
+        _library().unit_rows(
+            float32("rows", rows, *rows.shape), *ctx.sizes, float32("scales", scales, *scales.shape),
+            float32("out", out, *out.shape),
+        )  # fmt: skip
         ctx.save_for_backward(rows, scales)
         return out
 
@@ -209,7 +233,10 @@ class _Unit(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, scales = ctx.saved_tensors
         found = grads[0].clone(memory_format=torch.contiguous_format)
-        _library().unit_rows_backward(pointer(rows), pointer(scales), *ctx.sizes, pointer(found))
+        _library().unit_rows_backward(
+            float32("rows", rows, *rows.shape), float32("scales", scales, *scales.shape), *ctx.sizes,
+            float32("gradient", found, *rows.shape),
+        )  # fmt: skip
         return found, None
 
 
@@ -218,68 +245,93 @@ class _Collide(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, values: Tensor, events: Events, asked: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.events, ctx.asked, ctx.rows = events, asked.contiguous(), len(values)
+        asked = asked.contiguous()
+        ctx.events, ctx.asked, ctx.rows = events, asked, len(values)
+        ctx.versions = versions(asked, *_tensors(events))
         shape = (*asked.shape[:2], events.groups)
-        sums, counts = torch.zeros(*shape, values.shape[1], device="cpu"), torch.zeros(shape, device="cpu")
+        sums, counts = torch.zeros(*shape, values.shape[1], **_FLOAT), torch.zeros(shape, **_FLOAT)
         (values,) = _plain(values)
-        given = _arguments(events, values.shape[1])
         _library().bucket_collide(
-            pointer(values), *given, pointer(ctx.asked), _size(shape[1]), pointer(sums), pointer(counts)
-        )
+            float32("values", values, *values.shape), *_arguments(events, len(values), values.shape[1]),
+            *_asked(events, asked), float32("sums", sums, *sums.shape), float32("counts", counts, *counts.shape),
+        )  # fmt: skip
         ctx.mark_non_differentiable(counts)
         return sums, counts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        check_unchanged(ctx.versions, ctx.asked, *_tensors(ctx.events))
         (grad,) = _plain(grads[0])
-        out = torch.zeros(ctx.rows, grad.shape[3], device="cpu")
-        given = _arguments(ctx.events, grad.shape[3])
+        out = torch.zeros(ctx.rows, grad.shape[3], **_FLOAT)
         _library().bucket_collide_backward(
-            pointer(grad), *given, pointer(ctx.asked), _size(ctx.asked.shape[1]), pointer(out)
-        )
+            float32("gradient", grad, *ctx.asked.shape[:2], ctx.events.groups, grad.shape[3]),
+            *_arguments(ctx.events, ctx.rows, grad.shape[3]), *_asked(ctx.events, ctx.asked),
+            float32("out", out, *out.shape),
+        )  # fmt: skip
         return out, None, None
 
 
 def _scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
     shape = (events.batch, events.groups, 2**events.hash_width)
-    sums, counts = torch.zeros(*shape, values.shape[1], device="cpu"), torch.zeros(shape, device="cpu")
+    sums, counts = torch.zeros(*shape, values.shape[1], **_FLOAT), torch.zeros(shape, **_FLOAT)
     (values,) = _plain(values)
-    given = _arguments(events, values.shape[1])
-    _library().bucket_scatter(pointer(values), *given, pointer(sums), pointer(counts))
+    _library().bucket_scatter(
+        float32("values", values, *values.shape), *_arguments(events, len(values), values.shape[1]),
+        float32("sums", sums, *sums.shape), float32("counts", counts, *counts.shape),
+    )  # fmt: skip
     return sums, counts
 
 
 def _gather(sums: Tensor, events: Events, rows: int) -> Tensor:
     dim = sums.shape[3]
-    out = (torch.empty if events.places is None else torch.zeros)(rows, dim, device="cpu")
+    whole = events.places is None and (int(events.offsets[0]), int(events.offsets[-1])) == (0, rows)
+    out = (torch.empty if whole else torch.zeros)(rows, dim, **_FLOAT)  # rows without an event are not written
     (sums,) = _plain(sums)
-    _library().bucket_gather(pointer(sums), *_arguments(events, dim), pointer(out))
+    _library().bucket_gather(
+        float32("sums", sums, events.batch, events.groups, 2**events.hash_width, dim),
+        *_arguments(events, rows, dim), float32("out", out, *out.shape),
+    )  # fmt: skip
     return out
 
 
-def _checked(values: Tensor, events: Events) -> Events:
-    """As C++ reads them: it would not notice a place that is no row."""
-    if events.places is not None:
-        check_rows_inside(events.places, events.offsets, len(values))
-    return _contiguous(events)
-
-
-def _contiguous(events: Events) -> Events:
+def _checked(rows: int, events: Events) -> Events:
+    """As C++ reads them. Raises ValueError or IndexError for events that do not fit so many rows."""
     signatures, offsets, mask, places = _plain(events.signatures, events.offsets, events.mask, events.places)
-    return events._replace(signatures=signatures, offsets=offsets, mask=mask, places=places)
+    events = events._replace(signatures=signatures, offsets=offsets, mask=mask, places=places)
+    check_offsets(offsets, rows if places is None else places.numel())
+    if places is not None:
+        check_inside(places[int(offsets[0]) : int(offsets[-1])], rows)
+    return events
 
 
-def _arguments(events: Events, dim: int) -> tuple[Any, ...]:
-    """EMBCOMP_EVENTS of the C++ file."""
+def _tensors(events: Events) -> tuple[Tensor | None, ...]:
+    return events.signatures, events.offsets, events.mask, events.places
+
+
+def _versions(events: Events) -> tuple[int | None, ...]:
+    return versions(*_tensors(events))
+
+
+def _arguments(events: Events, rows: int, dim: int) -> tuple[Any, ...]:
+    """EMBCOMP_EVENTS of the C++ file, for so many rows."""
+    total = rows if events.places is None else events.places.numel()
+    words = words_for(events.groups, events.hash_width)
     return (
-        _size(dim), pointer(events.places), pointer(events.signatures), pointer(events.mask), pointer(events.offsets),
-        _size(events.batch), _size(events.groups), _size(events.hash_width),
+        size(dim), int64("places", events.places, total), int64("signatures", events.signatures, rows, words),
+        pointer("mask", events.mask, torch.bool, total), int64("offsets", events.offsets, events.batch + 1),
+        size(events.batch), size(events.groups), size(events.hash_width),
     )  # fmt: skip
 
 
+def _asked(events: Events, asked: Tensor) -> tuple[Any, Any]:
+    """The signatures of candidates, and how many each history has."""
+    words = words_for(events.groups, events.hash_width)
+    return int64("asked", asked, events.batch, asked.shape[1], words), size(asked.shape[1])
+
+
 def _plain(*tensors: Any) -> Any:
-    """As C++ reads them; the caller keeps what comes back until the call has ended."""
+    """As C++ reads them."""
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
@@ -287,7 +339,3 @@ def _library() -> ctypes.CDLL:
     library = native.library()
     assert library is not None
     return library
-
-
-def _size(number: int) -> ctypes.c_size_t:
-    return ctypes.c_size_t(number)

@@ -7,12 +7,24 @@ row  = ((z >> 32) * rows) >> 32                  (multiply-shift instead of a di
 
 import ctypes
 import hashlib
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from embcomp.ops import native
+from embcomp.ops.checks import check_ids, int64, is_recorded, readable, size
+
+__all__ = [
+    "MAX_ROWS",
+    "check_ids",
+    "hash_key",
+    "hash_rows",
+    "hash_rows_by_key",
+    "hash_rows_reference",
+    "is_recorded",
+    "readable",
+]
 
 MAX_ROWS = 2**31 - 1
 _C1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -44,17 +56,6 @@ def hash_rows_reference(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     return (_shift_right(z, 32) * rows) >> 32
 
 
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    """The address of a contiguous CPU tensor for a C function; None gives a null pointer.
-
-    Raises:
-        RuntimeError: the tensor is on another device, whose addresses say nothing here.
-    """
-    if tensor is not None and not tensor.is_cpu:
-        raise RuntimeError(f"a tensor is on {tensor.device}, others are on cpu: move the module or its inputs")
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
 def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     """Rows of `ids` under each key.
 
@@ -76,7 +77,7 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     if lib is None:
         return hash_rows_reference(ids, keys, rows)
     out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64, device=ids.device)
-    call(lib.hash_rows, ids, keys, rows, out)
+    lib.hash_rows(*_arguments(ids.contiguous(), keys.contiguous(), rows), int64("out", out, *out.shape))
     return out
 
 
@@ -85,101 +86,20 @@ def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = 
 
     They are written into `out`, where it is given: int64 [K, N], contiguous.
     """
-    if out is not None and (out.shape != (keys.numel(), ids.numel()) or not out.is_contiguous()):
-        raise ValueError(f"out must be contiguous {[keys.numel(), ids.numel()]}, got {list(out.shape)}")
     lib = native.library() if readable(ids, keys, *([] if out is None else [out])) else None
     if lib is None:
         found = hash_rows_reference(ids, keys, rows).t()
         return found if out is None else out.copy_(found)
     if out is None:
         out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64, device=ids.device)
-    call(lib.hash_rows_by_key, ids, keys, rows, out)
+    into = int64("out", out, keys.numel(), ids.numel())
+    lib.hash_rows_by_key(*_arguments(ids.contiguous(), keys.contiguous(), rows), into)
     return out
 
 
-def call(function: Callable[..., None], ids: Tensor, keys: Tensor, *rest: Tensor | int) -> None:
-    """A C function of ids and keys, each followed by its number, and of what else it takes."""
-    ids, keys = ids.contiguous(), keys.contiguous()
-    others = [pointer(x) if isinstance(x, Tensor) else ctypes.c_int64(x) for x in rest]
-    function(pointer(ids), ctypes.c_size_t(ids.numel()), pointer(keys), ctypes.c_size_t(len(keys)), *others)
-
-
-def readable(*tensors: Tensor) -> bool:
-    """Whether a C function may read them: real memory of this process, and nothing records what is done with it."""
-    if _records():
-        return False
-    return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not _wrapped(t) for t in tensors)
-
-
-def is_recorded(tensor: Tensor) -> bool:
-    """Whether what is done with it is recorded (compiled, exported, traced, transformed), not done."""
-    return _records() or type(tensor) is not Tensor or _wrapped(tensor)
-
-
-def _records() -> bool:
-    """Whether operations are recorded now: by torch.compile, torch.export, torch.jit.trace or a mode, as make_fx's."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
-        return True
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
-def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
-    """`ids` as int64, after checking that each lies in [0, num_embeddings), or is not negative when that is None.
-
-    On CPU the error names the value. On a GPU and inside torch.compile or torch.export the check is an asynchronous
-    assertion, which costs no synchronisation.
-
-    Raises:
-        ValueError: ids of a floating, complex or boolean dtype.
-        IndexError: an id out of range (a RuntimeError of the device where the assertion is asynchronous).
-    """
-    if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise ValueError(f"table {table!r}: ids must be integers, got {ids.dtype}; convert with ids.long()")
-    ids = ids.long()
-    allowed = "a non-negative id" if num_embeddings is None else f"an id in [0, {num_embeddings})"
-    if ids.device.type == "meta":
-        return ids
-    given = _unwrapped(ids)
-    if not readable(given):
-        inside = ~_outside(given, num_embeddings)
-        torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")  # pyright: ignore
-        return ids
-    if _any_outside(given, num_embeddings):
-        wrong = given[_outside(given, num_embeddings)]
-        raise IndexError(
-            f"table {table!r}: id {int(wrong[0])} is out of range, expected {allowed} "
-            f"({wrong.numel()} of {given.numel()} ids are wrong)"
-        )
-    return ids
-
-
-def _wrapped(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
-
-
-def _unwrapped(tensor: Tensor) -> Tensor:
-    """The memory below torch.func's transforms: vmap knows no assertions, and a C function reads no wrapper."""
-    while not torch.compiler.is_compiling() and _wrapped(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)  # pyright: ignore
-    return tensor
-
-
-def _outside(ids: Tensor, limit: int | None) -> Tensor:
-    return ids < 0 if limit is None else (ids < 0) | (ids >= limit)
-
-
-def _any_outside(ids: Tensor, limit: int | None) -> bool:
-    lib = native.library()
-    if lib is None:
-        return bool(_outside(ids, limit).any())
-    ids = ids if ids.is_contiguous() else _unwrapped(ids.contiguous())
-    unsigned = 2**63 if limit is None else limit  # the C function compares without a sign
-    return bool(lib.any_outside(pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(unsigned)))
-
-
-def check_rows_inside(rows: Tensor, offsets: Tensor, num_rows: int) -> None:
-    """Raises IndexError when one of rows[offsets[0] : offsets[-1]] is no row of the table: C code would not notice."""
-    own = rows[int(offsets[0]) : int(offsets[-1])]
-    if _any_outside(own, num_rows):
-        wrong = own[_outside(own, num_rows)]
-        raise IndexError(f"row {int(wrong[0])} is out of range, the table has {num_rows} rows")
+def _arguments(ids: Tensor, keys: Tensor, rows: int) -> tuple[Any, ...]:
+    """What both C functions take, less `out`."""
+    if not 1 <= rows <= MAX_ROWS:
+        raise ValueError(f"rows must be in [1, 2^31), got {rows}")
+    given, theirs = int64("ids", ids, ids.numel()), int64("keys", keys, keys.numel())
+    return given, size(ids.numel()), theirs, size(keys.numel()), ctypes.c_int64(rows)

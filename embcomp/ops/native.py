@@ -72,7 +72,7 @@ def build() -> Path:
     compiler = _compiler()
     sources = sorted(_SOURCES.glob("*.cpp"))
     parts = [source.read_bytes() for source in [*sources, *sorted(_SOURCES.glob("*.h"))]]
-    parts += [_run([*compiler, "--version"]).encode(), " ".join(_FLAGS).encode(), _processor().encode()]
+    parts += [_run([*compiler, "--version"]).encode(), " ".join([*compiler, *_FLAGS]).encode(), _processor().encode()]
     target = _cache_folder() / f"embcomp-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:20]}.so"
     if target.exists():
         return target

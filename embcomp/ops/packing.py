@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embcomp.ops import native
-from embcomp.ops.hashing import pointer, readable
+from embcomp.ops.checks import int64, pointer, readable, size
 
 MAX_BITS = 31
 _BLOCK = 1 << 20  # entries at a time; a multiple of 32, so that blocks end with a word
@@ -84,11 +84,15 @@ def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
     Args:
         words: int32, from `pack`.
         bits: of an entry.
-        ids: int64 [N], which entries; they must be there (nothing is checked here).
+        ids: int64 [N], which entries.
         width: how many entries an id has; id i reads entries i * width .. i * width + width - 1.
 
     Returns:
         int64 [N], or [N, width] where width > 1.
+
+    Raises:
+        IndexError: an entry that the words do not hold.
+        ValueError: arrays that `pack` did not make.
 
     Example:
         >>> import torch
@@ -100,13 +104,27 @@ def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
     lib = native.library() if readable(words, ids) else None
     if lib is None:
         return unpack_reference(words, bits, ids, width)
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
     words, ids = words.contiguous(), ids.contiguous()
+    room = _room(words, bits) // width
     out = torch.empty(*ids.shape, *([width] if width > 1 else []), dtype=torch.int64, device=ids.device)
-    lib.unpack(
-        pointer(words), ctypes.c_size_t(bits), pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_size_t(width),
-        pointer(out),
-    )  # fmt: skip
+    if lib.unpack(
+        pointer("words", words, torch.int32, words.numel()), size(bits), int64("ids", ids, *ids.shape),
+        size(ids.numel()), size(width), ctypes.c_int64(room), int64("out", out, *out.shape),
+    ):  # fmt: skip
+        wrong = ids[(ids < 0) | (ids >= room)]
+        raise IndexError(f"entry {int(wrong[0])} is out of range: the words hold {room}")
     return out
+
+
+def _room(words: Tensor, bits: int) -> int:
+    """How many entries can be read from words."""
+    if not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"bits must be in [1, {MAX_BITS}], got {bits}")
+    if words.numel() < 2:
+        raise ValueError(f"words end with two spare ones (see `pack`), got {words.numel()} in all")
+    return min((words.numel() - 2) * 32 // bits, (1 << 32) - 1)
 
 
 def unpack_known_reference(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:
@@ -128,6 +146,10 @@ def unpack_known(words: Tensor, bits: int, ids: Tensor, entries: int, values: in
     Returns:
         int64 [N], -1 where there is no entry or it stands for nothing.
 
+    Raises:
+        IndexError: a negative entry.
+        ValueError: words that do not hold so many entries.
+
     Example:
         >>> import torch
         >>> unpack_known(pack(torch.tensor([1, 3, 0]), bits=2), 2, torch.tensor([0, 1, 9]), entries=3, values=3)
@@ -137,9 +159,12 @@ def unpack_known(words: Tensor, bits: int, ids: Tensor, entries: int, values: in
     if lib is None:
         return unpack_known_reference(words, bits, ids, entries, values)
     words, ids = words.contiguous(), ids.contiguous()
+    if not 0 <= entries <= _room(words, bits):
+        raise ValueError(f"{entries} entries of {bits} bits do not fit {words.numel()} words")
     out = torch.empty(ids.shape, dtype=torch.int64, device=ids.device)
-    lib.unpack_known(
-        pointer(words), ctypes.c_size_t(bits), pointer(ids), ctypes.c_size_t(ids.numel()), ctypes.c_int64(entries),
-        ctypes.c_int64(values), pointer(out),
-    )  # fmt: skip
+    if lib.unpack_known(
+        pointer("words", words, torch.int32, words.numel()), size(bits), int64("ids", ids, *ids.shape),
+        size(ids.numel()), ctypes.c_int64(entries), ctypes.c_int64(values), int64("out", out, *out.shape),
+    ):  # fmt: skip
+        raise IndexError(f"entry {int(ids.min())} is out of range: entries count from 0")
     return out

@@ -16,11 +16,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native
-from embcomp.ops.hashing import check_rows_inside, pointer
+from embcomp.ops.checks import (
+    MOST_ROWS,
+    check_inside,
+    check_offsets,
+    check_rows_inside,
+    check_unchanged,
+    float32,
+    int64,
+    size,
+    versions,
+)
 
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad"]
 _CODES: dict[str, int] = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
 _MADV_HUGEPAGE = 14
+_MISFIT = "{} offsets do not fit {} features: give features * batch + 1"
 # What C functions read and write, whatever torch.set_default_dtype and set_default_device say.
 _FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
@@ -44,18 +55,49 @@ class Bags:
         offsets: int64 [features * batch + 1] into `rows`.
         weights: float32 like `rows`, or None (all ones).
         columns: int64 [features], the first output column of each feature.
+        name: of the table, for errors.
     """
 
     rows: Tensor
     offsets: Tensor
     weights: Tensor | None
     columns: Tensor
+    name: str = ""
+
+    def check(self, shape: Sequence[int], width: int) -> None:
+        """Raises where these bags cannot be read from a table of this shape, [rows, dim], into columns below `width`.
+
+        Raises:
+            ValueError: shapes, offsets or columns that do not fit.
+            IndexError: a row that the table does not have.
+        """
+        (rows, dim), features = shape, self.columns.numel()
+        try:
+            check_offsets(self.offsets, self.rows.numel())
+            if features == 0 or (self.offsets.numel() - 1) % features:
+                raise ValueError(_MISFIT.format(self.offsets.numel(), features))
+            if max(rows, self.rows.numel()) > MOST_ROWS:
+                raise ValueError(f"{rows} rows, {self.rows.numel()} look-ups: at most {MOST_ROWS} are numbered")
+            check_inside(self.columns, max(0, width - dim + 1), "first column", "the output")
+            check_rows_inside(self.rows, self.offsets, rows)
+        except (ValueError, IndexError) as error:
+            if not self.name:
+                raise
+            raise type(error)(f"table {self.name!r}: {error}") from None
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Rows, offsets, weights, features and batch, as C++ takes them."""
+        total, features = self.rows.numel(), self.columns.numel()
+        return (
+            int64("rows", self.rows, total), int64("offsets", self.offsets, self.offsets.numel()),
+            float32("weights", self.weights, total), size(features), size(self.batch),
+        )  # fmt: skip
 
     def own(self) -> "Bags":
         """Without what belongs to other tables: offsets from 0, rows and weights cut to them."""
         first, last = int(self.offsets[0]), int(self.offsets[-1])
         weights = None if self.weights is None else self.weights[first:last]
-        return Bags(self.rows[first:last], self.offsets - first, weights, self.columns)
+        return Bags(self.rows[first:last], self.offsets - first, weights, self.columns, self.name)
 
     def columns_of_rows(self, dim: int) -> tuple[Tensor, Tensor]:
         """For each row the place of its gradient: batch positions [N, 1] and output columns [N, dim]."""
@@ -72,33 +114,32 @@ def bags_of_tables(
     rows: Tensor,
     offsets: Tensor,
     weights: Tensor | None,
-    tables: Sequence[Tensor],
     columns: Sequence[Tensor],
     names: Sequence[str] = (),
 ) -> list[Bags]:
-    """What each table is asked for, where the features of one table follow each other.
+    """What each table is asked for, where the features of one table follow each other; see `Bags.check`.
 
     Args:
         rows: int64 [N], contiguous.
         offsets: int64 [features * batch + 1], contiguous.
         weights: float32 [N], contiguous, or None.
-        tables: [rows, dim] each; their number of rows is what is looked at.
         columns: for each table the first output column of each of its features.
-        names: of the tables, for the error.
+        names: of the tables, for errors.
 
     Raises:
-        IndexError: a row that its table does not have.
+        ValueError: offsets that do not cover the rows, or do not fit the features.
     """
-    batch = (offsets.numel() - 1) // sum(own.numel() for own in columns)
+    features = sum(own.numel() for own in columns)
+    if features == 0 or (offsets.numel() - 1) % features:
+        raise ValueError(_MISFIT.format(offsets.numel(), features))
+    if int(offsets[0]) != 0 or int(offsets[-1]) != rows.numel():
+        ends = f"[{int(offsets[0])}, {int(offsets[-1])}]"
+        raise ValueError(f"offsets must begin at 0 and end with the number of rows, {rows.numel()}; got {ends}")
+    batch = (offsets.numel() - 1) // features
     result, first = [], 0
-    for i, (table, own) in enumerate(zip(tables, columns, strict=True)):
+    for i, own in enumerate(columns):
         last = first + own.numel() * batch
-        bags = Bags(rows, offsets[first : last + 1], weights, own)
-        try:
-            check_rows_inside(rows, bags.offsets, table.shape[0])
-        except IndexError as error:
-            raise IndexError(f"table {names[i]!r}: {error}" if names else str(error)) from None
-        result.append(bags)
+        result.append(Bags(rows, offsets[first : last + 1], weights, own, names[i] if names else ""))
         first = last
     return result
 
@@ -119,7 +160,9 @@ class SumBags(torch.autograd.Function):
         if ctx.needs_input_grad[2]:  # else the rows may change before the backward pass, as with torch's own bags
             ctx.save_for_backward(*tables)
         given = None if weights is None else weights.detach().float().contiguous()
-        ctx.bags = bags_of_tables(rows.contiguous(), offsets.contiguous(), given, tables, columns)
+        ctx.given = rows.contiguous(), offsets.contiguous(), given
+        ctx.versions = versions(*ctx.given)
+        ctx.bags = bags_of_tables(*ctx.given, columns)
         width = sum(table.shape[1] * own.numel() for table, own in zip(tables, columns, strict=True))
         out = torch.empty(ctx.bags[0].batch, width, **_FLOAT)
         for table, bags in zip(tables, ctx.bags, strict=True):
@@ -130,6 +173,7 @@ class SumBags(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         grad, weight_grad = grads[0].contiguous(), None
+        check_unchanged(ctx.versions, *ctx.given)
         if ctx.needs_input_grad[2]:
             pairs = zip(ctx.saved_tensors, ctx.bags, strict=True)
             weight_grad = torch.cat([weight_gradient(table, bags, grad) for table, bags in pairs])
@@ -151,13 +195,14 @@ def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor) -> Ten
 
 def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
     """The dense gradient of a table of this shape, [rows, dim], from that of its bags, [batch, columns]."""
+    bags.check(shape, grad.shape[1])
     lib = native.library()
     if lib is None:
         return table_gradient_reference(shape, bags, grad)
-    out = torch.zeros(shape, **_FLOAT)
+    out, width = torch.zeros(shape, **_FLOAT), grad.shape[1]
     lib.bag_backward(
-        pointer(out), _size(shape[1]), pointer(bags.rows), pointer(bags.offsets), pointer(bags.weights),
-        _size(bags.columns.numel()), _size(bags.batch), pointer(grad), _size(grad.shape[1]), pointer(bags.columns),
+        float32("out", out, *shape), size(shape[1]), *bags.arguments(), float32("grad", grad, bags.batch, width),
+        size(width), int64("columns", bags.columns, bags.columns.numel()),
     )  # fmt: skip
     return out
 
@@ -193,12 +238,15 @@ def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor) -> None:
 
 def pool_bags(table: Tensor, bags: Bags, out: Tensor) -> None:
     """Writes the sum of each bag's rows into `out` [batch, columns], float32, row-major."""
+    bags.check(table.shape, out.shape[1])
     lib = native.library()
     if lib is None:
         return pool_bags_reference(table, bags, out)
+    rows, dim = table.shape
     lib.bag_forward(
-        pointer(table), _size(table.shape[1]), pointer(bags.rows), pointer(bags.offsets), pointer(bags.weights),
-        _size(bags.columns.numel()), _size(bags.batch), pointer(out), _size(out.shape[1]), pointer(bags.columns),
+        float32("table", table, rows, dim), size(dim), *bags.arguments(),
+        float32("out", out, bags.batch, out.shape[1]), size(out.shape[1]),
+        int64("columns", bags.columns, bags.columns.numel()),
     )  # fmt: skip
     return None
 
@@ -233,14 +281,16 @@ def update_rows(table: Tensor, state: Tensor, bags: Bags, grad: Tensor, settings
         grad: float32 [batch, columns], row-major.
         settings: optimizer and its constants.
     """
+    bags.check(table.shape, grad.shape[1])
+    (rows, dim), width = table.shape, grad.shape[1]
     lib = native.library()
     if lib is None:
         return update_rows_reference(table, state, bags, grad, settings)
     lib.bag_update(
-        pointer(table), _size(table.shape[0]), _size(table.shape[1]), pointer(bags.rows), pointer(bags.offsets),
-        pointer(bags.weights), _size(bags.columns.numel()), _size(bags.batch), pointer(grad), _size(grad.shape[1]),
-        pointer(bags.columns), ctypes.c_int(_CODES[settings.name]), pointer(state), ctypes.c_float(settings.lr),
-        ctypes.c_float(settings.eps), ctypes.c_float(settings.weight_decay),
+        float32("table", table, rows, dim), size(rows), size(dim), *bags.arguments(),
+        float32("grad", grad, bags.batch, width), size(width), int64("columns", bags.columns, bags.columns.numel()),
+        ctypes.c_int(_CODES[settings.name]), float32("state", state, *state_shape(settings.name, rows, dim)),
+        ctypes.c_float(settings.lr), ctypes.c_float(settings.eps), ctypes.c_float(settings.weight_decay),
     )  # fmt: skip
     return None
 
@@ -249,7 +299,3 @@ def weight_gradient(table: Tensor, bags: Bags, grad: Tensor) -> Tensor:
     """The gradient of the weights of `bags.own()`: each row's product with the gradient of its bag."""
     bags = bags.own()
     return (grad[bags.columns_of_rows(table.shape[1])] * table[bags.rows]).sum(1)
-
-
-def _size(number: int) -> ctypes.c_size_t:
-    return ctypes.c_size_t(number)

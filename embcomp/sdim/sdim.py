@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.ops.buckets import Events, collide, fast, gather, query, scatter, sign_codes, unit_rows, words_for
+from embcomp.ops.checks import check_tensor
 from embcomp.sdim.buckets import Buckets, read, segments, sum_jagged, sum_padded, unit
 from embcomp.sdim.projection import PROJECTIONS
-from embcomp.sdim.sequences import Sequences, taken
+from embcomp.sdim.sequences import Sequences, check_device, check_floats, taken
 from embcomp.sdim.signatures import unpack
 
 Rule = Literal["l2", "mean", "kernel"]
@@ -130,10 +131,13 @@ class SDIM(nn.Module):
         """
         self._check_candidates(candidates)
         several = candidates.dim() == 3
+        if candidate_signatures is not None:
+            candidate_signatures = self._signed(candidates, candidate_signatures)
         if not several:
             candidates = candidates.unsqueeze(1)
             candidate_signatures = None if candidate_signatures is None else candidate_signatures.unsqueeze(1)
         given = self._checked(Sequences(sequence, mask, offsets, places, sequence_signatures))
+        check_device(candidates, "candidates", sequence)
         if len(candidates) != given.batch:
             raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {given.batch} histories")
         if expected:
@@ -165,8 +169,11 @@ class SDIM(nn.Module):
         """
         self._check_candidates(candidates)
         if candidates.dim() == 2:
-            known = None if signatures is None else signatures.unsqueeze(1)
+            known = None if signatures is None else self._signed(candidates, signatures).unsqueeze(1)
             return self.query(candidates.unsqueeze(1), buckets, known).squeeze(1)
+        for name, tensor in (("sums", buckets.sums), ("counts", buckets.counts)):
+            check_tensor(tensor, f"SDIM: {name}")
+            check_device(candidates, "candidates", tensor)
         if buckets.sums.shape[1:] != (self.groups, self.width, self.embedding_dim):
             raise ValueError(
                 f"SDIM: buckets have shape {list(buckets.sums.shape)}, expected "
@@ -186,7 +193,7 @@ class SDIM(nn.Module):
             return self._read(candidates, sums, counts, signatures)
         if self.rule == "kernel":
             # Every bucket becomes the weighted sum of all buckets of its group, so that one row says it all.
-            mixed = self.weight[_distances(self.hash_width, sums.device)] @ sums
+            mixed = self.weight.to(sums.dtype)[_distances(self.hash_width, sums.device)] @ sums
             sums = (mixed / (_events(counts) * self.groups).view(-1, 1, 1, 1)).to(sums.dtype)
         if fast(sums):
             asked = self._signed(candidates, signatures)
@@ -236,6 +243,8 @@ class SDIM(nn.Module):
         """The signature of each vector: float [..., D] -> int64 [..., words]."""
         if signatures is None:
             return self.signatures(vectors)
+        check_tensor(signatures, "SDIM: signatures")
+        check_device(signatures, "signatures", vectors)
         words = words_for(self.groups, self.hash_width)
         if signatures.shape != (*vectors.shape[:-1], words) or signatures.dtype != torch.int64:
             raise ValueError(
@@ -323,11 +332,15 @@ class SDIM(nn.Module):
         return given.check()
 
     def _check_candidates(self, candidates: Tensor) -> None:
+        check_floats(candidates, "candidates")
         if candidates.dim() not in (2, 3):
             raise ValueError(f"SDIM: candidates have shape {list(candidates.shape)}: give [B, D] or [B, C, D]")
         self._check_width(candidates, "candidates")
 
     def _check_width(self, vectors: Tensor, what: str) -> None:
+        check_floats(vectors, what)
+        if not vectors.dim():
+            raise ValueError(f"SDIM: {what} have no dimension, expected [..., {self.embedding_dim}]")
         if vectors.shape[-1] != self.embedding_dim:
             raise ValueError(
                 f"SDIM: {what} have width {vectors.shape[-1]}, expected embedding_dim {self.embedding_dim}"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from embcomp.ops.hashing import readable
+from embcomp.ops.checks import check_inside, check_tensor, readable
 
 
 class Sequences(NamedTuple):
@@ -37,7 +37,17 @@ class Sequences(NamedTuple):
         return self.shape[0] if self.offsets is None else len(self.offsets) - 1
 
     def check(self) -> Sequences:
-        """Itself, with offsets as int64. Raises ValueError for shapes and types that do not fit each other."""
+        """Itself, with offsets as int64.
+
+        Raises:
+            TypeError: what is no tensor.
+            ValueError: shapes and types that do not fit each other.
+        """
+        check_floats(self.vectors, "sequence")
+        for name in ("mask", "offsets", "places", "signatures"):
+            if (tensor := getattr(self, name)) is not None:
+                check_tensor(tensor, f"SDIM: {name}")
+                check_device(tensor, name, self.vectors)
         offsets, shape = self.offsets, self.shape
         if self.places is not None and (self.vectors.dim() != 2 or self.places.dtype != torch.int64):
             raise ValueError(
@@ -75,4 +85,19 @@ class Sequences(NamedTuple):
 
 def taken(rows: Tensor, places: Tensor) -> Tensor:
     """Rows [N, K] at places int64 [...]: [..., K]. Unlike `rows[places]` it refuses negative places."""
+    if readable(places):
+        check_inside(places, len(rows))
     return rows.index_select(0, places.flatten()).view(*places.shape, rows.shape[1])
+
+
+def check_floats(vectors: Tensor, name: str) -> None:
+    """Raises TypeError for what is no tensor, ValueError for one that is not of dense floats."""
+    check_tensor(vectors, f"SDIM: {name}")
+    if not vectors.is_floating_point():
+        raise ValueError(f"SDIM: {name} must be floats, got {vectors.dtype}; convert with .float()")
+
+
+def check_device(tensor: Tensor, name: str, sequence: Tensor) -> None:
+    """Raises ValueError for a tensor that is elsewhere."""
+    if tensor.device != sequence.device:
+        raise ValueError(f"SDIM: {name} is on {tensor.device}, the sequence on {sequence.device}; move one of them")

@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embcomp.methods.base import Method
 from embcomp.torchrec.assemble import AssembleBags, AssembleSequences
 from embcomp.torchrec.branch import Branch
+from embcomp.torchrec.checks import check_meta
 from embcomp.torchrec.encoder import KeyedEncoder
 from embcomp.torchrec.layout import Layout, holds_sequences, make_layout
 
@@ -94,10 +95,13 @@ class CompressedEmbeddingBagCollection(nn.Module):
         """Pooled embeddings: KeyedJaggedTensor of ids -> KeyedTensor [B, sum of widths].
 
         Raises:
+            TypeError: no KeyedJaggedTensor of tensors.
             KeyError: a feature is missing.
-            ValueError: ids that are not integers; weights are missing.
+            ValueError: ids that are not integers; weights are missing; lengths, offsets, values, weights and stride
+                that contradict each other.
             IndexError: an id out of range.
         """
+        check_meta(features, self)
         return self.assemble(features, {name: branch(features) for name, branch in self.branches.items()})
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
@@ -147,6 +151,7 @@ class CompressedEmbeddingCollection(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Embeddings id by id: for each key a JaggedTensor [N, width]. Raises as the bag collection does."""
+        check_meta(features, self)
         return self.assemble(features, {name: branch(features) for name, branch in self.branches.items()})
 
     def embedding_configs(self) -> list[EmbeddingConfig]:

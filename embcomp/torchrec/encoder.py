@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embcomp.methods.base import Encoder, Rows
-from embcomp.ops.hashing import readable
+from embcomp.ops.checks import readable
+from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.layout import Read
 from embcomp.tracing import one_node
 
@@ -144,16 +145,3 @@ def _weights(rows: Tensor, fixed: Tensor | None, given: Tensor | None) -> Tensor
     if given is None:
         return torch.ones(rows.shape, dtype=torch.float32, device=rows.device) if fixed is None else fixed
     return given.unsqueeze(-1).expand(rows.shape) if fixed is None else fixed * given.unsqueeze(-1)
-
-
-def check_features(features: KeyedJaggedTensor, needed: Sequence[str], weighted: bool) -> None:
-    """Raises KeyError for a missing feature, ValueError for missing weights and for batches that differ in size."""
-    missing = [name for name in needed if name not in features.keys()]  # noqa: SIM118 (a method of torchrec)
-    if missing:
-        raise KeyError(f"the batch lacks the features {missing}; it has {features.keys()}")
-    if features.variable_stride_per_key():
-        raise ValueError("batches whose size varies between features are not supported: expand them first")
-    if features.inverse_indices_or_none() is not None:
-        raise ValueError("batches with inverse indices are not supported: expand them first")
-    if weighted and features.weights_or_none() is None:
-        raise ValueError("the collection is weighted, but the batch carries no weights: give each id one")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native, tables
+from embcomp.ops.checks import check_unchanged, versions
 from embcomp.ops.tables import Bags, FusedOptimizerSettings
 
 
@@ -61,8 +62,8 @@ class Engine(nn.Module, abc.ABC):
         self.settings.lr = lr
 
     def bags(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Bags]:
-        """What each table is asked for. Raises IndexError for a row out of range (nothing has been touched then)."""
-        return tables.bags_of_tables(rows, offsets, weights, self.weights, self.columns, self.names)
+        """What each table is asked for. Raises ValueError where offsets do not cover the rows."""
+        return tables.bags_of_tables(rows, offsets, weights, self.columns, self.names)
 
 
 class FbgemmEngine(Engine):
@@ -101,7 +102,8 @@ class FbgemmEngine(Engine):
     def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
         if self.on_gpu:
             return self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights)
-        self.bags(rows, offsets, weights)
+        for table, own in zip(self.weights, self.bags(rows, offsets, weights), strict=True):
+            own.check(table.shape, self.width)
         if not torch.is_inference_mode_enabled():
             return self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights)
         with torch.inference_mode(False), torch.no_grad():  # on CPU the look-up is known to autograd alone
@@ -155,13 +157,15 @@ class _PoolAndUpdate(torch.autograd.Function):
         out = torch.empty(parts[0].batch, engine.width, dtype=torch.float32, device="cpu")
         for table, bags in zip(engine.weights, parts, strict=True):
             tables.pool_bags(table, bags, out)
-        ctx.engine, ctx.parts = engine, parts
+        ctx.engine, ctx.parts, ctx.given = engine, parts, (rows, offsets, given)
+        ctx.versions = versions(*ctx.given)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         engine: NativeEngine = ctx.engine
+        check_unchanged(ctx.versions, *ctx.given)
         grad = grads[0].float().contiguous()
         weight_grad = None
         if ctx.needs_input_grad[3]:

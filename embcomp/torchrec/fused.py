@@ -14,7 +14,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.ops.tables import FusedOptimizerSettings
-from embcomp.torchrec.encoder import check_features
+from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.engines import Engine, make_engine
 from embcomp.torchrec.trained import optimizer_settings, trained_collections
 

@@ -91,7 +91,7 @@ def _pool_each(
             per_sample_weights=None if weights is None else weights[start:stop].to(table.dtype),
             include_last_offset=True,
         ).float()
-        pooled.append(out if number == 1 else out.view(number, batch, -1).transpose(0, 1).reshape(batch, -1))
+        pooled.append(out if number == 1 else out.view(number, batch, out.shape[1]).transpose(0, 1).flatten(1))
         first, start = first + number, stop
     return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 

@@ -20,8 +20,8 @@ from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.serving.stores import Float32Store, ServedStore
 from embcomp.serving.swap import serving_plan
+from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from embcomp.torchrec.encoder import check_features
 from embcomp.torchrec.fused import FusedTables
 from embcomp.torchrec.layout import Output, make_layout
 from embcomp.torchrec.site import stores_of

@@ -1,0 +1,38 @@
+// What may be wrong with arrays that other functions read (embcomp.ops.checks): one pass over each, nothing is written.
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+// 1 when some id lies outside [0, limit); a negative id is a huge unsigned one.
+int any_outside(const int64_t* ids, size_t n, int64_t limit) {
+  uint64_t bad = 0;
+  for (size_t i = 0; i < n; i++) bad |= (uint64_t)((uint64_t)ids[i] >= (uint64_t)limit);
+  return bad != 0;
+}
+
+// 1 unless 0 <= offsets[0] <= offsets[1] <= ... <= offsets[n - 1] <= end.
+int offsets_astray(const int64_t* offsets, size_t n, int64_t end) {
+  uint64_t bad = (uint64_t)(offsets[0] < 0) | (uint64_t)(offsets[n - 1] > end);
+  for (size_t i = 1; i < n; i++) bad |= (uint64_t)(offsets[i] < offsets[i - 1]);
+  return bad != 0;
+}
+
+// 1 unless the lengths [keys, stride] are not negative and add up, key by key, to the sizes [keys]. None is above its
+// size, so that sums do not overflow.
+int lengths_astray(const int64_t* lengths, size_t keys, size_t stride, const int64_t* sizes) {
+  uint64_t bad = 0;
+  for (size_t k = 0; k < keys; k++) {
+    const uint64_t size = (uint64_t)sizes[k];
+    uint64_t total = 0;
+    for (size_t b = 0; b < stride; b++) {
+      const uint64_t length = (uint64_t)lengths[k * stride + b];
+      bad |= (uint64_t)(length > size);
+      total += length;
+    }
+    bad |= (uint64_t)(total != size);
+  }
+  return bad != 0;
+}
+
+}  // extern "C"

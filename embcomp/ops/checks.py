@@ -1,0 +1,241 @@
+"""What is looked at before C++ reads an array, and before a public call uses an argument: the one place for both.
+
+Arrays reach C++ as addresses, so every call passes them by `int64`, `float32` and the like, which check device, type,
+shape and contiguity. Values that C++ uses as places (ids, rows, offsets, lengths) are checked in one pass each. On a
+GPU and inside compiled or exported graphs nothing here asks for a value, which would synchronise.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embcomp.ops import native
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+MOST_ROWS = 2**32 - 1
+"""The most rows of a table, and look-ups of a call, that compiled functions number."""
+
+
+class Address(ctypes.c_void_p):
+    """An address that keeps the tensor whose it is."""
+
+    tensor: Tensor
+
+
+def pointer(name: str, tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> ctypes.c_void_p:
+    """The address of a tensor for a C function; None gives a null pointer.
+
+    Args:
+        name: the argument's name, for the error.
+        tensor: a contiguous tensor on the CPU. It lives as long as the address.
+        dtype: the type that the C function reads.
+        shape: the shape that the C function reads.
+
+    Raises:
+        RuntimeError: the tensor is on another device, whose addresses say nothing here.
+        ValueError: another dtype or shape, or memory that is not contiguous.
+    """
+    if tensor is None:
+        return ctypes.c_void_p(None)
+    if not tensor.is_cpu:
+        raise RuntimeError(f"{name}: a tensor is on {tensor.device}, others are on cpu: move the module or its inputs")
+    if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
+        got = f"{'' if tensor.is_contiguous() else 'scattered '}{tensor.dtype} {list(tensor.shape)}"
+        raise ValueError(f"{name} must be contiguous {dtype} {list(shape)}, got {got}")
+    address = Address(tensor.data_ptr())
+    address.tensor = tensor
+    return address
+
+
+def int64(name: str, tensor: Tensor | None, *shape: int) -> ctypes.c_void_p:
+    """`pointer` of int64."""
+    return pointer(name, tensor, torch.int64, *shape)
+
+
+def float32(name: str, tensor: Tensor | None, *shape: int) -> ctypes.c_void_p:
+    """`pointer` of float32."""
+    return pointer(name, tensor, torch.float32, *shape)
+
+
+def size(number: int) -> ctypes.c_size_t:
+    """A number as C's size_t.
+
+    Raises:
+        ValueError: a negative number, which C would read as a huge one.
+    """
+    if number < 0:
+        raise ValueError(f"a size must not be negative, got {number}")
+    return ctypes.c_size_t(number)
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether a C function may read them: real memory of this process, and nothing records what is done with it."""
+    if _records():
+        return False
+    return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not _wrapped(t) for t in tensors)
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether what is done with it is recorded (compiled, exported, traced, transformed), not done."""
+    return _records() or type(tensor) is not Tensor or _wrapped(tensor)
+
+
+def _records() -> bool:
+    """Whether operations are recorded now: by torch.compile, torch.export, torch.jit.trace or a mode, as make_fx's."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def versions(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    """How often each tensor has been written to, for `check_unchanged`; None where nobody counts."""
+    return tuple(None if t is None or t.is_inference() else t._version for t in tensors)
+
+
+def check_unchanged(before: tuple[int | None, ...], *tensors: Tensor | None) -> None:
+    """Raises RuntimeError, as torch does, where a tensor of the forward pass has been written to since."""
+    if versions(*tensors) != before:
+        raise RuntimeError(
+            "ids, offsets or weights of a look-up were modified by an inplace operation before its backward pass: "
+            "give the look-up a copy"
+        )
+
+
+# --- arguments of public calls ---
+
+
+def check_tensor(value: Any, name: str) -> None:
+    """Raises TypeError for what is no tensor, ValueError for sparse, nested and quantised ones; `name` in the text."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, torch.fx.Proxy):  # being traced
+            return
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; convert it with torch.as_tensor")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise ValueError(f"{name} must be a dense tensor, got a {kind} one; convert it first")
+    if value.is_quantized:
+        raise ValueError(f"{name} must not be quantised, got {value.dtype}; convert with {name}.dequantize()")
+
+
+def check_same_device(tensor: Tensor, name: str, home: torch.device) -> None:
+    """Raises ValueError where one of the two is on the meta device, which has no values, and the other is not."""
+    if (tensor.device.type == "meta") != (home.type == "meta"):
+        raise ValueError(f"{name}: a tensor is on {tensor.device}, others are on {home}; move one of them")
+
+
+# --- values that are places ---
+
+
+def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
+    """`ids` as int64, after checking that each lies in [0, num_embeddings), or is not negative when that is None.
+
+    On CPU the error names the value. On a GPU and inside torch.compile or torch.export the check is an asynchronous
+    assertion, which costs no synchronisation.
+
+    Raises:
+        TypeError: what is no tensor.
+        ValueError: ids of a floating, complex or boolean dtype; sparse or nested ones.
+        IndexError: an id out of range (a RuntimeError of the device where the assertion is asynchronous).
+    """
+    check_tensor(ids, f"table {table!r}: ids")
+    if ids.dtype not in INTEGERS:
+        raise ValueError(f"table {table!r}: ids must be integers, got {ids.dtype}; convert with ids.long()")
+    ids = ids.long()
+    allowed = "a non-negative id" if num_embeddings is None else f"an id in [0, {num_embeddings})"
+    if ids.device.type == "meta":
+        return ids
+    given = _unwrapped(ids)
+    if not readable(given):
+        inside = ~_outside(given, num_embeddings)
+        torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")  # pyright: ignore
+        return ids
+    if _any_outside(given, num_embeddings):
+        wrong = given[_outside(given, num_embeddings)]
+        raise IndexError(
+            f"table {table!r}: id {int(wrong[0])} is out of range, expected {allowed} "
+            f"({wrong.numel()} of {given.numel()} ids are wrong)"
+        )
+    return ids
+
+
+def check_rows_inside(rows: Tensor, offsets: Tensor, num_rows: int) -> None:
+    """Raises IndexError when one of rows[offsets[0] : offsets[-1]] is no row of the table: C code would not notice."""
+    check_inside(rows[int(offsets[0]) : int(offsets[-1])], num_rows)
+
+
+def check_inside(rows: Tensor, number: int, what: str = "row", of: str = "the table") -> None:
+    """Raises IndexError when one of int64 `rows`, readable, lies outside of [0, number)."""
+    if _any_outside(rows, number):
+        wrong = rows[_outside(rows, number)]
+        raise IndexError(f"{what} {int(wrong[0])} is out of range, {of} has {number} {what}s")
+
+
+def check_offsets(offsets: Tensor, end: int, first: int | None = None, given: Tensor | None = None) -> None:
+    """Raises ValueError unless int64 offsets [n], readable, rise from 0 to at most `end`, and n > 0.
+
+    They may also begin later, where `first` does not say where. The text shows `given`, if anything.
+    """
+    if offsets.dim() != 1 or offsets.numel() == 0:
+        raise ValueError(f"offsets must have one dimension and not be empty, got shape {list(offsets.shape)}")
+    lib = native.library()
+    if lib is None:
+        astray = int(offsets[0]) < 0 or int(offsets[-1]) > end or bool((offsets.diff() < 0).any())
+    else:
+        offsets = offsets.contiguous()
+        address = int64("offsets", offsets, offsets.numel())
+        astray = lib.offsets_astray(address, size(offsets.numel()), ctypes.c_int64(end))
+    if astray or first not in (None, int(offsets[0])):
+        said = _some(offsets if given is None else given)
+        raise ValueError(f"offsets must rise from 0 to at most {end}, the number of ids; got {said}")
+
+
+def assert_offsets(offsets: Tensor, end: int) -> None:
+    """`check_offsets` from 0 as an asynchronous assertion, for tensors that are not readable."""
+    if offsets.is_meta or (not torch.compiler.is_compiling() and _wrapped(offsets)):
+        return
+    fits = (offsets[0] == 0) & (offsets[-1] <= end) & (offsets.diff() >= 0).all()
+    torch._assert_async(fits, "offsets must rise from 0 to at most the number of ids")  # pyright: ignore
+
+
+def lengths_fit(lengths: Tensor, sizes: Tensor) -> bool:
+    """Whether lengths int64 [keys, stride], readable, are not negative and add up to sizes int64 [keys], on CPU."""
+    lib = native.library()
+    if lib is None:
+        each = (lengths >= 0) & (lengths <= sizes.unsqueeze(1))
+        return bool(each.all()) and torch.equal(lengths.sum(1), sizes)
+    lengths, sizes = lengths.contiguous(), sizes.contiguous()
+    keys, stride = lengths.shape
+    given = int64("lengths", lengths, keys, stride), size(keys), size(stride), int64("sizes", sizes, keys)
+    return not lib.lengths_astray(*given)
+
+
+def _some(tensor: Tensor) -> str:
+    """The values, or the first of many."""
+    values = tensor.flatten()[:20].tolist()
+    return f"{values}" if tensor.numel() <= 20 else f"{values[:-1]} and {tensor.numel() - 19} more"
+
+
+def _wrapped(tensor: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """The memory below torch.func's transforms: vmap knows no assertions, and a C function reads no wrapper."""
+    while not torch.compiler.is_compiling() and _wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)  # pyright: ignore
+    return tensor
+
+
+def _outside(ids: Tensor, limit: int | None) -> Tensor:
+    return ids < 0 if limit is None else (ids < 0) | (ids >= limit)
+
+
+def _any_outside(ids: Tensor, limit: int | None) -> bool:
+    lib = native.library()
+    if lib is None:
+        return bool(_outside(ids, limit).any())
+    ids = ids if ids.is_contiguous() else _unwrapped(ids.contiguous())
+    unsigned = 2**63 if limit is None else limit  # the C function compares without a sign
+    return bool(lib.any_outside(int64("ids", ids, *ids.shape), size(ids.numel()), ctypes.c_int64(unsigned)))

@@ -1,0 +1,63 @@
+"""The tests of compiled code on a build with the address and undefined-behavior sanitizers of GCC: `make sanitize`.
+
+Any read or write beside an array, and any undefined arithmetic, then ends the run with a report of the place.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = ["tests/ops", "tests/sdim/test_formula.py", "tests/sdim/test_sdim.py", "tests/torchrec/test_fused.py",
+         "tests/torchrec/test_engines.py", "tests/torchrec/test_collections.py", "tests/graph/test_partition.py",
+         "tests/fuzz/test_collections.py", "tests/fuzz/test_drop_ins.py", "tests/fuzz/test_sdim.py",
+         "tests/fuzz/test_ops.py"]  # fmt: skip
+_FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+
+
+def environment() -> dict[str, str]:
+    """What a process needs to load the sanitized build.
+
+    Raises:
+        RuntimeError: no compiler here, or one without the library of the address sanitizer.
+    """
+    compiler = os.environ.get("CXX") or next((name for name in ("c++", "g++") if shutil.which(name)), None)
+    if compiler is None:
+        raise RuntimeError("needs a C++ compiler (Debian: apt-get install g++)")
+    asked = [*shlex.split(compiler), "-print-file-name=libasan.so"]
+    library = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(library):
+        raise RuntimeError(f"needs libasan, which {compiler} lacks (Debian: it comes with g++)")
+    return {
+        **os.environ,
+        "CXX": f"{compiler} {_FLAGS}",
+        "LD_PRELOAD": library,
+        # torch and Python keep what they have until they end; pytest ends large allocations by asking for them.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",  # so that arrays do not share blocks
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments on the sanitized build."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**environment(), **variables}, capture_output=True, text=True)
+
+
+def main() -> int:
+    """All tests of compiled code; or those that the command line names."""
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(sys.argv[1:] or TESTS)]
+        return subprocess.run(command, cwd=ROOT, env=environment()).returncode
+    except RuntimeError as error:
+        print(f"not run: {error}")
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
