@@ -86,6 +86,8 @@ def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = 
 
     They are written into `out`, where it is given: int64 [K, N], contiguous.
     """
+    if out is not None and (out.shape != (keys.numel(), ids.numel()) or not out.is_contiguous()):
+        raise ValueError(f"out must be contiguous {[keys.numel(), ids.numel()]}, got {list(out.shape)}")
     lib = native.library() if readable(ids, keys, *([] if out is None else [out])) else None
     if lib is None:
         found = hash_rows_reference(ids, keys, rows).t()
