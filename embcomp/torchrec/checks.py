@@ -66,6 +66,7 @@ def _check_types(features: KeyedJaggedTensor, weighted: bool) -> None:
         if tensor is None and name != "values":
             continue
         check_tensor(tensor, f"the batch: {name}")
+        assert tensor is not None
         if tensor.dim() != 1:
             raise ValueError(f"the batch: {name} must have one dimension, got shape {list(tensor.shape)}")
         check_same_device(tensor, f"the batch: {name}", features.values().device)
