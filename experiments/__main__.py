@@ -17,6 +17,12 @@ from experiments.errors import InputError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
 
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", help="A module, or a file mine.py, with own methods, models, readers, loggers; repeatable."
+    ),
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in each job.")]
 
 
@@ -35,14 +41,25 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of checkpoints and TensorBoard scalars.")] = Path("out"),
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 30.0,
     dry_run: Annotated[bool, typer.Option(help="Say what would run.")] = False,
+    log: Annotated[
+        list[str] | None, typer.Option(help="tensorboard (the default), mlflow, wandb or one of your own; repeatable.")
+    ] = None,
+    imports: Imports = None,
 ) -> None:
     """Train experiments; runs whose result is current are skipped, a killed run goes on where it stood.
 
     Under `torchrun --nproc-per-node N -m experiments run ...` N processes train each run together.
     """
-    from experiments import distributed
+    from experiments import distributed, plugins
     from experiments.load import find, load
+    from experiments.loggers import LOGGERS
+    from experiments.options import hint
 
+    plugins.load(imports or ())
+    loggers = tuple(log or ["tensorboard"])
+    for name in loggers:
+        if name not in LOGGERS:
+            raise InputError(f"--log {name}: unknown logger{hint(name, LOGGERS)}")
     chosen = _seeds(seeds)
     experiments = [load(path) for path in find(paths)]
     runs = [run for experiment in experiments for run in experiment.runs()]
@@ -68,7 +85,7 @@ def run(
             console.print(f"{each.experiment}/{each.name}", highlight=False)
         return
     preflight(pending)
-    settings = Settings(folder, out, device, threads, checkpoint_seconds)
+    settings = Settings(folder, out, device, threads, checkpoint_seconds, loggers, tuple(imports or ()))
     if force and distributed.rank() == 0:
         for each in pending:
             forget(each, settings)
@@ -109,6 +126,26 @@ def report(
 
 
 @app.command()
+def results(
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments, by default all.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="FILE.csv or FILE.parquet; repeatable.")] = None,
+) -> None:
+    """All results as one table, a row for each run: as CSV on the terminal, or written as CSV and parquet."""
+    from experiments.flat import save, table
+    from experiments.results import RESULTS
+
+    frame = table(results or RESULTS, names)
+    if not out:
+        typer.echo(frame.write_csv(), nl=False)
+    for path in out or ():
+        save(frame, path)
+        console.print(f"wrote {path}: {len(frame)} runs, {frame.width} columns", highlight=False)
+
+
+@app.command()
 def export(
     paths: Annotated[list[Path], typer.Argument(help="TOML files, folders of them, or names in experiments/configs.")],
     seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
@@ -120,13 +157,16 @@ def export(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints of the runs.")] = Path("out"),
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
+    imports: Imports = None,
 ) -> None:
     """Export the best weights of runs in several dtypes and judge what is served; unfinished runs are trained first."""
+    from experiments import plugins
     from experiments.export import export_all, write_markdown
     from experiments.load import find, load
     from experiments.results import RESULTS
     from experiments.runner import Settings
 
+    plugins.load(imports or ())
     chosen, folder = _seeds(seeds), results or RESULTS
     runs = [run for path in find(paths) for run in load(path).runs()]
     runs = [run for run in runs if (chosen is None or run.seed in chosen) and _matches(run.name, filter)]

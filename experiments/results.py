@@ -15,7 +15,8 @@ from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.files import write_json
 from experiments.machine import hardware, versions
-from experiments.state import data_config, data_key
+from experiments.plugins import code_key
+from experiments.state import data_config, data_key, reader
 from experiments.task import Task
 from experiments.train import Outcome
 
@@ -26,14 +27,18 @@ FORMAT = 1  # raise it when results of the same configuration change: all files 
 def key(run: RunConfig) -> str:
     """Checksum of what a result depends on: the configuration, and the version of embcomp but for its last part.
 
-    Of own data it holds the content of the files and of the schema, not where they lie. What is in the files of a
+    Of own data it holds the content of the files and of the schema, not where they lie; of own models, methods and
+    readers the files that define them. What is in the files of a
     published data set is said beside it, see `is_of`.
 
     Raises:
         InputError: own data that are not there.
     """
     release = embcomp.__version__.rsplit(".", 1)[0]
-    text = json.dumps([FORMAT, release, {**run.to_dict(), "data": data_config(run)}], sort_keys=True)
+    values = {**run.to_dict(), "data": data_config(run)}
+    if code := code_key(run, reader(run)):
+        values["code"] = code
+    text = json.dumps([FORMAT, release, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

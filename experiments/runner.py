@@ -19,7 +19,16 @@ from queue import Empty
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from experiments import distributed
 from experiments.config import RunConfig
@@ -38,6 +47,8 @@ class Settings:
         results: folder of result files.
         work: folder of checkpoints and TensorBoard scalars.
         threads: of torch, in each job.
+        loggers: names in `experiments.loggers.LOGGERS`.
+        imports: modules of one's own, which each job imports; see `experiments.plugins`.
     """
 
     results: Path
@@ -45,6 +56,8 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     checkpoint_seconds: float = 30.0
+    loggers: tuple[str, ...] = ("tensorboard",)
+    imports: tuple[str, ...] = ()
 
 
 @dataclass
@@ -62,6 +75,7 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
     import torch
 
     from experiments import results
+    from experiments.loggers import LOGGERS, Start
     from experiments.task import prepare
     from experiments.train import Trainer
 
@@ -83,7 +97,9 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
                 key=results.checkpoint_key(run),
                 device=device,
                 report=report,
-                tensorboard=settings.work / "tensorboard" / run.experiment / run.name,
+                loggers=lambda step: [
+                    LOGGERS[name](Start(run, folder, settings.work, step)) for name in settings.loggers
+                ],
                 checkpoint_seconds=settings.checkpoint_seconds,
             )
             outcome = trainer.fit()
@@ -131,14 +147,15 @@ def run_all(runs: Sequence[RunConfig], settings: Settings, console: Console, job
         MofNCompleteColumn(),
         TextColumn("{task.fields[text]}"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
         whole = bars.add_task("runs", total=len(runs), text="", visible=len(runs) > 1)
         for run, (status, text) in (_one_by_one if jobs == 1 else _side_by_side)(runs, settings, jobs, bars):
             getattr(summary, status).append(run.name)
-            mark = {"done": "[green]done[/]", "infeasible": "[yellow]cannot[/]"}.get(status, "[red]failed[/]")
-            bars.console.print(f"{mark} {run.experiment}/{run.name}", end="  ", highlight=False)
-            bars.console.print(text, markup=False, highlight=False)
+            mark = {"done": ("done", "green"), "infeasible": ("cannot", "yellow")}.get(status, ("failed", "red"))
+            # One piece: the bars are drawn again after each, over whatever does not end its line.
+            bars.console.print(Text.assemble(mark, f" {run.experiment}/{run.name}  {text}"), highlight=False)
             bars.advance(whole)
     return summary
 
@@ -157,7 +174,9 @@ def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars
     context = start_context()
     messages = context.Queue()
     open_bars: dict[str, _Bar] = {}
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(messages,))
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_worker, initargs=(messages, settings.imports)
+    )
     try:
         waiting: dict[Future[tuple[str, str]], RunConfig] = {
             pool.submit(_execute_in_worker, run, settings): run for run in runs
@@ -192,8 +211,11 @@ def _drain(messages: Any, open_bars: dict[str, _Bar], bars: Progress) -> None:
 _messages: list[Any] = []
 
 
-def _start_worker(messages: Any) -> None:
+def _start_worker(messages: Any, imports: Sequence[str]) -> None:
+    from experiments import plugins
+
     _messages[:] = [messages]
+    plugins.load(imports)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
 
 

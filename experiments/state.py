@@ -56,6 +56,11 @@ def data_key(run: RunConfig) -> str | None:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
+def reader(run: RunConfig) -> Any:
+    """What reads the run's data set."""
+    return _datasets(run)[run.data.name].read
+
+
 def _datasets(run: RunConfig) -> Mapping[str, Dataset]:
     if run.behavior is not None:
         return SEQUENCES

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from experiments import distributed
 from experiments.checkpoint import Best, Last, Progress
 from experiments.config import TrainingConfig
 from experiments.errors import Diverged, InputError
+from experiments.loggers import Logger
 from experiments.machine import PeakMemory
 from experiments.optim import decay_lr, make_optimizers
 from experiments.task import Task
@@ -48,7 +48,7 @@ class Trainer:
     Args:
         folder: of the checkpoints.
         key: of the configuration; checkpoints of another one are left aside.
-        tensorboard: folder of TensorBoard scalars; None for none.
+        loggers: the step where the training goes on -> the loggers that are told of it, in the first process.
         checkpoint_seconds: time between checkpoints inside an epoch; each validation ends with one anyway.
     """
 
@@ -60,7 +60,7 @@ class Trainer:
         key: str,
         device: torch.device,
         report: Report,
-        tensorboard: Path | None = None,
+        loggers: Callable[[int], Sequence[Logger]] = lambda step: (),
         checkpoint_seconds: float = 30.0,
     ) -> None:
         self.task, self.device, self.report = task, device, report
@@ -77,8 +77,7 @@ class Trainer:
         self.steps = task.steps
         self.next_save = self.started + checkpoint_seconds
         done = self.progress.epoch * self.steps + self.progress.batch
-        writes = tensorboard is not None and distributed.rank() == 0
-        self.writer = SummaryWriter(str(tensorboard), purge_step=done) if writes else None
+        self.loggers = list(loggers(done)) if distributed.rank() == 0 else []
 
     def fit(self) -> Outcome:
         """Train to the end, then test the best epoch.
@@ -86,6 +85,7 @@ class Trainer:
         Raises:
             Diverged: loss or logits are not finite.
         """
+        metrics: dict[str, float] | None = None
         try:
             while not self.progress.finished:
                 self._epoch()
@@ -93,8 +93,8 @@ class Trainer:
             self.best.load(self.model)
             metrics = self._evaluate("valid") | self._evaluate("test")
         finally:
-            if self.writer:
-                self.writer.close()
+            for logger in self.loggers:
+                logger.close(metrics)
         self._clock()
         return Outcome(metrics, self.nbytes, self.training_nbytes, self.progress)
 
@@ -139,9 +139,8 @@ class Trainer:
         metrics = self._evaluate("valid") if validated else {}
         loss = progress.loss_sum / self.steps
         progress.history.append({"train/loss": loss, **metrics})
-        if self.writer:
-            for name, value in progress.history[-1].items():
-                self.writer.add_scalar(name, value, (progress.epoch + 1) * self.steps)
+        for logger in self.loggers:
+            logger.log((progress.epoch + 1) * self.steps, progress.history[-1])
         progress.stale += 1
         if validated:
             self._judge(metrics)
@@ -175,8 +174,8 @@ class Trainer:
         progress = self.progress
         done = progress.epoch * self.steps + progress.batch
         loss = progress.loss_sum / max(progress.batch, 1)
-        if self.writer:
-            self.writer.add_scalar("train/running_loss", loss, done)
+        for logger in self.loggers:
+            logger.log(done, {"train/running_loss": loss})
         best = "" if progress.best is None else f"  {self.config.monitor} {progress.best:.4f}"
         text = f"epoch {progress.epoch + 1}/{self.config.epochs}  loss {loss:.4f}{best}"
         self.report(done, self.config.epochs * self.steps, text)

@@ -1,12 +1,14 @@
 """The command line: exit codes, what is written, what is not."""
 
+import io
 import json
+import re
 
 import pytest
 from rich.console import Console
 
 import experiments.__main__ as cli
-from experiments import bench
+from experiments import bench, runner
 from experiments.bench import BenchRow
 
 
@@ -55,6 +57,17 @@ def test_two_jobs_write_what_one_does(call, toml, small, tmp_path):
         one, two = (json.loads((tmp_path / name / "small" / file.name).read_text()) for name in ("one", "two"))
         assert one["metrics"] == two["metrics"]
     assert len(list((tmp_path / "two" / "small" / "infeasible").iterdir())) == 1
+
+
+def test_the_name_of_a_finished_run_stays_in_a_terminal(make_run, tmp_path, monkeypatch):
+    """The bars are drawn again after each line, over whatever was not ended."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(runner, "execute", lambda run, settings, report: report(1, 2, "x") or ("done", "auc 0.5"))
+    console = Console(file=terminal, force_terminal=True, width=120, color_system=None)
+    runs = [make_run(), make_run()]
+    runner.run_all(runs, runner.Settings(tmp_path, tmp_path), console)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
+    assert lines.count("done small/synthetic-Full-seed0  auc 0.5") == 2
 
 
 def test_a_budget_that_no_run_can_keep_is_exit_code_2(call, toml, small, tmp_path):

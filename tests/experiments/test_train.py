@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments import clicks
 from experiments.errors import Diverged
+from experiments.loggers import Start, TensorBoard
 from experiments.task import prepare
 from experiments.train import Trainer
 
@@ -15,13 +16,14 @@ from experiments.train import Trainer
 @pytest.fixture
 def trainer(make_run, tmp_path):
     def make(**sections):
+        task = prepare(make_run(**sections))
         return Trainer(
-            prepare(make_run(**sections)),
+            task,
             folder=tmp_path / "run",
             key="key",
             device=torch.device("cpu"),
             report=lambda done, total, text: None,
-            tensorboard=tmp_path / "tensorboard",
+            loggers=lambda step: [TensorBoard(Start(task.run, tmp_path, tmp_path, step))],
         )
 
     return make
@@ -91,7 +93,7 @@ def test_the_learning_rate_falls_with_each_epoch_without_a_best(trainer, scripte
 
 def test_scalars_of_every_epoch_are_in_tensorboard(trainer, tmp_path):
     outcome = trainer().fit()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = EventAccumulator(str(next((tmp_path / "tensorboard").glob("*/*")))).Reload()
     shown = [event.value for event in events.Scalars("valid/auc")]
     assert shown == pytest.approx([epoch["valid/auc"] for epoch in outcome.progress.history], rel=1e-6)
 

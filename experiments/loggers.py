@@ -1,0 +1,145 @@
+"""Where the numbers of a training go while it runs: TensorBoard, MLflow, Weights & Biases, or a class of one's own.
+
+A logger is made for each run by what stands in `LOGGERS` under its name; `python -m experiments run --log NAME`
+chooses. Its packages are imported where it is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.config import RunConfig
+from experiments.errors import InputError
+
+
+class Logger(Protocol):
+    """What a logger does; errors that it raises end the run."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Note numbers after so many steps, by name."""
+        ...
+
+    def close(self, metrics: Mapping[str, float] | None) -> None:
+        """End: with the metrics of the best epoch, or None where the training broke off and may go on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a logger is made from.
+
+    Attributes:
+        run: its configuration.
+        folder: of the run's checkpoints, where a logger may keep a note.
+        work: folder of all that trainings leave.
+        step: where the training goes on; 0 for a new one.
+    """
+
+    run: RunConfig
+    folder: Path
+    work: Path
+    step: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.experiment}/{self.run.name}"
+
+
+class TensorBoard:
+    """Scalars in `<work>/tensorboard/<experiment>/<run>`."""
+
+    def __init__(self, start: Start) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(start.work / "tensorboard" / start.name), purge_step=start.step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self, metrics: Mapping[str, float] | None) -> None:
+        self.writer.close()
+
+
+class MLflow:
+    """A run of the MLflow experiment of the same name, at MLFLOW_TRACKING_URI; a resumed run goes on in its own."""
+
+    def __init__(self, start: Start) -> None:
+        self.mlflow = _imported("mlflow", "mlflow")
+        self.client = self.mlflow.MlflowClient()
+        note = start.folder / "mlflow-run"
+        if start.step and note.is_file():
+            self.id = note.read_text().strip()
+            return
+        found = self.client.get_experiment_by_name(start.run.experiment)
+        place = self.client.create_experiment(start.run.experiment) if found is None else found.experiment_id
+        self.id = self.client.create_run(place, run_name=start.run.name).info.run_id
+        note.write_text(self.id)
+        for name, value in _flat(start.run.to_dict()).items():
+            self.client.log_param(self.id, name, str(value)[:500])
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.client.log_metric(self.id, _plain(name), value, step=step)
+
+    def close(self, metrics: Mapping[str, float] | None) -> None:
+        for name, value in (metrics or {}).items():
+            self.client.log_metric(self.id, _plain(name), value)
+        self.client.set_terminated(self.id, "KILLED" if metrics is None else "FINISHED")
+
+
+class WandB:
+    """A run of Weights & Biases in the project WANDB_PROJECT (by default embcomp), grouped by experiment."""
+
+    def __init__(self, start: Start) -> None:
+        wandb = _imported("wandb", "wandb")
+        note = start.folder / "wandb-run"
+        known = note.read_text().strip() if start.step and note.is_file() else None
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "embcomp"),
+            group=start.run.experiment,
+            name=start.run.name,
+            config=start.run.to_dict(),
+            dir=str(start.work),
+            id=known,
+            resume="must" if known else None,
+        )
+        note.write_text(self.run.id)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self, metrics: Mapping[str, float] | None) -> None:
+        self.run.summary.update(dict(metrics or {}))
+        self.run.finish(exit_code=int(metrics is None))
+
+
+LOGGERS: dict[str, Callable[[Start], Logger]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+
+
+def _imported(module: str, package: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"--log {module}: {error}: pip install {package}") from None
+
+
+def _plain(name: str) -> str:
+    """A metric's name as MLflow takes it, which refuses the @ of recall@20."""
+    return name.replace("@", "_at_")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
