@@ -1,5 +1,6 @@
 """Warm starts: compressed rows that stay as close as they can to trained vectors, by one fit that names no part."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: 
     Raises:
         ValueError: the fit of a table is worse than zeros would be; nothing is said to be warm that is not.
     """
+    trained = [_started(table) for table in trained]
     groups: list[tuple[set[str], list[Trained]]] = []
     for table in trained:  # tables that have a store in common, directly or through others, are fitted together
         names, members, apart = {chunk.store for chunk in table.plan.chunks}, [table], []
@@ -71,6 +73,15 @@ def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: 
         groups = [*apart, (names, members)]
     for _, group in groups:
         _fit(group, stores, steps)
+
+
+def _started(table: Trained) -> Trained:
+    """The table after its combiner was fitted to the vectors, as far as it can be before the rows are."""
+    left = table.plan.combiner.start_(table.vectors, table.counts)
+    if left is None:
+        return table
+    combiner, vectors = left
+    return _started(Trained(dataclasses.replace(table.plan, combiner=combiner), vectors, table.counts))
 
 
 def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> None:

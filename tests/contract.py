@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import embcomp
-from embcomp.methods import Full, GraphHash, QuotientRemainder, Table
+from embcomp.methods import Full, GraphHash, LowRank, QuotientRemainder, Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from experiments.examples import Example
 from tests.drop_ins import D, N, assert_all_close, bag, embedding, gradients, is_coded, randomize, singles
@@ -392,7 +392,7 @@ TABLES = st.lists(st.tuples(st.integers(1, 3000), st.sampled_from([8, 16])), min
 def budgets_are_filled_and_never_exceeded(example: Example) -> None:
     """Served bytes of the built model, not of the plan. A gap of one row for each table is allowed: rows are whole.
 
-    `Full` has one size. `QuotientRemainder` has no size below its smallest pair and none above its largest; between
+    `Full` has one size, `LowRank` one for each rank. `QuotientRemainder` has no size below its smallest pair and none above its largest; between
     them one more remainder row may need fewer quotient rows. `GraphHash` and those of its kind have the size of the
     clusters that they are given (tests/methods/test_graphhash.py fills budgets from edges).
     """
@@ -427,7 +427,7 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
         assert stored <= built(int(budget * more))
         sized = getattr(method, "of", method)  # what a wrapper is around
         one_size = isinstance(sized, GraphHash) and getattr(sized, "rows", None) is None
-        if not one_size and not isinstance(sized, Full | QuotientRemainder):
+        if not one_size and not isinstance(sized, Full | QuotientRemainder | LowRank):
             row = sum(16 * 4 + 16 for _ in tables)  # the widest row, and the place of an owned id
             assert budget - stored <= max(0.02 * budget, row)
 

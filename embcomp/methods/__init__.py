@@ -6,6 +6,7 @@ from embcomp.methods.full import Full
 from embcomp.methods.graphhash import DoubleGraphHash, GraphHash
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
 from embcomp.methods.low_bit import LowBit
+from embcomp.methods.low_rank import LowRank
 from embcomp.methods.lsh import LSHash
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.semantic_ids import SemanticIds
@@ -23,6 +24,7 @@ __all__ = [
     "HashingTrick",
     "LSHash",
     "LowBit",
+    "LowRank",
     "Method",
     "MultiHash",
     "QuotientRemainder",

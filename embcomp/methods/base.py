@@ -219,6 +219,19 @@ class Combiner(nn.Module, abc.ABC):
     def dim(self, dims: Sequence[int]) -> int:
         """The width of the result for chunks of these widths."""
 
+    def start_(self, vectors: Tensor, counts: Tensor) -> tuple["Combiner", Tensor] | None:
+        """Fits what the combiner learns to trained vectors, before a warm start fits the rows.
+
+        Args:
+            vectors: [num_embeddings, embedding_dim].
+            counts: how much each id counts, [num_embeddings].
+
+        Returns:
+            The combiner that is left once these parameters are fixed, and the vectors that it is to give; None where
+            nothing was fitted, and the warm start goes on from the parameters as they are.
+        """
+        return None
+
 
 class Concat(Combiner):
     """Chunks side by side; with one chunk, that chunk."""
@@ -388,6 +401,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)  # NumPy's too
     return value
+
+
+def config_around(config: dict[str, Any], inner: TablePlan, table: Table) -> dict[str, Any]:
+    """The configuration that a table's state remembers: of a wrapper, with what was resolved for the method inside."""
+    sizes = ("num_embeddings", "embedding_dim")
+    inside = {name: value for name, value in inner.encoder.config.items() if name not in sizes}
+    return {**config, "of": inside, **{name: getattr(table, name) for name in sizes}}
 
 
 def per_table(value: Any, table: Table, field: str) -> Any:

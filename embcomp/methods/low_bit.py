@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from embcomp.codecs.grid import Grid
-from embcomp.methods.base import METHODS, Budget, Method, Plan, Store, Table, Tables
+from embcomp.methods.base import METHODS, Budget, Method, Plan, Store, Table, Tables, config_around
 from embcomp.methods.budget import largest_around
 from embcomp.methods.full import Full
 from embcomp.methods.request import request
@@ -66,9 +66,7 @@ class LowBit(Method):
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         plan = self.of.plan(tables, group)
         for table in plan.tables:
-            inner = dict(table.encoder.config)
-            sizes = {name: inner.pop(name) for name in ("num_embeddings", "embedding_dim")}
-            table.encoder.config = {**self.config(), "of": inner, **sizes}
+            table.encoder.config = config_around(self.config(), table, table.table)
         return Plan({name: self._coded(name, store) for name, store in plan.stores.items()}, plan.tables)
 
     def _coded(self, name: str, store: Store) -> Store:

@@ -78,6 +78,7 @@ class CompressedTable(nn.Module):
         self.stores = nn.ModuleList([stores[name] for name in names])
         self.reads = tuple(names.index(chunk.store) for chunk in table.chunks)
         home = self._store(0).device
+        move_combiner(self.combiner, home, self._store(0).dtype)
         if home.type != "meta":  # maps and keys stay real: only rows wait for their memory
             self.encoder.to(home)
 
@@ -88,6 +89,7 @@ class CompressedTable(nn.Module):
         """
         self.padding_vector = None
         self.encoder.reset_buffers()
+        reset_combiner(self.combiner)
         for store in self.stores:
             store.reset_parameters()  # pyright: ignore[reportCallIssue]
 
@@ -177,6 +179,21 @@ class CompressedTable(nn.Module):
         if self.padding_idx is not None:
             parts.append(f"padding_idx={self.padding_idx}")
         return ", ".join(parts)
+
+
+def move_combiner(combiner: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Takes what a combiner learns to the rows; out of `torch.device("meta")` it is drawn anew."""
+    if device.type != "meta" and any(parameter.is_meta for parameter in combiner.parameters()):
+        combiner.to_empty(device=device)
+        reset_combiner(combiner)
+    combiner.to(device, dtype)
+
+
+def reset_combiner(combiner: nn.Module) -> None:
+    """Draws what a combiner learns anew."""
+    for part in combiner.modules():
+        if callable(getattr(part, "reset_parameters", None)):
+            part.reset_parameters()  # pyright: ignore[reportCallIssue]
 
 
 def make_stores(

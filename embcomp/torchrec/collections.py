@@ -9,6 +9,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.methods.base import Method
+from embcomp.nn.table import move_combiner
 from embcomp.torchrec.assemble import AssembleBags, AssembleSequences
 from embcomp.torchrec.branch import Branch
 from embcomp.torchrec.checks import check_meta
@@ -90,6 +91,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self._is_weighted = is_weighted
         self.branches = _branches(layout, is_weighted, None if device is None else torch.device(device))
         self.assemble = AssembleBags(layout.outputs, is_weighted)
+        move_combiner(self.assemble.combiners, self.device, torch.float32)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Pooled embeddings: KeyedJaggedTensor of ids -> KeyedTensor [B, sum of widths].
@@ -148,6 +150,7 @@ class CompressedEmbeddingCollection(nn.Module):
         self._tables = list(tables)
         self.branches = _branches(layout, False, None if device is None else torch.device(device))
         self.assemble = AssembleSequences(layout.outputs, need_indices)
+        move_combiner(self.assemble.combiners, self.device, torch.float32)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Embeddings id by id: for each key a JaggedTensor [N, width]. Raises as the bag collection does."""

@@ -1,0 +1,116 @@
+"""Narrow rows and a learned linear map: low-rank factorisation of a table."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.methods.base import Budget, Combiner, Method, Plan, Table, TablePlan, Tables, config_around
+from embcomp.methods.budget import too_small
+from embcomp.methods.full import Full
+from embcomp.methods.request import request
+
+_BLOCK = 1 << 16  # vectors at a time
+
+
+class Projection(Combiner):
+    """What another combiner makes of the chunks, [..., rank], times a learned matrix.
+
+    Attributes:
+        matrix: [rank, embedding_dim].
+    """
+
+    def __init__(self, inner: Combiner, rank: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.linear = inner.linear  # pyright: ignore[reportAttributeAccessIssue]
+        self.neutral = inner.neutral  # pyright: ignore[reportAttributeAccessIssue]
+        self.matrix = nn.Parameter(torch.empty(rank, embedding_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the matrix so that vectors have the deviation of the narrow rows."""
+        nn.init.normal_(self.matrix, std=self.matrix.shape[0] ** -0.5)
+
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
+        return self.inner(chunks) @ self.matrix
+
+    def dim(self, dims: Sequence[int]) -> int:
+        return self.matrix.shape[1]
+
+    @torch.no_grad()
+    def start_(self, vectors: Tensor, counts: Tensor) -> tuple[Combiner, Tensor]:
+        """Takes the directions in which the vectors vary most: the truncated singular value decomposition."""
+        gram = torch.zeros(2 * vectors.shape[1:], dtype=torch.float64, device=vectors.device)
+        for rows, weigh in zip(vectors.split(_BLOCK), counts.split(_BLOCK), strict=True):
+            gram += rows.double().t() @ (rows.double() * weigh.double().unsqueeze(1))
+        directions = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, : len(self.matrix)]
+        self.matrix.copy_(directions.t())
+        return self.inner, torch.cat([rows @ self.matrix.t().to(rows) for rows in vectors.split(_BLOCK)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRank(Method):
+    """Rows of `rank` values, and for each table a learned matrix [rank, embedding_dim] that makes vectors of them.
+
+    e(id) = z(id) P, with z from another method (Ginart et al. 2021, arXiv 1909.11810, section 3, with one width for
+    all ids). `init="warm"` starts at the truncated singular value decomposition of the trained table, which no other
+    table of this rank comes closer to. `LowBit(of=LowRank(rank=...))` has few bits for each of few values.
+
+    Args:
+        rank: values of a row; at most the embedding_dim.
+        of: the method that gives the narrow rows.
+
+    Raises:
+        ValueError: a rank below 1, or above the width of a table.
+
+    Example:
+        >>> import torch, embcomp
+        >>> emb = embcomp.nn.CompressedEmbedding(1000, 32, embcomp.LowRank(rank=4))
+        >>> emb(torch.tensor([3, 7])).shape, embcomp.nbytes(emb) == 4 * (1000 * 4 + 4 * 32)
+        (torch.Size([2, 32]), True)
+    """
+
+    rank: int
+    of: Method = field(default_factory=Full)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"LowRank: rank must be an integer of at least 1, got {self.rank!r}")
+        if not isinstance(self.of, Method):
+            raise TypeError(f"LowRank: of must be a method's configuration, such as embcomp.Full(), got {self.of!r}")
+
+    @property
+    def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the method inside."""
+        return self.of.shares_store
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        for table in tables:
+            if self.rank > table.embedding_dim:
+                raise ValueError(
+                    f"table {table.name!r}: rank {self.rank} is above its embedding_dim {table.embedding_dim}; choose "
+                    "a lower rank, or leave the table out"
+                )
+        inner = self.of.plan([dataclasses.replace(table, embedding_dim=self.rank) for table in tables], group)
+        plans = []
+        for table, part in zip(tables, inner.tables, strict=True):
+            part.encoder.config = config_around(self.config(), part, table)
+            width = inner.embedding_dim(part)
+            combiner = Projection(part.combiner, width, table.embedding_dim)
+            plans.append(TablePlan(table, part.encoder, part.chunks, combiner))
+        return Plan(inner.stores, plans)
+
+    @classmethod
+    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+        """As `Method.for_budget`: the largest rank that fits."""
+        tables, nbytes = request(tables, nbytes)
+        fixed.pop("rank", None)
+        sizes = {rank: cls(rank=rank, **fixed) for rank in range(1, min(table.embedding_dim for table in tables) + 1)}
+        fitting = [method for method in sizes.values() if method.plan(tables).served_nbytes() <= nbytes]
+        if not fitting:
+            raise too_small(cls, tables, nbytes, sizes[1].plan(tables).served_nbytes())
+        return fitting[-1]

@@ -1,0 +1,88 @@
+"""Low rank: vectors by hand, the SVD as the best start, with few bits around it."""
+
+import pytest
+import torch
+from torch import nn
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+
+import embcomp
+from embcomp import HashingTrick, LowBit, LowRank, Table
+from embcomp.nn import CompressedEmbedding
+from embcomp.torchrec import CompressedEmbeddingBagCollection
+
+
+def test_vectors_are_narrow_rows_times_the_matrix() -> None:
+    module = CompressedEmbedding(30, 12, LowRank(rank=5, of=HashingTrick(rows=7)))
+    rows = module.stores[0].weight[module.encoder(torch.arange(30))[0].rows.squeeze(-1)]
+    torch.testing.assert_close(module.materialize(), rows @ module.combiner.matrix)
+    assert module.stores[0].weight.shape == (7, 5)
+
+
+def test_fresh_vectors_have_the_deviation_of_the_table_replaced() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.Embedding(3000, 32)})
+    nn.init.normal_(model["a"].weight, std=0.02)
+    embcomp.compress_(model, {"a": LowRank(rank=8)})
+    assert abs(float(model["a"].materialize().detach().std()) / 0.02 - 1) < 0.15
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_warm_start_is_the_truncated_svd(weighted: bool) -> None:
+    torch.manual_seed(1)
+    trained = torch.randn(200, 6) @ torch.randn(6, 16) + 0.1 * torch.randn(200, 16)
+    model = nn.ModuleDict({"a": nn.Embedding.from_pretrained(trained.clone(), freeze=False)})
+    counts = torch.rand(200) + 0.1
+    embcomp.compress_(model, {"a": LowRank(rank=3)}, init="warm", counts={"a": counts} if weighted else None)
+    root = counts.sqrt().unsqueeze(1) if weighted else torch.ones(200, 1)
+    u, s, v = torch.linalg.svd(root * trained, full_matrices=False)
+    best = ((u[:, :3] * s[:3]) @ v[:3] / root) if not weighted else trained @ v[:3].t() @ v[:3]
+    torch.testing.assert_close(model["a"].materialize().detach(), best, atol=2e-4, rtol=1e-3)
+
+
+def test_shared_rows_are_fitted_behind_the_matrix() -> None:
+    torch.manual_seed(2)
+    trained = torch.randn(60, 3) @ torch.randn(3, 8)
+    trained = trained[torch.arange(60) % 5]
+    model = nn.ModuleDict({"a": nn.Embedding.from_pretrained(trained, freeze=False)})
+    embcomp.compress_(model, {"a": LowRank(rank=3, of=embcomp.DoubleHash(rows=60))}, init="warm")
+    lost = (model["a"].materialize() - trained).square().sum() / trained.square().sum()
+    assert float(lost.detach()) < 0.25
+
+
+def test_few_bits_for_few_values() -> None:
+    torch.manual_seed(3)
+    trained = torch.randn(500, 4) @ torch.randn(4, 32)
+    model = nn.ModuleDict({"a": nn.Embedding.from_pretrained(trained.clone(), freeze=False)})
+    report = embcomp.compress_(model, {"a": LowBit(bits=4, of=LowRank(rank=4))}, init="warm")
+    assert report.served_nbytes == embcomp.served_nbytes(model) == 500 * 2 + 4 + 4 * 4 * 32
+    lost = (model["a"].materialize() - trained).square().sum() / trained.square().sum()
+    assert float(lost.detach()) < 0.03  # 4 bits of a normal distribution lose .0115, a little more of unequal columns
+
+
+def test_the_matrix_is_a_parameter_of_a_collection_and_bags_are_pooled() -> None:
+    tables = [EmbeddingBagConfig(name="a", num_embeddings=40, embedding_dim=8, feature_names=["x"])]
+    collection = CompressedEmbeddingBagCollection(tables, {"*": LowRank(rank=4)})
+    assert embcomp.nbytes(collection) == 4 * (40 * 4 + 4 * 8)
+    assert sum(p.numel() for p in collection.parameters()) == 40 * 4 + 4 * 8
+    batch = KeyedJaggedTensor.from_lengths_sync(["x"], torch.tensor([1, 2, 3]), torch.tensor([2, 1]))
+    out = collection(batch).values()
+    state = collection.state_dict()
+    (rows,) = [v for k, v in state.items() if k.endswith("a.weight")]
+    (matrix,) = [v for k, v in state.items() if k.endswith("matrix")]
+    torch.testing.assert_close(out, torch.stack([rows[[1, 2]].sum(0), rows[3]]) @ matrix)
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in collection.parameters())
+
+
+def test_budgets_and_bad_settings() -> None:
+    tables = [Table("a", 1000, 16), Table("b", 50, 8)]
+    method = LowRank.for_budget(tables, 20_000)
+    assert method.rank == 4
+    assert method.plan(tables).nbytes() == 4 * (1050 * 4 + 4 * 24)
+    with pytest.raises(ValueError, match=r"LowRank: a budget of 100 bytes is too small.* 4296 bytes"):
+        LowRank.for_budget(tables, 100)
+    with pytest.raises(ValueError, match=r"table 'b': rank 12 is above its embedding_dim 8"):
+        LowRank(rank=12).plan(tables)
+    for wrong in (0, True, 1.5):
+        with pytest.raises(ValueError, match="rank must be an integer"):
+            LowRank(rank=wrong)
