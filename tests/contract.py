@@ -392,9 +392,9 @@ TABLES = st.lists(st.tuples(st.integers(1, 3000), st.sampled_from([8, 16])), min
 def budgets_are_filled_and_never_exceeded(example: Example) -> None:
     """Served bytes of the built model, not of the plan. A gap of one row for each table is allowed: rows are whole.
 
-    `Full` has one size, `LowRank` one for each rank. `QuotientRemainder` has no size below its smallest pair and none above its largest; between
-    them one more remainder row may need fewer quotient rows. `GraphHash` and those of its kind have the size of the
-    clusters that they are given (tests/methods/test_graphhash.py fills budgets from edges).
+    `Full` has one size, `LowRank` one for each rank. `QuotientRemainder` has no size below its smallest pair and none
+    above its largest; between them one more remainder row may need fewer quotient rows. `GraphHash` and those of its
+    kind have the size of the clusters that they are given (tests/methods/test_graphhash.py fills budgets from edges).
     """
 
     @settings(max_examples=8)
