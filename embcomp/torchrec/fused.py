@@ -16,6 +16,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embcomp.ops.tables import FusedOptimizerSettings
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.engines import Engine, make_engine
+from embcomp.torchrec.loss_scale import LossScale, Scaler
 from embcomp.torchrec.trained import optimizer_settings, trained_collections
 
 
@@ -44,9 +45,13 @@ class FusedTables(nn.Module):
     """
 
     def __init__(
-        self, collection: EmbeddingBagCollection | EmbeddingCollection, settings: FusedOptimizerSettings
+        self,
+        collection: EmbeddingBagCollection | EmbeddingCollection,
+        settings: FusedOptimizerSettings,
+        loss_scale: LossScale | None = None,
     ) -> None:
         super().__init__()
+        self.loss_scale = loss_scale or LossScale()
         self.bags = isinstance(collection, EmbeddingBagCollection)
         held = collection.embedding_bags if isinstance(collection, EmbeddingBagCollection) else collection.embeddings
         self.configs: list[Any] = list(_configs(collection))
@@ -97,10 +102,11 @@ class FusedTables(nn.Module):
         return self._sequences(features)
 
     def _pooled(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        weights = features.weights() if self.weighted else None
+        weights = self.loss_scale.scaled(features.weights()) if self.weighted else None
         if any(self.means):
             weights = self._mean_weights(features, weights)
         values = self.engine(features.values().long(), features.offsets().long(), weights)
+        values = self.loss_scale.unscaled(values)
         return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
 
     def _sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
@@ -110,7 +116,7 @@ class FusedTables(nn.Module):
         counts = torch.tensor(sizes, device=features.values().device).unsqueeze(-1)
         each = (torch.arange(longest, device=counts.device) < counts).long().reshape(-1)
         offsets = torch.cat([each.new_zeros(1), each.cumsum(0)])
-        table = self.engine(features.values().long(), offsets, None)
+        table = self.loss_scale.unscaled(self.engine(features.values().long(), offsets, None))
         result, column = {}, 0
         lengths, ids = features.lengths().view(len(self.features), -1), features.values().split(sizes)
         for i, (key, size, width) in enumerate(zip(self.keys, sizes, self.widths, strict=True)):
@@ -156,7 +162,11 @@ def _configs(
 
 
 def fuse_(
-    model: nn.Module, *, optimizer: type[torch.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None = None
+    model: nn.Module,
+    *,
+    optimizer: type[torch.optim.Optimizer],
+    optimizer_kwargs: dict[str, Any] | None = None,
+    grad_scaler: Scaler = None,
 ) -> nn.Module:
     """Puts a fused optimizer under every torchrec collection of a model, compressed or not, in this process.
 
@@ -168,13 +178,17 @@ def fuse_(
         model: changed in place.
         optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
         optimizer_kwargs: `lr`, `eps` and `weight_decay`.
+        grad_scaler: the `torch.amp.GradScaler` that scales the loss, if one does. The tables' gradients are divided by
+            its scale; those of a batch that are not finite change nothing. False says that the loss is not scaled,
+            though other models of the process use a scaler.
 
     Returns:
         The model.
 
     Raises:
         ValueError: another optimizer, an unknown setting, no collection to train, tables partly frozen, a weight that
-            another module holds too, or what FBGEMM cannot do.
+            another module holds too, or what FBGEMM cannot do. The backward pass raises where a scaler is in use that
+            `grad_scaler` does not name.
 
     Example:
         >>> import torch, embcomp
@@ -195,7 +209,8 @@ def fuse_(
         raise ValueError(
             "fuse_ found no torchrec collection to train inside the model (it is frozen, sharded or fused)"
         )
-    fused = [FusedTables(collection, settings) for collection in places]
+    loss_scale = LossScale(grad_scaler)
+    fused = [FusedTables(collection, settings, loss_scale) for collection in places]
     for tables, where in zip(fused, places.values(), strict=True):
         for parent, name in where:
             setattr(parent, name, tables)

@@ -37,6 +37,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Passes the learning rates on."""
         self._pass_on()
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked for by `torch.amp.GradScaler.step`, which has nothing to unscale here."""
+        raise ValueError(
+            "fused tables are updated by backward(), and GradScaler.step cannot unscale them: give the scaler to "
+            "fuse_(..., grad_scaler=scaler), and call step() of this optimizer itself"
+        )
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Passes the learning rates on: a scheduler changes them after `step`. No gradient is kept."""
         self._pass_on()

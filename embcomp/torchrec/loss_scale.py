@@ -1,0 +1,99 @@
+"""Loss scaling (`torch.amp.GradScaler`) and tables that `backward()` itself updates, before a scaler could unscale."""
+
+import gc
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.autograd.function import once_differentiable
+
+Scaler = GradScaler | Literal[False] | None
+
+
+class LossScale:
+    """Undoes the scale of the loss in the gradients that reach fused tables.
+
+    Args:
+        scaler: the one that scales the loss; False where none does; None where it has not been said. Then the scalers
+            of the process are looked at from time to time, and one that is in use is an error.
+    """
+
+    def __init__(self, scaler: Scaler = None) -> None:
+        if not (scaler is None or scaler is False or isinstance(scaler, GradScaler)):
+            raise ValueError(f"grad_scaler must be a torch.amp.GradScaler, False or None, got {scaler!r}")
+        self.scaler = scaler
+        self.calls = 0
+
+    def __reduce__(self) -> Any:
+        """A copy or a pickle knows no scaler: that of the copied model is another one."""
+        return LossScale, (None if isinstance(self.scaler, GradScaler) else self.scaler,)
+
+    def unscaled(self, values: Tensor) -> Tensor:
+        """The same values; their gradient is unscaled on its way back."""
+        if self.scaler is False or not values.requires_grad:
+            return values
+        return _Unscale.apply(values, self)  # pyright: ignore[reportReturnType]
+
+    def scaled(self, weights: Tensor | None) -> Tensor | None:
+        """The same weights; their gradient, which comes unscaled out of the tables, is scaled again as all others."""
+        if weights is None or not isinstance(self.scaler, GradScaler) or not weights.requires_grad:
+            return weights
+        return _Scale.apply(weights, self.scaler)  # pyright: ignore[reportReturnType]
+
+    def check(self) -> None:
+        """Raises ValueError where the loss seems to be scaled, and nobody has said by what."""
+        self.calls += 1
+        if self.calls & (self.calls - 1):  # a search takes some hundredths of a second: calls 1, 2, 4, 8, ...
+            return
+        if _scales():
+            gc.collect()  # one that is gone may wait to be collected
+            if scales := _scales():
+                raise ValueError(
+                    f"a GradScaler scales a loss by {scales[0]:g}, and fused tables are updated before it can unscale: "
+                    "give it to fuse_(..., grad_scaler=scaler), or grad_scaler=False where this model's loss is not "
+                    "scaled"
+                )
+
+
+class _Unscale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: LossScale) -> Tensor:  # pyright: ignore
+        ctx.scale = scale
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        scaler = ctx.scale.scaler
+        if scaler is None:
+            ctx.scale.check()
+            return grad, None
+        if not scaler.is_enabled() or scaler._scale is None:
+            return grad, None
+        grad = grad.float() / scaler._scale.to(grad.device)
+        finite = torch.isfinite(grad).all()  # as the scaler leaves out the step of an optimizer
+        return torch.where(finite, grad, 0.0), None
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, scaler: GradScaler) -> Tensor:  # pyright: ignore
+        ctx.scaler = scaler
+        return weights.view_as(weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        scale = ctx.scaler._scale if ctx.scaler.is_enabled() else None
+        return grad if scale is None else grad * scale.to(grad.device), None
+
+
+def _scales() -> list[float]:
+    """By what scalers of this process multiply losses: instances refer to their class."""
+    kinds = [GradScaler]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    found = [scaler for scaler in gc.get_referrers(*kinds) if isinstance(scaler, GradScaler)]
+    used = [scaler.get_scale() for scaler in found if scaler.is_enabled() and scaler._scale is not None]
+    return [scale for scale in used if scale != 1]
