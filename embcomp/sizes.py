@@ -60,7 +60,7 @@ def served_nbytes(module: nn.Module) -> int:
         >>> import torch, embcomp
         >>> emb = embcomp.nn.CompressedEmbedding(1000, 16, embcomp.LowBit(bits=2))
         >>> embcomp.nbytes(emb), embcomp.served_nbytes(emb)  # 2 bits for each value, and the step
-        (64008, 4004)
+        (64004, 4004)
     """
     total = nbytes(module)
     for weight, codec in coded_tables(module):
