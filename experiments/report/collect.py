@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ class Row:
     Attributes:
         label: method and options.
         budget: as asked for, in words; empty for none.
+        nbytes: of tables and maps as they are served.
+        training_nbytes: of tables and maps while they train.
         seconds: of training.
         epoch_seconds: of an epoch, validation included.
         config: of one of its runs.
@@ -58,10 +62,17 @@ class Row:
     epoch_seconds: float
     config: dict[str, Any]
     metrics: dict[str, Stat]
+    training_nbytes: int = 0
 
     @property
     def share(self) -> float:
         return self.nbytes / self.full_nbytes
+
+    def score(self, metric: str | None) -> float:
+        """The mean of a metric, larger for the better; of none the least there is."""
+        if metric is None or metric not in self.metrics:
+            return -math.inf
+        return self.metrics[metric].mean * (-1 if metric.partition("/")[0] in LOWER_IS_BETTER else 1)
 
 
 @dataclass(frozen=True)
@@ -82,18 +93,36 @@ class Section:
     def title(self) -> str:
         return f"{self.model} on {self.dataset}"
 
-    @property
+    @cached_property
     def poolings(self) -> bool:
         """Whether the rows are poolings of behaviour sequences, which differ in cost rather than in bytes."""
         return all("behavior" in row.config for row in self.rows)
 
-    @property
-    def metrics(self) -> list[str]:
-        """Names of metrics of all test rows, the usual ones first."""
-        found = {name for row in self.rows for name in row.metrics if "/" not in name}
-        return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    @cached_property
+    def full(self) -> Row | None:
+        """The full tables, what others are compared with; of several learning rates the best. None for poolings."""
+        rows = [row for row in self.rows if row.method == "Full" and self.main in row.metrics]
+        return None if self.poolings or not rows else max(rows, key=lambda row: row.score(self.main))
 
-    @property
+    @cached_property
+    def groups(self) -> list[list[Row]]:
+        """Rows that may be compared: the full tables, then those of each budget, large before small, best first."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            place = "full" if row.method == "Full" and not self.poolings else row.budget
+            found.setdefault(place, []).append(row)
+        groups = [sorted(rows, key=lambda row: (-row.score(self.main), row.label)) for rows in found.values()]
+        return sorted(groups, key=lambda rows: -max(row.nbytes + (rows is found.get("full")) * 2**62 for row in rows))
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Names of metrics of all test rows, the main one first."""
+        found = {name for row in self.rows for name in row.metrics if "/" not in name}
+        first = next((name for name in MAIN_METRICS if name in found), None)
+        order = {name: place for place, name in enumerate(_ORDER)}
+        return sorted(found, key=lambda name: (name != first, order.get(name, len(order)), name))
+
+    @cached_property
     def sliced(self) -> list[str]:
         """Names of metrics of slices, `<metric>/<slice>`; first-3 before first-10."""
         found = {name for row in self.rows for name in row.metrics if "/" in name and name[:5] != "rows/"}
@@ -101,7 +130,7 @@ class Section:
             found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
         )
 
-    @property
+    @cached_property
     def main(self) -> str | None:
         return next((name for name in MAIN_METRICS if name in self.metrics), None)
 
@@ -132,8 +161,10 @@ def collect(results: Path, experiments: Sequence[str] | None = None) -> list[Exp
         if not experiments or result["experiment"] in experiments:
             section = groups.setdefault((result["experiment"], result["dataset"], result["model"]), {})
             section.setdefault((result["label"], str(result["budget"])), []).append(result)
+    sections = {place: Section(*place, rows=[_row(runs) for runs in group.values()]) for place, group in groups.items()}
+    # Rows are told apart by what they are, drawn and listed by how good they are.
     sections = {
-        place: Section(*place, rows=_sorted([_row(runs) for runs in group.values()])) for place, group in groups.items()
+        place: replace(part, rows=[row for rows in part.groups for row in rows]) for place, part in sections.items()
     }
     for entry in read_infeasible(results):
         place = (entry["experiment"], entry["dataset"], entry["model"])
@@ -154,7 +185,8 @@ def _row(runs: list[dict[str, Any]]) -> Row:
         method=first["method"],
         label=first["label"],
         budget=_budget(first["budget"]),
-        nbytes=first["nbytes"],
+        nbytes=first.get("served_nbytes", first["nbytes"]),
+        training_nbytes=first.get("training_nbytes", first["nbytes"]),
         full_nbytes=first["full_nbytes"],
         rows=first["rows"],
         seeds=len(runs),
@@ -166,11 +198,6 @@ def _row(runs: list[dict[str, Any]]) -> Row:
             for name in sorted(names)
         },
     )
-
-
-def _sorted(rows: list[Row]) -> list[Row]:
-    """The full tables first, then by method, large before small."""
-    return sorted(rows, key=lambda row: (row.method != "Full", row.label, -row.nbytes))
 
 
 def _budget(budget: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
+from colorsys import hls_to_rgb
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,7 +34,9 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_MARKERS = "osD^vP*X<>"
+_MARKERS = "osD^vP*X<>hdp8"
+_DASHES = ("-", "--", ":", "-.")
+_LEAST_SPAN = 4.0  # of an axis of bytes: from one end to the other
 # Options that read better as something else: option -> (axis, value of a configuration).
 _AXES: dict[str, tuple[str, Callable[[dict[str, Any], Any], Any]]] = {
     "chunk_dim": ("chunks per feature", lambda config, value: config["model"]["embedding_dim"] / value),
@@ -60,26 +63,26 @@ def overview(experiment: Experiment) -> Picture | None:
     if shown and all(section.poolings for section, _ in shown):
         return _costs(experiment, shown)
     labels = dict.fromkeys(row.label for section, _ in shown for row in section.rows if row.method != "Full")
-    number = {label: i for i, label in enumerate(labels)}
     if not shown:
         return None
     title = " and ".join(dict.fromkeys(name_of(metric) for _, metric in shown)) + " against bytes"
     said = "; ".join(f"{section.title}: {_said(section, metric)}" for section, metric in shown)
-    panels = [partial(_draw_bytes, section=section, metric=metric, number=number) for section, metric in shown]
+    styles = _styles(list(labels))
+    panels = [partial(_draw_bytes, section=section, metric=metric, styles=styles) for section, metric in shown]
     return Picture(f"{experiment.name}-bytes", title, f"{experiment.name}, {title}. {said}.", _svg(panels))
 
 
 def _costs(experiment: Experiment, shown: list[tuple[Section, str]]) -> Picture:
     """Poolings, those with other numbers of hashes under one name."""
     names = dict.fromkeys(_family(row, section.rows) for section, _ in shown for row in section.rows)
-    number = {name: place for place, name in enumerate(names)}
+    styles = _styles(list(names))
 
     def draw(axes: Axes, section: Section, metric: str) -> None:
         for name in names:
             rows = [row for row in section.rows if metric in row.metrics and _family(row, section.rows) == name]
             rows.sort(key=lambda row: row.epoch_seconds)
             if rows:
-                _line(axes, number[name], name, [row.epoch_seconds for row in rows], rows, metric, joined=False)
+                _line(axes, styles[name], name, [row.epoch_seconds for row in rows], rows, metric, joined=False)
         axes.set_xscale("log")
         axes.set_xlabel("seconds of an epoch")
         axes.set_title(section.title, fontsize=10)
@@ -117,18 +120,18 @@ def slices(section: Section) -> Picture | None:
     if not names or not metric:
         return None
 
+    styles = _styles(names)
+
     def draw(axes: Axes) -> None:
-        for number, name in enumerate(names):
+        for name in names:
             known = [(place, row.metrics[name]) for place, row in enumerate(rows) if name in row.metrics]
             axes.errorbar(
                 [stat.mean for _, stat in known],
                 [place for place, _ in known],
                 xerr=[stat.std for _, stat in known],
                 label=name.partition("/")[2].replace("_", " "),
-                color=f"C{number % 10}",
-                marker=_MARKERS[number % len(_MARKERS)],
+                **{**styles[name], "linestyle": "none"},
                 markersize=5,
-                linestyle="none",
             )
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.invert_yaxis()
@@ -163,7 +166,23 @@ def _said(section: Section, metric: str) -> str:
     return ", ".join(f"{label} {' to '.join(ends)}" for label, ends in ranges.items())
 
 
-def _draw_bytes(axes: Axes, section: Section, metric: str, number: dict[str, int]) -> None:
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour for each name, none twice, and markers and dashes that tell neighbours apart without it."""
+    plain = [f"C{place}" for place in range(10)]
+    # Beyond the ten usual ones: hues all around, dark and light in turn.
+    wheel = [hls_to_rgb(place / len(names), 0.35 + 0.2 * (place % 2), 0.75) for place in range(len(names))]
+    colors: list[Any] = plain if len(names) <= len(plain) else wheel
+    return {
+        name: {
+            "color": colors[place],
+            "marker": _MARKERS[place % len(_MARKERS)],
+            "linestyle": _DASHES[place // len(plain) % len(_DASHES)],
+        }
+        for place, name in enumerate(names)
+    }
+
+
+def _draw_bytes(axes: Axes, section: Section, metric: str, styles: dict[str, dict[str, Any]]) -> None:
     lines: dict[str, list[Row]] = {}
     for row in section.rows:
         if metric in row.metrics and row.method == "Full":
@@ -172,13 +191,15 @@ def _draw_bytes(axes: Axes, section: Section, metric: str, number: dict[str, int
             lines.setdefault(row.label, []).append(row)
     for label, rows in lines.items():
         rows = sorted(rows, key=lambda row: row.nbytes)
-        _line(axes, number[label], label, [row.nbytes for row in rows], rows, metric)
+        _line(axes, styles[label], label, [row.nbytes for row in rows], rows, metric)
     if lines:
+        sizes = [row.nbytes for rows in lines.values() for row in rows]
         axes.set_xscale("log")
-        axes.set_xticks(_apart([row.nbytes for rows in lines.values() for row in rows]), minor=False)
+        axes.set_xlim(*_span(sizes))
+        axes.set_xticks(_apart(sizes), minor=False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: decimal(int(value))))
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("bytes of tables and maps")
+    axes.set_xlabel("bytes of tables and maps, as served")
     axes.set_title(section.title, fontsize=10)
     _label(axes, metric)
 
@@ -196,8 +217,9 @@ def _against_option(section: Section, metric: str, method: str, option: str) -> 
         points.sort(key=lambda point: point[0])
 
     def draw(axes: Axes) -> None:
-        for number, (label, points) in enumerate(lines.items()):
-            _line(axes, number, label, [x for x, _ in points], [row for _, row in points], metric)
+        styles = _styles(list(lines))
+        for label, points in lines.items():
+            _line(axes, styles[label], label, [x for x, _ in points], [row for _, row in points], metric)
         axes.set_xlabel(axis)
         _label(axes, metric)
 
@@ -220,6 +242,13 @@ def _swept(section: Section) -> list[tuple[str, str]]:
     return [key for key, found in values.items() if len(found) >= 3]
 
 
+def _span(sizes: list[int]) -> tuple[float, float]:
+    """The ends of an axis of bytes: some room at both, and never so near that rounding looks like a difference."""
+    low, high = min(sizes), max(sizes)
+    room = max((_LEAST_SPAN / (high / low)) ** 0.5, (high / low) ** 0.05, 1.05)
+    return low / room, high * room
+
+
 def _apart(sizes: list[int]) -> list[int]:
     """The sizes that are worth a mark: of those within a sixth of each other, the largest."""
     kept: list[int] = []
@@ -230,7 +259,7 @@ def _apart(sizes: list[int]) -> list[int]:
 
 
 def _line(
-    axes: Axes, number: int, label: str, xs: list[Any], rows: list[Row], metric: str, joined: bool = True
+    axes: Axes, style: dict[str, Any], label: str, xs: list[Any], rows: list[Row], metric: str, joined: bool = True
 ) -> None:
     stats = [row.metrics[metric] for row in rows]
     axes.errorbar(
@@ -238,11 +267,9 @@ def _line(
         [stat.mean for stat in stats],
         yerr=[stat.std for stat in stats],
         label=label,
-        color=f"C{number % 10}",
-        marker=_MARKERS[number % len(_MARKERS)],
         markersize=5,
         capsize=2,
-        linestyle="-" if joined else "none",
+        **(style if joined else {**style, "linestyle": "none"}),
     )
 
 

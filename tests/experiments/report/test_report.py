@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from experiments.errors import InputError
-from experiments.report import collect, tables, write_html, write_markdown
+from experiments.report import collect, pictures, tables, write_html, write_markdown
 from experiments.report.collect import Row, Section, Stat
 from experiments.report.pictures import overview, slices, sweeps
 
@@ -160,7 +160,7 @@ def test_markdown_links_pictures_that_are_there(results, tmp_path):
     assert all((folder / link).is_file() for link in links)
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert any("0.7500 ± 0.0707" in line for line in tables)
-    assert {line.count("|") for line in tables} == {9, 5}  # eight columns, and four of slices
+    assert {line.count("|") for line in tables} == {7, 5}  # six columns, of cost too, and four of slices
     assert "(toy.md)" in (folder / "index.md").read_text()
     assert "- [export](export.md)\n" in (folder / "index.md").read_text()
     assert "(index.md)" not in (folder / "index.md").read_text()
@@ -194,11 +194,11 @@ def test_models_that_rank_are_side_by_side(tmp_path):
     table = tables.overview(experiment)
     assert table.header == [
         *["method", "budget"],
-        *(f"{m}@20, {n}" for n in ("LightGCN", "MF") for m in ("NDCG", "Recall")),
+        *(f"{m}@20, {n}" for n in ("LightGCN", "MF") for m in ("Recall", "NDCG")),
     ]
-    assert table.lines == [["Full", "–", "0.2500", "0.5000", "0.1250", "0.2500"]]
-    (details,) = tables.details(experiment.sections[0])
-    assert details.header[5:8] == ["NDCG@20", "Recall@10", "Recall@20"]
+    assert table.lines == [["Full", "–", "0.5000", "0.2500", "0.2500", "0.1250"]]
+    details, _ = tables.details(experiment.sections[0])
+    assert details.header == ["method", "Recall@20", "to full", "bytes", "share", "NDCG@20", "Recall@10"]
     assert "Recall@20" in overview(experiment).title
 
 
@@ -233,3 +233,52 @@ def test_models_on_several_data_sets_are_told_apart(tmp_path):
         "AUC, DLRM on more",
         "AUC, DCN on more",
     }
+
+
+def test_lines_of_a_budget_stand_together_the_best_first(tmp_path):
+    """With the difference to the full tables, and the best of each column among them; full tables are no candidates."""
+    for label, share, auc in (("B", 0.5, 0.7), ("A", 0.1, 0.6), ("A", 0.5, 0.8), ("B", 0.1, 0.65), ("C", 0.5, 0.75)):
+        nbytes = int(4000 * share) + ord(label) - 65  # budgets are kept to some bytes
+        write(tmp_path, "HashingTrick", label, {}, nbytes, f"0-{share}", auc, budget={"share": share})
+    write(tmp_path, "Full", "Full", {}, 4000, 0, 0.9)
+    (section,) = collect(tmp_path)[0].sections
+    table, cost, sliced = tables.details(section)
+    assert table.header == ["method", "AUC", "to full", "bytes", "share", "log-loss"]
+    assert [line[:3] for line in table.lines] == [
+        ["Full", "0.9000", "–"],
+        ["A", "0.8000", "-0.1000"],
+        ["C", "0.7500", "-0.1500"],
+        ["B", "0.7000", "-0.2000"],
+        ["B", "0.6500", "-0.2500"],
+        ["A", "0.6000", "-0.3000"],
+    ]
+    assert table.best == {(1, 1), (1, 5), (4, 1), (4, 5)}  # lower is better for log-loss
+    assert sliced.best == {(1, 3), (4, 3)}
+    assert cost.header == ["method", "bytes served", "bytes in training", "rows", "seeds", "seconds"]
+    page = write_html(tmp_path, tmp_path / "page.html").read_text()
+    assert page.count("<strong>") == 6
+    assert "<strong>0.8000</strong>" in page
+    assert "| A | **0.8000** | -0.1000 |" in (write_markdown(tmp_path, tmp_path / "docs") / "toy.md").read_text()
+
+
+def test_served_bytes_are_drawn_where_a_result_says_them(tmp_path):
+    write(tmp_path, "LowBit", "LowBit", {}, 1000, 0, 0.8, served_nbytes=250, training_nbytes=1000)
+    write(tmp_path, "HashingTrick", "HashingTrick", {}, 500, 0, 0.8)
+    (section,) = collect(tmp_path)[0].sections
+    rows = {row.label: (row.nbytes, row.training_nbytes) for row in section.rows}
+    assert rows == {"LowBit": (250, 1000), "HashingTrick": (500, 500)}
+
+
+@pytest.mark.parametrize("number", [3, 10, 11, 40])
+def test_no_two_lines_look_alike(number):
+    styles = pictures._styles([f"method {place}" for place in range(number)])
+    assert len({str(style["color"]) for style in styles.values()}) == number
+    assert len({(style["marker"], style["linestyle"]) for style in styles.values()}) == number  # without colour, too
+
+
+@pytest.mark.parametrize(("sizes", "least"), [([400, 401, 399], 4.0), ([100], 4.0), ([100, 1000], 10.0)])
+def test_an_axis_does_not_span_rounding(sizes, least):
+    low, high = pictures._span(sizes)
+    assert low < min(sizes) <= max(sizes) < high
+    assert high / low > least * 0.999
+    assert high / low < 2 * least
