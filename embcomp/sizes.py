@@ -69,31 +69,39 @@ def served_nbytes(module: nn.Module) -> int:
 
 
 def summary(model: nn.Module) -> str:
-    """A text table of the parts of a model that store something, largest first, with their share of all bytes.
+    """A text table of the parts of a model that store something, largest first, in the training and the served form.
 
     Example:
         >>> import torch, embcomp
         >>> model = torch.nn.Sequential(torch.nn.Embedding(1000, 16), torch.nn.Linear(16, 1))
+        >>> _ = embcomp.compress_(model, {"0": embcomp.LowBit(bits=4)})
         >>> print(embcomp.summary(model))
-        part   kind           bytes   share
-        0      Embedding     64 000  99.9 %
-        1      Linear            68   0.1 %
-        total                64 068   100 %
+        part              kind        bytes training  bytes served   share
+        0.stores.0        PlainStore          64 000         8 004  99.2 %
+        1                 Linear                  68            68   0.8 %
+        0.stores.0.codec  GridCodec                4             0   0.0 %
+        total                                 64 072         8 072   100 %
     """
+    served = {id(weight): codec.served_nbytes for weight, codec in coded_tables(model)}
+    for _, codec in coded_tables(model):
+        served |= {id(tensor): 0 for tensor in (*codec.parameters(), *codec.buffers())}  # counted with the rows
     seen: set[int] = set()
-    rows: list[tuple[str, str, int]] = []
+    rows: list[tuple[str, str, int, int]] = []
     for name, part in model.named_modules():
-        size = 0
-        for tensor in _stored(part):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                size += tensor.nbytes
-        if size:
-            rows.append((name or "(model)", type(part).__name__, size))
-    rows.sort(key=lambda row: -row[2])
-    total = sum(size for *_, size in rows)
-    cells = [(name, kind, grouped(size), f"{100 * size / total:.1f} %") for name, kind, size in rows]
-    return text_table(("part", "kind", "bytes", "share"), [*cells, ("total", "", grouped(total), "100 %")])
+        tensors = [tensor for tensor in _stored(part) if id(tensor) not in seen]
+        seen |= {id(tensor) for tensor in tensors}
+        if tensors:
+            training = sum(tensor.nbytes for tensor in tensors)
+            own = sum(served.get(id(tensor), tensor.nbytes) for tensor in tensors)
+            rows.append((name or "(model)", type(part).__name__, training, own))
+    rows = sorted((row for row in rows if row[2]), key=lambda row: (-row[3], -row[2]))
+    whole = sum(row[3] for row in rows)
+    cells = [
+        (name, kind, grouped(training), grouped(own), f"{100 * own / max(1, whole):.1f} %")
+        for name, kind, training, own in rows
+    ]
+    total = ("total", "", grouped(sum(row[2] for row in rows)), grouped(whole), "100 %")
+    return text_table(("part", "kind", "bytes training", "bytes served", "share"), [*cells, total])
 
 
 def grouped(number: int) -> str:

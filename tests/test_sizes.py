@@ -1,3 +1,5 @@
+import re
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,17 +52,28 @@ def test_summary_lists_the_largest_first_and_adds_up() -> None:
     model = nn.ModuleDict({"small": nn.Linear(2, 2), "table": nn.Embedding(1000, 16), "act": nn.ReLU()})
     model["again"] = model["table"]
     embcomp.compress_(model, {"table": embcomp.HashEmbedding(rows=100)})
-    lines = [line.split() for line in embcomp.summary(model).splitlines()]
-    assert lines[0] == ["part", "kind", "bytes", "share"]
+    lines = [re.split(r"  +", line) for line in embcomp.summary(model).splitlines()]
+    assert lines[0] == ["part", "kind", "bytes training", "bytes served", "share"]
     assert [line[0] for line in lines[1:]] == ["table.stores.0", "table.stores.1", "small", "table.encoder", "total"]
-    sizes = [int("".join(line[2 if i < 4 else 1 : -2])) for i, line in enumerate(lines[1:])]
+    sizes = [int(line[-2].replace(" ", "")) for line in lines[1:]]
+    assert [line[-3] for line in lines[1:]] == [line[-2] for line in lines[1:]]  # nothing is coded
     assert sizes == [16_000, 6400, 24, 24, 16_000 + 6400 + 48]
     assert sizes[-1] == embcomp.nbytes(model)
-    assert lines[1][-2:] == ["71.3", "%"]
+    assert lines[1][-1] == "71.3 %"
+
+
+def test_summary_of_coded_tables_shows_both_forms() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(1000, 16), "head": nn.Linear(2, 2)})
+    embcomp.compress_(model, {"table": embcomp.LowBit(bits=2, step=10)})
+    lines = {line[0]: line[-3:-1] for line in (re.split(r"  +", t) for t in embcomp.summary(model).splitlines()[1:])}
+    assert lines["table.stores.0"] == ["64 000", "4 400"]
+    assert lines["table.stores.0.codec"] == ["400", "0"]
+    assert int(lines["total"][0].replace(" ", "")) == embcomp.training_nbytes(model)
+    assert int(lines["total"][1].replace(" ", "")) == embcomp.served_nbytes(model)
 
 
 def test_summary_of_a_module_with_nothing_and_of_a_single_one() -> None:
-    assert embcomp.summary(nn.ReLU()).splitlines()[-1].split() == ["total", "0", "100", "%"]
+    assert embcomp.summary(nn.ReLU()).splitlines()[-1].split() == ["total", "0", "0", "100", "%"]
     assert "(model)" in embcomp.summary(nn.Linear(2, 2))
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,8 @@ Tables: TypeAlias = Sequence[Table] | nn.Module
 """What a method compresses together: tables, or all those of a model."""
 Budget: TypeAlias = int | float | str
 """Bytes: a number, "50MB", or "10%" of the full tables (`embcomp.sizes.parse_nbytes`)."""
+Count: TypeAlias = Literal["served", "training"]
+"""Which bytes a budget is of: those of the served form, or those of the training form."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,12 +363,14 @@ class Method(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """The configuration that fills `nbytes` with tables and maps together, never above it.
 
         Args:
             tables: what is to be compressed, together: tables, or a model for all that `compress_` finds in it.
             nbytes: the budget in bytes, as a number, "50MB", or "10%" of the full tables in float32.
+            count: "served" for the bytes of the served form, "training" for those of the training form, without the
+                state of an optimizer. They differ where a codec rounds or codes the rows.
             fixed: settings to keep as given.
 
         Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from embcomp.methods.base import FLOAT_BYTES, Method, Table
+from embcomp.methods.base import FLOAT_BYTES, Count, Method, Table
 from embcomp.ops.hashing import MAX_ROWS
 
 M = TypeVar("M", bound=Method)
@@ -72,28 +72,34 @@ def largest_within(
     return make(low)
 
 
-def largest_around(tables: Sequence[Table], nbytes: int, make: Callable[[int], M], most: int) -> M:
-    """The configuration `make(size)` of a wrapper that serves the most bytes, at most `nbytes`.
+def largest_around(tables: Sequence[Table], nbytes: int, make: Callable[[int], M], count: Count) -> M:
+    """The configuration `make(size)` of a wrapper that stores the most bytes, at most `nbytes`.
 
     Args:
         tables: what the plan is made for.
-        nbytes: the budget in served bytes.
+        nbytes: the budget.
         make: a configuration for a budget of the method inside, in float bytes; `BudgetTooSmall` below its least.
-        most: the largest budget of the method inside to try.
+        count: which bytes the budget is of.
 
     Raises:
-        ValueError: no budget of the method inside serves so few bytes.
+        BudgetTooSmall: no budget of the method inside takes so few bytes.
     """
+    most = nbytes * 32  # one bit for each float
+
+    def size_of(method: M) -> int:
+        plan = method.plan(tables)
+        return plan.served_nbytes() if count == "served" else plan.training_nbytes()
+
     try:
         least = make(0)
     except BudgetTooSmall as error:
         least = make(error.least)
-    floor = least.plan(tables).served_nbytes()
+    floor = size_of(least)
     if floor > nbytes:
         raise too_small(type(least), tables, nbytes, floor)
     low, high, low_bytes, best = 0, most + 1, floor, least
     guess = nbytes
-    for _ in range(16):  # a secant: served bytes rise almost in proportion
+    for _ in range(16):  # a secant: bytes rise almost in proportion
         if high - low <= 1:
             break
         middle = min(max(guess, low + 1), high - 1)
@@ -103,15 +109,15 @@ def largest_around(tables: Sequence[Table], nbytes: int, make: Callable[[int], M
             low = guess = middle
             guess = (low + high) // 2
             continue
-        served = method.plan(tables).served_nbytes()
-        if served <= nbytes:
-            if middle >= most or (served == low_bytes and middle - low > nbytes // 2):
+        stored = size_of(method)
+        if stored <= nbytes:
+            if middle >= most or (stored == low_bytes and middle - low > nbytes // 2):
                 return method  # all that the method can take
-            low, best, low_bytes = middle, method, served
+            low, best, low_bytes = middle, method, stored
         else:
             high = middle
-        slope = max(1e-3, served / middle)  # served bytes of a float byte
-        guess = low + max(1, int((nbytes - low_bytes) / slope)) if served <= nbytes else (low + high) // 2
+        slope = max(1e-3, stored / middle)  # bytes for a byte of the method inside
+        guess = low + max(1, int((nbytes - low_bytes) / slope)) if stored <= nbytes else (low + high) // 2
         if high - low <= FLOAT_BYTES:  # less than the narrowest row
             break
     return best

@@ -13,6 +13,7 @@ from embcomp.methods.base import (
     Budget,
     Chunk,
     Concat,
+    Count,
     Method,
     Plan,
     Rows,
@@ -112,8 +113,8 @@ class FrequencyHash(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes)
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes, count)
 
         def make(total: int) -> Self:
             return cls(rows=share_rows(tables, total), **fixed)

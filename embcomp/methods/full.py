@@ -6,7 +6,20 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from embcomp.methods.base import Budget, Chunk, Concat, Encoder, Method, Plan, Rows, Store, Table, TablePlan, Tables
+from embcomp.methods.base import (
+    Budget,
+    Chunk,
+    Concat,
+    Count,
+    Encoder,
+    Method,
+    Plan,
+    Rows,
+    Store,
+    Table,
+    TablePlan,
+    Tables,
+)
 from embcomp.methods.budget import BudgetTooSmall
 from embcomp.methods.request import request
 
@@ -38,8 +51,8 @@ class Full(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes)
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes, count)
         method = cls(**fixed)
         needed = method.plan(tables).nbytes()
         if needed > nbytes:

@@ -17,6 +17,7 @@ from embcomp.methods.base import (
     Budget,
     Chunk,
     Concat,
+    Count,
     Method,
     Plan,
     Rows,
@@ -150,12 +151,13 @@ class GraphHash(Method):
         return {name: value for name, value in config.items() if name not in left_out}
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """As `Method.for_budget`: the given `clusters` if they fit, or clusters of given edges that fill the budget.
 
         Args:
             tables: what is to be compressed, together.
             nbytes: the budget in bytes.
+            count: which bytes the budget is of; the same here, where nothing is coded.
             fixed: settings to keep. Instead of `clusters` there may be `edges` and `sides`, a mapping from table names
                 to "users" or "items"; then `objective`, `algorithm`, `backend` and `unseen_rows` are those of
                 `cluster`. Where both sides are compressed, half of the rows go to each, as clusters hold both (fewer
@@ -164,7 +166,7 @@ class GraphHash(Method):
         Raises:
             ValueError: the budget is too small for the clusters, or for two rows.
         """
-        tables, nbytes = request(tables, nbytes)
+        tables, nbytes = request(tables, nbytes, count)
         if "edges" in fixed:
             return cls._clustered(tables, nbytes, **fixed)
         return largest_within(tables, nbytes, lambda size: cls(**fixed), most=1)
@@ -267,12 +269,12 @@ class DoubleGraphHash(GraphHash):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """As `GraphHash.for_budget`, which see; with second="own" and given `clusters` the second table fills the rest.
 
         Of `edges` with second="own" each table gets as many rows as the other.
         """
-        tables, nbytes = request(tables, nbytes)
+        tables, nbytes = request(tables, nbytes, count)
         if fixed.get("second") == "own" and "rows" not in fixed and "edges" not in fixed:
             return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
         return super().for_budget(tables, nbytes, **fixed)

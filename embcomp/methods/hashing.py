@@ -12,6 +12,7 @@ from embcomp.methods.base import (
     Budget,
     Chunk,
     Concat,
+    Count,
     Encoder,
     Method,
     Plan,
@@ -127,8 +128,8 @@ class HashingTrick(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes)
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes, count)
         return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
 
 
@@ -188,8 +189,8 @@ class MultiHash(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes)
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes, count)
         return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
 
 
@@ -250,12 +251,12 @@ class HashEmbedding(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """As `Method.for_budget`. Where one importance per id would take over half of the budget, it is hashed.
 
         Without `importance_rows` among the fixed settings, the hashed importance table has as many rows as the other.
         """
-        tables, nbytes = request(tables, nbytes)
+        tables, nbytes = request(tables, nbytes, count)
         own = (
             sum((table.num_embeddings or nbytes) for table in tables)
             * _padded(fixed.get("num_hashes", 2))

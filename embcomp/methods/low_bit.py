@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from embcomp.codecs.grid import Grid
-from embcomp.methods.base import METHODS, Budget, Method, Plan, Store, Table, Tables, config_around
+from embcomp.methods.base import METHODS, Budget, Count, Method, Plan, Store, Table, Tables, config_around
 from embcomp.methods.budget import largest_around
 from embcomp.methods.full import Full
 from embcomp.methods.request import request
@@ -77,16 +77,17 @@ class LowBit(Method):
         return dataclasses.replace(store, coding=Grid(self.bits, self.step, self.rounding))
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
-        """As `Method.for_budget`, in served bytes.
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
+        """As `Method.for_budget`.
 
         Args:
             tables: what is to be compressed, together.
-            nbytes: the budget in served bytes.
+            nbytes: the budget.
+            count: which bytes it is of.
             fixed: settings of LowBit; `of`, the class of the method inside, its name, or a configuration whose
                 `rows` are chosen anew (by default `Full`); and settings of that method.
         """
-        tables, nbytes = request(tables, nbytes)
+        tables, nbytes = request(tables, nbytes, count)
         own = {f.name for f in dataclasses.fields(cls)} - {"of"}
         settings = {name: fixed.pop(name) for name in own & set(fixed)}
         inner = fixed.pop("of", Full)
@@ -98,4 +99,4 @@ class LowBit(Method):
         def make(size: int) -> Self:
             return cls(of=inner.for_budget(tables, size, **fixed), **settings)
 
-        return largest_around(tables, nbytes, make, most=nbytes * 32)  # one bit for each float
+        return largest_around(tables, nbytes, make, count)

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from embcomp.methods.base import Budget, Combiner, Method, Plan, Table, TablePlan, Tables, config_around
+from embcomp.methods.base import Budget, Combiner, Count, Method, Plan, Table, TablePlan, Tables, config_around
 from embcomp.methods.budget import too_small
 from embcomp.methods.full import Full
 from embcomp.methods.request import request
@@ -105,12 +105,14 @@ class LowRank(Method):
         return Plan(inner.stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """As `Method.for_budget`: the largest rank that fits."""
-        tables, nbytes = request(tables, nbytes)
+        tables, nbytes = request(tables, nbytes, count)
         fixed.pop("rank", None)
         sizes = {rank: cls(rank=rank, **fixed) for rank in range(1, min(table.embedding_dim for table in tables) + 1)}
-        fitting = [method for method in sizes.values() if method.plan(tables).served_nbytes() <= nbytes]
+        plans = [method.plan(tables) for method in sizes.values()]
+        stored = [plan.served_nbytes() if count == "served" else plan.training_nbytes() for plan in plans]
+        fitting = [method for method, size in zip(sizes.values(), stored, strict=True) if size <= nbytes]
         if not fitting:
-            raise too_small(cls, tables, nbytes, sizes[1].plan(tables).served_nbytes())
+            raise too_small(cls, tables, nbytes, stored[0])
         return fitting[-1]

@@ -11,6 +11,7 @@ from embcomp.methods.base import (
     Budget,
     Chunk,
     Concat,
+    Count,
     Encoder,
     Method,
     Plan,
@@ -100,8 +101,8 @@ class QuotientRemainder(Method):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes)
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
+        tables, nbytes = request(tables, nbytes, count)
 
         def make(total: int) -> Self:
             shares = share_rows(tables, total)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from functools import singledispatch
-from typing import Any
+from typing import Any, get_args
 
-from embcomp.methods.base import FLOAT_BYTES, Budget, Table, Tables
+from embcomp.methods.base import FLOAT_BYTES, Budget, Count, Table, Tables
 from embcomp.sizes import parse_nbytes
 
 
@@ -21,11 +21,11 @@ def tables_of(asked: Any) -> list[Table]:
     return tables
 
 
-def request(tables: Tables, nbytes: Budget) -> tuple[list[Table], int]:
+def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[list[Table], int]:
     """The tables and the whole bytes of a call of `for_budget`.
 
     Raises:
-        TypeError, ValueError: what `tables_of` and `embcomp.sizes.parse_nbytes` refuse.
+        TypeError, ValueError: what `tables_of` and `embcomp.sizes.parse_nbytes` refuse; another `count`.
 
     Example:
         >>> import torch, embcomp
@@ -33,6 +33,8 @@ def request(tables: Tables, nbytes: Budget) -> tuple[list[Table], int]:
         >>> request(torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 16)}), "10%")
         ([Table(name='item', num_embeddings=1000, embedding_dim=16)], 6400)
     """
+    if count not in get_args(Count):
+        raise ValueError(f"count must be 'served' or 'training', got {count!r}")
     found = tables_of(tables)
     closed = all(table.num_embeddings is not None for table in found)
     full = sum((table.num_embeddings or 0) * table.embedding_dim for table in found) * FLOAT_BYTES

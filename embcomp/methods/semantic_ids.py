@@ -12,6 +12,7 @@ from embcomp.methods.base import (
     Budget,
     Chunk,
     Concat,
+    Count,
     Method,
     Plan,
     Store,
@@ -200,9 +201,9 @@ class SemanticIds(Method):
         return {"method": type(self).__name__, "pieces": repr(self.pieces), **kept}
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """As `Method.for_budget`; the bytes of codes and id rows are part of the budget, `id_rows` stays as given."""
-        tables, nbytes = request(tables, nbytes)
+        tables, nbytes = request(tables, nbytes, count)
         least, two = (cls(rows=rows, **fixed).plan(tables) for rows in (1, 2))
         one, step = least.nbytes(), two.nbytes() - least.nbytes()
         packed = {id(e.words): e for t in least.tables if isinstance(e := t.encoder, NeighbourEncoder)}.values()

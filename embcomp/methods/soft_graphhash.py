@@ -18,6 +18,7 @@ from embcomp.methods.base import (
     Budget,
     Chunk,
     Concat,
+    Count,
     Plan,
     Rows,
     Store,
@@ -156,7 +157,7 @@ class SoftGraphHash(GraphHash):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """As `GraphHash.for_budget`, which see, with the mixtures that `embcomp.graph.mixture` makes of the edges.
 
         With `second_clusters="users"` (or "items") ids of that side read two clusters, those of

@@ -10,6 +10,7 @@ from embcomp.methods.base import (
     Budget,
     Chunk,
     Concat,
+    Count,
     Method,
     Plan,
     Store,
@@ -87,9 +88,9 @@ class UnifiedEmbedding(Method):
         return table.embedding_dim // self.chunk_dim
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, **fixed: Any) -> Self:
+    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """As `Method.for_budget`; without `chunk_dim` it is chosen by `best_chunk_dim`."""
-        tables, nbytes = request(tables, nbytes)
+        tables, nbytes = request(tables, nbytes, count)
         if "chunk_dim" not in fixed:
             fixed["chunk_dim"] = best_chunk_dim(tables, nbytes, balanced=fixed.get("balanced", False))
         return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed), most=MAX_ROWS)

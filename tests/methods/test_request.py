@@ -75,7 +75,7 @@ def test_every_method_takes_a_model_and_words(example: Any) -> None:
     by_words = cls.for_budget(Tower(), "150%", **fixed)
     by_numbers = cls.for_budget(TABLES, FULL * 3 // 2, **fixed)
     assert by_words.config() == by_numbers.config()
-    assert by_words.plan(TABLES).nbytes() <= FULL * 3 // 2
+    assert by_words.plan(TABLES).served_nbytes() <= FULL * 3 // 2
     assert cls in METHODS.values()
 
 
