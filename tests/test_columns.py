@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
+from data.__main__ import main as data_main
 from embcomp.columns import ColumnsError, MissingColumn, parquet_files, readable, scan
+from embcomp.graph.cli import app as graph_app
+from embcomp.semantic_ids.cli import app as semantic_app
 
 
 def write(path: Path, **columns: object) -> Path:
@@ -117,3 +122,37 @@ def test_no_files(tmp_path: Path) -> None:
             parquet_files(source)
     with pytest.raises(FileNotFoundError, match="no file has such a name"):
         parquet_files(str(tmp_path / "*.parquet"))
+
+
+@pytest.mark.parametrize("command", ["graph", "semantic_ids", "data"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], "is cut short or damaged"),
+        (gzip.compress, "is gzipped; unpack it"),
+        (lambda data: "user_id,item_id,split\n1,é,train\n".encode("latin1"), "is no parquet file"),
+    ],
+)
+def test_every_command_line_names_the_file(
+    command: str, damage: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """One message and exit code 2."""
+    folder = spark(
+        tmp_path / "beauty" / "interactions.parquet", user_id=[1, 2], item_id=[1, 2], split=["train", "test"]
+    )
+    (bad,) = parquet_files(folder)
+    bad.write_bytes(damage(bad.read_bytes()))
+    words = {
+        "graph": [str(folder), "--rows", "2", "-o", str(tmp_path / "out")],
+        "semantic_ids": ["fit", str(folder), "--column", "v", "-o", str(tmp_path / "out")],
+        "data": ["head", "beauty", "--root", str(tmp_path)],
+    }
+    mains = {"graph": graph_app, "semantic_ids": semantic_app, "data": data_main}
+    monkeypatch.setattr("sys.argv", [command, *words[command]])
+    with pytest.raises(SystemExit) as stopped:
+        mains[command]()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{bad.name} {message}" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
