@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "CXX": f"{compiler} {_FLAGS}",
         "LD_PRELOAD": library,
-        # torch and Python keep what they have until they end; pytest ends large allocations by asking for them.
+        # torch and Python keep what they have until they end, and tests ask for more memory than there is.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",  # so that arrays do not share blocks
@@ -43,17 +43,15 @@ def environment() -> dict[str, str]:
     }
 
 
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Python with these arguments on the sanitized build."""
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**environment(), **variables}, capture_output=True, text=True)
-
-
 def main() -> int:
     """All tests of compiled code; or those that the command line names."""
     try:
+        variables = environment()
+        compile_it = [sys.executable, "-c", "from embcomp.ops import native; native.build()"]
+        alone = {name: value for name, value in variables.items() if name != "LD_PRELOAD"}  # not into the compiler
+        subprocess.run(compile_it, cwd=ROOT, env=alone, check=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(sys.argv[1:] or TESTS)]
-        return subprocess.run(command, cwd=ROOT, env=environment()).returncode
+        return subprocess.run(command, cwd=ROOT, env=variables).returncode
     except RuntimeError as error:
         print(f"not run: {error}")
         return 0
