@@ -37,8 +37,8 @@ def _is_penalty(item: Any) -> bool:
     if type(item) not in (tuple, list) or len(item) < 2:
         return False
     numbers = all(isinstance(number, Real) and not isinstance(number, bool) for number in item[1:])
-    weights = _named(item[0])
-    return numbers and bool(weights) and all(isinstance(weight, nn.Parameter) for _, weight in weights)
+    listed = type(item[0]) is list or isinstance(item[0], Tensor)
+    return numbers and listed and all(isinstance(weight, nn.Parameter) for _, weight in _named(item[0]))
 
 
 def _named(weights: Any) -> list[tuple[Any, Any]]:

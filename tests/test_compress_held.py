@@ -139,6 +139,7 @@ class Penalised(nn.Module):
             ([self.net.weight], 0.0, 1e-3),
             (list(self.net.named_parameters()), 1e-4, 0.0),
             (list(self.table["user"].named_parameters()), 1e-5, 0),
+            ([], 0.0, 1e-2),  # of a model without such features
         ]
 
     def loss(self) -> Tensor:
@@ -165,7 +166,7 @@ def test_lists_of_penalties_penalise_the_rows() -> None:
     assert names == ["weight.0", "weight.1"]
     shared = Penalised()
     compress_(shared, {"*": UnifiedEmbedding(rows=9, chunk_dim=4)})
-    assert [len(weights) for weights, *_ in shared.penalties] == [1, 1, 2, 1]  # a shared store once
+    assert [len(weights) for weights, *_ in shared.penalties] == [1, 1, 2, 1, 0]  # a shared store once
     for weights in ([shared.net.weight, 3], [{"w": shared.net.weight}]):
         other = Penalised()
         other.penalties = [(other.table["user"].weight, 0.1), (weights, 0.1)]
