@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from embcomp import artifact
+from embcomp import artifact, configs
 from embcomp.graph.files import read_file
-from embcomp.ops.hashing import MAX_ROWS
 from embcomp.ops.packing import bits_for, pack, packed_words, unpack, unpack_known
+from embcomp.settings import RowCount, Within, checked
 
 if TYPE_CHECKING:
     from embcomp.graph.edges import Edges
+
+MANY_ROWS = 1 << 24  # more than these, and than 16 for each id, are a mistake
+MAX_IDS = 2**60
 
 Side = Literal["users", "items"]
 
@@ -27,6 +30,7 @@ def check_side(side: str) -> None:
         raise ValueError(f"side must be 'users' or 'items', got {side!r}")
 
 
+@configs.kind
 @dataclass(frozen=True, eq=False)
 class ClusterMap:
     """id -> row of a table. Made by `embcomp.graph.cluster` or `ClusterMap.of`; nothing in it is ever changed.
@@ -65,7 +69,10 @@ class ClusterMap:
     clustering: str = ""
 
     def __post_init__(self) -> None:
-        _check_rows(self.rows, self.unseen_rows)
+        ids = checked(self.num_ids, Annotated[int, Within(0, MAX_IDS)], "num_ids of a map")
+        rows, unseen_rows = _checked_rows(self.rows, self.unseen_rows, ids)
+        for name, value in (("num_ids", ids), ("rows", rows), ("unseen_rows", unseen_rows)):
+            object.__setattr__(self, name, value)
         check_side(self.side)
         if self.words.shape != (packed_words(self.num_ids, self.bits),):
             raise ValueError(
@@ -88,8 +95,8 @@ class ClusterMap:
         Raises:
             ValueError: a row is out of range, or no integer.
         """
-        _check_rows(rows, unseen_rows)
         row_of_id = torch.as_tensor(row_of_id, device="cpu")
+        rows, unseen_rows = _checked_rows(rows, unseen_rows, row_of_id.numel())
         if row_of_id.ndim != 1 or row_of_id.dtype.is_floating_point or row_of_id.dtype == torch.bool:
             raise ValueError(f"rows of ids must be integers [num_ids], got {row_of_id.dtype} {list(row_of_id.shape)}")
         own = rows - unseen_rows
@@ -218,11 +225,17 @@ class ClusterMap:
         return cls(**header, **tensors)
 
 
-def _check_rows(rows: int, unseen_rows: int) -> None:
-    if not 0 <= unseen_rows < rows <= MAX_ROWS:
+def _checked_rows(rows: Any, unseen_rows: Any, num_ids: int) -> tuple[int, int]:
+    rows = checked(rows, RowCount, "rows of a map")
+    unseen_rows = checked(unseen_rows, Annotated[int, Within(0)], "unseen_rows of a map")
+    if unseen_rows >= rows:
         raise ValueError(
             f"a map needs rows in [1, 2^31) and fewer unseen_rows, got rows={rows}, unseen_rows={unseen_rows}"
         )
+    most = max(MANY_ROWS, 16 * num_ids)
+    if rows > most:
+        raise ValueError(f"rows of a map must be at most {most} for its {num_ids} ids, got {rows}: no id reads them")
+    return rows, unseen_rows
 
 
 def look_up(words: Tensor, bits: int, num_ids: int, own_rows: int, ids: Tensor, complete: bool = False) -> Tensor:

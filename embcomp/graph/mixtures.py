@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from embcomp import artifact
+from embcomp import artifact, configs
 from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.graph.files import read_file
-from embcomp.ops.packing import bits_for, pack, unpack
+from embcomp.ops.packing import bits_for, pack, packed_words, unpack
 
 if TYPE_CHECKING:
     from embcomp.graph.clustering import Clusters
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HEAVIEST = 255
 
 
+@configs.kind
 @dataclass(frozen=True, eq=False)
 class Mixture:
     """id -> k rows and their weights, heaviest first. Made by `embcomp.graph.mixture` or `Mixture.of`.
@@ -49,6 +50,15 @@ class Mixture:
     unseen_rows: int = 0
     side: Side = "items"
     clustering: str = ""
+
+    def __post_init__(self) -> None:
+        if self.weights.ndim != 2 or self.weights.dtype != torch.uint8:
+            raise ValueError(
+                f"weights of a mixture must be uint8 [num_ids, k], got {self.weights.dtype} {list(self.weights.shape)}"
+            )
+        words = packed_words(self.weights.numel(), self.bits)
+        if self.words.shape != (words,):
+            raise ValueError(f"a mixture of this size has {words} words of rows, got {list(self.words.shape)}")
 
     @classmethod
     def of(cls, rows: Tensor, weights: Tensor, clusters: ClusterMap) -> Self:

@@ -12,13 +12,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from embcomp import configs
 from embcomp.codecs.base import Coding
-from embcomp.ops.hashing import MAX_ROWS, check_ids
+from embcomp.ops.hashing import check_ids
+from embcomp.settings import IdCount, RowCount, Width, checked, hints_of
 
 FLOAT_BYTES = 4
 KEY_BYTES = 8
@@ -43,10 +45,13 @@ class Table:
     embedding_dim: int
 
     def __post_init__(self) -> None:
-        if self.num_embeddings is not None and self.num_embeddings < 1:
-            raise ValueError(f"table {self.name!r}: num_embeddings must be at least 1, got {self.num_embeddings}")
-        if self.embedding_dim < 1:
-            raise ValueError(f"table {self.name!r}: embedding_dim must be at least 1, got {self.embedding_dim}")
+        name = checked(self.name, str, "name of a table")
+        object.__setattr__(self, "name", name)
+        if self.num_embeddings is not None:
+            ids = checked(self.num_embeddings, IdCount, f"table {name!r}: num_embeddings")
+            object.__setattr__(self, "num_embeddings", ids)
+        dim = checked(self.embedding_dim, Width, f"table {name!r}: embedding_dim")
+        object.__setattr__(self, "embedding_dim", dim)
 
     def ids_or_raise(self, why: str) -> int:
         """`num_embeddings`, for methods that need a closed id space."""
@@ -330,11 +335,39 @@ class Plan:
 METHODS: dict[str, type["Method"]] = {}
 
 
+class _Configurable(abc.ABCMeta):
+    """Makes configurations: from their own `config()` too, and from settings that are checked before they are used."""
+
+    if not TYPE_CHECKING:  # what a method takes is for its own fields to say
+
+        def __call__(cls, *args: Any, **settings: Any) -> Any:
+            fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+            if "method" in settings and "method" not in fields and (of := settings.pop("method")) != cls.__name__:
+                raise ValueError(f"{cls.__name__}: the configuration is that of the method {of!r}")
+            hints = hints_of(cls)
+            placed = [name for name, field in fields.items() if not field.kw_only]
+            args = [*(_setting(cls, hints, *pair) for pair in zip(placed, args, strict=False)), *args[len(placed) :]]
+            settings = {name: _setting(cls, hints, name, value) for name, value in settings.items()}
+            return super().__call__(*args, **settings)
+
+
+def _setting(cls: type, hints: Mapping[str, Any], name: str, value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("tensor ["):
+        raise ValueError(
+            f"{cls.__name__}: {name} is the checksum of a tensor, {value!r}, as `config()` gives it; "
+            "embcomp.configs.save writes the tensor itself"
+        )
+    return checked(value, hints.get(name, Any), f"{cls.__name__}: {name}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Method(abc.ABC):
+class Method(abc.ABC, metaclass=_Configurable):
     """A compression method's configuration. Subclasses register themselves in `METHODS` under their class name.
 
-    Two configurations are never merged by value: the tables matched by one instance form one group.
+    Two configurations are equal when their settings are. They are never merged by value: the tables matched by one
+    instance form one group.
+
+    Settings are checked when a configuration is made, by the types of the fields (`embcomp.settings`).
 
     Attributes:
         shares_store: whether the tables of a group read one store, and so must live in one module tree.
@@ -342,8 +375,11 @@ class Method(abc.ABC):
 
     Example:
         >>> import embcomp
-        >>> embcomp.METHODS["HashingTrick"](rows=100)
+        >>> method = embcomp.METHODS["HashingTrick"](rows=100)
+        >>> method
         HashingTrick(rows=100, seed=0, balanced=False)
+        >>> embcomp.METHODS["HashingTrick"](**method.config()) == method
+        True
     """
 
     shares_store: ClassVar[bool] = False
@@ -378,12 +414,25 @@ class Method(abc.ABC):
             ValueError: the budget holds not even the smallest configuration; the text says how much that is.
         """
 
-    def config(self) -> dict[str, Any]:
-        """The settings as JSON values, tensors by checksum: what a state dict keeps to recognise its own."""
-        return {
-            "method": type(self).__name__,
-            **{f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)},
-        }
+    def config(self, *, without: Sequence[str] = ()) -> dict[str, Any]:
+        """The settings as JSON values, tensors by checksum: what a state dict keeps to recognise its own.
+
+        `embcomp.configs` writes a configuration so that it can be made again, tensors included.
+
+        Args:
+            without: settings to leave out, because they live on in the encoder.
+        """
+        names = [f.name for f in dataclasses.fields(self) if f.name not in without]
+        return {"method": type(self).__name__, **{name: plain(getattr(self, name)) for name in names}}
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and configs.same(self, other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), configs.hashed(configs.fields_of(self))))
+
+
+configs.register("method", METHODS)
 
 
 def plain(value: Any) -> Any:
@@ -435,6 +484,4 @@ def side_store(table: Table, what: str, tables: Sequence[Table]) -> str:
 
 def check_rows(rows: Any, table: str) -> int:
     """`rows` as a valid size of a hashed table."""
-    if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= MAX_ROWS:
-        raise ValueError(f"table {table!r}: rows must be an integer in [1, 2^31), got {rows!r}")
-    return rows
+    return checked(rows, RowCount, f"table {table!r}: rows")

@@ -1,7 +1,7 @@
 """The most frequent ids own rows; the rest share what is left."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
@@ -28,6 +28,7 @@ from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.request import request
 from embcomp.ops.search import lower_bound
+from embcomp.settings import RowCount, Share
 
 
 class FrequencyEncoder(HashEncoder):
@@ -85,17 +86,11 @@ class FrequencyHash(Method):
         tensor([2, 4], dtype=torch.int32)
     """
 
-    rows: int | Mapping[str, int]
+    rows: RowCount | Mapping[str, RowCount]
     counts: Tensor | Mapping[str, Tensor] = field(repr=False)
     tail: Literal["hash", "double"] = "hash"
-    hot_share: float = 0.5
+    hot_share: Share = 0.5
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tail not in ("hash", "double"):
-            raise ValueError(f"FrequencyHash: tail must be 'hash' or 'double', got {self.tail!r}")
-        if not 0 <= self.hot_share < 1:
-            raise ValueError(f"FrequencyHash: hot_share must be in [0, 1), got {self.hot_share}")
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
@@ -106,8 +101,8 @@ class FrequencyHash(Method):
             hot = self._owned(rows)
             # The scale that suits the sum of two shared rows; an owned row starts a little smaller than a plain one.
             stores[table.name] = Store(rows, table.embedding_dim, summands=lookups)
-            config = {**replace(self, counts={}).config(), "rows": rows}
-            del config["counts"]  # they live on in the list of frequent ids, which is saved with the rows
+            # The counts live on in the list of frequent ids, which is saved with the rows.
+            config = {**self.config(without=["counts"]), "rows": rows}
             encoder = FrequencyEncoder(table, config, self.seed, rows, lookups, counts, hot)
             plans.append(TablePlan(table, encoder, (Chunk(table.name, lookups, weighted=lookups > 1),), Concat()))
         return Plan(stores, plans)

@@ -34,6 +34,7 @@ from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.request import request
 from embcomp.ops.packing import bits_for, packed_words
+from embcomp.settings import Ids, RowCount
 
 if TYPE_CHECKING:
     from embcomp.graph.clustering import Clusters
@@ -116,7 +117,7 @@ class GraphHash(Method):
     budget_settings: ClassVar[tuple[str, ...]] = ("objective", "algorithm", "backend", "unseen_rows")
 
     clusters: ClusterMap | Mapping[str, ClusterMap] = field(repr=False, kw_only=False)
-    hot: Any = field(default=None, repr=False)
+    hot: Ids | Mapping[str, Ids] | None = field(default=None, repr=False)
     seed: int = 0
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
@@ -146,9 +147,7 @@ class GraphHash(Method):
 
     def _config(self) -> dict[str, Any]:
         """The configuration without what lives on in the map."""
-        left_out = {f.name: None for f in dataclasses.fields(self) if f.name in ("clusters", "hot", "weights")}
-        config = dataclasses.replace(self, **left_out).config()
-        return {name: value for name, value in config.items() if name not in left_out}
+        return self.config(without=["clusters", "hot", "weights"])
 
     @classmethod
     def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
@@ -245,11 +244,9 @@ class DoubleGraphHash(GraphHash):
     """
 
     second: Literal["shared", "own"] = "shared"
-    rows: int | Mapping[str, int] | None = None
+    rows: RowCount | Mapping[str, RowCount] | None = None
 
     def __post_init__(self) -> None:
-        if self.second not in ("shared", "own"):
-            raise ValueError(f"DoubleGraphHash: second must be 'shared' or 'own', got {self.second!r}")
         if (self.second == "own") != (self.rows is not None):
             raise ValueError(f"DoubleGraphHash: second={self.second!r} with rows={self.rows}; rows are those of 'own'")
 

@@ -30,6 +30,7 @@ from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.request import request
 from embcomp.ops.balanced import balanced_key, balanced_rows
 from embcomp.ops.hashing import check_ids, hash_key, hash_rows, hash_rows_by_key
+from embcomp.settings import ReadCount, RowCount
 
 
 class HashEncoder(Encoder):
@@ -113,7 +114,7 @@ class HashingTrick(Method):
         (torch.Size([2, 16]), 640008)
     """
 
-    rows: int | Mapping[str, int]
+    rows: RowCount | Mapping[str, RowCount]
     seed: int = 0
     balanced: bool = False
 
@@ -156,17 +157,11 @@ class MultiHash(Method):
         (torch.Size([1, 64]), 64032)
     """
 
-    rows: int | Mapping[str, int]
-    num_hashes: int = 2
+    rows: RowCount | Mapping[str, RowCount]
+    num_hashes: ReadCount = 2
     combine: Literal["sum", "concat"] = "sum"
     seed: int = 0
     balanced: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_hashes < 1:
-            raise ValueError(f"{type(self).__name__}: num_hashes must be at least 1, got {self.num_hashes}")
-        if self.combine not in ("sum", "concat"):
-            raise ValueError(f"{type(self).__name__}: combine must be 'sum' or 'concat', got {self.combine!r}")
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans, k = {}, [], self.num_hashes
@@ -226,14 +221,10 @@ class HashEmbedding(Method):
         True
     """
 
-    rows: int | Mapping[str, int]
-    num_hashes: int = 2
-    importance_rows: int | Mapping[str, int] | None = None
+    rows: RowCount | Mapping[str, RowCount]
+    num_hashes: ReadCount = 2
+    importance_rows: RowCount | Mapping[str, RowCount] | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_hashes < 1:
-            raise ValueError(f"HashEmbedding: num_hashes must be at least 1, got {self.num_hashes}")
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans, k = {}, [], self.num_hashes

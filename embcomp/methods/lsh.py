@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import torch
 from torch import Tensor
 
+from embcomp import configs
 from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.methods.base import (
     FLOAT_BYTES,
@@ -32,9 +32,12 @@ from embcomp.methods.graphhash import ClusterEncoder
 from embcomp.methods.request import request
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.ops.packing import bits_for, packed_words
+from embcomp.settings import RowCount, Within, shown
 
 if TYPE_CHECKING:
     from embcomp.graph.edges import Edges
+
+configs.kind_at("Edges", "embcomp.graph.edges")
 
 MAX_SIGNATURE = 62
 _BLOCK = 8  # directions at a time
@@ -64,14 +67,19 @@ class LSHash(Method):
         (True, False)
     """
 
-    rows: int | Mapping[str, int]
+    rows: RowCount | Mapping[str, RowCount]
     features: Any = field(repr=False)
-    bits: int | None = None
+    bits: Annotated[int, Within(1, MAX_SIGNATURE)] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.bits is not None and not 1 <= self.bits <= MAX_SIGNATURE:
-            raise ValueError(f"LSHash: bits must be in [1, {MAX_SIGNATURE}], got {self.bits}")
+        for features in self.features.values() if isinstance(self.features, Mapping) else [self.features]:
+            pair = isinstance(features, tuple | list) and len(features) == 2 and hasattr(features[0], "ends")
+            if not pair and not isinstance(features, Tensor):
+                raise ValueError(
+                    "LSHash: features must be a tensor of floats, or a pair (edges, side), or a mapping from names of "
+                    f"tables to such, got {shown(features)}"
+                )
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
@@ -82,8 +90,7 @@ class LSHash(Method):
             row_of_id = hash_rows(codes, torch.tensor([hash_key(self.seed, "", 0)], device="cpu"), rows)[:, 0]
             found = ClusterMap.of(row_of_id.masked_fill(~known, -1), rows)
             stores[table.name] = Store(rows, table.embedding_dim)
-            config = {**dataclasses.replace(self, features=None).config(), "rows": rows}
-            del config["features"]  # they live on in the map
+            config = {**self.config(without=["features"]), "rows": rows}  # the features live on in the map
             encoder = ClusterEncoder(table, config, self.seed, found)
             plans.append(TablePlan(table, encoder, (Chunk(table.name),), Concat()))
         return Plan(stores, plans)

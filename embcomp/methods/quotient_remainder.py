@@ -29,6 +29,7 @@ from embcomp.methods.base import (
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.request import request
 from embcomp.ops.hashing import MAX_ROWS
+from embcomp.settings import RowCount
 
 
 class QuotientRemainderEncoder(Encoder):
@@ -73,12 +74,8 @@ class QuotientRemainder(Method):
         True
     """
 
-    rows: int | Mapping[str, int] | None = None
+    rows: RowCount | Mapping[str, RowCount] | None = None
     combine: Literal["mul", "sum", "concat"] = "mul"
-
-    def __post_init__(self) -> None:
-        if self.combine not in ("mul", "sum", "concat"):
-            raise ValueError(f"QuotientRemainder: combine must be 'mul', 'sum' or 'concat', got {self.combine!r}")
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []

@@ -5,6 +5,7 @@ from functools import singledispatch
 from typing import Any, get_args
 
 from embcomp.methods.base import FLOAT_BYTES, Budget, Count, Table, Tables
+from embcomp.settings import Bytes, checked
 from embcomp.sizes import parse_nbytes
 
 
@@ -36,6 +37,12 @@ def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[li
     if count not in get_args(Count):
         raise ValueError(f"count must be 'served' or 'training', got {count!r}")
     found = tables_of(tables)
+    names = [table.name for table in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if not names or twice is not None:
+        raise ValueError(
+            f"tables must have different names, got {twice!r} twice" if names else "tables must hold at least one table"
+        )
     closed = all(table.num_embeddings is not None for table in found)
     full = sum((table.num_embeddings or 0) * table.embedding_dim for table in found) * FLOAT_BYTES
-    return found, parse_nbytes(nbytes, full if closed else None)
+    return found, checked(parse_nbytes(nbytes, full if closed else None), Bytes, "nbytes")

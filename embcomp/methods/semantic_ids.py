@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -28,10 +28,10 @@ from embcomp.methods.request import request
 from embcomp.methods.semantic_encoder import SemanticEncoder, ranges_of
 from embcomp.methods.semantic_neighbours import NeighbourEncoder
 from embcomp.ops.hashing import MAX_ROWS
-from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.neighbours import Neighbours
 from embcomp.semantic_ids.pieces import Pieces, Span
-from embcomp.semantic_ids.vocabulary import Vocabulary, checked_codes
+from embcomp.semantic_ids.vocabulary import CodeCount, Vocabulary, checked_codes
+from embcomp.settings import ReadCount, RowCount, Share, Within
 
 MOST_PIECES = 63  # a bit for each
 
@@ -91,35 +91,25 @@ class SemanticIds(Method):
 
     codes: Tensor | Mapping[str, Tensor] = field(repr=False, kw_only=False)
     pieces: Pieces = field(kw_only=False)
-    rows: int = field(kw_only=False)
+    rows: RowCount = field(kw_only=False)
     combine: Literal["sum", "concat"] = "sum"
-    id_rows: int | None = None
+    id_rows: RowCount | None = None
     counts: Tensor | Mapping[str, Tensor] | None = field(default=None, repr=False)
     vocabulary: Vocabulary | None = field(default=None, repr=False)
-    min_support: int = 10
-    piece_dropout: float = 0.0
+    min_support: Annotated[int, Within(0)] = 10
+    piece_dropout: Share = 0.0
     neighbours: Neighbours | Mapping[str, Neighbours] | None = field(default=None, repr=False)
-    neighbour_rows: int | None = None
-    codebook_size: int | None = None
+    neighbour_rows: ReadCount | None = None
+    codebook_size: CodeCount | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pieces, Pieces):
-            raise ValueError(f"SemanticIds: pieces must be Unigram(), PrefixNgram(n) or the like, got {self.pieces!r}")
-        if self.combine not in ("sum", "concat"):
-            raise ValueError(f"SemanticIds: combine must be 'sum' or 'concat', got {self.combine!r}")
-        if not 0 <= self.piece_dropout < 1:
-            raise ValueError(f"SemanticIds: piece_dropout must be in [0, 1), got {self.piece_dropout}")
-        if self.min_support < 0:
-            raise ValueError(f"SemanticIds: min_support must not be negative, got {self.min_support}")
         if self.piece_dropout and not self.min_support:
             raise ValueError("SemanticIds: piece_dropout leaves out pieces below min_support, which must be at least 1")
         if self.neighbours is not None and self.combine != "sum":
             raise ValueError("SemanticIds: rows of neighbours are added up, which goes with combine='sum'")
-        if self.neighbour_rows is not None:
-            check_whole("SemanticIds", "neighbour_rows", self.neighbour_rows)
-            if self.neighbours is None:
-                raise ValueError("SemanticIds: neighbour_rows goes with neighbours, see semantic_ids.Neighbours.of")
+        if self.neighbour_rows is not None and self.neighbours is None:
+            raise ValueError("SemanticIds: neighbour_rows goes with neighbours, see semantic_ids.Neighbours.of")
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores: dict[str, Store] = {}
@@ -190,15 +180,10 @@ class SemanticIds(Method):
         )
         return TablePlan(table, encoder, tuple(chunks), Concat() if concat or len(chunks) == 1 else Sum())
 
-    def config(self) -> dict[str, Any]:
+    def config(self, *, without: Sequence[str] = ()) -> dict[str, Any]:
         """The settings; codes and support live on in the encoder, which is saved with the rows."""
-        kept = {
-            name: getattr(self, name)
-            for name in (
-                "rows", "combine", "id_rows", "min_support", "piece_dropout", "neighbour_rows", "codebook_size", "seed",
-            )
-        }  # fmt: skip
-        return {"method": type(self).__name__, "pieces": repr(self.pieces), **kept}
+        config = super().config(without=["codes", "pieces", "counts", "vocabulary", "neighbours", *without])
+        return {**config, "pieces": repr(self.pieces)}
 
     @classmethod
     def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:

@@ -30,6 +30,7 @@ from embcomp.methods.base import (
 from embcomp.methods.graphhash import GraphHash
 from embcomp.methods.hashing import HashEncoder
 from embcomp.ops.packing import bits_for, packed_words, unpack
+from embcomp.settings import ReadCount
 
 if TYPE_CHECKING:
     from embcomp.graph.clustering import Clusters
@@ -124,7 +125,7 @@ class SoftGraphHash(GraphHash):
     budget_settings: ClassVar[tuple[str, ...]] = (*GraphHash.budget_settings, "second_clusters")
 
     weights: Mixture | Mapping[str, Mixture | None] = field(repr=False)
-    k: int = 4
+    k: ReadCount = 4
 
     def __post_init__(self) -> None:
         if self.hot is not None:

@@ -23,6 +23,7 @@ from embcomp.methods.budget import largest_within
 from embcomp.methods.hashing import hash_encoder
 from embcomp.methods.request import request
 from embcomp.ops.hashing import MAX_ROWS
+from embcomp.settings import MAX_READS, ReadCount, RowCount, Width
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,15 +54,11 @@ class UnifiedEmbedding(Method):
 
     shares_store: ClassVar[bool] = True
 
-    rows: int
-    chunk_dim: int
-    lookups: Mapping[str, int] | None = None
+    rows: RowCount
+    chunk_dim: Width
+    lookups: Mapping[str, ReadCount] | None = None
     seed: int = 0
     balanced: bool = False
-
-    def __post_init__(self) -> None:
-        if self.chunk_dim < 1:
-            raise ValueError(f"UnifiedEmbedding: chunk_dim must be at least 1, got {self.chunk_dim}")
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         check_rows(self.rows, group)
@@ -77,15 +74,19 @@ class UnifiedEmbedding(Method):
 
     def _chunks(self, table: Table) -> int:
         if self.lookups and table.name in self.lookups:
-            if self.lookups[table.name] < 1:
-                raise ValueError(f"table {table.name!r}: lookups must be at least 1, got {self.lookups[table.name]}")
             return self.lookups[table.name]
         if table.embedding_dim % self.chunk_dim:
             raise ValueError(
                 f"table {table.name!r}: embedding_dim {table.embedding_dim} is not a multiple of chunk_dim "
                 f"{self.chunk_dim}; choose a divisor, or set lookups[{table.name!r}]"
             )
-        return table.embedding_dim // self.chunk_dim
+        chunks = table.embedding_dim // self.chunk_dim
+        if chunks > MAX_READS:
+            raise ValueError(
+                f"table {table.name!r}: chunk_dim {self.chunk_dim} cuts embedding_dim {table.embedding_dim} into "
+                f"{chunks} look-ups, at most {MAX_READS} go; choose a larger one"
+            )
+        return chunks
 
     @classmethod
     def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from embcomp import configs
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
 
@@ -14,6 +15,7 @@ NEW = 4096  # new items at a time
 VECTORS = 1 << 14  # vectors at a time that they are compared with
 
 
+@configs.kind
 @dataclass(frozen=True, eq=False)
 class Neighbours:
     """New items, and for each the k training items of the nearest content. Made by `Neighbours.of`.
@@ -70,6 +72,8 @@ class Neighbours:
         if not temperature > 0:
             raise ValueError(f"Neighbours: temperature must be positive, got {temperature}")
         content = as_content(content, column)
+        if k > max(1000, len(content)):
+            raise ValueError(f"Neighbours: k must be at most the {len(content)} vectors (or 1000), got {k}")
         counts = torch.as_tensor(counts, device="cpu")
         if ids is None and counts.shape[:1] != (len(content),):
             raise ValueError(

@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from embcomp import configs
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.semantic_ids.checks import check_whole
 
 PIECES: dict[str, type["Pieces"]] = {}
+configs.register("pieces", PIECES)
 EXACT = 2**62  # numbers of pieces stay below
 _HALF = 2**31 - 1
 

@@ -2,15 +2,22 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
 
+from embcomp import configs
 from embcomp.semantic_ids.artifact import bytes_as_tensor
 from embcomp.semantic_ids.pieces import PIECES, Pieces, numbers
+from embcomp.settings import Within
+
+MAX_CODES = 2**31  # at a level: more is no code book
+CodeCount = Annotated[int, Within(1, MAX_CODES, text="in [1, 2^31]")]
 
 
+@configs.kind
+@dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Pieces with their support: the number of training items that carry them.
 
@@ -35,11 +42,15 @@ class Vocabulary:
                 [0, 0]])
     """
 
-    def __init__(
-        self, pieces: Pieces, levels: int, codebook_size: int, keys: Sequence[Tensor], support: Sequence[Tensor]
-    ) -> None:
-        self.pieces, self.levels, self.codebook_size = pieces, levels, codebook_size
-        self.keys, self.support = tuple(keys), tuple(support)
+    pieces: Pieces
+    levels: int
+    codebook_size: int
+    keys: Sequence[Tensor] = dataclasses.field(repr=False)
+    support: Sequence[Tensor] = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("keys", "support"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @classmethod
     def of(cls, codes: Tensor, pieces: Pieces, *, codebook_size: int, counts: Tensor | None = None) -> Self:
@@ -125,11 +136,12 @@ def checked_codes(codes: Any, codebook_size: int | None, name: str = "codes") ->
         raise ValueError(f"{name} must be integers [items, levels], got {codes.dtype} {list(codes.shape)}")
     codes = codes.long()
     missing = (codes == -1).all(1)
-    outside = (codes < 0) if codebook_size is None else (codes < 0) | (codes >= codebook_size)
+    limit = MAX_CODES if codebook_size is None else codebook_size
+    outside = (codes < 0) | (codes >= limit)
     wrong = outside.any(1) & ~missing
     if bool(wrong.any()):
         item = int(wrong.nonzero()[0])
-        allowed = "non-negative" if codebook_size is None else f"in [0, {codebook_size})"
+        allowed = "in [0, 2^31)" if codebook_size is None else f"in [0, {codebook_size})"
         raise ValueError(
             f"{name} of item {item} are {codes[item].tolist()}, expected {allowed}, or -1 at all levels for an item "
             "without content"
