@@ -1,6 +1,7 @@
 """embcomp: small embedding tables for recommender models."""
 
-from embcomp import nn
+import embcomp.averaging  # noqa: F401 (torch averages weights by it)
+from embcomp import configs, nn
 from embcomp.compress import CompressionReport, TableReport, compress_
 from embcomp.methods import (
     METHODS,
@@ -59,6 +60,7 @@ __all__ = [
     "UnifiedEmbedding",
     "Unigram",
     "compress_",
+    "configs",
     "export",
     "nbytes",
     "nn",

@@ -54,7 +54,7 @@ class Within:
 RowCount = Annotated[int, Within(1, MAX_ROWS, text="in [1, 2^31)")]
 ReadCount = Annotated[int, Within(1, MAX_READS)]
 Width = Annotated[int, Within(1, MAX_DIM)]
-IdCount = Annotated[int, Within(1, _INT64 - 1, text="in [1, 2^63)")]
+IdCount = Annotated[int, Within(1, _INT64 - 1)]
 Share = Annotated[float, Within(0, below=1)]
 Bytes = Annotated[int, Within(0, _INT64 - 1, text="in [0, 2^63)")]
 Ids = Annotated[Any, "integers"]
@@ -67,7 +67,8 @@ def checked(value: Any, hint: Any, name: str) -> Any:
     Args:
         value: the setting.
         hint: its type: `int`, `float`, `bool`, `str`, `Tensor`, a class, `Literal`, `Mapping[str, ...]`, a union of
-            these, or one of them in `Annotated` with `Within`. Another type is not looked at.
+            these, or one of them in `Annotated` with `Within`. A class may say in `expected` how one is made. Another
+            type is not looked at.
         name: the setting's name, for the error.
 
     Raises:
@@ -79,7 +80,7 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         7
         >>> checked(True, RowCount | None, "rows")
         Traceback (most recent call last):
-        ValueError: rows must be an integer in [1, 2^31) or None, got True
+        ValueError: rows must be an integer in [1, 2^31), got True
     """
     alternatives = _alternatives(hint)
     for alternative in alternatives:
@@ -90,9 +91,7 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         found = _fitted(value, alternative)
         if found is not _UNFIT:
             return found
-    if len(alternatives) == 1 and (outside := _outside(value, alternatives[0])):
-        raise ValueError(f"{name} must be {outside}, got {value!r}")
-    expected = " or ".join(dict.fromkeys(_described(alternative) for alternative in alternatives))
+    expected = _outside(value, alternatives[0]) or _described(alternatives[0])
     raise ValueError(f"{name} must be {expected}, got {shown(value)}")
 
 
@@ -106,10 +105,11 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A value in an error message: short, and without reading a tensor."""
-    if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype}, shape {list(value.shape)}"
-    if hasattr(value, "__array_interface__") and getattr(value, "ndim", 0):
-        return f"an array of {value.dtype}, shape {list(value.shape)}"
+    kind = type(value).__name__
+    if isinstance(value, Tensor) or (hasattr(value, "__array_interface__") and getattr(value, "ndim", 0)):
+        return f"{kind} of {value.dtype} {list(value.shape)}"
+    if value is not None and not isinstance(value, str | bytes | Real | complex | list | tuple | dict):
+        return kind
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -224,7 +224,9 @@ def _described(hint: Any) -> str:
         *others, last = map(repr, get_args(hint))
         return f"{', '.join(others)} or {last}" if others else last
     if _mapped(hint) is not None:
-        return "a mapping from names of tables to such"
+        return "a mapping from names of tables"
     if hint is Tensor:
         return "numbers in a dense tensor, an array or a list"
-    return {bool: "True or False", str: "text"}.get(hint, f"of type {getattr(hint, '__name__', hint)}")
+    if hint in (bool, str):
+        return "True or False" if hint is bool else "text"
+    return getattr(hint, "expected", f"of type {getattr(hint, '__name__', hint)}")

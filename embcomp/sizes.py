@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from numbers import Real
+from numbers import Integral, Real
 
 from torch import Tensor, nn
 
@@ -144,6 +144,8 @@ def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
         if found is None:
             raise ValueError(f"nbytes={text!r} is no size: write '10%', '50MB', '1.5GiB', or a number of bytes")
         number, unit = found[1].replace("_", ""), found[2].lower()
+        if len(number) > 300:  # beyond a float
+            raise ValueError(f"nbytes={text[:20]}... is beyond every size")
         if unit != "%":
             return int(float(number) * (1024 if "i" in unit else 1000) ** "bkmgt".index(unit[0]))
         if full_nbytes is None:
@@ -154,7 +156,7 @@ def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
         return int(float(number) * full_nbytes / 100)
     if isinstance(text, bool) or not isinstance(text, Real):
         raise TypeError(f"nbytes must be a number of bytes, or a text such as '10%' or '50MB', got {text!r}")
-    if not math.isfinite(text):
+    if not isinstance(text, Integral) and not math.isfinite(text):
         raise ValueError(f"nbytes must be finite, got {text!r}")
     if 0 < text < 1:
         raise ValueError(f"nbytes={text!r} is less than a byte: for a share of the full tables write '{text:.0%}'")

@@ -113,8 +113,10 @@ def test_equal_instances_stay_groups_of_their_own() -> None:
     assert model["a"].stores[0] is not model["c"].stores[0]
     from torchrec import EmbeddingBagConfig
 
+    from embcomp.torchrec import CompressedEmbeddingBagCollection
+
     tables = [EmbeddingBagConfig(name=n, num_embeddings=20, embedding_dim=8, feature_names=[n]) for n in "abc"]
-    collection = embcomp.torchrec.CompressedEmbeddingBagCollection(tables, {"a": one, "b": one, "c": two})
+    collection = CompressedEmbeddingBagCollection(tables, {"a": one, "b": one, "c": two})
     assert sum(parameter.shape[0] for parameter in collection.parameters()) == 18
 
 
@@ -152,6 +154,7 @@ def test_maps_that_tables_share_are_one_again(tmp_path: Path) -> None:
     assert read.plan(tables).nbytes() == method.plan(tables).nbytes()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_what_json_does_not_know_comes_back(tmp_path: Path) -> None:
     trained = embcomp.SentencePieces(vocab_size=3, model=b"\x00\xffmodel")
     sparse = torch.tensor([[0.0, 2.0], [1.0, 0.0]]).to_sparse()
@@ -216,7 +219,7 @@ def test_integers_of_numpy_are_integers(kind: type) -> None:
     [
         (lambda: embcomp.MultiHash(rows=5, num_hashes=10**9), "MultiHash: num_hashes .* 4096"),
         (lambda: embcomp.HashEmbedding(rows=5, num_hashes=10**9), "HashEmbedding: num_hashes"),
-        (lambda: HashingTrick(rows=torch.tensor(5)), "HashingTrick: rows must be .* a tensor"),
+        (lambda: HashingTrick(rows=torch.tensor(5)), "HashingTrick: rows must be .* Tensor"),
         (lambda: HashingTrick(rows={"a": float("nan")}), r"HashingTrick: rows\['a'\]"),
         (lambda: HashingTrick(rows=5, seed=2**70), "HashingTrick: seed"),
         (lambda: HashingTrick(rows=5, balanced=1), "HashingTrick: balanced must be True or False, got 1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class ClusterMap:
         >>> found.row_of(torch.tensor([1, 3, 4, 99])), found.bits
         (tensor([ 2, -1,  1, -1]), 2)
     """
+
+    expected: ClassVar[str] = "a ClusterMap, such as cluster(edges, rows=...).items"
 
     words: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Mixture:
         tensor([[255,  85],
                 [255,   0]], dtype=torch.uint8)
     """
+
+    expected: ClassVar[str] = "a Mixture, such as embcomp.graph.mixture(...) makes it"
 
     words: Tensor = field(repr=False)
     weights: Tensor = field(repr=False)

@@ -124,9 +124,12 @@ class Rows(NamedTuple):
 class Encoder(nn.Module, abc.ABC):
     """ids -> rows of each chunk. Holds buffers only (keys, maps, codes), never parameters.
 
-    Subclasses define `encode(ids)`. The configuration travels in the state dict
-    (as a uint8 tensor, so that every checkpoint format can hold it), and loading another one names the difference.
+    Subclasses define `encode(ids)`. The configuration travels in the state dict (as a uint8 tensor, so that every
+    checkpoint format can hold it), and loading another one names the difference. Averages of weights leave the buffers
+    alone (`embcomp.averaging`).
     """
+
+    constant_buffers: ClassVar[bool] = True
 
     def __init__(self, table: Table, config: Mapping[str, Any]) -> None:
         super().__init__()

@@ -132,11 +132,6 @@ class GraphHash(Method):
     def _map(self, table: Table) -> ClusterMap:
         """The table's map, hot ids included, checked."""
         found = per_table(self.clusters, table, "clusters")
-        if not isinstance(found, ClusterMap):
-            raise ValueError(
-                f"table {table.name!r}: clusters must be a ClusterMap, such as cluster(edges, rows=...).items, "
-                f"got {type(found).__name__}"
-            )
         if table.num_embeddings not in (None, found.num_ids):
             raise ValueError(
                 f"table {table.name!r} has {table.num_embeddings} ids, but the map of {found.side} has {found.num_ids}"

@@ -218,10 +218,6 @@ class SemanticIds(Method):
         """Those of the items that do not occur in training."""
         found = per_table(self.neighbours, table, "neighbours")
         items = known.columns.shape[0]
-        if not isinstance(found, Neighbours):
-            raise ValueError(
-                f"table {table.name!r}: neighbours must be semantic_ids.Neighbours.of(...), got {type(found).__name__}"
-            )
         largest = max((int(part.max()) for part in (found.ids, found.nearest) if part.numel()), default=-1)
         if largest >= items or (found.ids < 0).any() or (found.nearest < -1).any():
             raise ValueError(

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from embcomp.codecs.base import Codec
 from embcomp.initial_rows import Moments, draw_rows
 from embcomp.methods.base import Store
+from embcomp.ops.bags import eager, pool_rows, transformed
 
 
 class _EqualsEmbedding(type):
@@ -80,9 +81,15 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
             return vectors.squeeze(1) if rows.shape[-1] == 1 else vectors.sum(1)
         if rows.shape[-1] == 1 and weights is None:
             return F.embedding(rows.squeeze(-1), self.weight, sparse=self.sparse)
-        if weights is not None:
-            weights = weights.to(self.weight.dtype)
-        return F.embedding_bag(rows, self.weight, mode="sum", sparse=self.sparse, per_sample_weights=weights)
+        weights = None if weights is None else weights.to(self.weight.dtype)
+        if transformed():
+            each = F.embedding(rows, self.weight)
+            return (each if weights is None else each * weights.unsqueeze(-1)).sum(-2)
+        if not eager(self.weight, rows, weights):
+            return F.embedding_bag(rows, self.weight, mode="sum", sparse=self.sparse, per_sample_weights=weights)
+        ends = torch.arange(rows.shape[0] + 1, device=rows.device, dtype=rows.dtype) * rows.shape[-1]
+        flat = None if weights is None else weights.reshape(-1)
+        return pool_rows(self.weight, rows.reshape(-1), ends, flat, sparse=self.sparse)
 
     def pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, mode: str = "sum") -> Tensor:
         """Bags over the first axis of rows [N, lookups]: offsets [B + 1] count ids -> [B, dim]."""
@@ -91,15 +98,8 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
             vectors = self._decoded(self.codec, rows.reshape(-1))
             flat = None if weights is None else weights.to(vectors.dtype).reshape(-1)
             return pool_vectors(vectors, offsets * lookups, mode, flat)
-        return F.embedding_bag(
-            rows.reshape(-1),
-            self.weight,
-            offsets * lookups,
-            mode=mode,
-            sparse=self.sparse,
-            per_sample_weights=None if weights is None else weights.to(self.weight.dtype).reshape(-1),
-            include_last_offset=True,
-        )
+        weights = None if weights is None else weights.to(self.weight.dtype).reshape(-1)
+        return pool_rows(self.weight, rows.reshape(-1), offsets * lookups, weights, mode, self.sparse)
 
     def _decoded(self, codec: Codec, rows: Tensor) -> Tensor:
         """Vectors as they will be served, id by id: rows [...] -> [..., dim]."""
@@ -111,4 +111,4 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
 def pool_vectors(vectors: Tensor, offsets: Tensor, mode: str, weights: Tensor | None = None) -> Tensor:
     """Bags of ready vectors [N, D] -> [B, D], as `nn.EmbeddingBag` pools them: empty bags are zero, "max" included."""
     order = torch.arange(vectors.shape[0], device=vectors.device)
-    return F.embedding_bag(order, vectors, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)
+    return pool_rows(vectors, order, offsets, weights, mode)

@@ -10,6 +10,7 @@ from embcomp.methods.base import Method, Plan, Table, TablePlan
 from embcomp.nn.stores import PlainStore
 from embcomp.nn.weight import ComputedWeight
 from embcomp.ops.checks import check_same_device, check_tensor
+from embcomp.settings import checked
 from embcomp.tracing import check_not_a_constant
 
 
@@ -206,14 +207,15 @@ def make_stores(
 def _checked_padding(padding_idx: int | None, table: Table) -> int | None:
     if padding_idx is None:
         return None
+    place: int = checked(padding_idx, int, f"table {table.name!r}: padding_idx")
     if table.num_embeddings is None:
-        if padding_idx < 0:
+        if place < 0:
             raise ValueError(
-                f"table {table.name!r}: padding_idx {padding_idx} counts from the end, which an open id space has not"
+                f"table {table.name!r}: padding_idx {place} counts from the end, which an open id space has not"
             )
-        return padding_idx
-    if not -table.num_embeddings <= padding_idx < table.num_embeddings:
+        return place
+    if not -table.num_embeddings <= place < table.num_embeddings:
         raise ValueError(
-            f"table {table.name!r}: padding_idx {padding_idx} must lie within num_embeddings {table.num_embeddings}"
+            f"table {table.name!r}: padding_idx {place} must lie within num_embeddings {table.num_embeddings}"
         )
-    return padding_idx % table.num_embeddings
+    return place % table.num_embeddings

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native
 from embcomp.ops.checks import (
@@ -158,7 +157,7 @@ class SumBags(torch.autograd.Function):
     ) -> Tensor:
         ctx.shapes = [table.shape for table in tables]
         if ctx.needs_input_grad[2]:  # else the rows may change before the backward pass, as with torch's own bags
-            ctx.save_for_backward(*tables)
+            ctx.save_for_backward(weights, *tables)
         given = None if weights is None else weights.detach().float().contiguous()
         ctx.given = rows.contiguous(), offsets.contiguous(), given
         ctx.versions = versions(*ctx.given)
@@ -170,18 +169,39 @@ class SumBags(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        saved: Any = ctx.saved_tensors or (None,)
+        weights, *tables = saved
+        if torch.is_grad_enabled():  # create_graph=True
+            made = _gradients(grads[0], ctx.bags, weights, ctx.shapes, tables)
+            return None, None, made[0], None, *made[1]
         grad, weight_grad = grads[0].contiguous(), None
         check_unchanged(ctx.versions, *ctx.given)
         if ctx.needs_input_grad[2]:
-            pairs = zip(ctx.saved_tensors, ctx.bags, strict=True)
+            pairs = zip(tables, ctx.bags, strict=True)
             weight_grad = torch.cat([weight_gradient(table, bags, grad) for table, bags in pairs])
         table_grads = [
             table_gradient(shape, bags, grad) if needed else None
             for shape, bags, needed in zip(ctx.shapes, ctx.bags, ctx.needs_input_grad[4:], strict=True)
         ]
         return None, None, weight_grad, None, *table_grads
+
+
+def _gradients(
+    grad: Tensor, bags: Sequence[Bags], weights: Tensor | None, shapes: Sequence[torch.Size], tables: Sequence[Tensor]
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradients of the weights, where they learn, and of the tables, by operations that torch differentiates."""
+    of_weights, of_tables = [], []
+    for i, (own, shape) in enumerate(zip(bags, shapes, strict=True)):
+        first, last = int(own.offsets[0]), int(own.offsets[-1])
+        mine = own.own()
+        each = grad[mine.columns_of_rows(shape[1])]
+        factors = mine.weights if weights is None else weights[first:last].float()
+        weighted = each if factors is None else each * factors.unsqueeze(-1)
+        of_tables.append(grad.new_zeros(shape).index_add(0, mine.rows, weighted))
+        if weights is not None:
+            of_weights.append((each * tables[i][mine.rows]).sum(1))
+    return torch.cat(of_weights).to(weights.dtype) if weights is not None else None, of_tables
 
 
 def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Fixed random projections, whose signs are the bits of SimHash (Charikar 2002)."""
 
 import abc
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ class Projection(nn.Module, abc.ABC):
     Buffers move with the model but keep their type, because `half()` would change signatures, and so would the products
     of `torch.autocast`: they are those of float32 there too.
     """
+
+    constant_buffers: ClassVar[bool] = True  # averages of weights leave them alone (`embcomp.averaging`)
 
     @abc.abstractmethod
     def project(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Neighbours:
         >>> Neighbours.of(content, counts=torch.tensor([5, 3, 4, 0]), k=2).nearest
         tensor([[1, 2]], dtype=torch.int32)
     """
+
+    expected: ClassVar[str] = "semantic_ids.Neighbours.of(...)"
 
     ids: Tensor = field(repr=False)
     nearest: Tensor = field(repr=False)

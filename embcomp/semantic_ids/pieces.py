@@ -31,6 +31,7 @@ class Pieces(abc.ABC):
         one_namespace: whether equal numbers in two columns are the same piece.
     """
 
+    expected: ClassVar[str] = "Unigram(), PrefixNgram(n) or the like"
     one_namespace: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

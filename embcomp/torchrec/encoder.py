@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embcomp.methods.base import Encoder, Rows
+from embcomp.ops.bags import transformed
 from embcomp.ops.checks import readable
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.layout import Read
@@ -99,7 +100,8 @@ class KeyedEncoder(nn.Module):
 
     def _order(self, keys: tuple[str, ...], lengths: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Which feature each read takes, and how often it repeats an id's length; None where nothing changes."""
-        if torch.compiler.is_compiling() or type(lengths) is not Tensor:  # a tracing stand-in is not to be kept
+        # What is made of tracing stand-ins, or under torch.func, is not to be kept.
+        if torch.compiler.is_compiling() or type(lengths) is not Tensor or transformed():
             return self._make_order(keys, lengths.device)
         if (keys, lengths.device) not in self._orders:
             self._orders[keys, lengths.device] = self._make_order(keys, lengths.device)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from embcomp.ops.bags import pool_rows, transformed
 from embcomp.ops.tables import SumBags
 
 
@@ -42,7 +43,8 @@ def sum_bags(
         weights: a factor for each row, or None.
     """
     dims = [table.shape[1] for table in tables]
-    if all(map(_is_plain, tables)):
+    # Columns are kept for the next call: nothing that is made under torch.func may be among them.
+    if not transformed() and all(map(_is_plain, tables)):
         columns = _columns(tuple(zip(dims, numbers, strict=True)))
         values = SumBags.apply(features.values().long(), features.offsets().long(), weights, columns, *tables)
     else:
@@ -83,13 +85,12 @@ def _pool_each(
     first, start = 0, 0
     for (table, mode), number in zip(tables, numbers, strict=True):
         stop = start + sum(counts[first : first + number])
-        out = F.embedding_bag(
-            features.values()[start:stop],
+        out = pool_rows(
             table,
+            features.values()[start:stop],
             features.offsets()[first * batch : (first + number) * batch + 1] - start,
-            mode=mode,
-            per_sample_weights=None if weights is None else weights[start:stop].to(table.dtype),
-            include_last_offset=True,
+            None if weights is None else weights[start:stop].to(table.dtype),
+            mode,
         ).float()
         pooled.append(out if number == 1 else out.view(number, batch, out.shape[1]).transpose(0, 1).flatten(1))
         first, start = first + number, stop

@@ -74,7 +74,7 @@ def test_a_map_of_another_table_is_refused() -> None:
         GraphHash(CLUSTERS).plan(tables)
     with pytest.raises(ValueError, match="clusters names no table 'user'; it has"):
         GraphHash({"film": CLUSTERS}).plan(tables[1:])
-    with pytest.raises(ValueError, match=r"table 'film': clusters must be a ClusterMap.*got Clusters"):
+    with pytest.raises(ValueError, match=r"GraphHash: clusters must be a ClusterMap.*got Clusters"):
         GraphHash(cluster(power_law(9, 9, 40), 4)).plan(tables)
     other = Mixture.of(torch.zeros(6, 1, dtype=torch.int64), torch.ones(6, 1), ClusterMap.of([0] * 6, 5))
     with pytest.raises(ValueError, match="table 'user': weights must be a Mixture over the same ids and clusters"):

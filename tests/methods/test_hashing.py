@@ -119,7 +119,7 @@ def test_tables_with_the_same_ids_read_unrelated_rows() -> None:
 @pytest.mark.parametrize("cls", [HashingTrick, MultiHash, DoubleHash, HashEmbedding])
 @pytest.mark.parametrize("wrong", [0, -1, 2**31, 3.0, True, "5", None])
 def test_rows_that_cannot_be_are_refused(cls: type[embcomp.Method], wrong: object) -> None:
-    with pytest.raises(ValueError, match=rf"table 't': rows must be an integer in \[1, 2\^31\), got {wrong!r}"):
+    with pytest.raises(ValueError, match=rf"{cls.__name__}: rows must be an integer in \[1, 2\^31\), got {wrong!r}"):
         cls(rows=wrong).plan([Table("t", 10, 4)])
 
 

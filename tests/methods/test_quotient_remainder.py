@@ -47,7 +47,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
         QuotientRemainder(combine="max")
     with pytest.raises(ValueError, match="table 't': embedding_dim 7 is odd"):
         QuotientRemainder(combine="concat").plan([Table("t", 10, 7)])
-    with pytest.raises(ValueError, match=r"table 't': rows must be an integer .* got 0"):
+    with pytest.raises(ValueError, match=r"QuotientRemainder: rows must be an integer .* got 0"):
         QuotientRemainder(rows=0).plan([Table("t", 10, 4)])
     with pytest.raises(ValueError, match="'t_quotient', the name of another table"):
         QuotientRemainder().plan([Table("t", 10, 4), Table("t_quotient", 10, 4)])

@@ -340,7 +340,7 @@ def test_sentence_pieces_as_a_method() -> None:
         ({"combine": "mean"}, "combine must be 'sum' or 'concat', got 'mean'"),
         ({"combine": "concat", "pieces": Ngram(2), "id_rows": 4}, "embedding_dim 8 is not a multiple of its 3 parts"),
         ({"piece_dropout": 1.0}, r"piece_dropout must be in \[0, 1\), got 1.0"),
-        ({"min_support": -1}, "min_support must not be negative, got -1"),
+        ({"min_support": -1}, "min_support must be at least 0, got -1"),
         ({"min_support": 0, "piece_dropout": 0.1}, "min_support, which must be at least 1"),
         ({"rows": 0}, r"rows must be an integer in \[1, 2\^31\), got 0"),
         ({"id_rows": 0}, r"rows must be an integer in \[1, 2\^31\), got 0"),

@@ -191,7 +191,7 @@ def test_a_state_brings_its_own_mixtures() -> None:
     [
         (
             {"neighbours": torch.zeros(3, 2)},
-            r"table 't': neighbours must be semantic_ids.Neighbours.of\(...\), got Tensor",
+            r"SemanticIds: neighbours must be semantic_ids.Neighbours.of\(...\), got Tensor",
         ),
         (
             {"neighbours": Neighbours(torch.tensor([40]), torch.tensor([[1]]), torch.ones(1, 1))},
@@ -199,7 +199,7 @@ def test_a_state_brings_its_own_mixtures() -> None:
         ),
         ({"neighbours": {"u": neighbours()}}, r"neighbours names no table 't'; it has \['u'\]"),
         ({"combine": "concat"}, "rows of neighbours are added up, which goes with combine='sum'"),
-        ({"neighbour_rows": 0}, "neighbour_rows must be an integer of at least 1, got 0"),
+        ({"neighbour_rows": 0}, "neighbour_rows must be at least 1, got 0"),
         ({"neighbours": None, "neighbour_rows": 3}, "neighbour_rows goes with neighbours"),
     ],
 )

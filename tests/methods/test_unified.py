@@ -68,7 +68,10 @@ def test_settings_that_cannot_be_are_refused() -> None:
         (lambda: UnifiedEmbedding(rows=5, chunk_dim=0), "chunk_dim must be at least 1, got 0"),
         (lambda: UnifiedEmbedding(rows=0, chunk_dim=8).plan(TABLES), r"rows must be an integer in \[1, 2\^31\), got 0"),
         (lambda: UnifiedEmbedding(rows=5, chunk_dim=5).plan(TABLES), "table 'user': embedding_dim 32 .* chunk_dim 5"),
-        (lambda: UnifiedEmbedding(rows=5, chunk_dim=8, lookups={"user": 0}).plan(TABLES), "'user': lookups .* got 0"),
+        (
+            lambda: UnifiedEmbedding(rows=5, chunk_dim=8, lookups={"user": 0}).plan(TABLES),
+            r"lookups\['user'\] must be at least 1, got 0",
+        ),
         (lambda: UnifiedEmbedding(rows=5, chunk_dim=8, lookups={"usr": 1}).plan(TABLES), r"lookups names \['usr'\]"),
     ]:
         with pytest.raises(ValueError, match=message):

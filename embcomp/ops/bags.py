@@ -1,0 +1,144 @@
+"""Bags of the rows of a table that can be differentiated as often, and in as many ways, as plain arithmetic.
+
+torch's `embedding_bag` is fast and has one derivative, backwards. Here the first derivative is its own, and its
+derivatives are those of plain torch operations, made where they are asked for: by `create_graph=True`. Under torch.func
+(jvp, vmap, hessian) and in forward mode the bag itself is made of plain operations.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+_MODES = {"sum": 0, "mean": 1, "max": 2}
+_NO_PADDING = -1
+
+
+def pool_rows(
+    table: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    weights: Tensor | None = None,
+    mode: str = "sum",
+    sparse: bool = False,
+) -> Tensor:
+    """Pooled rows, as `torch.nn.functional.embedding_bag` with `include_last_offset` pools them.
+
+    Args:
+        table: floats [rows, dim].
+        rows: integers [N].
+        offsets: integers [B + 1].
+        weights: of the table's dtype, [N]; with mode "sum" alone.
+        mode: "sum", "mean" or "max".
+        sparse: the table's gradient is sparse.
+
+    Returns:
+        [B, dim].
+
+    Example:
+        >>> import torch
+        >>> table = torch.tensor([[1.0], [10.0], [100.0]])
+        >>> pool_rows(table, torch.tensor([0, 1, 2]), torch.tensor([0, 1, 3]))
+        tensor([[  1.],
+                [110.]])
+    """
+    if mode != "max" and transformed():
+        return pool_plainly(table, rows, offsets, weights, mode)
+    learns = torch.is_grad_enabled() and (table.requires_grad or (weights is not None and weights.requires_grad))
+    if learns and eager(table, rows, offsets, weights):
+        return _Bags.apply(table, rows, offsets, weights, mode, sparse)  # pyright: ignore[reportReturnType]
+    return F.embedding_bag(
+        rows, table, offsets, mode=mode, sparse=sparse, per_sample_weights=weights, include_last_offset=True
+    )
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward mode is at work, which take plain operations alone."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # pyright: ignore
+
+
+def eager(*tensors: Tensor | None) -> bool:
+    """Whether these are plain tensors, and nothing records what is done with them."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
+        return False
+    return all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
+def pool_plainly(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, mode: str = "sum") -> Tensor:
+    """`pool_rows` by operations that torch differentiates in every way; not for "max"."""
+    each = F.embedding(rows, table)
+    if weights is not None:
+        each = each * weights.unsqueeze(-1)
+    bags = offsets.shape[-1] - 1
+    pooled = each.new_zeros(bags + 1, table.shape[-1]).index_add(0, bag_of_rows(rows, offsets), each)[:bags]
+    return pooled / _lengths(offsets).to(pooled.dtype) if mode == "mean" else pooled
+
+
+def bag_of_rows(rows: Tensor, offsets: Tensor) -> Tensor:
+    """The number of the bag that each row lies in, int64 [N]; to torch, rows behind the last offset are in the last."""
+    order = torch.arange(rows.shape[-1], device=rows.device)
+    return torch.searchsorted(offsets[1:-1].contiguous().long(), order, right=True)
+
+
+def _lengths(offsets: Tensor) -> Tensor:
+    return offsets.diff().clamp(min=1).unsqueeze(-1)
+
+
+class _Bags(torch.autograd.Function):
+    """`embedding_bag` whose derivative has derivatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, mode: str, sparse: bool
+    ) -> Tensor:
+        ctx.mode, ctx.sparse = _MODES[mode], sparse
+        rows, offsets = rows.contiguous(), offsets.contiguous()  # it reads them so, whatever their strides are
+        out, *found = torch._embedding_bag(  # pyright: ignore[reportPrivateImportUsage]
+            table, rows, offsets, False, ctx.mode, sparse, weights, True, _NO_PADDING
+        )
+        ctx.shape = table.shape
+        # The rows may change before the backward pass, as with torch's own bags, unless the weights learn from them.
+        ctx.save_for_backward(table if ctx.needs_input_grad[3] else None, rows, offsets, weights, *found)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        table, rows, offsets, weights, bags, sizes, largest = ctx.saved_tensors
+        of_table, of_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+        if torch.is_grad_enabled():  # create_graph=True
+            if ctx.mode == _MODES["max"]:
+                return _of_largest(grad, largest, ctx.shape), None, None, None, None, None
+            if ctx.mode == _MODES["mean"]:
+                grad = grad / _lengths(offsets).to(grad.dtype)
+            each = each_gradient(grad, rows, offsets)
+            weighted = each if weights is None else each * weights.unsqueeze(-1)
+            summed = grad.new_zeros(ctx.shape).index_add(0, rows.long(), weighted)
+            return summed, None, None, (each * F.embedding(rows, table)).sum(1) if of_weights else None, None, None
+        grads: list[Tensor | None] = [None] * 6
+        if of_table:
+            grads[0] = torch.ops.aten._embedding_bag_backward(
+                grad, rows, offsets, bags, sizes, largest, ctx.shape[0], False, ctx.mode, ctx.sparse, weights,
+                _NO_PADDING,
+            )  # fmt: skip
+        if of_weights:
+            grads[3] = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                grad, table, rows, offsets, bags, ctx.mode, _NO_PADDING
+            )
+        return tuple(grads)
+
+
+def each_gradient(grad: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
+    """The gradient of its bag for each row, [N, dim]."""
+    padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
+    return padded.index_select(0, bag_of_rows(rows, offsets))
+
+
+def _of_largest(grad: Tensor, largest: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of a table whose entry (largest[b, d], d) was the largest of bag b; -1 where the bag is empty."""
+    columns = torch.arange(shape[1], device=grad.device).expand_as(largest)
+    chosen = grad.masked_fill(largest < 0, 0.0)
+    return grad.new_zeros(shape).index_put((largest.clamp(min=0).long(), columns), chosen, accumulate=True)
