@@ -24,6 +24,7 @@ from embcomp.methods import (
     UnifiedEmbedding,
 )
 from embcomp.notes import CompressionWarning
+from embcomp.saving import load, save
 from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
 from embcomp.semantic_ids.sentence_pieces import SentencePieces
 from embcomp.serving import ExportReport, TableExport, export
@@ -62,8 +63,10 @@ __all__ = [
     "compress_",
     "configs",
     "export",
+    "load",
     "nbytes",
     "nn",
+    "save",
     "served_nbytes",
     "summary",
     "training_nbytes",

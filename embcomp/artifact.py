@@ -95,6 +95,12 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads(metadata["header"]), {name: tensors[name] for name in table}
 
 
+def is_artifact(path: StrPath) -> bool:
+    """Whether a file begins as one that `save` wrote; other safetensors files do not."""
+    with open(path, "rb") as file:
+        return file.read(8 + len(_START))[8:] == _START
+
+
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor], bool]:
     """Everything, and whether the checksum fits; what is read is not to be used where it does not."""
     size = os.fstat(file.fileno()).st_size

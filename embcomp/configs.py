@@ -163,10 +163,15 @@ def to_json(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
     return _Writer(tensors).write(value, "")
 
 
+def keeper(tensors: dict[str, Tensor]) -> Callable[[Tensor, str], str]:
+    """Puts tensors beside those that are there, each memory once: (tensor, wished name) -> its name."""
+    return _Writer(tensors).keep
+
+
 class _Writer:
     def __init__(self, tensors: dict[str, Tensor] | None) -> None:
         self.tensors = tensors
-        self.names = {id(tensor): name for name, tensor in (tensors or {}).items()}
+        self.names = {_memory(tensor): name for name, tensor in (tensors or {}).items()}
 
     def write(self, value: Any, path: str) -> Any:
         if value is None or isinstance(value, bool | str):
@@ -207,12 +212,20 @@ class _Writer:
     def keep(self, tensor: Tensor, path: str) -> str:
         if self.tensors is None:
             raise ValueError(f"{path or 'the value'} is a tensor: pass `tensors`, a dict to keep it in")
-        if id(tensor) not in self.names:
+        memory = _memory(tensor)
+        if memory not in self.names:
             name, number = path or "tensor", 1
             while name in self.tensors:
                 name, number = f"{path}#{number}", number + 1
-            self.tensors[name], self.names[id(tensor)] = tensor, name
-        return self.names[id(tensor)]
+            self.tensors[name], self.names[memory] = tensor, name
+        return self.names[memory]
+
+
+def _memory(tensor: Tensor) -> Any:
+    """Equal for tensors that are one, and for those over one memory that read it in one way."""
+    if tensor.layout != torch.strided or not tensor.numel() or tensor.is_meta:
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _join(path: str, name: str) -> str:

@@ -121,6 +121,11 @@ class Rows(NamedTuple):
     weights: Tensor | None = None
 
 
+ENCODERS: dict[str, type["Encoder"]] = {}
+COMBINERS: dict[str, type["Combiner"]] = {}
+"""By name, so that a plan can be written and read."""
+
+
 class Encoder(nn.Module, abc.ABC):
     """ids -> rows of each chunk. Holds buffers only (keys, maps, codes), never parameters.
 
@@ -130,6 +135,10 @@ class Encoder(nn.Module, abc.ABC):
     """
 
     constant_buffers: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        ENCODERS[cls.__name__] = cls
 
     def __init__(self, table: Table, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -388,9 +397,10 @@ class Method(abc.ABC, metaclass=_Configurable):
     shares_store: ClassVar[bool] = False
     budget_settings: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        METHODS[cls.__name__] = cls
+        if registered:
+            METHODS[cls.__name__] = cls
 
     @abc.abstractmethod
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:

@@ -41,7 +41,9 @@ def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[li
     twice = next((name for name in names if names.count(name) > 1), None)
     if not names or twice is not None:
         raise ValueError(
-            f"tables must have different names, got {twice!r} twice" if names else "tables must hold at least one table"
+            f"tables must have different names, got {twice!r} twice"
+            if names
+            else "a budget needs tables to spend it on, got none"
         )
     closed = all(table.num_embeddings is not None for table in found)
     full = sum((table.num_embeddings or 0) * table.embedding_dim for table in found) * FLOAT_BYTES

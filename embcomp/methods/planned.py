@@ -1,0 +1,74 @@
+"""A plan that was made before, as a method: from it the tables of a saved model are made again."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from embcomp import configs
+from embcomp.methods.base import COMBINERS, ENCODERS, Chunk, Method, Plan, Store, Table, TablePlan
+
+_BLANK = frozenset(vars(nn.Module()))
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """What a module, or a plain object, is made of: attributes, tensors, parts."""
+    if not isinstance(value, nn.Module):
+        return {"attributes": vars(value)}
+    return {
+        "attributes": {name: item for name, item in vars(value).items() if name not in _BLANK},
+        "parameters": dict(value._parameters),
+        "buffers": dict(value._buffers),
+        "transient": sorted(value._non_persistent_buffers_set),
+        "modules": dict(value._modules),
+    }
+
+
+def _make(cls: type, parts: Mapping[str, Any]) -> Any:
+    made = object.__new__(cls)
+    if isinstance(made, nn.Module):
+        nn.Module.__init__(made)
+        for name, tensor in parts["parameters"].items():
+            made.register_parameter(name, None if tensor is None else nn.Parameter(tensor.clone()))
+        for name, tensor in parts["buffers"].items():
+            made.register_buffer(name, tensor, persistent=name not in parts["transient"])
+        for name, module in parts["modules"].items():
+            made.add_module(name, module)
+    vars(made).update(parts["attributes"])
+    return made
+
+
+configs.register("encoder", ENCODERS, _parts, _make)
+configs.register("combiner", COMBINERS, _parts, _make)
+for _kind in (Table, Chunk, Store, TablePlan):
+    configs.kind(_kind)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Planned(Method, registered=False):
+    """The tables and stores of a plan, as `written` has them; they keep the names that they have there.
+
+    Args:
+        stores: by name.
+        tables: as `configs.to_json` writes each `TablePlan`, by name of the table.
+        tensors: those that they refer to.
+    """
+
+    shares_store: ClassVar[bool] = True
+
+    stores: Mapping[str, Store]
+    tables: Mapping[str, Any] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        return Plan(dict(self.stores), list(self._plans(tables)))
+
+    def _plans(self, tables: Sequence[Table]) -> Iterator[TablePlan]:
+        read = configs.from_json([self.tables[table.name] for table in tables], self.tensors)
+        for table, plan in zip(tables, read, strict=True):
+            yield replace(plan, table=table)
+
+    @classmethod
+    def for_budget(cls, tables: Any, nbytes: Any, **fixed: Any) -> Self:
+        raise NotImplementedError("a plan that was made before has one size")

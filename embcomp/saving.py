@@ -1,0 +1,261 @@
+"""`save` and `load`: a model with compressed tables in one safetensors file that says how the tables are made.
+
+A state dict alone fits only a model whose tables were compressed by the same call. The file holds the plan of the
+tables as well: loaded into the model as its class builds it, their full tables are swapped for compressed ones first.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from glob import escape
+from typing import Any
+
+from torch import Tensor, nn
+
+from embcomp import artifact, configs
+from embcomp.compress import compress_
+from embcomp.files import StrPath
+from embcomp.methods.base import Store, TablePlan
+from embcomp.methods.planned import Planned
+from embcomp.nn.table import CompressedTable
+from embcomp.sites import find_sites
+from embcomp.walk import compressed_collections, join, modules_with_tables
+
+KIND = "model"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A compressed table of a model.
+
+    Attributes:
+        module: the path of its module.
+        name: what `compress_` calls it: the path, or for a torchrec table its name.
+        plan: how its ids become vectors.
+        stores: by name, each with its weight.
+    """
+
+    module: str
+    name: str
+    plan: TablePlan
+    stores: Mapping[str, tuple[Store, Tensor]]
+
+
+def save(model: nn.Module, path: StrPath, *, only_tables: bool = False) -> None:
+    """Writes a model's weights and the plan of its compressed tables as one safetensors file, with a checksum.
+
+    Any reader of safetensors opens it. What is large in a configuration (counts, clusters, codes) is not written, but
+    what the tables keep of it is: the file holds about as many bytes as the model.
+
+    Args:
+        model: the model, on any device, in one process.
+        path: the file, which is written whole or not at all.
+        only_tables: leave out everything but the compressed tables.
+
+    Raises:
+        ValueError: a module is sharded or wrapped for several processes (see `embcomp.checkpoints` for these); a part
+            of the state is no tensor; with `only_tables`, nothing is compressed.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 8)})
+        >>> report = embcomp.compress_(model, embcomp.DoubleHash(rows=50))
+        >>> embcomp.save(model, "ranker.safetensors")
+    """
+    tables = list(_tables(model))
+    state = model.state_dict()
+    if only_tables:
+        if not tables:
+            raise ValueError("only_tables=True, but no table of the model is compressed")
+        state = {key: value for key, value in state.items() if _inside(key, {table.module for table in tables})}
+    tensors: dict[str, Tensor] = {}
+    keep = configs.keeper(tensors)
+    header: dict[str, Any] = {
+        "only_tables": only_tables,
+        "methods": {table.name: table.plan.encoder.config for table in tables},
+        "state": {key: keep(_tensor(key, value), key) for key, value in state.items()},
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "groups": [_written(group, tensors) for group in _groups(tables)],
+    }
+    artifact.save(path, KIND, header, tensors)
+
+
+def load(model: nn.Module, path: StrPath) -> nn.Module:
+    """Loads what `save` wrote into a model of the same class, whose tables may be full yet: they are swapped first.
+
+    Make the optimizer afterwards.
+
+    Args:
+        model: as its class builds it, or compressed as the saved model was; nothing changes where an error is raised.
+        path: the file.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or was edited, or is of another model; a table cannot be swapped.
+
+    Example:
+        >>> import torch, embcomp
+        >>> build = lambda: torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 8), "out": torch.nn.Linear(8, 1)})
+        >>> model = build()
+        >>> report = embcomp.compress_(model, {"item": embcomp.DoubleHash(rows=50)})
+        >>> embcomp.save(model, "ranker.safetensors")
+        >>> again = embcomp.load(build(), "ranker.safetensors")
+        >>> torch.equal(again["item"](torch.arange(9)), model["item"](torch.arange(9)))
+        True
+    """
+    header, tensors = artifact.load(path, KIND)
+    state = {key: tensors[name] for key, name in header["state"].items()}
+    methods, weights, swapped = _methods(model, header["groups"], tensors, path)
+    _check_rest(model, state, swapped, header["only_tables"], path)
+    if methods:
+        trained = [weight for weight in weights if weight.requires_grad]
+        for weight in weights:
+            weight.requires_grad_(True)  # a frozen table is not to be redrawn; this one is to be loaded
+        try:
+            compress_(model, methods)
+        except BaseException:
+            for weight in weights:
+                weight.requires_grad_(any(weight is other for other in trained))
+            raise
+    on_meta = any(tensor.is_meta for tensor in model.state_dict().values() if isinstance(tensor, Tensor))
+    model.load_state_dict(state, strict=not header["only_tables"], assign=on_meta)
+    frozen = set(header["frozen"])
+    for name, parameter in model.named_parameters():
+        if _inside(name, swapped):
+            parameter.requires_grad_(name not in frozen)
+    return model
+
+
+def _tables(model: nn.Module) -> Iterator[_Saved]:
+    remedy = "save it by embcomp.checkpoints, and load that in one process"
+    found = modules_with_tables(
+        model,
+        lambda path, module: isinstance(module, (CompressedTable, *compressed_collections())) or None,
+        if_wrapped="save its .module",
+        if_sharded=remedy,
+    )
+    for module, (path, *_) in found:
+        if isinstance(module, CompressedTable):
+            table = module.encoder.table
+            names = list(dict.fromkeys(chunk.store for chunk in module.chunks))
+            held: Any = module.stores
+            stores = {name: (store.store, store.weight) for name, store in zip(names, held, strict=True)}
+            yield _Saved(path, path, TablePlan(table, module.encoder, module.chunks, module.combiner), stores)
+            continue
+        from embcomp.torchrec.site import stores_of  # torchrec is imported already: its module is in the model
+
+        collection: Any = module
+        weights = stores_of(collection)
+        plans = {output.plan.table.name: output.plan for output in collection.assemble.outputs}
+        for name, plan in plans.items():
+            own = dict.fromkeys(chunk.store for chunk in plan.chunks)
+            stores = {store: (_store(weights[store]), weights[store]) for store in own}
+            yield _Saved(path, name, plan, stores)
+
+
+def _store(weight: Tensor) -> Store:
+    rows, dim = weight.shape
+    return Store(rows, dim)
+
+
+def _groups(tables: list[_Saved]) -> list[list[_Saved]]:
+    """Tables that read one store, together."""
+    groups: list[tuple[set[int], list[_Saved]]] = []
+    for table in tables:
+        read = {id(weight) for _, weight in table.stores.values()}
+        joined = [group for group in groups if group[0] & read]
+        groups = [group for group in groups if not group[0] & read]
+        groups.append((read.union(*(g[0] for g in joined)), [*(t for g in joined for t in g[1]), table]))
+    return [members for _, members in groups]
+
+
+def _written(group: list[_Saved], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    stores = {name: store for table in group for name, (store, _) in table.stores.items()}
+    return {
+        "modules": {table.name: table.module for table in group},
+        "stores": configs.to_json(stores, tensors),
+        "tables": {table.name: configs.to_json(table.plan, tensors) for table in group},
+    }
+
+
+def _methods(
+    model: nn.Module, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor], path: StrPath
+) -> tuple[dict[str, Planned], list[Tensor], set[str]]:
+    """For `compress_`: a plan for each table that is full yet, its weight, and the paths of its module."""
+    sites = {name: (site, table) for site in find_sites(model) for table in site.tables for name in site.names(table)}
+    methods: dict[str, Planned] = {}
+    weights, swapped = [], set[str]()
+    for group in groups:
+        missing = []
+        for name, module in group["modules"].items():
+            key = name if name == module else join(module, name)
+            saved = group["tables"][name]["table"]
+            if key not in sites:
+                missing.append(key)
+                continue
+            site, table = sites[key]
+            here = site.tables[table]
+            if (here.num_embeddings, here.embedding_dim) != (saved["num_embeddings"], saved["embedding_dim"]):
+                raise ValueError(
+                    f"{path}: table {key!r} was saved with {saved['num_embeddings']} ids and {saved['embedding_dim']} "
+                    f"columns, but the model has {here.num_embeddings} and {here.embedding_dim}"
+                )
+            weights.append(site.weight(table))
+            swapped.update(site.paths)
+        compressed = [key for key in missing if _is_compressed(model, key)]
+        if len(compressed) < len(missing) or (missing and len(missing) < len(group["modules"])):
+            lacking = sorted(set(missing) - set(compressed))
+            raise ValueError(
+                f"{path}: holds the compressed tables {sorted(group['modules'])}, of which the model lacks {lacking}: "
+                "build it as the saved one was"
+                if lacking
+                else f"{path}: tables {sorted(group['modules'])} share rows, but in the model only {compressed} are "
+                "compressed: compress all of them alike, or none"
+            )
+        if not missing:
+            stores = configs.from_json(group["stores"], tensors)
+            planned = Planned(stores=stores, tables=group["tables"], tensors=tensors)
+            for name, module in group["modules"].items():
+                methods[escape(name if name == module else join(module, name))] = planned
+    return methods, weights, swapped
+
+
+def _is_compressed(model: nn.Module, key: str) -> bool:
+    """Whether this is a compressed table, or one of a compressed collection."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(modules.get(key), CompressedTable):
+        return True
+    return any(
+        isinstance(module, compressed_collections()) and key.startswith(f"{path}." if path else "")
+        for path, module in modules.items()
+    )
+
+
+def _check_rest(
+    model: nn.Module, state: Mapping[str, Tensor], swapped: set[str], only_tables: bool, path: StrPath
+) -> None:
+    """What is not swapped fits: the same names, of the same shapes; so that nothing changes before an error."""
+    here = {key: value for key, value in model.state_dict().items() if not _inside(key, swapped)}
+    there = {key: value for key, value in state.items() if not _inside(key, swapped)}
+    lacking = [] if only_tables else [key for key in here if key not in there]
+    unknown = [key for key in there if key not in here]
+    if lacking or unknown:
+        raise ValueError(
+            f"{path} is of another model: it lacks {lacking[:5]}, and the model does not have its {unknown[:5]}"
+        )
+    for key, value in there.items():
+        if not key.endswith("_extra_state") and value.shape != here[key].shape:
+            raise ValueError(f"{path}: {key!r} was saved as {list(value.shape)}, the model has {list(here[key].shape)}")
+
+
+def _inside(key: str, modules: set[str]) -> bool:
+    return any(not module or key.startswith(f"{module}.") for module in modules)
+
+
+def _tensor(key: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+        raise ValueError(f"{key!r} of the state is of type {type(value).__name__}, which a file of tensors cannot hold")
+    return value
