@@ -4,6 +4,7 @@ A state dict alone fits only a model whose tables were compressed by the same ca
 tables as well: loaded into the model as its class builds it, their full tables are swapped for compressed ones first.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape
@@ -17,6 +18,7 @@ from embcomp.files import StrPath
 from embcomp.methods.base import Store, TablePlan
 from embcomp.methods.planned import Planned
 from embcomp.nn.table import CompressedTable
+from embcomp.notes import CompressionWarning
 from embcomp.sites import find_sites
 from embcomp.walk import compressed_collections, join, modules_with_tables
 
@@ -115,7 +117,9 @@ def load(model: nn.Module, path: StrPath) -> nn.Module:
         for weight in weights:
             weight.requires_grad_(True)  # a frozen table is not to be redrawn; this one is to be loaded
         try:
-            compress_(model, methods)
+            with warnings.catch_warnings():  # of what was chosen when the model was compressed
+                warnings.simplefilter("ignore", CompressionWarning)
+                compress_(model, methods)
         except BaseException:
             for weight in weights:
                 weight.requires_grad_(any(weight is other for other in trained))
@@ -152,13 +156,16 @@ def _tables(model: nn.Module) -> Iterator[_Saved]:
         plans = {output.plan.table.name: output.plan for output in collection.assemble.outputs}
         for name, plan in plans.items():
             own = dict.fromkeys(chunk.store for chunk in plan.chunks)
-            stores = {store: (_store(weights[store]), weights[store]) for store in own}
+            stores = {store: (_store(collection, store, weights[store]), weights[store]) for store in own}
             yield _Saved(path, name, plan, stores)
 
 
-def _store(weight: Tensor) -> Store:
+def _store(collection: Any, name: str, weight: Tensor) -> Store:
+    """The store of a collection; how it was drawn is over."""
+    coded = [branch.decode.codecs for branch in collection.branches.values() if branch.decode is not None]
+    codec = next((codecs[name] for codecs in coded if name in codecs), None)
     rows, dim = weight.shape
-    return Store(rows, dim)
+    return Store(rows, dim) if codec is None else Store(rows, codec.dim, coding=codec.coding)
 
 
 def _groups(tables: list[_Saved]) -> list[list[_Saved]]:

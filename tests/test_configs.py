@@ -80,7 +80,12 @@ def test_they_compare_by_value_and_are_made_again_from_files(example: Example, t
 def test_a_method_takes_its_own_configuration_or_says_what_is_missing(example: Example) -> None:
     method = example.make(TABLES)
     config = json.loads(json.dumps(method.config()))
-    if configs.same(config, {"method": config["method"], **configs.fields_of(method)}):  # nothing large
+    try:
+        configs.to_json(method)
+        large = False
+    except ValueError:  # it holds tensors
+        large = True
+    if not large:
         assert METHODS[config["method"]](**config) == method
         del config["method"]
         assert type(method)(**config) == method

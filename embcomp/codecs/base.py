@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from embcomp import configs
+
 
 class Coded(NamedTuple):
     """Rows as they are served: `codes` uint8 [rows, dim] below 2^bits, and what decodes them, by name."""
@@ -21,8 +23,16 @@ class Coded(NamedTuple):
     constants: dict[str, Tensor]
 
 
+CODINGS: dict[str, type["Coding"]] = {}
+configs.register("coding", CODINGS)
+
+
 class Coding(abc.ABC):
     """How the rows of a store are coded. Subclasses are frozen dataclasses of plain numbers."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        CODINGS[cls.__name__] = cls
 
     def columns(self, dim: int) -> int:
         """How many columns each row holds beside its `dim` values."""

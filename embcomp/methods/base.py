@@ -226,6 +226,7 @@ class Combiner(nn.Module, abc.ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        COMBINERS[cls.__name__] = cls
         if "__call__" in vars(cls) and "forward" not in vars(cls):  # as combiners were written before they were modules
             cls.forward = vars(cls)["__call__"]
             del cls.__call__
@@ -369,7 +370,10 @@ def _setting(cls: type, hints: Mapping[str, Any], name: str, value: Any) -> Any:
             f"{cls.__name__}: {name} is the checksum of a tensor, {value!r}, as `config()` gives it; "
             "embcomp.configs.save writes the tensor itself"
         )
-    return checked(value, hints.get(name, Any), f"{cls.__name__}: {name}")
+    hint = hints.get(name, Any)
+    if isinstance(value, Mapping) and "method" in value and isinstance(hint, type) and issubclass(hint, Method):
+        value = configs.from_json(value)  # of a method around another
+    return checked(value, hint, f"{cls.__name__}: {name}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
