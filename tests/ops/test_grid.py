@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from embcomp.ops.grid import best_step, snap
+from embcomp.ops.grid import best_step, snap, snap_reference
 
 
 def by_hand(value: float, step: float, bits: int) -> tuple[float, float, float]:
@@ -35,6 +35,19 @@ def test_levels_and_gradients_are_those_of_the_formula(bits: int) -> None:
     torch.testing.assert_close(got[1], 0.25 * (grad * torch.tensor([e[2] for e in expected])).sum())
 
 
+@settings(max_examples=20)
+@given(st.integers(1, 8), st.integers(0, 10**6), st.booleans())
+def test_the_faster_form_is_the_plain_one(bits: int, seed: int, rows: bool) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.randn(9, 4, generator=draw).requires_grad_()
+    step = (torch.rand(9, 1, generator=draw) + 0.05 if rows else torch.tensor(0.3)).requires_grad_()
+    grad = torch.randn(9, 4, generator=draw)
+    outs = [form(values, step, bits, 0.5) for form in (snap, snap_reference)]
+    assert torch.equal(outs[0], outs[1])
+    for mine, plain in zip(*(torch.autograd.grad(out, (values, step), grad) for out in outs), strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
 def test_a_step_for_each_row() -> None:
     values, steps = torch.randn(5, 3, requires_grad=True), (torch.rand(5, 1) + 0.1).requires_grad_()
     out = snap(values, steps, 2)
@@ -44,7 +57,8 @@ def test_a_step_for_each_row() -> None:
     torch.testing.assert_close(whole, torch.autograd.grad(torch.stack(rows).square().sum(), steps)[0])
 
 
-def test_forward_and_second_derivatives_under_transforms() -> None:
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp itself
+def test_derivatives_under_transforms() -> None:
     values, step = torch.randn(4, 3), torch.tensor(0.4)
 
     def loss(v: Tensor, s: Tensor) -> Tensor:
@@ -54,6 +68,12 @@ def test_forward_and_second_derivatives_under_transforms() -> None:
     each = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(0, None))(values, step)
     torch.testing.assert_close(each[0], plain[0])
     torch.testing.assert_close(each[1].sum(), plain[1])
+    along = torch.randn(4, 3)
+    _, tangent = torch.func.jvp(lambda v: loss(v, step), (values,), (along,))
+    torch.testing.assert_close(tangent, (plain[0] * along).sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = loss(torch.autograd.forward_ad.make_dual(values, along), step)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
 
 
 def test_random_rounding_takes_the_next_levels_and_has_the_right_mean() -> None:
