@@ -286,7 +286,8 @@ class Checkpoints:
         nested.save(part / _random_file(rank), _RANDOM, state)
         write_parts(part / "parts", parts)
         of_a_rank = re.compile(r"__(\d+)_.*|rank-(\d+)\.safetensors")
-        owners = {name: of_a_rank.fullmatch(name) for name in files_below(part)}
+        names = [name for name in files_below(part) if not name.endswith(".part")]  # what another rank is writing
+        owners = {name: of_a_rank.fullmatch(name) for name in names}
         mine = [name for name, match in owners.items() if int((match[1] or match[2]) if match else 0) == rank]
         return checksums(part, mine)
 
