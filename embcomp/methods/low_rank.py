@@ -1,5 +1,6 @@
 """Narrow rows and a learned linear map: low-rank factorisation of a table."""
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -109,10 +110,13 @@ class LowRank(Method):
         """As `Method.for_budget`: the largest rank that fits."""
         tables, nbytes = request(tables, nbytes, count)
         fixed.pop("rank", None)
-        sizes = {rank: cls(rank=rank, **fixed) for rank in range(1, min(table.embedding_dim for table in tables) + 1)}
-        plans = [method.plan(tables) for method in sizes.values()]
-        stored = [plan.served_nbytes() if count == "served" else plan.training_nbytes() for plan in plans]
-        fitting = [method for method, size in zip(sizes.values(), stored, strict=True) if size <= nbytes]
+
+        def stored(rank: int) -> int:
+            plan = cls(rank=rank, **fixed).plan(tables)
+            return plan.served_nbytes() if count == "served" else plan.training_nbytes()
+
+        widths = range(1, min(table.embedding_dim for table in tables) + 1)
+        fitting = bisect.bisect_right(widths, nbytes, key=stored)
         if not fitting:
-            raise too_small(cls, tables, nbytes, stored[0])
-        return fitting[-1]
+            raise too_small(cls, tables, nbytes, stored(1))
+        return cls(rank=widths[fitting - 1], **fixed)
