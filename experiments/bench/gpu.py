@@ -107,6 +107,8 @@ def _methods(tables: Sequence[Table], share: float) -> dict[str, Callable[[], Me
         "UnifiedEmbedding, 4 chunks": lambda: embcomp.UnifiedEmbedding(
             rows=min(2**31 - 1, rows * 4 * len(tables)), chunk_dim=dim // 4
         ),
+        "LowRank": lambda: embcomp.LowRank(rank=max(1, dim // 4)),
+        "LowBit, 4 bits": lambda: embcomp.LowBit(bits=4, of=embcomp.HashingTrick(rows=rows)),
         "GraphHash": lambda: embcomp.GraphHash(clusters()),
         "DoubleGraphHash": lambda: embcomp.DoubleGraphHash(clusters()),
         "SoftGraphHash": soft,
@@ -196,6 +198,8 @@ def _has_fbgemm() -> bool:
 
 def _pools(plan: Plan) -> bool:
     """Whether sums of plain rows, side by side, are the vectors."""
+    if any(store.coding is not None for store in plan.stores.values()):
+        return False
     return all(type(table.combiner) is Concat and not table.weighted for table in plan.tables)
 
 

@@ -96,10 +96,11 @@ def test_bad_input_is_exit_code_2_before_anything_runs(call, toml, small, tmp_pa
 
 
 def test_what_only_the_data_shows_is_exit_code_2_before_anything_runs(call, toml, small, tmp_path):
-    small["methods"] += [{"method": "MultiHash", "options": {"combine": "max"}, "rows": 5}]
+    small["methods"] += [{"method": "UnifiedEmbedding", "options": {"chunk_dim": 3}, "rows": 5}]
     code, _, err = call("run", toml(values=small), "--results", "results")
     assert code == 2
-    assert "small/synthetic-MultiHash-combine=max-rows5-seed0: MultiHash: combine must be 'sum' or 'concat'" in err
+    assert "small/synthetic-UnifiedEmbedding-chunk_dim=3-rows5-seed0: table 'user': embedding_dim" in err
+    assert "not a multiple of chunk_dim 3" in err
     small["methods"].pop()
     small["model"]["options"]["hidden"] = [0]
     code, _, err = call("run", toml(values=small), "--results", "results")
