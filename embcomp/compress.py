@@ -17,6 +17,7 @@ from embcomp.nn.table import CompressedTable
 from embcomp.notes import note, warn
 from embcomp.optimizers import held_optimizers
 from embcomp.regularised import penalties, put_rows
+from embcomp.settings import checked
 from embcomp.sites import Site, TorchSite, check_not_held, find_sites
 from embcomp.sizes import grouped, nbytes, text_table
 from embcomp.warm import Trained, warm_start
@@ -161,8 +162,8 @@ def compress_(
         item   DoubleHash     900       576 000          57 616        57 616    10.0x
         total                         3 776 000          89 624        89 624    42.1x
     """
-    if init not in ("fresh", "warm"):
-        raise ValueError(f"init must be 'fresh' or 'warm', got {init!r}")
+    checked(init, Literal["fresh", "warm"], "init")
+    counts = checked(counts, Mapping[str, Tensor] | None, "counts")
     if counts and init == "fresh":
         raise ValueError("counts weigh the ids of a warm start: pass init='warm' with them, or leave them out")
     sites = find_sites(model)
@@ -299,7 +300,7 @@ class _Swap:
 def _by_pattern(methods: object) -> Mapping[str, Method]:
     if isinstance(methods, Method):
         return {"*": methods}
-    if not isinstance(methods, Mapping):
+    if not isinstance(methods, Mapping) or not all(isinstance(pattern, str) for pattern in methods):
         raise TypeError(
             "methods must be a method's configuration, such as embcomp.HashingTrick(rows=1000), or a mapping from "
             f"patterns to them, such as {{'item': embcomp.HashingTrick(rows=1000)}}; got {methods!r}"
@@ -455,7 +456,7 @@ def _checked_counts(sites: Sequence[Site], counts: Mapping[str, Tensor]) -> dict
                 raise ValueError(
                     f"counts[{given!r}] has shape {list(values.shape)}, but the table has {table.num_embeddings} ids"
                 )
-            if not bool((values >= 0).all()):
-                raise ValueError(f"counts[{given!r}] has negative or NaN entries")
+            if not bool(((values >= 0) & values.isfinite()).all()):
+                raise ValueError(f"counts[{given!r}] has negative, infinite or NaN entries")
             result[table.name] = values
     return result

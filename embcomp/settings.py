@@ -91,7 +91,8 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         found = _fitted(value, alternative)
         if found is not _UNFIT:
             return found
-    expected = _outside(value, alternatives[0]) or _described(alternatives[0])
+    also = [_described(each) for each in alternatives[1:] if each is not type(None) and _mapped(each) is None]
+    expected = _outside(value, alternatives[0]) or " or ".join([_described(alternatives[0]), *also])
     raise ValueError(f"{name} must be {expected}, got {shown(value)}")
 
 
@@ -110,6 +111,8 @@ def shown(value: Any) -> str:
         return f"{kind} of {value.dtype} {list(value.shape)}"
     if value is not None and not isinstance(value, str | bytes | Real | complex | list | tuple | dict):
         return kind
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write much longer ones
+        return f"an integer of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -218,7 +218,7 @@ def _(model: nn.Module) -> list[Table]:
     """All that `compress_` may swap."""
     tables = [table for site in find_sites(model) for table in site.tables.values()]
     if not tables:
-        raise ValueError("the model has no embedding table that compress_ knows")
+        raise ValueError("tables: the model has no embedding table that compress_ knows")
     return tables
 
 

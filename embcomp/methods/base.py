@@ -388,6 +388,7 @@ class Method(abc.ABC, metaclass=_Configurable):
     Attributes:
         shares_store: whether the tables of a group read one store, and so must live in one module tree.
         budget_settings: settings that `for_budget` takes beside the fields.
+        expected: how one is made, for errors.
 
     Example:
         >>> import embcomp
@@ -400,6 +401,7 @@ class Method(abc.ABC, metaclass=_Configurable):
 
     shares_store: ClassVar[bool] = False
     budget_settings: ClassVar[tuple[str, ...]] = ()
+    expected: ClassVar[str] = "a method's configuration, such as embcomp.HashingTrick(rows=1000)"
 
     def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -430,6 +432,16 @@ class Method(abc.ABC, metaclass=_Configurable):
             TypeError: neither tables nor a model, neither a number nor a text.
             ValueError: the budget holds not even the smallest configuration; the text says how much that is.
         """
+
+    @classmethod
+    def checked_settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings as a configuration would have them, for a `for_budget` that reckons with them before it makes one.
+
+        Raises:
+            ValueError: a setting is something else than its field; the text names it. Names without a field pass.
+        """
+        hints = hints_of(cls)
+        return {name: _setting(cls, hints, name, value) for name, value in given.items()}
 
     def config(self, *, without: Sequence[str] = ()) -> dict[str, Any]:
         """The settings as JSON values, tensors by checksum: what a state dict keeps to recognise its own.

@@ -161,6 +161,7 @@ class GraphHash(Method):
             ValueError: the budget is too small for the clusters, or for two rows.
         """
         tables, nbytes = request(tables, nbytes, count)
+        fixed = cls.checked_settings(fixed)
         if "edges" in fixed:
             return cls._clustered(tables, nbytes, **fixed)
         return largest_within(tables, nbytes, lambda size: cls(**fixed), most=1)
@@ -267,6 +268,7 @@ class DoubleGraphHash(GraphHash):
         Of `edges` with second="own" each table gets as many rows as the other.
         """
         tables, nbytes = request(tables, nbytes, count)
+        fixed = cls.checked_settings(fixed)
         if fixed.get("second") == "own" and "rows" not in fixed and "edges" not in fixed:
             return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
         return super().for_budget(tables, nbytes, **fixed)

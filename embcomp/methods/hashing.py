@@ -248,11 +248,9 @@ class HashEmbedding(Method):
         Without `importance_rows` among the fixed settings, the hashed importance table has as many rows as the other.
         """
         tables, nbytes = request(tables, nbytes, count)
-        own = (
-            sum((table.num_embeddings or nbytes) for table in tables)
-            * _padded(fixed.get("num_hashes", 2))
-            * FLOAT_BYTES
-        )
+        fixed = cls.checked_settings(fixed)
+        ids = sum((table.num_embeddings or nbytes) for table in tables)
+        own = ids * _padded(fixed.get("num_hashes", cls.num_hashes)) * FLOAT_BYTES
         hashed = "importance_rows" not in fixed and 2 * own > nbytes
 
         def make(total: int) -> Self:

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from embcomp.codecs.grid import Grid
 from embcomp.methods.base import METHODS, Budget, Count, Method, Plan, Store, Table, Tables, config_around
 from embcomp.methods.budget import largest_around
 from embcomp.methods.full import Full
 from embcomp.methods.request import request
+from embcomp.settings import Within, shown
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,22 +42,9 @@ class LowBit(Method):
     """
 
     of: Method = field(default_factory=Full)
-    bits: int = 4
-    step: Literal["table", "row"] | int = "table"
+    bits: Annotated[int, Within(1, 8, text="from 1 to 8")] = 4
+    step: Literal["table", "row"] | Annotated[int, Within(1)] = "table"
     rounding: Literal["nearest", "stochastic"] = "nearest"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.of, Method):
-            raise TypeError(f"LowBit: of must be a method's configuration, such as embcomp.Full(), got {self.of!r}")
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"LowBit: bits must be an integer from 1 to 8, got {self.bits!r}")
-        whole = isinstance(self.step, int) and not isinstance(self.step, bool) and self.step >= 1
-        if self.step not in ("table", "row") and not whole:
-            raise ValueError(
-                f"LowBit: step must be 'table', 'row', or how many rows share one, at least 1; got {self.step!r}"
-            )
-        if self.rounding not in ("nearest", "stochastic"):
-            raise ValueError(f"LowBit: rounding must be 'nearest' or 'stochastic', got {self.rounding!r}")
 
     @property
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -90,11 +78,14 @@ class LowBit(Method):
         tables, nbytes = request(tables, nbytes, count)
         own = {f.name for f in dataclasses.fields(cls)} - {"of"}
         settings = {name: fixed.pop(name) for name in own & set(fixed)}
-        inner = fixed.pop("of", Full)
-        if isinstance(inner, Method):
-            fixed = {f.name: getattr(inner, f.name) for f in dataclasses.fields(inner) if f.name != "rows"} | fixed
-            inner = type(inner)
-        inner = METHODS[inner] if isinstance(inner, str) else inner
+        given = fixed.pop("of", Full)
+        if isinstance(given, Method):
+            fixed = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if f.name != "rows"} | fixed
+        inner = METHODS.get(given) if isinstance(given, str) else type(given) if isinstance(given, Method) else given
+        if not isinstance(inner, type) or not issubclass(inner, Method):
+            raise ValueError(
+                f"{cls.__name__}: of must be a method's class, its name or its configuration, got {shown(given)}"
+            )
 
         def make(size: int) -> Self:
             return cls(of=inner.for_budget(tables, size, **fixed), **settings)

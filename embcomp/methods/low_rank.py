@@ -13,6 +13,7 @@ from embcomp.methods.base import Budget, Combiner, Count, Method, Plan, Table, T
 from embcomp.methods.budget import too_small
 from embcomp.methods.full import Full
 from embcomp.methods.request import request
+from embcomp.settings import Width
 
 _BLOCK = 1 << 16  # vectors at a time
 
@@ -75,14 +76,8 @@ class LowRank(Method):
         (torch.Size([2, 32]), True)
     """
 
-    rank: int
+    rank: Width
     of: Method = field(default_factory=Full)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"LowRank: rank must be an integer of at least 1, got {self.rank!r}")
-        if not isinstance(self.of, Method):
-            raise TypeError(f"LowRank: of must be a method's configuration, such as embcomp.Full(), got {self.of!r}")
 
     @property
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

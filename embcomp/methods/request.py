@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from functools import singledispatch
-from typing import Any, get_args
+from typing import Any
+
+from torch import Tensor
 
 from embcomp.methods.base import FLOAT_BYTES, Budget, Count, Table, Tables
-from embcomp.settings import Bytes, checked
+from embcomp.settings import Bytes, checked, shown
 from embcomp.sizes import parse_nbytes
 
 
@@ -16,9 +18,9 @@ def tables_of(asked: Any) -> list[Table]:
     Raises:
         TypeError: neither tables nor a model.
     """
-    tables = list(asked) if isinstance(asked, Iterable) else [asked]
+    tables: list[Any] = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, Tensor) else [asked]
     if isinstance(asked, Table) or not all(isinstance(table, Table) for table in tables):
-        raise TypeError(f"tables must be a model, or a sequence of embcomp.Table; got {asked!r}")
+        raise TypeError(f"tables must be a model, or a sequence of embcomp.Table; got {shown(asked)}")
     return tables
 
 
@@ -34,8 +36,7 @@ def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[li
         >>> request(torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 16)}), "10%")
         ([Table(name='item', num_embeddings=1000, embedding_dim=16)], 6400)
     """
-    if count not in get_args(Count):
-        raise ValueError(f"count must be 'served' or 'training', got {count!r}")
+    checked(count, Count, "count")
     found = tables_of(tables)
     names = [table.name for table in found]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -43,7 +44,7 @@ def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[li
         raise ValueError(
             f"tables must have different names, got {twice!r} twice"
             if names
-            else "a budget needs tables to spend it on, got none"
+            else "tables: a budget needs some to spend it on, got none"
         )
     closed = all(table.num_embeddings is not None for table in found)
     full = sum((table.num_embeddings or 0) * table.embedding_dim for table in found) * FLOAT_BYTES

@@ -92,6 +92,7 @@ class UnifiedEmbedding(Method):
     def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
         """As `Method.for_budget`; without `chunk_dim` it is chosen by `best_chunk_dim`."""
         tables, nbytes = request(tables, nbytes, count)
+        fixed = cls.checked_settings(fixed)
         if "chunk_dim" not in fixed:
             fixed["chunk_dim"] = best_chunk_dim(tables, nbytes, balanced=fixed.get("balanced", False))
         return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed), most=MAX_ROWS)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from embcomp.methods.base import Method
+from embcomp.nn.arguments import check_flag
 from embcomp.nn.calls import bag_call
 from embcomp.nn.stores import pool_vectors
 from embcomp.nn.table import CompressedTable
@@ -45,7 +46,8 @@ class CompressedEmbeddingBag(CompressedTable):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if mode not in ("sum", "mean", "max"):
+        check_flag(include_last_offset, "include_last_offset")
+        if not isinstance(mode, str) or mode not in ("sum", "mean", "max"):
             raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {mode!r}")
         super().__init__(num_embeddings, embedding_dim, method, padding_idx, sparse, device, dtype)
         self.mode: str = mode

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.methods.base import Method, Plan, Table, TablePlan
+from embcomp.nn.arguments import check_flag, check_home, check_method
 from embcomp.nn.stores import PlainStore
 from embcomp.nn.weight import ComputedWeight
 from embcomp.ops.checks import check_same_device, check_tensor
@@ -41,6 +42,9 @@ class CompressedTable(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
+        check_method(method)
+        check_flag(sparse, "sparse")
+        check_home(device, dtype)
         plan = method.plan([Table("embedding", num_embeddings, embedding_dim)])
         stores = make_stores(plan, sparse, device, dtype)
         self._set_up(plan, plan.tables[0], stores, padding_idx, sparse)

@@ -9,7 +9,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.methods.base import Method
+from embcomp.nn.arguments import check_flag, check_home, check_methods
 from embcomp.nn.table import move_combiner
+from embcomp.torchrec.arguments import checked_tables
 from embcomp.torchrec.assemble import AssembleBags, AssembleSequences
 from embcomp.torchrec.branch import Branch
 from embcomp.torchrec.checks import check_meta
@@ -86,8 +88,11 @@ class CompressedEmbeddingBagCollection(nn.Module):
         is_weighted: bool = False,
     ) -> None:
         super().__init__()
-        layout = make_layout(tables, methods, is_weighted)
-        self._tables = list(tables)
+        check_methods(methods)
+        check_flag(is_weighted, "is_weighted")
+        check_home(device)
+        self._tables = checked_tables(tables, EmbeddingBagConfig)
+        layout = make_layout(self._tables, methods, is_weighted)
         self._is_weighted = is_weighted
         self.branches = _branches(layout, is_weighted, None if device is None else torch.device(device))
         self.assemble = AssembleBags(layout.outputs, is_weighted)
@@ -146,8 +151,11 @@ class CompressedEmbeddingCollection(nn.Module):
         need_indices: bool = False,
     ) -> None:
         super().__init__()
-        layout = make_layout(tables, methods, weighted=False)
-        self._tables = list(tables)
+        check_methods(methods)
+        check_flag(need_indices, "need_indices")
+        check_home(device)
+        self._tables = checked_tables(tables, EmbeddingConfig)
+        layout = make_layout(self._tables, methods, weighted=False)
         self.branches = _branches(layout, False, None if device is None else torch.device(device))
         self.assemble = AssembleSequences(layout.outputs, need_indices)
         move_combiner(self.assemble.combiners, self.device, torch.float32)

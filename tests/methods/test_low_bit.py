@@ -135,7 +135,7 @@ def test_random_rounding_only_while_training() -> None:
         ({"bits": 9}, "got 9"),
         ({"bits": True}, "got True"),
         ({"bits": 2.0}, "got 2.0"),
-        ({"step": "column"}, "step must be 'table', 'row', or how many rows"),
+        ({"step": "column"}, "step must be 'table' or 'row' or an integer of at least 1"),
         ({"step": 0}, "got 0"),
         ({"rounding": "up"}, "rounding must be 'nearest' or 'stochastic'"),
         ({"of": "Full"}, "of must be a method's configuration"),

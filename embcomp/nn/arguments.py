@@ -1,0 +1,41 @@
+"""The arguments that the constructors of `embcomp.nn` and `embcomp.torchrec` share, checked before anything is made."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from embcomp.methods.base import Method
+from embcomp.settings import checked, shown
+
+
+def check_method(method: Any) -> None:
+    """Raises TypeError for what is no configuration."""
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be {Method.expected}, got {shown(method)}")
+
+
+def check_methods(methods: Any) -> None:
+    """Raises TypeError for what is no mapping from patterns to configurations."""
+    if not isinstance(methods, Mapping):
+        raise TypeError(f"methods must map patterns to {Method.expected}, got {shown(methods)}")
+    for pattern, method in methods.items():
+        if not isinstance(pattern, str) or not isinstance(method, Method):
+            raise TypeError(
+                f"methods[{pattern!r}] must be {Method.expected}, under a pattern of text, got {shown(method)}"
+            )
+
+
+def check_home(device: Any, dtype: Any = None) -> None:
+    """Raises ValueError for a device that is not there, and for a dtype that no row can have."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating dtype, got {shown(dtype)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, ValueError, OverflowError, AssertionError) as error:
+        raise ValueError(f"device: {str(error).splitlines()[0][:200]}") from None
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Raises ValueError for what is neither True nor False."""
+    checked(value, bool, name)
