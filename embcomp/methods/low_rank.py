@@ -94,8 +94,9 @@ class LowRank(Method):
         inner = self.of.plan([dataclasses.replace(table, embedding_dim=self.rank) for table in tables], group)
         plans = []
         for table, part in zip(tables, inner.tables, strict=True):
-            part.encoder.config = config_around(self.config(), part, table)
             width = inner.embedding_dim(part)
+            part.encoder.config = config_around(self.config(), part, table)
+            part.encoder.table = table  # whose vectors come out in the end
             combiner = Projection(part.combiner, width, table.embedding_dim)
             plans.append(TablePlan(table, part.encoder, part.chunks, combiner))
         return Plan(inner.stores, plans)

@@ -46,7 +46,7 @@ class _Snap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        values, step, output = ctx.saved_tensors
+        values, step, output = (tensor.detach() for tensor in ctx.saved_tensors)  # constants, as in the plain form
         inside, slope = _derivatives(values, step, output, ctx.bits)
         for_step = (grads[0] * slope).sum_to_size(step.shape) * ctx.scale if ctx.needs_input_grad[1] else None
         return grads[0] * inside, for_step, None, None, None

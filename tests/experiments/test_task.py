@@ -78,9 +78,15 @@ def test_a_budget_too_small_is_infeasible(make_run):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"method": "MultiHash", "options": {"combine": "max"}, "share": 0.1}, "combine must be 'sum' or 'concat'"),
+        (
+            {"method": "MultiHash", "options": {"combine": "max"}, "share": 0.1},
+            "combine: input should be 'sum' or 'concat'",
+        ),
         ({"method": "UnifiedEmbedding", "options": {"chunk_dim": 3}, "share": 0.1}, "not a multiple of chunk_dim"),
-        ({"method": "UnifiedEmbedding", "options": {"chunk_dim": "wide"}, "share": 0.1}, "cannot take its options"),
+        (
+            {"method": "UnifiedEmbedding", "options": {"chunk_dim": "wide"}, "share": 0.1},
+            "chunk_dim: input should be a valid",
+        ),
     ],
 )
 def test_options_that_no_budget_helps_are_input_errors(make_run, method, message):

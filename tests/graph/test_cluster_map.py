@@ -48,8 +48,8 @@ def test_hot_ids_get_rows_of_their_own() -> None:
         ([0, -2], 3, "id 1 has row -2"),
         ([0.5], 3, "must be integers"),
         ([[0]], 3, "must be integers"),
-        ([0], 0, r"rows in \[1, 2\^31\)"),
-        ([0], 2**31, r"rows in \[1, 2\^31\)"),
+        ([0], 0, r"rows of a map must be an integer in \[1, 2\^31\)"),
+        ([0], 2**31, r"rows of a map must be an integer in \[1, 2\^31\)"),
     ],
 )
 def test_bad_maps_are_refused(rows: list, size: int, message: str) -> None:

@@ -13,7 +13,7 @@ from embcomp.methods import Table
 from embcomp.ops.bags import pool_rows
 from embcomp.torchrec import CompressedEmbeddingBagCollection
 from experiments.examples import EXAMPLES, Example
-from tests.drop_ins import N, bag, embedding
+from tests.drop_ins import N, bag, embedding, is_coded
 
 IDS = torch.tensor([1, 4, 1, 0, 5, 39])
 OFFSETS = torch.tensor([0, 2, 2, 5])
@@ -69,8 +69,11 @@ def test_second_derivatives_and_transforms_of_the_drop_ins(example: Example) -> 
         out, moved = torch.func.jvp(run, values, tangents)
         torch.testing.assert_close(out, module(*args))
         step = 1e-6
+        if is_coded(module):  # differences of what is rounded are no gradients
+            step = 0.0
         ahead, behind = (run(*(v + s * step * t for v, t in zip(values, tangents, strict=True))) for s in (1, -1))
-        torch.testing.assert_close(moved, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+        if step:
+            torch.testing.assert_close(moved, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
         with forward_ad.dual_level():
             duals = [forward_ad.make_dual(v, t) for v, t in zip(values, tangents, strict=True)]
             torch.testing.assert_close(forward_ad.unpack_dual(run(*duals)).tangent, moved)

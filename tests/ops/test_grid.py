@@ -57,7 +57,6 @@ def test_a_step_for_each_row() -> None:
     torch.testing.assert_close(whole, torch.autograd.grad(torch.stack(rows).square().sum(), steps)[0])
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp itself
 def test_derivatives_under_transforms() -> None:
     values, step = torch.randn(4, 3), torch.tensor(0.4)
 

@@ -114,7 +114,10 @@ def pooled_one_by_one(
 
 def look_ups(collection, configs, method: Method) -> dict[str, CompressedEmbedding]:
     """`singles` over the rows of a compressed collection."""
-    return singles(method, as_tables(configs), stores_of(collection))
+    made = singles(method, as_tables(configs), stores_of(collection))
+    for output in collection.assemble.outputs:  # and what the combiners of the collection learn
+        made[output.plan.table.name].combiner.load_state_dict(output.plan.combiner.state_dict())
+    return made
 
 
 def bags(example: Example, weighted: bool = False, **config):
