@@ -138,7 +138,7 @@ def test_random_rounding_only_while_training() -> None:
         ({"step": "column"}, "step must be 'table' or 'row' or an integer of at least 1"),
         ({"step": 0}, "got 0"),
         ({"rounding": "up"}, "rounding must be 'nearest' or 'stochastic'"),
-        ({"of": "Full"}, "of must be of type Method, got 'Full'"),
+        ({"of": "Full"}, "of must be a method's configuration"),
     ],
 )
 def test_settings_that_do_not_exist(settings: dict, text: str) -> None:
