@@ -223,11 +223,12 @@ def parity(
     ] = None,
     processes: Annotated[int, typer.Option(min=1)] = 2,
     steps: Annotated[int, typer.Option(min=1)] = 20,
+    force: Annotated[bool, typer.Option(help="Measure again what the file holds already.")] = False,
 ) -> None:
     """Train every method over several processes and in one, and write how far apart they end."""
     from experiments.parity import TOLERANCE, run_all
 
-    path, rows = run_all(results, console, processes, steps)
+    path, rows = run_all(results, console, processes, steps, force)
     worst = max(rows, key=lambda row: row.worst)
     console.print(f"wrote {path}: {len(rows)} cases, the largest difference {worst.worst:.1e}", highlight=False)
     if worst.worst > TOLERANCE:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,39 @@ def cases(kinds: Iterable[str] = KINDS) -> Iterator[Case]:
         yield Case(example, kind, sharding, optimizer)
 
 
-def run_all(results: Path | None, console: Console, processes: int, steps: int) -> tuple[Path, list[Row]]:
-    """Compares all cases -> the file that holds them, and its rows."""
-    todo, rows = list(cases()), []
+def run_all(
+    results: Path | None, console: Console, processes: int, steps: int, force: bool = False
+) -> tuple[Path, list[Row]]:
+    """Compares all cases, or those that the file lacks -> the file that holds them, and its rows.
+
+    Each row carries the versions that it was measured with; `force` measures them all again.
+    """
+    path = (results or RESULTS) / "sharded-parity" / f"{processes}-processes.json"
+    known = {} if force or not path.exists() else _read(path, processes, steps)
+    todo = [case for case in cases() if case not in known]
     with Processes(processes) as group, Progress(console=console, transient=True) as bars:
         task = bars.add_task("sharded-parity", total=len(todo))
         for case in todo:
-            rows.append(group.run(compare, case, steps)[0])
+            known[case] = {**asdict(group.run(compare, case, steps)[0]), "versions": versions()}
             bars.advance(task)
-    path = (results or RESULTS) / "sharded-parity" / f"{processes}-processes.json"
-    write_json(path, [{**asdict(row), "versions": versions()} for row in rows])
-    return path, rows
+    rows = [known[case] for case in cases()]
+    write_json(path, rows)
+    return path, [_row(row) for row in rows]
+
+
+def _read(path: Path, processes: int, steps: int) -> dict[Case, dict[str, Any]]:
+    """The rows of a file that were measured so, by case."""
+    rows = json.loads(path.read_text())
+    names = [field.name for field in fields(Case)]
+    return {
+        Case(*(row[name] for name in names)): row
+        for row in rows
+        if (row["processes"], row["steps"]) == (processes, steps)
+    }
+
+
+def _row(values: dict[str, Any]) -> Row:
+    return Row(**{name: value for name, value in values.items() if name != "versions"})
 
 
 def compare(case: Case, steps: int) -> Row:
