@@ -6,7 +6,7 @@ table, which torch, torchrec and FBGEMM hold, shard and train as any other.
 """
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +45,32 @@ class Coding(abc.ABC):
     @abc.abstractmethod
     def served_nbytes(self, rows: int, dim: int) -> int:
         """Bytes of the served form: codes and all that decodes them."""
+
+    @abc.abstractmethod
+    def decode(
+        self,
+        packed: Tensor,
+        dim: int,
+        constants: Mapping[str, Tensor],
+        rows: Tensor,
+        offsets: Tensor | None = None,
+        weights: Tensor | None = None,
+        mode: str = "sum",
+    ) -> Tensor:
+        """Vectors of a table as it is served, in plain torch wherever calls are recorded (torch.export).
+
+        Args:
+            packed: the codes of all rows, from `embcomp.ops.packed_rows.pack_rows`.
+            dim: the width of a vector.
+            constants: those of `Coded`.
+            rows: int64 [N].
+            offsets: int64 [bags + 1], to pool bags of rows; without them each row comes out by itself.
+            weights: float32 [N], a factor for each row.
+            mode: "sum", "mean" or "max".
+
+        Returns:
+            float32 [N, dim], or [bags, dim].
+        """
 
     @abc.abstractmethod
     def module(self, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> "Codec":

@@ -1,6 +1,7 @@
 """Rows on a grid of few bits, with a learned step."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from embcomp.codecs.base import Codec, Coded, Coding
 from embcomp.ops.grid import best_step, levels, snap
+from embcomp.ops.grid_rows import grid_bags
 
 STEP_BYTES = 4  # a step is served as float32
 PACE = 0.2  # of the logarithm of a step, against a weight: see `GridCodec`
@@ -45,6 +47,19 @@ class Grid(Coding):
     def served_nbytes(self, rows: int, dim: int) -> int:
         steps = rows if self.step == "row" else self.steps(rows)
         return rows * -(-dim * self.bits // 8) + steps * STEP_BYTES
+
+    def decode(
+        self,
+        packed: Tensor,
+        dim: int,
+        constants: Mapping[str, Tensor],
+        rows: Tensor,
+        offsets: Tensor | None = None,
+        weights: Tensor | None = None,
+        mode: str = "sum",
+    ) -> Tensor:
+        shared = self.step if isinstance(self.step, int) else {"table": 0, "row": 1}[self.step]
+        return grid_bags(packed, self.bits, dim, constants["step"], shared, rows, offsets, weights, mode)
 
     def module(self, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> "GridCodec":
         return GridCodec(self, rows, dim, device, dtype)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embcomp.serving.swap import Served, TrainedTable
-from embcomp.sizes import grouped, text_table
+from embcomp.sizes import grouped, nbytes, text_table
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,9 @@ class TableExport:
     """One table, before and after. Bytes include its map and its part of a shared store, in the file as in memory.
 
     Attributes:
-        dtypes: how its stores are kept, each dtype once.
+        dtypes: how its stores are kept, each once: a dtype, or the bits of a table that was trained in them.
         bytes_full: of one float32 row for each id; None where the id space is open.
-        bytes_trained: as it was trained.
+        bytes_trained: as it was trained, `embcomp.training_nbytes`.
         bytes_exported: as it is served.
 
     Example:
@@ -117,8 +117,10 @@ def table_lines(served: Served) -> list[TableExport]:
         dtypes: list[str] = []
         for rows in table.rows:
             store = served.stores.get(id(rows))
-            after = rows.nbytes if store is None else store.table.nbytes
-            trained += _share(rows.nbytes, users[id(rows)], table)
+            after = rows.nbytes if store is None else store.nbytes
+            codec = table.codecs.get(id(rows))
+            before = rows.nbytes + (0 if codec is None else nbytes(codec))
+            trained += _share(before, users[id(rows)], table)
             exported += _share(after, users[id(rows)], table)
             dtypes.append(str(rows.dtype).removeprefix("torch.") if store is None else store.kind)
         ids, dim = table.table.num_embeddings, table.table.embedding_dim

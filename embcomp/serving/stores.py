@@ -26,7 +26,8 @@ class ServedStore(nn.Module, abc.ABC):
     """Rows as they are served.
 
     Args:
-        rows: floats [rows, dim]; copied.
+        rows: how many.
+        dim: their width.
         dtype: of the vectors that come out.
 
     Attributes:
@@ -34,22 +35,21 @@ class ServedStore(nn.Module, abc.ABC):
         table: what is stored.
     """
 
-    kind: Dtype
+    kind: str
     table: Tensor
 
-    def __init__(self, rows: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, rows: int, dim: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.rows, self.dim = rows.shape
-        self.dtype = dtype
-        self.register_buffer("table", self._stored(rows.detach()))
+        self.rows, self.dim, self.dtype = rows, dim, dtype
 
     @property
     def device(self) -> torch.device:
         return self.table.device
 
-    @abc.abstractmethod
-    def _stored(self, rows: Tensor) -> Tensor:
-        """The table that holds these rows, on the CPU. Raises OverflowError where it cannot."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(buffer.nbytes for buffer in self.buffers())
 
     @abc.abstractmethod
     def _pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None, mode: str) -> Tensor:
@@ -74,7 +74,24 @@ def _flat(weights: Tensor | None) -> Tensor | None:
     return None if weights is None else weights.float().reshape(-1)
 
 
-class Float32Store(ServedStore):
+class FloatsStore(ServedStore):
+    """Float rows in one of the dtypes.
+
+    Args:
+        rows: floats [rows, dim]; copied.
+        dtype: of the vectors that come out.
+    """
+
+    def __init__(self, rows: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(rows.shape[0], rows.shape[1], dtype)
+        self.register_buffer("table", self._stored(rows.detach()))
+
+    @abc.abstractmethod
+    def _stored(self, rows: Tensor) -> Tensor:
+        """The table that holds these rows, on the CPU. Raises OverflowError where it cannot."""
+
+
+class Float32Store(FloatsStore):
     """Rows as they are."""
 
     kind = "float32"
@@ -88,7 +105,7 @@ class Float32Store(ServedStore):
         )
 
 
-class Float16Store(ServedStore):
+class Float16Store(FloatsStore):
     """Rows in half precision, added up in single precision."""
 
     kind = "float16"
@@ -103,7 +120,7 @@ class Float16Store(ServedStore):
         return pool_vectors(F.embedding(rows, self.table).float(), offsets, mode, weights)
 
 
-class Int8Store(ServedStore):
+class Int8Store(FloatsStore):
     """8 bits a value; after them, scale and bias as float32."""
 
     kind = "int8"
@@ -158,10 +175,10 @@ class Int4Store(Int8Store):
         return torch.ops.quantized.embedding_bag_4bit_rowwise_offsets
 
 
-_STORES: dict[str, type[ServedStore]] = {s.kind: s for s in (Int8Store, Int4Store, Float16Store, Float32Store)}
+_STORES: dict[str, type[FloatsStore]] = {s.kind: s for s in (Int8Store, Int4Store, Float16Store, Float32Store)}
 
 
-def serve(rows: Tensor, dtype: Dtype, out: torch.dtype, table: str) -> ServedStore:
+def serve(rows: Tensor, dtype: Dtype, out: torch.dtype, table: str) -> FloatsStore:
     """The store of these rows.
 
     Args:

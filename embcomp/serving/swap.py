@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embcomp.codecs.base import Codec
 from embcomp.methods.base import Plan, Store, Table, TablePlan
 from embcomp.methods.full import Full
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.table import CompressedTable
+from embcomp.serving.coded import serve_coded
 from embcomp.serving.stores import DTYPES, Dtype, ServedStore, serve
 from embcomp.walk import (
     compressed_collections,
@@ -35,6 +37,7 @@ class TrainedTable:
         rows: the weights of its stores, each once; other tables may read them too.
         encoder: ids -> rows; None for a table that was never compressed.
         out: the dtype of the vectors that the model gets.
+        codecs: what codes the rows of a store, by id of its weights; stores of floats have none.
     """
 
     names: list[str]
@@ -43,6 +46,7 @@ class TrainedTable:
     rows: list[Tensor]
     encoder: nn.Module | None
     out: torch.dtype
+    codecs: Mapping[int, Codec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def _tables(module: nn.Module, paths: list[str]) -> list[TrainedTable]:
     if isinstance(module, CompressedTable):
         weights: list[Any] = [store.weight for store in module.stores]
         table, out = module.encoder.table, weights[0].dtype
-        return [TrainedTable(shown, table, module.encoder.config["method"], weights, module.encoder, out)]
+        method, codecs = module.encoder.config["method"], {id(s.weight): s.codec for s in module.stores if s.codec}
+        return [TrainedTable(shown, table, method, weights, module.encoder, out, codecs)]  # pyright: ignore
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         table = Table(shown[0], module.num_embeddings, module.embedding_dim)
         return [TrainedTable(shown, table, "Full", [module.weight], None, module.weight.dtype)]
@@ -100,9 +105,15 @@ def _tables(module: nn.Module, paths: list[str]) -> list[TrainedTable]:
 
     return [
         TrainedTable(
-            [name, *[f"{path}.{name}" for path in paths if path]], plan.table, method, rows, encoder, torch.float32
+            [name, *[f"{path}.{name}" for path in paths if path]],
+            plan.table,
+            method,
+            rows,
+            encoder,
+            torch.float32,
+            codecs,
         )
-        for name, plan, method, rows, encoder in tables_of(module)
+        for name, plan, method, rows, encoder, codecs in tables_of(module)
     ]
 
 
@@ -117,10 +128,13 @@ def _check_rows(table: TrainedTable) -> None:
 
 
 def choose(tables: list[TrainedTable], dtype: Dtype | Mapping[str, Dtype]) -> dict[int, Dtype]:
-    """For each weight, by id, its dtype; those of tables that no pattern matches are left out.
+    """For each weight of floats, by id, its dtype; those of tables that no pattern matches are left out.
+
+    Coded rows have no dtype: they are served in the bits in which they were trained, whatever patterns match them.
 
     Raises:
-        ValueError: an unknown dtype, a pattern without a table, tables on one store that are to differ.
+        ValueError: an unknown dtype, a pattern without a table or for coded tables alone, tables on one store that are
+            to differ.
     """
     patterns: Mapping[str, Dtype] = dtype if isinstance(dtype, Mapping) else {"*": dtype}
     for pattern, wanted in patterns.items():
@@ -129,12 +143,20 @@ def choose(tables: list[TrainedTable], dtype: Dtype | Mapping[str, Dtype]) -> di
         if pattern != "*" and not any(fnmatchcase(name, pattern) for table in tables for name in table.names):
             known = [table.names[0] for table in tables]
             raise ValueError(f"dtype: pattern {pattern!r} matches no table; the tables are {known}")
+        matched = [table for table in tables if any(fnmatchcase(name, pattern) for name in table.names)]
+        if pattern != "*" and all(len(table.codecs) == len({id(rows) for rows in table.rows}) for table in matched):
+            raise ValueError(
+                f"dtype: pattern {pattern!r} matches {[table.names[0] for table in matched]}, which are served in the "
+                f"bits in which they were trained: leave the pattern out"
+            )
     chosen: dict[int, tuple[Dtype | None, TrainedTable]] = {}
     for table in tables:
         mine: Dtype | None = next(
             (d for p, d in patterns.items() if any(fnmatchcase(name, p) for name in table.names)), None
         )
         for rows in table.rows:
+            if id(rows) in table.codecs:
+                continue
             theirs, other = chosen.setdefault(id(rows), (mine, table))
             if theirs != mine:
                 raise ValueError(
@@ -161,6 +183,8 @@ def swap(model: nn.Module, dtype: Dtype | Mapping[str, Dtype]) -> Served:
     stores: dict[int, ServedStore] = {}
     for table in tables:
         for rows in table.rows:
+            if id(rows) in table.codecs and id(rows) not in stores:
+                stores[id(rows)] = serve_coded(rows.detach(), table.codecs[id(rows)], table.out, table.names[0])
             if id(rows) in wanted and id(rows) not in stores:
                 stores[id(rows)] = serve(rows.detach(), wanted[id(rows)], table.out, table.names[0])
     memo: dict[int, Any] = {}

@@ -15,6 +15,7 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from embcomp.codecs.base import Codec
 from embcomp.methods.base import TablePlan
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
@@ -24,7 +25,7 @@ from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.fused import FusedTables
 from embcomp.torchrec.layout import Output, make_layout
-from embcomp.torchrec.site import stores_of
+from embcomp.torchrec.site import codecs_of, stores_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +38,18 @@ class _Collection:
     bags: bool
     weighted: bool = False
     need_indices: bool = False
+    codecs: Mapping[str, Codec] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, module: Any) -> "_Collection":
         if isinstance(module, CompressedEmbeddingBagCollection):
             configs, weighted = module.embedding_bag_configs(), module.is_weighted()
-            return cls(configs, list(module.assemble.outputs), stores_of(module), True, weighted)
+            return cls(
+                configs, list(module.assemble.outputs), stores_of(module), True, weighted, False, codecs_of(module)
+            )
         if isinstance(module, CompressedEmbeddingCollection):
             outputs, indices = list(module.assemble.outputs), module.need_indices()
-            return cls(module.embedding_configs(), outputs, stores_of(module), False, need_indices=indices)
+            return cls(module.embedding_configs(), outputs, stores_of(module), False, False, indices, codecs_of(module))
         if isinstance(module, FusedTables):
             configs, bags, weighted, indices = module.configs, module.bags, module.weighted, module.need_indices
         else:
@@ -60,15 +64,23 @@ class _Collection:
         """The weights of a table's stores, each once, in the order of their first chunk."""
         return [self.rows[name] for name in dict.fromkeys(chunk.store for chunk in plan.chunks)]
 
+    def codecs_of(self, plan: TablePlan) -> dict[int, Codec]:
+        """The codecs of a table's stores, by id of their weights."""
+        names = {chunk.store for chunk in plan.chunks} & set(self.codecs)
+        return {id(self.rows[name]): self.codecs[name] for name in names}
 
-def tables_of(module: nn.Module) -> Iterator[tuple[str, TablePlan, str, list[Tensor], nn.Module | None]]:
-    """For each table its name, its plan, its method, its rows and, where it was compressed, its encoder."""
+
+def tables_of(
+    module: nn.Module,
+) -> Iterator[tuple[str, TablePlan, str, list[Tensor], nn.Module | None, dict[int, Codec]]]:
+    """For each table its name, plan, method, rows, encoder (None where it was not compressed), and codecs by row id."""
     found = _Collection.of(module)
     plans = {output.plan.table.name: output.plan for output in found.outputs}
     for config in found.configs:
         plan = plans[config.name]
         method = plan.encoder.config["method"]
-        yield config.name, plan, method, found.rows_of(plan), None if method == "Full" else plan.encoder
+        encoder = None if method == "Full" else plan.encoder
+        yield config.name, plan, method, found.rows_of(plan), encoder, found.codecs_of(plan)
 
 
 class ServedCollection(nn.Module):

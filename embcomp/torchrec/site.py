@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from embcomp.codecs.base import Codec
 from embcomp.initial_rows import Moments
 from embcomp.methods.base import Method, Table
 from embcomp.methods.full import Full
@@ -74,6 +75,12 @@ def stores_of(collection: Compressed) -> dict[str, nn.Parameter]:
         held = inner.embeddings if branch.sequences else inner.embedding_bags
         found.update({name: module.weight for name, module in held.items()})
     return found
+
+
+def codecs_of(collection: Compressed) -> dict[str, Codec]:
+    """The codec of each store of a compressed collection that has one, by name."""
+    branches: Any = collection.branches.values()
+    return {name: codec for branch in branches if branch.decode for name, codec in branch.decode.codecs.items()}
 
 
 def _table(config: BaseEmbeddingConfig) -> Table:

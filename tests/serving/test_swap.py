@@ -20,12 +20,13 @@ every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
 
 def bounds(module: CompressedEmbedding, ids: torch.Tensor, dtype: str) -> torch.Tensor:
     """How far each value of a vector may be off: half a scale for each row that is read, times its weight."""
-    grids = [steps(store.weight, dtype) for store in module.stores]
+    held = [store.weight if store.codec is None else store.codec.decode_table(store.weight) for store in module.stores]
+    grids = [steps(rows, "float32" if s.codec else dtype) for s, rows in zip(module.stores, held, strict=True)]
     chunks, errors = [], []
     for i, (rows, weights) in enumerate(module.encoder(ids)):
         factor = torch.ones(rows.shape) if weights is None else weights
         factor = factor.unsqueeze(-1).double()
-        chunks.append((module._store(i).weight.double()[rows] * factor).sum(1))
+        chunks.append((held[module.reads[i]].double()[rows] * factor).sum(1))
         errors.append((grids[module.reads[i]][rows] * factor.abs()).sum(1))
     return combined(module.combiner, chunks, errors) + 1e-5
 

@@ -1,0 +1,68 @@
+"""Stores of tables that were trained in few bits: what a codec wrote, packed row by row."""
+
+import torch
+from torch import Tensor
+
+from embcomp.codecs.base import Codec, Coded
+from embcomp.ops.packed_rows import pack_rows
+from embcomp.serving.stores import ServedStore
+
+
+class CodedStore(ServedStore):
+    """Packed codes, and what decodes them. A program that is traced holds plain torch; called here, compiled forms do.
+
+    Args:
+        codec: what trained the rows.
+        coded: its served form.
+        dtype: of the vectors that come out.
+
+    Attributes:
+        bits: of a code.
+    """
+
+    def __init__(self, codec: Codec, coded: Coded, dtype: torch.dtype) -> None:
+        super().__init__(codec.rows, codec.dim, dtype)
+        self.coding, self.bits = codec.coding, coded.bits
+        self.kind = f"{coded.bits} bit{'s' if coded.bits > 1 else ''}"
+        self.register_buffer("table", pack_rows(coded.codes.cpu(), coded.bits))
+        self.constants = tuple(coded.constants)
+        for name, value in coded.constants.items():
+            self.register_buffer(name, value.detach().cpu().clone())
+
+    def look_up(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        if rows.shape[-1] > 1:
+            return super().look_up(rows, weights)
+        return self._decode(rows.reshape(-1), None, None if weights is None else weights.float().reshape(-1))
+
+    def _pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None, mode: str) -> Tensor:
+        return self._decode(rows, offsets, weights, mode)
+
+    def _decode(self, rows: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str = "sum") -> Tensor:
+        constants = {name: self.get_buffer(name) for name in self.constants}
+        return self.coding.decode(self.table, self.dim, constants, rows, offsets, weights, mode).to(self.dtype)
+
+
+def serve_coded(rows: Tensor, codec: Codec, out: torch.dtype, table: str) -> CodedStore:
+    """The store of trained rows that have a codec.
+
+    Args:
+        rows: floats [rows, width], as they were trained.
+        codec: theirs.
+        out: dtype of the vectors that come out.
+        table: a table that reads the rows, for the error.
+
+    Raises:
+        ValueError: rows, or what decodes them, that are not finite.
+    """
+    if not bool(rows.isfinite().all()):
+        raise ValueError(
+            f"table {table!r} holds NaN or infinite values, which no grid can serve; find out where training went wrong"
+        )
+    coded = codec.code(rows)
+    for name, value in coded.constants.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"table {table!r}: its {name} is not finite ({float(value[~value.isfinite()][0])}); find out where "
+                "training went wrong"
+            )
+    return CodedStore(codec, coded, out)
