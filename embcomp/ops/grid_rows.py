@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embcomp.ops import native
-from embcomp.ops.hashing import check_rows_inside, pointer, readable
-from embcomp.ops.packed_rows import gather_rows, unpack_rows
+from embcomp.ops.checks import check_inside, check_offsets, float32, int64, pointer, readable, size
+from embcomp.ops.packed_rows import gather_rows, row_nbytes, unpack_rows
 
 
 def decode(codes: Tensor, bits: int, step: Tensor) -> Tensor:
@@ -90,15 +90,17 @@ def grid_bags(
     lib = native.library() if readable(*tensors) and mode in ("sum", "mean") else None
     if lib is None:
         return grid_bags_reference(packed, bits, dim, step, shared, rows, offsets, weights, mode)
-    bounds = torch.tensor([0, len(rows)], device="cpu") if offsets is None else offsets.contiguous()
-    rows = rows.contiguous()
-    check_rows_inside(rows, bounds, packed.shape[0])
+    rows, count = rows.contiguous(), rows.shape[0]
+    check_inside(rows, packed.shape[0])
+    if offsets is not None:
+        offsets, count = offsets.contiguous(), offsets.shape[0] - 1
+        check_offsets(offsets, rows.shape[0])
     weights = None if weights is None else weights.contiguous()
-    count = len(rows) if offsets is None else len(offsets) - 1
     out = torch.empty(count, dim, dtype=torch.float32, device="cpu")
     lib.grid_bags(
-        pointer(packed), ctypes.c_size_t(packed.shape[1]), ctypes.c_size_t(dim), ctypes.c_size_t(bits), pointer(step),
-        ctypes.c_int64(shared), pointer(rows), pointer(None if offsets is None else bounds), ctypes.c_size_t(count),
-        pointer(weights), ctypes.c_int(mode == "mean"), pointer(out),
+        pointer("packed", packed, torch.uint8, packed.shape[0], row_nbytes(dim, bits)), size(packed.shape[1]),
+        size(dim), size(bits), float32("step", step, -(-packed.shape[0] // shared) if shared else 1),
+        ctypes.c_int64(shared), int64("rows", rows, rows.shape[0]), int64("offsets", offsets, count + 1), size(count),
+        float32("weights", weights, rows.shape[0]), ctypes.c_int(mode == "mean"), float32("out", out, count, dim),
     )  # fmt: skip
     return out
