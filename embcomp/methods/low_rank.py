@@ -38,7 +38,8 @@ class Projection(Combiner):
         nn.init.normal_(self.matrix, std=self.matrix.shape[0] ** -0.5)
 
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
-        return self.inner(chunks) @ self.matrix
+        narrow = self.inner(chunks)
+        return narrow @ self.matrix.to(narrow.dtype)
 
     def dim(self, dims: Sequence[int]) -> int:
         return self.matrix.shape[1]

@@ -105,7 +105,9 @@ def unpack_rows(packed: Tensor, bits: int, values: int) -> Tensor:
         words = packed
     else:
         kind = torch.int32 if nbytes < 4 else torch.int64
-        parts = F.pad(packed, (0, -packed.shape[1] % nbytes)).view(packed.shape[0], -1, nbytes).unbind(-1)
+        groups = -(-packed.shape[1] // nbytes)  # as a number, because there may be no row
+        whole = F.pad(packed, (0, groups * nbytes - packed.shape[1]))
+        parts = whole.view(packed.shape[0], groups, nbytes).unbind(-1)
         words = parts[0].to(kind)
         for place, part in enumerate(parts[1:], 1):
             words = words | (part.to(kind) << 8 * place)

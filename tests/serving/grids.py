@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from embcomp.methods.base import Combiner, Product, WeightedSum
+from embcomp.methods.low_rank import Projection
 
 
 def steps(rows: Tensor, dtype: str) -> Tensor:
@@ -41,4 +42,6 @@ def combined(combiner: Combiner, chunks: Sequence[Tensor], errors: Sequence[Tens
             weight, off = chunks[0][:, j : j + 1].abs(), errors[0][:, j : j + 1]
             total += weight * error + off * vector.abs() + off * error
         return total
+    if isinstance(combiner, Projection):
+        return combined(combiner.inner, chunks, errors) @ combiner.matrix.detach().abs().to(errors[0].dtype)
     return combiner(list(errors))  # sums and concatenations

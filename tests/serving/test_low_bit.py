@@ -1,0 +1,194 @@
+"""Tables that were trained in few bits, as they are served: decoded by hand from the bytes of the file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor
+
+import embcomp
+from embcomp import LowBit
+from embcomp.codecs import coded_tables
+from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
+from embcomp.ops.grid_rows import grid_bags, grid_bags_reference
+from embcomp.ops.packed_rows import gather_rows, pack_rows, unpack_rows
+from embcomp.serving.swap import swap
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
+
+
+def by_hand(table: Tensor, bits: int, dim: int, steps: list[float], shared: int) -> Tensor:
+    """Value j of row i: step * (code + 1/2 - 2^(bits-1)), the code bits [j * bits, (j + 1) * bits) of the row."""
+    rows = []
+    for i, row in enumerate(table.tolist()):
+        stream = int.from_bytes(bytes(row), "little")
+        codes = [(stream >> (j * bits)) % 2**bits for j in range(dim)]
+        rows.append(
+            [np.float32(steps[i // shared if shared else 0]) * np.float32(c + 0.5 - 2 ** (bits - 1)) for c in codes]
+        )
+    return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(-1, dim))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 37), st.sampled_from([0, 1, 3]), st.booleans(), st.integers(0, 2**31))
+@example(3, 5, 0, True, 0)
+@example(4, 16, 0, False, 1)
+@example(2, 128, 1, True, 2)
+def test_packed_rows_and_their_bags(bits: int, dim: int, shared: int, weighted: bool, seed: int) -> None:
+    random, count = torch.Generator().manual_seed(seed), 7
+    codes = torch.randint(2**bits, (count, dim), generator=random).to(torch.uint8)
+    packed = pack_rows(codes, bits)
+    assert packed.shape == (count, (dim * bits + 7) // 8)
+    assert torch.equal(unpack_rows(packed, bits, dim), codes)
+    step = torch.rand(1 if shared == 0 else -(-count // shared), generator=random)
+    held = by_hand(packed, bits, dim, step.tolist(), shared)
+    rows = torch.randint(count, (45,), generator=random)
+    assert torch.equal(gather_rows(packed, rows), packed[rows])
+    weights = torch.rand(45, generator=random) if weighted else None
+    each = held[rows] if weights is None else held[rows] * weights.unsqueeze(1)
+    offsets = torch.tensor([0, 0, 1, 9, 45])
+    sums = torch.stack([part.double().sum(0) for part in each.split([0, 1, 8, 36])]).float()
+    for form in (grid_bags, grid_bags_reference):
+        found = form(packed, bits, dim, step, shared, rows, None, weights)
+        assert torch.equal(found, each) if weights is None else torch.allclose(found, each)
+        close = {"rtol": 1e-5, "atol": 1e-5 * 2**bits}
+        torch.testing.assert_close(form(packed, bits, dim, step, shared, rows, offsets, weights), sums, **close)
+        if weights is None:
+            mean = sums / torch.tensor([[1], [1], [8], [36]])
+            torch.testing.assert_close(
+                form(packed, bits, dim, step, shared, rows, offsets, None, "mean"), mean, **close
+            )
+            most = torch.stack([part.amax(0) if len(part) else part.sum(0) for part in each.split([0, 1, 8, 36])])
+            assert torch.equal(form(packed, bits, dim, step, shared, rows, offsets, None, "max"), most)
+        with pytest.raises((IndexError, RuntimeError), match=r"out of range|index out of"):
+            form(packed, bits, dim, step, shared, torch.tensor([0, count]))
+
+
+class Drops(nn.Module):
+    """A drop-in for each number of bits, kind of step and combiner, odd widths among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        of = {"own": embcomp.Full(), "sum": embcomp.MultiHash(rows=30), "qr": embcomp.QuotientRemainder()}
+        settings = [
+            (bits, ("table", "row", 7)[bits % 3], list(of)[bits % 3 - 1], (5, 8, 11)[bits % 3]) for bits in range(1, 9)
+        ]
+        self.bags = nn.ModuleList(
+            CompressedEmbeddingBag(90, dim, LowBit(bits=bits, step=step, of=of[inner]), mode=mode)  # pyright: ignore
+            for (bits, step, inner, dim), mode in zip(settings, ("sum", "mean", "max") * 3, strict=False)
+        )
+        self.rows = CompressedEmbedding(
+            90, 6, LowBit(bits=3, of=embcomp.UnifiedEmbedding(rows=40, chunk_dim=3)), padding_idx=4
+        )
+
+    def forward(self, ids: Tensor, offsets: Tensor) -> list[Tensor]:
+        return [bag(ids, offsets) for bag in self.bags] + [self.rows(ids)]
+
+
+def test_programs_of_drop_ins(tmp_path: Path) -> None:
+    model = Drops().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = embcomp.export(model, tmp_path / "m.pt2", (torch.arange(5), torch.tensor([0, 2, 2])))
+    assert report.needs == ("torch",)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert report.bytes_exported == embcomp.served_nbytes(model)
+    assert report.bytes_trained == embcomp.training_nbytes(model)
+    assert [table.dtypes for table in report.tables[:3]] == [("1 bit",), ("2 bits",), ("3 bits",)]
+    program = torch.export.load(report.path)
+    held = [*program.state_dict.values(), *(c for c in program.constants.values() if isinstance(c, Tensor))]
+    assert sum(t.nbytes for t in {t.data_ptr(): t for t in held if t.numel()}.values()) == report.bytes_exported
+    operators = {
+        node.target.namespace for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)
+    }
+    assert operators == {"aten"}
+    eager = swap(model, "int8").model
+    for ids, offsets in ((torch.randint(90, (9,)), [0, 1, 1, 5]), (torch.randint(90, (0,)), [0, 0])):
+        call = (ids, torch.tensor(offsets))
+        for wanted, answer, mine in zip(model(*call), program.module()(*call), eager(*call), strict=True):
+            torch.testing.assert_close(answer, wanted, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_programs_of_collections(fused: bool, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    keys = ["user", "item", "seen"]
+
+    def configs(kind: type) -> list:
+        return [kind(name="user", num_embeddings=50, embedding_dim=8, feature_names=["user"]),
+                kind(name="item", num_embeddings=70, embedding_dim=8, feature_names=["item", "seen"])]  # fmt: skip
+
+    methods = {"user": LowBit(bits=3, of=embcomp.DoubleHash(rows=20)), "item": LowBit(bits=4, step="row")}
+    model = nn.ModuleList([
+        CompressedEmbeddingBagCollection(configs(EmbeddingBagConfig), methods, is_weighted=True),
+        CompressedEmbeddingCollection(configs(EmbeddingConfig), {"user": methods["user"], "*": embcomp.Full()}),
+        CompressedEmbeddingBagCollection(
+            configs(EmbeddingBagConfig), {"*": LowBit(bits=2, of=embcomp.QuotientRemainder())}
+        ),
+    ])  # fmt: skip
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = model
+
+        def forward(self, batch: KeyedJaggedTensor) -> list[Tensor]:
+            found = [part(batch) for part in self.parts]
+            return [found[0].values(), *[found[1][key].values() for key in keys], found[2].values()]
+
+    whole = Model()
+    if fused:
+        fuse_(whole, optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.1})
+    batch = KeyedJaggedTensor(
+        keys, torch.randint(50, (9,)), weights=torch.rand(9), lengths=torch.tensor([1, 1, 2, 0, 3, 2])
+    )
+    report = embcomp.export(whole.eval(), tmp_path / "m.pt2", (batch,), dtype="float32")
+    assert report.bytes_exported == embcomp.served_nbytes(whole)
+    assert report.bytes_trained == embcomp.training_nbytes(whole)
+    program = torch.export.load(report.path).module()
+    answers = program((batch.values(), batch.lengths().view(3, 2), batch.weights()))
+    for answer, wanted in zip(answers, whole(batch), strict=True):
+        torch.testing.assert_close(answer, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_dtype_is_for_tables_of_floats() -> None:
+    low = CompressedEmbedding(30, 8, LowBit(bits=2))
+    model = nn.ModuleDict({"low": low, "plain": nn.Embedding(30, 8)})
+    for dtype in ("int4", {"*": "int4"}, {"plain": "int4"}, {"[lp]*": "int4"}):
+        served = swap(model, dtype).model  # pyright: ignore
+        assert (served["low"].stores[0].kind, served["plain"].stores[0].kind) == ("2 bits", "int4")
+    with pytest.raises(ValueError, match=r"pattern 'low' matches \['low'\], which are served in the bits"):
+        swap(model, {"low": "int8"})
+    assert swap(nn.Sequential(low.half()), "int8").model[0](torch.arange(3)).dtype == torch.float16
+
+
+def test_what_cannot_be_served_is_named(tmp_path: Path) -> None:
+    model, example = nn.ModuleDict({"user": CompressedEmbedding(30, 8, LowBit(bits=2))}), (torch.arange(3),)
+    ((weight, codec),) = coded_tables(model)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.tables["user"](ids)
+
+    report = embcomp.export(Model(), tmp_path / "m.pt2", example)
+    content = bytearray(report.path.read_bytes())
+    packed = swap(model, "int8").model["user"].stores[0].table.numpy().tobytes()
+    content[content.index(packed) + 7] ^= 4  # one code of the table
+    (tmp_path / "changed.pt2").write_bytes(content)
+    with pytest.raises(ValueError, match=r"changed\.pt2"):
+        embcomp.serving.load(tmp_path / "changed.pt2")
+    with torch.no_grad():
+        codec.growth.fill_(float("inf"))  # pyright: ignore
+        with pytest.raises(ValueError, match=r"table 'tables\.user': its step is not finite"):
+            embcomp.export(Model(), tmp_path / "m.pt2", example)
+        weight[7, 3] = float("nan")
+        with pytest.raises(ValueError, match=r"table 'tables\.user' holds NaN"):
+            embcomp.export(Model(), tmp_path / "m.pt2", example)
