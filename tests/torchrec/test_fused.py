@@ -213,8 +213,12 @@ def test_state_dicts_fit_either_form(example, engine):
     for assign in (False, True):
         fused.load_state_dict(model.state_dict(), assign=assign)
         torch.testing.assert_close(fused(batch(RAGGED)), model(batch(RAGGED)))
-        unshared = [weight.data_ptr() for weight in model.parameters()]
-        assert not set(unshared) & {weight.data_ptr() for weight in fused.parameters()}
+        mine, theirs = (
+            {weight.data_ptr() for name, weight in each.named_parameters() if ".embedding" in name}
+            for each in (model, fused)
+        )
+        assert theirs
+        assert not mine & theirs  # what a combiner or a codec learns is assigned as torch assigns it
         loss_of(fused(batch(RAGGED))).backward()
         model.load_state_dict(fused.state_dict())
         torch.testing.assert_close(fused(batch(RAGGED)), model(batch(RAGGED)))
