@@ -222,10 +222,16 @@ def _init_rules(
 ) -> dict[str, Rule]:
     """How the vectors of each store are drawn: as its tables say, or by torchrec's default."""
     readers: dict[str, dict[str, Rule | None]] = {}
+    rows: dict[str, int] = {}
     for config in configs:
-        for chunk in planned[config.name][1].chunks:
+        plan, table = planned[config.name]
+        for chunk in table.chunks:
             readers.setdefault(chunk.store, {})[config.name] = _init_rule(config)
-    return {store: shared_rule(list(rules.values())) or _uniform for store, rules in readers.items()}
+            rows[chunk.store] = plan.stores[chunk.store].rows
+    return {
+        store: shared_rule(list(rules.values())) or functools.partial(_uniform, rows=rows[store])
+        for store, rules in readers.items()
+    }
 
 
 def _init_rule(config: BaseEmbeddingConfig) -> Rule | None:
@@ -237,7 +243,7 @@ def _init_rule(config: BaseEmbeddingConfig) -> Rule | None:
     return None if default and own else rule
 
 
-def _uniform(weight: Tensor) -> None:
-    """Draws rows as torchrec would for a table of as many rows."""
-    bound = math.sqrt(1 / weight.shape[0])
+def _uniform(weight: Tensor, rows: int) -> None:
+    """Draws rows as torchrec would for a table of as many rows, of which these may be a part."""
+    bound = math.sqrt(1 / rows)
     torch.nn.init.uniform_(weight, -bound, bound)
