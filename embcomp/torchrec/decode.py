@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embcomp.codecs.base import Codec
 from embcomp.nn.stores import pool_vectors
 from embcomp.torchrec.measure import measure
+from embcomp.tracing import one_node
 
 
 class Decode(nn.Module):
@@ -32,6 +33,7 @@ class Decode(nn.Module):
         self.codecs = nn.ModuleDict(dict(codecs))
         self.store_of, self.pooled = dict(store_of), pooled
 
+    @one_node
     def forward(self, stored: Mapping[str, JaggedTensor], rows: KeyedJaggedTensor) -> Any:
         """Stored values and the rows that they are of, by key -> JaggedTensors by key, or a KeyedTensor of bags."""
         measured = measure(self._branch[0].collection, self.codecs)  # pyright: ignore[reportArgumentType]
