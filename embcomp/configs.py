@@ -86,11 +86,27 @@ def _class(tag: str, name: str, where: str) -> type:
     return found
 
 
-def _tag_of(value: Any) -> str | None:
+def name_of(classes: Mapping[str, Any], cls: type) -> str:
+    """The name of a class in a registry: its own, or the full one where that is another's.
+
+    A class that is defined again, in a notebook, is the one it was.
+    """
+    taken = classes.get(cls.__name__)
+    full = f"{cls.__module__}:{cls.__qualname__}"
+    return cls.__name__ if taken is None or full in (taken, _full_name(taken)) else full
+
+
+def _full_name(taken: Any) -> str:
+    return taken if isinstance(taken, str) else f"{taken.__module__}:{taken.__qualname__}"
+
+
+def _tag_of(value: Any) -> tuple[str, str] | None:
+    """The tag and the name under which the class of a value is registered."""
+    cls = type(value)
     for tag, registered in _TAGS.items():
-        cls = type(value)
-        if registered.classes.get(cls.__name__) in (cls, f"{cls.__module__}:{cls.__name__}"):
-            return tag
+        name = name_of(registered.classes, cls)
+        if name in registered.classes:
+            return tag, name
     return None
 
 
@@ -193,9 +209,10 @@ class _Writer:
         if isinstance(value, bytes):
             held = torch.frombuffer(bytearray(value or b"\0"), dtype=torch.uint8)
             return {"$bytes": self.keep(held, path), "size": len(value)}
-        tag = _tag_of(value)
-        if tag is not None:
-            return {tag: type(value).__name__, **self.parts(_TAGS[tag].parts(value), path)}
+        registered = _tag_of(value)
+        if registered is not None:
+            tag, name = registered
+            return {tag: name, **self.parts(_TAGS[tag].parts(value), path)}
         if isinstance(value, Mapping):
             if all(isinstance(key, str) and not key.startswith("$") and key not in _TAGS for key in value):
                 return self.parts(value, path)

@@ -117,7 +117,8 @@ BAD_CALLS: dict[str, tuple[Mapping[str, Any], dict[str, Any], type[Exception], s
     "a class": ({"*": HashingTrick}, {}, TypeError, r"methods\['\*'\] must be a method's configuration.*rows=1000"),
     "a name": ({"user": "HashingTrick"}, {}, TypeError, r"methods\['user'\] must be .* got 'HashingTrick'"),
     "rows": (
-        {"item": HashingTrick(rows=5), "user": HashingTrick(rows=0)}, {}, ValueError, "table 'user': rows .* got 0"
+        {"item": HashingTrick(rows=5), "user": HashingTrick(rows={"item": 5})}, {}, ValueError,
+        "rows names no table 'user'",
     ),
     "width": (
         {"tags": HashingTrick(rows=5), "user": UnifiedEmbedding(rows=5, chunk_dim=3)}, {}, ValueError,
@@ -149,11 +150,11 @@ BAD_CALLS: dict[str, tuple[Mapping[str, Any], dict[str, Any], type[Exception], s
     ),
     "negative counts": (
         {"*": HashingTrick(rows=5)}, {"init": "warm", "counts": {"user": -torch.ones(50)}}, ValueError,
-        r"counts\['user'\] has negative or NaN entries",
+        r"counts\['user'\] has negative, infinite or NaN entries",
     ),
     "NaN counts": (
         {"*": HashingTrick(rows=5)}, {"init": "warm", "counts": {"user": torch.full((50,), torch.nan)}}, ValueError,
-        "negative or NaN",
+        "negative, infinite or NaN",
     ),
 }  # fmt: skip
 

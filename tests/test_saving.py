@@ -202,3 +202,22 @@ def test_the_mixin_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     full = Model(60).eval()
     full.save_pretrained(tmp_path / "full")
     assert torch.equal(Model.from_pretrained(tmp_path / "full")(ids), full(ids))
+
+
+def test_a_namesake_of_a_part_takes_no_place(tmp_path: Path) -> None:
+    """`torch.export` derives classes of the same names; a user may write one."""
+    model = nn.ModuleDict({"item": nn.Embedding(N, 8)})
+    embcomp.compress_(model, {"item": HashingTrick(rows=5)})
+    torch.export.export(model["item"], (torch.tensor([1, 2]),), strict=False)
+
+    class HashEncoder(embcomp.methods.base.Encoder):
+        def encode(self, ids: Tensor) -> list:
+            raise AssertionError
+
+    embcomp.save(model, tmp_path / "model")
+    again = embcomp.load(nn.ModuleDict({"item": nn.Embedding(N, 8)}), tmp_path / "model")
+    assert type(again["item"].encoder) is type(model["item"].encoder)
+    assert torch.equal(again["item"].weight, model["item"].weight)
+    with pytest.raises(ValueError, match=r"HashingTrick of .*test_saving: embcomp has a method of that name"):
+        type("HashingTrick", (embcomp.Method,), {"__module__": __name__})
+    assert embcomp.METHODS["HashingTrick"] is HashingTrick

@@ -126,6 +126,12 @@ COMBINERS: dict[str, type["Combiner"]] = {}
 """By name, so that a plan can be written and read."""
 
 
+def _register(registry: dict[str, Any], cls: type) -> None:
+    """Under its name, or, where another module's class has that, under its full name (`torch.export` derives such)."""
+    name = configs.name_of(registry, cls)
+    registry[name] = cls
+
+
 class Encoder(nn.Module, abc.ABC):
     """ids -> rows of each chunk. Holds buffers only (keys, maps, codes), never parameters.
 
@@ -138,7 +144,7 @@ class Encoder(nn.Module, abc.ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        ENCODERS[cls.__name__] = cls
+        _register(ENCODERS, cls)
 
     def __init__(self, table: Table, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -226,7 +232,7 @@ class Combiner(nn.Module, abc.ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        COMBINERS[cls.__name__] = cls
+        _register(COMBINERS, cls)
         if "__call__" in vars(cls) and "forward" not in vars(cls):  # as combiners were written before they were modules
             cls.forward = vars(cls)["__call__"]
             del cls.__call__
@@ -406,6 +412,12 @@ class Method(abc.ABC, metaclass=_Configurable):
     def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if registered:
+            if configs.name_of(METHODS, cls) != cls.__name__ and METHODS[cls.__name__].__module__.startswith(
+                "embcomp."
+            ):
+                raise ValueError(
+                    f"{cls.__qualname__} of {cls.__module__}: embcomp has a method of that name; choose another"
+                )
             METHODS[cls.__name__] = cls
 
     @abc.abstractmethod

@@ -34,8 +34,11 @@ class Projection(Combiner):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the matrix so that vectors have the deviation of the narrow rows."""
-        nn.init.normal_(self.matrix, std=self.matrix.shape[0] ** -0.5)
+        """Draws columns of sum 1 and norm 1, so that vectors have the mean and the deviation of the narrow rows."""
+        rank = len(self.matrix)
+        with torch.no_grad():
+            nn.init.normal_(self.matrix, std=rank**-0.5)
+            self.matrix.sub_(self.matrix.mean(0)).add_(1 / rank)
 
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         narrow = self.inner(chunks)
