@@ -62,6 +62,16 @@ def register(
     _TAGS[tag] = _Tag(classes, parts, make, one)
 
 
+def classes(tag: str) -> Mapping[str, Any]:
+    """Those of a registry, by name."""
+    return _TAGS[tag].classes
+
+
+def join(classes: MutableMapping[str, Any], cls: type) -> None:
+    """Enters a class under its name, or, where another has that, under its full name (`torch.export` derives such)."""
+    classes[name_of(classes, cls)] = cls
+
+
 register("kind", _KINDS, one=True)
 
 

@@ -407,6 +407,7 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
 
         def built(budget: int) -> int:
             found = type(method).for_budget(tables, budget, **fixed)
+            assert found.sizes(tables) == found.plan(tables).sizes  # numbers alone, and those of the plan
             if isinstance(found, Full):
                 return found.plan(tables).served_nbytes()
             model = nn.ModuleDict({t.name: nn.Embedding(t.num_embeddings or 0, t.embedding_dim) for t in tables})

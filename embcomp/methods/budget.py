@@ -1,12 +1,23 @@
 """Sizing by bytes: the largest configuration whose tables and maps together stay within a budget."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from embcomp.methods.base import FLOAT_BYTES, Count, Method, Table
+from embcomp.methods.plan import Count, Sizes
+from embcomp.methods.table import Table
+from embcomp.ops.balanced import MAX_IDS, places
 from embcomp.ops.hashing import MAX_ROWS
 
-M = TypeVar("M", bound=Method)
+if TYPE_CHECKING:
+    from embcomp.methods.base import Method
+
+M = TypeVar("M", bound="Method")
+N = TypeVar("N", bound="Method")
+Made = TypeVar("Made", bound="Method", covariant=True)
+
+SMALL = 32
+"""A table keeps so many rows, where it has as many ids: they cost next to nothing."""
 
 
 class BudgetTooSmall(ValueError):
@@ -20,7 +31,7 @@ class BudgetTooSmall(ValueError):
         return type(self), (str(self), self.least)
 
 
-def too_small(method: type[Method], tables: Sequence[Table], nbytes: int, least: int) -> BudgetTooSmall:
+def too_small(method: type["Method"], tables: Sequence[Table], nbytes: int, least: int) -> BudgetTooSmall:
     """The error for a budget that does not hold the smallest configuration."""
     names = ", ".join(repr(table.name) for table in tables[:3]) + (", ..." if len(tables) > 3 else "")
     return BudgetTooSmall(
@@ -30,106 +41,111 @@ def too_small(method: type[Method], tables: Sequence[Table], nbytes: int, least:
     )
 
 
+@dataclass(frozen=True)
+class Ladder(Generic[Made]):
+    """The configurations of a method by size, from which a budget chooses.
+
+    Attributes:
+        make: the configuration of a size.
+        price: what it will store, in numbers alone, never less for a larger size.
+        least: the smallest size.
+        most: the largest size.
+    """
+
+    make: Callable[[int], Made]
+    price: Callable[[int], Sizes]
+    least: int = 1
+    most: int = MAX_ROWS
+
+    def around(self, make: Callable[[Any], N], price: Callable[[Sizes], Sizes]) -> "Ladder[N]":
+        """The same sizes of a method around this one.
+
+        Args:
+            make: the outer configuration of an inner one.
+            price: what the outer stores of what the inner does.
+        """
+        return Ladder(lambda size: make(self.make(size)), lambda size: price(self.price(size)), self.least, self.most)
+
+    def largest(self, method: type["Method"], tables: Sequence[Table], nbytes: int, count: Count = "served") -> Made:
+        """The configuration of the largest size that stores at most `nbytes`.
+
+        Raises:
+            BudgetTooSmall: the smallest size is already larger than the budget.
+        """
+        floor = self.price(self.least).nbytes(count)
+        if floor > nbytes:
+            raise too_small(method, tables, nbytes, floor)
+        low, high = self.least, self.least + 1
+        while high <= self.most and self.price(high).nbytes(count) <= nbytes:
+            low, high = high, high * 2
+        high = min(high, self.most + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.price(middle).nbytes(count) <= nbytes:
+                low = middle
+            else:
+                high = middle
+        return self.make(low)
+
+
 def largest_within(
-    tables: Sequence[Table],
-    nbytes: int,
-    make: Callable[[int], M],
-    most: int | None = None,
-    cost: Callable[[M], int] | None = None,
+    tables: Sequence[Table], nbytes: int, make: Callable[[int], M], most: int | None = None, count: Count = "served"
 ) -> M:
-    """The configuration `make(size)` with the largest `size` in [1, most] whose plan stores at most `nbytes`.
+    """The configuration `make(size)` with the largest `size` in [1, most] that stores at most `nbytes`.
 
     Args:
         tables: what the plan is made for.
         nbytes: the budget in bytes.
         make: a configuration for a size; its bytes must not fall as the size grows.
         most: the largest size to try; by default as many rows as that many tables can have.
-        cost: the bytes of a configuration, for methods whose plan is expensive to make; by default its plan is asked.
-
-    Raises:
-        ValueError: `make(1)` is already larger than the budget.
-    """
-
-    def size_of(size: int) -> int:
-        method = make(size)
-        return method.plan(tables).nbytes() if cost is None else cost(method)
-
-    most = MAX_ROWS * len(tables) if most is None else most
-    least = make(1)
-    floor = least.plan(tables).nbytes()
-    if floor > nbytes:
-        raise too_small(type(least), tables, nbytes, floor)
-    low, high = 1, 2
-    while high <= most and size_of(high) <= nbytes:
-        low, high = high, high * 2
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if size_of(middle) <= nbytes:
-            low = middle
-        else:
-            high = middle
-    return make(low)
-
-
-def largest_around(tables: Sequence[Table], nbytes: int, make: Callable[[int], M], count: Count) -> M:
-    """The configuration `make(size)` of a wrapper that stores the most bytes, at most `nbytes`.
-
-    Args:
-        tables: what the plan is made for.
-        nbytes: the budget.
-        make: a configuration for a budget of the method inside, in float bytes; `BudgetTooSmall` below its least.
         count: which bytes the budget is of.
 
     Raises:
-        BudgetTooSmall: no budget of the method inside takes so few bytes.
+        BudgetTooSmall: `make(1)` is already larger than the budget.
     """
-    most = nbytes * 32  # one bit for each float
-
-    def size_of(method: M) -> int:
-        plan = method.plan(tables)
-        return plan.served_nbytes() if count == "served" else plan.training_nbytes()
-
-    try:
-        least = make(0)
-    except BudgetTooSmall as error:
-        least = make(error.least)
-    floor = size_of(least)
-    if floor > nbytes:
-        raise too_small(type(least), tables, nbytes, floor)
-    low, high, low_bytes, best = 0, most + 1, floor, least
-    guess = nbytes
-    for _ in range(16):  # a secant: bytes rise almost in proportion
-        if high - low <= 1:
-            break
-        middle = min(max(guess, low + 1), high - 1)
-        try:
-            method = make(middle)
-        except BudgetTooSmall:
-            low = guess = middle
-            guess = (low + high) // 2
-            continue
-        stored = size_of(method)
-        if stored <= nbytes:
-            if middle >= most or (stored == low_bytes and middle - low > nbytes // 2):
-                return method  # all that the method can take
-            low, best, low_bytes = middle, method, stored
-        else:
-            high = middle
-        slope = max(1e-3, stored / middle)  # bytes for a byte of the method inside
-        guess = low + max(1, int((nbytes - low_bytes) / slope)) if stored <= nbytes else (low + high) // 2
-        if high - low <= FLOAT_BYTES:  # less than the narrowest row
-            break
-    return best
+    most = MAX_ROWS * len(tables) if most is None else most
+    ladder = Ladder(make, lambda size: make(size).sizes(tables), most=most)
+    return ladder.largest(type(make(1)), tables, nbytes, count)
 
 
 def share_rows(tables: Sequence[Table], total: int) -> int | Mapping[str, int]:
-    """`total` rows split by share of the vocabulary, at least one each and no more than a table can have.
+    """`total` rows split by share of the vocabulary, after what keeps the ids of small tables apart.
 
-    A plain number for a single table.
+    A table gets rows for its ids, up to `SMALL` of them, before the rest is split; where that would take over half of
+    the total, equally many. At least one row each, and no more than a table can have; none falls as the total grows.
+
+    Returns:
+        Rows by name of the table; a plain number for a single table.
+
+    Example:
+        >>> share_rows([Table("user", 1000, 8), Table("gender", 2, 8)], 50)
+        {'user': 47, 'gender': 2}
     """
     if len(tables) == 1:
-        return total
+        return min(MAX_ROWS, total)
     sizes = [table.ids_or_raise("splitting a budget by vocabulary") for table in tables]
-    whole = sum(sizes)
-    return {table.name: min(MAX_ROWS, max(1, total * size // whole)) for table, size in zip(tables, sizes, strict=True)}
+    floors = _levelled([min(places(min(size, SMALL)), SMALL) for size in sizes], total // 2)
+    rest, whole = total - sum(floors), sum(sizes)
+    return {
+        table.name: min(MAX_ROWS, max(1, floor + rest * size // whole))
+        for table, floor, size in zip(tables, floors, sizes, strict=True)
+    }
+
+
+def can_balance(tables: Sequence[Table]) -> bool:
+    """Whether the ids of all tables can be permuted (`embcomp.ops.balanced`)."""
+    return all(table.num_embeddings is not None and table.num_embeddings <= MAX_IDS for table in tables)
+
+
+def _levelled(wished: Sequence[int], total: int) -> list[int]:
+    """At most what is wished for, and at most `total` together: equally many, and one more for the first of them."""
+    if sum(wished) <= total:
+        return list(wished)
+    level = next(level for level in range(max(wished), -1, -1) if sum(min(wish, level) for wish in wished) <= total)
+    given = [min(wish, level) for wish in wished]
+    left = total - sum(given)
+    for i, wish in enumerate(wished):
+        if left and wish > level:
+            given[i] += 1
+            left -= 1
+    return given

@@ -2,31 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from embcomp.methods.base import (
-    FLOAT_BYTES,
-    KEY_BYTES,
-    Budget,
     Chunk,
     Concat,
-    Count,
     Method,
     Plan,
     Rows,
+    Sizes,
     Store,
     Table,
     TablePlan,
-    Tables,
     check_rows,
     per_table,
 )
-from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.hashing import HashEncoder
-from embcomp.methods.request import request
 from embcomp.ops.search import lower_bound
 from embcomp.settings import RowCount, Share
 
@@ -92,40 +86,28 @@ class FrequencyHash(Method):
     hot_share: Share = 0.5
     seed: int = 0
 
-    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        stores, plans = {}, []
-        lookups = self._lookups
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        stores, maps, lookups = {}, 0, self._lookups
         for table in tables:
             rows = check_rows(per_table(self.rows, table, "rows"), table.name)
-            counts = _checked_counts(per_table(self.counts, table, "counts"), table)
-            hot = self._owned(rows)
             # The scale that suits the sum of two shared rows; an owned row starts a little smaller than a plain one.
             stores[table.name] = Store(rows, table.embedding_dim, summands=lookups)
+            occurring = int((_checked_counts(per_table(self.counts, table, "counts"), table) > 0).sum())
+            owned = min(self._owned(rows), occurring)
+            maps += owned * _id_type(table.ids_or_raise("counts")).itemsize + lookups * HashEncoder.key_nbytes
+        return Sizes(stores, maps)
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans, lookups = dict(self.sizes(tables).stores), [], self._lookups
+        for table in tables:
+            rows = stores[table.name].rows
+            counts = _checked_counts(per_table(self.counts, table, "counts"), table)
+            hot = self._owned(rows)
             # The counts live on in the list of frequent ids, which is saved with the rows.
             config = {**self.config(without=["counts"]), "rows": rows}
             encoder = FrequencyEncoder(table, config, self.seed, rows, lookups, counts, hot)
             plans.append(TablePlan(table, encoder, (Chunk(table.name, lookups, weighted=lookups > 1),), Concat()))
         return Plan(stores, plans)
-
-    @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes, count)
-
-        def make(total: int) -> Self:
-            return cls(rows=share_rows(tables, total), **fixed)
-
-        given = make(1).counts
-        occurring = [int((_checked_counts(per_table(given, table, "counts"), table) > 0).sum()) for table in tables]
-
-        def cost(method: Self) -> int:  # what its plan stores, without sorting the counts at each step of the search
-            total = 0
-            for table, most in zip(tables, occurring, strict=True):
-                rows = per_table(method.rows, table, "rows")
-                hot = min(method._owned(rows), most)
-                total += rows * table.embedding_dim * FLOAT_BYTES + hot * _id_type(table.ids_or_raise("")).itemsize
-            return total + len(tables) * method._lookups * KEY_BYTES
-
-        return largest_within(tables, nbytes, make, cost=cost)
 
     def _owned(self, rows: int) -> int:
         """How many of the rows are owned, at most."""

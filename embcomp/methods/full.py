@@ -6,22 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from embcomp.methods.base import (
-    Budget,
-    Chunk,
-    Concat,
-    Count,
-    Encoder,
-    Method,
-    Plan,
-    Rows,
-    Store,
-    Table,
-    TablePlan,
-    Tables,
-)
-from embcomp.methods.budget import BudgetTooSmall
-from embcomp.methods.request import request
+from embcomp.methods.base import Chunk, Concat, Encoder, Ladder, Method, Plan, Rows, Sizes, Store, Table, TablePlan
 
 
 class IdentityEncoder(Encoder):
@@ -43,20 +28,16 @@ class Full(Method):
         Embedding(20, 8)
     """
 
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        return Sizes({table.name: Store(table.ids_or_raise("Full"), table.embedding_dim) for table in tables})
+
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        stores = {table.name: Store(table.ids_or_raise("Full"), table.embedding_dim) for table in tables}
         plans = [
             TablePlan(table, IdentityEncoder(table, self.config()), (Chunk(table.name),), Concat()) for table in tables
         ]
-        return Plan(stores, plans)
+        return Plan(dict(self.sizes(tables).stores), plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes, count)
-        method = cls(**fixed)
-        needed = method.plan(tables).nbytes()
-        if needed > nbytes:
-            raise BudgetTooSmall(
-                f"Full: a budget of {nbytes} bytes is too small; the full tables take {needed} bytes", needed
-            )
-        return method
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`; there is one size."""
+        return Ladder(lambda size: cls(**fixed), lambda size: cls(**fixed).sizes(tables), most=1)

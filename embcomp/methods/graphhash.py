@@ -12,27 +12,23 @@ from torch import Tensor
 
 from embcomp.graph.cluster_map import ClusterMap, Side, check_side, look_up
 from embcomp.methods.base import (
-    FLOAT_BYTES,
     KEY_BYTES,
-    Budget,
     Chunk,
     Concat,
-    Count,
+    Ladder,
     Method,
     Plan,
     Rows,
+    Sizes,
     Store,
     Sum,
     Table,
     TablePlan,
-    Tables,
     check_rows,
     per_table,
     side_store,
 )
-from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.hashing import HashEncoder
-from embcomp.methods.request import request
 from embcomp.ops.packing import bits_for, packed_words
 from embcomp.settings import Ids, RowCount
 
@@ -145,33 +141,25 @@ class GraphHash(Method):
         return self.config(without=["clusters", "hot", "weights"])
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """As `Method.for_budget`: the given `clusters` if they fit, or clusters of given edges that fill the budget.
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`: the given `clusters`, which have one size, or clusters of given edges by their number.
 
         Args:
             tables: what is to be compressed, together.
             nbytes: the budget in bytes.
-            count: which bytes the budget is of; the same here, where nothing is coded.
             fixed: settings to keep. Instead of `clusters` there may be `edges` and `sides`, a mapping from table names
                 to "users" or "items"; then `objective`, `algorithm`, `backend` and `unseen_rows` are those of
                 `cluster`. Where both sides are compressed, half of the rows go to each, as clusters hold both (fewer
                 where a side has fewer ids).
-
-        Raises:
-            ValueError: the budget is too small for the clusters, or for two rows.
         """
-        tables, nbytes = request(tables, nbytes, count)
-        fixed = cls.checked_settings(fixed)
         if "edges" in fixed:
-            return cls._clustered(tables, nbytes, **fixed)
-        return largest_within(tables, nbytes, lambda size: cls(**fixed), most=1)
+            return cls._of_edges(tables, **fixed)
+        return Ladder(lambda size: cls(**fixed), lambda size: cls(**fixed).sizes(tables), most=1)
 
     @classmethod
-    def _clustered(
-        cls, tables: Sequence[Table], nbytes: int, *, edges: Edges, sides: Mapping[str, Side], **fixed: Any
-    ) -> Self:
-        from embcomp.graph.clustering import cluster
-
+    def _of_edges(
+        cls, tables: Sequence[Table], *, edges: Edges, sides: Mapping[str, Side], **fixed: Any
+    ) -> Ladder[Self]:
         settings = {key: fixed.pop(key) for key in GraphHash.budget_settings if key in fixed}
         side_of = {table.name: per_table(sides, table, "sides") for table in tables}
         for side in side_of.values():
@@ -187,31 +175,29 @@ class GraphHash(Method):
             other = next(iter(rows.values()))
             return (rows.get("users", min(other, ids["users"])), rows.get("items", min(other, ids["items"])))
 
-        least = len(set(side_of.values()))
-
-        def cost(total: int) -> int:
+        def price(total: int) -> Sizes:  # of the most that so many clusters take, without looking for them
             rows = dict(zip(("users", "items"), rows_of(total), strict=True))
-            return sum(cls._cost(table, side_of[table.name], rows[side_of[table.name]], **fixed) for table in tables)
+            sides = [(table, side_of[table.name]) for table in tables]
+            parts = [cls._sizes(table, tables, rows[side], side, **fixed) for table, side in sides]
+            stores = {name: store for part in parts for name, store in part.stores.items()}
+            return Sizes(stores, sum(part.maps for part in parts))
 
-        if cost(least) > nbytes:
-            raise ValueError(
-                f"{cls.__name__}: a budget of {nbytes} bytes is too small; the smallest configuration takes "
-                f"{cost(least)} bytes"
-            )
-        low, high = least, sum(ids.values()) + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if cost(middle) <= nbytes else (low, middle)
-        found = cluster(edges, rows_of(low), seed=fixed.get("seed", 0), **settings)
-        return cls._of(found, side_of, edges, **fixed)
+        def make(total: int) -> Self:
+            from embcomp.graph.clustering import cluster
+
+            found = cluster(edges, rows_of(total), seed=fixed.get("seed", 0), **settings)
+            return cls._of(found, side_of, edges, **fixed)
+
+        return Ladder(make, price, least=len(set(side_of.values())), most=sum(ids.values()))
 
     @classmethod
-    def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
-        """Bytes of a table with so many rows of clusters, at most: rows, those of hot ids, map, keys."""
+    def _sizes(cls, table: Table, tables: Sequence[Table], rows: int, side: Side, **fixed: Any) -> Sizes:
+        """A table with so many rows of clusters, at most: rows, those of hot ids, map, keys."""
         ids = table.ids_or_raise("a budget of clusters")
         if fixed.get("hot") is not None:
             rows += torch.as_tensor(per_table(fixed["hot"], table, "hot")).unique().numel()
-        return rows * table.embedding_dim * FLOAT_BYTES + 4 * packed_words(ids, bits_for(rows + 1)) + KEY_BYTES
+        maps = 4 * packed_words(ids, bits_for(rows + 1)) + KEY_BYTES
+        return Sizes({table.name: Store(rows, table.embedding_dim)}, maps)
 
     @classmethod
     def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:
@@ -262,22 +248,23 @@ class DoubleGraphHash(GraphHash):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """As `GraphHash.for_budget`, which see; with second="own" and given `clusters` the second table fills the rest.
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """Like `GraphHash.ladder`; with second="own" and given `clusters` the size is that of the second table.
 
         Of `edges` with second="own" each table gets as many rows as the other.
         """
-        tables, nbytes = request(tables, nbytes, count)
-        fixed = cls.checked_settings(fixed)
         if fixed.get("second") == "own" and "rows" not in fixed and "edges" not in fixed:
-            return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
-        return super().for_budget(tables, nbytes, **fixed)
+            return super(GraphHash, cls).ladder(tables, nbytes, **fixed)
+        return super().ladder(tables, nbytes, **fixed)
 
     @classmethod
-    def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
-        own = fixed.get("second") == "own"
-        more = (rows if fixed.get("rows") is None else per_table(fixed["rows"], table, "rows")) if own else 0
-        return super()._cost(table, side, rows, **fixed) + more * table.embedding_dim * FLOAT_BYTES + KEY_BYTES
+    def _sizes(cls, table: Table, tables: Sequence[Table], rows: int, side: Side, **fixed: Any) -> Sizes:
+        first = super()._sizes(table, tables, rows, side, **fixed)
+        if fixed.get("second") != "own":
+            return Sizes(first.stores, first.maps + KEY_BYTES)
+        more = rows if fixed.get("rows") is None else per_table(fixed["rows"], table, "rows")
+        second = {side_store(table, "second", tables): Store(more, table.embedding_dim)}
+        return Sizes({**first.stores, **second}, first.maps + KEY_BYTES)
 
     @classmethod
     def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:

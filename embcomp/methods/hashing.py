@@ -2,40 +2,39 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from embcomp.methods.base import (
     FLOAT_BYTES,
-    Budget,
     Chunk,
     Concat,
-    Count,
     Encoder,
+    Ladder,
     Method,
     Plan,
     Rows,
+    Sizes,
     Store,
     Table,
     TablePlan,
-    Tables,
     WeightedSum,
     check_rows,
     per_table,
     side_store,
 )
-from embcomp.methods.budget import largest_within, share_rows
-from embcomp.methods.request import request
-from embcomp.ops.balanced import balanced_key, balanced_rows
-from embcomp.ops.hashing import check_ids, hash_key, hash_rows, hash_rows_by_key
+from embcomp.methods.budget import share_rows
+from embcomp.ops.balanced import KEY_WORDS, balanced_key, balanced_rows
+from embcomp.ops.hashing import MAX_ROWS, check_ids, hash_key, hash_rows, hash_rows_by_key
 from embcomp.settings import ReadCount, RowCount
 
 
 class HashEncoder(Encoder):
     """Chunk c reads `lookups[c]` rows below `rows[c]`, each under a key of its own (keys are numbered through)."""
 
+    key_nbytes: ClassVar[int] = 8
     keys: Tensor
     _key = staticmethod(hash_key)
 
@@ -79,6 +78,7 @@ class HashEncoder(Encoder):
 class BalancedHashEncoder(HashEncoder):
     """`HashEncoder` that permutes a known id space: no more ids meet in a row than must (`embcomp.ops.balanced`)."""
 
+    key_nbytes = 8 * KEY_WORDS
     _key = staticmethod(balanced_key)
 
     def __init__(self, table: Table, config: Mapping[str, Any], seed: int, rows: Sequence[int], lookups: Sequence[int]):
@@ -118,20 +118,19 @@ class HashingTrick(Method):
     seed: int = 0
     balanced: bool = False
 
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        rows = {table: check_rows(per_table(self.rows, table, "rows"), table.name) for table in tables}
+        stores = {table.name: Store(size, table.embedding_dim) for table, size in rows.items()}
+        return Sizes(stores, len(tables) * hash_encoder(self.balanced).key_nbytes)
+
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        stores, plans = {}, []
+        stores, plans = dict(self.sizes(tables).stores), []
         for table in tables:
-            rows = check_rows(per_table(self.rows, table, "rows"), table.name)
-            stores[table.name] = Store(rows, table.embedding_dim)
+            rows = stores[table.name].rows
             config = {**self.config(), "rows": rows}
             encoder = hash_encoder(self.balanced)(table, config, self.seed, [rows], [1])
             plans.append(TablePlan(table, encoder, (Chunk(table.name),), Concat()))
         return Plan(stores, plans)
-
-    @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes, count)
-        return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,30 +162,27 @@ class MultiHash(Method):
     seed: int = 0
     balanced: bool = False
 
-    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        stores, plans, k = {}, [], self.num_hashes
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        stores, k = {}, self.num_hashes
         for table in tables:
-            rows = check_rows(per_table(self.rows, table, "rows"), table.name)
-            if self.combine == "sum":
-                stores[table.name] = Store(rows, table.embedding_dim, summands=k)
-                lookups = [k]
-            else:
-                if table.embedding_dim % k:
-                    raise ValueError(
-                        f"table {table.name!r}: embedding_dim {table.embedding_dim} is not a multiple of "
-                        f"num_hashes {k}; choose another num_hashes, or combine='sum'"
-                    )
-                stores[table.name] = Store(rows, table.embedding_dim // k)
-                lookups = [1] * k
+            rows, dim = check_rows(per_table(self.rows, table, "rows"), table.name), table.embedding_dim
+            if self.combine == "concat" and dim % k:
+                raise ValueError(
+                    f"table {table.name!r}: embedding_dim {dim} is not a multiple of num_hashes {k}; choose another "
+                    "num_hashes, or combine='sum'"
+                )
+            stores[table.name] = Store(rows, dim, summands=k) if self.combine == "sum" else Store(rows, dim // k)
+        return Sizes(stores, len(tables) * k * hash_encoder(self.balanced).key_nbytes)
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans, k = dict(self.sizes(tables).stores), [], self.num_hashes
+        lookups = [k] if self.combine == "sum" else [1] * k
+        for table in tables:
+            rows = stores[table.name].rows
             config = {**self.config(), "rows": rows}
             encoder = hash_encoder(self.balanced)(table, config, self.seed, [rows] * len(lookups), lookups)
             plans.append(TablePlan(table, encoder, tuple(Chunk(table.name, n) for n in lookups), Concat()))
         return Plan(stores, plans)
-
-    @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes, count)
-        return largest_within(tables, nbytes, lambda total: cls(rows=share_rows(tables, total), **fixed))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -226,39 +222,43 @@ class HashEmbedding(Method):
     importance_rows: RowCount | Mapping[str, RowCount] | None = None
     seed: int = 0
 
-    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        stores, plans, k = {}, [], self.num_hashes
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        stores, k = {}, self.num_hashes
         for table in tables:
             rows = check_rows(per_table(self.rows, table, "rows"), table.name)
             importance = per_table(self.importance_rows, table, "importance_rows")
             own = importance is None
             importance = table.ids_or_raise("one importance per id") if own else check_rows(importance, table.name)
-            weights = side_store(table, "importance", tables)
-            stores[weights] = Store(importance, _padded(k), init="ones")
+            stores[side_store(table, "importance", tables)] = Store(importance, _padded(k), init="ones")
             stores[table.name] = Store(rows, table.embedding_dim, summands=k)
+        return Sizes(stores, len(tables) * (k + 1) * HashEncoder.key_nbytes)
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans, k = dict(self.sizes(tables).stores), [], self.num_hashes
+        for table in tables:
+            weights, own = side_store(table, "importance", tables), self.importance_rows is None
+            rows, importance = stores[table.name].rows, stores[weights].rows
             config = {**self.config(), "rows": rows, "importance_rows": importance}
             encoder = _HashEmbeddingEncoder(table, config, self.seed, rows, k, None if own else importance)
             plans.append(TablePlan(table, encoder, (Chunk(weights), *[Chunk(table.name)] * k), WeightedSum()))
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """As `Method.for_budget`. Where one importance per id would take over half of the budget, it is hashed.
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`. Where one importance per id would take over half of the budget, it is hashed.
 
         Without `importance_rows` among the fixed settings, the hashed importance table has as many rows as the other.
         """
-        tables, nbytes = request(tables, nbytes, count)
-        fixed = cls.checked_settings(fixed)
         ids = sum((table.num_embeddings or nbytes) for table in tables)
         own = ids * _padded(fixed.get("num_hashes", cls.num_hashes)) * FLOAT_BYTES
         hashed = "importance_rows" not in fixed and 2 * own > nbytes
 
-        def make(total: int) -> Self:
-            rows = share_rows(tables, total)
+        def make(size: int) -> Self:
+            rows = share_rows(tables, size)
             importance: dict[str, Any] = {"importance_rows": rows} if hashed else {}
             return cls(rows=rows, **fixed, **importance)
 
-        return largest_within(tables, nbytes, make)
+        return Ladder(make, lambda size: make(size).sizes(tables), most=MAX_ROWS * len(tables))
 
 
 def _padded(num_hashes: int) -> int:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from embcomp.codecs.grid import Grid
-from embcomp.methods.base import METHODS, Budget, Count, Method, Plan, Store, Table, Tables, config_around
-from embcomp.methods.budget import largest_around
+from embcomp.methods.around import settings_around
+from embcomp.methods.base import FLOAT_BYTES, Ladder, Method, Plan, Sizes, Store, Table, config_around
 from embcomp.methods.full import Full
-from embcomp.methods.request import request
-from embcomp.settings import Within, shown
+from embcomp.settings import Within
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,30 +63,24 @@ class LowBit(Method):
             )
         return dataclasses.replace(store, coding=Grid(self.bits, self.step, self.rounding))
 
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        return self._coded_sizes(self.of.sizes(tables, group))
+
+    def _coded_sizes(self, sizes: Sizes) -> Sizes:
+        stores = {name: self._coded(name, store) for name, store in sizes.stores.items()}
+        return dataclasses.replace(sizes, stores=stores)
+
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """As `Method.for_budget`.
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`: the sizes are those of the method inside.
 
         Args:
             tables: what is to be compressed, together.
-            nbytes: the budget.
-            count: which bytes it is of.
+            nbytes: the budget in bytes.
             fixed: settings of LowBit; `of`, the class of the method inside, its name, or a configuration whose
                 `rows` are chosen anew (by default `Full`); and settings of that method.
         """
-        tables, nbytes = request(tables, nbytes, count)
-        own = {f.name for f in dataclasses.fields(cls)} - {"of"}
-        settings = {name: fixed.pop(name) for name in own & set(fixed)}
-        given = fixed.pop("of", Full)
-        if isinstance(given, Method):
-            fixed = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if f.name != "rows"} | fixed
-        inner = METHODS.get(given) if isinstance(given, str) else type(given) if isinstance(given, Method) else given
-        if not isinstance(inner, type) or not issubclass(inner, Method):
-            raise ValueError(
-                f"{cls.__name__}: of must be a method's class, its name or its configuration, got {shown(given)}"
-            )
-
-        def make(size: int) -> Self:
-            return cls(of=inner.for_budget(tables, size, **fixed), **settings)
-
-        return largest_around(tables, nbytes, make, count)
+        inner, own, fixed = settings_around(cls, fixed)
+        outer = cls(**own)
+        inside = inner.ladder(tables, nbytes * FLOAT_BYTES * 8 // outer.bits, **inner.checked_settings(fixed))
+        return inside.around(lambda of: dataclasses.replace(outer, of=of), outer._coded_sizes)

@@ -1,6 +1,5 @@
 """Narrow rows and a learned linear map: low-rank factorisation of a table."""
 
-import bisect
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,10 +8,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from embcomp.methods.base import Budget, Combiner, Count, Method, Plan, Table, TablePlan, Tables, config_around
-from embcomp.methods.budget import too_small
+from embcomp.methods.around import settings_around
+from embcomp.methods.base import Combiner, Ladder, Method, Plan, Sizes, Table, TablePlan, config_around
 from embcomp.methods.full import Full
-from embcomp.methods.request import request
 from embcomp.settings import Width
 
 _BLOCK = 1 << 16  # vectors at a time
@@ -89,13 +87,7 @@ class LowRank(Method):
         return self.of.shares_store
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        for table in tables:
-            if self.rank > table.embedding_dim:
-                raise ValueError(
-                    f"table {table.name!r}: rank {self.rank} is above its embedding_dim {table.embedding_dim}; choose "
-                    "a lower rank, or leave the table out"
-                )
-        inner = self.of.plan([dataclasses.replace(table, embedding_dim=self.rank) for table in tables], group)
+        inner = self.of.plan(self._narrow(tables), group)
         plans = []
         for table, part in zip(tables, inner.tables, strict=True):
             width = inner.embedding_dim(part)
@@ -105,18 +97,40 @@ class LowRank(Method):
             plans.append(TablePlan(table, part.encoder, part.chunks, combiner))
         return Plan(inner.stores, plans)
 
+    def _narrow(self, tables: Sequence[Table]) -> list[Table]:
+        """The tables of the method inside."""
+        for table in tables:
+            if self.rank > table.embedding_dim:
+                raise ValueError(
+                    f"table {table.name!r}: rank {self.rank} is above its embedding_dim {table.embedding_dim}; choose "
+                    "a lower rank, or leave the table out"
+                )
+        return [dataclasses.replace(table, embedding_dim=self.rank) for table in tables]
+
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        return self._mapped(self.of.sizes(self._narrow(tables), group), tables)
+
+    def _mapped(self, narrow: Sizes, tables: Sequence[Table]) -> Sizes:
+        matrices = sum(self.rank * table.embedding_dim for table in tables)
+        return dataclasses.replace(narrow, learned=narrow.learned + matrices)
+
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """As `Method.for_budget`: the largest rank that fits."""
-        tables, nbytes = request(tables, nbytes, count)
-        fixed.pop("rank", None)
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`: the sizes are the ranks; with a given `rank`, those of the method inside.
 
-        def stored(rank: int) -> int:
-            plan = cls(rank=rank, **fixed).plan(tables)
-            return plan.served_nbytes() if count == "served" else plan.training_nbytes()
-
-        widths = range(1, min(table.embedding_dim for table in tables) + 1)
-        fitting = bisect.bisect_right(widths, nbytes, key=stored)
-        if not fitting:
-            raise too_small(cls, tables, nbytes, stored(1))
-        return cls(rank=widths[fitting - 1], **fixed)
+        Args:
+            tables: what is to be compressed, together.
+            nbytes: the budget in bytes.
+            fixed: `rank`; `of`, a configuration, or with a rank also the class of the method inside or its name (by
+                default `Full`), and settings of that method.
+        """
+        if "rank" not in fixed:
+            return Ladder(
+                lambda rank: cls(rank=rank, **fixed),
+                lambda rank: cls(rank=rank, **fixed).sizes(tables),
+                most=min(table.embedding_dim for table in tables),
+            )
+        inner, own, fixed = settings_around(cls, fixed)
+        outer = cls(**own)
+        inside = inner.ladder(outer._narrow(tables), nbytes, **inner.checked_settings(fixed))
+        return inside.around(lambda of: dataclasses.replace(outer, of=of), lambda sizes: outer._mapped(sizes, tables))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -12,24 +12,19 @@ from torch import Tensor
 from embcomp import configs
 from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.methods.base import (
-    FLOAT_BYTES,
     KEY_BYTES,
-    Budget,
     Chunk,
     Concat,
-    Count,
     Method,
     Plan,
+    Sizes,
     Store,
     Table,
     TablePlan,
-    Tables,
     check_rows,
     per_table,
 )
-from embcomp.methods.budget import largest_within, share_rows
 from embcomp.methods.graphhash import ClusterEncoder
-from embcomp.methods.request import request
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.ops.packing import bits_for, packed_words
 from embcomp.settings import RowCount, Within, shown
@@ -81,39 +76,27 @@ class LSHash(Method):
                     f"tables to such, got {shown(features)}"
                 )
 
-    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        stores, plans = {}, []
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        stores, maps = {}, 0
         for table in tables:
             rows = check_rows(per_table(self.rows, table, "rows"), table.name)
+            stores[table.name] = Store(rows, table.embedding_dim)
+            known = _known(per_table(self.features, table, "features"), table)
+            maps += 4 * packed_words(known.numel(), bits_for(rows + (not bool(known.all())))) + KEY_BYTES
+        return Sizes(stores, maps)
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = dict(self.sizes(tables).stores), []
+        for table in tables:
+            rows = stores[table.name].rows
             features = per_table(self.features, table, "features")
             codes, known = signatures(features, table, self.bits or min(bits_for(rows) + 2, MAX_SIGNATURE), self.seed)
             row_of_id = hash_rows(codes, torch.tensor([hash_key(self.seed, "", 0)], device="cpu"), rows)[:, 0]
             found = ClusterMap.of(row_of_id.masked_fill(~known, -1), rows)
-            stores[table.name] = Store(rows, table.embedding_dim)
             config = {**self.config(without=["features"]), "rows": rows}  # the features live on in the map
             encoder = ClusterEncoder(table, config, self.seed, found)
             plans.append(TablePlan(table, encoder, (Chunk(table.name),), Concat()))
         return Plan(stores, plans)
-
-    @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes, count)
-
-        def make(total: int) -> Self:
-            return cls(rows=share_rows(tables, total), **fixed)
-
-        given = make(1)
-        unseen = [not bool(_known(per_table(given.features, table, "features"), table).all()) for table in tables]
-
-        def cost(method: Self) -> int:  # what its plan stores, without projecting at each step of the search
-            total = 0
-            for table, some in zip(tables, unseen, strict=True):
-                rows, ids = per_table(method.rows, table, "rows"), table.ids_or_raise("LSHash")
-                map_bytes = 4 * packed_words(ids, bits_for(rows + some))
-                total += rows * table.embedding_dim * FLOAT_BYTES + map_bytes + KEY_BYTES
-            return total
-
-        return largest_within(tables, nbytes, make, cost=cost)
 
 
 def signatures(features: Any, table: Table, bits: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,26 +8,24 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from embcomp.methods.base import (
-    Budget,
     Chunk,
     Concat,
-    Count,
     Encoder,
+    Ladder,
     Method,
     Plan,
     Product,
     Rows,
+    Sizes,
     Store,
     Sum,
     Table,
     TablePlan,
-    Tables,
     check_rows,
     per_table,
     side_store,
 )
-from embcomp.methods.budget import largest_within, share_rows
-from embcomp.methods.request import request
+from embcomp.methods.budget import share_rows
 from embcomp.ops.hashing import MAX_ROWS
 from embcomp.settings import RowCount
 
@@ -77,8 +75,8 @@ class QuotientRemainder(Method):
     rows: RowCount | Mapping[str, RowCount] | None = None
     combine: Literal["mul", "sum", "concat"] = "mul"
 
-    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        stores, plans = {}, []
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        stores = {}
         for table in tables:
             ids = table.ids_or_raise("QuotientRemainder")
             rows = per_table(self.rows, table, "rows")
@@ -88,25 +86,30 @@ class QuotientRemainder(Method):
                 raise ValueError(f"table {table.name!r}: embedding_dim {dim} is odd; concat needs an even one")
             half = dim // 2 if self.combine == "concat" else dim
             summands = 2 if self.combine == "sum" else 1
-            quotient = side_store(table, "quotient", tables)
             first, second = ("unit", "factor") if self.combine == "mul" else ("table", "table")
-            stores[quotient] = Store(-(-ids // rows), half, first, summands)
+            stores[side_store(table, "quotient", tables)] = Store(-(-ids // rows), half, first, summands)
             stores[table.name] = Store(rows, half, second, summands)
+        return Sizes(stores)
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = dict(self.sizes(tables).stores), []
+        for table in tables:
+            quotient, rows = side_store(table, "quotient", tables), stores[table.name].rows
             encoder = QuotientRemainderEncoder(table, {**self.config(), "rows": rows}, rows)
             combiner = {"mul": Product, "sum": Sum, "concat": Concat}[self.combine]()
             plans.append(TablePlan(table, encoder, (Chunk(quotient), Chunk(table.name)), combiner))
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        tables, nbytes = request(tables, nbytes, count)
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`; the size is that of both tables of a pair together."""
 
-        def make(total: int) -> Self:
-            shares = share_rows(tables, total)
+        def make(size: int) -> Self:
+            shares = share_rows(tables, size)
             rows = {table.name: _largest_remainder(table, per_table(shares, table, "rows")) for table in tables}
             return cls(rows=rows if len(tables) > 1 else rows[tables[0].name], **fixed)
 
-        return largest_within(tables, nbytes, make)
+        return Ladder(make, lambda size: make(size).sizes(tables), most=MAX_ROWS * len(tables))
 
 
 def _largest_remainder(table: Table, total: int) -> int:

@@ -1,14 +1,20 @@
 """What `for_budget` is asked for: tables or a whole model, and a budget as its user writes it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from embcomp.methods.base import FLOAT_BYTES, Budget, Count, Table, Tables
+from embcomp.methods.plan import FLOAT_BYTES, Count
+from embcomp.methods.table import Table
 from embcomp.settings import Bytes, checked, shown
 from embcomp.sizes import parse_nbytes
+
+Tables: TypeAlias = Sequence[Table] | nn.Module
+"""What a method compresses together: tables, or all those of a model."""
+Budget: TypeAlias = int | float | str
+"""Bytes: a number, "50MB", or "10%" of the full tables (`embcomp.sizes.parse_nbytes`)."""
 
 
 @singledispatch

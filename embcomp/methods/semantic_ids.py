@@ -1,7 +1,7 @@
 """Semantic ids: rows follow from what an item is, not from its id, so that new items start warm."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -9,25 +9,21 @@ import torch
 from torch import Tensor
 
 from embcomp.methods.base import (
-    Budget,
     Chunk,
     Concat,
-    Count,
+    Ladder,
     Method,
     Plan,
+    Sizes,
     Store,
     Sum,
     Table,
     TablePlan,
-    Tables,
     check_rows,
     per_table,
 )
-from embcomp.methods.budget import largest_within
-from embcomp.methods.request import request
 from embcomp.methods.semantic_encoder import SemanticEncoder, ranges_of
 from embcomp.methods.semantic_neighbours import NeighbourEncoder
-from embcomp.ops.hashing import MAX_ROWS
 from embcomp.semantic_ids.neighbours import Neighbours
 from embcomp.semantic_ids.pieces import Pieces, Span
 from embcomp.semantic_ids.vocabulary import CodeCount, Vocabulary, checked_codes
@@ -186,19 +182,19 @@ class SemanticIds(Method):
         return {**config, "pieces": repr(self.pieces)}
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """As `Method.for_budget`; the bytes of codes and id rows are part of the budget, `id_rows` stays as given."""
-        tables, nbytes = request(tables, nbytes, count)
-        least, two = (cls(rows=rows, **fixed).plan(tables) for rows in (1, 2))
-        one, step = least.nbytes(), two.nbytes() - least.nbytes()
-        packed = {id(e.words): e for t in least.tables if isinstance(e := t.encoder, NeighbourEncoder)}.values()
-        return largest_within(
-            tables,
-            nbytes,
-            lambda rows: cls(rows=rows, **fixed),
-            most=MAX_ROWS,
-            cost=lambda method: one + (method.rows - 1) * step + sum(e.growth(method.rows) for e in packed),
-        )
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`, by the rows of the store; codes and id rows count, `id_rows` stays as given."""
+        one = cls(rows=1, **fixed).plan(tables)
+        shared = {name for name, store in cls(rows=2, **fixed).plan(tables).stores.items() if store.rows == 2}
+        packed = {id(e.words): e for t in one.tables if isinstance(e := t.encoder, NeighbourEncoder)}.values()
+
+        def price(rows: int) -> Sizes:  # without the codes at each step of the search
+            stores = {
+                name: replace(store, rows=rows) if name in shared else store for name, store in one.stores.items()
+            }
+            return Sizes(stores, one.sizes.maps + sum(encoder.growth(rows) for encoder in packed))
+
+        return Ladder(lambda rows: cls(rows=rows, **fixed), price)
 
     def report(self, table: Table) -> "SupportReport":
         """How many items of a table have content, and how many training items support their pieces."""

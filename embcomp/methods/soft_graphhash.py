@@ -12,21 +12,7 @@ from torch import Tensor
 
 from embcomp.graph.cluster_map import Side
 from embcomp.graph.mixtures import Mixture
-from embcomp.methods.base import (
-    FLOAT_BYTES,
-    KEY_BYTES,
-    Budget,
-    Chunk,
-    Concat,
-    Count,
-    Plan,
-    Rows,
-    Store,
-    Table,
-    TablePlan,
-    Tables,
-    per_table,
-)
+from embcomp.methods.base import KEY_BYTES, Chunk, Concat, Ladder, Plan, Rows, Sizes, Store, Table, TablePlan, per_table
 from embcomp.methods.graphhash import GraphHash
 from embcomp.methods.hashing import HashEncoder
 from embcomp.ops.packing import bits_for, packed_words, unpack
@@ -158,24 +144,23 @@ class SoftGraphHash(GraphHash):
         return Plan(stores, plans)
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """As `GraphHash.for_budget`, which see, with the mixtures that `embcomp.graph.mixture` makes of the edges.
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """Like `GraphHash.ladder`, with the mixtures that `embcomp.graph.mixture` makes of the edges.
 
         With `second_clusters="users"` (or "items") ids of that side read two clusters, those of
         `embcomp.graph.second_clusters`, and the others their cluster alone. With objective="balanced" and
         algorithm="label_propagation" besides this is BACO.
         """
-        return super().for_budget(tables, nbytes, **fixed)
+        return super().ladder(tables, nbytes, **fixed)
 
     @classmethod
-    def _cost(cls, table: Table, side: Side, rows: int, **fixed: Any) -> int:
+    def _sizes(cls, table: Table, tables: Sequence[Table], rows: int, side: Side, **fixed: Any) -> Sizes:
         second, ids = fixed.get("second_clusters"), table.ids_or_raise("a budget of clusters")
         if second not in (None, side):
-            return super()._cost(table, side, rows)
+            return super()._sizes(table, tables, rows, side)
         k = fixed.get("k", cls.k if second is None else 2)
-        return (
-            rows * table.embedding_dim * FLOAT_BYTES + 4 * packed_words(ids * k, bits_for(rows)) + ids * k + KEY_BYTES
-        )
+        maps = 4 * packed_words(ids * k, bits_for(rows)) + ids * k + KEY_BYTES
+        return Sizes({table.name: Store(rows, table.embedding_dim)}, maps)
 
     @classmethod
     def _of(cls, found: Clusters, sides: Mapping[str, Side], edges: Edges, **fixed: Any) -> Self:

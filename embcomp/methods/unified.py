@@ -7,22 +7,19 @@ from typing import Any, ClassVar, Self
 
 from embcomp.methods.base import (
     FLOAT_BYTES,
-    Budget,
     Chunk,
     Concat,
-    Count,
+    Ladder,
     Method,
     Plan,
+    Sizes,
     Store,
     Table,
     TablePlan,
-    Tables,
     check_rows,
 )
-from embcomp.methods.budget import largest_within
+from embcomp.methods.budget import can_balance
 from embcomp.methods.hashing import hash_encoder
-from embcomp.methods.request import request
-from embcomp.ops.hashing import MAX_ROWS
 from embcomp.settings import MAX_READS, ReadCount, RowCount, Width
 
 
@@ -60,17 +57,20 @@ class UnifiedEmbedding(Method):
     seed: int = 0
     balanced: bool = False
 
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        unknown = set(self.lookups or {}) - {table.name for table in tables}
+        if unknown:
+            raise ValueError(f"UnifiedEmbedding: lookups names {sorted(unknown)}, which are not among its tables")
+        store = Store(check_rows(self.rows, group), self.chunk_dim)
+        return Sizes({group: store}, sum(map(self._chunks, tables)) * hash_encoder(self.balanced).key_nbytes)
+
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        check_rows(self.rows, group)
-        plans = []
+        stores, plans = dict(self.sizes(tables, group).stores), []
         for table in tables:
             chunks = self._chunks(table)
             encoder = hash_encoder(self.balanced)(table, self.config(), self.seed, [self.rows] * chunks, [1] * chunks)
             plans.append(TablePlan(table, encoder, (Chunk(group),) * chunks, Concat()))
-        unknown = set(self.lookups or {}) - {table.name for table in tables}
-        if unknown:
-            raise ValueError(f"UnifiedEmbedding: lookups names {sorted(unknown)}, which are not among its tables")
-        return Plan({group: Store(self.rows, self.chunk_dim)}, plans)
+        return Plan(stores, plans)
 
     def _chunks(self, table: Table) -> int:
         if self.lookups and table.name in self.lookups:
@@ -89,13 +89,12 @@ class UnifiedEmbedding(Method):
         return chunks
 
     @classmethod
-    def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """As `Method.for_budget`; without `chunk_dim` it is chosen by `best_chunk_dim`."""
-        tables, nbytes = request(tables, nbytes, count)
-        fixed = cls.checked_settings(fixed)
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`, by the rows of the store; without `chunk_dim` it is chosen by `best_chunk_dim`."""
+        fixed = {"balanced": can_balance(tables), **fixed}
         if "chunk_dim" not in fixed:
-            fixed["chunk_dim"] = best_chunk_dim(tables, nbytes, balanced=fixed.get("balanced", False))
-        return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed), most=MAX_ROWS)
+            fixed["chunk_dim"] = best_chunk_dim(tables, nbytes, balanced=fixed["balanced"])
+        return Ladder(lambda rows: cls(rows=rows, **fixed), lambda rows: cls(rows=rows, **fixed).sizes(tables))
 
 
 def best_chunk_dim(tables: Sequence[Table], nbytes: int, *, balanced: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 A hash draws rows with replacement, so that of n ids in n rows a third share none and some share with three. Where the
 id space is known, [0, n), its ids are permuted instead: a row is read by n / rows ids, rounded up or down, and by one
-where the rows suffice.
+where there are rows for all `places`.
 
 The permutation is an unbalanced Feistel network of 4 half rounds over pairs (high, low), each a multiply-shift hash
 with two 64-bit numbers of the key (Dietzfelbinger 1996, strongly universal).
@@ -38,8 +38,8 @@ def balanced_key(seed: int, table: str, chunk: int) -> list[int]:
 class Domain:
     """What is permuted: high * 2^low_bits + low, with `high` values of high; then scaled to rows by multiply-shift.
 
-    It is the smallest of this shape that holds the ids, less than their square root larger; or, where the rows are
-    more, the largest that fits into them, so that the ids spread over all.
+    It is the smallest of this shape that holds the ids, less than their square root larger (`places`); or, where the
+    rows are more, the largest that fits into them, so that the ids spread over all.
     """
 
     low_bits: int
@@ -58,6 +58,17 @@ class Domain:
             return cls(low_bits, high, 1, 0)
         shift = 62 - rows.bit_length()
         return cls(low_bits, high, (rows << shift) // places, shift)
+
+
+def places(num_embeddings: int) -> int:
+    """How many rows keep all ids apart: num_embeddings, made larger by less than its square root.
+
+    Example:
+        >>> [places(n) for n in (1, 2, 7, 18, 1000)]
+        [1, 2, 8, 20, 1024]
+    """
+    domain = Domain.of(num_embeddings, 1)
+    return domain.high << domain.low_bits
 
 
 def balanced_rows_reference(ids: Tensor, keys: Tensor, domain: Domain) -> Tensor:

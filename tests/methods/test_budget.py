@@ -1,10 +1,25 @@
 """What `for_budget` does for several tables and at its edges; tests/contract.py holds every method to its promise."""
 
+import copy
+import itertools
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from embcomp import DoubleHash, FrequencyHash, HashEmbedding, HashingTrick, MultiHash, Table, UnifiedEmbedding
+from embcomp import (
+    DoubleHash,
+    FrequencyHash,
+    HashEmbedding,
+    HashingTrick,
+    MultiHash,
+    QuotientRemainder,
+    Table,
+    UnifiedEmbedding,
+    compress_,
+)
 from embcomp.methods.budget import largest_within, share_rows
 from embcomp.ops.hashing import MAX_ROWS
 
@@ -27,20 +42,41 @@ def test_budgets_beyond_every_size() -> None:
 
 
 @given(st.lists(st.integers(1, 10**7), min_size=2, max_size=9), st.integers(1, 10**6))
-def test_rows_are_split_by_vocabulary(sizes: list[int], total: int) -> None:
-    rows = share_rows([Table(str(i), n, 4) for i, n in enumerate(sizes)], total)
-    for i, n in enumerate(sizes):
-        assert rows[str(i)] == max(1, int(total * n // sum(sizes)))
-    assert share_rows([Table("t", None, 4)], total) == total
+def test_rows_are_split_by_vocabulary_after_those_of_small_tables(sizes: list[int], total: int) -> None:
+    tables = [Table(str(i), n, 4) for i, n in enumerate(sizes)]
+    rows, more = (share_rows(tables, n) for n in (total, total + 1))
+    assert all(1 <= rows[name] <= more[name] for name in rows)
+    if total >= len(sizes):
+        assert total - len(sizes) <= sum(rows.values()) <= total + len(sizes)
+    if total >= 64 * len(sizes):  # half of it holds 32 each
+        assert all(rows[str(i)] >= n for i, n in enumerate(sizes) if n < 28)  # places(28) == 32
+        large = [(n, rows[str(i)] - 32) for i, n in enumerate(sizes) if n >= 32 and rows[str(i)] < MAX_ROWS]
+        for (n, more_rows), (other, others_rows) in itertools.pairwise(large):
+            assert abs(more_rows * other - others_rows * n) <= n + other  # whole rows
+
+
+def test_one_table_has_all_rows() -> None:
+    assert share_rows([Table("t", None, 4)], 70) == 70
     with pytest.raises(ValueError, match="table 'b': splitting a budget by vocabulary needs num_embeddings"):
-        share_rows([Table("a", 5, 4), Table("b", None, 4)], total)
+        share_rows([Table("a", 5, 4), Table("b", None, 4)], 70)
+
+
+def test_ids_of_small_tables_stay_apart() -> None:
+    """Gender was one row at 50 %: its two values became one."""
+    model = nn.ModuleDict({"user": nn.Embedding(6040, 16), "gender": nn.Embedding(2, 16), "age": nn.Embedding(7, 16)})
+    for method in (HashingTrick, MultiHash, UnifiedEmbedding, QuotientRemainder):
+        for share in ("50%", "10%"):
+            copy_of = copy.deepcopy(model)
+            compress_(copy_of, method.for_budget(model, share))
+            for name in ("gender", "age"):
+                assert copy_of[name].weight.unique(dim=0).shape[0] == model[name].num_embeddings
 
 
 @pytest.mark.parametrize("cls", [HashingTrick, MultiHash, DoubleHash, HashEmbedding, FrequencyHash])
 def test_within_two_percent_of_the_bytes(cls) -> None:
     """For 26 tables from 2 to 10^6 ids at 10 %: the gap of whole rows is far below the promise."""
     tables = [Table(f"t{i}", n, 16) for i, n in enumerate([2, 3, 30, 500, 20_000, 10**5] * 4 + [10**6, 3 * 10**5])]
-    fixed = {"counts": {t.name: range(t.num_embeddings) for t in tables}} if cls is FrequencyHash else {}
+    fixed = {"counts": {t.name: torch.arange(t.num_embeddings) for t in tables}} if cls is FrequencyHash else {}
     fixed |= {"importance_rows": 1000} if cls is HashEmbedding else {}
     budget = sum(t.num_embeddings * 64 for t in tables) // 10
     stored = cls.for_budget(tables, budget, **fixed).plan(tables).nbytes()

@@ -34,7 +34,7 @@ def test_it_is_an_embedding_bag(mode: str, last: bool, padding: int | None) -> N
 def test_its_budget_is_the_whole_table() -> None:
     tables = [Table("a", 10, 4), Table("b", 7, 2)]
     assert isinstance(Full.for_budget(tables, 4 * (40 + 14)), Full)
-    with pytest.raises(ValueError, match="215 bytes is too small; the full tables take 216 bytes"):
+    with pytest.raises(ValueError, match=r"215 bytes is too small.*216 bytes"):
         Full.for_budget(tables, 215)
     with pytest.raises(ValueError, match="table 'c': Full needs num_embeddings"):
         Full().plan([Table("c", None, 4)])

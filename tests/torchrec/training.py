@@ -79,7 +79,11 @@ def assert_same(model: nn.Module, fused: nn.Module, outside: torch.optim.Optimiz
     assert list(mine) == list(theirs)
     sums = fused_optimizer(fused).state
     for name, weight in mine.items():
-        torch.testing.assert_close(theirs[name].data, weight.data, msg=lambda text, name=name: f"{name}: {text}")
+        # The step of a grid has a gradient that is a sum of rounding errors, which cancel.
+        close = {"rtol": 1e-3, "atol": 1e-4} if name.endswith(".growth") else {}
+        torch.testing.assert_close(
+            theirs[name].data, weight.data, msg=lambda text, name=name: f"{name}: {text}", **close
+        )
         if outside is not None and "sum" in outside.state[weight] and theirs[name] in sums:
             expected = outside.state[weight]["sum"]
             torch.testing.assert_close(sums[theirs[name]]["sum"].reshape(expected.shape), expected)

@@ -1,0 +1,37 @@
+"""What methods around another one share."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from embcomp.methods.base import METHODS, Method
+from embcomp.methods.full import Full
+from embcomp.settings import shown
+
+
+def settings_around(cls: type[Method], fixed: Mapping[str, Any]) -> tuple[type[Method], dict[str, Any], dict[str, Any]]:
+    """What `ladder` of a wrapper was given, taken apart.
+
+    Args:
+        cls: the wrapper, a method with a setting `of`.
+        fixed: settings of both; `of` is the class of the method inside, its name, or a configuration whose `rows` are
+            chosen anew, by default `Full`.
+
+    Returns:
+        The class of the method inside, the settings of the wrapper, those of the method inside.
+
+    Raises:
+        ValueError: `of` is no method.
+    """
+    own = {f.name for f in dataclasses.fields(cls)} - {"of"}
+    outer = {name: value for name, value in fixed.items() if name in own}
+    rest = {name: value for name, value in fixed.items() if name not in own and name != "of"}
+    given = fixed.get("of", Full)
+    if isinstance(given, Method):
+        rest = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if f.name != "rows"} | rest
+    inner = METHODS.get(given) if isinstance(given, str) else type(given) if isinstance(given, Method) else given
+    if not isinstance(inner, type) or not issubclass(inner, Method):
+        raise ValueError(
+            f"{cls.__name__}: of must be a method's class, its name or its configuration, got {shown(given)}"
+        )
+    return inner, outer, rest

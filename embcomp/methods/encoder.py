@@ -1,0 +1,114 @@
+"""The first part of every method: ids -> rows."""
+
+import abc
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from embcomp import configs
+from embcomp.methods.table import Table
+from embcomp.ops.hashing import check_ids
+
+
+class Rows(NamedTuple):
+    """What one chunk reads: `rows` int64 [N, lookups] and, where it is weighted, `weights` float32 [N, lookups]."""
+
+    rows: Tensor
+    weights: Tensor | None = None
+
+
+ENCODERS: dict[str, type["Encoder"]] = {}
+"""By name, so that a plan can be written and read."""
+
+
+class Encoder(nn.Module, abc.ABC):
+    """ids -> rows of each chunk. Holds buffers only (keys, maps, codes), never parameters.
+
+    Subclasses define `encode(ids)`. The configuration travels in the state dict (as a uint8 tensor, so that every
+    checkpoint format can hold it), and loading another one names the difference. Averages of weights leave the buffers
+    alone (`embcomp.averaging`).
+    """
+
+    constant_buffers: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        configs.join(ENCODERS, cls)
+
+    def __init__(self, table: Table, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.table = table
+        self.config = {**config, "num_embeddings": table.num_embeddings, "embedding_dim": table.embedding_dim}
+
+    @abc.abstractmethod
+    def encode(self, ids: Tensor) -> list[Rows]:
+        """The rows of each chunk, in the order of the plan's chunks, for checked ids, int64 [N]."""
+
+    def forward(self, ids: Tensor) -> list[Rows]:
+        """Checks `ids` (integer, [N]) and encodes them. Raises ValueError or IndexError (see `check_ids`)."""
+        ids = check_ids(ids, self.table.num_embeddings, self.table.name)
+        if ids.is_meta and any(not buffer.is_meta for buffer in self.buffers()):  # only shapes are asked for
+            on_meta = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
+            return torch.func.functional_call(self, on_meta, (ids,))
+        return self.encode(ids)
+
+    def packed(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+        """The rows of all chunks, one chunk after the other, flat, as a KeyedJaggedTensor takes them; checked first.
+
+        They are written into `out`, where it is given: int64 [rows], contiguous.
+        """
+        rows = [chunk.rows.reshape(-1) for chunk in self(ids)]
+        if out is not None:
+            return torch.cat(rows, out=out)
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def get_extra_state(self) -> Tensor:
+        text = json.dumps({"table": self.table.name, **self.config}, sort_keys=True)
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        name = json.loads(bytes(state.cpu().tolist()))["table"]
+        self.table = dataclasses.replace(self.table, name=name)  # hash keys come from the name it was saved under
+        self.reset_buffers()
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None:  # before torch copies the maps of another configuration over ours
+            self._check_config(json.loads(bytes(saved.cpu().tolist())))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_config(self, saved: dict[str, Any]) -> None:
+        mine = json.loads(json.dumps(self.config))
+        later = {key: value for key, value in _defaults(saved.get("method")).items() if key in mine}
+        saved = {**later, **saved}  # a setting that came after it was saved had its default
+        keys = sorted({*saved, *mine} - {"table"})
+        said = "; ".join(
+            f"{key}: saved {saved.get(key)!r}, here {mine.get(key)!r}"
+            for key in keys
+            if saved.get(key) != mine.get(key)
+        )
+        if said:
+            raise ValueError(f"table {self.table.name!r}: the state was saved with another configuration ({said})")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Keys and maps move, but are never emptied (`to_empty`) or made meta: nobody would refill them."""
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            device = self.get_buffer(name).device
+            self._buffers[name] = buffer if device.type == "meta" else buffer.to(device)
+        return self
+
+    def reset_buffers(self) -> None:
+        """Computes again the buffers that follow from the table's name, after it has changed."""
+
+
+def _defaults(method: str | None) -> dict[str, Any]:
+    """The simple settings of a method that have a default."""
+    known = configs.classes("method").get(method or "")
+    fields = dataclasses.fields(known) if known is not None else ()
+    return {field.name: field.default for field in fields if isinstance(field.default, bool | int | float | str)}

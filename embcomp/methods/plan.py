@@ -1,0 +1,135 @@
+"""What a method makes of tables: stores (row -> vector), and how the ids of each table reach them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+from embcomp.codecs.base import Coding
+from embcomp.methods.combiners import Combiner
+from embcomp.methods.encoder import Encoder
+from embcomp.methods.table import Table
+
+FLOAT_BYTES = 4
+KEY_BYTES = 8
+
+Count: TypeAlias = Literal["served", "training"]
+"""Which bytes a budget is of: those of the served form, or those of the training form."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A plain table of `rows` vectors of `dim` floats; numbers alone, so that a budget can price it.
+
+    Attributes:
+        init: "table" draws rows so that the combined vector has the mean and the deviation of the table replaced;
+            "unit" and "factor" are the two factors of a product that has them, the first of mean square 1; "ones"
+            fills with 1 (weights).
+        summands: how many rows of this store are added up into one coordinate of a vector.
+        coding: how the rows are decoded into the vectors that will be served; None serves the rows as they are.
+    """
+
+    rows: int
+    dim: int
+    init: str = "table"
+    summands: int = 1
+    coding: Coding | None = None
+
+    @property
+    def width(self) -> int:
+        """The columns of a row: those of its vector, and what a coding keeps beside them."""
+        return self.dim + (0 if self.coding is None else self.coding.columns(self.dim))
+
+    def training_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the training form: rows, and the parameters of the codec."""
+        beside = 0 if self.coding is None else self.coding.nbytes(self.rows, self.dim, float_bytes)
+        return self.rows * self.width * float_bytes + beside
+
+    def served_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the served form; without a coding those of the rows."""
+        if self.coding is None:
+            return self.training_nbytes(float_bytes)
+        return self.coding.served_nbytes(self.rows, self.dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A read from one store: `lookups` rows per id, added up (each times its fixed weight, where `weighted`)."""
+
+    store: str
+    lookups: int = 1
+    weighted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TablePlan:
+    """How one table's ids become vectors."""
+
+    table: Table
+    encoder: Encoder
+    chunks: tuple[Chunk, ...]
+    combiner: Combiner
+
+    @property
+    def weighted(self) -> bool:
+        return any(chunk.weighted for chunk in self.chunks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The stores of a group of tables, and how each table reads them."""
+
+    stores: dict[str, Store]
+    tables: list[TablePlan]
+
+    def embedding_dim(self, table: TablePlan) -> int:
+        return table.combiner.dim([self.stores[chunk.store].dim for chunk in table.chunks])
+
+    @property
+    def sizes(self) -> "Sizes":
+        """The numbers of it; what tables share counts once."""
+        maps = {id(buffer): buffer.nbytes for table in self.tables for buffer in table.encoder.buffers()}
+        for table in self.tables:
+            maps |= {id(buffer): buffer.nbytes for buffer in table.combiner.buffers()}
+        learned = {id(weight): weight.numel() for table in self.tables for weight in table.combiner.parameters()}
+        return Sizes(self.stores, sum(maps.values()), sum(learned.values()))
+
+    def nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """`training_nbytes`."""
+        return self.training_nbytes(float_bytes)
+
+    def training_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the training form: rows, codecs, combiners, maps, keys; what tables share counts once."""
+        return self.sizes.nbytes("training", float_bytes)
+
+    def served_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the served form: packed rows, combiners, maps, keys; what tables share counts once."""
+        return self.sizes.nbytes("served", float_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a plan will store, in numbers alone, so that a budget or a planner can price many.
+
+    Attributes:
+        stores: by name.
+        maps: bytes of keys and maps.
+        learned: values that combiners learn.
+
+    Example:
+        >>> import embcomp
+        >>> sizes = embcomp.HashingTrick(rows=50).sizes([Table("item", 1000, 16)])
+        >>> sizes.stores, sizes.nbytes() == 4 * 16 * 50 + 8
+        ({'item': Store(rows=50, dim=16, init='table', summands=1, coding=None)}, True)
+    """
+
+    stores: Mapping[str, Store]
+    maps: int = 0
+    learned: int = 0
+
+    def nbytes(self, count: Count = "served", float_bytes: int = FLOAT_BYTES) -> int:
+        """Bytes of the served or of the training form."""
+        stores = (
+            store.served_nbytes(float_bytes) if count == "served" else store.training_nbytes(float_bytes)
+            for store in self.stores.values()
+        )
+        return sum(stores) + self.maps + self.learned * float_bytes
