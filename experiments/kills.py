@@ -211,7 +211,7 @@ def _work(training: Training, begun: Path) -> dict[str, Any]:
     import logging
     import warnings
 
-    logging.disable(logging.WARNING)  # of torchrec
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)  # of torch, for torchrec
     return train(training, begun.touch)
 

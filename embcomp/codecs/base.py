@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp import configs
+from embcomp.tracing import one_node
 
 
 class Coded(NamedTuple):
@@ -89,6 +90,11 @@ class Codec(nn.Module, abc.ABC):
         rows: how many rows the table has.
         dim: the width of a vector.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = one_node(vars(cls)["forward"])
 
     def __init__(self, coding: Coding, rows: int, dim: int) -> None:
         super().__init__()

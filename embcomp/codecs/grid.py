@@ -99,10 +99,10 @@ class GridCodec(Codec):
         values = stored.detach()[skipped :: self.every, : self.dim].double()
         squares = values.square().sum(1)
         if self.shared == self.rows:
-            count = torch.full((), float(values.numel()), dtype=torch.float64, device=stored.device)
-            return torch.stack([squares.sum(), count]).unsqueeze(1)
+            total = squares.sum()
+            return torch.stack([total, torch.ones_like(total) * values.numel()]).unsqueeze(1)
         sums = squares.new_zeros(2, self.coding.steps(self.rows))  # pyright: ignore[reportAttributeAccessIssue]
-        group = torch.arange(first, first + len(values), device=stored.device) // self.shared
+        group = (torch.ones_like(squares, dtype=torch.int64).cumsum(0) + (first - 1)) // self.shared
         each = torch.stack([squares, torch.full_like(squares, float(self.dim))])
         return sums.index_add(1, group, each)
 

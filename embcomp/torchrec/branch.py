@@ -40,8 +40,12 @@ class Branch(nn.Module):
         self.sequences = isinstance(collection, EmbeddingCollection)
         self.pooled = pooled
         configs: Any = collection.embedding_configs() if self.sequences else collection.embedding_bag_configs()  # pyright: ignore
-        store_of = {feature: config.name for config in configs for feature in config.feature_names}
-        self.decode = Decode(self, codecs, store_of, pooled) if codecs else None
+        dims = {
+            config.name: codecs[config.name].dim if config.name in codecs else config.embedding_dim
+            for config in configs
+        }
+        stores = {key: (config.name, dims[config.name]) for config in configs for key in config.feature_names}
+        self.decode = Decode(self, codecs, stores, pooled) if codecs else None
 
     def forward(self, features: KeyedJaggedTensor) -> Any:
         rows = self.encoder(features)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.codecs.base import Codec
@@ -21,17 +21,18 @@ class Decode(nn.Module):
     Args:
         branch: whose collection was asked. It is looked up at each call, because sharding and fusing swap it.
         codecs: by table of the collection; the others are served as they are.
-        store_of: the table of each key.
+        stores: the table of each key, and the width of its vectors.
         pooled: whether bags come out.
     """
 
     def __init__(
-        self, branch: nn.Module, codecs: Mapping[str, Codec], store_of: Mapping[str, str], pooled: bool
+        self, branch: nn.Module, codecs: Mapping[str, Codec], stores: Mapping[str, tuple[str, int]], pooled: bool
     ) -> None:
         super().__init__()
         self._branch = [branch]  # not a child of its own child
         self.codecs = nn.ModuleDict(dict(codecs))
-        self.store_of, self.pooled = dict(store_of), pooled
+        self.stores = dict(stores)
+        self.pool = PoolVectors() if pooled else None
 
     @one_node
     def forward(self, stored: Mapping[str, JaggedTensor], rows: KeyedJaggedTensor) -> Any:
@@ -39,21 +40,25 @@ class Decode(nn.Module):
         measured = measure(self._branch[0].collection, self.codecs)  # pyright: ignore[reportArgumentType]
         asked = rows.to_dict()
         decoded: dict[str, JaggedTensor] = {}
-        for key, name in self.store_of.items():
+        for key, (name, _) in self.stores.items():
             values = stored[key]
             if name in self.codecs:
                 vectors = self.codecs[name](values.values(), asked[key].values(), measured[name])
                 values = JaggedTensor(values=vectors, lengths=asked[key].lengths())
             decoded[key] = values
-        return _pool(decoded, asked) if self.pooled else decoded
+        if self.pool is None:
+            return decoded
+        pooled = [
+            self.pool(vectors.values(), asked[key].offsets(), asked[key].weights_or_none())
+            for key, vectors in decoded.items()
+        ]
+        dims = [dim for _, dim in self.stores.values()]
+        return KeyedTensor(keys=list(decoded), length_per_key=dims, values=torch.cat(pooled, dim=1))  # pyright: ignore
 
 
-def _pool(decoded: Mapping[str, JaggedTensor], asked: Mapping[str, JaggedTensor]) -> KeyedTensor:
+class PoolVectors(nn.Module):
     """Bags of decoded vectors, each times its weight where there are some."""
-    pooled = []
-    for key, vectors in decoded.items():
-        values, weights = vectors.values(), asked[key].weights_or_none()
-        weights = None if weights is None else weights.to(values.dtype)
-        pooled.append(pool_vectors(values, asked[key].offsets(), "sum", weights))
-    dims = [vectors.shape[1] for vectors in pooled]
-    return KeyedTensor(keys=list(decoded), length_per_key=dims, values=torch.cat(pooled, dim=1))  # pyright: ignore
+
+    @one_node
+    def forward(self, vectors: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
+        return pool_vectors(vectors, offsets, "sum", None if weights is None else weights.to(vectors.dtype))

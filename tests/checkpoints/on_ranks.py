@@ -34,7 +34,7 @@ with warnings.catch_warnings():  # torch announces the end of torch.jit while it
     warnings.simplefilter("ignore", DeprecationWarning)
     from torch.distributed.optim import _apply_optimizer_in_backward
 
-logging.disable(logging.WARNING)  # of torchrec
+logging.getLogger("torchrec").setLevel(logging.ERROR)
 
 
 class BagSharder(EmbeddingBagCollectionSharder):

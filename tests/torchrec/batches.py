@@ -112,9 +112,13 @@ def pooled_one_by_one(
     return result
 
 
-def look_ups(collection, configs, method: Method) -> dict[str, CompressedEmbedding]:
+def look_ups(collection, configs, method: Method, open_ids: bool = False) -> dict[str, CompressedEmbedding]:
     """`singles` over the rows of a compressed collection."""
-    made = singles(method, as_tables(configs), stores_of(collection))
+    tables = [
+        Table(table.name, None if open_ids else table.num_embeddings, table.embedding_dim)
+        for table in as_tables(configs)
+    ]
+    made = singles(method, tables, stores_of(collection))
     for output in collection.assemble.outputs:  # and what the combiners of the collection learn
         made[output.plan.table.name].combiner.load_state_dict(output.plan.combiner.state_dict())
     return made

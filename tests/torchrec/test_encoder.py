@@ -26,7 +26,6 @@ from tests.torchrec.batches import (
     look_ups,
     pooled_one_by_one,
     sequences,
-    singles,
 )
 
 OPEN = 2**63 - 1
@@ -50,8 +49,8 @@ def test_open_id_space(example):
     features = KeyedJaggedTensor(
         keys=["page", "site"], values=torch.tensor([2**62, 0, 2**63 - 2, 5]), lengths=torch.tensor([1, 1, 2, 0])
     )
-    tables = [embcomp.Table(c.name, None, c.embedding_dim) for c in configs]
-    expected = pooled_one_by_one(singles(method, tables, stores_of(collection)), configs, features)
+    made = look_ups(collection, configs, method, open_ids=True)
+    expected = pooled_one_by_one(made, configs, features)
     assert_close(collection(features).to_dict(), expected)
 
 

@@ -120,14 +120,16 @@ class _Tracer(torch.fx.Tracer):
 @pytest.mark.parametrize("kind", ["bags", "sequences"])
 @every_method
 def test_fx_sees_encoder_collection_and_assembly(example, kind):
-    if example.method.__name__ == "LowBit":
-        return  # one node more, the decoding; tests/torchrec/test_parity.py runs it in pipelines
     configs = bag_tables() if kind == "bags" else sequence_tables()
     make = CompressedEmbeddingBagCollection if kind == "bags" else CompressedEmbeddingCollection
     module = make(configs, {"*": example.make(as_tables(configs))})
     graph = _Tracer().trace(module)
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    parts = [f"branches.{name}.{part}" for name in module.branches for part in ("encoder", "collection")]
+    parts = [
+        f"branches.{name}.{part}"
+        for name, branch in module.branches.items()
+        for part in ("encoder", "collection", *([] if branch.decode is None else ["decode"]))
+    ]
     assert calls == [*parts, "assemble"]
     for node in graph.nodes:  # between the batch and a collection there is the encoder alone
         if node.op == "call_module" and node.target.endswith(".collection"):
@@ -138,7 +140,7 @@ def test_fx_sees_encoder_collection_and_assembly(example, kind):
     torch.testing.assert_close(values_of(traced(batch(RAGGED))), values_of(module(batch(RAGGED))))
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.method.__name__ != "LowBit"], ids=str)  # not yet
+@every_method
 @pytest.mark.parametrize("kind", ["bags", "sequences"])
 def test_symbolic_trace_of_a_model_as_of_torchrec(example, kind):
     """Plain `symbolic_trace`, which enters everything that is no layer of torch; the rows stay parameters."""
