@@ -6,6 +6,7 @@ collisions are what tests want. A method that is registered but missing here fai
 tests/torchrec.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -174,6 +175,29 @@ EXAMPLES = [
         open_ids=False,
     ),
 ]
+
+KINDS = [
+    example
+    for example in EXAMPLES
+    if "EMBCOMP_TEST_ALL" in os.environ
+    or example.name
+    in {
+        "Full",
+        "MultiHash-sum",
+        "HashEmbedding",
+        "QuotientRemainder-mul",
+        "FrequencyHash-double",
+        "GraphHash",
+        "SoftGraphHash",
+        "SemanticIds-hybrid",
+        "UnifiedEmbedding-balanced",
+        "LowBit-unified",
+        "LowBit-row",
+        "LowRank-multi",
+    }
+]
+"""One for each kind of look-up, for tests of seconds that know of no method: several rows added up, weighed by what is
+learned or by a map, two tables multiplied, side by side, a store of several tables, coded rows, learned combiners."""
 
 
 def missing() -> set[str]:

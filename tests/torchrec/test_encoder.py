@@ -14,7 +14,7 @@ import embcomp
 from embcomp.ops.hashing import hash_key, hash_rows_reference
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
-from experiments.examples import EXAMPLES
+from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import (
     FEATURES,
     RAGGED,
@@ -139,7 +139,7 @@ def float64_by_default() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@every_method
+@pytest.mark.parametrize("example", KINDS, ids=str)
 def test_default_dtype_changes_nothing(example, weighted, float64_by_default):
     """Torchrec's tables are float32 whatever the default is."""
     collection, configs, method = bags(example, weighted)

@@ -19,7 +19,7 @@ from embcomp.torchrec import (
     fused_optimizer,
 )
 from embcomp.torchrec.engines import FbgemmEngine, NativeEngine
-from experiments.examples import EXAMPLES
+from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, batch_lengths, sequence_tables
 from tests.torchrec.training import (
     OPTIMIZERS,
@@ -33,16 +33,15 @@ from tests.torchrec.training import (
 )
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
-# How rows come about and how they are updated do not know of each other: each method meets one optimizer, and those
-# that stand for a kind of look-up (plain, weighted, several tables, coded) meet all.
-KINDS = ("Full", "HashEmbedding", "SoftGraphHash", "LowBit-unified")
+# How rows come about does not matter to how they are updated: each method meets one optimizer, some meet all.
+WITH_ALL = ("Full", "HashEmbedding", "SoftGraphHash", "LowBit-unified")
 every_pair = pytest.mark.parametrize(
     ("example", "optimizer"),
     [
         pytest.param(example, optimizer, id=f"{example}-{optimizer}")
         for i, example in enumerate(EXAMPLES)
         for j, optimizer in enumerate(OPTIMIZERS)
-        if example.name in KINDS or j == i % len(OPTIMIZERS)
+        if example.name in WITH_ALL or j == i % len(OPTIMIZERS)
     ],
 )
 
@@ -212,7 +211,7 @@ def test_missing_feature_and_missing_weights(engine):
 # --- State, copies, moves ---
 
 
-@every_method
+@pytest.mark.parametrize("example", KINDS, ids=str)
 def test_state_dicts_fit_either_form(example, engine):
     method = example.make(as_tables(bag_tables()))
     model = bag_model({"*": method})

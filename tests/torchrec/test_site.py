@@ -12,7 +12,7 @@ import embcomp
 from embcomp.ops.hashing import hash_key, hash_rows_reference
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
-from experiments.examples import EXAMPLES
+from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
@@ -173,7 +173,7 @@ def test_warm_starts_come_closer_than_fresh_ones(example):
         assert error("warm") < 0.75 * error("fresh")
 
 
-@every_method
+@pytest.mark.parametrize("example", KINDS, ids=str)
 def test_compressed_and_fused_models_train(example):
     model = nn.ModuleDict({"tables": EmbeddingBagCollection(bag_tables())})
     embcomp.compress_(model, {"*": example.make(as_tables(bag_tables()))}, init="warm")

@@ -11,17 +11,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from experiments.examples import EXAMPLES
+from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
-# Compiling takes seconds: one configuration of each class, and those that take other paths.
-FEW = [
-    e
-    for e in EXAMPLES
-    if "-" not in e.name or e.name in ("FrequencyHash-double", "MultiHash-sum", "QuotientRemainder-mul")
-]
-each_class = pytest.mark.parametrize("example", FEW, ids=str)
+each_kind = pytest.mark.parametrize("example", KINDS, ids=str)  # compiling takes seconds
 
 
 def small(example, kind: str) -> tuple[nn.Module, list[str]]:
@@ -43,7 +37,7 @@ def bare(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(features.keys(), features.values(), lengths=features.lengths())
 
 
-@each_class
+@each_kind
 def test_compiles_whole(example):
     torch._dynamo.reset()
     module, keys = small(example, "bags")
@@ -63,7 +57,7 @@ def test_compiles_whole(example):
         compiled(bare(features))
 
 
-@each_class
+@each_kind
 def test_exports_with_any_number_of_ids(example, caplog):
     caplog.set_level(logging.ERROR)
     module, keys = small(example, "sequences")
