@@ -1,8 +1,8 @@
 """Compiles the C++ sources of `embcomp/native` once per machine and loads them with ctypes.
 
-The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`) and is kept in a cache folder
-(`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). It takes some ten seconds, so the logger
-`embcomp` says that it begins. Without a compiler, or with `EMBCOMP_NATIVE=0`, `library()` returns None, the torch forms
+The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`; `$EMBCOMP_CXXFLAGS` adds options) and is kept in
+a cache folder (`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). It takes some ten seconds, so
+the logger `embcomp` says that it begins. Without a compiler, or with `EMBCOMP_NATIVE=0`, `library()` returns None, the torch forms
 serve, and a warning says so once.
 """
 
@@ -41,6 +41,11 @@ def _compiler() -> list[str]:
     raise NativeUnavailable("no C++ compiler found (set CXX, or install g++ or clang++)")
 
 
+def _flags() -> list[str]:
+    """What `$EMBCOMP_CXXFLAGS` says comes last, so that it holds."""
+    return [*_FLAGS, *shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))]
+
+
 def _cache_folder() -> Path:
     if os.environ.get("EMBCOMP_CACHE"):
         return Path(os.environ["EMBCOMP_CACHE"])
@@ -70,9 +75,10 @@ def _run(command: list[str]) -> str:
 def build() -> Path:
     """The shared library's path, compiled first where this machine has none yet. Raises `NativeUnavailable`."""
     compiler = _compiler()
+    built = [*compiler, *_flags()]
     sources = sorted(_SOURCES.glob("*.cpp"))
     parts = [source.read_bytes() for source in [*sources, *sorted(_SOURCES.glob("*.h"))]]
-    parts += [_run([*compiler, "--version"]).encode(), " ".join([*compiler, *_FLAGS]).encode(), _processor().encode()]
+    parts += [_run([*compiler, "--version"]).encode(), " ".join(built).encode(), _processor().encode()]
     target = _cache_folder() / f"embcomp-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:20]}.so"
     if target.exists():
         return target
@@ -80,7 +86,7 @@ def build() -> Path:
     _log.warning("embcomp compiles its C++ for this machine: once, some ten seconds, into %s", target.parent)
     try:
         with replacing(target) as made:  # another process may be building too
-            _run([*compiler, *_FLAGS, *map(str, sources), "-o", str(made)])
+            _run([*built, *map(str, sources), "-o", str(made)])
     except OSError as error:
         raise NativeUnavailable(f"cannot write {target.parent} ({error}); set EMBCOMP_CACHE") from error
     return target
