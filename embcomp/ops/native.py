@@ -1,9 +1,9 @@
 """Compiles the C++ sources of `embcomp/native` once per machine and loads them with ctypes.
 
-The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`; `$EMBCOMP_CXXFLAGS` adds options) and is kept in
-a cache folder (`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). It takes some ten seconds, so
-the logger `embcomp` says that it begins. Without a compiler, or with `EMBCOMP_NATIVE=0`, `library()` returns None, the torch forms
-serve, and a warning says so once.
+The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`; `$EMBCOMP_CXXFLAGS` adds options) and is kept
+in a cache folder (`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). It takes some ten
+seconds, so the logger `embcomp` says that it begins. Without a compiler, or with `EMBCOMP_NATIVE=0`, `library()`
+returns None, the torch forms serve, and a warning says so once.
 """
 
 import ctypes
