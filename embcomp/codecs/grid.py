@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from embcomp.codecs.base import Codec, Coded, Coding
 from embcomp.ops.grid import best_step, levels, snap
 from embcomp.ops.grid_rows import grid_bags
+from embcomp.ops.packed_rows import packed_nbytes
 
 STEP_BYTES = 4  # a step is served as float32
 PACE = 0.2  # of the logarithm of a step, against a weight: see `GridCodec`
@@ -46,7 +47,7 @@ class Grid(Coding):
 
     def served_nbytes(self, rows: int, dim: int) -> int:
         steps = rows if self.step == "row" else self.steps(rows)
-        return rows * -(-dim * self.bits // 8) + steps * STEP_BYTES
+        return packed_nbytes(rows, dim, self.bits) + steps * STEP_BYTES
 
     def decode(
         self,

@@ -1,5 +1,5 @@
-// Look-ups in packed rows on a grid, the fast form of embcomp.ops.grid_rows: value j of a row is
-// step * (code + 1/2 - 2^(bits-1)), its code bits [j * bits, (j + 1) * bits) of the row's little-endian bytes.
+// Look-ups in packed rows on a grid, the fast form of embcomp.ops.grid_rows: value j of row i is
+// step * (code + 1/2 - 2^(bits-1)), its code the bits from (i * dim + j) * bits of the little-endian stream.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -33,46 +33,43 @@ inline Floats eight(uint64_t bytes) {
 
 struct Table {
   const uint8_t* packed;
-  size_t row_bytes, dim;
+  size_t nbytes, dim, row_bits;
   const float* steps;
   int64_t shared;  // rows that share a step; 0 for one step
 
   float step(int64_t row) const { return steps[shared == 0 ? 0 : shared == 1 ? row : row / shared]; }
+  const uint8_t* byte(int64_t row) const { return packed + ((size_t)row * row_bits >> 3); }
 };
 
+// Eight values from bit `at` of the stream on; what lies behind its end reads as zero.
 template <uint32_t BITS>
-inline Floats group(const uint8_t* row, size_t at) {
+inline Floats group(const Table& table, size_t at) {
+  const size_t first = at >> 3;
   uint64_t bytes = 0;
-  std::memcpy(&bytes, row + at * BITS, BITS);
-  return eight<BITS>(bytes);
-}
-
-// The values behind the last whole group, and zeros.
-template <uint32_t BITS>
-inline Floats rest(const Table& table, const uint8_t* row, size_t at) {
-  uint64_t bytes = 0;
-  std::memcpy(&bytes, row + at * BITS, table.row_bytes - at * BITS);
-  return eight<BITS>(bytes);
+  if (first + 8 <= table.nbytes)
+    std::memcpy(&bytes, table.packed + first, 8);
+  else
+    std::memcpy(&bytes, table.packed + first, table.nbytes - first);
+  return eight<BITS>(BITS == 8 ? bytes : bytes >> (at & 7));  // rows of whole bytes start with one
 }
 
 template <uint32_t BITS>
 void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_t count, const float* weights,
           bool mean, float* out) {
-  const size_t groups = table.dim / 8, left = table.dim % 8;
+  const size_t groups = table.dim / 8, left = table.dim % 8, row_bytes = (table.row_bits + 7) / 8;
   const int64_t end = offsets ? offsets[count] : (int64_t)count;
   for (size_t b = 0; b < count; b++, out += table.dim) {
     const int64_t lo = offsets ? offsets[b] : (int64_t)b, hi = offsets ? offsets[b + 1] : lo + 1;
     for (int64_t j = lo; j < hi && j + kAhead < end; j++) {
-      const uint8_t* ahead = table.packed + rows[j + kAhead] * (int64_t)table.row_bytes;
-      for (size_t at = 0; at < table.row_bytes; at += 64) __builtin_prefetch(ahead + at);
+      const uint8_t* ahead = table.byte(rows[j + kAhead]);
+      for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(ahead + at);
     }
     const float share = mean && hi > lo ? 1.0f / (float)(hi - lo) : 1.0f;
     for (size_t g = 0; g < groups + (left > 0); g++) {
       Floats sum = {};
       for (int64_t j = lo; j < hi; j++) {
-        const uint8_t* row = table.packed + rows[j] * (int64_t)table.row_bytes;
         const float step = table.step(rows[j]), scale = weights ? step * weights[j] : step;
-        const Floats values = (g < groups ? group<BITS>(row, g) : rest<BITS>(table, row, g)) * scale;
+        const Floats values = group<BITS>(table, (size_t)rows[j] * table.row_bits + g * 8 * BITS) * scale;
         sum = hi == lo + 1 ? values : sum + values;
       }
       if (mean) sum = sum * share;
@@ -86,9 +83,9 @@ void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_
 extern "C" {
 
 // Sums of bags: bag b reads rows[offsets[b] .. offsets[b + 1]), or rows[b] alone without offsets -> out [count, dim].
-void grid_bags(const uint8_t* packed, size_t row_bytes, size_t dim, size_t bits, const float* steps, int64_t shared,
+void grid_bags(const uint8_t* packed, size_t nbytes, size_t dim, size_t bits, const float* steps, int64_t shared,
                const int64_t* rows, const int64_t* offsets, size_t count, const float* weights, int mean, float* out) {
-  const Table table = {packed, row_bytes, dim, steps, shared};
+  const Table table = {packed, nbytes, dim, dim * bits, steps, shared};
   switch (bits) {
 #define EMBCOMP_CASE(BITS) \
   case BITS: bags<BITS>(table, rows, offsets, count, weights, mean != 0, out); break;

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from embcomp.ops import native
 from embcomp.ops.checks import check_inside, check_offsets, float32, int64, pointer, readable, size
-from embcomp.ops.packed_rows import gather_rows, row_nbytes, unpack_rows
+from embcomp.ops.packed_rows import line_nbytes, read_rows, rows_of_line
 
 
 def decode(codes: Tensor, bits: int, step: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def grid_bags_reference(
     mode: str = "sum",
 ) -> Tensor:
     """`grid_bags` in plain torch: any device, traceable by torch.compile and torch.export."""
-    codes = unpack_rows(gather_rows(packed, rows), bits, dim)
+    codes = read_rows(packed, bits, dim, rows)
     vectors = decode(codes, bits, steps_of_rows(step, shared, rows))
     if offsets is None:
         return vectors if weights is None else vectors * weights.unsqueeze(-1)
@@ -63,7 +63,7 @@ def grid_bags(
     """Bags of decoded rows.
 
     Args:
-        packed: uint8 [all rows, bytes], from `embcomp.ops.packed_rows.pack_rows`.
+        packed: uint8 [lines, bytes], from `embcomp.ops.packed_rows.pack_rows`.
         bits: of a value.
         dim: values of a row.
         step: float32 [1], or a step for every `shared` rows.
@@ -91,16 +91,17 @@ def grid_bags(
     if lib is None:
         return grid_bags_reference(packed, bits, dim, step, shared, rows, offsets, weights, mode)
     rows, count = rows.contiguous(), rows.shape[0]
-    check_inside(rows, packed.shape[0])
+    held = packed.shape[0] * rows_of_line(dim, bits)
+    check_inside(rows, min(held, step.shape[0] * shared) if shared else held)
     if offsets is not None:
         offsets, count = offsets.contiguous(), offsets.shape[0] - 1
         check_offsets(offsets, rows.shape[0])
     weights = None if weights is None else weights.contiguous()
     out = torch.empty(count, dim, dtype=torch.float32, device="cpu")
     lib.grid_bags(
-        pointer("packed", packed, torch.uint8, packed.shape[0], row_nbytes(dim, bits)), size(packed.shape[1]),
-        size(dim), size(bits), float32("step", step, -(-packed.shape[0] // shared) if shared else 1),
-        ctypes.c_int64(shared), int64("rows", rows, rows.shape[0]), int64("offsets", offsets, count + 1), size(count),
+        pointer("packed", packed, torch.uint8, packed.shape[0], line_nbytes(dim, bits)), size(packed.nbytes),
+        size(dim), size(bits), float32("step", step, step.shape[0] if shared else 1), ctypes.c_int64(shared),
+        int64("rows", rows, rows.shape[0]), int64("offsets", offsets, count + 1), size(count),
         float32("weights", weights, rows.shape[0]), ctypes.c_int(mode == "mean"), float32("out", out, count, dim),
     )  # fmt: skip
     return out

@@ -1,7 +1,7 @@
-"""Rows of small integers, packed row by row: value j of a row is bits [j * bits, (j + 1) * bits) of its bytes.
+"""Rows of small integers, packed one after the other: value j of row i is bits [(i * n + j) * bits, ...) of the stream.
 
-The stream of a row is little-endian and starts with a byte, so a row of n values takes ceil(n * bits / 8) bytes and is
-read without its neighbours. All in plain torch, on any device, traceable by torch.compile and torch.export.
+The stream is little-endian. Rows lie in lines, the fewest that follow each other and end with a byte: one where
+n * bits is a multiple of 8, at most 8. All in plain torch, on any device, traceable by torch.compile and torch.export.
 """
 
 import math
@@ -14,14 +14,34 @@ _BLOCK = 1 << 20  # values at a time
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
-def row_nbytes(values: int, bits: int) -> int:
-    """Bytes of a packed row.
+def rows_of_line(values: int, bits: int) -> int:
+    """How many rows lie in a line.
 
     Example:
-        >>> row_nbytes(16, bits=4), row_nbytes(5, bits=3)
-        (8, 2)
+        >>> rows_of_line(16, bits=4), rows_of_line(10, bits=2)
+        (1, 2)
     """
-    return -(-values * bits // 8)
+    return 8 // math.gcd(values * bits, 8)
+
+
+def line_nbytes(values: int, bits: int) -> int:
+    """Bytes of a line.
+
+    Example:
+        >>> line_nbytes(16, bits=4), line_nbytes(10, bits=2)
+        (8, 5)
+    """
+    return math.lcm(values * bits, 8) // 8
+
+
+def packed_nbytes(rows: int, values: int, bits: int) -> int:
+    """Bytes of packed rows, the last line whole.
+
+    Example:
+        >>> packed_nbytes(1000, 10, bits=2)
+        2500
+    """
+    return -(-rows // rows_of_line(values, bits)) * line_nbytes(values, bits)
 
 
 def _group(bits: int) -> tuple[int, int]:
@@ -38,64 +58,66 @@ def pack_rows(values: Tensor, bits: int) -> Tensor:
         bits: 1 to 8.
 
     Returns:
-        uint8 [rows, ceil(n * bits / 8)]; the bits behind the last value of a row are 0.
+        uint8 [lines, bytes of a line]; the bits behind the last row are 0.
 
     Raises:
         ValueError: a value that does not fit.
 
     Example:
         >>> import torch
-        >>> pack_rows(torch.tensor([[1, 2, 3], [15, 0, 0]], dtype=torch.uint8), bits=4)
-        tensor([[33,  3],
-                [15,  0]], dtype=torch.uint8)
+        >>> pack_rows(torch.tensor([[1, 2, 3], [15, 0, 0], [7, 0, 0]], dtype=torch.uint8), bits=4)
+        tensor([[ 33, 243,   0],
+                [  7,   0,   0]], dtype=torch.uint8)
     """
     if values.numel() and int(values.max()) >= 1 << bits:
         raise ValueError(f"value {int(values.max())} does not fit {bits} bits")
     count, width = values.shape
-    packed = values.new_empty(count, row_nbytes(width, bits))
+    together = rows_of_line(width, bits)
+    lines = F.pad(values, (0, 0, 0, -count % together)).reshape(-(-count // together), together * width)
+    packed = values.new_empty(len(lines), line_nbytes(width, bits))
     nbytes, each = _group(bits)
     shifts = torch.arange(each, device=values.device) * bits
     places = torch.arange(nbytes, device=values.device) * 8
-    step = max(1, _BLOCK // max(width, 1))
-    for start in range(0, count, step):
-        block = F.pad(values[start : start + step], (0, -width % each)).long()
+    step = max(1, _BLOCK // max(lines.shape[1], 1))
+    for start in range(0, len(lines), step):
+        block = F.pad(lines[start : start + step], (0, -lines.shape[1] % each)).long()
         words = (block.view(len(block), -1, each) << shifts).sum(-1, keepdim=True)  # bits never meet: sums are unions
         whole = ((words >> places) & 255).to(torch.uint8).flatten(1)
         packed[start : start + step] = whole[:, : packed.shape[1]]
     return packed
 
 
-def gather_rows(packed: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a packed table: uint8 [all, bytes], int64 [N] -> uint8 [N, bytes].
+def gather_lines(packed: Tensor, lines: Tensor) -> Tensor:
+    """Lines of a packed table: uint8 [all, bytes], int64 [N] -> uint8 [N, bytes].
 
-    Short rows are read as a few long words of one flat array, which takes torch a third of the time of a row that is
-    copied.
+    Short ones are read as a few long words of one flat array, which takes torch a third of the time of a line that
+    is copied.
     """
     width = packed.shape[1]
     word = math.gcd(width, 8)
     each = width // word
     if each > 4:
-        return packed.index_select(0, rows)
+        return packed.index_select(0, lines)
     words = packed.view(-1).view(_WORDS[word])
     if each > 1:
-        rows = (rows.unsqueeze(1) * each + torch.arange(each, device=rows.device)).view(-1)
-    return words.index_select(0, rows).view(torch.uint8).view(-1, width)
+        lines = (lines.unsqueeze(1) * each + torch.arange(each, device=lines.device)).view(-1)
+    return words.index_select(0, lines).view(torch.uint8).view(-1, width)
 
 
-def unpack_rows(packed: Tensor, bits: int, values: int) -> Tensor:
-    """The values of packed rows.
+def unpack_lines(packed: Tensor, bits: int, values: int) -> Tensor:
+    """The values of packed lines.
 
     Args:
         packed: uint8 [N, ceil(values * bits / 8)].
         bits: 1 to 8.
-        values: how many a row has.
+        values: how many a line has.
 
     Returns:
         uint8 [N, values].
 
     Example:
         >>> import torch
-        >>> unpack_rows(torch.tensor([[33, 3]], dtype=torch.uint8), bits=4, values=3)
+        >>> unpack_lines(torch.tensor([[33, 3]], dtype=torch.uint8), bits=4, values=3)
         tensor([[1, 2, 3]], dtype=torch.uint8)
     """
     if bits == 8:
@@ -114,3 +136,29 @@ def unpack_rows(packed: Tensor, bits: int, values: int) -> Tensor:
     mask = 2**bits - 1
     found = torch.stack([((words >> bits * j) & mask).to(torch.uint8) for j in range(each)], -1).flatten(1)
     return found[:, :values] if found.shape[1] > values else found
+
+
+def read_rows(packed: Tensor, bits: int, values: int, rows: Tensor) -> Tensor:
+    """The values of rows.
+
+    Args:
+        packed: uint8 [lines, bytes of a line], from `pack_rows`.
+        bits: 1 to 8.
+        values: how many a row has.
+        rows: int64 [N].
+
+    Returns:
+        uint8 [N, values].
+
+    Example:
+        >>> import torch
+        >>> packed = pack_rows(torch.tensor([[1, 2, 3], [15, 0, 0]], dtype=torch.uint8), bits=4)
+        >>> read_rows(packed, 4, 3, torch.tensor([1]))
+        tensor([[15,  0,  0]], dtype=torch.uint8)
+    """
+    together = rows_of_line(values, bits)
+    if together == 1:
+        return unpack_lines(gather_lines(packed, rows), bits, values)
+    found = unpack_lines(gather_lines(packed, rows // together), bits, together * values)
+    place = (rows % together).view(-1, 1, 1).expand(-1, 1, values)
+    return found.view(-1, together, values).gather(1, place).squeeze(1)

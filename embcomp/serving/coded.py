@@ -1,4 +1,4 @@
-"""Stores of tables that were trained in few bits: what a codec wrote, packed row by row."""
+"""Stores of tables that were trained in few bits: what a codec wrote, packed."""
 
 import torch
 from torch import Tensor

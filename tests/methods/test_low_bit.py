@@ -1,7 +1,5 @@
 """What is special about tables on a grid: values, bytes, steps, warm starts, the same vectors in torch and torchrec."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -39,7 +37,7 @@ def test_bytes_of_both_forms() -> None:
         plan = LowBit(bits=3, step=step).plan(tables)  # pyright: ignore[reportArgumentType]
         assert plan.training_nbytes() == plan.nbytes() == 4 * (1000 * (12 + columns) + steps)
         served_steps = 1000 if step == "row" else steps
-        assert plan.served_nbytes() == 1000 * math.ceil(12 * 3 / 8) + 4 * served_steps
+        assert plan.served_nbytes() == 1000 * 12 * 3 // 8 + 4 * served_steps
     unified = LowBit(bits=2, of=embcomp.UnifiedEmbedding(rows=100, chunk_dim=4))
     shared = unified.plan([Table("a", 50, 8), Table("b", 70, 12)])
     assert shared.served_nbytes() == 100 * 1 + 4 + 8 * 5  # rows, the step, keys

@@ -15,17 +15,16 @@ from embcomp import LowBit
 from embcomp.codecs import coded_tables
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from embcomp.ops.grid_rows import grid_bags, grid_bags_reference
-from embcomp.ops.packed_rows import gather_rows, pack_rows, unpack_rows
+from embcomp.ops.packed_rows import pack_rows, packed_nbytes, read_rows
 from embcomp.serving.swap import swap
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 
 
 def by_hand(table: Tensor, bits: int, dim: int, steps: list[float], shared: int) -> Tensor:
-    """Value j of row i: step * (code + 1/2 - 2^(bits-1)), the code bits [j * bits, (j + 1) * bits) of the row."""
-    rows = []
-    for i, row in enumerate(table.tolist()):
-        stream = int.from_bytes(bytes(row), "little")
-        codes = [(stream >> (j * bits)) % 2**bits for j in range(dim)]
+    """Value j of row i: step * (code + 1/2 - 2^(bits-1)), the code bits from (i * dim + j) * bits of the stream."""
+    rows, stream = [], int.from_bytes(bytes(table.flatten().tolist()), "little")
+    for i in range(table.numel() * 8 // (dim * bits)):
+        codes = [(stream >> ((i * dim + j) * bits)) % 2**bits for j in range(dim)]
         rows.append(
             [np.float32(steps[i // shared if shared else 0]) * np.float32(c + 0.5 - 2 ** (bits - 1)) for c in codes]
         )
@@ -41,12 +40,12 @@ def test_packed_rows_and_their_bags(bits: int, dim: int, shared: int, weighted: 
     random, count = torch.Generator().manual_seed(seed), 7
     codes = torch.randint(2**bits, (count, dim), generator=random).to(torch.uint8)
     packed = pack_rows(codes, bits)
-    assert packed.shape == (count, (dim * bits + 7) // 8)
-    assert torch.equal(unpack_rows(packed, bits, dim), codes)
+    together = next(n for n in (1, 2, 4, 8) if n * dim * bits % 8 == 0)
+    assert packed.numel() == packed_nbytes(count, dim, bits) == -(-count // together) * together * dim * bits // 8
+    assert torch.equal(read_rows(packed, bits, dim, torch.arange(count)), codes)
     step = torch.rand(1 if shared == 0 else -(-count // shared), generator=random)
-    held = by_hand(packed, bits, dim, step.tolist(), shared)
+    held = by_hand(packed, bits, dim, [*step.tolist()] * 9, shared)[:count]
     rows = torch.randint(count, (45,), generator=random)
-    assert torch.equal(gather_rows(packed, rows), packed[rows])
     weights = torch.rand(45, generator=random) if weighted else None
     each = held[rows] if weights is None else held[rows] * weights.unsqueeze(1)
     offsets = torch.tensor([0, 0, 1, 9, 45])
@@ -64,7 +63,7 @@ def test_packed_rows_and_their_bags(bits: int, dim: int, shared: int, weighted: 
             most = torch.stack([part.amax(0) if len(part) else part.sum(0) for part in each.split([0, 1, 8, 36])])
             assert torch.equal(form(packed, bits, dim, step, shared, rows, offsets, None, "max"), most)
         with pytest.raises((IndexError, RuntimeError), match=r"out of range|index out of"):
-            form(packed, bits, dim, step, shared, torch.tensor([0, count]))
+            form(packed, bits, dim, step, shared, torch.tensor([0, -(-count // together) * together]))
 
 
 class Drops(nn.Module):
