@@ -34,17 +34,28 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(
-    folder: Path, *, split: str = "random", seed: int = 0, ids: str = "vocabulary", held_out: float = 0.0
+    folder: Path,
+    *,
+    split: str = "random",
+    seed: int = 0,
+    ids: str = "vocabulary",
+    held_out: float = 0.0,
+    features: str = ",".join(FEATURES),
 ) -> Source:
     """Rows in the order of (user, item), whatever the order of the file.
 
     Args:
         split: "random", 80/10/10 over all rows by the seed; "time": of each user's rows in the order of time the
-            first 80 % are train, the next 10 % valid, the rest test.
+            first 80 % are train, the next 10 % valid, the rest test; "last": the last two rows of each user are valid
+            and, the same ones, test, as in github.com/thomasahle/cce.
         ids: "vocabulary", or "raw" for the ids of the source and hashes of the strings.
         held_out: this share of the items, of all popularities, is taken out of train and valid: the test split then
             has items that no model has seen.
+        features: which columns are features, of those above, with commas between.
     """
+    chosen = tuple(features.split(","))
+    if unknown := [name for name in chosen if name not in FEATURES]:
+        raise DataError(f"features: there is no {unknown[0]!r}; there are {', '.join(FEATURES)}")
     if ids not in ("vocabulary", "raw"):
         raise DataError(f"ids must be 'vocabulary' or 'raw', not {ids!r}")
     ratings = read_ratings(files(folder)[0])
@@ -65,6 +76,11 @@ def read(
         place = pl.struct("position", "item").rank("ordinal").over("user") - 1
         share = place / pl.len().over("user")
         lazy = rows.lazy().with_columns((share >= 0.8).cast(pl.UInt8).add((share >= 0.9).cast(pl.UInt8)).alias(SPLIT))
+    elif split == "last":
+        behind = pl.struct("position", "item").rank("ordinal", descending=True).over("user") <= 2
+        marked = rows.lazy().with_columns(behind.cast(pl.UInt8).alias(SPLIT))
+        again = marked.filter(pl.col(SPLIT) == 1).with_columns(pl.lit(2, pl.UInt8).alias(SPLIT))
+        lazy = pl.concat([marked, again])
     else:
         lazy = with_split(rows.lazy(), len(rows), split, seed)
     if not 0 <= held_out < 1:
@@ -73,7 +89,7 @@ def read(
         hidden = pl.col("item").is_in(held_out_items(rows["item"], held_out, seed))
         lazy = lazy.filter(~hidden | (pl.col(SPLIT) == SPLITS.index("test")))
     kind = "all" if ids == "vocabulary" else "raw"
-    return Source(lazy, tuple(Field(name, kind) for name in FEATURES), label="label", group="user")
+    return Source(lazy, tuple(Field(name, kind) for name in chosen), label="label", group="user")
 
 
 def held_out_items(items: pl.Series, share: float, seed: int) -> list[int]:

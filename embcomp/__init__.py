@@ -2,6 +2,7 @@
 
 import embcomp.averaging  # noqa: F401 (torch averages weights by it)
 from embcomp import configs, nn
+from embcomp.align import align_dot_product_
 from embcomp.compress import CompressionReport, TableReport, compress_
 from embcomp.methods import (
     METHODS,
@@ -60,6 +61,7 @@ __all__ = [
     "TableReport",
     "UnifiedEmbedding",
     "Unigram",
+    "align_dot_product_",
     "compress_",
     "configs",
     "export",

@@ -12,12 +12,14 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchrec import EmbeddingBagConfig
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
 import data
+import embcomp
 from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from embcomp.torchrec import CompressedEmbeddingBagCollection
+from embcomp.torchrec.site import stores_of
 from experiments import distributed, semantic
 from experiments.config import DataConfig, GraphConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.errors import InputError
@@ -26,6 +28,7 @@ from experiments.names import table_name
 from experiments.provide import counts_of
 from experiments.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import build
+from recsys_models.gmf import GMF
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class ClickTask:
         torch.manual_seed(self.run.seed)
         config = self.run.model
         collection = partial(CompressedEmbeddingBagCollection, device=device)
-        methods = dict.fromkeys(map(table_name, self.run.method.tables), self.method) or {"*": self.method}
         schema = self.data.schema
+        methods = {} if self.run.method.after_training else self._methods
         embeddings = collection(_configs(schema.feature_names, self.tables, config), methods)
         linear = None
         if config.linear:
@@ -98,6 +101,28 @@ class ClickTask:
         if content is not None:
             model = semantic.WithContent(model, alone, content)
         return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
+
+    @property
+    def _methods(self) -> dict[str, Method]:
+        return dict.fromkeys(map(table_name, self.run.method.tables), self.method) or {"*": self.method}
+
+    @torch.no_grad()
+    def fitted(self, built: BuiltModel) -> BuiltModel:
+        """The same model, the method fitted to its trained full tables: nothing is trained."""
+        full = built.embeddings[0]  # pyright: ignore[reportIndexIssue]
+        tables = EmbeddingBagCollection(_configs(self.data.schema.feature_names, self.tables, self.run.model))
+        weights = {name: module.weight for name, module in tables.embedding_bags.items()}
+        for name, trained in stores_of(full).items():
+            weights[name].copy_(trained)
+        if isinstance(built.model, GMF):
+            embcomp.align_dot_product_(*weights.values())
+        compressed = nn.ModuleDict({"tables": tables})
+        embcomp.compress_(compressed, self._methods, init="warm")
+        for module in list(built.model.modules()):
+            for name, child in list(module.named_children()):
+                if child is full:
+                    setattr(module, name, compressed["tables"])
+        return BuiltModel(built.model, nn.ModuleList([compressed["tables"], *list(built.embeddings)[1:]]))
 
     @property
     def steps(self) -> int:

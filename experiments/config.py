@@ -262,6 +262,8 @@ class MethodConfig:
         seeds: in place of the experiment's.
         table: the only feature, or features, that the method compresses and that budgets are of; the others stay full.
         content: the content vectors of `table` are dense columns of the model too.
+        after_training: the full tables are trained, then the method is fitted to them (`compress_` with init="warm")
+            and not trained; of two tables that meet in a dot product alone, aligned first.
     """
 
     method: str
@@ -273,6 +275,7 @@ class MethodConfig:
     seeds: Seeds | None = None
     table: Annotated[str | tuple[str, ...] | None, BeforeValidator(_listed)] = None
     content: bool = False
+    after_training: bool = False
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -392,6 +395,10 @@ class RunConfig:
         model = f"-{self.model.name}" if self.retrieval or self.graph else ""
         return f"{_plain(self.dataset)}{model}-{_plain(self.label)}{budget}-seed{self.seed}"
 
+    def of_full_tables(self) -> RunConfig:
+        """The run that trains the same model with full tables."""
+        return replace(self, method=MethodConfig(method="Full"), budget=None)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without what was not given for the method."""
         values = asdict(self)
@@ -401,6 +408,7 @@ class RunConfig:
             **({self.budget[0]: self.budget[1]} if self.budget else {}),
             **({"table": self.method.table} if self.method.table else {}),
             **({"content": True} if self.method.content else {}),
+            **({"after_training": True} if self.method.after_training else {}),
         }
         del values["budget"], values["swept"]
         for section in ("retrieval", "graph"):

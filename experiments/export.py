@@ -28,7 +28,7 @@ from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.files import write_json, write_text
 from experiments.machine import hardware, versions
-from experiments.runner import Settings, run_all
+from experiments.runner import Settings, run_all, trained
 
 DTYPES = ("float16", "int8", "int4")
 FORMAT = 1  # raise it when results of the same configuration change: all files are then stale
@@ -139,9 +139,7 @@ def _folder(run: RunConfig, settings: Settings) -> Path:
 
 
 def _is_trained(run: RunConfig, settings: Settings) -> bool:
-    """Whether the weights of the best epoch are there, and no training that is to go on."""
-    folder = _folder(run, settings)
-    return Best(folder, files.checkpoint_key(run)).exists() and not any(folder.glob("last-*"))
+    return trained(run, settings) is not None
 
 
 def _path(run: RunConfig, results: Path) -> Path:

@@ -103,6 +103,7 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
     problems = [*_monitor(experiment), *_slices(experiment)]
     for model in experiment.model:
         problems += _model(model)
+    problems += _after_training(experiment)
     if experiment.behavior is not None:
         problems += [*_data(experiment.data, SEQUENCES), *_behavior(experiment, experiment.behavior)]
     elif experiment.retrieval is not None:
@@ -225,6 +226,15 @@ def _known_model(
     return parameters
 
 
+def _after_training(experiment: ExperimentConfig) -> Iterable[str]:
+    """Methods that are fitted to trained tables."""
+    asked = [number for number, method in enumerate(experiment.methods) if method.after_training]
+    if asked and (experiment.retrieval or experiment.behavior):
+        yield f"methods[{asked[0]}].after_training: click-through runs alone have it; leave it out"
+    if asked and any(optimizer.embedding for optimizer in experiment.optimizer):
+        yield f"methods[{asked[0]}].after_training: full tables are not fused then; leave out optimizer.embedding"
+
+
 def _monitor(experiment: ExperimentConfig) -> Iterable[str]:
     monitor = experiment.training.monitor
     if ("@" in monitor) != (experiment.retrieval is not None):
@@ -254,6 +264,8 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: give one budget, not {' and '.join(given)}"
     if config.rows is not None and "rows" not in fields:
         yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
+    if config.after_training and config.method == "Full":
+        yield f"{key}.after_training: full tables are what is trained; name a method that is fitted to them"
     if config.content and len(config.tables) != 1:
         yield f"{key}.content: say in {key}.table whose content vectors"
     needs = [

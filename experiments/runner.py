@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -34,6 +34,9 @@ from experiments import distributed
 from experiments.config import RunConfig
 from experiments.errors import Diverged, Infeasible, InputError
 from experiments.processes import start_context
+
+if TYPE_CHECKING:
+    from experiments.checkpoint import Best
 
 OUT = Path("out")
 _PATIENCE = 30.0  # seconds for a lock: fewer than processes wait for each other
@@ -91,8 +94,11 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
             )
         try:
             task = prepare(run)
+            if run.method.after_training and distributed.size() > 1:
+                raise InputError("method.after_training: the full tables are trained in one process")
             trainer = Trainer(
                 task,
+                full=trained(run.of_full_tables(), settings) if run.method.after_training else None,
                 folder=folder,
                 key=results.checkpoint_key(run),
                 device=device,
@@ -122,6 +128,16 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
     share = outcome.nbytes / task.full_nbytes
     shown = "  ".join(_shown(name, outcome.metrics.get(f"test/{name}")) for name in task.shown)
     return "done", f"{shown}  {outcome.nbytes:,} B ({share:.1%})  {outcome.progress.seconds:.0f} s"
+
+
+def trained(run: RunConfig, settings: Settings) -> Best | None:
+    """The best weights of a run whose training has ended; None where it has not."""
+    from experiments import results
+    from experiments.checkpoint import Best
+
+    folder = settings.work / "runs" / run.experiment / run.name
+    best = Best(folder, results.checkpoint_key(run))
+    return best if best.exists() and not any(folder.glob("last-*")) else None
 
 
 def _shown(name: str, value: float | None) -> str:

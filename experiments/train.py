@@ -50,6 +50,8 @@ class Trainer:
         key: of the configuration; checkpoints of another one are left aside.
         loggers: the step where the training goes on -> the loggers that are told of it, in the first process.
         checkpoint_seconds: time between checkpoints inside an epoch; each validation ends with one anyway.
+        full: of a method that is fitted after training, the best weights of the run of full tables, if there are any:
+            they are not trained again.
     """
 
     def __init__(
@@ -62,10 +64,12 @@ class Trainer:
         report: Report,
         loggers: Callable[[int], Sequence[Logger]] = lambda step: (),
         checkpoint_seconds: float = 30.0,
+        full: Best | None = None,
     ) -> None:
         self.task, self.device, self.report = task, device, report
         self.config: TrainingConfig = task.run.training
         built = task.model(device)
+        self.built, self.full = built, full
         self.nbytes, self.training_nbytes = built.nbytes, built.training_nbytes  # before a process holds a part
         self.model: nn.Module
         self.model, self.optimizers = make_optimizers(built, task.run.optimizer, device)
@@ -87,10 +91,13 @@ class Trainer:
         """
         metrics: dict[str, float] | None = None
         try:
-            while not self.progress.finished:
+            while self.full is None and not self.progress.finished:
                 self._epoch()
                 self._end_epoch()
-            self.best.load(self.model)
+            (self.full or self.best).load(self.model)
+            if self.task.run.method.after_training:
+                built = self.task.fitted(self.built)
+                self.model, self.nbytes = built.model, built.nbytes
             metrics = self._evaluate("valid") | self._evaluate("test")
         finally:
             for logger in self.loggers:

@@ -13,6 +13,7 @@ from recsys_models.dcn import DCN
 from recsys_models.dcnv2 import DCNv2
 from recsys_models.deepfm import DeepFM
 from recsys_models.dlrm import DLRM
+from recsys_models.gmf import GMF
 from recsys_models.lightgcn import LightGCN
 from recsys_models.losses import bpr_loss, directau_loss
 from recsys_models.mf import MF
@@ -23,6 +24,7 @@ from recsys_models.wide_deep import WideDeep
 __all__ = [
     "DCN",
     "DLRM",
+    "GMF",
     "MF",
     "MODELS",
     "NGCF",

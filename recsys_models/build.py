@@ -14,6 +14,7 @@ from recsys_models.dcnv2 import DCNv2
 from recsys_models.deepfm import DeepFM
 from recsys_models.dlrm import DLRM
 from recsys_models.features import Dims, Embeddings
+from recsys_models.gmf import GMF
 from recsys_models.lightgcn import LightGCN
 from recsys_models.mf import MF
 from recsys_models.neumf import NeuMF
@@ -21,7 +22,7 @@ from recsys_models.ngcf import NGCF
 from recsys_models.retrieval import Embedding, RetrievalModel
 from recsys_models.wide_deep import WideDeep
 
-MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (DLRM, DCN, DCNv2, DeepFM, WideDeep)}
+MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (DLRM, DCN, DCNv2, DeepFM, GMF, WideDeep)}
 RETRIEVAL_MODELS: dict[str, type[RetrievalModel]] = {model.__name__: model for model in (MF, LightGCN, NGCF, NeuMF)}
 
 _M = TypeVar("_M", bound=nn.Module)

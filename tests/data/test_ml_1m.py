@@ -91,6 +91,16 @@ def test_split_by_time_is_per_user(published, tmp_path):
     assert items == {"train": list(range(9, 41)), "valid": [5, 6, 7, 8], "test": [1, 2, 3, 4]}
 
 
+def test_the_last_two_are_valid_and_test(published, tmp_path):
+    many(published)
+    clicks = data.load("ml-1m", folder=published, cache=tmp_path / "cache", split="last", features="user,item")
+    items = {s: [int(clicks.vocabulary("item")[i]) for i in clicks.split(s).collect()["item"]] for s in clicks.splits}
+    assert items == {"train": list(range(3, 41)), "valid": [1, 2], "test": [1, 2]}
+    assert clicks.schema.feature_names == ["user", "item"]
+    with pytest.raises(DataError, match="features: there is no 'film'; there are user, item"):
+        data.load("ml-1m", folder=published, cache=tmp_path / "cache", features="film")
+
+
 def test_random_split_depends_on_the_seed_alone(published, tmp_path):
     many(published)
     a, b, c = (data.load("ml-1m", folder=published, cache=tmp_path / str(i), seed=s) for i, s in enumerate([1, 1, 2]))

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
+from torchrec import KeyedTensor
 
 import recsys_models
 from recsys_models import MODELS, DCNv2, DeepFM, WideDeep, build
@@ -14,8 +16,18 @@ COMMON = {"feature_names": ["a", "b"], "num_dense": 1}
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_by_its_name_in_any_spelling(name):
+    inputs = COMMON if name != "GMF" else {**COMMON, "num_dense": 0}
     for spelling in (name, name.lower(), name.upper()):
-        assert type(build(spelling, nn.Identity(), embedding_dim=4, **COMMON)) is MODELS[name]
+        assert type(build(spelling, nn.Identity(), embedding_dim=4, **inputs)) is MODELS[name]
+
+
+def test_gmf_is_the_dot_product_of_two_features():
+    embedded = KeyedTensor(["user", "item"], [3, 3], torch.randn(5, 6))
+    model = build("GMF", lambda sparse: embedded, feature_names=["item", "user"], embedding_dim=3, num_dense=0)
+    torch.testing.assert_close(model(torch.zeros(5, 0), None), (embedded["user"] * embedded["item"]).sum(1))
+    for wrong in ({"feature_names": ["a", "b", "c"], "num_dense": 0}, {"feature_names": ["a", "b"], "num_dense": 2}):
+        with pytest.raises(ValueError, match="GMF is the dot product of two features"):
+            build("GMF", nn.Identity(), embedding_dim=3, **wrong)
 
 
 @pytest.mark.parametrize("name", ["wide_deep", "Wide&Deep", "wide-deep"])
@@ -81,7 +93,8 @@ def test_the_first_arguments_are_the_same_everywhere():
     for model in MODELS.values():
         parameters = list(inspect.signature(model).parameters)
         assert parameters[:4] == ["embeddings", "feature_names", "dims", "num_dense"]
-        assert {"hidden", "activation", "dropout", "batch_norm"} < set(parameters)
+        if model.__name__ != "GMF":
+            assert {"hidden", "activation", "dropout", "batch_norm"} < set(parameters)
 
 
 def test_replication_set_up_of_unified_embedding():
