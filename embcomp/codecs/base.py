@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp import configs
+from embcomp.ops.grid import RowGrid
 from embcomp.tracing import one_node
 
 
@@ -129,6 +130,10 @@ class Codec(nn.Module, abc.ABC):
         Returns:
             [..., dim], with straight-through gradients where values are rounded.
         """
+
+    def row_grid(self, measured: Tensor | None) -> RowGrid | None:
+        """What `forward` does now, for look-ups that round while they read; None where it is more than that."""
+        return None
 
     def decode_table(self, stored: Tensor) -> Tensor:
         """The vectors of a whole table, [rows, width] -> [rows, dim]."""

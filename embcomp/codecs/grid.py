@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.codecs.base import Codec, Coded, Coding
-from embcomp.ops.grid import best_step, levels, snap
+from embcomp.ops.grid import RowGrid, best_step, levels, snap
 from embcomp.ops.grid_rows import grid_bags
 from embcomp.ops.packed_rows import packed_nbytes
 
@@ -110,12 +110,23 @@ class GridCodec(Codec):
     def steps(self, stored: Tensor, rows: Tensor, measured: Tensor) -> Tensor:
         """The step of each row, float32 (or float64), [..., 1] or [1]."""
         kind = torch.promote_types(stored.dtype, torch.float32)
-        deviation = (measured[0] / measured[1].clamp(min=1.0)).sqrt().clamp(min=1e-30).to(kind)
-        plain = _OF_NORMAL[self.grid.bits] * deviation
         if self.growth is None:
-            return plain * (PACE * stored[..., self.dim : self.dim + 1].to(kind)).exp()
-        step = plain * (PACE * self.growth.squeeze(1).to(kind)).exp()
+            return self._plain(measured, kind) * (PACE * stored[..., self.dim : self.dim + 1].to(kind)).exp()
+        step = self._grown(self.growth, measured, kind)
         return step if self.shared == self.rows else step[rows // self.shared].unsqueeze(-1)
+
+    def _plain(self, measured: Tensor, kind: torch.dtype) -> Tensor:
+        deviation = (measured[0] / measured[1].clamp(min=1.0)).sqrt().clamp(min=1e-30).to(kind)
+        return _OF_NORMAL[self.grid.bits] * deviation
+
+    def _grown(self, growth: Tensor, measured: Tensor, kind: torch.dtype) -> Tensor:
+        return self._plain(measured, kind) * (PACE * growth.squeeze(1).to(kind)).exp()
+
+    def row_grid(self, measured: Tensor | None) -> RowGrid | None:
+        if measured is None or self.growth is None or (self.training and self.grid.rounding == "stochastic"):
+            return None
+        step = self._grown(self.growth, measured, torch.float32)
+        return RowGrid(step, 0 if self.shared == self.rows else self.shared, self.grid.bits, self.gradient_scale)
 
     def forward(self, stored: Tensor, rows: Tensor, measured: Tensor | None) -> Tensor:
         assert measured is not None

@@ -2,6 +2,7 @@
 // Rows arrive feature by feature, as in a KeyedJaggedTensor: bag (f, b) reads rows[offsets[f * B + b] .. offsets[f * B + b + 1]).
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "rows.h"
 
@@ -12,6 +13,7 @@
 namespace {
 
 using embcomp::add_scaled;
+using embcomp::Grid;
 using embcomp::prefetch_row;
 
 constexpr size_t kBagsPerBlock = 16;           // output of a block stays in the second-level cache
@@ -39,10 +41,21 @@ inline void copy_row(float* out, const float* row, size_t n, bool stream) {
   std::memcpy(out, row, n * sizeof(float));
 }
 
+// A row of a table as it is, or on its grid, for which there is room.
 template <size_t DIM>
-void forward(const float* table, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
-             size_t features, size_t batch, float* out, size_t out_stride, const int64_t* columns) {
+inline const float* read_row(const float* table, int64_t row, const Grid& grid, float* room, size_t n) {
+  const float* stored = table + row * (int64_t)n;
+  if (!grid.bits) return stored;
+  embcomp::snap_row<DIM>(room, stored, grid.step(row), grid.half(), n);
+  return room;
+}
+
+template <size_t DIM>
+void forward(const float* table, size_t dim, const Grid& grid, const int64_t* rows, const int64_t* offsets,
+             const float* weights, size_t features, size_t batch, float* out, size_t out_stride,
+             const int64_t* columns) {
   const size_t n = DIM ? DIM : dim;
+  std::vector<float> room(grid.bits ? n : 0);
   const bool stream = can_stream(n, batch, out, out_stride, columns, features);
   for (size_t start = 0; start < batch; start += kBagsPerBlock) {
     const size_t stop = std::min(batch, start + kBagsPerBlock);
@@ -58,12 +71,12 @@ void forward(const float* table, size_t dim, const int64_t* rows, const int64_t*
         float* bag = out + b * out_stride + columns[f];
         const int64_t lo = offsets[f * batch + b], hi = offsets[f * batch + b + 1];
         if (hi == lo + 1 && !weights) {
-          copy_row(bag, table + rows[lo] * (int64_t)n, n, stream);
+          copy_row(bag, read_row<DIM>(table, rows[lo], grid, room.data(), n), n, stream);
           continue;
         }
         std::memset(bag, 0, n * sizeof(float));
         for (int64_t j = lo; j < hi; j++)
-          add_scaled<DIM>(bag, table + rows[j] * (int64_t)n, weights ? weights[j] : 1.0f, n);
+          add_scaled<DIM>(bag, read_row<DIM>(table, rows[j], grid, room.data(), n), weights ? weights[j] : 1.0f, n);
       }
     }
   }
@@ -91,9 +104,13 @@ void backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t*
 
 extern "C" {
 
-void bag_forward(const float* table, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
-                 size_t features, size_t batch, float* out, size_t out_stride, const int64_t* columns) {
-#define EMBCOMP_CALL(WIDTH) forward<WIDTH>(table, dim, rows, offsets, weights, features, batch, out, out_stride, columns)
+// With bits the rows are read on their grid, else as they are.
+void bag_forward(const float* table, size_t dim, const float* steps, int64_t shared, int bits, const int64_t* rows,
+                 const int64_t* offsets, const float* weights, size_t features, size_t batch, float* out,
+                 size_t out_stride, const int64_t* columns) {
+  const Grid grid{steps, shared, bits};
+#define EMBCOMP_CALL(WIDTH) \
+  forward<WIDTH>(table, dim, grid, rows, offsets, weights, features, batch, out, out_stride, columns)
   EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
 }

@@ -1,11 +1,16 @@
-// Look-ups in packed rows on a grid, the fast form of embcomp.ops.grid_rows: value j of row i is
+// Rounding to a grid in one pass, the fast form of embcomp.ops.grid.snap; and look-ups in packed rows on a grid, that of
+// embcomp.ops.grid_rows: value j of row i is
 // step * (code + 1/2 - 2^(bits-1)), its code the bits from (i * dim + j) * bits of the little-endian stream.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
+#include "rows.h"
+
 namespace {
+
+using embcomp::Grid;
 
 constexpr int64_t kAhead = 32;  // rows fetched ahead
 
@@ -81,6 +86,22 @@ void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_
 }  // namespace
 
 extern "C" {
+
+// Rows [count, dim] on their grid; `shared` is 0 for one step, 1 for a step for each row.
+void grid_snap(const float* values, size_t count, size_t dim, const float* steps, int64_t shared, int bits, float* out) {
+  const Grid grid{steps, shared, bits};
+  for (size_t row = 0; row < count; row++)
+    embcomp::snap_row<0>(out + row * dim, values + row * dim, grid.step(row), grid.half(), dim);
+}
+
+// The way back: `grad`, of the rounded rows, becomes that of the rows; those of the steps are added to `step_grads`.
+void grid_snap_back(const float* values, size_t count, size_t dim, const float* steps, int64_t shared, int bits,
+                    float* grad, double* step_grads) {
+  const Grid grid{steps, shared, bits};
+  for (size_t row = 0; row < count; row++)
+    step_grads[grid.place(row)] +=
+        embcomp::pass_back<0>(grad + row * dim, values + row * dim, grid.step(row), grid.half(), dim);
+}
 
 // Sums of bags: bag b reads rows[offsets[b] .. offsets[b + 1]), or rows[b] alone without offsets -> out [count, dim].
 void grid_bags(const uint8_t* packed, size_t nbytes, size_t dim, size_t bits, const float* steps, int64_t shared,

@@ -18,6 +18,7 @@
 namespace {
 
 using embcomp::add_scaled;
+using embcomp::Grid;
 using embcomp::kAhead;
 using embcomp::prefetch_row;
 
@@ -156,10 +157,10 @@ bool joins(const int64_t* rows, size_t batch, const uint32_t* leaders, uint32_t*
 template <size_t DIM>
 class Update {
  public:
-  Update(float* table, size_t num_rows, size_t dim, const Request& request, int kind, float* state, float lr, float eps,
-         float weight_decay)
-      : table_(table), num_rows_(num_rows), dim_(dim), request_(request), kind_((Kind)kind), state_(state),
-        lr_(lr), eps_(eps), weight_decay_(weight_decay) {}
+  Update(float* table, size_t num_rows, size_t dim, const Request& request, const Grid& grid, double* step_grads,
+         int kind, float* state, float lr, float eps, float weight_decay)
+      : table_(table), num_rows_(num_rows), dim_(dim), request_(request), grid_(grid), step_grads_(step_grads),
+        kind_((Kind)kind), state_(state), lr_(lr), eps_(eps), weight_decay_(weight_decay) {}
 
   void run() {
     const size_t lookups = request_.lookups();
@@ -295,6 +296,7 @@ class Update {
   // One row, with its summed gradient, which is overwritten.
   void step(uint64_t row, float* g) const {
     float* w = table_ + row * n();
+    if (grid_.bits) step_grads_[grid_.place(row)] += embcomp::pass_back<DIM>(g, w, grid_.step(row), grid_.half(), n());
     if (weight_decay_ != 0.0f) add_scaled<DIM>(g, w, weight_decay_, n());
     if (kind_ == SGD) {
       add_scaled<DIM>(w, g, -lr_, n());
@@ -315,6 +317,8 @@ class Update {
   float* table_;
   size_t num_rows_, dim_;
   Request request_;
+  Grid grid_;
+  double* step_grads_;
   Kind kind_;
   float* state_;
   float lr_, eps_, weight_decay_;
@@ -328,13 +332,16 @@ class Update {
 
 }  // namespace
 
-extern "C" void bag_update(float* table, size_t num_rows, size_t dim, const int64_t* rows, const int64_t* offsets,
-                           const float* weights, size_t features, size_t batch, const float* grad, size_t grad_stride,
+// With bits the rows were read on their grid: the gradients of its steps are added to `step_grads`.
+extern "C" void bag_update(float* table, size_t num_rows, size_t dim, const float* steps, int64_t shared, int bits,
+                           double* step_grads, const int64_t* rows, const int64_t* offsets, const float* weights,
+                           size_t features, size_t batch, const float* grad, size_t grad_stride,
                            const int64_t* columns, int optimizer, float* state, float lr, float eps,
                            float weight_decay) {
   const Request request{rows, offsets, weights, features, batch, grad, grad_stride, columns};
-#define EMBCOMP_CALL(WIDTH) \
-  Update<WIDTH>(table, num_rows, dim, request, optimizer, state, lr, eps, weight_decay).run()
+  const Grid grid{steps, shared, bits};
+#define EMBCOMP_CALL(WIDTH)                                                                                     \
+  Update<WIDTH>(table, num_rows, dim, request, grid, step_grads, optimizer, state, lr, eps, weight_decay).run()
   EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
 }

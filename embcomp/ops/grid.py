@@ -5,13 +5,51 @@ of Learned Step Size Quantization (Esser et al. 2020, arXiv 1902.08153, equation
 grid, zero for values beyond it; for the step the rounding error, or the outermost level.
 """
 
+import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from embcomp.ops.hashing import is_recorded
+from embcomp.ops import native
+from embcomp.ops.checks import float32, is_recorded, pointer, readable, size
+
+
+@dataclass(frozen=True)
+class RowGrid:
+    """The grid that the rows of one table are rounded to, for look-ups that round while they read.
+
+    Attributes:
+        step: positive float32 [steps].
+        shared: how many rows that follow each other share a step; 0 where all do.
+        bits: 1 to 8.
+        scale: the factor of the gradient of `step`.
+    """
+
+    step: Tensor
+    shared: int
+    bits: int
+    scale: float = 1.0
+
+    def place(self, rows: Tensor) -> Tensor:
+        """Which step each row has."""
+        return rows // self.shared if self.shared else torch.zeros_like(rows)
+
+    def snapped(self, table: Tensor) -> Tensor:
+        """All rows as they will be served, without gradients, [rows, dim]."""
+        step = self.step.detach()[self.place(torch.arange(len(table), device=table.device))].unsqueeze(-1)
+        return _rounded(table.detach(), step, self.bits, stochastic=False)
+
+    def pass_back(self, values: Tensor, rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients [n, dim] of rounded rows -> those of the rows, whose values are given, and of `step`, [steps]."""
+        place = self.place(rows)
+        step = self.step.detach()[place].unsqueeze(-1)
+        inside, slope = _derivatives(values, step, _rounded(values, step, self.bits, stochastic=False), self.bits)
+        of_rows = (grad * slope).sum(1, dtype=torch.float64)
+        sums = of_rows.new_zeros(self.step.shape).index_add_(0, place, of_rows)
+        return grad * inside, (sums * self.scale).to(self.step.dtype)
 
 
 def levels(values: Tensor, step: Tensor, bits: int) -> Tensor:
@@ -34,19 +72,50 @@ def _derivatives(values: Tensor, step: Tensor, output: Tensor, bits: int) -> tup
     return inside, output / step - scaled * inside
 
 
+def _library(values: Tensor, step: Tensor, *others: Tensor) -> ctypes.CDLL | None:
+    """The compiled functions, where they take these: float32 with one step, or one for each row."""
+    if any(t.dtype != torch.float32 for t in (values, step, *others)) or not values.is_contiguous():
+        return None
+    fits = values.dim() and (step.numel() == 1 or (step.shape == (*values.shape[:-1], 1) and step.is_contiguous()))
+    return native.library() if fits and readable(values, step, *others) else None
+
+
+def _arguments(values: Tensor, step: Tensor, bits: int) -> tuple[Any, ...]:
+    """Values, steps, how many rows share one, and bits, as C++ takes them."""
+    dim = values.shape[-1]
+    return (
+        float32("values", values, *values.shape), size(values.numel() // max(1, dim)), size(dim),
+        float32("step", step, *step.shape), ctypes.c_int64(0 if step.numel() == 1 else 1), ctypes.c_int(bits),
+    )  # fmt: skip
+
+
 class _Snap(torch.autograd.Function):
-    """`snap_reference` in fewer passes over memory, for plain tensors."""
+    """`snap_reference` in fewer passes over memory, for plain tensors: in one where the compiled form takes them."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, bits: int, scale: float, stochastic: bool) -> Tensor:
-        output = _rounded(values, step, bits, stochastic)
         ctx.bits, ctx.scale = bits, scale
-        ctx.save_for_backward(values, step, output)
+        lib = None if stochastic else _library(values, step)
+        if lib is None:
+            output = _rounded(values, step, bits, stochastic)
+            ctx.save_for_backward(values, step, output)
+            return output
+        ctx.save_for_backward(values, step)
+        output = torch.empty_like(values)
+        lib.grid_snap(*_arguments(values, step, bits), float32("output", output, *output.shape))
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        values, step, output = (tensor.detach() for tensor in ctx.saved_tensors)  # constants, as in the plain form
+        values, step, *outputs = (tensor.detach() for tensor in ctx.saved_tensors)  # constants, as in the plain form
+        lib = None if outputs or torch.is_grad_enabled() else _library(values, step, grads[0])
+        if lib is not None:
+            grad = grads[0].clone(memory_format=torch.contiguous_format)
+            of_step = torch.zeros(step.shape, dtype=torch.float64, device="cpu")
+            sums = pointer("of_step", of_step, torch.float64, *step.shape)
+            lib.grid_snap_back(*_arguments(values, step, ctx.bits), float32("grad", grad, *grad.shape), sums)
+            return grad, (of_step * ctx.scale).to(step.dtype), None, None, None
+        output = outputs[0] if outputs else _rounded(values, step, ctx.bits, stochastic=False)
         inside, slope = _derivatives(values, step, output, ctx.bits)
         for_step = (grads[0] * slope).sum_to_size(step.shape) * ctx.scale if ctx.needs_input_grad[1] else None
         return grads[0] * inside, for_step, None, None, None

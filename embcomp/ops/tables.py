@@ -23,9 +23,11 @@ from embcomp.ops.checks import (
     check_unchanged,
     float32,
     int64,
+    pointer,
     size,
     versions,
 )
+from embcomp.ops.grid import RowGrid
 
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad"]
 _CODES: dict[str, int] = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
@@ -246,8 +248,9 @@ def empty_table(*shape: int) -> Tensor:
     return table
 
 
-def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor) -> None:
+def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = None) -> None:
     """`pool_bags` in plain torch."""
+    table = table if grid is None else grid.snapped(table)
     bags, features, dim = bags.own(), bags.columns.numel(), table.shape[1]
     pooled = torch.nn.functional.embedding_bag(
         bags.rows, table, bags.offsets, mode="sum", per_sample_weights=bags.weights, include_last_offset=True
@@ -256,31 +259,50 @@ def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor) -> None:
         out[:, column : column + dim] = pooled.view(features, -1, dim)[f]
 
 
-def pool_bags(table: Tensor, bags: Bags, out: Tensor) -> None:
-    """Writes the sum of each bag's rows into `out` [batch, columns], float32, row-major."""
+def pool_bags(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = None) -> None:
+    """Writes the sum of each bag's rows into `out` [batch, columns], float32, row-major.
+
+    Rows are read as they are, or on their grid.
+    """
     bags.check(table.shape, out.shape[1])
     lib = native.library()
     if lib is None:
-        return pool_bags_reference(table, bags, out)
+        return pool_bags_reference(table, bags, out, grid)
     rows, dim = table.shape
     lib.bag_forward(
-        float32("table", table, rows, dim), size(dim), *bags.arguments(),
+        float32("table", table, rows, dim), size(dim), *_grid_arguments(grid, rows), *bags.arguments(),
         float32("out", out, bags.batch, out.shape[1]), size(out.shape[1]),
         int64("columns", bags.columns, bags.columns.numel()),
     )  # fmt: skip
     return None
 
 
+def _grid_arguments(grid: RowGrid | None, rows: int) -> tuple[Any, ...]:
+    """Steps, how many rows share one, and bits, as C++ takes them."""
+    if grid is None:
+        return ctypes.c_void_p(None), ctypes.c_int64(0), ctypes.c_int(0)
+    steps = -(-rows // grid.shared) if grid.shared else 1
+    return float32("step", grid.step.detach(), steps), ctypes.c_int64(grid.shared), ctypes.c_int(grid.bits)
+
+
 def update_rows_reference(
-    table: Tensor, state: Tensor, bags: Bags, grad: Tensor, settings: FusedOptimizerSettings
-) -> None:
+    table: Tensor,
+    state: Tensor,
+    bags: Bags,
+    grad: Tensor,
+    settings: FusedOptimizerSettings,
+    grid: RowGrid | None = None,
+) -> Tensor | None:
     """`update_rows` in plain torch."""
     bags, dim = bags.own(), table.shape[1]
     each = grad[bags.columns_of_rows(dim)]
     if bags.weights is not None:
         each = each * bags.weights.unsqueeze(-1)
     rows, where = torch.unique(bags.rows, return_inverse=True)
-    summed = torch.zeros(rows.numel(), dim, **_FLOAT).index_add_(0, where, each) + settings.weight_decay * table[rows]
+    summed, of_steps = torch.zeros(rows.numel(), dim, **_FLOAT).index_add_(0, where, each), None
+    if grid is not None:
+        summed, of_steps = grid.pass_back(table[rows], rows, summed)
+    summed = summed + settings.weight_decay * table[rows]
     if settings.name == "sgd":
         step = settings.lr * summed
     else:
@@ -289,9 +311,17 @@ def update_rows_reference(
         root = state[rows].sqrt() + settings.eps
         step = settings.lr * summed / (root.unsqueeze(-1) if settings.name == "rowwise_adagrad" else root)
     table[rows] -= step
+    return of_steps
 
 
-def update_rows(table: Tensor, state: Tensor, bags: Bags, grad: Tensor, settings: FusedOptimizerSettings) -> None:
+def update_rows(
+    table: Tensor,
+    state: Tensor,
+    bags: Bags,
+    grad: Tensor,
+    settings: FusedOptimizerSettings,
+    grid: RowGrid | None = None,
+) -> Tensor | None:
     """One optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
 
     Args:
@@ -300,22 +330,29 @@ def update_rows(table: Tensor, state: Tensor, bags: Bags, grad: Tensor, settings
         bags: what was read.
         grad: float32 [batch, columns], row-major.
         settings: optimizer and its constants.
+        grid: on which the rows were read, if they were.
+
+    Returns:
+        The gradient of the grid's steps, [steps].
     """
     bags.check(table.shape, grad.shape[1])
     (rows, dim), width = table.shape, grad.shape[1]
     lib = native.library()
     if lib is None:
-        return update_rows_reference(table, state, bags, grad, settings)
+        return update_rows_reference(table, state, bags, grad, settings, grid)
+    of_steps = None if grid is None else torch.zeros(grid.step.shape, dtype=torch.float64, device="cpu")
     lib.bag_update(
-        float32("table", table, rows, dim), size(rows), size(dim), *bags.arguments(),
+        float32("table", table, rows, dim), size(rows), size(dim), *_grid_arguments(grid, rows),
+        pointer("step_grads", of_steps, torch.float64, *(of_steps.shape if of_steps is not None else ())),
+        *bags.arguments(),
         float32("grad", grad, bags.batch, width), size(width), int64("columns", bags.columns, bags.columns.numel()),
         ctypes.c_int(_CODES[settings.name]), float32("state", state, *state_shape(settings.name, rows, dim)),
         ctypes.c_float(settings.lr), ctypes.c_float(settings.eps), ctypes.c_float(settings.weight_decay),
     )  # fmt: skip
-    return None
+    return None if grid is None or of_steps is None else (of_steps * grid.scale).to(grid.step.dtype)
 
 
-def weight_gradient(table: Tensor, bags: Bags, grad: Tensor) -> Tensor:
+def weight_gradient(table: Tensor, bags: Bags, grad: Tensor, grid: RowGrid | None = None) -> Tensor:
     """The gradient of the weights of `bags.own()`: each row's product with the gradient of its bag."""
-    bags = bags.own()
+    bags, table = bags.own(), table if grid is None else grid.snapped(table)
     return (grad[bags.columns_of_rows(table.shape[1])] * table[bags.rows]).sum(1)

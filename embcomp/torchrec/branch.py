@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from embcomp.codecs.base import Codec
 from embcomp.torchrec.decode import Decode
 from embcomp.torchrec.encoder import KeyedEncoder
+from embcomp.torchrec.fused import FusedTables
 from embcomp.torchrec.look_up import is_traced, look_up_bags, look_up_sequences, sum_bags
 from embcomp.torchrec.measure import local_tables
 
@@ -60,6 +61,10 @@ class Branch(nn.Module):
                 read = [self.decode.codecs[name].decode_table(table) for name, table in tables.items()]  # pyright: ignore
                 counts = [len(config.feature_names) for config in self.collection.embedding_configs()]
                 return sum_bags(read, counts, rows, rows.weights_or_none())
+        if self.pooled and isinstance(self.collection, FusedTables) and self.collection.rounds and not is_traced(rows):
+            grids = self.decode.row_grids()
+            if grids is not None:
+                return self.collection.rounded_bags(rows, grids)
         return self.decode(look_up_sequences(self.collection, rows), rows)
 
     def coded_tables(self) -> Iterator[tuple[Tensor, Codec]]:

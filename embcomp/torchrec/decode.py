@@ -9,6 +9,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from embcomp.codecs.base import Codec
 from embcomp.nn.stores import pool_vectors
+from embcomp.ops.grid import RowGrid
 from embcomp.torchrec.measure import measure
 from embcomp.tracing import one_node
 
@@ -33,6 +34,12 @@ class Decode(nn.Module):
         self.codecs = nn.ModuleDict(dict(codecs))
         self.stores = dict(stores)
         self.pool = PoolVectors() if pooled else None
+
+    def row_grids(self) -> dict[str, RowGrid] | None:
+        """What the codecs do to rows, by table, for look-ups that do it themselves; None where one does more."""
+        measured = measure(self._branch[0].collection, self.codecs)  # pyright: ignore[reportArgumentType]
+        grids = {name: codec.row_grid(measured[name]) for name, codec in self.codecs.items()}  # pyright: ignore
+        return None if any(grid is None for grid in grids.values()) else grids
 
     @one_node
     def forward(self, stored: Mapping[str, JaggedTensor], rows: KeyedJaggedTensor) -> Any:

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from embcomp.ops import native, tables
 from embcomp.ops.checks import check_unchanged, versions
+from embcomp.ops.grid import RowGrid
 from embcomp.ops.tables import Bags, FusedOptimizerSettings
 
 
@@ -145,19 +147,36 @@ class NativeEngine(Engine):
         # Autograd calls the backward pass of what depends on a parameter; the tables themselves are outside it.
         self.anchor = torch.zeros(1, device="cpu", requires_grad=True)
 
-    def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
-        return _PoolAndUpdate.apply(self.anchor, rows.contiguous(), offsets.contiguous(), weights, self)  # pyright: ignore
+    def forward(
+        self, rows: Tensor, offsets: Tensor, weights: Tensor | None, grids: Sequence[RowGrid | None] | None = None
+    ) -> Tensor:
+        """As `Engine.forward`; the rows of a table with a grid are rounded while they are read."""
+        grids = grids or [None] * len(self.weights)
+        steps = [None if grid is None else grid.step for grid in grids]
+        return _PoolAndUpdate.apply(  # pyright: ignore[reportReturnType]
+            self.anchor, rows.contiguous(), offsets.contiguous(), weights, self, grids, *steps
+        )
 
 
 class _PoolAndUpdate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, engine: NativeEngine):
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        rows: Tensor,
+        offsets: Tensor,
+        weights: Tensor | None,
+        engine: NativeEngine,
+        grids: Sequence[RowGrid | None],
+        *steps: Tensor | None,  # those of the grids, for their gradients
+    ) -> Tensor:
         given = None if weights is None else weights.detach().float().contiguous()
         parts = engine.bags(rows, offsets, given)
         out = torch.empty(parts[0].batch, engine.width, dtype=torch.float32, device="cpu")
-        for table, bags in zip(engine.weights, parts, strict=True):
-            tables.pool_bags(table, bags, out)
-        ctx.engine, ctx.parts, ctx.given = engine, parts, (rows, offsets, given)
+        fixed = [None if grid is None else replace(grid, step=grid.step.detach()) for grid in grids]
+        for table, bags, grid in zip(engine.weights, parts, fixed, strict=True):
+            tables.pool_bags(table, bags, out, grid)
+        ctx.engine, ctx.parts, ctx.grids, ctx.given = engine, parts, fixed, (rows, offsets, given)
         ctx.versions = versions(*ctx.given)
         return out
 
@@ -169,12 +188,14 @@ class _PoolAndUpdate(torch.autograd.Function):
         grad = grads[0].float().contiguous()
         weight_grad = None
         if ctx.needs_input_grad[3]:
-            parts = zip(engine.weights, ctx.parts, strict=True)
-            weight_grad = torch.cat([tables.weight_gradient(table, bags, grad) for table, bags in parts])
+            parts = zip(engine.weights, ctx.parts, ctx.grids, strict=True)
+            weight_grad = torch.cat([tables.weight_gradient(table, bags, grad, grid) for table, bags, grid in parts])
         states = engine.states or [torch.empty(0, device="cpu")] * len(engine.weights)
-        for table, state, bags in zip(engine.weights, states, ctx.parts, strict=True):
-            tables.update_rows(table, state, bags, grad, engine.settings)
-        return None, None, None, weight_grad, None
+        of_steps = [
+            tables.update_rows(table, state, bags, grad, engine.settings, grid)
+            for table, state, bags, grid in zip(engine.weights, states, ctx.parts, ctx.grids, strict=True)
+        ]
+        return None, None, None, weight_grad, None, None, *of_steps
 
 
 def make_engine(sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings) -> Engine:

@@ -1,6 +1,7 @@
 """`fuse_`: one process trains tables without dense gradients, the optimizer running inside the backward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torchrec.modules.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from embcomp.ops.grid import RowGrid
 from embcomp.ops.tables import FusedOptimizerSettings
 from embcomp.torchrec.checks import check_features
-from embcomp.torchrec.engines import Engine, make_engine
+from embcomp.torchrec.engines import Engine, NativeEngine, make_engine
 from embcomp.torchrec.loss_scale import LossScale, Scaler
 from embcomp.torchrec.trained import optimizer_settings, trained_collections
 
@@ -109,6 +111,26 @@ class FusedTables(nn.Module):
         values = self.loss_scale.unscaled(values)
         return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
 
+    def rounded_bags(self, features: KeyedJaggedTensor, grids: Mapping[str, RowGrid]) -> KeyedTensor:
+        """Sums of bags of rows that are rounded while they are read, where `rounds`; the others are read as they are.
+
+        Args:
+            features: rows, perhaps with weights.
+            grids: by table.
+        """
+        assert isinstance(self.engine, NativeEngine)
+        check_features(features, self.features, features.weights_or_none() is not None)
+        weights = self.loss_scale.scaled(features.weights_or_none())
+        scaled = {name: replace(grid, step=self.loss_scale.scaled(grid.step)) for name, grid in grids.items()}
+        chosen = [scaled.get(name) for name in self.names]
+        values = self.engine(features.values().long(), features.offsets().long(), weights, chosen)
+        return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=self.loss_scale.unscaled(values))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether `rounded_bags` can be asked."""
+        return isinstance(self.engine, NativeEngine)
+
     def _sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Each id is a bag of its own; features take turns, because their numbers of ids differ."""
         sizes = features.length_per_key()
@@ -117,12 +139,12 @@ class FusedTables(nn.Module):
         each = (torch.arange(longest, device=counts.device) < counts).long().reshape(-1)
         offsets = torch.cat([each.new_zeros(1), each.cumsum(0)])
         table = self.loss_scale.unscaled(self.engine(features.values().long(), offsets, None))
-        result, column = {}, 0
+        result = {}
         lengths, ids = features.lengths().view(len(self.features), -1), features.values().split(sizes)
-        for i, (key, size, width) in enumerate(zip(self.keys, sizes, self.widths, strict=True)):
-            values = table[:size, column : column + width]
+        parts = table.split(self.widths, dim=1)  # at once: the way back of each slice alone would fill a whole table
+        for i, (key, size, part) in enumerate(zip(self.keys, sizes, parts, strict=True)):
+            values = part if size == longest else part[:size]
             result[key] = JaggedTensor(values=values, lengths=lengths[i], weights=ids[i] if self.need_indices else None)
-            column += width
         return result
 
     def _mean_weights(self, features: KeyedJaggedTensor, weights: Tensor | None) -> Tensor:

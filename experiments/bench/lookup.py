@@ -63,6 +63,11 @@ def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
         console.log(f"building {name}")
         candidates[name] = _step(ids, method, batches, grad)
     found = paired(candidates, against="uncompressed FBGEMM TBE", rounds=rounds)
+    shared = "UnifiedEmbedding 4 x 16 at 10 %"
+    console.log("building LowBit around it")
+    bits = _step(ids, embcomp.LowBit(bits=4, of=methods[shared]), batches, grad)
+    found += paired({shared: candidates[shared], "LowBit(4) around it": bits}, against=shared, rounds=rounds)
+    del bits
     console.log("the floor: the bytes of each step's own work, moved as fast as this machine copies")
     floors = {
         "uncompressed FBGEMM TBE": _floor(batches, 1, DIM),

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from embcomp.torchrec import fuse_, fused_optimizer
+import embcomp
+from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, fused_optimizer
 
 LR = 0.125
 
@@ -49,6 +50,21 @@ def test_tables_and_weights_train_as_without_a_scaler(engine) -> None:
         with torch.no_grad():
             theirs -= LR * theirs.grad
             theirs.grad = None
+
+
+def test_a_learned_step_has_the_gradient_of_the_scaled_loss() -> None:
+    scaler, found = torch.amp.GradScaler("cpu", init_scale=1024.0), []
+    batch = KeyedJaggedTensor(["item"], torch.tensor([1, 3, 3]), lengths=torch.tensor([2, 1]))
+    for given in (False, scaler):
+        torch.manual_seed(0)
+        tables = [EmbeddingBagConfig(name="item", num_embeddings=9, embedding_dim=4, feature_names=["item"])]
+        fused = nn.ModuleDict({"c": CompressedEmbeddingBagCollection(tables, {"*": embcomp.LowBit(bits=3)})})
+        fuse_(fused, optimizer=torch.optim.SGD, optimizer_kwargs={"lr": LR}, grad_scaler=given)
+        loss = fused["c"](batch).values().square().sum()
+        (scaler.scale(loss) if given else loss).backward()
+        found.append(next(p.grad for p in fused.parameters() if p.requires_grad))
+    assert found[0].abs().min() > 0
+    torch.testing.assert_close(found[1], 1024 * found[0])
 
 
 def test_a_batch_that_overflows_changes_no_row(engine) -> None:
