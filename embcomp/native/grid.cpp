@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "rows.h"
 
@@ -14,27 +15,59 @@ using embcomp::Grid;
 
 constexpr int64_t kAhead = 32;  // rows fetched ahead
 
-typedef uint32_t Words __attribute__((vector_size(32)));
-typedef int32_t Whole __attribute__((vector_size(32)));
-typedef float Floats __attribute__((vector_size(32)));
+// Values that are decoded at once, in units of the step, from the bits that hold them.
+template <uint32_t BITS, typename = void>
+struct Group {
+  static constexpr size_t lanes = 8;
+  typedef uint32_t Words __attribute__((vector_size(32)));
+  typedef int32_t Whole __attribute__((vector_size(32)));
+  typedef float Floats __attribute__((vector_size(32)));
 
-// Eight values, in units of the step, from the BITS bytes that hold them.
-template <uint32_t BITS>
-inline Floats eight(uint64_t bytes) {
-  constexpr uint32_t mask = (1u << BITS) - 1;
-  Words words, shifts;
-  if constexpr (BITS <= 4) {
-    const uint32_t all = (uint32_t)bytes;
-    words = Words{all, all, all, all, all, all, all, all};
-    shifts = Words{0, BITS, 2 * BITS, 3 * BITS, 4 * BITS, 5 * BITS, 6 * BITS, 7 * BITS};
-  } else {
-    const uint32_t low = (uint32_t)bytes, high = (uint32_t)(bytes >> 4 * BITS);
-    words = Words{low, low, low, low, high, high, high, high};
-    shifts = Words{0, BITS, 2 * BITS, 3 * BITS, 0, BITS, 2 * BITS, 3 * BITS};
+  Floats operator()(uint64_t bits) const {
+    constexpr uint32_t mask = (1u << BITS) - 1;
+    Words words, shifts;
+    if constexpr (BITS <= 4) {
+      const uint32_t all = (uint32_t)bits;
+      words = Words{all, all, all, all, all, all, all, all};
+      shifts = Words{0, BITS, 2 * BITS, 3 * BITS, 4 * BITS, 5 * BITS, 6 * BITS, 7 * BITS};
+    } else {
+      const uint32_t low = (uint32_t)bits, high = (uint32_t)(bits >> 4 * BITS);
+      words = Words{low, low, low, low, high, high, high, high};
+      shifts = Words{0, BITS, 2 * BITS, 3 * BITS, 0, BITS, 2 * BITS, 3 * BITS};
+    }
+    const Words codes = (words >> shifts) & mask;
+    return __builtin_convertvector((Whole)codes, Floats) - ((float)(1u << (BITS - 1)) - 0.5f);
   }
-  const Words codes = (words >> shifts) & mask;
-  return __builtin_convertvector((Whole)codes, Floats) - ((float)(1u << (BITS - 1)) - 0.5f);
-}
+};
+
+#ifdef __AVX512F__
+// One permutation looks sixteen values up; it reads the low four bits of an index, so the table repeats itself.
+template <uint32_t BITS>
+struct Group<BITS, std::enable_if_t<(BITS <= 4)>> {
+  static constexpr size_t lanes = 16;
+  typedef uint32_t Words __attribute__((vector_size(64)));
+  typedef int32_t Whole __attribute__((vector_size(64)));
+  typedef float Floats __attribute__((vector_size(64)));
+  Floats values;
+
+  Group() {
+    for (uint32_t i = 0; i < 16; i++) values[i] = (float)(i % (1u << BITS)) + 0.5f - (float)(1u << (BITS - 1));
+  }
+
+  Floats operator()(uint64_t bits) const {
+    constexpr uint32_t B = BITS;
+    const uint32_t l = (uint32_t)bits, h = (uint32_t)(bits >> 8 * BITS);
+    Words words, shifts = {0, B, 2 * B, 3 * B, 4 * B, 5 * B, 6 * B, 7 * B, 0, B, 2 * B, 3 * B, 4 * B, 5 * B, 6 * B, 7 * B};
+    if constexpr (BITS <= 2) {  // all in one word
+      words = Words{} + l;
+      shifts += Words{0, 0, 0, 0, 0, 0, 0, 0, 8 * B, 8 * B, 8 * B, 8 * B, 8 * B, 8 * B, 8 * B, 8 * B};
+    } else {
+      words = Words{l, l, l, l, l, l, l, l, h, h, h, h, h, h, h, h};
+    }
+    return __builtin_shuffle(values, (Whole)(words >> shifts));
+  }
+};
+#endif
 
 struct Table {
   const uint8_t* packed;
@@ -44,24 +77,57 @@ struct Table {
 
   float step(int64_t row) const { return steps[shared == 0 ? 0 : shared == 1 ? row : row / shared]; }
   const uint8_t* byte(int64_t row) const { return packed + ((size_t)row * row_bits >> 3); }
+
+  // 64 bits of the stream from bit `at` on, which starts a byte where ALIGNED; what lies behind its end is zero.
+  template <bool ALIGNED>
+  uint64_t bits(size_t at) const {
+    const size_t first = at >> 3, shift = at & 7;
+    uint64_t low = 0;
+    if (first + 9 <= nbytes) {
+      std::memcpy(&low, packed + first, 8);
+      if (ALIGNED || shift == 0) return low;
+      return low >> shift | (uint64_t)packed[first + 8] << (64 - shift);
+    }
+    std::memcpy(&low, packed + first, std::min<size_t>(8, nbytes - first));  // the last bytes of the table
+    return low >> shift;
+  }
 };
 
-// Eight values from bit `at` of the stream on; what lies behind its end reads as zero.
-template <uint32_t BITS>
-inline Floats group(const Table& table, size_t at) {
-  const size_t first = at >> 3;
-  uint64_t bytes = 0;
-  if (first + 8 <= table.nbytes)
-    std::memcpy(&bytes, table.packed + first, 8);
-  else
-    std::memcpy(&bytes, table.packed + first, table.nbytes - first);
-  return eight<BITS>(BITS == 8 ? bytes : bytes >> (at & 7));  // rows of whole bytes start with one
+struct Reads {
+  const int64_t* rows;
+  int64_t lo, hi;
+  const float* weights;
+  float share;  // of each row in the bag
+};
+
+// COUNT groups of a bag from the first one on -> out; the last of them may be cut to `values` of its lanes.
+template <uint32_t BITS, size_t COUNT, bool ALIGNED>
+inline void tile(const Table& table, const Group<BITS>& group, const Reads& reads, size_t first, size_t values,
+                 float* out) {
+  typedef Group<BITS> G;
+  typename G::Floats sums[COUNT] = {};
+  for (int64_t j = reads.lo; j < reads.hi; j++) {
+    const size_t at = (size_t)reads.rows[j] * table.row_bits + first * G::lanes * BITS;
+    const float step = table.step(reads.rows[j]), scale = reads.weights ? step * reads.weights[j] : step;
+#pragma GCC unroll 8
+    for (size_t g = 0; g < COUNT; g++) sums[g] += group(table.bits<ALIGNED>(at + g * G::lanes * BITS)) * scale;
+  }
+#pragma GCC unroll 8
+  for (size_t g = 0; g < COUNT; g++) {
+    const typename G::Floats sum = sums[g] * reads.share;
+    if (COUNT > 1 || values == G::lanes)
+      std::memcpy(out + g * G::lanes, &sum, sizeof sum);
+    else
+      std::memcpy(out, &sum, values * sizeof(float));
+  }
 }
 
-template <uint32_t BITS>
+template <uint32_t BITS, bool ALIGNED>
 void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_t count, const float* weights,
           bool mean, float* out) {
-  const size_t groups = table.dim / 8, left = table.dim % 8, row_bytes = (table.row_bits + 7) / 8;
+  constexpr size_t lanes = Group<BITS>::lanes;
+  const Group<BITS> group;
+  const size_t whole = table.dim / lanes, left = table.dim % lanes, row_bytes = (table.row_bits + 7) / 8;
   const int64_t end = offsets ? offsets[count] : (int64_t)count;
   for (size_t b = 0; b < count; b++, out += table.dim) {
     const int64_t lo = offsets ? offsets[b] : (int64_t)b, hi = offsets ? offsets[b + 1] : lo + 1;
@@ -69,18 +135,23 @@ void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_
       const uint8_t* ahead = table.byte(rows[j + kAhead]);
       for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(ahead + at);
     }
-    const float share = mean && hi > lo ? 1.0f / (float)(hi - lo) : 1.0f;
-    for (size_t g = 0; g < groups + (left > 0); g++) {
-      Floats sum = {};
-      for (int64_t j = lo; j < hi; j++) {
-        const float step = table.step(rows[j]), scale = weights ? step * weights[j] : step;
-        const Floats values = group<BITS>(table, (size_t)rows[j] * table.row_bits + g * 8 * BITS) * scale;
-        sum = hi == lo + 1 ? values : sum + values;
-      }
-      if (mean) sum = sum * share;
-      std::memcpy(out + g * 8, &sum, g < groups ? sizeof sum : left * sizeof(float));
-    }
+    const Reads reads = {rows, lo, hi, weights, mean && hi > lo ? 1.0f / (float)(hi - lo) : 1.0f};
+    size_t g = 0;
+    for (; g + 8 <= whole; g += 8) tile<BITS, 8, ALIGNED>(table, group, reads, g, lanes, out + g * lanes);
+    for (; g + 4 <= whole; g += 4) tile<BITS, 4, ALIGNED>(table, group, reads, g, lanes, out + g * lanes);
+    for (; g + 2 <= whole; g += 2) tile<BITS, 2, ALIGNED>(table, group, reads, g, lanes, out + g * lanes);
+    for (; g < whole; g++) tile<BITS, 1, ALIGNED>(table, group, reads, g, lanes, out + g * lanes);
+    if (left) tile<BITS, 1, ALIGNED>(table, group, reads, g, left, out + g * lanes);
   }
+}
+
+template <uint32_t BITS>
+void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_t count, const float* weights,
+          bool mean, float* out) {
+  if (table.row_bits % 8 == 0)
+    bags<BITS, true>(table, rows, offsets, count, weights, mean, out);
+  else
+    bags<BITS, false>(table, rows, offsets, count, weights, mean, out);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from embcomp.ops import native
 from embcomp.ops.checks import check_inside, check_offsets, float32, int64, pointer, readable, size
-from embcomp.ops.packed_rows import line_nbytes, read_rows, rows_of_line
+from embcomp.ops.packed_rows import gather_lines, line_nbytes, read_rows, rows_of_line
 
 
 def decode(codes: Tensor, bits: int, step: Tensor) -> Tensor:
@@ -29,6 +29,23 @@ def steps_of_rows(step: Tensor, shared: int, rows: Tensor) -> Tensor:
     return step[rows if shared == 1 else rows // shared].unsqueeze(-1)
 
 
+_WORDS = {8: torch.float32, 4: torch.int64, 2: torch.complex128}  # as wide as the values of a byte
+
+
+def _by_bytes(packed: Tensor, bits: int, dim: int, step: Tensor, shared: int, rows: Tensor) -> Tensor:
+    """Vectors of rows whose bytes hold whole values: each byte is looked up in a table of 256, its values as one word.
+
+    torch does so in a third of the time of shifting, masking and converting each value.
+    """
+    each = torch.arange(256, dtype=torch.int32, device=packed.device).unsqueeze(1)
+    codes = (each >> torch.arange(0, 8, bits, dtype=torch.int32, device=packed.device)) & (2**bits - 1)
+    values = decode(codes, bits, torch.ones_like(step[:1]) if shared else step).contiguous()
+    words = values.view(_WORDS[bits]).view(256)
+    read = gather_lines(packed, rows).int().view(rows.shape[0] * packed.shape[1])
+    vectors = words.index_select(0, read).view(torch.float32).view(rows.shape[0], dim)
+    return vectors * steps_of_rows(step, shared, rows) if shared else vectors
+
+
 def grid_bags_reference(
     packed: Tensor,
     bits: int,
@@ -41,8 +58,10 @@ def grid_bags_reference(
     mode: str = "sum",
 ) -> Tensor:
     """`grid_bags` in plain torch: any device, traceable by torch.compile and torch.export."""
-    codes = read_rows(packed, bits, dim, rows)
-    vectors = decode(codes, bits, steps_of_rows(step, shared, rows))
+    if bits in _WORDS and dim * bits % 8 == 0:
+        vectors = _by_bytes(packed, bits, dim, step, shared, rows)
+    else:
+        vectors = decode(read_rows(packed, bits, dim, rows), bits, steps_of_rows(step, shared, rows))
     if offsets is None:
         return vectors if weights is None else vectors * weights.unsqueeze(-1)
     order = torch.arange(rows.shape[0], device=rows.device)

@@ -2,7 +2,7 @@
 
 Each name says what a row takes. `torch.ops.quantized` is the kernel under the int8 and int4 stores, with a scale for
 each row however narrow; "gathered" is the same arithmetic in plain torch with float16 scales; `torchrec.quant` pads
-rows to 16 bytes.
+rows to 16 bytes. Rows of few bits, as they were trained, are compared one by one and in bags.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from embcomp.serving.quantize import quantize
 from embcomp.serving.stores import DTYPES, serve
-from experiments.bench import BenchRow
+from experiments.bench import BenchRow, grid
 from experiments.bench.timing import paired
 
 FEATURES, BATCH, DIMS = 26, 8192, (8, 16, 32, 64, 128)
+GRID_DIMS = (16, 32, 64, 128)
 
 Form = Callable[[Tensor], Tensor]
 
@@ -37,6 +38,11 @@ def run(console: Console, *, rows: int = 200_000, rounds: int = 15) -> list[Benc
         forms = _forms(torch.randn(rows, dim, generator=random))
         calls = {name: lambda form=form: [form(ids) for ids in batches] for name, form in forms.items()}
         found += paired(calls, against=f"float32, width {dim}, {4 * dim} B", rounds=rounds)
+    for dim in GRID_DIMS:
+        console.log(f"few bits, width {dim}")
+        single, one, bags, many = grid.calls(torch.randn(rows, dim, generator=random), batches)
+        found += paired(one, against=single, rounds=rounds)
+        found += paired(many, against=bags, rounds=rounds)
     return found
 
 
