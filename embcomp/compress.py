@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from embcomp.codecs.base import Codec, coded_tables
 from embcomp.initial_rows import Moments, moments_of, pooled
-from embcomp.methods.base import Method, TablePlan
+from embcomp.methods.base import Combiner, Method, TablePlan
 from embcomp.methods.full import Full
 from embcomp.nn.stores import PlainStore
 from embcomp.nn.table import CompressedTable
@@ -121,7 +121,7 @@ def compress_(
     model: nn.Module,
     methods: Mapping[str, Method] | Method,
     *,
-    init: Literal["fresh", "warm"] = "fresh",
+    init: Literal["fresh", "warm", "fit"] = "fresh",
     counts: Mapping[str, Tensor] | None = None,
 ) -> CompressionReport:
     """Swaps the embedding tables of a model for compressed ones, in place.
@@ -138,15 +138,19 @@ def compress_(
         init: "fresh" draws new rows, so that the vectors have the mean and the standard deviation of the weights
             replaced (tables that share a store: of all of them together); "warm" starts each row at the
             (count-weighted) mean of the trained vectors that map to it, refined by least squares where ids add up
-            several rows.
-        counts: with init="warm", how often each id occurs, [num_embeddings] by table name; others weigh all ids alike.
+            several rows, and what a method learns beside them (code books, steps, matrices) where it suits these rows
+            best; "fit" is the same for a model that is served as it is then, without training: methods that learn
+            nothing beside their rows are refused.
+        counts: with init="warm" or "fit", how often each id occurs, [num_embeddings] by table name; others weigh all
+            ids alike.
 
     Returns:
         Bytes before and after, table by table.
 
     Raises:
         TypeError: `methods` or a value of it is not a method's configuration.
-        ValueError: a pattern matches no table; counts without a warm start; a method cannot compress a table; or a
+        ValueError: a pattern matches no table; counts without a warm start; a method cannot compress a table, or has
+            nothing to fit; or a
             table cannot be swapped: its weight is held elsewhere in the model, frozen (fresh rows would never be
             trained) or not finite, `max_norm`, a subclass with behaviour of its own, a sharded module.
 
@@ -162,7 +166,7 @@ def compress_(
         item   DoubleHash     900       576 000          57 616        57 616    10.0x
         total                         3 776 000          89 624        89 624    42.1x
     """
-    checked(init, Literal["fresh", "warm"], "init")
+    checked(init, Literal["fresh", "warm", "fit"], "init")
     counts = checked(counts, Mapping[str, Tensor] | None, "counts")
     if counts and init == "fresh":
         raise ValueError("counts weigh the ids of a warm start: pass init='warm' with them, or leave them out")
@@ -177,16 +181,19 @@ def compress_(
     check_not_held(model, touched, penalised)
     weights = _checked_counts(touched, counts or {})
     torch_sites = [site for site in touched if isinstance(site, TorchSite)]
-    if init == "warm":
+    if init != "fresh":
         _check_trained(touched)
     else:
         _check_not_frozen(touched, chosen)
     moments = {site: _moments(site, chosen[site]) for site in touched}
     swaps = _torch_swaps(torch_sites, chosen, moments)
     swaps += _torchrec_swaps([site for site in touched if site not in torch_sites], chosen, moments)
+    if init == "fit":
+        for swap in swaps:
+            _check_fitted(swap)
     for swap in swaps:
         kept = [part for part in swap.parts if isinstance(part.method, Full)]
-        learned = [part for part in swap.parts if init == "warm" and not isinstance(part.method, Full)]
+        learned = [part for part in swap.parts if init != "fresh" and not isinstance(part.method, Full)]
         values = swap.values()
         warm_start([part.trained({}) for part in kept + learned if not part.weight.is_meta], values)
         if weights and learned:  # over the plain means, which stay where no id with a count maps to a row
@@ -416,6 +423,17 @@ def _check_trained(sites: Sequence[Site]) -> None:
     empty = [name for site in sites for name in site.tables if site.weight(name).is_meta]
     if empty:
         raise ValueError(f"tables {empty} are on the meta device and hold nothing to start from: use init='fresh'")
+
+
+def _check_fitted(swap: _Swap) -> None:
+    codecs = swap.codecs()
+    for part in swap.parts:
+        combines = type(part.plan.combiner).start_ is not Combiner.start_
+        if not isinstance(part.method, Full) and not combines and not part.stores & codecs.keys():
+            raise ValueError(
+                f"table {part.name!r}: {_kind(part.method)} learns nothing beside its rows, so nothing is left "
+                "to fit; use init='warm' and train on, or a method that learns codes, steps or a map"
+            )
 
 
 def _check_not_frozen(sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, Method]]) -> None:

@@ -30,6 +30,7 @@ from embcomp.methods import (
     LSHash,
     Method,
     MultiHash,
+    ProductCodes,
     QuotientRemainder,
     SemanticIds,
     SoftGraphHash,
@@ -158,6 +159,21 @@ EXAMPLES = [
     Example("LowRank", lambda tables: LowRank(rank=4), open_ids=False),
     Example("LowRank-multi", lambda tables: LowRank(rank=4, of=MultiHash(rows=ROWS, num_hashes=2))),
     Example("LowBit-rank", lambda tables: LowBit(bits=4, of=LowRank(rank=4)), open_ids=False),
+    Example("ProductCodes", lambda tables: ProductCodes(parts=4, codes=4, small="cap"), open_ids=False),
+    Example(
+        "ProductCodes-hot",
+        lambda tables: ProductCodes(
+            parts=2,
+            codes=6,
+            of=MultiHash(rows=ROWS, num_hashes=2),
+            share_books="all",
+            hot=0.5,
+            cold_codes=3,
+            counts=counts_of(tables),
+            small="cap",
+        ),
+        open_ids=False,
+    ),
     Example("SemanticIds", lambda tables: SemanticIds(items_of(tables)["codes"], PrefixNgram(3), ROWS)),
     Example("SemanticIds-concat", lambda ts: SemanticIds(**items_of(ts), pieces=Ngram(2), rows=ROWS, combine="concat")),
     Example("SemanticIds-hybrid", lambda ts: SemanticIds(**items_of(ts), pieces=Unigram(), rows=16, id_rows=3)),
@@ -194,6 +210,7 @@ KINDS = [
         "LowBit-unified",
         "LowBit-row",
         "LowRank-multi",
+        "ProductCodes-hot",
     }
 ]
 """One for each kind of look-up, for tests of seconds that know of no method: several rows added up, weighed by what is

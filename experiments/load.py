@@ -255,7 +255,8 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     yield from unknown(f"{key}.options", config.options, [*fields, *cls.budget_settings])
     yield from misfits(f"{key}.options", config.options, cls)
-    yield from code_problems(f"{key}.options", config.options)
+    if "pieces" in fields:  # its codes are those of items
+        yield from code_problems(f"{key}.options", config.options)
     yield from _inside(config.options.get("of"), f"{key}.options.of")
     given = [kind for kind in ("rows", "nbytes", "share") if getattr(config, kind) is not None]
     if "rows" in config.options:

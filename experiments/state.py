@@ -51,7 +51,7 @@ def data_key(run: RunConfig) -> str | None:
     if not files:
         return None
     content = vectors_file(run.data.name)
-    if (run.method.content or "codes" in run.method.options) and content.is_file():
+    if (run.method.content or isinstance(run.method.options.get("codes"), Mapping)) and content.is_file():
         files = [*files, ("content", fingerprint(content))]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 

@@ -132,7 +132,7 @@ BAD_CALLS: dict[str, tuple[Mapping[str, Any], dict[str, Any], type[Exception], s
         {"*": embcomp.FrequencyHash(rows=5, counts=torch.ones(50))}, {}, ValueError,
         r"table 'item': counts must have shape \[40\], got \[50\]",
     ),
-    "init": ({"*": HashingTrick(rows=5)}, {"init": "hot"}, ValueError, "init must be 'fresh' or 'warm', got 'hot'"),
+    "init": ({"*": HashingTrick(rows=5)}, {"init": "hot"}, ValueError, "init must be 'fresh', 'warm' or 'fit', got"),
     "counts without a warm start": (
         {"*": HashingTrick(rows=5)}, {"counts": {"user": torch.ones(50)}}, ValueError, "counts weigh .* init='warm'",
     ),

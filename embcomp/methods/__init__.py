@@ -8,6 +8,7 @@ from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, Mul
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.lsh import LSHash
+from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.semantic_ids import SemanticIds
 from embcomp.methods.soft_graphhash import SoftGraphHash
@@ -27,6 +28,7 @@ __all__ = [
     "LowRank",
     "Method",
     "MultiHash",
+    "ProductCodes",
     "QuotientRemainder",
     "SemanticIds",
     "SoftGraphHash",

@@ -50,6 +50,7 @@ __all__ = [
     "TablePlan",
     "Tables",
     "WeightedSum",
+    "check_counts",
     "check_rows",
     "config_around",
     "per_table",
@@ -258,3 +259,14 @@ def side_store(table: Table, what: str, tables: Sequence[Table]) -> str:
 def check_rows(rows: Any, table: str) -> int:
     """`rows` as a valid size of a hashed table."""
     return checked(rows, RowCount, f"table {table!r}: rows")
+
+
+def check_counts(counts: Any, table: Table) -> Tensor:
+    """How often each id of a table occurs, as a tensor [num_embeddings] of numbers that are not negative."""
+    ids = table.ids_or_raise("counts")
+    counts = counts if isinstance(counts, Tensor) else torch.as_tensor(counts, device="cpu")
+    if counts.shape != (ids,):
+        raise ValueError(f"table {table.name!r}: counts must have shape [{ids}], got {list(counts.shape)}")
+    if not bool((counts >= 0).all()):
+        raise ValueError(f"table {table.name!r}: counts must not be negative or NaN")
+    return counts

@@ -17,6 +17,7 @@ from embcomp.methods.base import (
     Store,
     Table,
     TablePlan,
+    check_counts,
     check_rows,
     per_table,
 )
@@ -92,7 +93,7 @@ class FrequencyHash(Method):
             rows = check_rows(per_table(self.rows, table, "rows"), table.name)
             # The scale that suits the sum of two shared rows; an owned row starts a little smaller than a plain one.
             stores[table.name] = Store(rows, table.embedding_dim, summands=lookups)
-            occurring = int((_checked_counts(per_table(self.counts, table, "counts"), table) > 0).sum())
+            occurring = int((check_counts(per_table(self.counts, table, "counts"), table) > 0).sum())
             owned = min(self._owned(rows), occurring)
             maps += owned * _id_type(table.ids_or_raise("counts")).itemsize + lookups * HashEncoder.key_nbytes
         return Sizes(stores, maps)
@@ -101,7 +102,7 @@ class FrequencyHash(Method):
         stores, plans, lookups = dict(self.sizes(tables).stores), [], self._lookups
         for table in tables:
             rows = stores[table.name].rows
-            counts = _checked_counts(per_table(self.counts, table, "counts"), table)
+            counts = check_counts(per_table(self.counts, table, "counts"), table)
             hot = self._owned(rows)
             # The counts live on in the list of frequent ids, which is saved with the rows.
             config = {**self.config(without=["counts"]), "rows": rows}
@@ -116,16 +117,6 @@ class FrequencyHash(Method):
     @property
     def _lookups(self) -> int:
         return 2 if self.tail == "double" else 1
-
-
-def _checked_counts(counts: Any, table: Table) -> Tensor:
-    ids = table.ids_or_raise("FrequencyHash")
-    counts = counts if isinstance(counts, Tensor) else torch.as_tensor(counts, device="cpu")
-    if counts.shape != (ids,):
-        raise ValueError(f"table {table.name!r}: counts must have shape [{ids}], got {list(counts.shape)}")
-    if not bool((counts >= 0).all()):
-        raise ValueError(f"table {table.name!r}: counts must not be negative or NaN")
-    return counts
 
 
 def _most_frequent(counts: Tensor, most: int) -> Tensor:

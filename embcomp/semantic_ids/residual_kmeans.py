@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embcomp.ops.kmeans import Progress, assign, kmeans
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content
-from embcomp.semantic_ids.kmeans import Progress, assign, kmeans, refine, without
+from embcomp.semantic_ids.refine import refine, without
 from embcomp.semantic_ids.resume import Checkpoint
 from embcomp.semantic_ids.tokenizer import Tokenizer
 

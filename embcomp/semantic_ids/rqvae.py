@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embcomp.ops.kmeans import Progress
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content
-from embcomp.semantic_ids.kmeans import Progress
 from embcomp.semantic_ids.resume import Checkpoint
 from embcomp.semantic_ids.rqvae_training import Training, residual_kmeans
 from embcomp.semantic_ids.tokenizer import Tokenizer

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embcomp.ops.kmeans import Progress, assign, kmeans
 from embcomp.semantic_ids.content import Content
-from embcomp.semantic_ids.kmeans import Progress, assign, kmeans, refine, without
 from embcomp.semantic_ids.nearest import nearest
+from embcomp.semantic_ids.refine import refine, without
 from embcomp.semantic_ids.resume import Checkpoint
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from embcomp.ops.kmeans import Progress, unheard
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
-from embcomp.semantic_ids.kmeans import Progress, unheard
 from embcomp.semantic_ids.nearest import ROWS, nearest
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import embcomp
 from embcomp.nn import CompressedEmbeddingBag
+from embcomp.ops.kmeans import kmeans
 from embcomp.semantic_ids import Neighbours, ResidualKMeans
-from embcomp.semantic_ids.kmeans import kmeans
 from experiments.bench import BenchRow
 from experiments.bench.timing import paired
 

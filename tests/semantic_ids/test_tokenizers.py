@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from embcomp import semantic_ids
+from embcomp.ops.kmeans import kmeans
 from embcomp.semantic_ids import RQVAE, ResidualKMeans, Tokenizer
 from embcomp.semantic_ids.content import Content
-from embcomp.semantic_ids.kmeans import kmeans, refine
+from embcomp.semantic_ids.refine import refine
 from embcomp.semantic_ids.rqvae import _exact_layer
 from embcomp.semantic_ids.rqvae_training import Training, balanced, rotate
 

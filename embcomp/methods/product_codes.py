@@ -1,0 +1,232 @@
+"""Any table as product codes: a code for each part of a row, and small books of vectors."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.codecs.product import Product, bits_of
+from embcomp.methods.around import settings_around
+from embcomp.methods.base import (
+    FLOAT_BYTES,
+    Ladder,
+    Method,
+    Plan,
+    Sizes,
+    Store,
+    Table,
+    TablePlan,
+    check_counts,
+    config_around,
+    per_table,
+)
+from embcomp.methods.full import Full
+from embcomp.methods.moved_rows import MovedRows, Place, ranks_nbytes
+from embcomp.settings import Share, Within
+
+MOST_CODES = 256
+Codes = Annotated[int, Within(1, MOST_CODES, text="from 1 to 256")]
+_BLOCK = 1 << 16  # ids at a time
+_REMEDY = "choose fewer codes, leave the table out, share the books (share_books='all'), or take small='cap'"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProductCodes(Method):
+    """The rows of another method as product codes, learned end to end (Chen et al. 2020, arXiv 1908.09756).
+
+    A row w is cut into parts, and each part is taken for the nearest vector of its book, c_j = argmin_k |w_j - B_j[k]|;
+    the vector is [B_1[c_1], ..., B_parts[c_parts]] (differentiable product quantisation, DPQ-VQ). Float rows and books
+    are trained, straight through; codes and books are served. `init="fit"` or "warm" takes the books from a trained
+    table by k-means. With `hot` it is multi-granular (MGQE, Kang et al. 2020, arXiv 2002.08530): rows that are read
+    often choose among all codes, the others among the first `cold_codes`.
+
+    Args:
+        parts: into which a row is cut; must divide its width.
+        codes: vectors in a book, 1 to 256.
+        of: the method whose rows are coded.
+        share_books: "table" for books of each store, "all" for books that the tables of one instance share: their rows
+            then lie in one store.
+        hot: the share of the rows that choose among all codes; by default all of them.
+        cold_codes: among how many the others choose.
+        counts: with `hot`, how often each id occurs in training, [num_embeddings], or a mapping from table names.
+        small: "refuse" a table that has fewer rows than there are codes for them, or "cap" its codes.
+
+    Raises:
+        ValueError: parts that do not divide a width, more codes than rows, a method whose rows are coded already;
+            `hot` around a method whose tables share rows.
+
+    Example:
+        >>> import torch, embcomp
+        >>> emb = embcomp.nn.CompressedEmbedding(10_000, 16, embcomp.ProductCodes(parts=8, codes=16))
+        >>> emb(torch.tensor([3, 7])).view(2, 8, 2).shape  # of 16 vectors of 2 values each
+        torch.Size([2, 8, 2])
+        >>> embcomp.served_nbytes(emb)  # 8 codes of 4 bits for each id, and the books
+        41024
+    """
+
+    parts: Annotated[int, Within(1)]
+    codes: Annotated[int, Within(1, MOST_CODES, text="from 1 to 256")]
+    of: Method = field(default_factory=Full)
+    share_books: Literal["table", "all"] = "table"
+    hot: Share | None = None
+    cold_codes: Annotated[int, Within(1, MOST_CODES, text="from 1 to 256")] | None = None
+    counts: Tensor | Mapping[str, Tensor] | None = field(default=None, repr=False)
+    small: Literal["refuse", "cap"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if (self.hot is None) != (self.cold_codes is None):
+            raise ValueError(
+                f"ProductCodes: hot={self.hot} and cold_codes={self.cold_codes} go together: the share of the rows "
+                "with all codes, and among how many the others choose; give both or neither"
+            )
+        if self.cold_codes is not None and not self.cold_codes <= self.codes:
+            raise ValueError(f"ProductCodes: cold_codes={self.cold_codes} must be at most codes={self.codes}")
+        if self.hot is not None and self.counts is None:
+            raise ValueError(f"ProductCodes: hot={self.hot} needs counts, which say what is hot")
+
+    @property
+    def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the method inside, or where the books are shared."""
+        return self.of.shares_store or self.share_books == "all"
+
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        return self._coded_sizes(self.of.sizes(tables, group), group)
+
+    def _coded_sizes(self, sizes: Sizes, group: str = "shared") -> Sizes:
+        stores = {name: store for name, (store, _) in self._coded(sizes.stores, group).items()}
+        ranks = 0 if self.hot is None else sum(ranks_nbytes(store.rows) for store in _vectors(sizes.stores).values())
+        return dataclasses.replace(sizes, stores=stores, maps=sizes.maps + ranks)
+
+    def _coded(self, stores: Mapping[str, Store], group: str) -> dict[str, tuple[Store, list[str]]]:
+        """The stores that there will be, each with the names of those whose rows it holds."""
+        vectors = _vectors(stores)
+        for name, store in vectors.items():
+            self._check(name, store)
+        plain = {name: (store, [name]) for name, store in stores.items() if name not in vectors}
+        if self.share_books == "table":
+            return plain | {name: (self._store(name, [store]), [name]) for name, store in vectors.items()}
+        alike: dict[Store, list[str]] = {}
+        for name, store in vectors.items():
+            alike.setdefault(dataclasses.replace(store, rows=1), []).append(name)
+        return plain | {
+            f"{group}_{number}" if number else group: (self._store(names[0], [stores[n] for n in names]), names)
+            for number, names in enumerate(alike.values())
+        }
+
+    def _check(self, name: str, store: Store) -> None:
+        if store.coding is not None:
+            raise ValueError(
+                f"table {name!r}: its rows are coded already ({store.coding}); put ProductCodes around a method that "
+                "is not"
+            )
+        if store.dim % self.parts:
+            raise ValueError(
+                f"table {name!r}: parts={self.parts} does not divide its rows of {store.dim} values; choose a divisor "
+                f"of {store.dim}"
+            )
+        if self.hot is not None and self.of.shares_store:
+            raise ValueError(
+                f"table {name!r}: hot={self.hot} is for methods whose tables have rows of their own, and those of "
+                f"{type(self.of).__name__} share theirs; leave hot, cold_codes and counts out"
+            )
+
+    def _store(self, name: str, members: Sequence[Store]) -> Store:
+        """One store of the rows of all members, with a coding."""
+        rows, hot = sum(store.rows for store in members), sum(self._hot(store) for store in members)
+        cold = min(self.cold_codes or self.codes, rows - hot)
+        codes = min(self.codes, cold + hot)
+        if self.small == "refuse" and codes < self.codes:
+            few = f"its {rows} rows" if self.hot is None else f"its {hot} hot and {rows - hot} cold rows"
+            raise ValueError(f"table {name!r}: {self.codes} codes for {few} are more codes than rows; {_REMEDY}")
+        coding = Product(self.parts, codes) if self.hot is None else Product(self.parts, codes, hot, cold)
+        return dataclasses.replace(members[0], rows=rows, coding=coding)
+
+    def _hot(self, store: Store) -> int:
+        """How many rows of a store are hot."""
+        return 0 if self.hot is None else int(self.hot * store.rows)
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        inner = self.of.plan(tables, group)
+        coded = self._coded(inner.stores, group)
+        hot = {} if self.hot is None else self._hot_rows(inner)
+        places, home = {}, {}
+        for name, (_, members) in coded.items():
+            first_hot, first = 0, sum(int(hot[member].sum()) for member in members if member in hot)
+            for member in members:
+                own = int(hot[member].sum()) if member in hot else 0
+                places[member], home[member] = Place(first, hot.get(member), first_hot), name
+                first_hot, first = first_hot + own, first + inner.stores[member].rows - own
+        stores = {name: store for name, (store, _) in coded.items()}
+        return Plan(stores, [self._moved(part, places, home) for part in inner.tables])
+
+    def _hot_rows(self, plan: Plan) -> dict[str, Tensor]:
+        """Which rows of each store are hot, bool [rows]: those that are read most by the ids' counts."""
+        found, vectors = {}, _vectors(plan.stores)
+        for part in plan.tables:
+            counts = check_counts(per_table(self.counts, part.table, "counts"), part.table)
+            for name, reads in _reads(part, counts, vectors).items():
+                most = torch.argsort(reads, descending=True, stable=True)[: self._hot(vectors[name])]
+                found[name] = torch.zeros_like(reads, dtype=torch.bool).index_fill_(0, most, True)
+        return found
+
+    def _moved(self, plan: TablePlan, places: Mapping[str, Place], home: Mapping[str, str]) -> TablePlan:
+        """The plan of a table whose rows lie at these places."""
+        config = config_around(self.config(without=["counts"]), plan, plan.table)
+        stores = [chunk.store for chunk in plan.chunks]
+        encoder = plan.encoder
+        encoder.config = config
+        if any(places[name].hot is not None or places[name].first for name in stores):
+            encoder = MovedRows(encoder, config, plan.table, places, stores)
+        chunks = tuple(dataclasses.replace(chunk, store=home[chunk.store]) for chunk in plan.chunks)
+        return TablePlan(plan.table, encoder, chunks, plan.combiner)
+
+    @classmethod
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`: the sizes are those of the method inside, or without `codes`, around `Full`, the codes.
+
+        Args:
+            tables: what is to be compressed, together.
+            nbytes: the budget in bytes.
+            fixed: settings of ProductCodes, `small` by default "cap"; `of`, the class of the method inside, its name,
+                or a configuration whose `rows` are chosen anew (by default `Full`); and settings of that method.
+        """
+        inner, own, fixed = settings_around(cls, {"small": "cap", **fixed})
+        if "codes" not in own and inner is Full:
+            return Ladder(
+                lambda codes: cls(codes=codes, **own),
+                lambda codes: cls(codes=codes, **own).sizes(tables),
+                least=own.get("cold_codes") or 1,
+                most=MOST_CODES,
+            )
+        if "counts" in own and "counts" in {f.name for f in dataclasses.fields(inner)}:
+            fixed["counts"] = own["counts"]
+        outer = cls(**own)
+        values = max(table.embedding_dim for table in tables) // outer.parts * FLOAT_BYTES * 8 // bits_of(outer.codes)
+        inside = inner.ladder(tables, nbytes * max(1, values), **inner.checked_settings(fixed))
+        return inside.around(lambda of: dataclasses.replace(outer, of=of), outer._coded_sizes)
+
+
+def _vectors(stores: Mapping[str, Store]) -> dict[str, Store]:
+    """The stores of vectors, which are coded; weights of rows are not."""
+    return {name: store for name, store in stores.items() if store.init != "ones"}
+
+
+def _stores(plan: TablePlan) -> set[str]:
+    return {chunk.store for chunk in plan.chunks}
+
+
+@torch.no_grad()
+def _reads(plan: TablePlan, counts: Tensor, stores: Mapping[str, Store]) -> dict[str, Tensor]:
+    """How often the rows of these stores are read by a table's ids, float64 [rows] each."""
+    home = next((buffer.device for buffer in plan.encoder.buffers()), torch.device("cpu"))
+    kind = {"dtype": torch.float64, "device": home}
+    found = {name: torch.zeros(stores[name].rows, **kind) for name in _stores(plan) & stores.keys()}
+    for block in torch.arange(len(counts), device=home).split(_BLOCK):
+        for chunk, (rows, weights) in zip(plan.chunks, plan.encoder(block), strict=True):
+            if chunk.store in found:
+                each = counts.to(home)[block].double().unsqueeze(1) * (1.0 if weights is None else weights.double())
+                found[chunk.store].index_add_(0, rows.reshape(-1), each.expand_as(rows).reshape(-1))
+    return found
