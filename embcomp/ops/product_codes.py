@@ -5,19 +5,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from embcomp.ops.checks import is_recorded
+from embcomp.ops import native
+from embcomp.ops.checks import float32, int64, is_recorded, readable, size
 from embcomp.ops.packed_rows import read_rows
 
-_BLOCK = 1 << 16  # distances at a time, which stay in the cache
+_BLOCK = 1 << 20  # values at a time
+_LANES = 8  # codes that are compared at a time
 
 
 def nearest_codes_reference(values: Tensor, books: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """`nearest_codes` by its definition, in torch operations that every transform and compiler knows."""
+    """`nearest_codes` by its definition, in plain torch: any device, every transform and compiler."""
     parts, codes, width = books.shape
-    each = values.unflatten(-1, (parts, 1, width))
-    squares = (each - books).square()
+    squares = (values.unflatten(-1, (parts, 1, width)) - books).square()
     distances = squares[..., 0]
-    for place in range(1, width):  # in this order wherever it is computed, so that ties fall alike
+    for place in range(1, width):  # in this order, as the compiled form adds them
         distances = distances + squares[..., place]
     if allowed is not None:
         beyond = torch.arange(codes, device=values.device) >= allowed[..., None, None]
@@ -46,22 +47,25 @@ def nearest_codes(values: Tensor, books: Tensor, allowed: Tensor | None = None) 
     """
     if is_recorded(values) or forward_ad._current_level >= 0:
         return nearest_codes_reference(values, books, allowed)
+    given = [tensor for tensor in (values, books, allowed) if tensor is not None]
+    plain = all(tensor.dtype == torch.float32 for tensor in (values, books))
+    lib = native.library() if plain and readable(*given) else None
     parts, codes, width = books.shape
-    flat = values.reshape(-1, parts, width)
-    few = None if allowed is None else allowed.reshape(-1)
-    planes = books.permute(2, 0, 1).contiguous()  # [width, parts, codes]: the codes side by side
-    found = torch.empty(flat.shape[:2], dtype=torch.int64, device=values.device)
-    height = max(1, _BLOCK // (parts * codes))
-    for start in range(0, flat.shape[0], height):
-        block = flat[start : start + height]
-        distances = (block[:, :, :1] - planes[0]).square_()
-        for place in range(1, width):
-            away = block[:, :, place : place + 1] - planes[place]
-            distances.add_(away.square_())
-        if few is not None:
-            beyond = torch.arange(codes, device=values.device) >= few[start : start + height, None, None]
-            distances.masked_fill_(beyond, torch.inf)
-        torch.argmin(distances, -1, out=found[start : start + height])
+    flat = values.reshape(-1, parts * width).contiguous()
+    few = None if allowed is None else allowed.reshape(-1).contiguous()
+    if lib is None:
+        blocks = range(0, flat.shape[0], max(1, _BLOCK // books.numel()))
+        cut = [slice(start, start + blocks.step) for start in blocks]
+        each = [nearest_codes_reference(flat[part], books, None if few is None else few[part]) for part in cut]
+        return torch.cat([flat.new_empty(0, parts, dtype=torch.int64), *each]).view(*values.shape[:-1], parts)
+    stride = -(-codes // _LANES) * _LANES
+    planes = F.pad(books.permute(2, 0, 1), (0, stride - codes), value=torch.inf).contiguous()  # the codes side by side
+    found = torch.empty(flat.shape[0], parts, dtype=torch.int64, device="cpu")
+    lib.nearest_codes(
+        float32("values", flat, flat.shape[0], parts * width), size(flat.shape[0]), size(parts), size(width),
+        float32("books", planes, width, parts, stride), size(stride), size(codes),
+        int64("allowed", few, flat.shape[0]), int64("out", found, flat.shape[0], parts),
+    )  # fmt: skip
     return found.view(*values.shape[:-1], parts)
 
 

@@ -36,6 +36,7 @@ def test_nearest_codes_by_brute_force(parts: int, codes: int, width: int, few: b
     allowed = torch.randint(1, codes + 1, (2, 7), generator=draw) if few else None
     found = nearest_codes(values, books, allowed)
     assert torch.equal(found, nearest_codes_reference(values, books, allowed))
+    assert torch.equal(found, nearest_codes(values.double(), books.double(), allowed))  # not compiled
     for place in np.ndindex(2, 7):
         for part in range(parts):
             own = values[place][part * width : (part + 1) * width].double()
