@@ -109,6 +109,7 @@ def _methods(tables: Sequence[Table], share: float) -> dict[str, Callable[[], Me
         ),
         "LowRank": lambda: embcomp.LowRank(rank=max(1, dim // 4)),
         "LowBit, 4 bits": lambda: embcomp.LowBit(bits=4, of=embcomp.HashingTrick(rows=rows)),
+        "ProductCodes": lambda: embcomp.ProductCodes(parts=4, codes=16, of=embcomp.HashingTrick(rows=max(16, rows))),
         "GraphHash": lambda: embcomp.GraphHash(clusters()),
         "DoubleGraphHash": lambda: embcomp.DoubleGraphHash(clusters()),
         "SoftGraphHash": soft,
