@@ -1,6 +1,7 @@
 """What is special about product codes: nearest codes, books, gradients, bytes, k-means on trained tables, hot rows."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,37 @@ def test_rarely_read_rows_have_fewer_codes() -> None:
     by_hand = np.concatenate([store.books[part].numpy()[codes[:, part]] for part in (0, 1)], 1)
     rows = model[0].encoder(torch.arange(300))[0].rows.flatten()
     np.testing.assert_array_equal(by_hand[rows], vectors.numpy())
+
+
+class Drops(nn.Module):
+    """Books of two tables, hot rows that are added up, and a multi-hot bag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        shared, counts = ProductCodes(parts=2, codes=12, share_books="all"), torch.arange(50)
+        self.tables = nn.ModuleDict({"a": nn.Embedding(50, 8), "b": nn.Embedding(3, 8)})
+        embcomp.compress_(self.tables, {"*": shared})
+        of = embcomp.MultiHash(rows=20, num_hashes=2)
+        hot = ProductCodes(parts=4, codes=7, of=of, hot=0.3, cold_codes=3, counts=counts)
+        self.bag = embcomp.nn.CompressedEmbeddingBag(50, 8, hot, mode="mean")
+
+    def forward(self, ids: Tensor, offsets: Tensor) -> list[Tensor]:
+        return [self.tables["a"](ids), self.tables["b"](ids % 3), self.bag(ids, offsets)]
+
+
+def test_programs_hold_packed_codes_and_books(tmp_path: Path) -> None:
+    model, call = Drops().eval(), (torch.arange(9), torch.tensor([0, 2, 2]))
+    report = embcomp.export(model, tmp_path / "m.pt2", call)
+    assert report.needs == ("torch",)
+    assert report.bytes_exported == embcomp.served_nbytes(model)
+    assert report.bytes_trained == embcomp.training_nbytes(model)
+    program = torch.export.load(report.path).module()
+    ids = torch.randint(50, (30,))
+    for answer, wanted in zip(
+        program(ids, torch.tensor([0, 1, 20])), model(ids, torch.tensor([0, 1, 20])), strict=True
+    ):
+        torch.testing.assert_close(answer, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_fitted_books_are_as_good_as_those_of_scikit_learn() -> None:
