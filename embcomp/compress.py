@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from embcomp.caches import drop_outputs
 from embcomp.codecs.base import Codec, coded_tables
 from embcomp.initial_rows import Moments, moments_of, pooled
 from embcomp.methods.base import Combiner, Method, TablePlan
@@ -209,13 +210,22 @@ def compress_(
     new = {id(old): list(module.parameters()) for site, module in replacements for old in site.module.parameters()}
     groups = [held.plan(new) for held in optimizers]
     warn([(line.name, line.note) for line in lines])  # before anything changes, as it may be an error
+    drop_outputs(model, [site.module for site, _ in replacements])
     for site, replacement in replacements:
         site.put(model, replacement)
     for held, parameters in zip(optimizers, groups, strict=True):
         held.put(parameters)
+    steps = {id(parameter) for _, module in replacements for parameter in _of_codecs(module)}
+    rows = {old: [p for p in parameters if id(p) not in steps] for old, parameters in new.items()}
     for attribute in penalised:
-        put_rows(attribute, new)
+        put_rows(attribute, rows)
     return CompressionReport(lines)
+
+
+def _of_codecs(module: nn.Module) -> Iterator[nn.Parameter]:
+    """What codecs learn: steps of grids, say, which are no values of the table that a penalty could mean."""
+    for _, codec in coded_tables(module):
+        yield from codec.parameters()
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch.optim.swa_utils import AveragedModel
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
 import embcomp
-from embcomp import DoubleHash, Full, HashingTrick, QuotientRemainder, UnifiedEmbedding, compress_
-from embcomp.nn import CompressedEmbedding, TiedLinear
+from embcomp import DoubleHash, Full, HashingTrick, LowBit, QuotientRemainder, UnifiedEmbedding, compress_
+from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag, TiedLinear
+from embcomp.nn.table import CompressedTable
 from tests.recommender import BATCH, Recommender, nothing_changes
 
 
@@ -167,6 +168,11 @@ def test_lists_of_penalties_penalise_the_rows() -> None:
     shared = Penalised()
     compress_(shared, {"*": UnifiedEmbedding(rows=9, chunk_dim=4)})
     assert [len(weights) for weights, *_ in shared.penalties] == [1, 1, 2, 1, 0]  # a shared store once
+    coded = Penalised()
+    compress_(coded, {"*": LowBit(bits=4)}, init="warm")
+    stores = [coded.table[name].stores[0] for name in ("user", "item")]
+    assert [id(row) for row in coded.penalties[0][0]] == [id(store.weight) for store in stores]
+    assert all(any(True for _ in store.codec.parameters()) for store in stores)  # their steps are not penalised
     for weights in ([shared.net.weight, 3], [{"w": shared.net.weight}]):
         other = Penalised()
         other.penalties = [(other.table["user"].weight, 0.1), (weights, 0.1)]
@@ -318,3 +324,39 @@ def test_attributes_of_the_class_replaced() -> None:
         for name, value in (("max_norm", 1.0), ("scale_grad_by_freq", True)):
             with pytest.raises(AttributeError, match=f"cannot have {name}={value}"):
                 setattr(module, name, value)
+
+
+@pytest.mark.parametrize("kind", [CompressedEmbedding, CompressedEmbeddingBag])
+def test_from_pretrained_says_what_to_write(kind: type[CompressedTable]) -> None:
+    plain = "nn.EmbeddingBag" if "Bag" in kind.__name__ else "nn.Embedding"
+    with pytest.raises(TypeError, match=rf"torch\.{plain}\.from_pretrained.*init='warm'"):
+        kind.from_pretrained(torch.randn(4, 2), freeze=False, padding_idx=0)
+
+
+class Propagated(nn.Module):
+    """Keeps what its tables give between evaluations, as graph models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.other = nn.Embedding(30, 8), nn.Linear(2, 2)
+        self.restore_item_e: Tensor | None = None
+        self.kept: Tensor | None = None
+
+    def reset_cache(self) -> None:
+        self.kept = None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.kept is None or self.restore_item_e is None:
+            self.kept = self.restore_item_e = torch.tanh(self.item.weight.detach())
+        return self.kept[ids] + self.restore_item_e[ids]
+
+
+def test_kept_outputs_are_dropped() -> None:
+    model = nn.ModuleDict({"swapped": Propagated(), "apart": Propagated()})
+    ids = torch.arange(5)
+    for part in model.values():
+        part(ids)
+    compress_(model, {"swapped.item": HashingTrick(rows=5)})
+    assert torch.equal(model["swapped"](ids), 2 * torch.tanh(model["swapped"].item(ids)))
+    assert model["apart"].kept is not None
+    assert model["apart"].restore_item_e is not None

@@ -61,6 +61,20 @@ class CompressedTable(nn.Module):
             setattr(self, name, value)
         return self
 
+    @classmethod
+    def from_pretrained(cls, embeddings: Tensor, *arguments: Any, **settings: Any):
+        """Is refused: rows are fitted to trained vectors by `compress_`, which is told the method.
+
+        Raises:
+            TypeError: always, with what to write.
+        """
+        plain = cls.__name__.removeprefix("Compressed")
+        raise TypeError(
+            f"{cls.__name__} does not know the method to fit pretrained vectors with: put "
+            f"torch.nn.{plain}.from_pretrained(...) into the model, and call "
+            "embcomp.compress_(model, {name: method}, init='warm')"
+        )
+
     def _set_up(
         self,
         plan: Plan,

@@ -1,6 +1,7 @@
 """Drop-ins for torchrec's collections: [encoder -> torchrec collection -> combiner]."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,23 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
     return branches
 
 
-class CompressedEmbeddingBagCollection(nn.Module):
+class _Collection(nn.Module):
+    """What refuses the state of a collection that is not compressed."""
+
+    _tables: list[EmbeddingBagConfig] | list[EmbeddingConfig]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for config in self._tables:
+            for held in ("embedding_bags", "embeddings"):
+                if (full := f"{prefix}{held}.{config.name}.weight") in state_dict:
+                    raise ValueError(
+                        f"table {config.name!r}: the state is of a collection that is not compressed ({full!r}); load "
+                        "it into the model before compress_ (init='warm' keeps it)"
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+class CompressedEmbeddingBagCollection(_Collection):
     """A compressed `torchrec.EmbeddingBagCollection`: the same keys, order and widths, smaller tables.
 
     What holds rows are ordinary torchrec collections, so DistributedModelParallel shards them, fused optimizers train
@@ -123,7 +140,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         return next(self.parameters()).device
 
 
-class CompressedEmbeddingCollection(nn.Module):
+class CompressedEmbeddingCollection(_Collection):
     """A compressed `torchrec.EmbeddingCollection`: vectors id by id, the same keys, smaller tables.
 
     Args:

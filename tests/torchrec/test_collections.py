@@ -9,6 +9,7 @@ import torch
 from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim import RowWiseAdagrad
@@ -362,3 +363,19 @@ def test_meta_device_then_loaded(example):
             empty.to_empty(device="cpu")
         empty.load_state_dict(collection.state_dict(), assign=fill == "assign")
         assert torch.equal(empty(batch(RAGGED)).values(), collection(batch(RAGGED)).values())
+
+
+@pytest.mark.parametrize("kind", ["bags", "sequences"])
+def test_the_state_of_full_tables_is_refused_by_name(kind):
+    if kind == "bags":
+        full = EmbeddingBagCollection(tables=bag_tables())
+        new = CompressedEmbeddingBagCollection(bag_tables(), {"*": embcomp.HashingTrick(rows=9)})
+    else:
+        full = EmbeddingCollection(tables=sequence_tables())
+        new = CompressedEmbeddingCollection(sequence_tables(), {"*": embcomp.HashingTrick(rows=9)})
+    model, before = nn.ModuleDict({"tables": new}), copy.deepcopy(new.state_dict())
+    state = nn.ModuleDict({"tables": full}).state_dict()
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=r"table '\w+': the state is of a collection that is not compressed.*warm"):
+            model.load_state_dict(state, strict=strict)
+    assert all(torch.equal(value, before[name]) for name, value in new.state_dict().items())

@@ -1,0 +1,29 @@
+"""What models keep of the outputs of their tables, and how they drop it."""
+
+import inspect
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+RESETS = ("reset_cache", "clear_cache")
+"""Methods without arguments by which models drop what they keep."""
+KEPT = ("restore_user_e", "restore_item_e", "restore_entity_e")
+"""Attributes in which RecBole's models keep propagated tables between evaluations; None stands for nothing."""
+
+
+def drop_outputs(model: nn.Module, tables: Collection[nn.Module]) -> None:
+    """Empties the caches of the modules that hold one of the tables, where they have one of the usual names.
+
+    A cache of another name cannot be told from a constant.
+    """
+    wanted = {id(table) for table in tables}
+    for module in model.modules():
+        if not any(id(part) in wanted for part in module.modules()):
+            continue
+        for name in RESETS:
+            reset = getattr(module, name, None)
+            if callable(reset) and not inspect.signature(reset).parameters:
+                reset()
+        for name in KEPT:
+            if isinstance(vars(module).get(name), Tensor):
+                setattr(module, name, None)
