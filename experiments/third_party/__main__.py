@@ -1,0 +1,157 @@
+"""Swaps the tables of other libraries' models, trains before and after, and writes down what has happened.
+
+    python -m experiments.third_party                    what is installed, into experiments/results/third-party
+    python -m experiments.third_party --only recbole     one library
+    python -m experiments.third_party --model "recbole/SASRec (sequential)"   one model, printed alone
+
+It installs nothing. What is to be installed, with versions, stands in requirements/third-party.txt; do so in an
+environment that is thrown away afterwards. Each model runs in a process of its own. Models that stand in the file of
+results, tried with the same versions, are not tried again without --again.
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import embcomp
+from experiments.files import write_json
+from experiments.third_party.libraries import PACKAGES
+from experiments.third_party.trial import METHODS, OUTCOMES, Build, try_exact, try_method
+
+RESULTS = Path(__file__).parents[1] / "results" / "third-party"
+REQUIREMENTS = "requirements/third-party.txt"
+LIMIT = 300.0
+"""Seconds for one model with all methods."""
+
+Tries = dict[str, list[str]]
+"""The try -> (outcome, reason)."""
+
+
+def _tries(build: Build) -> Tries:
+    found = {
+        f"{label}, {init}": list(try_method(build, method, init))
+        for label, method in METHODS.items()
+        for init in ("fresh", "warm")
+    }
+    found["a row for each id, warm: the loss stays"] = list(try_exact(build))
+    return found
+
+
+def _child(build: Build, answers: Connection) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    answers.send(_tries(build))
+
+
+def _apart(build: Build) -> Tries:
+    """The tries of one model, in a process that may die without harm."""
+    context = multiprocessing.get_context("fork")
+    answers, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(build, theirs))
+    process.start()
+    theirs.close()
+    try:
+        if answers.poll(LIMIT):
+            return answers.recv()
+        return {"all": ["wrong", f"no answer in {LIMIT:.0f} s"]}
+    except EOFError:
+        process.join()
+        return {"all": ["wrong", f"the process ended with {process.exitcode}"]}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _short(tries: Tries) -> dict[str, Any]:
+    """`trained` and its number alone where all are; else outcome -> reason -> the tries."""
+    found: dict[str, Any] = {}
+    for name, (outcome, reason) in tries.items():
+        found.setdefault(outcome, {}).setdefault(reason[:400], []).append(name)
+    counted = {"trained", "no table"}
+    return {
+        outcome: sum(map(len, reasons.values())) if outcome in counted else reasons
+        for outcome, reasons in found.items()
+    }
+
+
+def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, int]]:
+    """The models by their worst outcome, and the tries by outcome."""
+    models: Counter[str] = Counter()
+    tries: Counter[str] = Counter()
+    for row in rows:
+        found = row["outcomes"]
+        for outcome, reasons in found.items():
+            tries[outcome] += reasons if isinstance(reasons, int) else sum(map(len, reasons.values()))
+        models[max(found, key=OUTCOMES.index)] += 1
+    return dict(models), dict(tries)
+
+
+def _library(name: str, again: bool) -> list[dict[str, Any]] | None:
+    """A row for each model of one library, also those that stand in its file; None where it is not installed."""
+    package = PACKAGES[name]
+    file = RESULTS / f"{name}.json"
+    try:
+        builds = importlib.import_module(f"experiments.third_party.libraries.{name}").models()
+        versions = {package: metadata.version(package), "embcomp": embcomp.__version__, "torch": torch.__version__}
+    except (ImportError, metadata.PackageNotFoundError) as error:
+        print(f"{package} is not installed ({error})")
+        return None
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() and not again else []
+    rows = [row for row in rows if row["versions"] == versions]
+    done = {row["model"] for row in rows}
+    for model, build in builds.items():
+        if model not in done:
+            outcomes = _short(_apart(build))
+            rows.append({"model": model, "versions": versions, "outcomes": outcomes})
+            print(f"{package} {model}: {json.dumps(outcomes)[:200]}", flush=True)
+            write_json(file, rows)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.third_party", description=(__doc__ or "")[:76])
+    parser.add_argument("--only", choices=list(PACKAGES), action="append", help="this library (may be repeated)")
+    parser.add_argument("--again", action="store_true", help="also what stands in the results already")
+    parser.add_argument("--model", metavar="LIBRARY/NAME", help="try one model here, print all, write nothing")
+    options = parser.parse_args(arguments)
+    if options.model:
+        library, _, name = options.model.partition("/")
+        build = importlib.import_module(f"experiments.third_party.libraries.{library}").models()[name]
+        warnings.simplefilter("ignore")
+        for label, (outcome, reason) in _tries(build).items():
+            print(f"{label}: {outcome} {reason}")
+        return 0
+    missing = False
+    for name in options.only or PACKAGES:
+        rows = _library(name, options.again)
+        missing |= rows is None
+        if rows:
+            models, tries = counts(rows)
+            print(f"{name}: {len(rows)} models {models}, {sum(tries.values())} tries {tries}")
+    if missing:
+        print(
+            "To try what is missing, in an environment of its own:\n"
+            "  python -m venv out/third-party\n"
+            f"  out/third-party/bin/python -m pip install --no-deps -r requirements/cpu.txt -r {REQUIREMENTS}\n"
+            "  out/third-party/bin/python -m experiments.third_party"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

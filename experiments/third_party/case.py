@@ -1,0 +1,40 @@
+"""What a library's file gives for each of its models."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FIELDS, BATCH, DIM = [90, 120, 150], 16, 8
+"""Ids of three fields, examples of a batch, the width of vectors."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, freshly built, and how it is trained."""
+
+    model: nn.Module
+    loss: Callable[[nn.Module], Tensor]
+    """The loss on a batch, with the penalties of the library."""
+    answer: Callable[[nn.Module], Tensor] | None = None
+    """The loss less what depends on parameters themselves; else `loss` is that."""
+    own_optimizer: bool = False
+    """Whether the model trains by the `optimizer` that it made for itself."""
+    penalty: Callable[[nn.Module], Tensor] | None = None
+    """The library's penalty of its tables alone; it must reach every row."""
+
+
+Build = Callable[[], Case]
+
+
+def field_ids() -> Tensor:
+    """An id for each example and field, [BATCH, fields]."""
+    return torch.stack([torch.randint(0, size, (BATCH,)) for size in FIELDS], dim=1)
+
+
+def clicks(logits: Tensor) -> Tensor:
+    """A loss against clicks on every second row, of logits or probabilities [B]."""
+    target = (torch.arange(len(logits)) % 2).float()
+    return F.mse_loss(logits, target)

@@ -1,0 +1,35 @@
+"""DeepCTR-Torch: models of its examples, with its penalties, lists of (weight, l2), in the loss."""
+
+import functools
+import importlib
+from typing import Any
+
+from torch import Tensor
+
+from experiments.third_party.case import DIM, FIELDS, Build, Case, clicks, field_ids
+
+
+def models() -> dict[str, Build]:
+    """Models of DeepCTR-Torch, with its penalties in the loss."""
+    inputs, library = importlib.import_module("deepctr_torch.inputs"), importlib.import_module("deepctr_torch.models")
+    names = [
+        "WDL", "DeepFM", "xDeepFM", "AFM", "PNN", "NFM", "DCN", "DCNMix", "AutoInt", "CCPM", "FiBiNET", "IFM", "DIFM",
+        "AFN", "ONN", "MLR",
+    ]  # fmt: skip
+
+    def build(name: str) -> Case:
+        features = [inputs.SparseFeat(f"f{i}", size, embedding_dim=DIM) for i, size in enumerate(FIELDS)]
+        if name == "MLR":
+            model = library.MLR(features, device="cpu")
+        elif name == "PNN":
+            model = library.PNN(features, device="cpu")
+        else:
+            model = getattr(library, name)(features, features, device="cpu")
+        ids = field_ids().float()
+
+        def answer(m: Any) -> Tensor:
+            return clicks(m(ids).squeeze(1))
+
+        return Case(model, lambda m: answer(m) + m.get_regularization_loss().sum(), answer)
+
+    return {name: functools.partial(build, name) for name in names}

@@ -1,0 +1,136 @@
+"""One model, one method: train, swap, train again, and what has happened."""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import embcomp
+from experiments.third_party.case import Build, Case
+
+STEPS = 6
+OUTCOMES = ["trained", "refused", "no table", "does not run", "wrong"]
+"""`no table`: nothing to compress. `does not run`: the model as its library builds it, without a swap."""
+_TABLES = (embcomp.nn.table.CompressedTable, nn.Embedding, nn.EmbeddingBag)
+
+
+def _width(model: nn.Module) -> int:
+    """A chunk width that all tables are multiples of."""
+    return math.gcd(*(part.embedding_dim for part in model.modules() if isinstance(part, nn.Embedding)))
+
+
+METHODS: dict[str, Callable[[nn.Module], embcomp.Method]] = {
+    "HashingTrick": lambda model: embcomp.HashingTrick(rows=20),
+    "DoubleHash": lambda model: embcomp.DoubleHash(rows=20),
+    "UnifiedEmbedding": lambda model: embcomp.UnifiedEmbedding(rows=60, chunk_dim=_width(model)),
+    "LowBit": lambda model: embcomp.LowBit(bits=4),
+}
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _rows(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of tables, compressed or not."""
+    kept = {id(p) for part in model.modules() if isinstance(part, _TABLES) for p in part.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) in kept}
+
+
+def _train(case: Case) -> list[str]:
+    """Some steps; the names of parameters of tables that did not move."""
+    model = case.model
+    optimizer: Any = model.optimizer if case.own_optimizer else torch.optim.Adam(model.parameters(), lr=0.01)
+    before = {name: p.detach().clone() for name, p in _rows(model).items()}
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        value = case.loss(model)
+        if not bool(value.isfinite().all()):
+            raise ArithmeticError(f"the loss is {value.detach()}")
+        value.sum().backward()
+        optimizer.step()
+    return [name for name, p in _rows(model).items() if name in before and torch.equal(p, before[name])]
+
+
+def _unread(case: Case) -> list[str]:
+    """The parameters of tables that the answers do not depend on: tables left aside, or behind units that are dead."""
+    case.model.zero_grad()
+    (case.answer or case.loss)(case.model).sum().backward()
+    return [name for name, p in _rows(case.model).items() if p.grad is None or not bool(p.grad.any())]
+
+
+def _missed_by_penalty(case: Case) -> list[str]:
+    """The weights of tables that the library's penalty of tables does not reach."""
+    if case.penalty is None:
+        return []
+    case.model.zero_grad()
+    case.penalty(case.model).backward()
+    weights = {name: p for name, p in _rows(case.model).items() if name.endswith(".weight") and p.requires_grad}
+    return [name for name, p in weights.items() if p.grad is None]
+
+
+def _answer(case: Case) -> float:
+    """The loss of the model as it is used, which equal vectors leave as it is."""
+    _seed(1)  # models draw negatives, noise and orders from all three
+    case.model.eval()
+    with torch.no_grad():
+        value = float((case.answer or case.loss)(case.model).sum())
+    case.model.train()
+    return value
+
+
+def try_exact(build: Build) -> tuple[str, str]:
+    """A warm start with a row of its own for each id leaves the loss of the model where it was."""
+
+    def swapped(case: Case) -> list[str]:
+        before = _answer(case)
+        tables = {path: part for path, part in case.model.named_modules() if type(part) is nn.Embedding}
+        own = {path: embcomp.QuotientRemainder(rows=t.num_embeddings, combine="mul") for path, t in tables.items()}
+        embcomp.compress_(case.model, own, init="warm")
+        after = _answer(case)
+        return [] if math.isclose(before, after, rel_tol=1e-4, abs_tol=1e-5) else [f"loss {before} -> {after}"]
+
+    return _try(build, swapped)
+
+
+def try_method(build: Build, method: Callable[[nn.Module], embcomp.Method], init: Any) -> tuple[str, str]:
+    """Every row of the swapped model learns, and its library's penalties reach it."""
+
+    def swapped(case: Case) -> list[str]:
+        embcomp.compress_(case.model, {"*": method(case.model)}, init=init)
+        return []
+
+    return _try(build, swapped)
+
+
+def _try(build: Build, swap: Callable[[Case], list[str]]) -> tuple[str, str]:
+    """(an outcome of OUTCOMES, the reason)."""
+    _seed(0)
+    try:
+        full = build()
+        missed = [name.removesuffix("weight") for name in _missed_by_penalty(full)]
+        unused = tuple(name.removesuffix("weight") for name in [*_train(full), *_unread(full)])
+    except Exception as error:
+        return "does not run", f"{type(error).__name__}: {error}"
+    if not any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in full.model.modules()):
+        return "no table", ""
+    _seed(0)
+    case = build() if full.own_optimizer else full  # an optimizer that has stepped is refused, and rightly
+    try:
+        odd = swap(case)
+    except ValueError as error:
+        return "refused", str(error)
+    except Exception as error:
+        return "wrong", f"{type(error).__name__}: {error}"
+    try:
+        odd += [f"no penalty: {name}" for name in _missed_by_penalty(case) if not name.startswith(tuple(missed))]
+        odd += [f"not trained: {name}" for name in _train(case) if not name.startswith(unused)]
+    except Exception as error:
+        return "wrong", f"{type(error).__name__}: {error}"
+    return ("wrong", "; ".join(odd)) if odd else ("trained", "")
