@@ -45,7 +45,7 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
 class _Collection(nn.Module):
     """What refuses the state of a collection that is not compressed."""
 
-    _tables: list[EmbeddingBagConfig] | list[EmbeddingConfig]
+    _tables: list[Any]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for config in self._tables:
