@@ -13,7 +13,7 @@ from embcomp.codecs.base import Codec, coded_tables
 from embcomp.initial_rows import Moments, moments_of, pooled
 from embcomp.methods.base import Combiner, Method, TablePlan
 from embcomp.methods.full import Full
-from embcomp.nn.stores import PlainStore
+from embcomp.nn.stores import PlainStore, check_floats
 from embcomp.nn.table import CompressedTable
 from embcomp.notes import note, warn
 from embcomp.optimizers import held_optimizers
@@ -199,11 +199,17 @@ def compress_(
         warm_start([part.trained({}) for part in kept + learned if not part.weight.is_meta], values)
         if weights and learned:  # over the plain means, which stay where no id with a count maps to a row
             warm_start([part.trained(weights) for part in learned], values)
-        for store, codec in swap.codecs().values():
+        for name, (store, codec) in swap.codecs().items():
             if learned and not store.is_meta:
-                codec.fit_(store)
+                codec.fit_(store, values[name])
         for name, store in swap.stores.items():
-            store.requires_grad_(any(p.weight.requires_grad for p in swap.parts if name in p.stores))
+            if store.is_floating_point():
+                store.requires_grad_(any(p.weight.requires_grad for p in swap.parts if name in p.stores))
+            elif frozen := [p.name for p in swap.parts if name in p.stores and not p.weight.requires_grad]:
+                raise ValueError(
+                    f"cannot compress {frozen[0]!r}: its weight is frozen (requires_grad=False), and rows without a "
+                    "float copy are always trained; take copy='float', or unfreeze it"
+                )
     order = {name: place for place, name in enumerate(name for site in sites for name in site.tables)}
     lines = sorted((line for swap in swaps for line in swap.report()), key=lambda line: order[line.name])
     replacements = [pair for swap in swaps for pair in swap.replacements]
@@ -275,8 +281,8 @@ class _Swap:
 
     def values(self) -> dict[str, Tensor]:
         """The rows of each store without what a codec keeps beside them, [rows, dim]."""
-        dims = {name: codec.dim for name, (_, codec) in self.codecs().items()}
-        return {name: store.detach()[:, : dims.get(name)] for name, store in self.stores.items()}
+        coded = {name: codec.values(store) for name, (store, codec) in self.codecs().items()}
+        return {name: store.detach() for name, store in self.stores.items()} | coded
 
     def _buffers(self, part: _Part) -> list[Tensor]:
         """What is stored for a table beside its rows."""
@@ -309,7 +315,7 @@ class _Swap:
                 served += _share(in_service, sizes, part.name)
             rows = sum(self.stores[store].shape[0] for store in part.stores)
             padding = getattr(part.site.module, "padding_idx", None)
-            dims = {name: values.shape[1] for name, values in self.values().items()}
+            dims = {name: codecs[name][1].dim if name in codecs else s.shape[1] for name, s in self.stores.items()}
             noted = note(part.plan, dims, padding, before[part.name], served)
             yield TableReport(part.name, _kind(part.method), rows, before[part.name], training, served, noted)
 
@@ -405,6 +411,7 @@ def _torch_swaps(
             for chunk in part.chunks:
                 if chunk.store not in stores:
                     store = plan.stores[chunk.store]
+                    check_floats(store, site.paths[0])
                     home = old.weight.device, old.weight.dtype
                     stores[chunk.store] = PlainStore(store, old.sparse, *home, like=drawn[chunk.store])
             parts.append(_Part(site, method, part))

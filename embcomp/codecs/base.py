@@ -40,6 +40,10 @@ class Coding(abc.ABC):
         """How many columns each row holds beside its `dim` values."""
         return 0
 
+    def row_nbytes(self, dim: int, float_bytes: int) -> int:
+        """Bytes of a row in the training form."""
+        return (dim + self.columns(dim)) * float_bytes
+
     @abc.abstractmethod
     def nbytes(self, rows: int, dim: int, float_bytes: int) -> int:
         """Bytes of the codec's parameters and buffers in the training form, the rows left out."""
@@ -139,11 +143,19 @@ class Codec(nn.Module, abc.ABC):
         """The vectors of a whole table, [rows, width] -> [rows, dim]."""
         return self(stored, torch.arange(stored.shape[0], device=stored.device), self.measure(stored))
 
+    def values(self, stored: Tensor) -> Tensor:
+        """The floats of a whole table, [rows, width] -> [rows, dim]: a view where floats are what is stored."""
+        return stored[:, : self.dim]
+
     @abc.abstractmethod
-    def fit_(self, stored: Tensor) -> None:
+    def fit_(self, stored: Tensor, values: Tensor | None = None) -> None:
         """Fits the parameters to the rows of a whole trained table, [rows, width], without training.
 
-        Columns beside the values, where there are some, are filled in place.
+        Columns beside the values, where there are some, are filled in place; so are rows that are no floats.
+
+        Args:
+            stored: the rows.
+            values: what they are to hold, [rows, dim], where that was written to no view of them.
         """
 
     @abc.abstractmethod

@@ -136,7 +136,7 @@ class GridCodec(Codec):
         return values.to(stored.dtype)
 
     @torch.no_grad()
-    def fit_(self, stored: Tensor) -> None:
+    def fit_(self, stored: Tensor, values: Tensor | None = None) -> None:
         self.reset_parameters()
         if self.growth is None:
             stored[:, self.dim :] = 0

@@ -143,7 +143,7 @@ class ProductCodec(Codec):
         return torch.where(rows < product.hot, product.codes, product.cold_codes)
 
     @torch.no_grad()
-    def fit_(self, stored: Tensor) -> None:
+    def fit_(self, stored: Tensor, values: Tensor | None = None) -> None:
         """k-means of each part: over the cold rows for the codes of all, over the hot ones for theirs alone."""
         product, width = self.product, self.books.shape[1]
         hot, cold = (0, product.codes) if product.hot is None else (product.hot, product.cold_codes)

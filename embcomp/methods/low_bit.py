@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from embcomp.codecs.grid import Grid
+from embcomp.codecs.integers import Integers
 from embcomp.methods.around import settings_around
 from embcomp.methods.base import FLOAT_BYTES, Ladder, Method, Plan, Sizes, Store, Table, config_around
 from embcomp.methods.full import Full
+from embcomp.ops.integer_tables import BITS
 from embcomp.settings import Within
 
 
@@ -26,9 +28,13 @@ class LowBit(Method):
         step: "table" learns one step for each store, "row" one inside each row, an integer one for so many rows that
             follow each other.
         rounding: "nearest", or "stochastic" to round up or down at random while training.
+        copy: "float" trains float rows. "none" has no float rows: what is stored are the integers of the grid, 8 or 4
+            bits, which `embcomp.torchrec.fuse_` updates inside the backward pass, rounding at random (Gupta et al.
+            2015, arXiv 1502.02551). Each row keeps its step in a byte of its own.
 
     Raises:
-        ValueError: bits, a step or a rounding that does not exist; a method that rounds already.
+        ValueError: bits, a step or a rounding that does not exist, or does not go with copy="none"; a method that
+            rounds already.
 
     Example:
         >>> import torch, embcomp
@@ -44,6 +50,15 @@ class LowBit(Method):
     bits: Annotated[int, Within(1, 8, text="from 1 to 8")] = 4
     step: Literal["table", "row"] | Annotated[int, Within(1)] = "table"
     rounding: Literal["nearest", "stochastic"] = "nearest"
+    copy: Literal["float", "none"] = "float"
+
+    def __post_init__(self) -> None:
+        if self.copy == "float":
+            return
+        if self.bits not in BITS:
+            raise ValueError(f"LowBit: copy='none' stores 8 or 4 bits, got bits={self.bits}; take copy='float'")
+        if self.step != "table":
+            raise ValueError(f"LowBit: copy='none' has steps of its own, got step={self.step!r}; leave step out")
 
     @property
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -61,7 +76,8 @@ class LowBit(Method):
             raise ValueError(
                 f"table {name!r}: its rows are coded already ({store.coding}); put LowBit around a method that is not"
             )
-        return dataclasses.replace(store, coding=Grid(self.bits, self.step, self.rounding))
+        coding = Grid(self.bits, self.step, self.rounding) if self.copy == "float" else Integers(self.bits)
+        return dataclasses.replace(store, coding=coding)
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
         return self._coded_sizes(self.of.sizes(tables, group))

@@ -41,8 +41,10 @@ class Store:
 
     def training_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
         """Bytes of the training form: rows, and the parameters of the codec."""
-        beside = 0 if self.coding is None else self.coding.nbytes(self.rows, self.dim, float_bytes)
-        return self.rows * self.width * float_bytes + beside
+        if self.coding is None:
+            return self.rows * self.width * float_bytes
+        own = self.coding.row_nbytes(self.dim, float_bytes)
+        return self.rows * own + self.coding.nbytes(self.rows, self.dim, float_bytes)
 
     def served_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
         """Bytes of the served form; without a coding those of the rows."""

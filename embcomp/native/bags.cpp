@@ -14,7 +14,7 @@ namespace {
 
 using embcomp::add_scaled;
 using embcomp::Grid;
-using embcomp::prefetch_row;
+using embcomp::Rows;
 
 constexpr size_t kBagsPerBlock = 16;           // output of a block stays in the second-level cache
 constexpr size_t kStreamBytes = (size_t)32 << 20;  // an output of this size leaves the cache before anybody reads it
@@ -41,21 +41,11 @@ inline void copy_row(float* out, const float* row, size_t n, bool stream) {
   std::memcpy(out, row, n * sizeof(float));
 }
 
-// A row of a table as it is, or on its grid, for which there is room.
 template <size_t DIM>
-inline const float* read_row(const float* table, int64_t row, const Grid& grid, float* room, size_t n) {
-  const float* stored = table + row * (int64_t)n;
-  if (!grid.bits) return stored;
-  embcomp::snap_row<DIM>(room, stored, grid.step(row), grid.half(), n);
-  return room;
-}
-
-template <size_t DIM>
-void forward(const float* table, size_t dim, const Grid& grid, const int64_t* rows, const int64_t* offsets,
-             const float* weights, size_t features, size_t batch, float* out, size_t out_stride,
-             const int64_t* columns) {
-  const size_t n = DIM ? DIM : dim;
-  std::vector<float> room(grid.bits ? n : 0);
+void forward(const Rows& table, const int64_t* rows, const int64_t* offsets, const float* weights, size_t features,
+             size_t batch, float* out, size_t out_stride, const int64_t* columns) {
+  const size_t n = DIM ? DIM : table.dim;
+  std::vector<float> room(n);
   const bool stream = can_stream(n, batch, out, out_stride, columns, features);
   for (size_t start = 0; start < batch; start += kBagsPerBlock) {
     const size_t stop = std::min(batch, start + kBagsPerBlock);
@@ -66,17 +56,17 @@ void forward(const float* table, size_t dim, const Grid& grid, const int64_t* ro
       const size_t next_stop = std::min(batch, next_start + kBagsPerBlock);
       if (next_start < next_stop)
         for (int64_t j = offsets[next * batch + next_start]; j < offsets[next * batch + next_stop]; j++)
-          prefetch_row(table + rows[j] * (int64_t)n, n);
+          table.prefetch(rows[j]);
       for (size_t b = start; b < stop; b++) {
         float* bag = out + b * out_stride + columns[f];
         const int64_t lo = offsets[f * batch + b], hi = offsets[f * batch + b + 1];
         if (hi == lo + 1 && !weights) {
-          copy_row(bag, read_row<DIM>(table, rows[lo], grid, room.data(), n), n, stream);
+          copy_row(bag, table.read<DIM>(rows[lo], room.data()), n, stream);
           continue;
         }
         std::memset(bag, 0, n * sizeof(float));
         for (int64_t j = lo; j < hi; j++)
-          add_scaled<DIM>(bag, read_row<DIM>(table, rows[j], grid, room.data(), n), weights ? weights[j] : 1.0f, n);
+          add_scaled<DIM>(bag, table.read<DIM>(rows[j], room.data()), weights ? weights[j] : 1.0f, n);
       }
     }
   }
@@ -104,13 +94,13 @@ void backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t*
 
 extern "C" {
 
-// With bits the rows are read on their grid, else as they are.
-void bag_forward(const float* table, size_t dim, const float* steps, int64_t shared, int bits, const int64_t* rows,
-                 const int64_t* offsets, const float* weights, size_t features, size_t batch, float* out,
-                 size_t out_stride, const int64_t* columns) {
-  const Grid grid{steps, shared, bits};
+// `row_bytes` is 0 for a table of floats, which with bits is read on its grid; else the rows are integers.
+void bag_forward(void* table, size_t row_bytes, size_t dim, const float* steps, int64_t shared, int bits,
+                 const int64_t* rows, const int64_t* offsets, const float* weights, size_t features, size_t batch,
+                 float* out, size_t out_stride, const int64_t* columns) {
+  const Rows stored{table, dim, row_bytes, Grid{steps, shared, bits}};
 #define EMBCOMP_CALL(WIDTH) \
-  forward<WIDTH>(table, dim, grid, rows, offsets, weights, features, batch, out, out_stride, columns)
+  forward<WIDTH>(stored, rows, offsets, weights, features, batch, out, out_stride, columns)
   EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
 }

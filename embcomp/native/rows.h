@@ -57,6 +57,84 @@ inline float pass_back(float* __restrict g, const float* __restrict row, float s
   return sum;
 }
 
+// 32 random bits for a place, from a seed (the finaliser of MurmurHash3).
+inline uint32_t random_bits(uint32_t seed, uint32_t place) {
+  uint32_t x = place * 0x9E3779B1u ^ seed;
+  x = (x ^ x >> 16) * 0x85EBCA6Bu;
+  x = (x ^ x >> 13) * 0xC2B2AE35u;
+  return x ^ x >> 16;
+}
+
+// Rows of a table: floats as they are, floats that are read on a grid, or integers of 8 or 4 bits in whole bytes, behind
+// which a byte says which of the 256 steps of the grid the row has (embcomp.ops.integer_tables).
+struct Rows {
+  void* data;
+  size_t dim, nbytes;  // of a row of integers; 0 for floats
+  Grid grid;
+
+  uint8_t* packed(uint64_t row) const { return (uint8_t*)data + row * nbytes; }
+  float* floats(uint64_t row) const { return (float*)data + row * dim; }
+
+  void prefetch(uint64_t row) const {
+    if (!nbytes) return prefetch_row(floats(row), dim);
+    for (size_t at = 0; at < nbytes; at += 64) __builtin_prefetch(packed(row) + at);
+  }
+
+  template <size_t DIM>
+  void unpack(uint64_t row, float* __restrict out) const {
+    const size_t n = DIM ? DIM : dim;
+    const uint8_t* bytes = packed(row);
+    const float step = grid.steps[bytes[nbytes - 1]], middle = grid.half() - 0.5f;
+    if (grid.bits == 8)
+      for (size_t d = 0; d < n; d++) out[d] = ((float)bytes[d] - middle) * step;
+    else
+      for (size_t d = 0; d < n; d++) out[d] = ((float)(bytes[d / 2] >> 4 * (d % 2) & 15) - middle) * step;
+  }
+
+  // The step of a row that is to hold a value of this size: the one it has, where that is neither too small nor much too
+  // large; else the second smallest that reaches it, so that it lasts.
+  size_t fitting(size_t now, float largest) const {
+    size_t least = 0;
+    if (now > kSlack && largest >= grid.half() * grid.steps[now - kSlack - 1]) least = now - kSlack;
+    while (least < 256 && largest >= grid.half() * grid.steps[least]) least++;
+    return least > now || least + kSlack < now ? std::min<size_t>(least + 1, 255) : now;
+  }
+
+  // Writes a row, each value rounded up or down at random.
+  template <size_t DIM>
+  void pack(uint64_t row, const float* values, uint32_t seed) const {
+    const size_t n = DIM ? DIM : dim;
+    uint8_t* bytes = packed(row);
+    float largest = 0.0f;
+    for (size_t d = 0; d < n; d++) largest = std::max(largest, std::fabs(values[d]));
+    bytes[nbytes - 1] = (uint8_t)fitting(bytes[nbytes - 1], largest);
+    const float step = grid.steps[bytes[nbytes - 1]], half = grid.half();
+    for (size_t d = 0; d < n; d++) {
+      const float random = (float)(random_bits(seed, (uint32_t)(row * n + d)) >> 8) * 0x1p-24f;
+      const float whole = std::floor(values[d] / step - 0.5f + random);
+      const uint8_t code = (uint8_t)(std::min(std::max(whole, -half), half - 1.0f) + half);
+      if (grid.bits == 8)
+        bytes[d] = code;
+      else
+        bytes[d / 2] = d % 2 ? (uint8_t)(bytes[d / 2] | code << 4) : code;
+    }
+  }
+
+  // The row as it is read; `room` holds it where it is not stored so.
+  template <size_t DIM>
+  const float* read(uint64_t row, float* room) const {
+    if (nbytes)
+      unpack<DIM>(row, room);
+    else if (grid.bits)
+      snap_row<DIM>(room, floats(row), grid.step(row), grid.half(), dim);
+    else
+      return floats(row);
+    return room;
+  }
+
+  static constexpr size_t kSlack = 16;  // steps that a row may be too large
+};
+
 }  // namespace embcomp
 
 // Widths that are known when compiling keep a row in registers.

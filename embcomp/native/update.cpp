@@ -1,4 +1,4 @@
-// Fused optimizers over plain float32 tables (embcomp.ops.tables), one thread: one step on the rows that a batch has read.
+// Fused optimizers over tables (embcomp.ops.tables, embcomp.ops.integer_tables), one thread: one step on the rows that a batch has read.
 // Rows arrive as in bags.cpp. The gradients of one row are summed first: those of an id that repeats are, over all of its
 // chunks at once, before anything is sorted; then all that remains is sorted by row, so that tables are read in memory order.
 #include <algorithm>
@@ -21,6 +21,7 @@ using embcomp::add_scaled;
 using embcomp::Grid;
 using embcomp::kAhead;
 using embcomp::prefetch_row;
+using embcomp::Rows;
 
 constexpr uint32_t kNone = ~0u;
 constexpr size_t kBagsPerTile = 16;
@@ -72,6 +73,7 @@ struct Scratch {
   std::vector<uint32_t> parting;
   std::vector<Block> blocks;
   std::vector<float> sum;  // gradient of one row
+  std::vector<float> row;  // its values
 };
 thread_local Scratch scratch;
 
@@ -157,9 +159,9 @@ bool joins(const int64_t* rows, size_t batch, const uint32_t* leaders, uint32_t*
 template <size_t DIM>
 class Update {
  public:
-  Update(float* table, size_t num_rows, size_t dim, const Request& request, const Grid& grid, double* step_grads,
-         int kind, float* state, float lr, float eps, float weight_decay)
-      : table_(table), num_rows_(num_rows), dim_(dim), request_(request), grid_(grid), step_grads_(step_grads),
+  Update(const Rows& table, size_t num_rows, const Request& request, double* step_grads, uint32_t seed, int kind,
+         void* state, float lr, float eps, float weight_decay)
+      : table_(table), num_rows_(num_rows), dim_(table.dim), request_(request), step_grads_(step_grads), seed_(seed),
         kind_((Kind)kind), state_(state), lr_(lr), eps_(eps), weight_decay_(weight_decay) {}
 
   void run() {
@@ -270,6 +272,7 @@ class Update {
   void apply() {
     const uint64_t* pairs = sort_by_row(pairs_, scratch.other.at_least(entries_), entries_, num_rows_);
     scratch.sum.resize(n());
+    scratch.row.resize(n());
     float* sum = scratch.sum.data();
     for (size_t i = 0; i < entries_;) {
       const uint64_t row = pairs[i] >> 32;
@@ -288,25 +291,56 @@ class Update {
   }
 
   void fetch(uint64_t row) const {
-    prefetch_row(table_ + row * n(), n());
-    if (kind_ == ROWWISE_ADAGRAD) __builtin_prefetch(state_ + row);
-    if (kind_ == ADAGRAD) prefetch_row(state_ + row * n(), n());
+    table_.prefetch(row);
+    if (kind_ == ROWWISE_ADAGRAD) __builtin_prefetch(table_.nbytes ? (void*)(halves() + row) : floats() + row);
+    if (kind_ == ADAGRAD) prefetch_row(floats() + row * n(), n());
   }
 
   // One row, with its summed gradient, which is overwritten.
   void step(uint64_t row, float* g) const {
-    float* w = table_ + row * n();
-    if (grid_.bits) step_grads_[grid_.place(row)] += embcomp::pass_back<DIM>(g, w, grid_.step(row), grid_.half(), n());
+    if (table_.nbytes) return step_integers(row, g);
+    const Grid& grid = table_.grid;
+    float* w = table_.floats(row);
+    if (grid.bits) step_grads_[grid.place(row)] += embcomp::pass_back<DIM>(g, w, grid.step(row), grid.half(), n());
+    step_floats(w, g, floats() + (kind_ == ADAGRAD ? row * n() : kind_ == SGD ? 0 : row));
+  }
+
+  // What is not finite changes nothing: no integer could say so. The sum of squares is the upper half of a
+  // float, rounded at random as the row is; it would else no longer grow once it is some hundred times a square.
+  void step_integers(uint64_t row, float* g) const {
+    for (size_t d = 0; d < n(); d++)
+      if (!std::isfinite(g[d])) return;
+    float* w = scratch.row.data();
+    table_.unpack<DIM>(row, w);
+    float sum = 0.0f;
+    if (kind_ != SGD) {
+      const uint32_t bits = (uint32_t)halves()[row] << 16;
+      std::memcpy(&sum, &bits, sizeof sum);
+    }
+    step_floats(w, g, &sum);
+    for (size_t d = 0; d < n(); d++)
+      if (!std::isfinite(w[d])) return;
+    if (kind_ != SGD) {
+      uint32_t bits;
+      std::memcpy(&bits, &sum, sizeof sum);
+      halves()[row] = (uint16_t)((bits + (embcomp::random_bits(~seed_, (uint32_t)row) >> 16)) >> 16);
+    }
+    table_.pack<DIM>(row, w, seed_);
+  }
+
+  float* floats() const { return (float*)state_; }
+  uint16_t* halves() const { return (uint16_t*)state_; }
+
+  void step_floats(float* w, float* g, float* s) const {
     if (weight_decay_ != 0.0f) add_scaled<DIM>(g, w, weight_decay_, n());
     if (kind_ == SGD) {
       add_scaled<DIM>(w, g, -lr_, n());
     } else if (kind_ == ROWWISE_ADAGRAD) {
       float square = 0.0f;
       for (size_t d = 0; d < n(); d++) square += g[d] * g[d];
-      state_[row] += square / (float)n();
-      add_scaled<DIM>(w, g, -lr_ / (std::sqrt(state_[row]) + eps_), n());
+      *s += square / (float)n();
+      add_scaled<DIM>(w, g, -lr_ / (std::sqrt(*s) + eps_), n());
     } else {
-      float* s = state_ + row * n();
       for (size_t d = 0; d < n(); d++) {
         s[d] += g[d] * g[d];
         w[d] -= lr_ * g[d] / (std::sqrt(s[d]) + eps_);
@@ -314,13 +348,13 @@ class Update {
     }
   }
 
-  float* table_;
+  Rows table_;
   size_t num_rows_, dim_;
   Request request_;
-  Grid grid_;
   double* step_grads_;
+  uint32_t seed_;
   Kind kind_;
-  float* state_;
+  void* state_;  // floats; for rows of integers the upper halves of floats
   float lr_, eps_, weight_decay_;
 
   uint64_t* pairs_ = nullptr;
@@ -332,16 +366,17 @@ class Update {
 
 }  // namespace
 
-// With bits the rows were read on their grid: the gradients of its steps are added to `step_grads`.
-extern "C" void bag_update(float* table, size_t num_rows, size_t dim, const float* steps, int64_t shared, int bits,
-                           double* step_grads, const int64_t* rows, const int64_t* offsets, const float* weights,
-                           size_t features, size_t batch, const float* grad, size_t grad_stride,
-                           const int64_t* columns, int optimizer, float* state, float lr, float eps,
-                           float weight_decay) {
+// `row_bytes` is 0 for a table of floats; with bits these were read on their grid, and the gradients of its steps are
+// added to `step_grads`. Else the rows are integers, written again with random rounding from `seed`: not for ADAGRAD.
+extern "C" void bag_update(void* table, size_t row_bytes, size_t num_rows, size_t dim, const float* steps,
+                           int64_t shared, int bits, double* step_grads, uint32_t seed, const int64_t* rows,
+                           const int64_t* offsets, const float* weights, size_t features, size_t batch,
+                           const float* grad, size_t grad_stride, const int64_t* columns, int optimizer, void* state,
+                           float lr, float eps, float weight_decay) {
   const Request request{rows, offsets, weights, features, batch, grad, grad_stride, columns};
-  const Grid grid{steps, shared, bits};
-#define EMBCOMP_CALL(WIDTH)                                                                                     \
-  Update<WIDTH>(table, num_rows, dim, request, grid, step_grads, optimizer, state, lr, eps, weight_decay).run()
+  const Rows stored{table, dim, row_bytes, Grid{steps, shared, bits}};
+#define EMBCOMP_CALL(WIDTH)                                                                                   \
+  Update<WIDTH>(stored, num_rows, request, step_grads, seed, optimizer, state, lr, eps, weight_decay).run()
   EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
 }

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embcomp.codecs.base import Codec
+from embcomp.codecs.integers import Integers
 from embcomp.initial_rows import Moments, draw_rows
 from embcomp.methods.base import Store
 from embcomp.ops.bags import eager, pool_rows, transformed
@@ -20,6 +21,15 @@ class _EqualsEmbedding(type):
 
     def __hash__(cls) -> int:
         return hash(nn.Embedding)
+
+
+def check_floats(store: Store, table: str) -> None:
+    """Raises ValueError for a store whose rows are no floats, which no module of torch holds."""
+    if isinstance(store.coding, Integers):
+        raise ValueError(
+            f"table {table!r}: rows without a float copy (copy='none') are trained by embcomp.torchrec.fuse_, inside "
+            "torchrec's collections: make it a table of a CompressedEmbeddingBagCollection, or take copy='float'"
+        )
 
 
 class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from embcomp.methods.base import Method, Plan, Table, TablePlan
 from embcomp.nn.arguments import check_flag, check_home, check_method
-from embcomp.nn.stores import PlainStore
+from embcomp.nn.stores import PlainStore, check_floats
 from embcomp.nn.weight import ComputedWeight
 from embcomp.ops.checks import check_same_device, check_tensor
 from embcomp.settings import checked
@@ -218,7 +218,9 @@ def reset_combiner(combiner: nn.Module) -> None:
 def make_stores(
     plan: Plan, sparse: bool, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> dict[str, PlainStore]:
-    """The stores of a plan, initialised."""
+    """The stores of a plan, initialised. Raises ValueError for one whose rows are no floats."""
+    for name, store in plan.stores.items():
+        check_floats(store, name)
     return {name: PlainStore(store, sparse, device, dtype) for name, store in plan.stores.items()}
 
 

@@ -30,7 +30,7 @@ from embcomp.ops.checks import (
 from embcomp.ops.grid import RowGrid
 
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad"]
-_CODES: dict[str, int] = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
+OPTIMIZERS: dict[str, int] = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
 _MADV_HUGEPAGE = 14
 _MISFIT = "{} offsets do not fit {} features: give features * batch + 1"
 # What C functions read and write, whatever torch.set_default_dtype and set_default_device say.
@@ -270,14 +270,14 @@ def pool_bags(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = Non
         return pool_bags_reference(table, bags, out, grid)
     rows, dim = table.shape
     lib.bag_forward(
-        float32("table", table, rows, dim), size(dim), *_grid_arguments(grid, rows), *bags.arguments(),
+        float32("table", table, rows, dim), size(0), size(dim), *grid_arguments(grid, rows), *bags.arguments(),
         float32("out", out, bags.batch, out.shape[1]), size(out.shape[1]),
         int64("columns", bags.columns, bags.columns.numel()),
     )  # fmt: skip
     return None
 
 
-def _grid_arguments(grid: RowGrid | None, rows: int) -> tuple[Any, ...]:
+def grid_arguments(grid: RowGrid | None, rows: int) -> tuple[Any, ...]:
     """Steps, how many rows share one, and bits, as C++ takes them."""
     if grid is None:
         return ctypes.c_void_p(None), ctypes.c_int64(0), ctypes.c_int(0)
@@ -342,11 +342,11 @@ def update_rows(
         return update_rows_reference(table, state, bags, grad, settings, grid)
     of_steps = None if grid is None else torch.zeros(grid.step.shape, dtype=torch.float64, device="cpu")
     lib.bag_update(
-        float32("table", table, rows, dim), size(rows), size(dim), *_grid_arguments(grid, rows),
+        float32("table", table, rows, dim), size(0), size(rows), size(dim), *grid_arguments(grid, rows),
         pointer("step_grads", of_steps, torch.float64, *(of_steps.shape if of_steps is not None else ())),
-        *bags.arguments(),
+        ctypes.c_uint32(0), *bags.arguments(),
         float32("grad", grad, bags.batch, width), size(width), int64("columns", bags.columns, bags.columns.numel()),
-        ctypes.c_int(_CODES[settings.name]), float32("state", state, *state_shape(settings.name, rows, dim)),
+        ctypes.c_int(OPTIMIZERS[settings.name]), float32("state", state, *state_shape(settings.name, rows, dim)),
         ctypes.c_float(settings.lr), ctypes.c_float(settings.eps), ctypes.c_float(settings.weight_decay),
     )  # fmt: skip
     return None if grid is None or of_steps is None else (of_steps * grid.scale).to(grid.step.dtype)

@@ -11,6 +11,7 @@ from embcomp.codecs.base import Codec
 from embcomp.torchrec.decode import Decode
 from embcomp.torchrec.encoder import KeyedEncoder
 from embcomp.torchrec.fused import FusedTables
+from embcomp.torchrec.integers import IntegerTables
 from embcomp.torchrec.look_up import is_traced, look_up_bags, look_up_sequences, sum_bags
 from embcomp.torchrec.measure import local_tables
 
@@ -31,14 +32,14 @@ class Branch(nn.Module):
     def __init__(
         self,
         encoder: KeyedEncoder,
-        collection: EmbeddingBagCollection | EmbeddingCollection,
+        collection: EmbeddingBagCollection | EmbeddingCollection | IntegerTables,
         codecs: Mapping[str, Codec],
         pooled: bool,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.collection = collection
-        self.sequences = isinstance(collection, EmbeddingCollection)
+        self.sequences = not isinstance(collection, EmbeddingBagCollection)
         self.pooled = pooled
         configs: Any = collection.embedding_configs() if self.sequences else collection.embedding_bag_configs()  # pyright: ignore
         dims = {
@@ -50,6 +51,8 @@ class Branch(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> Any:
         rows = self.encoder(features)
+        if isinstance(self.collection, IntegerTables):
+            return self.collection(rows)
         if not self.sequences:
             return look_up_bags(self.collection, rows)
         if self.decode is None:
@@ -67,9 +70,18 @@ class Branch(nn.Module):
                 return self.collection.rounded_bags(rows, grids)
         return self.decode(look_up_sequences(self.collection, rows), rows)
 
+    @property
+    def codecs(self) -> dict[str, Codec]:
+        """By table of the collection."""
+        if isinstance(self.collection, IntegerTables):
+            return {
+                name: codec for name, (_, codec) in zip(self.collection.names, self.collection.tables(), strict=True)
+            }
+        return {} if self.decode is None else dict(self.decode.codecs.items())  # pyright: ignore
+
     def coded_tables(self) -> Iterator[tuple[Tensor, Codec]]:
         """The rows that this process holds whole, and their codecs."""
-        codecs: Any = {} if self.decode is None else self.decode.codecs
+        codecs = self.codecs
         for name, table in local_tables(self.collection).items():
             if name in codecs:
                 yield table, codecs[name]

@@ -9,6 +9,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from embcomp.codecs.integers import Integers
 from embcomp.methods.base import Method
 from embcomp.nn.arguments import check_flag, check_home, check_methods
 from embcomp.nn.table import move_combiner
@@ -17,6 +18,7 @@ from embcomp.torchrec.assemble import AssembleBags, AssembleSequences
 from embcomp.torchrec.branch import Branch
 from embcomp.torchrec.checks import check_meta
 from embcomp.torchrec.encoder import KeyedEncoder
+from embcomp.torchrec.integers import IntegerTables
 from embcomp.torchrec.layout import Layout, holds_sequences, make_layout
 
 
@@ -25,7 +27,12 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
     branches = nn.ModuleDict()
     for name, configs in layout.configs.items():
         carries = name.startswith("weighted")
-        if holds_sequences(name):
+        pooled = not name.startswith("sequences")
+        codings = {config.name: coding for config in configs if (coding := layout.stores[config.name].coding)}
+        if any(isinstance(coding, Integers) for coding in codings.values()):
+            collection = IntegerTables(configs, codings, pooled, device)  # pyright: ignore[reportArgumentType]
+            codings = {}  # it decodes by itself
+        elif holds_sequences(name):
             collection = EmbeddingCollection(tables=configs, device=device)  # pyright: ignore[reportArgumentType]
         else:
             collection = EmbeddingBagCollection(tables=configs, is_weighted=carries, device=device)  # pyright: ignore
@@ -33,12 +40,9 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
         home = next(collection.parameters()).device  # the default device where none is given
         if home.type != "meta":  # maps and keys stay real: only rows wait for their memory
             encoder.to(home)
-        codecs = {
-            config.name: coding.module(store.rows, store.dim, home, next(collection.parameters()).dtype)
-            for config in configs
-            if (store := layout.stores[config.name]) and (coding := store.coding)
-        }
-        branches[name] = Branch(encoder, collection, codecs, pooled=not name.startswith("sequences"))
+        stores, kind = layout.stores, next(collection.parameters()).dtype
+        codecs = {own: coding.module(stores[own].rows, stores[own].dim, home, kind) for own, coding in codings.items()}
+        branches[name] = Branch(encoder, collection, codecs, pooled)
     return branches
 
 

@@ -18,7 +18,9 @@ from embcomp.ops.grid import RowGrid
 from embcomp.ops.tables import FusedOptimizerSettings
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.engines import Engine, NativeEngine, make_engine
+from embcomp.torchrec.integers import untrained
 from embcomp.torchrec.loss_scale import LossScale, Scaler
+from embcomp.torchrec.sequences import look_up_each
 from embcomp.torchrec.trained import optimizer_settings, trained_collections
 
 
@@ -127,25 +129,24 @@ class FusedTables(nn.Module):
         return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=self.loss_scale.unscaled(values))
 
     @property
+    def states(self) -> list[Tensor]:
+        """Sums of squared gradients, one for each table (empty for SGD)."""
+        return self.engine.states
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Takes effect with the next backward pass."""
+        self.engine.set_learning_rate(lr)
+
+    @property
     def rounds(self) -> bool:
         """Whether `rounded_bags` can be asked."""
         return isinstance(self.engine, NativeEngine)
 
     def _sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        """Each id is a bag of its own; features take turns, because their numbers of ids differ."""
-        sizes = features.length_per_key()
-        longest = max(sizes, default=0)
-        counts = torch.tensor(sizes, device=features.values().device).unsqueeze(-1)
-        each = (torch.arange(longest, device=counts.device) < counts).long().reshape(-1)
-        offsets = torch.cat([each.new_zeros(1), each.cumsum(0)])
-        table = self.loss_scale.unscaled(self.engine(features.values().long(), offsets, None))
-        result = {}
-        lengths, ids = features.lengths().view(len(self.features), -1), features.values().split(sizes)
-        parts = table.split(self.widths, dim=1)  # at once: the way back of each slice alone would fill a whole table
-        for i, (key, size, part) in enumerate(zip(self.keys, sizes, parts, strict=True)):
-            values = part if size == longest else part[:size]
-            result[key] = JaggedTensor(values=values, lengths=lengths[i], weights=ids[i] if self.need_indices else None)
-        return result
+        def look_up(rows: Tensor, offsets: Tensor) -> Tensor:
+            return self.loss_scale.unscaled(self.engine(rows, offsets, None))
+
+        return look_up_each(features, self.keys, self.widths, look_up, self.need_indices)
 
     def _mean_weights(self, features: KeyedJaggedTensor, weights: Tensor | None) -> Tensor:
         """1 / length for the ids of tables that pool by mean, 1 for the others."""
@@ -227,11 +228,14 @@ def fuse_(
     """
     settings = optimizer_settings(optimizer, optimizer_kwargs, "fuse")
     places = trained_collections(model, "fuse")
-    if not places:
+    integers = untrained(model)
+    if not places and not integers:
         raise ValueError(
             "fuse_ found no torchrec collection to train inside the model (it is frozen, sharded or fused)"
         )
     loss_scale = LossScale(grad_scaler)
+    for tables in integers:  # first, as it may be refused
+        tables.attach(settings, loss_scale)
     fused = [FusedTables(collection, settings, loss_scale) for collection in places]
     for tables, where in zip(fused, places.values(), strict=True):
         for parent, name in where:

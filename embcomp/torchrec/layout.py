@@ -2,7 +2,8 @@
 
 A table whose combiner is linear pools inside the look-up, so its stores go to an EmbeddingBagCollection ("bags", or
 "weighted_bags" where ids carry weights). Another is looked up id by id, in an EmbeddingCollection ("sequences_<width>":
-torchrec wants one width in each). So are rows with a codec, in "coded_bags_<width>", which pools what is decoded.
+torchrec wants one width in each). So are rows with a codec, in "coded_bags_<width>", which pools what is decoded. Rows
+that are integers have such collections of their own.
 """
 
 import functools
@@ -22,6 +23,7 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
+from embcomp.codecs.integers import Integers
 from embcomp.initial_rows import Rule, draw_rows, shared_rule
 from embcomp.methods.base import Chunk, Method, Plan, Store, Table, TablePlan
 from embcomp.methods.full import Full
@@ -160,9 +162,10 @@ def holds_sequences(branch: str) -> bool:
 
 
 def _branch(config: BaseEmbeddingConfig, table: TablePlan, store: Store, weighted: bool) -> str:
+    kind = "integer_" if isinstance(store.coding, Integers) else ""  # never in one collection with floats
     if not isinstance(config, EmbeddingBagConfig) or not table.combiner.linear:
-        return f"sequences_{store.width}"
-    bags = "bags" if store.coding is None else f"coded_bags_{store.width}"
+        return f"sequences_{kind}{store.width}"
+    bags = "bags" if store.coding is None else f"coded_bags_{kind}{store.width}"
     return f"weighted_{bags}" if weighted or table.weighted else bags
 
 

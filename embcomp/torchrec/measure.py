@@ -9,11 +9,13 @@ from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection
 
 from embcomp.torchrec.fused import FusedTables
+from embcomp.torchrec.integers import IntegerTables
 
 
 def local_tables(collection: nn.Module) -> dict[str, Tensor]:
     """The stored rows of tables that this process holds whole, by name; none of a sharded collection."""
-    if type(collection) is EmbeddingCollection or (isinstance(collection, FusedTables) and not collection.bags):
+    fused = isinstance(collection, FusedTables) and not collection.bags
+    if type(collection) is EmbeddingCollection or fused or isinstance(collection, IntegerTables):
         tables: Any = collection.embeddings
         return {name: module.weight for name, module in tables.items()}
     return {}

@@ -7,6 +7,10 @@ import torch
 from torch import nn
 
 from embcomp.torchrec.fused import FusedTables
+from embcomp.torchrec.integers import IntegerTables
+
+Trained = FusedTables | IntegerTables
+"""What `fuse_` trains inside the backward pass."""
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -18,19 +22,19 @@ class FusedOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        together: dict[int, list[FusedTables]] = {}
+        together: dict[int, list[Trained]] = {}
         for tables in _fused(model):
             together.setdefault(id(tables.settings), []).append(tables)
         if not together:
             raise ValueError("the model has no fused tables: call fuse_ first")
         self.tables = list(together.values())
         groups = [
-            {"params": [weight for tables in group for weight in tables.parameters()], "lr": group[0].settings.lr}
+            {"params": [weight for tables in group for weight in tables.parameters()], "lr": _rate(group[0])}
             for group in self.tables
         ]
         super().__init__(groups, {})
         for tables in _fused(model):
-            for weight, state in zip(tables.parameters(), tables.engine.states, strict=False):
+            for weight, state in zip(tables.parameters(), tables.states, strict=False):
                 self.state[weight] = {"sum": state}
 
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -52,7 +56,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _pass_on(self) -> None:
         for settings, group in zip(self.param_groups, self.tables, strict=True):
             for tables in group:
-                tables.engine.set_learning_rate(settings["lr"])
+                tables.set_learning_rate(settings["lr"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Continues where `state_dict` was saved.
@@ -79,5 +83,10 @@ def fused_optimizer(model: nn.Module) -> FusedOptimizer:
     return FusedOptimizer(model)
 
 
-def _fused(model: nn.Module) -> Iterator[FusedTables]:
-    return (module for module in model.modules() if isinstance(module, FusedTables))
+def _fused(model: nn.Module) -> Iterator[Trained]:
+    return (module for module in model.modules() if isinstance(module, Trained) and module.settings is not None)
+
+
+def _rate(tables: Trained) -> float:
+    assert tables.settings is not None
+    return tables.settings.lr

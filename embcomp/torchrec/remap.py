@@ -8,6 +8,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from embcomp.graph.remapping import Place
 from embcomp.torchrec.fused import FusedTables
+from embcomp.torchrec.integers import IntegerTables
 
 
 def place_of(collection: nn.Module, table: str | None) -> Place:
@@ -22,6 +23,11 @@ def place_of(collection: nn.Module, table: str | None) -> Place:
         raise ValueError(f"table={table!r}: name one of the collection's tables, {list(outputs)}")
     output = outputs[table]
     inner, store = found.branches[output.reads[0].branch].collection, output.plan.chunks[0].store
+    if isinstance(inner, IntegerTables):
+        raise ValueError(
+            f"table {table!r}: rows without a float copy (copy='none') cannot take another map, which would average "
+            "them; take copy='float'"
+        )
     if not isinstance(inner, EmbeddingBagCollection | EmbeddingCollection | FusedTables):
         raise ValueError(
             f"table {table!r} is sharded or quantised ({type(inner).__name__}): load its state into the collection as "

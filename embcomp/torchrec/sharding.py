@@ -20,6 +20,7 @@ from embcomp.ranks import Ranks
 from embcomp.torchrec.constraints import make_sharders, table_constraints
 from embcomp.torchrec.facts import check_same, facts_of, tables_of
 from embcomp.torchrec.fused import FusedTables
+from embcomp.torchrec.integers import IntegerTables
 from embcomp.torchrec.trained import Collection, optimizer_settings, trained_collections
 
 _BLOCK = 1 << 24  # values that are sent at a time: 64 MB of float32
@@ -111,6 +112,11 @@ def _tables(model: nn.Module) -> list[Any]:
             raise ValueError(f"{path!r} is sharded already")
         if isinstance(module, FusedTables):
             raise ValueError(f"{path!r} is fused: give shard the model as it is before fuse_, which is for one process")
+        if isinstance(module, IntegerTables):
+            raise ValueError(
+                f"cannot shard {module.names}: rows without a float copy (copy='none') are trained in one process, by "
+                "fuse_; for shard take copy='float'"
+            )
     owned = [name for name, weight in model.named_parameters() if hasattr(weight, "_optimizer_classes")]
     if owned:
         raise ValueError(f"{owned} have an optimizer in the backward pass already: leave it to shard")

@@ -80,7 +80,7 @@ def stores_of(collection: Compressed) -> dict[str, nn.Parameter]:
 def codecs_of(collection: Compressed) -> dict[str, Codec]:
     """The codec of each store of a compressed collection that has one, by name."""
     branches: Any = collection.branches.values()
-    return {name: codec for branch in branches if branch.decode for name, codec in branch.decode.codecs.items()}
+    return {name: codec for branch in branches for name, codec in branch.codecs.items()}
 
 
 def _table(config: BaseEmbeddingConfig) -> Table:

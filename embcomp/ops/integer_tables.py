@@ -1,0 +1,218 @@
+"""Tables whose rows are integers, without a float copy: look-ups, and updates that round at random.
+
+An integer c of `bits` bits, 8 or 4, stands for step * (c + 1/2 - 2^(bits-1)), as in `embcomp.ops.grid`. A row lies in
+whole bytes, so that it can be written alone; two integers of 4 bits share a byte, the first in its lower half. Behind
+them a byte e says the step of the row, 2^((e - 192) / 8). It is kept while the row fits, since each change rounds all
+values anew. An update reads a row, moves it as `embcomp.ops.tables` does, and writes it again, each value rounded up or
+down at random so that its mean is the value (Gupta et al. 2015, arXiv 1502.02551, section 4). CPU alone; compiled, and
+a torch form beside it.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from embcomp.ops import native
+from embcomp.ops.checks import float32, int64, pointer, size
+from embcomp.ops.tables import (
+    OPTIMIZERS,
+    Bags,
+    FusedOptimizerSettings,
+    pool_bags_reference,
+    update_rows_reference,
+)
+
+BITS = (8, 4)
+STEPS = torch.exp2((torch.arange(256, dtype=torch.float64, device="cpu") - 192) / 8).float()
+"""The step for each last byte of a row, float32 [256]."""
+_SLACK = 16  # steps that a row may be too large
+_WORD = 0xFFFFFFFF
+
+
+def row_nbytes(dim: int, bits: int) -> int:
+    """Bytes of a row: its integers, and one for its step."""
+    return -(-dim * bits // 8) + 1
+
+
+def codes_of(packed: Tensor, dim: int, bits: int) -> Tensor:
+    """The integers of rows, uint8 [n, bytes] -> uint8 [n, dim]."""
+    codes = packed[:, :-1]
+    return codes if bits == 8 else torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)[:, :dim]
+
+
+def steps_of(packed: Tensor) -> Tensor:
+    """The step of each row, uint8 [n, bytes] -> float32 [n, 1]."""
+    return STEPS.to(packed.device)[packed[:, -1:].long()]
+
+
+def read_rows(packed: Tensor, dim: int, bits: int) -> Tensor:
+    """The values of rows, uint8 [n, bytes] -> float32 [n, dim]."""
+    return (codes_of(packed, dim, bits).float() - (2 ** (bits - 1) - 0.5)) * steps_of(packed)
+
+
+def _random_bits(seed: int, place: Tensor) -> Tensor:
+    """32 random bits for each place, as int64: the finaliser of MurmurHash3."""
+    x = ((place & _WORD) * 0x9E3779B1 & _WORD) ^ seed
+    x = (x ^ x >> 16) * 0x85EBCA6B & _WORD
+    x = (x ^ x >> 13) * 0xC2B2AE35 & _WORD
+    return x ^ x >> 16
+
+
+def _fitting(largest: Tensor, bits: int, now: Tensor | None) -> Tensor:
+    """Which step a row with a value of this size gets.
+
+    The one it has, where that is neither too small nor much too large; else the second smallest that reaches the value,
+    so that it lasts.
+    """
+    least = torch.searchsorted(2 ** (bits - 1) * STEPS.to(largest.device), largest.contiguous(), right=True)
+    new = (least + 1).clamp_(max=255)
+    return new if now is None else torch.where((least > now) | (least + _SLACK < now), new, now)
+
+
+def write_rows(
+    packed: Tensor, values: Tensor, bits: int, seed: int | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """The rows that hold these values.
+
+    Args:
+        packed: uint8 [n, bytes], what the rows were.
+        values: finite float32 [n, dim].
+        bits: 8 or 4.
+        seed: of random rounding, 32 bits; None rounds to the nearest, with steps of their own.
+        rows: int64 [n], their numbers in the table, for random rounding.
+
+    Returns:
+        uint8 [n, bytes].
+    """
+    half, dim = 2 ** (bits - 1), values.shape[1]
+    largest = values.abs().amax(1)
+    last = _fitting(largest, bits, None if seed is None else packed[:, -1].long())
+    scaled = values / STEPS.to(values.device)[last].unsqueeze(-1)
+    if seed is None or rows is None:
+        whole = scaled.floor()
+    else:
+        place = rows.unsqueeze(-1) * dim + torch.arange(dim, device=rows.device)
+        whole = (scaled - 0.5 + (_random_bits(seed, place) >> 8).float() * 2.0**-24).floor()
+    codes = (whole.clamp_(-half, half - 1) + half).to(torch.uint8)
+    if bits == 4:
+        codes = torch.nn.functional.pad(codes, (0, dim % 2))
+        codes = codes[:, ::2] | codes[:, 1::2] << 4
+    return torch.cat([codes, last.to(torch.uint8).unsqueeze(-1)], dim=1)
+
+
+def draw_seed() -> int:
+    """A seed for one update, from torch's generator: runs that start from one seed stay alike."""
+    return int(torch.randint(_WORD + 1, (), device="cpu"))
+
+
+def empty_state(settings: FusedOptimizerSettings, rows: int) -> Tensor:
+    """The sums of squared gradients before the first update, bfloat16 [rows]; empty for SGD.
+
+    Raises:
+        ValueError: an optimizer that keeps a number for each value.
+    """
+    if settings.name == "adagrad":
+        raise ValueError(
+            "rows without a float copy (copy='none') are trained by RowWiseAdagrad or SGD: Adagrad keeps a float for "
+            "each value, more than the row"
+        )
+    return torch.zeros(rows if settings.name == "rowwise_adagrad" else 0, dtype=torch.bfloat16, device="cpu")
+
+
+def pool_integers_reference(packed: Tensor, dim: int, bits: int, bags: Bags, out: Tensor) -> None:
+    """`pool_integers` in plain torch."""
+    pool_bags_reference(read_rows(packed, dim, bits), bags, out)
+
+
+def pool_integers(packed: Tensor, dim: int, bits: int, bags: Bags, out: Tensor) -> None:
+    """Writes the sum of each bag's rows into `out` [batch, columns], float32, row-major."""
+    rows = packed.shape[0]
+    bags.check((rows, dim), out.shape[1])
+    lib = native.library()
+    if lib is None:
+        return pool_integers_reference(packed, dim, bits, bags, out)
+    lib.bag_forward(
+        *_arguments(packed, dim, bits)[:2], size(dim), *_steps(bits), *bags.arguments(),
+        float32("out", out, bags.batch, out.shape[1]), size(out.shape[1]),
+        int64("columns", bags.columns, bags.columns.numel()),
+    )  # fmt: skip
+    return None
+
+
+def _arguments(packed: Tensor, dim: int, bits: int) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
+    width = row_nbytes(dim, bits)
+    return pointer("packed", packed, torch.uint8, packed.shape[0], width), size(width)
+
+
+def _steps(bits: int) -> tuple[ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]:
+    return float32("steps", STEPS, 256), ctypes.c_int64(0), ctypes.c_int(bits)
+
+
+def update_integers_reference(
+    packed: Tensor,
+    dim: int,
+    bits: int,
+    state: Tensor,
+    bags: Bags,
+    grad: Tensor,
+    settings: FusedOptimizerSettings,
+    seed: int,
+) -> None:
+    """`update_integers` in plain torch."""
+    mine = bags.own()
+    rows, where = torch.unique(mine.rows, return_inverse=True)
+    each = grad[mine.columns_of_rows(dim)]
+    each = each if mine.weights is None else each * mine.weights.unsqueeze(-1)
+    summed = torch.zeros(rows.numel(), dim, device="cpu").index_add_(0, where, each)
+    values, sums = read_rows(packed[rows], dim, bits), (state[rows] if state.numel() else state).float()
+    order = torch.arange(len(rows) + 1, device="cpu")
+    alone = Bags(order[:-1], order, None, torch.zeros(1, dtype=torch.int64, device="cpu"))
+    finite = summed.isfinite().all(1)
+    update_rows_reference(values, sums, alone, summed, settings)
+    finite &= values.isfinite().all(1)
+    rows, values, sums = rows[finite], values[finite], sums[finite] if state.numel() else sums
+    if state.numel():
+        raised = sums.view(torch.int32) + (_random_bits(~seed & _WORD, rows) >> 16).int()
+        state[rows] = (raised & ~0xFFFF).view(torch.float32).bfloat16()
+    packed[rows] = write_rows(packed[rows], values, bits, seed, rows)
+
+
+def update_integers(
+    packed: Tensor,
+    dim: int,
+    bits: int,
+    state: Tensor,
+    bags: Bags,
+    grad: Tensor,
+    settings: FusedOptimizerSettings,
+    seed: int,
+) -> None:
+    """One optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
+
+    A row whose summed gradient, or whose values would no longer be finite, stays as it is.
+
+    Args:
+        packed: uint8 [rows, bytes], updated in place.
+        dim: values of a row.
+        bits: 8 or 4.
+        state: as `empty_state` makes it, updated in place.
+        bags: what was read.
+        grad: float32 [batch, columns], row-major.
+        settings: optimizer and its constants.
+        seed: of the random rounding, 32 bits.
+    """
+    rows, width = packed.shape[0], grad.shape[1]
+    bags.check((rows, dim), width)
+    lib = native.library()
+    if lib is None:
+        return update_integers_reference(packed, dim, bits, state, bags, grad, settings, seed)
+    table, row_bytes = _arguments(packed, dim, bits)
+    lib.bag_update(
+        table, row_bytes, size(rows), size(dim), *_steps(bits), ctypes.c_void_p(None), ctypes.c_uint32(seed),
+        *bags.arguments(), float32("grad", grad, bags.batch, width), size(width),
+        int64("columns", bags.columns, bags.columns.numel()), ctypes.c_int(OPTIMIZERS[settings.name]),
+        pointer("state", state, torch.bfloat16, *empty_state(settings, rows).shape),
+        ctypes.c_float(settings.lr), ctypes.c_float(settings.eps), ctypes.c_float(settings.weight_decay),
+    )  # fmt: skip
+    return None

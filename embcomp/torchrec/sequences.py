@@ -1,0 +1,39 @@
+"""Vectors id by id from engines that pool bags."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+
+def look_up_each(
+    features: KeyedJaggedTensor,
+    keys: Sequence[str],
+    widths: Sequence[int],
+    look_up: Callable[[Tensor, Tensor], Tensor],
+    need_indices: bool = False,
+) -> dict[str, JaggedTensor]:
+    """Vectors id by id, from a look-up of bags.
+
+    Each id is a bag of its own; features take turns, because their numbers of ids differ.
+
+    Args:
+        features: rows.
+        keys: of the result, one for each feature.
+        widths: of their vectors.
+        look_up: rows [N] and offsets [features * batch + 1] -> [batch, sum of widths].
+        need_indices: the result carries the rows as its weights.
+    """
+    sizes = features.length_per_key()
+    longest = max(sizes, default=0)
+    counts = torch.tensor(sizes, device=features.values().device).unsqueeze(-1)
+    each = (torch.arange(longest, device=counts.device) < counts).long().reshape(-1)
+    table = look_up(features.values().long(), torch.cat([each.new_zeros(1), each.cumsum(0)]))
+    result = {}
+    lengths, ids = features.lengths().view(len(sizes), -1), features.values().split(sizes)
+    parts = table.split(list(widths), dim=1)  # at once: the way back of each slice alone would fill a whole table
+    for i, (key, size, part) in enumerate(zip(keys, sizes, parts, strict=True)):
+        values = part if size == longest else part[:size]
+        result[key] = JaggedTensor(values=values, lengths=lengths[i], weights=ids[i] if need_indices else None)
+    return result
