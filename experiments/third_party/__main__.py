@@ -102,7 +102,7 @@ def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str,
     return dict(models), dict(tries)
 
 
-def _library(name: str, again: bool) -> list[dict[str, Any]] | None:
+def _library(name: str, again: bool, matching: str) -> list[dict[str, Any]] | None:
     """A row for each model of one library, also those that stand in its file; None where it is not installed."""
     package = PACKAGES[name]
     file = RESULTS / f"{name}.json"
@@ -116,7 +116,7 @@ def _library(name: str, again: bool) -> list[dict[str, Any]] | None:
     rows = [row for row in rows if row["versions"] == versions and _NO_ANSWER not in str(row["outcomes"])]
     done = {row["model"] for row in rows}
     for model, build in builds.items():
-        if model not in done:
+        if model not in done and matching in model:
             outcomes = _short(_apart(build))
             rows.append({"model": model, "versions": versions, "outcomes": outcomes})
             print(f"{package} {model}: {json.dumps(outcomes)[:200]}", flush=True)
@@ -127,6 +127,7 @@ def _library(name: str, again: bool) -> list[dict[str, Any]] | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.third_party", description=(__doc__ or "")[:76])
     parser.add_argument("--only", choices=list(PACKAGES), action="append", help="this library (may be repeated)")
+    parser.add_argument("--matching", default="", metavar="TEXT", help="models whose name holds this text")
     parser.add_argument("--again", action="store_true", help="also what stands in the results already")
     parser.add_argument("--model", metavar="LIBRARY/NAME", help="try one model here, print all, write nothing")
     options = parser.parse_args(arguments)
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     missing = False
     for name in options.only or PACKAGES:
-        rows = _library(name, options.again)
+        rows = _library(name, options.again, options.matching)
         missing |= rows is None
         if rows:
             models, tries = counts(rows)
