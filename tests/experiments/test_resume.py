@@ -22,7 +22,7 @@ def test_killed_runs_end_like_others(make_run, tmp_path, sections):
     training = {"epochs": 3, "batch_size": 32, "patience": 3}
     run = make_run(**sections, training=training, methods=[{"method": "DoubleHash", "share": 0.3}])
     settings = {
-        name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.4)
+        name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.1)
         for name in ("alone", "killed")
     }
     assert execute(run, settings["alone"], unheard)[0] == "done"
