@@ -146,7 +146,7 @@ class SemanticEncoder(Encoder):
         rows = torch.where(without, hash_rows(ids, self.keys[count : 2 * count], self.rows), rows)
         if new is not None and self.as_new is not None:
             bits = torch.where(new, bits & self.as_new.index_select(0, place).long(), bits)
-        weights = (bits.unsqueeze(1) >> torch.arange(count, device=ids.device)) & 1
+        weights = torch.bitwise_right_shift(bits.unsqueeze(1), torch.arange(count, device=ids.device)) & 1
         weights = torch.where(without, 1, weights).float()
         return rows, weights
 

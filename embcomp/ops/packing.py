@@ -75,7 +75,7 @@ def unpack_reference(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> T
     low = words.index_select(0, word).long() & 0xFFFFFFFF
     high = words.index_select(0, word + 1).long()
     pair = (low | (high << 32)).view(at.shape)
-    return (pair >> (at & 31)) & ((1 << bits) - 1)  # the sign that `>>` copies lies above the mask
+    return torch.bitwise_right_shift(pair, at & 31) & ((1 << bits) - 1)  # the sign that it copies is above the mask
 
 
 def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
