@@ -168,8 +168,14 @@ class Method(abc.ABC, metaclass=_Configurable):
             tables: what is to be compressed, together.
             nbytes: about how many bytes it may take, for settings that depend on it.
             fixed: settings to keep as given, checked.
+
+        Raises:
+            TypeError: there is no setting `rows`, and no `ladder` of the method's own.
         """
-        if "balanced" in hints_of(cls):
+        hints = hints_of(cls)
+        if "rows" not in hints:
+            raise TypeError(f"{cls.__name__} has no `rows` to size it by: a budget needs its own `ladder`")
+        if "balanced" in hints:
             fixed = {"balanced": can_balance(tables), **fixed}
 
         def make(size: int) -> Self:

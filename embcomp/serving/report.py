@@ -113,6 +113,8 @@ def table_lines(served: Served) -> list[TableExport]:
     for table in served.tables:
         buffers = [] if table.encoder is None else list(table.encoder.buffers())
         trained = exported = sum(buffer.nbytes for buffer in buffers if id(buffer) not in counted)
+        learned = 0 if table.combiner is None else nbytes(table.combiner)
+        trained, exported = trained + learned, exported + learned
         counted |= {id(buffer) for buffer in buffers}
         dtypes: list[str] = []
         for rows in table.rows:

@@ -38,6 +38,7 @@ class TrainedTable:
         encoder: ids -> rows; None for a table that was never compressed.
         out: the dtype of the vectors that the model gets.
         codecs: what codes the rows of a store, by id of its weights; stores of floats have none.
+        combiner: what makes vectors of the rows; what it learns is served in floats.
     """
 
     names: list[str]
@@ -47,6 +48,7 @@ class TrainedTable:
     encoder: nn.Module | None
     out: torch.dtype
     codecs: Mapping[int, Codec] = field(default_factory=dict)
+    combiner: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _tables(module: nn.Module, paths: list[str]) -> list[TrainedTable]:
         weights: list[Any] = [store.weight for store in module.stores]
         table, out = module.encoder.table, weights[0].dtype
         method, codecs = module.encoder.config["method"], {id(s.weight): s.codec for s in module.stores if s.codec}
-        return [TrainedTable(shown, table, method, weights, module.encoder, out, codecs)]  # pyright: ignore
+        return [TrainedTable(shown, table, method, weights, module.encoder, out, codecs, module.combiner)]  # pyright: ignore
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         table = Table(shown[0], module.num_embeddings, module.embedding_dim)
         return [TrainedTable(shown, table, "Full", [module.weight], None, module.weight.dtype)]
@@ -112,6 +114,7 @@ def _tables(module: nn.Module, paths: list[str]) -> list[TrainedTable]:
             encoder,
             torch.float32,
             codecs,
+            plan.combiner,
         )
         for name, plan, method, rows, encoder, codecs in tables_of(module)
     ]

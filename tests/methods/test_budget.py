@@ -12,8 +12,10 @@ from torch import nn
 from embcomp import (
     DoubleHash,
     FrequencyHash,
+    Full,
     HashEmbedding,
     HashingTrick,
+    Method,
     MultiHash,
     QuotientRemainder,
     Table,
@@ -106,3 +108,11 @@ def test_hash_embedding_hashes_importances_that_would_not_fit(sizes: list[int], 
     assert (method.importance_rows is None) == (2 * sum(sizes) * padded * 4 <= budget)
     stored = method.plan(tables).nbytes()
     assert budget - max(0.02 * budget, len(tables) * 4 * (16 + padded)) <= stored <= budget
+
+
+def test_a_method_without_rows_says_what_its_budget_needs() -> None:
+    class Fixed(Full, registered=False):
+        ladder = classmethod(Method.ladder.__func__)
+
+    with pytest.raises(TypeError, match=r"Fixed has no `rows`.*its own `ladder`"):
+        Fixed.for_budget([Table("t", 10, 4)], 10**6)

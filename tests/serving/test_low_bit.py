@@ -16,6 +16,7 @@ from embcomp.codecs import coded_tables
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from embcomp.ops.grid_rows import grid_bags, grid_bags_reference
 from embcomp.ops.packed_rows import pack_rows, packed_nbytes, read_rows
+from embcomp.serving.report import table_lines
 from embcomp.serving.swap import swap
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 
@@ -191,3 +192,12 @@ def test_what_cannot_be_served_is_named(tmp_path: Path) -> None:
         weight[7, 3] = float("nan")
         with pytest.raises(ValueError, match=r"table 'tables\.user' holds NaN"):
             embcomp.export(Model(), tmp_path / "m.pt2", example)
+
+
+def test_what_a_combiner_learns_counts_as_served() -> None:
+    for method in (embcomp.LowRank(rank=5), LowBit(bits=3, of=embcomp.LowRank(rank=5))):
+        model = nn.ModuleDict({"a": nn.Embedding(77, 24), "b": nn.EmbeddingBag(30, 24)})
+        embcomp.compress_(model, method)
+        tables = table_lines(swap(model, "float32"))
+        assert sum(table.bytes_exported for table in tables) == embcomp.served_nbytes(model)
+        assert sum(table.bytes_trained for table in tables) == embcomp.training_nbytes(model)
