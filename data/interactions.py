@@ -1,25 +1,15 @@
-"""Who met which item: the data of retrieval experiments.
-
-A parquet file with the columns `user_id` and `item_id` (integers or strings) and `split` (train, valid or test).
-Gowalla and Beauty come so, with their published splits.
-
-D. Liang et al. Modeling User Exposure in Recommendation. WWW 2016 (Gowalla; split: X. He et al. LightGCN. SIGIR 2020).
-J. McAuley et al. Image-based Recommendations on Styles and Substitutes. SIGIR 2015 (Beauty).
-"""
+"""Pairs of a user and an item that met: the data of retrieval experiments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from data.schema import DataError
-from data.splits import SPLITS, with_split
-from data.synthetic import Config, generate
-from embcomp.columns import parquet_files, scan
+from data.splits import SPLITS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,28 +57,6 @@ class Interactions:
     def __repr__(self) -> str:
         pairs = ", ".join(f"{split} {len(rows):,}" for split, rows in self.pairs.items())
         return f"Interactions({self.name}: {self.num_users:,} users, {self.num_items:,} items, {pairs})"
-
-
-def files(folder: Path) -> list[Path]:
-    """`interactions.parquet` of a folder, itself a file or a folder; else all files of a folder; or the one file."""
-    named = folder / "interactions.parquet"
-    if named.exists():
-        return parquet_files(named)
-    if folder.is_file() or "*" in folder.name or any(folder.rglob("*.parquet")):
-        return parquet_files(folder)
-    return [folder if folder.suffix == ".parquet" else named]
-
-
-def read(folder: Path) -> pl.LazyFrame:
-    return scan(files(folder), COLUMNS)
-
-
-def synthetic(**config: float) -> pl.LazyFrame:
-    """The clicked pairs of `data.synthetic`, split at random; its communities of users and items are there to find."""
-    settings = Config(**config)  # type: ignore[arg-type]
-    rows = generate(settings).rows.filter(pl.col("label") == 1).select(user_id="user", item_id="item").unique()
-    rows = with_split(rows.sort("user_id", "item_id").lazy(), len(rows), "random", settings.seed)
-    return rows.select("user_id", "item_id", split=pl.lit(pl.Series(SPLITS)).gather(pl.col("__split")))
 
 
 def from_rows(name: str, rows: pl.LazyFrame) -> Interactions:

@@ -13,11 +13,11 @@ from typing import Any
 
 from polars.exceptions import PolarsError
 
-from data import avazu, criteo, frappe, globo, interactions, ml_1m, parquet, sequences, synthetic
 from data.clicks import ClickData
 from data.fingerprint import fingerprints
-from data.interactions import Interactions
+from data.interactions import Interactions, from_rows
 from data.prepare import prepared
+from data.readers import avazu, criteo, frappe, globo, interactions, ml_1m, parquet, sequences, synthetic
 from data.schema import DataError, known
 from data.sequences import Sequences
 from data.text import check_utf8
@@ -114,7 +114,7 @@ def load_interactions(
         name: a key of `INTERACTIONS`; "interactions" reads any parquet file with columns user_id, item_id and split.
         root: folder of source data, by default what EMBCOMP_DATA names.
         folder: folder or file of this data set, relative to `root` unless absolute, where it is not the usual one.
-        options: of "synthetic", those of `data.synthetic.Config`.
+        options: of "synthetic", those of `data.readers.synthetic.Config`.
 
     Raises:
         DataError: unknown name or option, missing or damaged file, a value that cannot be trained on, an empty split.
@@ -122,11 +122,11 @@ def load_interactions(
     dataset = INTERACTIONS[known("data set", name, INTERACTIONS)]
     chosen = _chosen(name, dataset, options)
     if dataset.files is None:
-        return interactions.from_rows(name, dataset.read(**chosen))
+        return from_rows(name, dataset.read(**chosen))
     place = _place(root, folder or dataset.folder)
     with _named(name, place, files := []):
         files += _there(name, dataset.files(place))
-        return interactions.from_rows(name, dataset.read(place, **chosen))
+        return from_rows(name, dataset.read(place, **chosen))
 
 
 def load_sequences(
@@ -138,7 +138,7 @@ def load_sequences(
         name: a key of `SEQUENCES`.
         root: folder of source data, by default what EMBCOMP_DATA names.
         folder: folder of this data set, relative to `root` unless absolute, where it is not the usual one.
-        options: of "synthetic", those of `data.synthetic.Config`.
+        options: of "synthetic", those of `data.readers.synthetic.Config`.
 
     Raises:
         DataError: unknown name or option, missing or damaged file.

@@ -1,4 +1,4 @@
-"""Behaviour sequences: each user's items in the order of time, and two tasks on them. MovieLens-1M, or synthetic.
+"""Behaviour sequences: each user's items in the order of time, and two tasks on them.
 
 Of each user's events the first 80 % are train, the next 10 % valid, the rest test. An example is an event and all that
 the user did before it:
@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
-from data import ml_1m
 from data.schema import DataError
 from data.splits import SPLITS
-from data.synthetic import Config, generate
 
 TASKS = ("like", "next")
 
@@ -94,38 +90,6 @@ class SequenceBatch:
     mask: Tensor
     label: Tensor
     users: Tensor
-
-
-def files(folder: Path) -> list[Path]:
-    """Ratings and users, and what tells the genres where it is there."""
-    genres = [folder / "items.parquet", folder / "movies.dat"]
-    return [*ml_1m.files(folder), *[path for path in genres if path.is_file()][:1]]
-
-
-def read(folder: Path) -> Sequences:
-    """The sequences of a folder of MovieLens-1M; films and users are numbered in the order of their ids."""
-    rows = ml_1m.read_ratings(ml_1m.files(folder)[0]).sort("user_id", "position", "item_id").collect()
-    films, items = np.unique(rows["item_id"].to_numpy(), return_inverse=True)
-    _, starts = np.unique(rows["user_id"].to_numpy(), return_index=True)
-    offsets = np.append(starts, len(rows)).astype(np.int64)
-    genres = ml_1m.read_genres(folder)
-    categories = None
-    if genres is not None:
-        first = pl.DataFrame({"item_id": films}).join(genres, on="item_id", how="left", maintain_order="left")
-        categories = np.unique(first["genre"].fill_null("").to_numpy(), return_inverse=True)[1].astype(np.int64)
-    return Sequences(items.astype(np.int64), rows["rating"].to_numpy(), offsets, len(films), categories)
-
-
-def synthetic(**config: float) -> Sequences:
-    """Clicks of `data.synthetic` as ratings of 5, the other rows as ratings of 1; communities are the categories."""
-    settings = Config(**config)  # type: ignore[arg-type]
-    made = generate(settings)
-    rows = made.rows.sort("user", "time").select("user", "item", rating=4 * pl.col("label").cast(pl.Int8) + 1)
-    _, starts = np.unique(rows["user"].to_numpy(), return_index=True)
-    offsets = np.append(starts, len(rows)).astype(np.int64)
-    communities = np.asarray(made.truth["item_community"], np.int64)
-    items = rows["item"].to_numpy().astype(np.int64)
-    return Sequences(items, rows["rating"].to_numpy(), offsets, settings.num_items, communities)
 
 
 def examples(sequences: Sequences, task: str, split: str, seed: int = 0) -> Examples:

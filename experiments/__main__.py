@@ -50,10 +50,11 @@ def run(
 
     Under `torchrun --nproc-per-node N -m experiments run ...` N processes train each run together.
     """
-    from experiments import distributed, plugins
-    from experiments.load import find, load
+    from experiments import plugins
+    from experiments.config.load import find, load
+    from experiments.config.options import hint
     from experiments.loggers import LOGGERS
-    from experiments.options import hint
+    from experiments.processes import distributed
 
     plugins.load(imports or ())
     loggers = tuple(log or ["tensorboard"])
@@ -67,9 +68,9 @@ def run(
     if not runs:
         raise InputError(f"no run matches --filter {filter!r}" + (f" and --seeds {seeds}" if seeds else ""))
 
-    from experiments import results as files
-    from experiments.runner import Settings, forget, run_all
-    from experiments.task import preflight
+    from experiments.runs import results as files
+    from experiments.runs.runner import Settings, forget, run_all
+    from experiments.tasks.task import preflight
 
     folder = results or files.RESULTS
     device = distributed.start(_device(device))
@@ -118,7 +119,7 @@ def report(
 ) -> None:
     """Tables and pictures of all results: one HTML page that needs nothing else."""
     from experiments.report import write_html, write_markdown
-    from experiments.results import RESULTS
+    from experiments.runs.results import RESULTS
 
     folder = results or RESULTS
     path = write_markdown(folder, markdown, names) if markdown else write_html(folder, out / "index.html", names)
@@ -134,8 +135,8 @@ def results(
     out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="FILE.csv or FILE.parquet; repeatable.")] = None,
 ) -> None:
     """All results as one table, a row for each run: as CSV on the terminal, or written as CSV and parquet."""
-    from experiments.flat import save, table
-    from experiments.results import RESULTS
+    from experiments.runs.flat import save, table
+    from experiments.runs.results import RESULTS
 
     frame = table(results or RESULTS, names)
     if not out:
@@ -161,10 +162,10 @@ def export(
 ) -> None:
     """Export the best weights of runs in several dtypes and judge what is served; unfinished runs are trained first."""
     from experiments import plugins
-    from experiments.export import export_all, write_markdown
-    from experiments.load import find, load
-    from experiments.results import RESULTS
-    from experiments.runner import Settings
+    from experiments.config.load import find, load
+    from experiments.runs.results import RESULTS
+    from experiments.runs.runner import Settings
+    from experiments.studies.export import export_all, write_markdown
 
     plugins.load(imports or ())
     chosen, folder = _seeds(seeds), results or RESULTS
@@ -187,7 +188,7 @@ def demo(
     ] = None,
 ) -> None:
     """Train full and compressed tables in a few minutes, and show what was saved and what it cost."""
-    from experiments.demo import run_demo
+    from experiments.studies.demo import run_demo
 
     console.print(f"wrote {run_demo(out, jobs or min(2, os.cpu_count() or 1), console)}", highlight=False)
 
@@ -226,7 +227,7 @@ def parity(
     force: Annotated[bool, typer.Option(help="Measure again what the file holds already.")] = False,
 ) -> None:
     """Train every method over several processes and in one, and write how far apart they end."""
-    from experiments.parity import TOLERANCE, run_all
+    from experiments.studies.parity import TOLERANCE, run_all
 
     path, rows = run_all(results, console, processes, steps, force)
     worst = max(rows, key=lambda row: row.worst)
@@ -244,9 +245,9 @@ def tokenizers(
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
     force: Annotated[bool, typer.Option(help="Fit again what is current already.")] = False,
 ) -> None:
-    """Fit and judge the tokenizers of experiments/tokenizers.toml on real content vectors."""
-    from experiments.results import RESULTS
-    from experiments.tokenizers import run_all, write_markdown
+    """Fit and judge the tokenizers of experiments/studies/tokenizers.toml on real content vectors."""
+    from experiments.runs.results import RESULTS
+    from experiments.studies.tokenizers import run_all, write_markdown
 
     run_all(results or RESULTS, console, force)
     if markdown is not None:
@@ -265,9 +266,9 @@ def kills(
     import torch
 
     from experiments.files import write_json
-    from experiments.kills import run
-    from experiments.machine import hardware, versions
-    from experiments.results import RESULTS
+    from experiments.processes.machine import hardware, versions
+    from experiments.runs.results import RESULTS
+    from experiments.studies.kills import run
 
     found = run(number, epochs, report=lambda text: console.print(text, highlight=False, markup=False))
     path = (results or RESULTS) / "sharded-kills" / "kills.json"
@@ -286,9 +287,9 @@ def stability(
     filter: Annotated[str, typer.Option(help="Only runs whose name holds this.")] = "",
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
 ) -> None:
-    """Train the runs of experiments/stability.toml on an earlier and a later window, and compare what they predict."""
-    from experiments.results import RESULTS
-    from experiments.stability import run_all, write_markdown
+    """Train the runs of studies/stability.toml on an earlier and a later window, and compare what they predict."""
+    from experiments.runs.results import RESULTS
+    from experiments.studies.stability import run_all, write_markdown
 
     run_all(results or RESULTS, out, console, pattern=filter)
     if markdown is not None:
@@ -298,7 +299,7 @@ def stability(
 @app.command()
 def text(dataset: Annotated[str, typer.Argument(help="ml-1m")]) -> None:
     """Make the content vectors of a data set's items from their text, once."""
-    from experiments.text import embed
+    from experiments.tasks.text import embed
 
     console.print(f"vectors in {embed(dataset, console)}", highlight=False)
 

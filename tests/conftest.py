@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from experiments.processes import Processes
+    from experiments.processes.processes import Processes
 
 torch.set_num_threads(1)
 
@@ -37,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def pair() -> Iterator["Processes"]:
     """Two processes joined by gloo, started once for all tests; a test that ends one makes its own."""
-    from experiments.processes import Processes
+    from experiments.processes.processes import Processes
 
     with Processes(2) as processes:
         yield processes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.processes import start_context
+from experiments.processes.processes import start_context
 
 DOCS = Path(__file__).parent.parent / "docs"
 

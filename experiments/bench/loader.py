@@ -20,7 +20,7 @@ from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
 from experiments.bench import BenchRow
 from experiments.bench.timing import paired
 from experiments.config import DataConfig
-from experiments.datasets import load_data
+from experiments.tasks.datasets import load_data
 from recsys_models import DLRM
 
 DIM = 16

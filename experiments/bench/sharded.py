@@ -30,7 +30,7 @@ import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, shard
 from experiments.bench import BenchRow
 from experiments.bench.zipf import zipf_ids
-from experiments.processes import Processes
+from experiments.processes.processes import Processes
 from recsys_models import DLRM
 
 FEATURES, DENSE, DIM, HIDDEN, LEARNING_RATE = 26, 13, 16, (64, 32), 0.01

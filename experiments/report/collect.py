@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import InputError
-from experiments.results import read_infeasible, read_results
+from experiments.runs.results import read_infeasible, read_results
 
 # The first of these that a section has is drawn; lower is better for those that end in these words.
 MAIN_METRICS = ("auc", "recall@20", "ndcg@20", "logloss")

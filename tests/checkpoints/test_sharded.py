@@ -14,7 +14,7 @@ from torchrec.optim import RowWiseAdagrad
 from embcomp.checkpoints import Checkpoints, Progress
 from embcomp.torchrec import fuse_, fused_optimizer
 from experiments.examples import EXAMPLES
-from experiments.processes import Processes
+from experiments.processes.processes import Processes
 from tests.checkpoints import on_ranks
 
 pytestmark = pytest.mark.timeout(900)  # several starts of two processes, on a machine that may be busy

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import data
 from data import DataError
 from data.interactions import from_rows
+from data.readers.synthetic import Config, generate
 from data.splits import SPLITS
-from data.synthetic import Config, generate
 
 ROWS = {"user_id": ["b", "a", "b", "c", "a"], "item_id": [70, 7, 7, 9, 70]}
 ROWS |= {"split": ["train", "train", "valid", "test", "test"]}

@@ -8,7 +8,7 @@ import pytest
 
 import data
 from data import DataError, encode, prepare
-from experiments.processes import start_context
+from experiments.processes.processes import start_context
 
 ROWS = pl.DataFrame({"label": [0, 1] * 10, "item": [i % 5 for i in range(20)]})
 SCHEMA = {"label": "label", "features": {"item": {}}}

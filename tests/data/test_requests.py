@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import data
+from data.readers.sequences import synthetic
 from data.requests import Requests
-from data.sequences import Sequences, examples, synthetic
+from data.sequences import Sequences, examples
 
 SIZES = (20, 1, 11, 5, 33)
 

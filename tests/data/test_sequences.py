@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from data.readers.sequences import read
 from data.schema import DataError
-from data.sequences import Sequences, batches, examples, read
+from data.sequences import Sequences, batches, examples
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 import experiments.__main__ as cli
-from experiments import bench, runner
+from experiments import bench
 from experiments.bench import BenchRow
+from experiments.runs import runner
 
 
 @pytest.fixture

@@ -17,19 +17,19 @@ import experiments.__main__ as cli
 from data.registry import DATASETS
 from embcomp.methods import METHODS
 from experiments import plugins
+from experiments.config.load import check
 from experiments.errors import InputError
-from experiments.flat import save, table
-from experiments.load import check
 from experiments.loggers import LOGGERS, MLflow, Start, WandB
-from experiments.results import key
-from experiments.runner import Settings, execute, unheard
+from experiments.runs.flat import save, table
+from experiments.runs.results import key
+from experiments.runs.runner import Settings, execute, unheard
 from recsys_models.build import MODELS, RETRIEVAL_MODELS
 
 MINE = '''
 from dataclasses import dataclass
 import torch
 from data.registry import DATASETS, Dataset
-from data.synthetic import OPTIONS, read
+from data.readers.synthetic import OPTIONS, read
 from embcomp import HashingTrick
 from experiments.loggers import LOGGERS
 from experiments.plugins import add_model

@@ -26,7 +26,7 @@ from embcomp.sdim import SDIM, BehaviorEncoder, BehaviorStore
 from embcomp.semantic_ids import ResidualKMeans
 from embcomp.semantic_ids import load as load_tokenizer
 from embcomp.semantic_ids.resume import Checkpoint
-from experiments.checkpoint import Best
+from experiments.training.checkpoint import Best
 
 SECONDS = float(os.environ.get("EMBCOMP_FUZZ_SECONDS", "0"))
 

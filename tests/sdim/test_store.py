@@ -28,7 +28,7 @@ from embcomp.sdim import (
 )
 from embcomp.sdim.encoder import Events
 from embcomp.sdim.history import History
-from experiments.processes import start_context
+from experiments.processes.processes import start_context
 from tests.sdim import writers
 from tests.sdim.writers import DIM, make_encoder
 

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
-from experiments import parity
 from experiments.examples import EXAMPLES
-from experiments.results import RESULTS
+from experiments.runs.results import RESULTS
+from experiments.studies import parity
 
 OPTIMIZERS = list(parity.OPTIMIZERS)
 # Every method in both shardings; optimizers and kinds take turns.

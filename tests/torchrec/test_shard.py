@@ -21,9 +21,9 @@ from embcomp.ops.tables import FusedOptimizerSettings
 from embcomp.sdim import SDIM
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, shard, sharding
 from embcomp.torchrec.constraints import table_constraints
-from experiments.distributed import gathered_state
-from experiments.parity import batch
-from experiments.processes import Processes
+from experiments.processes.distributed import gathered_state
+from experiments.processes.processes import Processes
+from experiments.studies.parity import batch
 from tests.torchrec.batches import bag_tables, sequence_tables
 
 METHODS = {

@@ -3,7 +3,7 @@
 import json
 
 from experiments.report import sharded
-from experiments.results import RESULTS
+from experiments.runs.results import RESULTS
 
 
 def test_each_file_has_its_section(tmp_path):

@@ -1,0 +1,1 @@
+"""Readers: one file for each data set, from its source files to rows."""

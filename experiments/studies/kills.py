@@ -1,0 +1,322 @@
+"""`python -m experiments kills`: a training that is killed again and again ends as one that was left alone.
+
+Two processes train a sharded model on synthetic clicks and save in the background, nearly all the time. SIGKILL hits
+one of them, or both, at random moments: while they start, load, train or save. Whoever is left must end by itself.
+Both are started again, until the training is done. Most kills wait for a few new checkpoints first, so that they lie in
+all parts of the training, however fast the machine is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import data
+from experiments.processes.processes import DIED, Processes
+from experiments.tasks.metrics import click_metrics
+
+PROCESSES = 2
+PATIENCE = 60.0  # seconds in which a process must end that has lost another
+STARTS = 0.2  # share of the kills that come before the training goes on
+PAUSE = 0.3  # seconds at most between a checkpoint and the kill
+PARTS = 4  # of a training, in which kills are counted
+ROWS = {"num_rows": 12_000, "num_users": 300, "num_items": 200, "num_communities": 5}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and where.
+
+    Attributes:
+        folder: of checkpoints.
+        clicks: folder of the encoded rows.
+        save_every: steps.
+    """
+
+    folder: Path
+    clicks: Path
+    epochs: int
+    batch_size: int
+    save_every: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill.
+
+    Attributes:
+        ranks: that were killed.
+        phase: "start" (or load), "train", or "save".
+        checkpoint: step of the last one, from which the training went on; None where there was none.
+        others_ended_after: seconds until the process that was left ended.
+        error: what it said.
+    """
+
+    ranks: list[int]
+    phase: str
+    checkpoint: int | None
+    others_ended_after: float | None
+    error: str | None
+
+
+def run(
+    kills: int = 20,
+    epochs: int = 2,
+    batch_size: int = 32,
+    seed: int = 0,
+    *,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Trains alone, then with kills -> both outcomes, each kill, and how many kills each quarter of the steps had.
+
+    Raises:
+        RuntimeError: a process that has lost another did not end, or the training went wrong.
+    """
+    clicks = data.load("synthetic", **ROWS).folder
+    Processes(PROCESSES).close()  # the first processes of all take longer to start
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(Path(folder) / "alone", clicks, epochs, batch_size)
+        alone = Life(training)
+        outcomes = {"alone": alone.end()}
+        report(f"alone: {alone.seconds:.1f} s to start, {alone.trained:.1f} s to train")
+        moments, found = random.Random(seed), []
+        starts = moments.sample(range(kills), max(1, round(STARTS * kills)))
+        steps = outcomes["alone"]["steps"]
+        each = steps / training.save_every / kills  # checkpoints for each kill, so that the training outlives them
+        most = max(1, math.floor(1.5 * each))
+        least = min(most, math.ceil(0.5 * each))
+        training = replace(training, folder=Path(folder) / "killed-1")
+        while len(found) < kills:
+            ranks = moments.choice([[0], [1], [0, 1]])
+            if len(found) in starts:
+                kill = Life(training).kill_at_start(ranks, moments.uniform(0, alone.seconds))
+            else:
+                kill = Life(training).kill_later(ranks, moments.randint(least, most), moments.uniform(0, PAUSE))
+            if isinstance(kill, Kill):
+                found.append(kill)
+                report(f"kill {len(found)}: {kill}")
+            else:  # done before its time: once more from the start
+                outcomes[training.folder.name] = kill
+                training = replace(training, folder=Path(folder) / f"killed-{len(outcomes)}")
+        outcomes[training.folder.name] = Life(training).end()
+    return {
+        "processes": PROCESSES,
+        "epochs": epochs,
+        "equal": all(each == outcomes["alone"] for each in outcomes.values()),
+        "outcomes": dict(sorted(outcomes.items())),
+        "kills_in_quarters": spread(found, steps),
+        "kills": [asdict(kill) for kill in found],
+    }
+
+
+def spread(kills: list[Kill], steps: int) -> list[int]:
+    """How many kills lie in each quarter of the steps, by the checkpoint before them."""
+    parts = Counter(min((kill.checkpoint or 0) * PARTS // steps, PARTS - 1) for kill in kills)
+    return [parts[part] for part in range(PARTS)]
+
+
+class Life:
+    """The processes of a training from their start to their end."""
+
+    def __init__(self, training: Training) -> None:
+        training.folder.mkdir(parents=True, exist_ok=True)
+        self.training = training
+        self.begun = training.folder / "begun"  # is there once all have loaded, and train
+        self.begun.unlink(missing_ok=True)
+        self.started = time.monotonic()
+        self.processes = Processes(PROCESSES, timeout=timedelta(seconds=PATIENCE / 2))
+        self.processes.start(_work, training, self.begun)
+
+    def end(self) -> dict[str, Any]:
+        """Waits until the training is done -> its outcome."""
+        self._wait()
+        self.seconds = time.monotonic() - self.started
+        found = self.processes.outcomes()
+        self.trained = time.monotonic() - self.started - self.seconds
+        self.processes.close()
+        if errors := [outcome.error for outcome in found if outcome and outcome.error]:
+            raise RuntimeError(f"the training failed by itself: {errors}")
+        return found[0].value  # type: ignore[union-attr]
+
+    def kill_at_start(self, ranks: list[int], seconds: float) -> Kill | dict[str, Any]:
+        """Kills so many seconds after the start, or once the training goes on."""
+        self._wait(seconds)
+        return self._kill(ranks, "train" if self.begun.exists() else "start")  # a part may be left from the life before
+
+    def kill_later(self, ranks: list[int], checkpoints: int, pause: float) -> Kill | dict[str, Any]:
+        """Kills so many checkpoints, and then so many seconds, later."""
+        goal = max(_steps(self.training.folder), default=0) + checkpoints * self.training.save_every
+        while max(_steps(self.training.folder), default=0) < goal and not self.processes.ended():
+            time.sleep(0.005)
+        time.sleep(pause)
+        saves = any(self.training.folder.glob(".step-*.part"))
+        return self._kill(ranks, "save" if saves else "train")
+
+    def _kill(self, ranks: list[int], phase: str) -> Kill | dict[str, Any]:
+        """Kills, and waits for the others; the outcome where the training was done before."""
+        for rank in ranks:
+            self.processes.kill(rank)
+        begin = time.monotonic()
+        found = self.processes.outcomes(PATIENCE)
+        ended = time.monotonic() - begin
+        self.processes.close()
+        hung = [rank for rank, outcome in enumerate(found) if outcome is None]
+        if hung:
+            raise RuntimeError(f"ranks {hung} went on for {PATIENCE:.0f} s after ranks {ranks} had died")
+        errors = {rank: outcome.error for rank, outcome in enumerate(found) if outcome and outcome.error}
+        if not errors:
+            return found[0].value  # type: ignore[union-attr]
+        if DIED not in errors.values():
+            raise RuntimeError(f"the training failed by itself: {errors}")
+        others = [_brief(error) for error in errors.values() if error != DIED]
+        return Kill(
+            ranks=ranks,
+            phase=phase,
+            checkpoint=max(_steps(self.training.folder), default=None),
+            others_ended_after=round(ended, 2) if len(ranks) < PROCESSES else None,
+            error=others[0] if others else None,
+        )
+
+    def _wait(self, seconds: float = math.inf) -> None:
+        """Until the training has begun, for so long at most."""
+        end = self.started + seconds
+        while not self.begun.exists() and time.monotonic() < end and not self.processes.ended():
+            time.sleep(0.005)
+
+
+def _brief(error: str) -> str:
+    """What the last exception of a traceback says, without the place in gloo's source and the advice."""
+    last = [line for line in error.splitlines() if re.match(r"[\w.]+: ", line)][-1]
+    return re.sub(r"\[/[^\]]*\] ", "", last).partition(". ")[0]
+
+
+def _steps(folder: Path) -> Iterator[int]:
+    return (int(path.name.removeprefix("step-")) for path in folder.glob("step-*[0-9]"))
+
+
+def _work(training: Training, begun: Path) -> dict[str, Any]:
+    """One process."""
+    import logging
+    import warnings
+
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, for torchrec
+    return train(training, begun.touch)
+
+
+def train(training: Training, begun: Callable[[], None]) -> dict[str, Any]:
+    """From the last checkpoint to the end, on this rank -> metrics, and a checksum of all weights."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn import functional as F
+    from torchrec.optim import RowWiseAdagrad
+    from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+    from embcomp.checkpoints import Checkpoints
+    from embcomp.torchrec import shard
+
+    torch.manual_seed(training.seed)
+    clicks = data.ClickData(training.clicks)
+    model = shard(
+        make_model(clicks),
+        optimizer=RowWiseAdagrad,
+        optimizer_kwargs={"lr": 0.1},
+        device="cpu",
+    )
+    dense = torch.optim.Adam(dict(in_backward_optimizer_filter(model.named_parameters())).values(), lr=0.01)
+    torch.manual_seed(training.seed + dist.get_rank())  # dropout differs between ranks
+    checkpoints = Checkpoints(training.folder, model, [dense])
+    progress = checkpoints.load()
+    position = progress.position if progress else {"epoch": 0, "batch": 0, "seed": training.seed, "loss": 0.0}
+    step = progress.step if progress else 0
+    begun()
+    for epoch in range(position["epoch"], training.epochs):
+        first = position["batch"] if epoch == position["epoch"] else 0
+        batches = _batches(clicks, "train", training, first, shuffle=True, epoch=epoch, seed=position["seed"])
+        for number, batch in enumerate(batches, first + 1):
+            dense.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
+            loss.backward()
+            dense.step()
+            dist.all_reduce(total := loss.detach().double())
+            step += 1
+            position = {
+                "epoch": epoch,
+                "batch": number,
+                "seed": position["seed"],
+                "loss": position["loss"] + total.item(),
+            }
+            if step % training.save_every == 0:
+                checkpoints.save(step, position, asynchronous=True)
+    checkpoints.wait()
+    return {"steps": step, "loss": position["loss"] / step / PROCESSES, **_evaluate(model, clicks, training)}
+
+
+def make_model(clicks: data.ClickData) -> Any:
+    """A small Deep & Cross network with dropout; a method of another kind for each table."""
+    from torchrec import EmbeddingBagConfig
+
+    import embcomp
+    from embcomp.torchrec import CompressedEmbeddingBagCollection
+    from recsys_models.build import build
+
+    names = clicks.schema.feature_names
+    tables = [
+        EmbeddingBagConfig(name=f.name, num_embeddings=f.num_embeddings or 0, embedding_dim=8, feature_names=[f.name])
+        for f in clicks.schema.features
+    ]
+    methods = {
+        "user": embcomp.FrequencyHash(rows=80, counts=clicks.counts("user"), tail="double"),
+        "item": embcomp.HashEmbedding(rows=50),
+        "*": embcomp.UnifiedEmbedding(rows=40, chunk_dim=4),
+    }
+    return build(
+        "DCN",
+        CompressedEmbeddingBagCollection(tables, methods),
+        feature_names=names,
+        embedding_dim=8,
+        num_dense=len(clicks.schema.dense),
+        cross_layers=1,
+        hidden=[16],
+        dropout=0.1,
+    )
+
+
+def _batches(clicks: data.ClickData, split: str, training: Training, first: int, **order: Any) -> Iterator[data.Batch]:
+    """This rank's batches: each step takes the next two, one for each rank. `first` counts steps."""
+    import torch.distributed as dist
+
+    loader = clicks.loader(split, training.batch_size, drop_last=True, start_batch=first * PROCESSES, **order)
+    whole = len(loader) // PROCESSES * PROCESSES
+    return itertools.islice(loader, dist.get_rank(), whole, PROCESSES)
+
+
+def _evaluate(model: Any, clicks: data.ClickData, training: Training) -> dict[str, Any]:
+    import torch
+    import torch.distributed as dist
+
+    from experiments.processes.distributed import gathered_state
+
+    model.eval()
+    with torch.no_grad():
+        answers = [(model(b.dense, b.sparse), b.label) for b in _batches(clicks, "test", training, 0)]
+    every: list[Any] = [None] * PROCESSES
+    dist.all_gather_object(every, [torch.cat(part) for part in zip(*answers, strict=True)])
+    logits, labels = (torch.cat(part) for part in zip(*every, strict=True))
+    digest = hashlib.sha256()
+    for name, value in sorted(gathered_state(model.state_dict()).items()):
+        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    metrics = {f"test/{name}": value for name, value in click_metrics(logits, labels).items()}
+    return {**metrics, "weights": digest.hexdigest()}

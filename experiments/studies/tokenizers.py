@@ -1,0 +1,181 @@
+"""`python -m experiments tokenizers`: quality of tokenizers on real content vectors, one result file per run.
+
+Rows of tokenizers.toml become `<results>/semantic-tokenizers/<data set>/<run>.json`; runs whose file holds
+the same configuration are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import embcomp
+from data.registry import root_folder
+from embcomp import semantic_ids
+from embcomp.semantic_ids.content import Content
+from embcomp.semantic_ids.quality import Quality
+from experiments.errors import InputError
+from experiments.files import write_json, write_text
+from experiments.processes.machine import hardware, versions
+from experiments.tasks.text import vectors_file
+
+CONFIG = Path(__file__).parent / "tokenizers.toml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One tokenizer on one data set with one seed."""
+
+    dataset: str
+    name: str
+    label: str
+    levels: int
+    codebook_size: int
+    options: dict[str, Any]
+    seed: int
+
+    @property
+    def file(self) -> str:
+        plain = "".join(c if c.isalnum() else "-" for c in self.label).replace("--", "-")
+        return f"{self.dataset}/{plain}-seed{self.seed}.json"
+
+
+def runs(path: Path = CONFIG) -> Iterator[Run]:
+    """All runs of the file; seeds outermost, so that a part of the runs already shows the whole picture."""
+    values = tomllib.loads(path.read_text())
+    for seed in values["seeds"]:
+        for dataset in values["datasets"]:
+            for entry in values["tokenizers"]:
+                yield Run(
+                    dataset=dataset,
+                    name=entry["name"],
+                    label=entry.get("label", entry["name"]),
+                    levels=values["levels"],
+                    codebook_size=values["codebook_size"],
+                    options=entry.get("options", {}),
+                    seed=seed,
+                )
+
+
+def content_of(dataset: str) -> Tensor | None:
+    """Content vectors of the items, or None where they have not been made."""
+    if dataset == "globo":
+        path = root_folder() / "globo" / "article_embeddings.npz"
+        if not path.is_file():
+            raise InputError(f"no file {path}")
+        with np.load(path) as arrays:
+            return torch.from_numpy(arrays["embedding"])
+    path = vectors_file(dataset)
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        return torch.from_numpy(arrays["vectors"])
+
+
+def run_all(results: Path, console: Console, force: bool = False) -> None:
+    """Fit what is not current, and write its file."""
+    lacking: set[str] = set()
+    for run in runs():
+        path = results / "semantic-tokenizers" / run.file
+        config = asdict(run)
+        if not force and path.is_file() and json.loads(path.read_text())["config"] == config:
+            continue
+        content = content_of(run.dataset)
+        if content is None and run.dataset in lacking:
+            continue
+        if content is None:
+            lacking.add(run.dataset)
+            console.print(f"no vectors of {run.dataset}: `python -m experiments text {run.dataset}` makes them")
+            continue
+        begin = time.process_time()
+        quality = measure(run, content)
+        seconds = time.process_time() - begin
+        values = {
+            "experiment": "semantic-tokenizers",
+            "items": len(content),
+            "quality": {key: _finite(value) for key, value in asdict(quality).items()},
+            "cpu_seconds": round(seconds, 1),
+            "versions": {**versions(), "embcomp": embcomp.__version__},
+            "hardware": hardware(torch.device("cpu")),
+            "config": config,
+        }
+        write_json(path, values)
+        console.print(f"{run.file}: relative error {quality.relative_error:.4f}, unique {quality.unique:.4f}")
+
+
+def measure(run: Run, content: Tensor) -> Quality:
+    """Fit, encode, judge."""
+    if run.name != "vector-quantize-pytorch":
+        kind = semantic_ids.Tokenizer.by_name[run.name]
+        tokenizer = kind(run.levels, run.codebook_size, seed=run.seed, **run.options)  # type: ignore[call-arg]
+        return tokenizer.fit(content).quality(None, content)
+    vq, codes = _residual_vq(run, content)
+    # Judged by the same function: its codebooks in the place of a fitted tokenizer's.
+    judge = semantic_ids.ResidualKMeans(run.levels, run.codebook_size)
+    judge.width, judge.tensors = content.shape[1], {"codebooks": vq.codebooks.detach().float()}
+    return judge.quality(codes, Content(content))
+
+
+def _residual_vq(run: Run, content: Tensor, steps: int = 50) -> tuple[Any, Tensor]:
+    from vector_quantize_pytorch import ResidualVQ
+
+    torch.manual_seed(run.seed)
+    vq = ResidualVQ(
+        dim=content.shape[1], num_quantizers=run.levels, codebook_size=run.codebook_size, **run.options
+    ).train()
+    with torch.no_grad():
+        for _ in range(steps):
+            vq(content)
+        _, codes, _ = vq.eval()(content)
+    return vq, codes
+
+
+def write_markdown(results: Path, folder: Path) -> Path:
+    """One table: means over seeds, the lowest and highest in brackets where they differ."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted((results / "semantic-tokenizers").glob("*/*.json")):
+        values = json.loads(path.read_text())
+        found.setdefault((values["config"]["dataset"], values["config"]["label"]), []).append(values)
+    lines = [
+        "# semantic-tokenizers",
+        "",
+        "Tokenizers with 3 × 256 codes on real content vectors, written by `python -m experiments tokenizers`. "
+        "Relative error: Σ|x − decode(codes)|² / Σ|x|². Mean over seeds, [lowest, highest].",
+        "",
+        "| data | tokenizer | seeds | relative error | unique code tuples | lowest coverage of a level | CPU seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (dataset, label), runs_of in sorted(found.items()):
+        qualities = [values["quality"] for values in runs_of]
+        cells = [
+            _spread([q["relative_error"] for q in qualities], 4),
+            _spread([q["unique"] for q in qualities], 4),
+            _spread([min(q["coverage"]) for q in qualities], 3),
+            _spread([values["cpu_seconds"] for values in runs_of], 0),
+        ]
+        lines.append(f"| {dataset} | {label} | {len(runs_of)} | {' | '.join(cells)} |")
+    path = folder / "semantic-tokenizers.md"
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def _spread(values: list[float], digits: int) -> str:
+    mean, low, high = sum(values) / len(values), min(values), max(values)
+    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if high > low else "")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: a cosine without pairs is null."""
+    if isinstance(value, tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,222 @@
+"""Click-through runs: a model says how likely a click is, log-loss trains it, AUC judges it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+
+import data
+import embcomp
+from embcomp.graph.cluster_map import Side
+from embcomp.methods import Method, Table
+from embcomp.torchrec import CompressedEmbeddingBagCollection
+from embcomp.torchrec.site import stores_of
+from experiments.config import DataConfig, GraphConfig, ModelConfig, RunConfig, SliceConfig
+from experiments.config.inputs import counts_of
+from experiments.errors import InputError
+from experiments.processes import distributed
+from experiments.tasks import content as semantic
+from experiments.tasks.evaluate import evaluate
+from experiments.tasks.names import table_name
+from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
+from recsys_models.build import build
+from recsys_models.gmf import GMF
+
+
+@dataclass(frozen=True)
+class ClickTask:
+    """What a click-through run trains; see `experiments.tasks.task.Task`.
+
+    Attributes:
+        tables: one for each feature, in their order; see `table_name`.
+        widths: of the features, by name; a method may change them.
+    """
+
+    shown = ("auc", "logloss")
+    validate_every = 1
+
+    run: RunConfig
+    data: data.ClickData
+    tables: list[Table]
+    method: Method
+    rows: int
+    widths: dict[str, int]
+    full_nbytes: int
+
+    @classmethod
+    def prepare(cls, run: RunConfig) -> ClickTask:
+        clicks = load_data(run.data)
+        open_ids = [feature.name for feature in clicks.schema.features if feature.num_embeddings is None]
+        if open_ids:
+            raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
+        check_slices(clicks, run.slices)
+        names, alone = clicks.schema.feature_names, run.method.tables
+        if unknown := [name for name in alone if name not in names]:
+            raise InputError(f"method.table: no feature {unknown[0]!r}; there are {names}")
+        width = run.model.embedding_dim
+        tables = [Table(table_name(f.name), f.num_embeddings, width) for f in clicks.schema.features]
+        chosen = [table for table, name in zip(tables, names, strict=True) if not alone or name in alone]
+        extra = full_nbytes(_linear(tables)) if run.model.linear else 0
+        training = ClickTraining(clicks, run.graph)
+        method = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
+        plan = method.plan(chosen)
+        rows = sum(store.rows for store in plan.stores.values())
+        rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
+        changed = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
+        widths = {name: changed.get(table_name(name), width) for name in names}
+        return cls(run, clicks, tables, method, rows, widths, full_nbytes(tables) + extra)
+
+    def model(self, device: torch.device) -> BuiltModel:
+        torch.manual_seed(self.run.seed)
+        config = self.run.model
+        collection = partial(CompressedEmbeddingBagCollection, device=device)
+        schema = self.data.schema
+        methods = {} if self.run.method.after_training else self._methods
+        embeddings = collection(_configs(schema.feature_names, self.tables, config), methods)
+        linear = None
+        if config.linear:
+            linear = collection(_configs(schema.feature_names, _linear(self.tables), config), {})
+        alone = "".join(self.run.method.tables)
+        content = semantic.dense_content(self.data, alone) if self.run.method.content else None
+        try:
+            model = build(
+                config.name,
+                embeddings,
+                feature_names=schema.feature_names,
+                num_dense=len(schema.dense) + (0 if content is None else content.shape[1]),
+                dims=self.widths,
+                linear=linear,
+                **config.options,
+            )
+        except (ValueError, TypeError) as error:
+            raise InputError(f"model {config.name!r}: {error}") from error
+        if content is not None:
+            model = semantic.WithContent(model, alone, content)
+        return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
+
+    @property
+    def _methods(self) -> dict[str, Method]:
+        return dict.fromkeys(map(table_name, self.run.method.tables), self.method) or {"*": self.method}
+
+    @torch.no_grad()
+    def fitted(self, built: BuiltModel) -> BuiltModel:
+        """The same model, the method fitted to its trained full tables: nothing is trained."""
+        full = built.embeddings[0]  # pyright: ignore[reportIndexIssue]
+        tables = EmbeddingBagCollection(_configs(self.data.schema.feature_names, self.tables, self.run.model))
+        weights = {name: module.weight for name, module in tables.embedding_bags.items()}
+        for name, trained in stores_of(full).items():
+            weights[name].copy_(trained)
+        if isinstance(built.model, GMF):
+            embcomp.align_dot_product_(*weights.values())
+        compressed = nn.ModuleDict({"tables": tables})
+        embcomp.compress_(compressed, self._methods, init="warm")
+        for module in list(built.model.modules()):
+            for name, child in list(module.named_children()):
+                if child is full:
+                    setattr(module, name, compressed["tables"])
+        return BuiltModel(built.model, nn.ModuleList([compressed["tables"], *list(built.embeddings)[1:]]))
+
+    @property
+    def steps(self) -> int:
+        return len(self.data.loader("train", self.run.training.batch_size))
+
+    def batches(self, epoch: int, start_batch: int) -> Iterator[data.Batch]:
+        options = {"shuffle": True, "seed": self.run.seed, "epoch": epoch, "start_batch": start_batch}
+        return iter(self.data.loader("train", self.run.training.batch_size, share=distributed.share(), **options))
+
+    def loss(self, model: nn.Module, batch: data.Batch) -> Tensor:
+        logits = model(batch.dense, batch.sparse)
+        if batch.total == len(batch):
+            return F.binary_cross_entropy_with_logits(logits, batch.label)
+        # A share of the batch: the mean over processes is to be that over all rows that count.
+        rows = len(batch) - batch.padding
+        each = F.binary_cross_entropy_with_logits(logits[:rows], batch.label[:rows], reduction="sum")
+        return each * (distributed.size() / batch.total)
+
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
+        slices = self.run.slices if split == "test" else None
+        size = self.run.training.eval_batch_size
+        return evaluate(model, self.data, split, size, device=device, slices=slices)
+
+
+@dataclass(frozen=True)
+class ClickTraining:
+    """The training split as methods see it; see `experiments.config.inputs.Training`."""
+
+    clicks: data.ClickData
+    graph: GraphConfig | None = None
+
+    def counts(self) -> Mapping[str, Tensor]:
+        return {table_name(feature): counts for feature, counts in counts_of(self.clicks.folder).items()}
+
+    def edges(self) -> Tensor:
+        """Of the positive rows."""
+        label = self.clicks.schema.label
+        self.sides()  # checks them
+        assert self.graph is not None
+        rows = self.clicks.split("train").filter(pl.col(label) > 0).select(self.graph.user, self.graph.item)
+        rows = rows.collect(engine="streaming")
+        return torch.stack([column.cast(pl.Int64).to_torch() for column in rows.get_columns()])
+
+    def sides(self) -> Mapping[str, Side]:
+        if self.graph is None:
+            raise InputError(
+                f"{self.clicks.name} are clicks; for methods that need pairs of users and items, say in [graph] which "
+                "features they are"
+            )
+        names = {feature.name: feature for feature in self.clicks.schema.features}
+        for key, name in (("user", self.graph.user), ("item", self.graph.item)):
+            if name not in names:
+                raise InputError(f"graph.{key}: no feature {name!r}; there are {', '.join(names)}")
+            if names[name].multi_hot:
+                raise InputError(f"graph.{key}: {name!r} is multi-hot; a side of the graph needs one id per row")
+        return {table_name(self.graph.user): "users", table_name(self.graph.item): "items"}
+
+
+def load_data(config: DataConfig) -> data.ClickData:
+    try:
+        return data.load(config.name, **config.options)
+    except data.DataError as error:
+        raise InputError(f"data {config.name!r}: {error}") from error
+
+
+def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> None:
+    """Raises InputError for a slice over a feature that does not exist or has several ids in a row."""
+    known = {feature.name: feature for feature in clicks.schema.features}
+    for name, part in slices.items():
+        if part.feature not in known:
+            raise InputError(f"slices.{name}.feature: no feature {part.feature!r}; there are {', '.join(known)}")
+        if known[part.feature].multi_hot:
+            raise InputError(f"slices.{name}.feature: {part.feature!r} is multi-hot; slices need one id per row")
+
+
+def _linear(tables: Sequence[Table]) -> list[Table]:
+    return [dataclasses.replace(table, embedding_dim=1) for table in tables]
+
+
+def _configs(features: Sequence[str], tables: Sequence[Table], config: ModelConfig) -> list[EmbeddingBagConfig]:
+    bound, std = config.init_uniform, config.init_normal
+    start: dict[str, Any] = {}
+    if bound is not None:
+        start = {"weight_init_min": -bound, "weight_init_max": bound}
+    if std is not None:
+        start = {"init_fn": partial(nn.init.normal_, std=std)}
+    return [
+        EmbeddingBagConfig(
+            name=table.name,
+            feature_names=[feature],
+            num_embeddings=int(table.num_embeddings or 0),
+            embedding_dim=table.embedding_dim,
+            **start,
+        )
+        for feature, table in zip(features, tables, strict=True)
+    ]

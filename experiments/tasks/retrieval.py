@@ -1,0 +1,155 @@
+"""Retrieval runs: a model ranks all items for each user; a pairwise loss trains it, recall judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import data
+from data.triples import Triples, num_batches, triples
+from embcomp.graph.cluster_map import Side
+from embcomp.methods import Method, Table
+from embcomp.methods.base import Plan
+from embcomp.nn import CompressedEmbedding
+from embcomp.nn.table import make_stores
+from experiments.config import ModelConfig, RetrievalConfig, RunConfig
+from experiments.errors import InputError
+from experiments.processes import distributed
+from experiments.tasks.cold import ColdItems, placed
+from experiments.tasks.datasets import load_data
+from experiments.tasks.ranking import pair_auc, rank_metrics
+from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
+from recsys_models.build import build_retrieval
+from recsys_models.losses import bpr_loss, directau_loss
+
+_START_STD = 0.1  # of LightGCN's tables, where the configuration says nothing
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """What a retrieval run trains; see `experiments.tasks.task.Task`. Its tables are "user_id" and "item_id"."""
+
+    shown = ("recall@20", "ndcg@20")
+
+    run: RunConfig
+    config: RetrievalConfig
+    data: data.Interactions
+    tables: list[Table]
+    method: Method
+    rows: int
+    full_nbytes: int
+    cold: ColdItems | None = None
+
+    @classmethod
+    def prepare(cls, run: RunConfig) -> RetrievalTask:
+        assert run.retrieval is not None
+        if run.method.table is not None:
+            raise InputError("method.table: retrieval runs compress the tables of users and items together")
+        pairs = load_data(data.load_interactions, run.data)
+        cold = ColdItems.drawn(pairs, run.retrieval.cold, run.seed) if run.retrieval.cold else None
+        pairs = cold.pairs if cold else pairs
+        tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
+        method = sized(run, tables, RetrievalTraining(pairs))
+        rows = sum(store.rows for store in method.plan(tables).stores.values())
+        return cls(run, run.retrieval, pairs, tables, method, rows, full_nbytes(tables), cold)
+
+    def model(self, device: torch.device) -> BuiltModel:
+        torch.manual_seed(self.run.seed)
+        config = self.run.model
+        users, items = embeddings(self.method.plan(self.tables), config)
+        try:
+            model = build_retrieval(config.name, users, items, edges=self.data.edges("train"), **config.options)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"model {config.name!r}: {error}") from error
+        return BuiltModel(model.to(device), nn.ModuleList([users, items]))
+
+    @property
+    def validate_every(self) -> int:
+        return self.config.validate_every
+
+    @property
+    def steps(self) -> int:
+        return num_batches(self.data.edges("train"), self.run.training.batch_size)
+
+    def batches(self, epoch: int, start_batch: int) -> Iterator[Triples]:
+        size, seed = self.run.training.batch_size, self.run.seed
+        edges, num_items = self.data.edges("train"), self.data.num_items
+        whole = triples(edges, num_items, size, seed=seed, epoch=epoch, start_batch=start_batch)
+        return (batch.share(*distributed.share()) for batch in whole) if distributed.size() > 1 else whole
+
+    def loss(self, model: nn.Module, batch: Triples) -> Tensor:
+        """Of this process's share, weighed. DirectAU compares all pairs of a batch: each process computes it whole."""
+        if self.config.loss == "directau":
+            vectors = model.look_up(batch.users, batch.positives.unsqueeze(1))  # type: ignore[operator]
+            users, items = (distributed.gathered_rows(each.flatten(1), batch.total) for each in vectors)
+            return directau_loss(users, items, self.config.gamma)
+        scores = model(batch.users, torch.stack((batch.positives, batch.negatives), dim=1))
+        rows = len(batch) - batch.padding
+        scores = scores[: max(rows, 1)]
+        if self.config.loss == "bce":
+            labels = torch.tensor([1.0, 0.0]).to(scores).expand_as(scores)
+            mean = F.binary_cross_entropy_with_logits(scores, labels)
+        else:
+            mean = bpr_loss(scores[:, :1], scores[:, 1:])
+        return distributed.weighed(mean, rows, batch.total)
+
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
+        """Of the users that have items in `split`; what earlier splits hold is not ranked."""
+        model = distributed.local(model)
+        before = ("train",) if split == "valid" else ("train", "valid")
+        known = torch.cat([self.data.edges(part) for part in before], dim=1).to(device)
+        wanted = self.data.edges(split).to(device)
+        found = rank_metrics(model, known, wanted, self.data.num_items, self.run.training.eval_batch_size)
+        found |= self._cold_metrics(model, known) if self.cold and split == "test" else {}
+        return {f"{split}/{name}": value for name, value in found.items()}
+
+    def _cold_metrics(self, model: nn.Module, known: Tensor) -> dict[str, float]:
+        """`<metric>/first-n` of the cold items' pairs in the test split."""
+        assert self.cold is not None
+        assert self.config.cold is not None
+        found: dict[str, float] = {}
+        train, wanted = self.data.edges("train").to(known.device), self.cold.wanted.to(known.device)
+        for n in self.config.cold.first:
+            shown = self.cold.first(n).to(known.device)
+            ranked = (torch.cat([known, shown], dim=1), wanted, self.data.num_items)
+            pairs = torch.cat([train, shown], dim=1)
+            with placed(model.items, self.method, self.tables, pairs, self.config.cold.k):  # type: ignore[arg-type]
+                metrics = rank_metrics(model, *ranked, self.run.training.eval_batch_size)
+                metrics["auc"] = pair_auc(model, *ranked, self.run.training.eval_batch_size)
+            found |= {f"{name}/first-{n}": value for name, value in metrics.items()}
+            found[f"rows/first-{n}"] = wanted.shape[1]
+        return found
+
+
+@dataclass(frozen=True)
+class RetrievalTraining:
+    """The training split as methods see it; see `experiments.config.inputs.Training`."""
+
+    pairs: data.Interactions
+
+    def counts(self) -> Mapping[str, Tensor]:
+        return {table: self.pairs.counts(table) for table in self.pairs.values}
+
+    def edges(self) -> Tensor:
+        return self.pairs.edges("train")
+
+    def sides(self) -> Mapping[str, Side]:
+        return {"user_id": "users", "item_id": "items"}
+
+
+def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:
+    """One for each table of the plan, started as configured."""
+    stores = make_stores(plan, sparse=False, device=None, dtype=None)
+    bound, std = config.init_uniform, config.init_normal
+    for name, store in plan.stores.items():
+        if store.init != "table":
+            continue
+        weight = stores[name].weight
+        with torch.no_grad():
+            weight.normal_(std=_START_STD if std is None else std) if bound is None else weight.uniform_(-bound, bound)
+            weight.mul_(store.summands**-0.5)
+    return [CompressedEmbedding.from_plan(plan, part, stores) for part in plan.tables]

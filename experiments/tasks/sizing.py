@@ -1,0 +1,102 @@
+"""A method at its budget, for the tables of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+import embcomp
+from embcomp.methods import METHODS, Method, Table
+from embcomp.methods.base import FLOAT_BYTES
+from experiments.config import RunConfig
+from experiments.config.inputs import Training, provided
+from experiments.errors import Infeasible, InputError
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model, and the part of it that holds its tables."""
+
+    model: nn.Module
+    embeddings: nn.Module
+
+    @property
+    def training_nbytes(self) -> int:
+        """Bytes of tables and maps while they train."""
+        return embcomp.training_nbytes(self.embeddings)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tables and maps as they are served."""
+        return embcomp.served_nbytes(self.embeddings)
+
+
+def sized(run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0) -> Method:
+    """The run's method at its budget; `extra` bytes of the budget are spent already.
+
+    Raises:
+        InputError: options that the method rejects at any budget.
+        Infeasible: the method cannot serve this budget.
+    """
+    options = _options(run.method.method, run.method.options, run, training)
+    return size(run.method.method, tables, options, run.budget, full_nbytes(tables) + extra, extra)
+
+
+def _options(name: str, given: Mapping[str, Any], run: RunConfig, training: Training) -> dict[str, Any]:
+    """The options of a method, with what it takes from the training split; those of a method inside beside them."""
+    given = dict(given)
+    inside = given.pop("of", None)
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
+    seeded = {"seed": run.seed} if "seed" in fields else {}  # other seeds, other collisions
+    options = {**provided(name, given, training), **seeded, **given}
+    if inside is None:
+        return options
+    settings = {key: value for key, value in inside.items() if key != "method"}
+    inner = _options(inside["method"], settings, run, training)
+    if run.budget is None:
+        return {**options, "of": METHODS[inside["method"]](**inner)}
+    return {**options, "of": METHODS[inside["method"]], **inner}
+
+
+def size(
+    name: str,
+    tables: Sequence[Table],
+    options: dict[str, Any],
+    budget: tuple[str, int | float] | None,
+    full: int,
+    extra: int,
+) -> Method:
+    """The method at its budget; `extra` bytes of the budget are spent already."""
+    cls = METHODS[name]
+    kind, value = budget or (None, 0)
+    try:
+        if kind is None or kind == "rows":
+            method = cls(**options, **({"rows": value} if kind else {}))
+        else:
+            nbytes = int(value * full if kind == "share" else value) - extra
+            method = cls.for_budget(tables, nbytes, **options)
+        method.plan(tables)
+    except TypeError as error:
+        raise InputError(f"{name} cannot take its options: {error}") from error
+    except ValueError as error:
+        if kind is None or not _serves_somewhere(cls, tables, options, full):
+            raise InputError(str(error)) from error
+        raise Infeasible(str(error)) from error
+    return method
+
+
+def _serves_somewhere(cls: type[Method], tables: Sequence[Table], options: dict[str, Any], full: int) -> bool:
+    """Whether more bytes would help: otherwise the options are at fault, not the budget."""
+    try:
+        cls.for_budget(tables, 4 * full + 2**20, **options)
+    except ValueError:
+        return False
+    return True
+
+
+def full_nbytes(tables: Sequence[Table]) -> int:
+    return sum((table.num_embeddings or 0) * table.embedding_dim * FLOAT_BYTES for table in tables)

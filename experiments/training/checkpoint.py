@@ -1,0 +1,135 @@
+"""Where a training stands, on disk: enough to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from embcomp import nested
+from embcomp.checkpoints import Checkpoints, Damaged
+from experiments.errors import InputError
+from experiments.processes import distributed
+
+_BEST = "weights of a run"
+
+
+@dataclass
+class Progress:
+    """The trainer's own state, beside model and optimizers.
+
+    Attributes:
+        epoch: the current one, from 0.
+        batch: batches of it that are done.
+        loss_sum: of these batches.
+        best: the monitored metric of the best epoch so far.
+        best_epoch: which that was; its weights are in `best.safetensors`.
+        stale: epochs in a row without a new best.
+        finished: no further epoch is to be trained.
+        seconds: trained so far, over all sessions.
+        peak_memory: bytes, the most of all sessions.
+        history: metrics of each finished epoch.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    best: float | None = None
+    best_epoch: int | None = None
+    stale: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    peak_memory: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Last:
+    """The last checkpoint of one run, in `<folder>/last-<key>`; written and read by `embcomp.checkpoints`.
+
+    What some processes have saved, another number of them may load.
+
+    Args:
+        folder: of the run.
+        key: of its configuration; checkpoints of another one are not read.
+        model: as it is trained.
+        optimizers: in the order of the trainer.
+    """
+
+    def __init__(self, folder: Path, key: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
+        self.folder, self.path = folder, folder / f"last-{key}"
+        self._saved = Checkpoints(self.path, distributed.local(model), optimizers, timeout=distributed.TIMEOUT)
+
+    def save(self, step: int, progress: Progress) -> None:
+        self._saved.save(step, distributed.agreed(asdict(progress)))
+
+    def load(self) -> Progress | None:
+        """Into model, optimizers and random generators; None where there is none to go on from.
+
+        Raises:
+            InputError: it was written by another version of the code.
+        """
+        if distributed.rank() == 0:  # what another configuration has left
+            for path in self.folder.glob("last*"):
+                if path != self.path:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            found = self._saved.load()
+        except Damaged as error:  # of a disk that lost it
+            warnings.warn(f"{error}; the run begins anew", RuntimeWarning, stacklevel=2)
+            self.remove()
+            return None
+        except ValueError as error:
+            raise InputError(
+                f"{error}; it was written by another version of the code: begin anew with --force"
+            ) from error
+        return None if found is None else Progress(**found.position)
+
+    def remove(self) -> None:
+        if distributed.rank() == 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Best:
+    """The weights of the best epoch of a run, `<folder>/best.safetensors`: a state dict of whole tables, in one piece.
+
+    It may be newer than the last checkpoint by at most one epoch; as training repeats exactly from there, it is then
+    written again with the same content.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.path, self.key = folder / "best.safetensors", key
+
+    def save(self, model: nn.Module) -> None:
+        state = {"key": self.key, "model": model.state_dict()}
+        if distributed.rank() == 0:
+            nested.save(self.path, _BEST, state)
+        distributed.agreed(None)  # nobody reads it before it is there
+
+    def exists(self) -> bool:
+        """Whether it is there, undamaged and of this configuration."""
+        try:
+            return self._read() is not None
+        except Damaged:
+            return False
+
+    def load(self, model: nn.Module) -> None:
+        try:
+            state = self._read()
+        except Damaged as error:
+            raise InputError(f"{error}; train the run again with --force") from None
+        if state is None:
+            raise InputError(f"{self.path} is gone, with the weights of the best epoch; run with --force")
+        model.load_state_dict(state["model"])
+
+    def _read(self) -> dict[str, Any] | None:
+        earlier = self.path.with_suffix(".pt")  # of embcomp 0.1
+        try:
+            state = nested.load(self.path if self.path.exists() else earlier, _BEST)
+        except FileNotFoundError:
+            return None
+        return state if isinstance(state, dict) and state.get("key") == self.key else None

@@ -1,0 +1,203 @@
+"""Training: epochs, early stopping, checkpoints from which a killed run goes on exactly where it stood."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from experiments.config import TrainingConfig
+from experiments.errors import Diverged, InputError
+from experiments.loggers import Logger
+from experiments.processes import distributed
+from experiments.processes.machine import PeakMemory
+from experiments.tasks.task import Task
+from experiments.training.checkpoint import Best, Last, Progress
+from experiments.training.optim import decay_lr, make_optimizers
+
+Report = Callable[[int, int, str], None]
+"""(steps done, steps at most, text) -> None; called about twice a second."""
+
+_TICK_SECONDS = 0.5
+_ASK_EVERY = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        metrics: of the best epoch: `valid/...` and `test/...`.
+        nbytes: of tables and maps, as they are served.
+        training_nbytes: of tables and maps, while they train.
+    """
+
+    metrics: dict[str, float]
+    nbytes: int
+    training_nbytes: int
+    progress: Progress
+
+
+class Trainer:
+    """Trains one task.
+
+    Args:
+        folder: of the checkpoints.
+        key: of the configuration; checkpoints of another one are left aside.
+        loggers: the step where the training goes on -> the loggers that are told of it, in the first process.
+        checkpoint_seconds: time between checkpoints inside an epoch; each validation ends with one anyway.
+        full: of a method that is fitted after training, the best weights of the run of full tables, if there are any:
+            they are not trained again.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        folder: Path,
+        key: str,
+        device: torch.device,
+        report: Report,
+        loggers: Callable[[int], Sequence[Logger]] = lambda step: (),
+        checkpoint_seconds: float = 30.0,
+        full: Best | None = None,
+    ) -> None:
+        self.task, self.device, self.report = task, device, report
+        self.config: TrainingConfig = task.run.training
+        built = task.model(device)
+        self.built, self.full = built, full
+        self.nbytes, self.training_nbytes = built.nbytes, built.training_nbytes  # before a process holds a part
+        self.model: nn.Module
+        self.model, self.optimizers = make_optimizers(built, task.run.optimizer, device)
+        self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers)
+        self.checkpoint_seconds = checkpoint_seconds
+        self.memory = PeakMemory(device)
+        self.progress = self.last.load() or Progress()
+        self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
+        self.steps = task.steps
+        self.next_save = self.started + checkpoint_seconds
+        done = self.progress.epoch * self.steps + self.progress.batch
+        self.loggers = list(loggers(done)) if distributed.rank() == 0 else []
+
+    def fit(self) -> Outcome:
+        """Train to the end, then test the best epoch.
+
+        Raises:
+            Diverged: loss or logits are not finite.
+        """
+        metrics: dict[str, float] | None = None
+        try:
+            while self.full is None and not self.progress.finished:
+                self._epoch()
+                self._end_epoch()
+            (self.full or self.best).load(self.model)
+            if self.task.run.method.after_training:
+                built = self.task.fitted(self.built)
+                self.model, self.nbytes = built.model, built.nbytes
+            metrics = self._evaluate("valid") | self._evaluate("test")
+        finally:
+            for logger in self.loggers:
+                logger.close(metrics)
+        self._clock()
+        return Outcome(metrics, self.nbytes, self.training_nbytes, self.progress)
+
+    def _epoch(self) -> None:
+        progress, task = self.progress, self.task
+        model, optimizers, on_cpu = self.model, self.optimizers, self.device.type == "cpu"
+        clipped = [p for group in optimizers[0].param_groups for p in group["params"]]
+        clip = task.run.optimizer.max_grad_norm
+        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.device)
+        model.train()
+        next_tick = time.monotonic()
+        for batch in task.batches(progress.epoch, progress.batch):
+            if not on_cpu:
+                batch = batch.to(self.device, non_blocking=True)
+            loss = task.loss(model, batch)
+            loss.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(clipped, clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            loss_sum += loss.detach()
+            progress.batch += 1
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + _TICK_SECONDS
+                progress.loss_sum = loss_sum.item()
+                self._tick()
+            if self._time_to_save(now):
+                distributed.mean_(loss_sum)
+                progress.loss_sum = loss_sum.item()
+                self._save()
+        distributed.mean_(loss_sum)
+        progress.loss_sum = loss_sum.item()
+        if self.steps and not torch.isfinite(loss_sum):
+            raise Diverged(f"the loss is not finite in epoch {progress.epoch + 1}; lower the learning rate")
+
+    def _end_epoch(self) -> None:
+        """Note the epoch that has ended, and judge it where it is one of those that are validated."""
+        progress, every = self.progress, self.task.validate_every
+        validated = (progress.epoch + 1) % every == 0 or progress.epoch + 1 >= self.config.epochs
+        metrics = self._evaluate("valid") if validated else {}
+        loss = progress.loss_sum / self.steps
+        progress.history.append({"train/loss": loss, **metrics})
+        for logger in self.loggers:
+            logger.log((progress.epoch + 1) * self.steps, progress.history[-1])
+        progress.stale += 1
+        if validated:
+            self._judge(metrics)
+        progress.epoch += 1
+        progress.batch, progress.loss_sum = 0, 0.0
+        if validated:
+            self._save()
+
+    def _judge(self, metrics: dict[str, float]) -> None:
+        """A new best, a lower learning rate, or the end."""
+        progress, config = self.progress, self.config
+        if config.monitor not in metrics:
+            why = "one class only" if config.monitor != "valid/gauc" else "no group with both classes"
+            raise InputError(
+                f"{config.monitor} is not defined: the valid split holds {why}; split the data otherwise, or set "
+                "training.monitor to 'valid/logloss'"
+            )
+        value = metrics[config.monitor]
+        gain = None if progress.best is None else (value - progress.best) * (1 if config.maximise else -1)
+        if gain is None or gain > config.min_delta:
+            progress.best, progress.best_epoch, progress.stale = value, progress.epoch, 0
+            self.best.save(self.model)
+        else:
+            decay_lr(self.optimizers, config.lr_factor, config.min_lr)
+        progress.finished = progress.stale >= config.patience or progress.epoch + 1 >= config.epochs
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        return self.task.evaluate(self.model, split, self.device)
+
+    def _tick(self) -> None:
+        progress = self.progress
+        done = progress.epoch * self.steps + progress.batch
+        loss = progress.loss_sum / max(progress.batch, 1)
+        for logger in self.loggers:
+            logger.log(done, {"train/running_loss": loss})
+        best = "" if progress.best is None else f"  {self.config.monitor} {progress.best:.4f}"
+        text = f"epoch {progress.epoch + 1}/{self.config.epochs}  loss {loss:.4f}{best}"
+        self.report(done, self.config.epochs * self.steps, text)
+
+    def _time_to_save(self, now: float) -> bool:
+        """The clock of the first process decides, asked every few batches."""
+        if distributed.size() == 1:
+            return now >= self.next_save
+        return self.progress.batch % _ASK_EVERY == 0 and distributed.agreed(now >= self.next_save)
+
+    def _clock(self) -> None:
+        self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started
+        self.progress.peak_memory = max(self.progress.peak_memory, self.memory.nbytes())
+
+    def _save(self) -> None:
+        self._clock()
+        self.last.save(self.progress.epoch * self.steps + self.progress.batch, self.progress)
+        self.next_save = time.monotonic() + self.checkpoint_seconds

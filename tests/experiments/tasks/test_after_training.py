@@ -1,0 +1,37 @@
+"""Methods that are fitted to trained full tables and not trained."""
+
+import json
+
+import pytest
+
+from experiments.errors import InputError
+from experiments.runs.runner import Settings, execute, unheard
+
+
+def result(settings, run):
+    status, said = execute(run, settings, unheard)
+    assert status == "done", said
+    return json.loads((settings.results / "small" / f"{run.name}.json").read_text())
+
+
+def test_it_is_the_trained_model_but_for_rounding(make_run, tmp_path):
+    fine = {"method": "LowBit", "options": {"bits": 8}, "after_training": True}
+    full, after = make_run(methods=[{"method": "Full"}]), make_run(methods=[fine])
+    alone = result(Settings(tmp_path / "alone", tmp_path / "a"), after)  # trains the full tables itself
+    settings = Settings(tmp_path / "beside", tmp_path / "b")
+    trained, fitted = result(settings, full), result(settings, after)  # takes those that are trained
+    assert fitted["metrics"] == alone["metrics"]
+    assert fitted["nbytes"] == alone["nbytes"] < 0.3 * trained["nbytes"] == 0.3 * fitted["training_nbytes"]
+    assert fitted["metrics"]["test/auc"] == pytest.approx(trained["metrics"]["test/auc"], abs=2e-3)
+    coarse = result(settings, make_run(methods=[{**fine, "options": {"bits": 1}}]))
+    assert coarse["nbytes"] < fitted["nbytes"] / 6
+
+
+def test_where_there_is_nothing_to_fit_it_is_refused(make_run, small):
+    with pytest.raises(InputError, match=r"after_training: full tables are what is trained"):
+        make_run(methods=[{"method": "Full", "after_training": True}])
+    with pytest.raises(InputError, match=r"after_training: full tables are not fused"):
+        make_run(
+            optimizer={"embedding": "RowWiseAdagrad"},
+            methods=[{"method": "LowBit", "after_training": True}],
+        )

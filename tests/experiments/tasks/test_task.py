@@ -1,0 +1,114 @@
+"""Sizing, counts, table starts: a run's configuration and what is built from it."""
+
+import pytest
+import torch
+
+from experiments.config.load import check
+from experiments.errors import Infeasible, InputError
+from experiments.tasks.task import prepare
+
+CPU = torch.device("cpu")
+FULL = (300 + 200 + 4 + 24) * 8 * 4
+
+
+def test_a_share_is_a_share_of_the_full_bytes(small, make_run):
+    task = prepare(make_run())
+    assert task.full_nbytes == task.model(CPU).nbytes == FULL
+    assert task.rows == 528
+    half = prepare(make_run(methods=[{"method": "HashingTrick", "share": 0.5}]))
+    assert 0.98 * FULL / 2 <= half.model(CPU).nbytes <= FULL / 2
+
+
+@pytest.mark.parametrize("budget", [{"rows": 40}, {"nbytes": 4000}])
+def test_rows_and_bytes_as_given(make_run, budget):
+    task = prepare(make_run(methods=[{"method": "DoubleHash", **budget}]))
+    if "rows" in budget:
+        assert task.rows == 40 * 4
+    else:
+        assert 3900 <= task.model(CPU).nbytes <= 4000
+
+
+def test_an_experiment_of_several_models_runs_each_with_each_method(small):
+    small["model"] = [{"name": name, "embedding_dim": 8} for name in ("DCN", "DLRM")]
+    small["graph"] = {"user": "user", "item": "item"}
+    runs = list(check(small, "small.toml").runs())
+    single = list(check({**small, "model": small["model"][0]}, "small.toml").runs())
+    assert len(runs) == 2 * len(single) == len({run.name for run in runs})
+    assert [run.model.name for run in runs if run.seed == 0] == ["DCN"] * 4 + ["DLRM"] * 4
+    small["model"][1]["name"] = "DLR"
+    with pytest.raises(InputError, match="unknown model 'DLR': did you mean 'DLRM'"):
+        check(small, "small.toml")
+
+
+def test_counts_come_from_the_training_rows(make_run):
+    task = prepare(make_run(methods=[{"method": "FrequencyHash", "share": 0.3}]))
+    train = task.data.split("train").collect()["item"].to_numpy()
+    assert torch.equal(task.method.counts["item"], torch.bincount(torch.tensor(train), minlength=200))
+
+
+def test_tables_start_as_configured(make_run):
+    uniform = prepare(make_run(model={"init_uniform": 0.05})).model(CPU)
+    for table in uniform.embeddings.parameters():
+        assert 0.04 < table.detach().abs().max() <= 0.05
+    normal = prepare(make_run(model={"init_uniform": None, "init_normal": 1e-4})).model(CPU)
+    values = torch.cat([table.detach().flatten() for table in normal.embeddings.parameters()])
+    assert values.std().item() == pytest.approx(1e-4, rel=0.1)
+
+
+def test_a_seed_is_a_start(make_run):
+    task = prepare(make_run())
+    first, again = (task.model(CPU).model.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first if not name.endswith("_extra_state"))
+    other = prepare(make_run(seeds=[5])).model(CPU).model.state_dict()
+    assert any(not torch.equal(first[name], other[name]) for name in first if not name.endswith("_extra_state"))
+
+
+def test_first_order_weights_are_counted_and_paid_from_the_budget(make_run):
+    full = prepare(make_run(model={"name": "DeepFM", "linear": True, "options": {"hidden": [8]}}))
+    assert full.full_nbytes == full.model(CPU).nbytes == FULL + 528 * 4
+    half = prepare(make_run(methods=[{"method": "HashingTrick", "share": 0.5}]))
+    assert 0.98 * full.full_nbytes / 2 <= half.model(CPU).nbytes <= full.full_nbytes / 2
+
+
+def test_a_budget_too_small_is_infeasible(make_run):
+    with pytest.raises(Infeasible, match="too small"):
+        prepare(make_run(methods=[{"method": "HashingTrick", "nbytes": 100}]))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            {"method": "MultiHash", "options": {"combine": "max"}, "share": 0.1},
+            "combine: input should be 'sum' or 'concat'",
+        ),
+        ({"method": "UnifiedEmbedding", "options": {"chunk_dim": 3}, "share": 0.1}, "not a multiple of chunk_dim"),
+        (
+            {"method": "UnifiedEmbedding", "options": {"chunk_dim": "wide"}, "share": 0.1},
+            "chunk_dim: input should be a valid",
+        ),
+    ],
+)
+def test_options_that_no_budget_helps_are_input_errors(make_run, method, message):
+    with pytest.raises(InputError, match=message):
+        prepare(make_run(methods=[method]))
+
+
+def test_what_the_model_rejects_is_an_input_error(make_run):
+    task = prepare(make_run(model={"options": {"cross_layers": 0}}))
+    with pytest.raises(InputError, match="model 'DCN': cross_layers is 0"):
+        task.model(CPU)
+
+
+def test_missing_data_is_an_input_error(make_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("EMBCOMP_DATA", str(tmp_path))
+    run = make_run(data={"name": "frappe", "options": {}})
+    with pytest.raises(InputError, match="data 'frappe': no file"):
+        prepare(run)
+
+
+def test_slices_need_a_feature_with_one_id_a_row(make_run):
+    data = {"options": {"num_rows": 3000, "num_users": 100, "num_items": 100, "tags": True}}
+    for feature, message in [("film", "no feature 'film'; there are user, item"), ("tags", "'tags' is multi-hot")]:
+        with pytest.raises(InputError, match=rf"slices\.new\.feature: {message}"):
+            prepare(make_run(data=data, slices={"new": {"feature": feature}}))
