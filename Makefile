@@ -53,6 +53,10 @@ docs: $(INSTALLED)
 # cannot reach the packages (it does not read pip's configuration), pip goes on. --no-compile: Python compiles what is
 # imported, the first time; most files never are.
 $(INSTALLED): requirements/$(REQUIREMENTS).txt
+	@if [ -L .venv ]; then \
+		echo ".venv is a link to $$(readlink .venv), and would be emptied there: remove the link (rm .venv)," \
+			"or set up the folder that it names from its own checkout" >&2; exit 2; \
+	fi
 	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
 		if $$python -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
 			echo "Setting up .venv with $$($$python --version) from $< (once, some minutes)"; \

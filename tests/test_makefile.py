@@ -108,3 +108,15 @@ def test_each_check_can_fail_the_tests(checkout: Path, tool: str) -> None:
     assert result.returncode == 2
     assert f"-m {tool}" in result.stdout
     assert any("pytest" in line for line in logged(checkout)) == (tool in ("pyright", "pytest"))
+
+
+def test_a_link_is_not_emptied(checkout: Path) -> None:
+    other = checkout / "other"
+    (other / "bin").mkdir(parents=True)
+    (other / "bin" / "python").write_text("kept")
+    (checkout / ".venv").symlink_to(other)
+    run = make(checkout, "demo")
+    assert run.returncode == 2
+    assert ".venv is a link to" in run.stderr
+    assert "rm .venv" in run.stderr
+    assert (other / "bin" / "python").read_text() == "kept"
