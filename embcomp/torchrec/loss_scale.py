@@ -17,17 +17,18 @@ class LossScale:
     Args:
         scaler: the one that scales the loss; False where none does; None where it has not been said. Then the scalers
             of the process are looked at from time to time, and one that is in use is an error.
+        verb: what has put the optimizer into the backward pass, for messages.
     """
 
-    def __init__(self, scaler: Scaler = None) -> None:
+    def __init__(self, scaler: Scaler = None, verb: str = "fuse_") -> None:
         if not (scaler is None or scaler is False or isinstance(scaler, GradScaler)):
             raise ValueError(f"grad_scaler must be a torch.amp.GradScaler, False or None, got {scaler!r}")
-        self.scaler = scaler
+        self.scaler, self.verb = scaler, verb
         self.calls = 0
 
     def __reduce__(self) -> Any:
         """A copy or a pickle knows no scaler: that of the copied model is another one."""
-        return LossScale, (None if isinstance(self.scaler, GradScaler) else self.scaler,)
+        return LossScale, (None if isinstance(self.scaler, GradScaler) else self.scaler, self.verb)
 
     def unscaled(self, values: Tensor) -> Tensor:
         """The same values; their gradient is unscaled on its way back."""
@@ -50,9 +51,8 @@ class LossScale:
             gc.collect()  # one that is gone may wait to be collected
             if scales := _scales():
                 raise ValueError(
-                    f"a GradScaler scales a loss by {scales[0]:g}, and fused tables are updated before it can unscale: "
-                    "give it to fuse_(..., grad_scaler=scaler), or grad_scaler=False where this model's loss is not "
-                    "scaled"
+                    f"a GradScaler scales a loss by {scales[0]:g}, and the tables are updated before it can unscale: give it "
+                    f"to {self.verb}(..., grad_scaler=scaler), or grad_scaler=False where this model's loss is not scaled"
                 )
 
 

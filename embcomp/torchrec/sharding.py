@@ -21,6 +21,7 @@ from embcomp.torchrec.constraints import make_sharders, table_constraints
 from embcomp.torchrec.facts import check_same, facts_of, tables_of
 from embcomp.torchrec.fused import FusedTables
 from embcomp.torchrec.integers import IntegerTables
+from embcomp.torchrec.loss_scale import LossScale, Scaler
 from embcomp.torchrec.trained import Collection, optimizer_settings, trained_collections
 
 _BLOCK = 1 << 24  # values that are sent at a time: 64 MB of float32
@@ -34,6 +35,7 @@ def shard(
     device: torch.device | str,
     pg: dist.ProcessGroup | None = None,
     constraints: Mapping[str, ParameterConstraints] | None = None,
+    grad_scaler: Scaler = None,
 ) -> DistributedModelParallel:
     """Spreads the torchrec collections of a model, compressed or not, over the processes of a group.
 
@@ -50,6 +52,9 @@ def shard(
         device: of this rank, "cpu" or "cuda:<n>".
         pg: the process group, by default that of all processes.
         constraints: for the planner, by the name of the inner table (a `UnifiedEmbedding` has "shared").
+        grad_scaler: the `torch.amp.GradScaler` that scales this rank's loss, if one does. The gradients that reach
+            this rank's rows are divided by its scale; those of a step that are not finite change none of them. False
+            says that the loss is not scaled, though other models of the process use a scaler.
 
     Returns:
         The sharded model. `fused_optimizer` of it holds the state and learning rate of the tables.
@@ -57,7 +62,8 @@ def shard(
     Raises:
         ValueError: on every rank, with the model as it was: another version of embcomp, model, configuration, map or
             setting on one rank (named, with the remedy); an optimizer or a sharding that cannot train these tables; no
-            collection to shard; a model that is sharded or fused already.
+            collection to shard; a model that is sharded or fused already. The backward pass raises where a scaler is in
+            use that `grad_scaler` does not name.
         RuntimeError: no process group; another process is gone.
 
     Example:
@@ -78,6 +84,7 @@ def shard(
     """
     group = _group(pg)
     device = torch.device(device)
+    loss_scale = LossScale(grad_scaler, "shard")
 
     def prepare():
         settings = optimizer_settings(optimizer, optimizer_kwargs, "shard")
@@ -94,7 +101,9 @@ def shard(
     sharders, limits, facts = ranks.each(prepare)
     check_same(ranks, facts)
     plan = ranks.ask_first(lambda: _plan(model, sharders, limits, device, group))
-    return _shard(model, plan, sharders, device, group)
+    sharded = _shard(model, plan, sharders, device, group)
+    _unscale(sharded, loss_scale)
+    return sharded
 
 
 def _group(pg: dist.ProcessGroup | None) -> dist.ProcessGroup:
@@ -176,6 +185,18 @@ def _shard(
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # torchrec's call
             dmp.init_data_parallel()
     return dmp
+
+
+def _unscale(model: nn.Module, loss_scale: LossScale) -> None:
+    """Undoes the scale of the loss where gradients reach the rows of this rank."""
+
+    def unscaled(lookup: nn.Module, features: Any, values: Tensor) -> Tensor:
+        return loss_scale.unscaled(values)
+
+    for module in model.modules():
+        if isinstance(module, ShardedModule):
+            for lookup in module._lookups:  # pyright: ignore
+                lookup.register_forward_hook(unscaled)
 
 
 def _rows(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
