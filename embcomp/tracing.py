@@ -1,4 +1,4 @@
-"""Modules in the graphs of `torch.fx.symbolic_trace`, which records calls with stand-ins in the place of tensors."""
+"""What becomes of modules under `torch.fx.symbolic_trace`, which records calls with stand-ins, and `torch.jit.script`."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,17 @@ from typing import Any
 
 from torch.fx import Proxy
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+
+
+class NotScripted:
+    """A module that TorchScript cannot compile: it says so at once, as does a model that holds it."""
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by `torch.jit.script`, on each module that it is given or meets."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__} (torch has deprecated it): serve the model with "
+            "torch.export or embcomp.export, or take torch.fx.symbolic_trace where a graph is wanted"
+        )
 
 
 def one_node(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,6 +32,19 @@ def check_floats(store: Store, table: str) -> None:
         )
 
 
+def _check_here(weight: Tensor) -> None:
+    """Raises ValueError where rows were spread over processes by `fully_shard` on another table that reads them."""
+    if type(weight) is nn.Parameter or torch.compiler.is_compiling():
+        return
+    from torch.distributed.tensor import DTensor  # seldom needed, and slow to import
+
+    if isinstance(weight, DTensor):
+        raise ValueError(
+            "the rows of this table are sharded by fully_shard on another table that shares them: give all tables of "
+            "one method to one call, fully_shard([model.user, model.item]), or shard the model that holds them"
+        )
+
+
 class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
     """A table of rows. Several compressed tables may hold the same instance.
 
@@ -84,6 +97,7 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
 
     def look_up(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum over the look-ups of each id: rows [N, lookups] (and weights alike) -> [N, dim]."""
+        _check_here(self.weight)
         if self.codec is not None:
             vectors = self._decoded(self.codec, rows)
             if weights is not None:
@@ -103,6 +117,7 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
 
     def pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, mode: str = "sum") -> Tensor:
         """Bags over the first axis of rows [N, lookups]: offsets [B + 1] count ids -> [B, dim]."""
+        _check_here(self.weight)
         lookups = rows.shape[-1]
         if self.codec is not None:
             vectors = self._decoded(self.codec, rows.reshape(-1))

@@ -12,10 +12,10 @@ from embcomp.nn.stores import PlainStore, check_floats
 from embcomp.nn.weight import ComputedWeight
 from embcomp.ops.checks import check_same_device, check_tensor
 from embcomp.settings import checked
-from embcomp.tracing import check_not_a_constant
+from embcomp.tracing import NotScripted, check_not_a_constant
 
 
-class CompressedTable(nn.Module):
+class CompressedTable(NotScripted, nn.Module):
     """The base of `CompressedEmbedding` and `CompressedEmbeddingBag`, which therefore share their state-dict keys.
 
     Settings of torch's classes that cannot be had here are there at their defaults (`max_norm`, `norm_type`,

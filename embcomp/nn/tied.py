@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embcomp.nn.table import CompressedTable
-from embcomp.tracing import one_node
+from embcomp.tracing import NotScripted, one_node
 
 
-class TiedLinear(nn.Module):
+class TiedLinear(NotScripted, nn.Module):
     """An `nn.Linear` that reads its weight from a compressed table, which both train.
 
     Each call makes the full table for that moment.

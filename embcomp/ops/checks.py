@@ -6,6 +6,7 @@ GPU and inside compiled or exported graphs nothing here asks for a value, which 
 """
 
 import ctypes
+import warnings
 from typing import Any
 
 import torch
@@ -148,6 +149,12 @@ def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
         return ids
     given = _unwrapped(ids)
     if not readable(given):
+        if torch.jit.is_tracing():  # pyright: ignore
+            warnings.warn(
+                f"table {table!r}: torch.jit.trace drops the check of ids; torch.export keeps it",
+                torch.jit.TracerWarning,
+                stacklevel=2,
+            )
         inside = ~_outside(given, num_embeddings)
         torch._assert_async(inside.all(), f"table {table!r}: expected {allowed}")  # pyright: ignore
         return ids

@@ -9,7 +9,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embcomp.methods.base import Concat
 from embcomp.nn.stores import pool_vectors
 from embcomp.torchrec.layout import Output, Read
-from embcomp.tracing import one_node
+from embcomp.tracing import NotScripted, one_node
 
 Branches = Mapping[str, KeyedTensor | dict[str, JaggedTensor]]
 
@@ -37,7 +37,7 @@ def _combiners(outputs: Sequence[Output]) -> nn.ModuleList:
     return nn.ModuleList({output.plan.table.name: output.plan.combiner for output in outputs}.values())
 
 
-class AssembleBags(nn.Module):
+class AssembleBags(NotScripted, nn.Module):
     """Pooled features -> one KeyedTensor with the keys, order and widths of the replaced collection."""
 
     def __init__(self, outputs: Sequence[Output], weighted: bool) -> None:
@@ -82,7 +82,7 @@ class AssembleBags(nn.Module):
         return vector
 
 
-class AssembleSequences(nn.Module):
+class AssembleSequences(NotScripted, nn.Module):
     """Features id by id -> a dictionary of JaggedTensors as the replaced collection returns it."""
 
     def __init__(self, outputs: Sequence[Output], need_indices: bool) -> None:

@@ -20,6 +20,7 @@ from embcomp.torchrec.checks import check_meta
 from embcomp.torchrec.encoder import KeyedEncoder
 from embcomp.torchrec.integers import IntegerTables
 from embcomp.torchrec.layout import Layout, holds_sequences, make_layout
+from embcomp.tracing import NotScripted
 
 
 def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn.ModuleDict:
@@ -46,7 +47,7 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
     return branches
 
 
-class _Collection(nn.Module):
+class _Collection(NotScripted, nn.Module):
     """What refuses the state of a collection that is not compressed."""
 
     _tables: list[Any]

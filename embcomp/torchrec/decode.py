@@ -11,10 +11,10 @@ from embcomp.codecs.base import Codec
 from embcomp.nn.stores import pool_vectors
 from embcomp.ops.grid import RowGrid
 from embcomp.torchrec.measure import measure
-from embcomp.tracing import one_node
+from embcomp.tracing import NotScripted, one_node
 
 
-class Decode(nn.Module):
+class Decode(NotScripted, nn.Module):
     """Decodes what a collection answers id by id, and pools it where bags are wanted.
 
     One step to those who trace the model, as training pipelines do.
@@ -63,7 +63,7 @@ class Decode(nn.Module):
         return KeyedTensor(keys=list(decoded), length_per_key=dims, values=torch.cat(pooled, dim=1))  # pyright: ignore
 
 
-class PoolVectors(nn.Module):
+class PoolVectors(NotScripted, nn.Module):
     """Bags of decoded vectors, each times its weight where there are some."""
 
     @one_node

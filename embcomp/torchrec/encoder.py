@@ -11,10 +11,10 @@ from embcomp.ops.bags import transformed
 from embcomp.ops.checks import readable
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.layout import Read
-from embcomp.tracing import one_node
+from embcomp.tracing import NotScripted, one_node
 
 
-class KeyedEncoder(nn.Module):
+class KeyedEncoder(NotScripted, nn.Module):
     """Encodes the features that one inner collection reads. Called once per forward; holds buffers alone.
 
     Args:

@@ -22,6 +22,7 @@ from embcomp.torchrec.integers import untrained
 from embcomp.torchrec.loss_scale import LossScale, Scaler
 from embcomp.torchrec.sequences import look_up_each
 from embcomp.torchrec.trained import optimizer_settings, trained_collections
+from embcomp.tracing import NotScripted
 
 
 class _Row(nn.Module):
@@ -42,7 +43,7 @@ class _Row(nn.Module):
         return self
 
 
-class FusedTables(nn.Module):
+class FusedTables(NotScripted, nn.Module):
     """What `fuse_` puts in the place of a torchrec collection: the same calls and state-dict keys.
 
     The parameters have `requires_grad=False`: no other optimizer may touch them.

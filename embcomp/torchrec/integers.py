@@ -17,7 +17,7 @@ from embcomp.ops.tables import FusedOptimizerSettings, bags_of_tables
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.loss_scale import LossScale
 from embcomp.torchrec.sequences import look_up_each
-from embcomp.tracing import one_node
+from embcomp.tracing import NotScripted, one_node
 
 _BLOCK = 1 << 16  # rows that are drawn at a time
 
@@ -57,7 +57,7 @@ class IntegerTable(nn.Module):
         return super()._apply(fn, recurse)
 
 
-class IntegerTables(nn.Module):
+class IntegerTables(NotScripted, nn.Module):
     """Stands where a torchrec collection of floats would: the same keys of the state dict, and whole look-ups.
 
     Args:

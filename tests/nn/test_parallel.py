@@ -71,8 +71,48 @@ def wrap(model: nn.Module, kind: str) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    return fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    if kind == "fsdp, tables in one call":
+        fully_shard([model.users, model.films], mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def whole(weight: torch.Tensor) -> torch.Tensor:
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
+def shared() -> nn.ModuleDict:
+    model = nn.ModuleDict({"users": nn.Embedding(20, 8), "films": nn.EmbeddingBag(33, 8, mode="sum")})
+    embcomp.compress_(model, {"*": embcomp.UnifiedEmbedding(rows=9, chunk_dim=4)})
+    return model
+
+
+def wrapped_apart() -> list[str]:
+    """What is said of look-ups in a table whose rows another one has sharded."""
+    model, said = shared(), []
+    wrap(model["users"], "fsdp")
+    for call in (
+        lambda: model["films"](torch.tensor([[1, 2]])),
+        lambda: model["films"].materialize(),
+    ):
+        try:
+            call()
+            said.append("")
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_fsdp_around_one_of_the_tables_that_share_rows_is_refused(pair):
+    for said in pair.run(wrapped_apart):
+        assert len(said) == 2
+        for text in said:
+            assert "sharded by fully_shard on another table" in text
+            assert "fully_shard([model.user, model.item])" in text
+
+
+def test_fsdp_around_the_tables_that_share_rows_together(pair):
+    unified = next(str(example) for example in EXAMPLES if str(example).startswith("UnifiedEmbedding"))
+    for difference, moved in pair.run(train, unified, "fsdp, tables in one call"):
+        assert difference < 1e-6
+        assert moved > 1e-3

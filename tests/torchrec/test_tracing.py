@@ -1,6 +1,7 @@
 """torch.fx, torch.compile and torch.export on the drop-ins."""
 
 import logging
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
-from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
@@ -175,3 +176,36 @@ def test_symbolic_trace_of_torch_drop_ins():
         torch.fx.symbolic_trace(other)
     recorded = torch.fx.experimental.proxy_tensor.make_fx(lambda ids: other(ids))(ids)  # makes no constant of it
     torch.testing.assert_close(recorded(ids), other(ids))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::UserWarning")  # torchrec
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("kind", ["bags", "sequences"])
+def test_torchscript_compiles_torchrec_and_is_refused_by_name_for_ours(kind, fused):
+    make = EmbeddingBagCollection if kind == "bags" else EmbeddingCollection
+    torch.jit.script(make(tables=bag_tables() if kind == "bags" else sequence_tables()))
+    model = nn.Sequential(small(KINDS[0], kind)[0])
+    graph = torch.fx.symbolic_trace(model)
+    if fused:
+        fuse_(model, optimizer=torch.optim.SGD)
+    for module in (model, graph):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile .*torch\.export"):
+            torch.jit.script(module)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_of_torch_drop_ins():
+    """Not by `script`; `trace` drops checks, and a warning says so."""
+    model, ids = Scorer(reads_weight=False), torch.tensor([1, 2])
+    embcomp.compress_(model, {"*": embcomp.DoubleHash(rows=20)})
+    for part in (model, model.item, model.tags, model.out):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile"):
+            torch.jit.script(part)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        traced = torch.jit.trace(model.item, (ids,))
+    assert any(
+        w.category is torch.jit.TracerWarning and "'item': torch.jit.trace drops the check" in str(w.message)
+        for w in said
+    )
+    torch.testing.assert_close(traced(torch.tensor([5, 7, 299])), model.item(torch.tensor([5, 7, 299])))
