@@ -1,4 +1,4 @@
-"""What becomes of modules under `torch.fx.symbolic_trace`, which records calls with stand-ins, and `torch.jit.script`."""
+"""Modules under `torch.fx.symbolic_trace`, which records calls with stand-ins, and under `torch.jit.script`."""
 
 import functools
 from collections.abc import Callable

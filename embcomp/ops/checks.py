@@ -152,7 +152,7 @@ def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
         if torch.jit.is_tracing():  # pyright: ignore
             warnings.warn(
                 f"table {table!r}: torch.jit.trace drops the check of ids; torch.export keeps it",
-                torch.jit.TracerWarning,
+                torch.jit.TracerWarning,  # pyright: ignore[reportPrivateImportUsage]
                 stacklevel=2,
             )
         inside = ~_outside(given, num_embeddings)

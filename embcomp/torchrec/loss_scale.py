@@ -51,8 +51,9 @@ class LossScale:
             gc.collect()  # one that is gone may wait to be collected
             if scales := _scales():
                 raise ValueError(
-                    f"a GradScaler scales a loss by {scales[0]:g}, and the tables are updated before it can unscale: give it "
-                    f"to {self.verb}(..., grad_scaler=scaler), or grad_scaler=False where this model's loss is not scaled"
+                    f"a GradScaler scales a loss by {scales[0]:g}, and the tables are updated before it can unscale: "
+                    f"give it to {self.verb}(..., grad_scaler=scaler), or grad_scaler=False where this model's loss is "
+                    "not scaled"
                 )
 
 

@@ -8,8 +8,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
-from experiments.distributed import gathered_state
-from experiments.parity import batch
+from experiments.processes.distributed import gathered_state
+from experiments.studies.parity import batch
 from tests.torchrec.batches import bag_tables, sequence_tables
 
 PLAIN = EmbeddingBagConfig(name="plain", num_embeddings=12, embedding_dim=8, feature_names=["tag"])
