@@ -26,6 +26,7 @@ from embcomp.methods import (
     UnifiedEmbedding,
 )
 from embcomp.notes import CompressionWarning
+from embcomp.planner.features import rank_features
 from embcomp.saving import load, save
 from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
 from embcomp.semantic_ids.sentence_pieces import SentencePieces
@@ -70,6 +71,7 @@ __all__ = [
     "load",
     "nbytes",
     "nn",
+    "rank_features",
     "save",
     "served_nbytes",
     "summary",

@@ -1,0 +1,1 @@
+"""The planner: which tables are worth how many bytes."""

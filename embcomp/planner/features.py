@@ -1,0 +1,121 @@
+"""`rank_features`: what each feature of a click log says of the label, before any model is trained."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from embcomp.planner.features_counts import POSITIVES, RowSample, ValueCounts, bound
+from embcomp.planner.features_noise import entropy
+from embcomp.planner.features_ranking import FeatureRanking
+from embcomp.planner.features_read import batches
+from embcomp.planner.features_redundant import redundant_with
+from embcomp.planner.features_score import feature_scores, pair_score, speaks, sure_gain
+
+_SAMPLE = 200_000  # rows on which redundancy is judged
+
+
+def rank_features(
+    clicks: Any,
+    *,
+    label: str = "label",
+    features: Sequence[str] | None = None,
+    pairs: bool | int = False,
+    least: float = 1e-4,
+    max_values: int = 1 << 24,
+    seed: int = 0,
+) -> FeatureRanking:
+    """Ranks features by what they say of the label beyond what their number of values alone would.
+
+    The score of OutRank (Skrlj and Mramor, RecSys 2023, arXiv 2309.01552): a feature X cuts the rows into groups, and
+    any cut into many small groups seems to explain the label Y. So the score is H(Y | noise) - H(Y | X), with noise
+    that cuts the rows into groups of the same sizes. OutRank draws the noise once, by shifting labels; here it is the
+    exact expectation over all ways to deal the labels out, which depends on the sizes alone: the same score on
+    average, without the noise of a draw, and as good on logs in the order of time, where a shifted label is no noise.
+    A value seen once adds nothing, as in the paper: its entropy is 0 on both sides.
+
+    A feature is useless if its score is one that noise reaches, or below `least` of H(Y), alone and in every pair that
+    was counted. Where labels are spread more evenly than chance (negatives were drawn for each user, so all users have
+    one click rate), nothing is advised but to look at pairs. Rows are taken to be independent; where they are not
+    (sessions, a drift in time), noise reaches somewhat more. A feature is redundant with another if it follows from it
+    (the city from the user); it may still help where the finer one has few rows.
+
+    All is counted in one pass, batch by batch. In memory are 24 bytes for each distinct value of each feature (and of
+    each pair), twice that while parts are added up, one batch of 2^19 rows, and a sample of 200,000 rows to 400,000.
+    Values are known by a hash of 64 bits. Above `max_values` only a random share of the values of the largest features
+    is counted, each in full; their scores are then estimates, marked by "~".
+
+    Args:
+        clicks: a path, folder or glob of parquet files, a list of these, or a polars DataFrame or LazyFrame.
+        label: the column of labels, 0 and 1 or booleans.
+        features: the columns to rank; all but the label by default. A missing value is a value of its own.
+        pairs: the number of best pairs to report, by what crossing them surely adds, True for 10. All pairs are
+            counted, which takes F (F - 1) / 2 times as long as one feature.
+        least: the share of H(Y) below which a feature is useless, however sure its score.
+        max_values: the largest number of distinct values to hold, over all features and pairs.
+        seed: of the hashes, which decide what is sampled.
+
+    Raises:
+        ValueError: a column that does not exist, labels that are missing, other than 0 and 1, or all the same, no
+            rows, no features, NaN in a column, a nested column, numbers out of range; files that cannot be read.
+        FileNotFoundError: a path, folder or glob without parquet files.
+        ModuleNotFoundError: polars is missing; says how to install it.
+
+    Example:
+        >>> import numpy as np, polars as pl, embcomp
+        >>> rng = np.random.default_rng(0)
+        >>> shop, visit = rng.integers(20, size=5000), rng.integers(2000, size=5000)
+        >>> clicked = rng.random(5000) < 0.1 + 0.02 * shop
+        >>> ranking = embcomp.rank_features(pl.DataFrame({"shop": shop, "visit": visit, "label": clicked}))
+        >>> list(ranking.scores), ranking.useless
+        (['shop', 'visit'], ['visit'])
+    """
+    _check_numbers(pairs, least, max_values)
+    names, stream = batches(clicks, label, features, seed)
+    single = {name: ValueCounts([name]) for name in names}
+    crossed = [ValueCounts(pair) for pair in itertools.combinations(names, 2)] if pairs else []
+    sample, rows, positives = RowSample(_SAMPLE, seed + 1), 0, 0
+    for batch in stream:
+        rows, positives = rows + batch.height, positives + int(batch[POSITIVES].sum())
+        sample.add(batch.drop(POSITIVES))
+        for counts in (*single.values(), *crossed):
+            counts.add(batch)
+            bound([*single.values(), *crossed], max_values)
+    _check_labels(label, rows, positives)
+
+    scores = feature_scores(list(single.values()), rows, positives, least)
+    information, found = entropy(positives / rows), []
+    for pair in crossed:
+        better, other = sorted(pair.keys, key=lambda name: -scores[name].score)
+        found.append(pair_score(pair, single[better], scores[other], rows, information))
+    speaking = {name for pair in found if speaks(pair, least) for name in pair.features}
+    ranked = [
+        replace(score, useless=False, even=False) if score.feature in speaking else score for score in scores.values()
+    ]
+    ranked.sort(key=lambda score: -score.score)
+    useful = [score.feature for score in ranked if not (score.useless or score.even)]
+    follows = redundant_with(sample.result(), {score.feature: score.values for score in ranked}, useful)
+    ranked = [replace(score, redundant_with=follows.get(score.feature)) for score in ranked]
+    best = sorted(found, key=lambda pair: -sure_gain(pair))[: 10 if pairs is True else pairs]
+    return FeatureRanking(label, rows, positives / rows, information, tuple(ranked), tuple(best))
+
+
+def _check_numbers(pairs: bool | int, least: float, max_values: int) -> None:
+    if not isinstance(pairs, int) or pairs < 0:
+        raise ValueError(f"rank_features: pairs={pairs!r} must be a number of pairs, or True for 10")
+    if not 0 <= least < 1:
+        raise ValueError(f"rank_features: least={least!r} must be a share of H(Y) in [0, 1); 1e-4 is the default")
+    if not isinstance(max_values, int) or max_values < 1024:
+        raise ValueError(f"rank_features: max_values={max_values!r} must be an integer of at least 1024")
+
+
+def _check_labels(label: str, rows: int, positives: int) -> None:
+    if not rows:
+        raise ValueError("rank_features: clicks holds no rows; check the path, or the filter of the frame")
+    if positives in (0, rows):
+        raise ValueError(
+            f"rank_features: all {rows:,} labels of {label!r} are {int(positives > 0)}, so nothing tells them apart; "
+            "read rows of both classes"
+        )

@@ -1,0 +1,46 @@
+"""Which features follow from another: what a sample of rows says of a dependence A = f(B)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_AGREE = 0.98  # of the disagreements that chance would bring, those that must be missing
+_EXPECTED = 50  # disagreements by chance, fewer of which say nothing
+
+
+def redundant_with(rows: pl.DataFrame, values: dict[str, float], told: Sequence[str]) -> dict[str, str]:
+    """For features that follow from another the name of that other one.
+
+    Two rows of one value of B are of one value of A where A follows from B; how often they would be by chance is
+    known from how often two rows are of one value of A.
+
+    Args:
+        rows: a sample, in random order, one column of hashes for each feature.
+        values: how many values each feature has.
+        told: the features that say something of the label, the best first; others make nothing redundant.
+    """
+    import numpy as np
+
+    codes = {name: np.unique(rows[name].to_numpy(), return_inverse=True)[1] for name in told}
+    chance = {name: float(((np.bincount(code) / max(len(code), 1)) ** 2).sum()) for name, code in codes.items()}
+    found: dict[str, str] = {}
+    # From the fewest values up: the nearest feature that tells all is named, not the finest.
+    for other in sorted(told, key=lambda name: values[name]):
+        order = np.argsort(codes[other], kind="stable")
+        same = np.diff(codes[other][order]) == 0
+        for name in told:
+            # Of two that follow from each other the better one stays.
+            later = told.index(name) > told.index(other)
+            if name == other or name in found or values[name] > 1.001 * values[other]:
+                continue
+            if values[other] <= 1.001 * values[name] and not later:
+                continue
+            agree = np.diff(codes[name][order])[same] == 0
+            expected = (1 - chance[name]) * agree.size
+            if expected >= _EXPECTED and (~agree).sum() <= (1 - _AGREE) * expected:
+                found[name] = other
+    return found
