@@ -51,8 +51,8 @@ def run(
     Under `torchrun --nproc-per-node N -m experiments run ...` N processes train each run together.
     """
     from experiments import plugins
-    from experiments.config.load import find, load
     from experiments.config.options import hint
+    from experiments.load import find, load
     from experiments.loggers import LOGGERS
     from experiments.processes import distributed
 
@@ -162,7 +162,7 @@ def export(
 ) -> None:
     """Export the best weights of runs in several dtypes and judge what is served; unfinished runs are trained first."""
     from experiments import plugins
-    from experiments.config.load import find, load
+    from experiments.load import find, load
     from experiments.runs.results import RESULTS
     from experiments.runs.runner import Settings
     from experiments.studies.export import export_all, write_markdown

@@ -13,32 +13,29 @@
     share = [0.5, 0.1]
 
 gives the runs models x methods x budgets x seeds; a list of values in the optimizer, `lr = [1e-3, 1e-2]`, gives runs
-for each of them. A section [retrieval] makes them retrieval runs, a section [behavior] runs on behaviour sequences,
-poolings x methods x budgets x seeds. `experiments.config.load` reads and checks such a file.
+for each of them. The section of a kind in `experiments.tasks`, such as [retrieval], makes them runs of that kind.
+`experiments.load` reads and checks such a file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-_strict = ConfigDict(extra="forbid")
+from experiments.config.section import NotNegative, Positive, Rate, Section, Seeds, label_of, many, strict
 
-
-def _many(value: Any) -> Any:
-    """One value or a list of them -> a tuple."""
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+NO_SECTION = Section()
 
 
 def _swept(value: Any) -> Any:
     """Tables of settings -> a table for each combination of the values that are lists."""
     tables = []
-    for table in _many(value):
+    for table in many(value):
         if not isinstance(table, dict):
             tables.append(table)
             continue
@@ -52,9 +49,6 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Monitor = Literal[
     "valid/auc",
     "valid/gauc",
@@ -67,10 +61,9 @@ Monitor = Literal[
     "valid/ndcg@20",
     "valid/ndcg@50",
 ]
-Seeds = Annotated[tuple[NotNegative, ...], BeforeValidator(_many), Field(min_length=1)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_strict)
+@dataclass(frozen=True, kw_only=True, config=strict)
 class DataConfig:
     """A data set and the options of its reader (`data.load`); the option `seed = "run"` takes the seed of each run.
 
@@ -87,7 +80,7 @@ class DataConfig:
         return replace(self, options={**self.options, "seed": seed})
 
 
-@dataclass(frozen=True, kw_only=True, config=_strict)
+@dataclass(frozen=True, kw_only=True, config=strict)
 class ModelConfig:
     """A model of `recsys_models` and its options.
 
@@ -108,7 +101,7 @@ class ModelConfig:
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, config=_strict)
+@dataclass(frozen=True, kw_only=True, config=strict)
 class OptimizerConfig:
     """How parameters move. A list of values, of any of the keys, is swept: there is a run for each.
 
@@ -131,7 +124,7 @@ class OptimizerConfig:
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, config=_strict)
+@dataclass(frozen=True, kw_only=True, config=strict)
 class TrainingConfig:
     """How long to train.
 
@@ -158,86 +151,7 @@ class TrainingConfig:
         return self.monitor not in ("valid/logloss", "valid/ne")
 
 
-@dataclass(frozen=True, kw_only=True, config=_strict)
-class ColdConfig:
-    """Items that no training sees, and what is shown of them before they are ranked: see `experiments.tasks.cold`.
-
-    Attributes:
-        share: of the items, drawn by the seed of the run.
-        first: so many interactions of each; one slice of the test split for each number.
-        k: how many clusters of a mixture a placed item reads; all by default.
-    """
-
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    first: Annotated[tuple[Positive, ...], BeforeValidator(_many), Field(min_length=1)] = (1, 3, 10)
-    k: Positive | None = None
-
-
-@dataclass(frozen=True, kw_only=True, config=_strict)
-class RetrievalConfig:
-    """What makes a run a retrieval run: all items are ranked for each user.
-
-    Attributes:
-        loss: "bpr" and "bce" (binary cross-entropy) set each pair against one random item, drawn anew at each step;
-            "directau" needs none.
-        gamma: weight of uniformity in "directau".
-        validate_every: epochs between two evaluations of the valid split.
-        cold: hold items out of training, and rank them after a few interactions.
-    """
-
-    loss: Literal["bpr", "directau", "bce"] = "bpr"
-    gamma: Rate = 1.0
-    validate_every: Positive = 1
-    cold: ColdConfig | None = None
-
-
-@dataclass(frozen=True, kw_only=True, config=_strict)
-class GraphConfig:
-    """Which features of clicks are the two sides of a graph; its edges are the pairs of the positive training rows.
-
-    Attributes:
-        user: the feature whose ids are users.
-        item: the feature whose ids are items.
-    """
-
-    user: str
-    item: str
-
-
-@dataclass(frozen=True, kw_only=True, config=_strict)
-class PoolingConfig:
-    """A pooling of `recsys_models.BehaviorModel`, and the model's options that go with it.
-
-    Attributes:
-        label: name in tables and pictures.
-        seeds: in place of the experiment's.
-    """
-
-    pooling: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    label: str | None = None
-    seeds: Seeds | None = None
-
-
-@dataclass(frozen=True, kw_only=True, config=_strict)
-class BehaviorConfig:
-    """What makes a run one on behaviour sequences: a click-through model reads each user's history.
-
-    Attributes:
-        task: "like", whether the item of an event is rated above 3, or "next", whether an item is the next one.
-        length: events of a history, at most.
-        request: the examples of so many events that follow each other share the history before the first of them; a
-            batch holds `training.batch_size` requests.
-        poolings: what is compared.
-    """
-
-    task: Literal["like", "next"]
-    length: Positive
-    request: Positive = 1
-    poolings: Annotated[tuple[PoolingConfig, ...], BeforeValidator(_many), Field(min_length=1)]
-
-
-@dataclass(frozen=True, kw_only=True, config=_strict)
+@dataclass(frozen=True, kw_only=True, config=strict)
 class SliceConfig:
     """Rows whose id of `feature` occurs min_count <= n <= max_count times in training: metrics `test/auc/<slice>`.
 
@@ -249,7 +163,7 @@ class SliceConfig:
     max_count: NotNegative | None = None
 
 
-@dataclass(frozen=True, kw_only=True, config=_strict)
+@dataclass(frozen=True, kw_only=True, config=strict)
 class MethodConfig:
     """A method by its class name, its options, and at most one kind of budget.
 
@@ -267,9 +181,9 @@ class MethodConfig:
 
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
-    rows: Annotated[tuple[Positive, ...], BeforeValidator(_many)] | None = None
-    nbytes: Annotated[tuple[Positive, ...], BeforeValidator(_many)] | None = None
-    share: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_many)] | None = None
+    rows: Annotated[tuple[Positive, ...], BeforeValidator(many)] | None = None
+    nbytes: Annotated[tuple[Positive, ...], BeforeValidator(many)] | None = None
+    share: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(many)] | None = None
     label: str | None = None
     seeds: Seeds | None = None
     table: Annotated[str | tuple[str, ...] | None, BeforeValidator(_listed)] = None
@@ -279,7 +193,7 @@ class MethodConfig:
     @property
     def tables(self) -> tuple[str, ...]:
         """The names in `table`; none where the method compresses all features."""
-        return _many(self.table) if self.table else ()
+        return many(self.table) if self.table else ()
 
     @property
     def budgets(self) -> list[tuple[str, int | float] | None]:
@@ -288,40 +202,43 @@ class MethodConfig:
         return list(given) or [None]
 
 
-@dataclass(frozen=True, kw_only=True, config=_strict)
+@dataclass(frozen=True, kw_only=True, config=strict)
 class ExperimentConfig:
-    """One TOML file."""
+    """One TOML file.
+
+    Attributes:
+        kind: name of the kind of runs, from the section that the file has.
+        section: settings of that kind.
+    """
 
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
     data: DataConfig
-    model: Annotated[tuple[ModelConfig, ...], BeforeValidator(_many), Field(min_length=1)]
+    model: Annotated[tuple[ModelConfig, ...], BeforeValidator(many), Field(min_length=1)]
     optimizer: Annotated[tuple[OptimizerConfig, ...], BeforeValidator(_swept), Field(min_length=1)] = (
         OptimizerConfig(),
     )
     training: TrainingConfig
-    retrieval: RetrievalConfig | None = None
-    behavior: BehaviorConfig | None = None
-    graph: GraphConfig | None = None
     slices: dict[str, SliceConfig] = Field(default_factory=dict)
-    methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(_many), Field(min_length=1)]
+    methods: Annotated[tuple[MethodConfig, ...], BeforeValidator(many), Field(min_length=1)]
     seeds: Seeds = (0,)
+    kind: str = "clicks"
+    section: Any = NO_SECTION
 
     def runs(self) -> Iterator[RunConfig]:
-        """Models x optimizers x poolings x methods x budgets x seeds; seeds outermost: a part shows the whole."""
+        """Models x optimizers x sections x methods x budgets x seeds; seeds outermost: a part shows the whole."""
         given = [asdict(optimizer) for optimizer in self.optimizer]
         swept = [key for key in given[0] if any(other[key] != given[0][key] for other in given)]
-        poolings = self.behavior.poolings if self.behavior else (None,)
         entries = [
-            (model, optimizer, pooling, method, budget, (pooling and pooling.seeds) or method.seeds or self.seeds)
+            (model, optimizer, section, method, budget, section.seeds_of_run or method.seeds or self.seeds)
             for model in self.model
             for optimizer in self.optimizer
-            for pooling in poolings
+            for section in self.section.variants()
             for method in self.methods
             for budget in method.budgets
         ]
         for seed in dict.fromkeys(seed for *_, seeds in entries for seed in seeds):
-            for model, optimizer, pooling, method, budget, seeds in entries:
+            for model, optimizer, section, method, budget, seeds in entries:
                 if seed in seeds:
                     yield RunConfig(
                         experiment=self.experiment,
@@ -330,9 +247,8 @@ class ExperimentConfig:
                         optimizer=optimizer,
                         swept=tuple(swept),
                         training=self.training,
-                        retrieval=self.retrieval,
-                        behavior=None if pooling is None else replace(self.behavior, poolings=(pooling,)),
-                        graph=self.graph,
+                        kind=self.kind,
+                        section=section,
                         slices=self.slices,
                         method=replace(method, rows=None, nbytes=None, share=None, seeds=None),
                         budget=budget,
@@ -342,9 +258,11 @@ class ExperimentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training: a method at one budget (kind, value) with one seed; of a behaviour run, one pooling.
+    """One training: a method at one budget (kind, value) with one seed.
 
     Attributes:
+        kind: a name in `experiments.tasks.task.KINDS`.
+        section: settings of that kind.
         swept: keys of the optimizer in which the experiment's runs differ.
     """
 
@@ -353,9 +271,8 @@ class RunConfig:
     model: ModelConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
-    retrieval: RetrievalConfig | None
-    behavior: BehaviorConfig | None
-    graph: GraphConfig | None
+    kind: str
+    section: Any
     slices: dict[str, SliceConfig]
     method: MethodConfig
     budget: tuple[str, int | float] | None
@@ -363,44 +280,34 @@ class RunConfig:
     swept: tuple[str, ...] = ()
 
     @property
-    def pooling(self) -> PoolingConfig | None:
-        """Of a behaviour run."""
-        return self.behavior.poolings[0] if self.behavior else None
-
-    @property
     def dataset(self) -> str:
-        """As tables and pictures call it: the data set, and the task of a behaviour run."""
-        return f"{self.data.name} {self.behavior.task}" if self.behavior else self.data.name
+        """The data set as tables and pictures call it."""
+        return self.section.dataset(self.data.name)
 
     @property
     def label(self) -> str:
-        """Method and options, as tables and pictures call them; of a behaviour run pooling and method.
-
-        What is swept of the optimizer is said, too.
-        """
-        method = self.method.label or _label(self.method.method, self.method.options)
-        if self.pooling is not None:
-            pooling = self.pooling.label or _label(self.pooling.pooling, self.pooling.options)
-            method = pooling if self.method.method == "Full" else f"{pooling}, {method}"
-        return ", ".join([method, *(f"{key}={getattr(self.optimizer, key)}" for key in self.swept)])
+        """The method and its options, and what is swept of the optimizer, as tables and pictures call them."""
+        method = self.method.label or label_of(self.method.method, self.method.options)
+        label = self.section.label(method, self.method.method)
+        return ", ".join([label, *(f"{key}={getattr(self.optimizer, key)}" for key in self.swept)])
 
     @property
     def name(self) -> str:
-        """Unique in the experiment, fit for a file name."""
+        """The name of the run: unique in the experiment, fit for a file name."""
         budget = f"-{self.budget[0]}{self.budget[1]:g}" if self.budget and self.budget[0] == "share" else ""
         if self.budget and not budget:
             budget = f"-{self.budget[0]}{self.budget[1]}"
-        # Retrieval and graph runs compare models on the same data.
-        model = f"-{self.model.name}" if self.retrieval or self.graph else ""
+        model = f"-{self.model.name}" if self.section.compares_models else ""
         return f"{_plain(self.dataset)}{model}-{_plain(self.label)}{budget}-seed{self.seed}"
 
     def of_full_tables(self) -> RunConfig:
-        """The run that trains the same model with full tables."""
+        """Make the run that trains the same model with full tables."""
         return replace(self, method=MethodConfig(method="Full"), budget=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without what was not given for the method."""
-        values = asdict(self)
+        """The configuration as JSON values, without what was not given for the method."""
+        names = ("experiment", "data", "model", "optimizer", "training", "slices", "seed")
+        values = {name: _json(getattr(self, name)) for name in names}
         values["method"] = {
             "method": self.method.method,
             "options": self.method.options,
@@ -409,21 +316,14 @@ class RunConfig:
             **({"content": True} if self.method.content else {}),
             **({"after_training": True} if self.method.after_training else {}),
         }
-        del values["budget"], values["swept"]
-        for section in ("retrieval", "graph"):
-            if values[section] is None:
-                del values[section]
-        if self.pooling is None:
-            del values["behavior"]
-        else:
-            del values["behavior"]["poolings"]
-            values["behavior"] |= {"pooling": self.pooling.pooling, "options": self.pooling.options}
-        return values
+        return {**values, self.section.key: self.section.to_dict()} if self.section.key else values
 
 
-def _label(name: str, options: dict[str, Any]) -> str:
-    given = ", ".join(f"{option}={value}" for option, value in options.items())
-    return f"{name}({given})" if given else name
+def _json(value: Any) -> Any:
+    """A section, or a table of sections, as plain values."""
+    if isinstance(value, dict):
+        return {name: _json(part) for name, part in value.items()}
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _plain(text: str) -> str:

@@ -74,7 +74,10 @@ class Summary:
 
 
 def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str], None]) -> tuple[str, str]:
-    """One run, from where it stands to its result file -> (a field of `Summary`, what to say of it)."""
+    """Train one run, resuming where possible, and write its result file; return (status, message).
+
+    The status is the name of a field of `Summary`.
+    """
     import torch
 
     from experiments.loggers import LOGGERS, Start
@@ -144,8 +147,8 @@ def _shown(name: str, value: float | None) -> str:
     return f"{name} not defined (one class only)" if value is None else f"{name} {value:.4f}"
 
 
-def unheard(done: int, total: int, text: str) -> None:
-    """A report that nobody reads."""
+def no_progress(done: int, total: int, text: str) -> None:
+    """Ignore progress."""
 
 
 def forget(run: RunConfig, settings: Settings) -> None:

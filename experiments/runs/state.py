@@ -9,9 +9,10 @@ from typing import Any
 
 import data
 from data.fingerprint import fingerprint
-from data.registry import DATASETS, INTERACTIONS, SEQUENCES, Dataset, content_of
+from data.registry import Dataset, content_of
 from experiments.config import RunConfig
 from experiments.errors import InputError
+from experiments.tasks.task import KINDS
 from experiments.tasks.text import vectors_file
 
 
@@ -62,6 +63,4 @@ def reader(run: RunConfig) -> Any:
 
 
 def _datasets(run: RunConfig) -> Mapping[str, Dataset]:
-    if run.behavior is not None:
-        return SEQUENCES
-    return DATASETS if run.retrieval is None else INTERACTIONS
+    return KINDS[run.kind].datasets

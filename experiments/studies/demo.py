@@ -12,7 +12,7 @@ from rich.table import Table
 import data
 from data.registry import has_files
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.config.load import check
+from experiments.load import check
 from experiments.report import collect, write_html
 from experiments.report.collect import Section
 from experiments.runs.results import is_current

@@ -53,7 +53,7 @@ def export_all(runs: Sequence[RunConfig], settings: Settings, console: Console, 
     Raises:
         InputError: a retrieval or behaviour run.
     """
-    others = [run.name for run in runs if run.retrieval is not None or run.behavior is not None]
+    others = [run.name for run in runs if run.kind != "clicks"]
     if others:
         raise InputError(f"{others[0]} is a retrieval or behaviour run: only click-through models are exported here")
     pending = [run for run in runs if force or not _is_current(run, settings.results)]

@@ -21,13 +21,13 @@ from torch import Tensor
 
 import data
 from experiments.config import RunConfig
-from experiments.config.load import load
 from experiments.errors import InputError
 from experiments.files import write_json, write_text
+from experiments.load import load
 from experiments.processes.machine import hardware, versions
 from experiments.report.collect import Stat
 from experiments.runs.results import checkpoint_key, is_of, proof
-from experiments.runs.runner import unheard
+from experiments.runs.runner import no_progress
 from experiments.tasks.clicks import ClickTask, load_data
 from experiments.tasks.content import resolved
 from experiments.training.train import Trainer
@@ -138,7 +138,7 @@ def _logits(run: RunConfig, folder: Path, run_key: str) -> Tensor:
     """Train, and predict the test split by the best epoch."""
     task = ClickTask.prepare(run)
     device = torch.device("cpu")
-    trainer = Trainer(task, folder=folder / run.name, key=run_key, device=device, report=unheard)
+    trainer = Trainer(task, folder=folder / run.name, key=run_key, device=device, report=no_progress)
     trainer.fit()
     trainer.last.remove()
     model = trainer.model.eval()

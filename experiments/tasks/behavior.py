@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,14 +20,113 @@ from data.requests import RequestBatch, Requests
 from data.sequences import examples
 from data.splits import SPLITS
 from embcomp.methods import Method, Table
-from experiments.config import BehaviorConfig, PoolingConfig, RunConfig
+from experiments.config import ExperimentConfig, RunConfig
+from experiments.config.options import hint, misfits, unknown
+from experiments.config.problems import data_problems, known_model, monitor_problems, unfitted_problems
+from experiments.config.section import Positive, Section, Seeds, label_of, many, strict
 from experiments.errors import InputError
 from experiments.processes import distributed
 from experiments.tasks.datasets import load_data
+from experiments.tasks.kind import Kind
 from experiments.tasks.metrics import sliced_metrics
 from experiments.tasks.retrieval import embeddings
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.behavior import POOLINGS, BehaviorModel
+from recsys_models.search import ATTENTIONS, Search
+
+_GIVEN = {"self", "items", "pooling", "categories", "num_dense", "options"}
+"""The options that runs give a behaviour model themselves."""
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=strict)
+class PoolingConfig:
+    """A pooling of `recsys_models.BehaviorModel`, and the model's options that go with it.
+
+    Attributes:
+        label: name in tables and pictures.
+        seeds: in place of the experiment's.
+    """
+
+    pooling: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    label: str | None = None
+    seeds: Seeds | None = None
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=strict)
+class BehaviorConfig(Section):
+    """What makes a run one on behaviour sequences: a click-through model reads each user's history.
+
+    Attributes:
+        task: "like", whether the item of an event is rated above 3, or "next", whether an item is the next one.
+        length: events of a history, at most.
+        request: the examples of so many events that follow each other share the history before the first of them; a
+            batch holds `training.batch_size` requests.
+        poolings: what is compared.
+    """
+
+    key = "behavior"
+
+    task: Literal["like", "next"]
+    length: Positive
+    request: Positive = 1
+    poolings: Annotated[tuple[PoolingConfig, ...], BeforeValidator(many), Field(min_length=1)]
+
+    @property
+    def pooling(self) -> PoolingConfig:
+        """The pooling of one run."""
+        return self.poolings[0]
+
+    @property
+    def seeds_of_run(self) -> tuple[int, ...] | None:
+        return self.pooling.seeds
+
+    def variants(self) -> Sequence[BehaviorConfig]:
+        """The section of each run: one pooling."""
+        return [replace(self, poolings=(pooling,)) for pooling in self.poolings]
+
+    def dataset(self, name: str) -> str:
+        return f"{name} {self.task}"
+
+    def label(self, label: str, method: str) -> str:
+        pooling = self.pooling.label or label_of(self.pooling.pooling, self.pooling.options)
+        return pooling if method == "Full" else f"{pooling}, {label}"
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["poolings"]
+        return {**values, "pooling": self.pooling.pooling, "options": self.pooling.options}
+
+
+def problems(experiment: ExperimentConfig) -> Iterator[str]:
+    """Say what is wrong with an experiment on behaviour sequences, as far as it can be known without data."""
+    yield from data_problems(experiment.data, data.SEQUENCES)
+    yield from monitor_problems(experiment, "auc")
+    yield from unfitted_problems(experiment)
+    model_options: set[str] = set()
+    for model in experiment.model:
+        model_options |= set((yield from known_model(model, {"BehaviorModel": BehaviorModel}, _GIVEN)))
+        if model.linear:
+            yield "model.linear: BehaviorModel takes no first-order weights; leave it out"
+    if any(optimizer.embedding for optimizer in experiment.optimizer):
+        yield "optimizer.embedding: tables of behaviour models are not fused; leave it out"
+    for number, pooling in enumerate(experiment.section.poolings):
+        yield from _pooling_problems(f"behavior.poolings[{number}]", pooling, model_options)
+    for name, rows in experiment.slices.items():
+        if rows.feature != "history":
+            yield f"slices.{name}.feature: behaviour runs have slices of 'history', not of {rows.feature!r}"
+
+
+def _pooling_problems(key: str, pooling: PoolingConfig, model_options: set[str]) -> Iterator[str]:
+    cls = POOLINGS.get(pooling.pooling)
+    if cls is None:
+        yield f"{key}.pooling: unknown pooling {pooling.pooling!r}{hint(pooling.pooling, POOLINGS)}"
+        return
+    classes = [cls, Search, *ATTENTIONS.values()] if issubclass(cls, Search) else [cls]
+    known = {name for each in classes for name in inspect.signature(each.__init__).parameters} | model_options
+    yield from unknown(f"{key}.options", pooling.options, known - _GIVEN - {"dim", "embedding_dim"})
+    for each in (BehaviorModel, *classes):
+        yield from misfits(f"{key}.options", pooling.options, each)
 
 
 @dataclass(frozen=True)
@@ -44,15 +146,15 @@ class BehaviorTask:
 
     @classmethod
     def prepare(cls, run: RunConfig) -> BehaviorTask:
-        assert run.behavior is not None
-        assert run.pooling is not None
+        config = run.section
+        assert isinstance(config, BehaviorConfig)
         if run.method.table not in (None, "item"):
             raise InputError(f"method.table: there is no table {run.method.table!r}, only 'item'")
         sequences = load_data(data.load_sequences, run.data)
         tables = [Table("item", sequences.num_items, run.model.embedding_dim)]
         method = sized(run, tables, BehaviorTraining(sequences))
         rows = sum(store.rows for store in method.plan(tables).stores.values())
-        return cls(run, run.behavior, run.pooling, sequences, method, rows, full_nbytes(tables))
+        return cls(run, config, config.pooling, sequences, method, rows, full_nbytes(tables))
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
@@ -165,3 +267,6 @@ def _requests(key: _Key, task: str, split: str, seed: int, size: int, length: in
         return Requests.of(key.sequences, examples(key.sequences, task, split, seed), size, length)
     except data.DataError as error:
         raise InputError(f"task {task!r}: {error}") from error
+
+
+BEHAVIOR = Kind("behavior", BehaviorConfig, data.SEQUENCES, problems, BehaviorTask.prepare)

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
@@ -20,16 +21,55 @@ from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from embcomp.torchrec import CompressedEmbeddingBagCollection
 from embcomp.torchrec.site import stores_of
-from experiments.config import DataConfig, GraphConfig, ModelConfig, RunConfig, SliceConfig
+from experiments.config import DataConfig, ExperimentConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.config.inputs import counts_of
+from experiments.config.options import plain
+from experiments.config.problems import data_problems, known_model, monitor_problems
+from experiments.config.section import Section, strict
 from experiments.errors import InputError
 from experiments.processes import distributed
 from experiments.tasks import content as semantic
 from experiments.tasks.evaluate import evaluate
+from experiments.tasks.kind import Kind
 from experiments.tasks.names import table_name
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
-from recsys_models.build import build
+from recsys_models.build import MODELS, RETRIEVAL_MODELS, build
 from recsys_models.gmf import GMF
+
+_GIVEN = {"self", "embeddings", "feature_names", "dims", "num_dense", "linear"}
+"""The options that runs give a model themselves."""
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=strict)
+class GraphConfig(Section):
+    """Which features of clicks are the two sides of a graph; its edges are the pairs of the positive training rows.
+
+    Attributes:
+        user: the feature whose ids are users.
+        item: the feature whose ids are items.
+    """
+
+    key = "graph"
+    compares_models = True
+
+    user: str
+    item: str
+
+
+def problems(experiment: ExperimentConfig) -> Iterator[str]:
+    """Say what is wrong with an experiment of click-through runs, as far as it can be known without data."""
+    yield from data_problems(experiment.data, data.DATASETS)
+    yield from monitor_problems(experiment, "auc")
+    for model in experiment.model:
+        if plain(model.name) in map(plain, RETRIEVAL_MODELS):
+            yield f"model.name: {model.name} is a retrieval model; add a section [retrieval]"
+            continue
+        parameters = yield from known_model(model, MODELS, _GIVEN)
+        if model.linear and parameters and "linear" not in parameters:
+            yield f"model.linear: {model.name} takes no first-order weights; leave it out"
+    fitted = [number for number, method in enumerate(experiment.methods) if method.after_training]
+    if fitted and any(optimizer.embedding for optimizer in experiment.optimizer):
+        yield f"methods[{fitted[0]}].after_training: full tables are not fused then; leave out optimizer.embedding"
 
 
 @dataclass(frozen=True)
@@ -66,7 +106,7 @@ class ClickTask:
         tables = [Table(table_name(f.name), f.num_embeddings, width) for f in clicks.schema.features]
         chosen = [table for table, name in zip(tables, names, strict=True) if not alone or name in alone]
         extra = full_nbytes(_linear(tables)) if run.model.linear else 0
-        training = ClickTraining(clicks, run.graph)
+        training = ClickTraining(clicks, run.section if isinstance(run.section, GraphConfig) else None)
         method = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
         plan = method.plan(chosen)
         rows = sum(store.rows for store in plan.stores.values())
@@ -220,3 +260,6 @@ def _configs(features: Sequence[str], tables: Sequence[Table], config: ModelConf
         )
         for feature, table in zip(features, tables, strict=True)
     ]
+
+
+CLICKS = Kind("clicks", GraphConfig, data.DATASETS, problems, ClickTask.prepare)

@@ -6,7 +6,8 @@
     k = 1  # clusters that a placed item of a mixture reads; all by default
 
 gives, for each n of `first`, `test/<metric>/first-n`: of the pairs of cold items in the test split, after n pairs of
-each cold item from the train split have shown where it belongs. Nothing is trained then. A hash is what it was.
+each cold item from the train split have shown where it belongs. No weights are trained in this step, and hashed rows
+do not change.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import polars as pl
 import torch
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor
 
 import data
@@ -26,7 +29,22 @@ from embcomp.graph import Clusters, Edges, Mixture, interactions
 from embcomp.methods import GraphHash, Method, SoftGraphHash, Table
 from embcomp.methods.base import per_table
 from embcomp.nn import CompressedEmbedding
-from experiments.config import ColdConfig
+from experiments.config.section import Positive, many, strict
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=strict)
+class ColdConfig:
+    """Items that no training sees, and what is shown of them before they are ranked.
+
+    Attributes:
+        share: of the items, drawn by the seed of the run.
+        first: so many interactions of each; one slice of the test split for each number.
+        k: how many clusters of a mixture a placed item reads; all by default.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    first: Annotated[tuple[Positive, ...], BeforeValidator(many), Field(min_length=1)] = (1, 3, 10)
+    k: Positive | None = None
 
 
 @dataclass(frozen=True)

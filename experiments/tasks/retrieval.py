@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,17 +18,60 @@ from embcomp.methods import Method, Table
 from embcomp.methods.base import Plan
 from embcomp.nn import CompressedEmbedding
 from embcomp.nn.table import make_stores
-from experiments.config import ModelConfig, RetrievalConfig, RunConfig
+from experiments.config import ExperimentConfig, ModelConfig, RunConfig
+from experiments.config.options import plain
+from experiments.config.problems import data_problems, known_model, monitor_problems, unfitted_problems
+from experiments.config.section import Positive, Rate, Section, strict
 from experiments.errors import InputError
 from experiments.processes import distributed
-from experiments.tasks.cold import ColdItems, placed
+from experiments.tasks.cold import ColdConfig, ColdItems, placed
 from experiments.tasks.datasets import load_data
+from experiments.tasks.kind import Kind
 from experiments.tasks.ranking import pair_auc, rank_metrics
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
-from recsys_models.build import build_retrieval
+from recsys_models.build import RETRIEVAL_MODELS, build_retrieval
 from recsys_models.losses import bpr_loss, directau_loss
 
 _START_STD = 0.1  # of LightGCN's tables, where the configuration says nothing
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=strict)
+class RetrievalConfig(Section):
+    """What makes a run a retrieval run: all items are ranked for each user.
+
+    Attributes:
+        loss: "bpr" and "bce" (binary cross-entropy) set each pair against one random item, drawn anew at each step;
+            "directau" needs none.
+        gamma: weight of uniformity in "directau".
+        validate_every: epochs between two evaluations of the valid split.
+        cold: hold items out of training, and rank them after a few interactions.
+    """
+
+    key = "retrieval"
+    compares_models = True
+
+    loss: Literal["bpr", "directau", "bce"] = "bpr"
+    gamma: Rate = 1.0
+    validate_every: Positive = 1
+    cold: ColdConfig | None = None
+
+
+def problems(experiment: ExperimentConfig) -> Iterator[str]:
+    """Say what is wrong with an experiment of retrieval runs, as far as it can be known without data."""
+    config = experiment.section
+    yield from data_problems(experiment.data, data.INTERACTIONS)
+    yield from monitor_problems(experiment, "recall@20")
+    yield from unfitted_problems(experiment)
+    for model in experiment.model:
+        yield from known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
+        if config.loss == "directau" and plain(model.name) == "neumf":
+            yield "retrieval.loss: directau compares vectors, and NeuMF has scores alone; take bpr or bce"
+        if model.linear:
+            yield "model.linear: retrieval models take no first-order weights; leave it out"
+    if any(optimizer.embedding for optimizer in experiment.optimizer):
+        yield "optimizer.embedding: tables of retrieval models are not fused; leave it out"
+    if experiment.slices:
+        yield "slices: a retrieval run has none; leave them out"
 
 
 @dataclass(frozen=True)
@@ -46,16 +91,17 @@ class RetrievalTask:
 
     @classmethod
     def prepare(cls, run: RunConfig) -> RetrievalTask:
-        assert run.retrieval is not None
+        config = run.section
+        assert isinstance(config, RetrievalConfig)
         if run.method.table is not None:
             raise InputError("method.table: retrieval runs compress the tables of users and items together")
         pairs = load_data(data.load_interactions, run.data)
-        cold = ColdItems.drawn(pairs, run.retrieval.cold, run.seed) if run.retrieval.cold else None
+        cold = ColdItems.drawn(pairs, config.cold, run.seed) if config.cold else None
         pairs = cold.pairs if cold else pairs
         tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
         method = sized(run, tables, RetrievalTraining(pairs))
         rows = sum(store.rows for store in method.plan(tables).stores.values())
-        return cls(run, run.retrieval, pairs, tables, method, rows, full_nbytes(tables), cold)
+        return cls(run, config, pairs, tables, method, rows, full_nbytes(tables), cold)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
@@ -153,3 +199,6 @@ def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:
             weight.normal_(std=_START_STD if std is None else std) if bound is None else weight.uniform_(-bound, bound)
             weight.mul_(store.summands**-0.5)
     return [CompressedEmbedding.from_plan(plan, part, stores) for part in plan.tables]
+
+
+RETRIEVAL = Kind("retrieval", RetrievalConfig, data.INTERACTIONS, problems, RetrievalTask.prepare)

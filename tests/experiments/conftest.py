@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.config import ExperimentConfig, RunConfig
-from experiments.config.load import check
+from experiments.load import check
 
 SMALL: dict[str, Any] = {
     "experiment": "small",

@@ -17,12 +17,12 @@ import experiments.__main__ as cli
 from data.registry import DATASETS
 from embcomp.methods import METHODS
 from experiments import plugins
-from experiments.config.load import check
 from experiments.errors import InputError
+from experiments.load import check
 from experiments.loggers import LOGGERS, MLflow, Start, WandB
 from experiments.runs.flat import save, table
 from experiments.runs.results import key
-from experiments.runs.runner import Settings, execute, unheard
+from experiments.runs.runner import Settings, execute, no_progress
 from recsys_models.build import MODELS, RETRIEVAL_MODELS
 
 MINE = '''
@@ -171,7 +171,7 @@ def test_mlflow_and_wandb(make_run: Any, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr(FakeClient, "calls", [])
     settings = Settings(tmp_path / "results", tmp_path / "out", loggers=("mlflow", "wandb"))
-    assert execute(run, settings, unheard)[0] == "done"
+    assert execute(run, settings, no_progress)[0] == "done"
     calls = FakeClient.calls
     assert calls[:3] == [
         ("get_experiment_by_name", "small"),

@@ -24,8 +24,8 @@ from data import DataError
 from data.ids import Field
 from data.readers import parquet
 from experiments.config import RunConfig
-from experiments.config.load import load
 from experiments.errors import InputError
+from experiments.load import load
 
 TRIES = 100  # of each base
 SECONDS = float(os.environ.get("EMBCOMP_FUZZ_SECONDS", "0"))

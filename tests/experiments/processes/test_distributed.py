@@ -13,12 +13,12 @@ import torch
 
 import embcomp
 from experiments.config import RunConfig
-from experiments.config.load import check
 from experiments.errors import InputError
+from experiments.load import check
 from experiments.processes import distributed
 from experiments.processes.processes import Processes
 from experiments.runs import results, runner
-from experiments.runs.runner import Settings, execute, unheard
+from experiments.runs.runner import Settings, execute, no_progress
 from experiments.training import train
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +46,7 @@ def execute_there(run: RunConfig, folder: Path, cache: str, kill: int | None = N
         train.Trainer._time_to_save = dying
         train._ASK_EVERY = 2
     seconds = 30.0 if kill is None else 0.0
-    return execute(run, Settings(folder / "results", folder / "out", checkpoint_seconds=seconds), unheard)
+    return execute(run, Settings(folder / "results", folder / "out", checkpoint_seconds=seconds), no_progress)
 
 
 @pytest.fixture(params=TABLES)
@@ -57,7 +57,7 @@ def config(request, make_run) -> RunConfig:
 @pytest.fixture
 def alone(config, tmp_path) -> dict:
     """What one process comes to."""
-    status, text = execute(config, Settings(tmp_path / "alone", tmp_path / "alone-out"), unheard)
+    status, text = execute(config, Settings(tmp_path / "alone", tmp_path / "alone-out"), no_progress)
     assert status == "done", text
     return values(config, tmp_path / "alone")
 
@@ -113,7 +113,7 @@ def test_torchrun_is_the_command_of_one_process(toml, small, make_run, tmp_path)
     found = json.loads(file.read_text())
     assert found["processes"] == 2
     run = make_run(methods=[{"method": "HashingTrick", "share": 0.5}])
-    assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), unheard)[0] == "done"
+    assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), no_progress)[0] == "done"
     assert found["key"] == values(run, tmp_path / "alone")["key"]
     assert found["metrics"] == pytest.approx(values(run, tmp_path / "alone")["metrics"], abs=2e-5)
 
@@ -184,7 +184,7 @@ OTHERS = {
 @pytest.mark.parametrize("sections", OTHERS.values(), ids=OTHERS.keys())
 def test_retrieval_and_behavior_runs_come_to_what_one_process_does(pair, sections, tmp_path):
     run = next(check(sections, "x.toml").runs())
-    assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), unheard)[0] == "done"
+    assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), no_progress)[0] == "done"
     said = pair.run(execute_there, run, tmp_path, os.environ["XDG_CACHE_HOME"])
     assert [status for status, _ in said] == ["done", "done"], said
     alone, found = values(run, tmp_path / "alone"), values(run, tmp_path / "results")

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from data import registry
 from experiments.config import RunConfig
-from experiments.config.load import check
 from experiments.errors import InputError
+from experiments.load import check
 from experiments.runs import results
 from experiments.runs.results import checkpoint_key, is_current, key
-from experiments.runs.runner import Settings, execute, run_all, unheard
+from experiments.runs.runner import Settings, execute, no_progress, run_all
 
 NAMES = ("item.cat", "item/cat", "type", "items", "values", "train", "user[0]")
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_result_is_of_what_is_in_the_files(folder: Path) -> None:
     (run,), settings = make_runs(), Settings(folder / "results", folder / "out")
-    assert execute(run, settings, unheard)[0] == "done"
+    assert execute(run, settings, no_progress)[0] == "done"
     assert is_current(run, settings.results)
     path = folder / "rows.parquet"
     os.utime(path, ns=(0, 0))
@@ -133,7 +133,7 @@ def test_a_test_split_of_one_class(folder: Path) -> None:
         assert {"test/logloss", "valid/auc"} <= set(metrics)
     frame.with_columns(click=pl.when(pl.int_range(400) >= 320).then(0).otherwise("click")).write_parquet("rows.parquet")
     (run,) = make_runs(training={"batch_size": 128, "epochs": 1})
-    status, said = execute(run, Settings(folder / "results", folder / "out"), unheard)
+    status, said = execute(run, Settings(folder / "results", folder / "out"), no_progress)
     assert status == "bad_input"
     assert "valid/auc is not defined: the valid split holds one class only; split the data otherwise" in said
 
@@ -157,7 +157,7 @@ def test_columns_of_any_name(folder: Path, method: dict[str, Any]) -> None:
         slices={"often": {"feature": "item/cat", "min_count": 20}},
         model={"name": "DeepFM", "embedding_dim": 4, "linear": True, "options": {"hidden": [4]}},
     )
-    status, said = execute(run, Settings(folder / "results", folder / "out"), unheard)
+    status, said = execute(run, Settings(folder / "results", folder / "out"), no_progress)
     assert status == "done", said
     values = json.loads(results.path_of(run, folder / "results").read_text())
     assert values["metrics"]["test/rows/often"] > 0

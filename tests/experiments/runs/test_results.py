@@ -11,7 +11,7 @@ import pytest
 import embcomp
 from experiments.errors import InputError
 from experiments.runs import results
-from experiments.runs.runner import Settings, execute, unheard
+from experiments.runs.runner import Settings, execute, no_progress
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(make_run):
 
 
 def test_a_result_says_all_that_is_asked(run, settings):
-    assert execute(run, settings, unheard)[0] == "done"
+    assert execute(run, settings, no_progress)[0] == "done"
     values = json.loads((settings.results / "small" / "synthetic-HashingTrick-share0.25-seed0.json").read_text())
     said = {name: values[name] for name in ("experiment", "dataset", "model", "method", "seed", "label", "budget")}
     assert said == {
@@ -54,7 +54,7 @@ def test_a_result_says_all_that_is_asked(run, settings):
 
 
 def test_nothing_of_this_machine_is_in_a_result(run, settings):
-    execute(run, settings, unheard)
+    execute(run, settings, no_progress)
     text = results.path_of(run, settings.results).read_text()
     assert socket.gethostname() not in text
     assert str(Path.home()) not in text
@@ -63,7 +63,7 @@ def test_nothing_of_this_machine_is_in_a_result(run, settings):
 
 def test_a_result_is_current_for_its_configuration_alone(run, settings, monkeypatch):
     assert not results.is_current(run, settings.results)
-    execute(run, settings, unheard)
+    execute(run, settings, no_progress)
     assert results.is_current(run, settings.results)
     other = replace(run, training=replace(run.training, epochs=2))
     assert other.name == run.name
@@ -75,7 +75,7 @@ def test_a_result_is_current_for_its_configuration_alone(run, settings, monkeypa
 
 
 def test_a_broken_result_is_not_current_and_is_named(run, settings):
-    execute(run, settings, unheard)
+    execute(run, settings, no_progress)
     path = results.path_of(run, settings.results)
     path.write_text("{")
     assert not results.is_current(run, settings.results)
@@ -85,7 +85,7 @@ def test_a_broken_result_is_not_current_and_is_named(run, settings):
 
 def test_what_a_method_cannot_serve_is_noted_apart(make_run, settings):
     run = make_run(methods=[{"method": "HashingTrick", "nbytes": 64}])
-    status, reason = execute(run, settings, unheard)
+    status, reason = execute(run, settings, no_progress)
     assert status == "infeasible"
     assert "too small" in reason
     assert results.read_results(settings.results) == []

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.processes.processes import start_context
 from experiments.runs import runner
-from experiments.runs.runner import Settings, execute, unheard
+from experiments.runs.runner import Settings, execute, no_progress
 
 SECTIONS = {
     "adam and dropout": {"model": {"options": {"hidden": [16], "dropout": 0.3, "batch_norm": True}}},
@@ -25,13 +25,13 @@ def test_killed_runs_end_like_others(make_run, tmp_path, sections):
         name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.1)
         for name in ("alone", "killed")
     }
-    assert execute(run, settings["alone"], unheard)[0] == "done"
+    assert execute(run, settings["alone"], no_progress)[0] == "done"
 
     moments, kills = random.Random(0), 0
     folder = tmp_path / "killed" / "out" / "runs" / run.experiment / run.name
     while True:
         before = _saved(folder)
-        process = start_context().Process(target=execute, args=(run, settings["killed"], unheard))
+        process = start_context().Process(target=execute, args=(run, settings["killed"], no_progress))
         process.start()
         while process.is_alive() and (kills >= 4 or _saved(folder) == before):  # each session gets a little further
             time.sleep(0.005)
@@ -64,7 +64,7 @@ def test_two_commands_never_train_the_same_run(make_run, tmp_path, monkeypatch):
     assert text == f"another command trains this run, and has locked {folder / 'lock'}: let it end, or stop it"
     assert said[0] == (0, 0, "waits for another command that trains this run")
     assert not (tmp_path / "results").exists()
-    assert execute(run, settings, unheard)[0] == "done"
+    assert execute(run, settings, no_progress)[0] == "done"
 
 
 def _saved(folder):

@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from experiments.config.load import check
 from experiments.errors import InputError
+from experiments.load import check
 from experiments.studies import demo
 
 

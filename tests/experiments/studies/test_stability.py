@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from experiments.config.load import check, load
 from experiments.errors import InputError
+from experiments.load import check, load
 from experiments.studies import stability
 from experiments.studies.stability import CONFIG, change, measure, run_all, write_markdown
 from tests.globo_clicks import write_clicks

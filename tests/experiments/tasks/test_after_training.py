@@ -5,11 +5,11 @@ import json
 import pytest
 
 from experiments.errors import InputError
-from experiments.runs.runner import Settings, execute, unheard
+from experiments.runs.runner import Settings, execute, no_progress
 
 
 def result(settings, run):
-    status, said = execute(run, settings, unheard)
+    status, said = execute(run, settings, no_progress)
     assert status == "done", said
     return json.loads((settings.results / "small" / f"{run.name}.json").read_text())
 

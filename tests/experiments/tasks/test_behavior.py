@@ -7,9 +7,9 @@ import torch
 
 import data
 from experiments.bench.published import PublishedDIN, PublishedSDIM
-from experiments.config.load import CONFIGS, check, load
 from experiments.errors import InputError
-from experiments.runs.runner import Settings, execute, unheard
+from experiments.load import CONFIGS, check, load
+from experiments.runs.runner import Settings, execute, no_progress
 from experiments.tasks.datasets import load_data
 from experiments.tasks.metrics import click_metrics
 from experiments.tasks.task import prepare
@@ -97,7 +97,7 @@ def test_a_compressed_table_serves_and_counts_come_from_training(make_run, tmp_p
     train = sequences.items[sequences.split() == 0]
     assert torch.equal(task.method.counts["item"], torch.bincount(torch.tensor(train), minlength=200))
     results = Settings(tmp_path / "results", tmp_path / "out")
-    assert execute(small, results, unheard)[0] == "done"
+    assert execute(small, results, no_progress)[0] == "done"
     written = json.loads((tmp_path / "results" / "sequences" / f"{small.name}.json").read_text())
     assert written["dataset"] == "synthetic next"
     assert written["nbytes"] <= written["full_nbytes"] / 2
@@ -109,7 +109,7 @@ def test_an_interrupted_epoch_goes_on(make_run, tmp_path):
     whole = [batch.candidates for batch in prepared.batches(1, 0)]
     assert len(whole) == prepared.steps
     assert all(torch.equal(a, b.candidates) for a, b in zip(whole[5:], prepared.batches(1, 5), strict=True))
-    outcome = Trainer(prepared, folder=tmp_path, key="k", device=CPU, report=unheard).fit()
+    outcome = Trainer(prepared, folder=tmp_path, key="k", device=CPU, report=no_progress).fit()
     assert outcome.progress.history[-1]["train/loss"] < outcome.progress.history[0]["train/loss"]
 
 
@@ -149,11 +149,9 @@ def test_what_the_model_or_the_data_reject_is_an_input_error(make_run):
 def test_the_committed_experiments_compare_the_same_poolings(task):
     experiment = load(CONFIGS / f"sdim-ml1m-{task}.toml")
     assert experiment.experiment == "sdim-ml1m"
-    assert experiment.behavior is not None
-    assert experiment.behavior.task == task
+    assert experiment.section.task == task
     others = load(CONFIGS / "sdim-ml1m-like.toml")
-    assert others.behavior is not None
-    assert experiment.behavior.poolings == others.behavior.poolings
+    assert experiment.section.poolings == others.section.poolings
 
 
 def test_the_published_operations_that_are_timed_compute_the_same():

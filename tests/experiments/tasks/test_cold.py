@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from embcomp.graph import interactions
-from experiments.runs.runner import unheard
+from experiments.runs.runner import no_progress
 from experiments.tasks.cold import extended, placed
 from experiments.tasks.ranking import pair_auc
 from experiments.tasks.task import prepare
@@ -71,7 +71,7 @@ def test_an_item_goes_where_its_users_are(make_task):
 
 def test_a_run_judges_them_at_each_number_of_interactions(make_task, tmp_path):
     task = make_task("GraphHash", share=0.4)
-    metrics = Trainer(task, folder=tmp_path, key="key", device=CPU, report=unheard).fit().metrics
+    metrics = Trainer(task, folder=tmp_path, key="key", device=CPU, report=no_progress).fit().metrics
     for name in ("recall@10", "ndcg@50", "auc"):
         assert {key for key in metrics if key.startswith(f"test/{name}/")} == {f"test/{name}/first-{n}" for n in (1, 3)}
     assert metrics["test/rows/first-1"] == task.cold.wanted.shape[1]

@@ -7,10 +7,10 @@ import torch
 from rich.console import Console
 
 import data
-from experiments.config.load import CONFIGS, check, load
 from experiments.errors import InputError
+from experiments.load import CONFIGS, check, load
 from experiments.runs.results import key, read_results
-from experiments.runs.runner import Settings, execute, unheard
+from experiments.runs.runner import Settings, execute, no_progress
 from experiments.tasks import content as semantic
 from experiments.tasks import text
 from experiments.tasks.task import prepare
@@ -64,7 +64,7 @@ def test_a_run_leaves_a_result_with_the_slices(make_run, small, tmp_path):
     small["slices"] = {"never_seen": {"feature": "item", "max_count": 0}}
     small["data"]["options"] |= {"new_items": 0.5, "item_exponent": 0.2, "num_items": 1000}
     run = make_run(methods=[method()], training={"epochs": 1})
-    status, said = execute(run, Settings(tmp_path / "results", tmp_path), unheard)
+    status, said = execute(run, Settings(tmp_path / "results", tmp_path), no_progress)
     assert status == "done", said
     (found,) = read_results(tmp_path / "results")
     assert {"test/auc/never_seen", "test/gauc/never_seen", "test/rows/never_seen"} <= set(found["metrics"])

@@ -8,10 +8,10 @@ import torch
 
 import data
 import embcomp
-from experiments.config.load import check
 from experiments.errors import InputError
+from experiments.load import check
 from experiments.processes.processes import start_context
-from experiments.runs.runner import Settings, execute, unheard
+from experiments.runs.runner import Settings, execute, no_progress
 from experiments.tasks.retrieval import embeddings
 from experiments.tasks.task import prepare
 from experiments.training.train import Trainer
@@ -37,7 +37,7 @@ def small():
 def trainer(make_run, tmp_path):
     def make(**sections):
         task = prepare(make_run(**sections))
-        return Trainer(task, folder=tmp_path / "run", key="key", device=CPU, report=unheard)
+        return Trainer(task, folder=tmp_path / "run", key="key", device=CPU, report=no_progress)
 
     return make
 
@@ -154,7 +154,7 @@ def test_a_killed_run_ends_like_others(make_run, tmp_path):
         name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.15)
         for name in ("alone", "killed")
     }
-    assert execute(run, settings["alone"], unheard)[0] == "done"
+    assert execute(run, settings["alone"], no_progress)[0] == "done"
     folder = tmp_path / "killed" / "out" / "runs" / run.experiment / run.name
 
     def saved():
@@ -163,7 +163,7 @@ def test_a_killed_run_ends_like_others(make_run, tmp_path):
     kills = 0
     while True:
         before = saved()
-        process = start_context().Process(target=execute, args=(run, settings["killed"], unheard))
+        process = start_context().Process(target=execute, args=(run, settings["killed"], no_progress))
         process.start()
         while process.is_alive() and (kills >= 1 or saved() == before):
             time.sleep(0.005)

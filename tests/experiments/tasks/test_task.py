@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from experiments.config.load import check
 from experiments.errors import Infeasible, InputError
+from experiments.load import check
 from experiments.tasks.task import prepare
 
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.load import CONFIGS, check, find, load
 from experiments.errors import InputError
+from experiments.load import CONFIGS, check, find, load
 
 
 def test_runs_are_methods_times_budgets_times_seeds(experiment):
