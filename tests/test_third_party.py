@@ -1,6 +1,14 @@
-"""`compress_` on models that we did not write: all click-through models of torch-rechub, built as its examples do."""
+"""`compress_` on models that we did not write.
 
+All click-through models of torch-rechub, built as its examples do, and what `python -m experiments.third_party` tries
+of the libraries that are installed: two always are, requirements/third-party.txt brings the others.
+"""
+
+import importlib
+import json
 import math
+import os
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +19,9 @@ from torch_rechub.models import ranking
 from torch_rechub.trainers import CTRTrainer
 
 import embcomp
+from experiments.third_party.__main__ import RESULTS
+from experiments.third_party.libraries import PACKAGES
+from experiments.third_party.trial import METHODS, try_exact, try_method
 
 BATCH, LENGTH, DIM = 32, 6, 8
 SPARSE = {"user": 300, "item": 400, "city": 150}
@@ -226,3 +237,28 @@ def test_full_leaves_a_table_alone(name):
     assert all(tables(model)[path] is table for path, table in found.items())
     for ours, before in zip(predict(model, batch()), expected, strict=True):
         assert torch.equal(ours, before)
+
+
+# All nine ways with EMBCOMP_TEST_ALL=1; these show rows that tables share, codecs, and vectors that are kept.
+WAYS = {("UnifiedEmbedding", "fresh"), ("LowBit", "warm")}
+if "EMBCOMP_TEST_ALL" in os.environ:
+    WAYS = {(label, init) for label in METHODS for init in ("fresh", "warm")}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("library", PACKAGES)
+def test_models_of_other_libraries_do_as_recorded(library):
+    """Each trains, is refused or has no table, as the file of results says; that never says that it went wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        try:
+            builds = importlib.import_module(f"experiments.third_party.libraries.{library}").models()
+        except ImportError as error:
+            pytest.skip(f"{PACKAGES[library]}: {error} (requirements/third-party.txt)")
+        recorded = {
+            row["model"]: row["outcomes"].keys() for row in json.loads((RESULTS / f"{library}.json").read_text())
+        }
+        assert "wrong" not in {outcome for outcomes in recorded.values() for outcome in outcomes}
+        for name, build in builds.items():
+            found = {way: try_method(build, METHODS[way[0]], way[1]) for way in WAYS} | {"exact": try_exact(build)}
+            assert {outcome for outcome, _ in found.values()} <= recorded.get(name, {"trained"}), (name, found)

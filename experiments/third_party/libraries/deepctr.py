@@ -3,6 +3,7 @@
 import functools
 import importlib
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from experiments.third_party.case import DIM, FIELDS, Build, Case, clicks, field
 
 def models() -> dict[str, Build]:
     """Models of DeepCTR-Torch, with its penalties in the loss."""
+    with mock.patch("threading.Thread.start"):  # which would ask the package index for a newer version
+        importlib.import_module("deepctr_torch")
     inputs, library = importlib.import_module("deepctr_torch.inputs"), importlib.import_module("deepctr_torch.models")
     names = [
         "WDL", "DeepFM", "xDeepFM", "AFM", "PNN", "NFM", "DCN", "DCNMix", "AutoInt", "CCPM", "FiBiNET", "IFM", "DIFM",
