@@ -26,6 +26,7 @@ from embcomp.methods import (
     UnifiedEmbedding,
 )
 from embcomp.notes import CompressionWarning
+from embcomp.planner import Choice, choose
 from embcomp.planner.features import rank_features
 from embcomp.saving import load, save
 from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Choice",
     "CompressionReport",
     "CompressionWarning",
     "DoubleGraphHash",
@@ -65,6 +67,7 @@ __all__ = [
     "UnifiedEmbedding",
     "Unigram",
     "align_dot_product_",
+    "choose",
     "compress_",
     "configs",
     "export",

@@ -1,0 +1,202 @@
+"""`choose`: a byte budget and a model in, a method and a size for every table out."""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from glob import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.files import StrPath
+from embcomp.methods.base import check_counts
+from embcomp.methods.plan import Count
+from embcomp.methods.request import Budget
+from embcomp.methods.table import Table
+from embcomp.planner.choice import Choice
+from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates
+from embcomp.planner.losses import check_labels, log_loss
+from embcomp.planner.offers import offers
+from embcomp.planner.options import Option, Options, options_of
+from embcomp.planner.probes import Loss, Probes
+from embcomp.planner.search import Search
+from embcomp.planner.tables import Held, Widths, by_name, held_tables
+from embcomp.planner.trials import Train, halved
+from embcomp.settings import Bytes, checked
+from embcomp.sizes import parse_nbytes
+
+if TYPE_CHECKING:
+    from embcomp.graph.cluster_map import Side
+    from embcomp.graph.edges import Edges
+
+
+def choose(
+    model_or_tables: nn.Module | Sequence[Table],
+    nbytes: Budget,
+    *,
+    count: Count = "served",
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    options: Options | None = None,
+    keep: str | Collection[str] | None = None,
+    counts: Mapping[str, Tensor] | None = None,
+    edges: "Edges | None" = None,
+    content: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    sides: "Mapping[str, Side] | None" = None,
+    init: After = "fresh",
+    train: Train | None = None,
+    effort: float = 0.2,
+    seconds: float | None = None,
+    cache: StrPath | None = None,
+    widths: Widths | None = None,
+    progress: bool | None = None,
+) -> Choice:
+    """Choose a method and a size for every table, so that all fit a byte budget and the model loses least.
+
+    There are three levels of knowledge, each better than the one before. With sizes and counts alone, written rules say
+    what bits, ranks and shared rows cost (`embcomp.planner.rules`). With a trained model and held-out batches, the loss
+    says what each table is worth, and what ranks and codes lose of it, table by table and then together. With `train`,
+    the best plans are trained for a short while, by successive halving. The choice is a multiple-choice knapsack,
+    solved exactly.
+
+    Args:
+        model_or_tables: a model as `compress_` takes it, or tables.
+        nbytes: the budget for all tables and maps: bytes, "50MB", or "10%" of the full tables in float32.
+        count: "served" for the bytes of the served form, "training" for those of the training form.
+        data: held-out batches; the model is a trained one then.
+        loss: a model and a batch -> the mean loss of the batch; by default the log-loss of logits, for batches of
+            (inputs..., labels).
+        options: methods to choose from, for all tables or by pattern; by default own rows of 8 to 1 bits, low rank,
+            product codes and shared rows. A method whose tables share a store is one option for all its tables.
+        keep: patterns of tables that stay as they are. Their bytes count.
+        counts: how often each id occurs in training, [num_embeddings], by table name.
+        edges: clicks as a graph, which offers clusters for the tables of its two sides.
+        content: semantic codes of ids, int64 [num_embeddings, levels], by table name, which offer `SemanticIds`.
+        seed: of hashes and clusterings.
+        sides: "users" or "items" by table name, where the numbers of ids do not say which tables `edges` is of.
+        init: how the tables will start: with "fit" nothing is trained afterwards, and options cost what a probe shows;
+            with "fresh" and "warm" training follows, and restores much of what bits and ranks lose at first.
+        train: a model and a share of a full training -> trains the model for so long.
+        effort: of a full training, for all short trainings together.
+        seconds: the time for probes; what is not measured by then is judged by rules.
+        cache: a file that keeps the probes, so that a second call, or one after a stop, goes on.
+        widths: "fbgemm" for rows that are a multiple of 4 wide, which `shard` needs; by default for torchrec
+            collections that are not on the CPU.
+        progress: whether to show progress on stderr; by default in a terminal.
+
+    Returns:
+        The choice; `compress_(model, choice.methods)` carries it out.
+
+    Raises:
+        TypeError: arguments of other kinds; data for tables without a model.
+        ValueError: a budget below the least possible, which is said with the table that needs most of it; options that
+            fit no table; data without labels or of one class; a model that is not trained; a loss that is not finite.
+        ImportError: SciPy is not installed.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.ModuleDict({"user": torch.nn.Embedding(50_000, 16), "day": torch.nn.Embedding(7, 16)})
+        >>> choice = embcomp.choose(model, "10%")
+        >>> choice.nbytes <= choice.budget == 320_044, sorted(choice.methods)
+        (True, ['day', 'user'])
+        >>> report = embcomp.compress_(model, choice.methods)
+    """
+    started = time.monotonic()
+    checked(count, Count, "count")
+    checked(init, After, "init")
+    held = held_tables(model_or_tables, keep, widths)
+    budget = _budget(held, nbytes)
+    known = {name: check_counts(c, _table(held, name)) for name, c in by_name(held, counts, "counts").items()}
+    listed = offers(held, count, edges=edges, sides=sides, content=by_name(held, content, "content"), seed=seed)
+    offered = options_of(held, count, options, counts=known, extra=listed, seed=seed)
+    judge: Estimates = ByRules(held, known)
+    if data is None:
+        if loss is not None or train is not None:
+            raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
+    else:
+        if not isinstance(model_or_tables, nn.Module):
+            raise TypeError("data is for a trained model: give the model instead of its tables")
+        probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, _hearer(progress))
+        judge = ByProbes(held, probes, init)
+    search = Search(held, offered, judge, count, budget)
+    search.check()
+    plan, level, notes = search.best(), 1 if data is None else 2, []
+    if train is not None and isinstance(judge, ByProbes):
+        assert isinstance(model_or_tables, nn.Module)
+        plan, notes = _raced(model_or_tables, search, judge, train, effort)
+        level = 3
+    failed = [f"{', '.join(f.tables)}: {f.why}" for f in judge.probes.failed] if isinstance(judge, ByProbes) else []
+    return replace(search.choice(plan, level), failed=failed, seconds=time.monotonic() - started, notes=notes)
+
+
+def _raced(
+    model: nn.Module, search: Search, judge: ByProbes, train: Train, effort: float
+) -> tuple[list[Option], list[str]]:
+    """The plan that short trainings show to be the best."""
+    if not 0 < effort <= 10:
+        raise ValueError(f"effort must be a share of a full training, such as .2, got {effort!r}")
+    plans = [search.grown(plan) for plan in sorted(search.candidates(), key=judge.joint)[:8]]
+    names = [{escape(search.held[i].name): o.method for o in plan for i in o.tables} for plan in plans]
+
+    def loss(candidate: nn.Module) -> float:
+        with torch.no_grad():
+            candidate.eval()
+            losses = [float(judge.probes.loss(candidate, batch)) for batch in judge.probes.batches]
+        value = sum(losses) / len(losses)
+        return value if math.isfinite(value) else float("inf")
+
+    losses = halved(model, names, train, loss, effort=effort, heard=judge.probes.heard)
+    order = sorted(range(len(plans)), key=lambda i: losses[i] if losses[i] is not None else float("inf"))
+    said = [f"short trainings: {len(plans)} plans, losses {', '.join(f'{x:.4f}' for x in losses if x is not None)}"]
+    return plans[order[0]], said
+
+
+def _probes(
+    model: nn.Module,
+    held: Sequence[Held],
+    batches: list[Any],
+    loss: Loss | None,
+    counts: Mapping[str, Tensor],
+    cache: StrPath | None,
+    seconds: float | None,
+    heard: Callable[[str], None],
+) -> Probes:
+    """The measurements, once the model is seen to be a trained one."""
+    if not batches:
+        raise ValueError("data holds no batch: give held-out batches, a list of them or a loader")
+    empty = [table.name for table in held if table.weight is not None and table.weight.is_meta]
+    if empty:
+        raise ValueError(f"tables {empty} are on the meta device, and hold nothing to measure")
+    entropy = check_labels(batches) if loss is None else None
+    probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard)
+    worth = probes.worth(range(len(held)))
+    if (worth is not None and worth <= 0) or (entropy is not None and probes.base >= entropy):
+        without = f"{probes.base + worth:.4f} with one vector for all ids of each table" if worth is not None else ""
+        least = f"{entropy:.4f} for the share of clicks alone" if entropy is not None else ""
+        raise ValueError(
+            f"the model is not trained: its loss on data is {probes.base:.4f}, and "
+            f"{' and '.join(filter(None, [without, least]))}; train it first, or leave data out"
+        )
+    return probes
+
+
+def _budget(held: Sequence[Held], nbytes: Budget) -> int:
+    full = None if any(t.table.num_embeddings is None for t in held) else sum(t.nbytes for t in held)
+    return checked(parse_nbytes(nbytes, full), Bytes, "nbytes")
+
+
+def _table(held: Sequence[Held], name: str) -> Table:
+    return next(t.table for t in held if t.name == name)
+
+
+def _hearer(progress: bool | None) -> Callable[[str], None]:
+    """One line on stderr that is written over."""
+    if not (sys.stderr.isatty() if progress is None else progress):
+        return lambda text: None
+    number = itertools.count(1)
+    return lambda text: print(f"\r\033[Kprobe {next(number)}: {text[:80]}", end="", file=sys.stderr, flush=True)

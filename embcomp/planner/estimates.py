@@ -1,0 +1,147 @@
+"""The expected loss of every option: by rules alone, or from a trained model and what probes show of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from embcomp.methods.base import Method
+from embcomp.methods.full import Full
+from embcomp.planner import rules
+from embcomp.planner.options import Option
+from embcomp.planner.probes import Probes
+from embcomp.planner.tables import Held
+
+After = Literal["fresh", "warm", "fit"]
+"""What follows: training from scratch, training on, or none."""
+
+UNTRAINED = 10.0
+"""How many times more an option costs that is served without training, about, where the time was too short to see."""
+
+
+class Estimates(Protocol):
+    """What options cost."""
+
+    def loss(self, option: Option) -> float:
+        """The expected loss of an option, as far as it is known."""
+        ...
+
+    def learn(self, option: Option) -> bool:
+        """Looks closer at an option; whether that changed its loss."""
+        ...
+
+    def joint(self, plan: Sequence[Option]) -> float:
+        """The expected loss of options together."""
+        ...
+
+
+class ByRules:
+    """Level 1: sizes and counts alone. What tables are worth is guessed by the information of their ids.
+
+    Losses are shares of what all tables together are worth to the model.
+
+    Args:
+        held: the tables.
+        counts: how often each id occurs, by table name.
+    """
+
+    def __init__(self, held: Sequence[Held], counts: Mapping[str, Tensor]) -> None:
+        self.held = held
+        information = [_information(table, counts.get(table.name)) for table in held]
+        whole = sum(information) or 1.0
+        self.worth = [bits / whole for bits in information]
+
+    def loss(self, option: Option) -> float:
+        tables = [self.held[i].table for i in option.tables]
+        return rules.loss(option.method, tables, sum(self.worth[i] for i in option.tables))
+
+    def learn(self, option: Option) -> bool:
+        return False
+
+    def joint(self, plan: Sequence[Option]) -> float:
+        return sum(map(self.loss, plan))
+
+
+class ByProbes:
+    """Level 2: what each table is worth to a trained model, and what an option loses of it, on held-out batches.
+
+    Where training follows, ranks and codes are measured, and rounding and sharing go by `rules`, as training changes
+    what a probe would show of them. Where none follows, every option is measured as it is.
+
+    Options that were not measured yet are taken for as good as they can be, so that the cheapest plan, measured until
+    nothing in it is new, is the best one.
+
+    Args:
+        held: the tables.
+        probes: the measurements.
+        after: what follows.
+    """
+
+    def __init__(self, held: Sequence[Held], probes: Probes, after: After) -> None:
+        self.held, self.probes, self.after = held, probes, after
+        order = sorted(range(len(held)), key=lambda i: -held[i].nbytes)
+        found = {i: probes.worth([i]) for i in order if held[i].weight is not None}
+        known = [worth for worth in found.values() if worth is not None]
+        self.measured = found
+        middle = max(1e-9, sorted(known)[len(known) // 2]) if known else 1.0
+        floor = max(1e-9, 1e-5 * max(known, default=1.0))
+        self.worth = [middle if (worth := found.get(i)) is None else max(floor, worth) for i in range(len(held))]
+        self._losses: dict[tuple[tuple[int, ...], int], float] = {}
+        self._kept: list[Option] = []  # so that no id of a method is given twice
+
+    def loss(self, option: Option) -> float:
+        key = option.tables, id(option.method)
+        if key not in self._losses:
+            self._losses[key] = self._rule(option, 0.0 if self._bare(option) is not None else None)
+            self._kept.append(option)
+        return self._losses[key]
+
+    def learn(self, option: Option) -> bool:
+        before, bare = self.loss(option), self._bare(option)
+        if bare is None:
+            return False
+        rise = self.probes.rise(option.tables, bare)
+        if rise is not None:
+            expected = max(0.0, rise) if self.after == "fit" else self._rule(option, rise)
+        elif self.probes.late:
+            expected = self._rule(option, None) * (UNTRAINED if self.after == "fit" else 1)
+        else:
+            expected = math.inf  # it failed, and is left out
+        self._losses[option.tables, id(option.method)] = expected
+        return expected != before
+
+    def joint(self, plan: Sequence[Option]) -> float:
+        """The sum of the losses, and what the measured parts cost together beyond their sum."""
+        alone = sum(map(self.loss, plan))
+        parts = [(option.tables, bare) for option in plan if (bare := self._bare(option)) is not None]
+        rises = [self.probes.rise(tables, bare) for tables, bare in parts]
+        if len(parts) < 2 or any(rise is None for rise in rises):
+            return alone
+        together = self.probes.together(parts)
+        if together is None:
+            return alone
+        beyond = together - sum(rise or 0.0 for rise in rises)
+        return alone + (beyond if self.after == "fit" else rules.RECOVERED * beyond)
+
+    def _bare(self, option: Option) -> Method | None:
+        """What a probe would compress with, or None where it would say nothing."""
+        if isinstance(option.method, Full) or any(self.held[i].weight is None for i in option.tables):
+            return None
+        if self.after == "fit":
+            return option.method
+        tables = [self.held[i].table for i in option.tables]
+        return rules.anatomy(option.method, tables).bare if rules.measurable(option.method, tables) else None
+
+    def _rule(self, option: Option, probed: float | None) -> float:
+        tables = [self.held[i].table for i in option.tables]
+        return rules.loss(option.method, tables, sum(self.worth[i] for i in option.tables), probed)
+
+
+def _information(held: Held, counts: Tensor | None) -> float:
+    """Bits that an id of the table carries: the entropy of the counts, or the logarithm of the number of ids."""
+    if counts is not None and bool((counts > 0).any()):
+        shares = counts.double() / counts.double().sum()
+        return float(torch.special.entr(shares).sum()) / math.log(2)
+    return math.log2(held.table.num_embeddings or 2**20)

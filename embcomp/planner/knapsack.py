@@ -1,0 +1,161 @@
+"""The choice of one option for each table, within a budget: a multiple-choice knapsack, solved exactly."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from embcomp import extras
+
+SLACK = 1e-9  # of the budget: what a solver may round
+
+
+@dataclass(frozen=True)
+class Item:
+    """One way to store some tables.
+
+    Attributes:
+        tables: the numbers of the tables that it stores, in rising order; several where they share a store.
+        nbytes: what it takes.
+        loss: what it costs.
+    """
+
+    tables: tuple[int, ...]
+    nbytes: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Items that store each table once.
+
+    Attributes:
+        items: their numbers, in rising order.
+        nbytes: of all together.
+        loss: of all together.
+        gap: how much less the loss of the best solution may be, at most.
+    """
+
+    items: tuple[int, ...]
+    nbytes: int
+    loss: float
+    gap: float
+
+
+def best(items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60.0) -> Solution | None:
+    """The items of least loss that store every table once, in at most `nbytes`; None where none do.
+
+    minimise sum_i loss_i x_i over x_i in {0, 1}, where sum over the items of a table = 1 for each table and
+    sum_i nbytes_i x_i <= nbytes: the multiple-choice knapsack (Sinha and Zoltners 1979), with items over several
+    tables. Solved by branch and cut (HiGHS, by `scipy.optimize.milp`).
+
+    Args:
+        items: what there is to choose from.
+        tables: how many tables there are.
+        nbytes: the budget.
+        seconds: the time limit; the best solution until then is returned, with its gap.
+
+    Raises:
+        ImportError: SciPy is not installed.
+        ValueError: a table that no item stores, a loss that is not finite.
+
+    Example:
+        >>> items = [Item((0,), 100, 0.0), Item((0,), 10, 2.0), Item((1,), 50, 0.0), Item((1,), 5, 1.0)]
+        >>> best(items, tables=2, nbytes=105)
+        Solution(items=(0, 3), nbytes=105, loss=1.0, gap=0.0)
+    """
+    return next(ranked(items, tables, nbytes, seconds=seconds), None)
+
+
+def ranked(items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60.0) -> Iterator[Solution]:
+    """All solutions of `best`, that of least loss first: each is cut off before the next is looked for."""
+    _check(items, tables)
+    useful = _undominated(items)
+    cuts: list[tuple[int, ...]] = []
+    while (solution := _solved(items, useful, tables, nbytes, cuts, seconds)) is not None:
+        yield solution
+        cuts.append(solution.items)
+
+
+def least_nbytes(items: Sequence[Item], tables: int) -> int:
+    """The fewest bytes in which every table can be stored."""
+    _check(items, tables)
+    alone = [min((i.nbytes for i in items if i.tables == (t,)), default=None) for t in range(tables)]
+    if all(len(item.tables) == 1 for item in items):
+        return sum(size for size in alone if size is not None)
+    sized = [Item(item.tables, 0, float(item.nbytes)) for item in items]
+    solution = best(sized, tables, 0)
+    assert solution is not None  # each table has an item, and there is no limit
+    return sum(items[i].nbytes for i in solution.items)
+
+
+def _check(items: Sequence[Item], tables: int) -> None:
+    covered = {table for item in items for table in item.tables}
+    if missing := set(range(tables)) - covered:
+        raise ValueError(f"no item stores table {min(missing)}")
+    for item in items:
+        if not abs(item.loss) < float("inf"):
+            raise ValueError(f"an item of tables {item.tables} has the loss {item.loss}, which is not finite")
+
+
+def _undominated(items: Sequence[Item]) -> list[int]:
+    """The numbers of the items that none of the same tables betters in bytes and loss alike."""
+    kept: list[int] = []
+    lowest: dict[tuple[int, ...], float] = {}
+    for i in sorted(range(len(items)), key=lambda i: (items[i].nbytes, items[i].loss)):
+        if items[i].loss < lowest.get(items[i].tables, float("inf")):
+            lowest[items[i].tables] = items[i].loss
+            kept.append(i)
+    return sorted(kept)
+
+
+def _solved(
+    items: Sequence[Item],
+    useful: Sequence[int],
+    tables: int,
+    nbytes: int,
+    cuts: Sequence[tuple[int, ...]],
+    seconds: float,
+) -> Solution | None:
+    np, optimize, sparse = _scipy()
+    column = {i: c for c, i in enumerate(useful)}
+    losses = np.array([items[i].loss for i in useful])
+    # HiGHS stops at gaps of 1e-6, in the units it is given: losses are small numbers, bytes large ones.
+    unit = float(np.abs(losses).max()) / 1e6 or 1.0
+    covers = [(t, c) for c, i in enumerate(useful) for t in items[i].tables]
+    rows, columns = zip(*covers, strict=True)
+    once = sparse.csr_array((np.ones(len(covers)), (rows, columns)), shape=(tables, len(useful)))
+    sizes = np.array([items[i].nbytes for i in useful], dtype=float)
+    per = max(1.0, nbytes / 1e6)
+    constraints = [
+        optimize.LinearConstraint(once, 1, 1),
+        optimize.LinearConstraint(sparse.csr_array(sizes[None, :] / per), -np.inf, nbytes / per * (1 + SLACK)),
+    ]
+    for cut in cuts:
+        row = np.zeros((1, len(useful)))
+        row[0, [column[i] for i in cut]] = 1
+        constraints.append(optimize.LinearConstraint(sparse.csr_array(row), -np.inf, len(cut) - 1))
+    found = optimize.milp(
+        losses / unit,
+        constraints=constraints,
+        integrality=np.ones(len(useful)),
+        bounds=optimize.Bounds(0, 1),
+        options={"time_limit": seconds, "mip_rel_gap": 1e-9},
+    )
+    if found.x is None:
+        return None
+    chosen = tuple(i for i, x in zip(useful, found.x, strict=True) if x > 0.5)
+    taken = sum(items[i].nbytes for i in chosen)
+    if taken > nbytes:  # by rounding; the slack above is far below a byte for all but huge budgets
+        return _solved(items, useful, tables, nbytes, [*cuts, chosen], seconds)
+    loss = sum(items[i].loss for i in chosen)
+    bound = float(found.mip_dual_bound) * unit if found.mip_dual_bound is not None else loss
+    return Solution(chosen, taken, loss, max(0.0, loss - bound) if found.status == 1 else 0.0)
+
+
+def _scipy() -> tuple[Any, Any, Any]:
+    try:
+        import numpy as np
+        from scipy import optimize, sparse
+    except ImportError as error:
+        raise ImportError(f"choose needs SciPy: {extras.install('planner')}") from error
+    return np, optimize, sparse

@@ -1,0 +1,112 @@
+"""Options that need more than numbers: clusters of a graph of clicks, semantic codes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from embcomp.methods.base import Method
+from embcomp.methods.graphhash import GraphHash
+from embcomp.methods.low_bit import LowBit
+from embcomp.methods.plan import Count
+from embcomp.methods.semantic_ids import SemanticIds
+from embcomp.methods.soft_graphhash import SoftGraphHash
+from embcomp.planner.tables import Held
+from embcomp.semantic_ids.pieces import PrefixNgram
+from embcomp.settings import shown
+
+if TYPE_CHECKING:
+    from embcomp.graph.cluster_map import Side
+    from embcomp.graph.edges import Edges
+
+CLUSTERED = (0.25, 0.19, 0.125, 0.0625, 0.03, 0.015)
+"""Of the ids of a side that have clicks: how many clusters there may be."""
+
+MIXED = (2, 4, 8)
+"""Clusters that an id may be a mixture of."""
+
+
+def offers(
+    held: Sequence[Held],
+    count: Count,
+    *,
+    edges: "Edges | None" = None,
+    sides: "Mapping[str, Side] | None" = None,
+    content: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[str, list[Method]]:
+    """Methods by table that rest on a graph or on content.
+
+    Args:
+        held: the tables.
+        count: which bytes are scarce: with "served" rows are rounded, too.
+        edges: clicks.
+        sides: which tables they are of, where the numbers of ids do not say it.
+        content: codes [num_embeddings, levels] by table.
+        seed: of the clusterings.
+
+    Raises:
+        ValueError: no table has as many ids as the graph has users or items, or several do; codes of another length.
+    """
+    found: dict[str, list[Method]] = {}
+    if edges is not None:
+        of = _sides(held, edges, sides)
+        for name, method in _of_graph(edges, of, seed):
+            found.setdefault(name, []).extend(_around(method, count))
+    elif sides is not None:
+        raise ValueError("sides says which tables edges are of: give edges with it")
+    for name, codes in (content or {}).items():
+        table = next(t for t in held if t.name == name)
+        ids = table.table.ids_or_raise("content")
+        if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim != 2 or len(codes) != ids:
+            raise ValueError(
+                f"content[{name!r}] must be semantic codes, integers [{ids}, levels] (a tokenizer of "
+                f"embcomp.semantic_ids makes them from vectors), got {shown(codes)}"
+            )
+        for share in CLUSTERED:
+            method = SemanticIds(codes, PrefixNgram(min(3, codes.shape[1])), max(1, int(ids * share)), seed=seed)
+            found.setdefault(name, []).extend(_around(method, count))
+    return found
+
+
+def _around(method: Method, count: Count) -> Iterator[Method]:
+    yield from (LowBit(bits=bits, of=method) for bits in (4, 3, 2)) if count == "served" else (method,)
+
+
+def _sides(held: Sequence[Held], edges: "Edges", given: "Mapping[str, Side] | None") -> "dict[str, Side]":
+    if given is not None:
+        unknown = [name for name in given if not any(name in table.names for table in held)]
+        if unknown:
+            raise ValueError(f"sides names {unknown[0]!r}, which is no table; these are {[t.name for t in held]}")
+        return {table.name: side for table in held for name, side in given.items() if name in table.names}
+    sides: dict[str, Side] = {}
+    for side, ids in (("users", edges.num_users), ("items", edges.num_items)):
+        owners = [table.name for table in held if table.table.num_embeddings == ids and not table.kept]
+        if len(owners) > 1 or (owners and owners[0] in sides):
+            raise ValueError(
+                f"edges: {owners} have as many ids ({ids}) as the graph has {side}: say sides={{name: {side!r}}}"
+            )
+        if owners:
+            sides[owners[0]] = side  # pyright: ignore[reportArgumentType]
+    if not sides:
+        raise ValueError(
+            f"edges are of {edges.num_users} users and {edges.num_items} items, and no table has as many ids: give "
+            "num_users and num_items to `interactions`, or say sides={name: 'users'}"
+        )
+    return sides
+
+
+def _of_graph(edges: "Edges", sides: "Mapping[str, Side]", seed: int) -> Iterator[tuple[str, Method]]:
+    from embcomp.graph.clustering import cluster
+    from embcomp.graph.soft import mixture
+
+    ids = [int((edges.degrees(side) > 0).sum()) for side in ("users", "items")]
+    for share in CLUSTERED:
+        rows = (max(1, int(ids[0] * share)), max(1, int(ids[1] * share)))
+        clusters = cluster(edges, rows, seed=seed, progress=False)
+        for name, side in sides.items():
+            own = getattr(clusters, side)
+            yield name, GraphHash(own, seed=seed)
+            mixed = mixture(edges, clusters, side, max(MIXED))
+            for k in MIXED:
+                yield name, SoftGraphHash(own, weights=mixed, k=k, seed=seed)

@@ -1,0 +1,228 @@
+"""What there is to choose from: ways to store one table, or several that share a store."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from embcomp.methods.base import Method
+from embcomp.methods.budget import SMALL, can_balance
+from embcomp.methods.frequency import FrequencyHash
+from embcomp.methods.full import Full
+from embcomp.methods.hashing import HashingTrick
+from embcomp.methods.low_bit import LowBit
+from embcomp.methods.low_rank import LowRank
+from embcomp.methods.plan import Count
+from embcomp.methods.product_codes import ProductCodes
+from embcomp.methods.unified import UnifiedEmbedding, best_chunk_dim
+from embcomp.planner.tables import Held, matches
+from embcomp.settings import shown
+
+Options = Sequence[Method] | Mapping[str, Sequence[Method]]
+Maker = Callable[[Held], Iterator[Method]]
+
+SHARES = [2 ** (-step / 2) for step in range(1, 21)]
+"""Of the values of a table, from .71 to .001: what shared rows may take."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to store some tables.
+
+    Attributes:
+        tables: their numbers, in rising order.
+        method: of all of them.
+        served: bytes of the served form.
+        training: bytes of the training form.
+    """
+
+    tables: tuple[int, ...]
+    method: Method
+    served: int
+    training: int
+
+    def nbytes(self, count: Count) -> int:
+        """Of the form that the budget is of."""
+        return self.served if count == "served" else self.training
+
+
+def options_of(
+    held: Sequence[Held],
+    count: Count,
+    given: Options | None = None,
+    *,
+    counts: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Sequence[Method]] | None = None,
+    seed: int = 0,
+) -> list[Option]:
+    """All options of the tables: those given, or the usual ones.
+
+    Args:
+        held: the tables.
+        count: which bytes are scarce: with "training" nothing is offered that saves served bytes alone.
+        given: methods for all tables, or by pattern; tables that no pattern matches have the usual ones. A method whose
+            tables share a store is one option for all tables that it is given to.
+        counts: how often each id occurs, by table name: offers rows of their own to frequent ids.
+        extra: further options by table name, beside the usual ones.
+        seed: of the hashes.
+
+    Raises:
+        TypeError: options that are no methods.
+        ValueError: a pattern that matches no table, a table that none of its options fits.
+    """
+    asked = _by_table(held, given)
+    options: list[Option] = []
+    for i, table in enumerate(held):
+        methods = asked.get(i)
+        if table.kept:
+            options += _priced([i], [table], [Full()])
+            continue
+        if methods is None:
+            usual = _usual(table, count, (counts or {}).get(table.name), seed)
+            options += _priced([i], [table], [*usual, *(extra or {}).get(table.name, ())])
+            continue
+        alone = [method for method in methods if not method.shares_store]
+        fitting = _priced([i], [table], alone)
+        if alone and not fitting:
+            raise ValueError(f"table {table.name!r}: {_refusal(table, alone[-1])}; no option given to it fits")
+        options += fitting
+    options += _shared(held, asked, count, seed)
+    for i, table in enumerate(held):
+        if not any(i in option.tables for option in options):
+            raise ValueError(f"table {table.name!r}: no option fits it; add embcomp.Full() to its options, or keep it")
+    return options
+
+
+def _by_table(held: Sequence[Held], given: Options | None) -> dict[int, list[Method]]:
+    if given is None:
+        return {}
+    by_pattern = given if isinstance(given, Mapping) else {"*": given}
+    for pattern, methods in by_pattern.items():
+        if not isinstance(methods, Sequence) or not methods or not all(isinstance(m, Method) for m in methods):
+            raise TypeError(
+                "options must be methods, such as [embcomp.Full(), embcomp.LowBit(bits=4)], or such lists by pattern; "
+                f"got {shown(methods)}"
+            )
+        if not any(matches(table, pattern) for table in held):
+            raise ValueError(
+                f"options: the pattern {pattern!r} matches no table; the tables are {[t.name for t in held]}"
+            )
+    asked = {}
+    for i, table in enumerate(held):
+        pattern = next((pattern for pattern in by_pattern if matches(table, pattern)), None)
+        if pattern is not None:
+            asked[i] = list(by_pattern[pattern])
+    return asked
+
+
+def _priced(numbers: Sequence[int], held: Sequence[Held], methods: Sequence[Method]) -> list[Option]:
+    """Options with their bytes; methods that do not fit are left out."""
+    tables, priced = [table.table for table in held], []
+    for method in methods:
+        try:
+            if all(isinstance(m, Full) for m in [method]) and any(t.num_embeddings is None for t in tables):
+                raise ValueError("an open id space has no full table")
+            sizes = method.sizes(tables, "shared")
+        except ValueError:
+            continue
+        if any(table.widths == "fbgemm" for table in held) and any(s.width % 4 for s in sizes.stores.values()):
+            continue
+        priced.append(Option(tuple(numbers), method, sizes.nbytes("served"), sizes.nbytes("training")))
+    return priced
+
+
+def _refusal(table: Held, method: Method) -> str:
+    try:
+        method.sizes([table.table])
+    except ValueError as error:
+        return str(error)
+    return f"{type(method).__name__} has rows whose width FBGEMM cannot hold (it must be a multiple of 4)"
+
+
+def _usual(held: Held, count: Count, counts: Tensor | None, seed: int) -> Iterator[Method]:
+    """Fewer bits, narrower rows, codes, shared rows; for small tables bits alone."""
+    ids, width = held.table.num_embeddings, held.table.embedding_dim
+    if ids is None:
+        yield from (HashingTrick(rows=2**k, seed=seed) for k in range(4, 27))
+        return
+    yield Full()
+    served = count == "served"
+    if ids <= SMALL:
+        yield from (LowBit(bits=bits) for bits in (8, 4)) if served else ()
+        return
+    if served:
+        yield from (LowBit(bits=bits) for bits in (8, 6, 4, 3, 2, 1))
+    for rank in _ranks(width):
+        narrow = LowRank(rank=rank)
+        yield from (LowBit(bits=bits, of=narrow) for bits in (8, 4, 3, 2)) if served else (narrow,)
+    if served:
+        for parts in {width // 2, width // 4} - {0}:
+            if width % parts == 0:
+                yield from (ProductCodes(parts=parts, codes=codes) for codes in (16, 256) if ids >= 4 * codes)
+    for share in SHARES:
+        rows = int(ids * share)
+        if rows < 1:
+            break
+        hashed: list[Method] = [_unified([held], share, seed)]
+        if counts is not None and rows > 1:
+            hashed.append(FrequencyHash(rows=rows, counts=counts, tail="double", seed=seed))
+        for method in hashed:
+            yield from (LowBit(bits=bits, of=method) for bits in (4, 3, 2)) if served else (method,)
+
+
+def _ranks(width: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, ... up to three quarters of the width."""
+    steps = sorted({int(base * 2**k) for base in (1, 1.5) for k in range(width.bit_length())})
+    return [rank for rank in steps if 1 <= rank <= 0.75 * width]
+
+
+def _unified(held: Sequence[Held], share: float, seed: int) -> UnifiedEmbedding:
+    """One store with a share of the values of the tables."""
+    tables = [table.table for table in held]
+    values = sum(table.nbytes for table in held) * share / 4
+    balanced = can_balance(tables)
+    chunk = best_chunk_dim(tables, int(values * 4), balanced=balanced)
+    return UnifiedEmbedding(rows=max(1, int(values / chunk)), chunk_dim=chunk, balanced=balanced, seed=seed)
+
+
+def _shared(held: Sequence[Held], asked: Mapping[int, Sequence[Method]], count: Count, seed: int) -> list[Option]:
+    """Options over several tables of one home: one store for all large ones, and what was asked for."""
+    options = []
+    for home in dict.fromkeys(table.home for table in held):
+        free = [i for i, t in enumerate(held) if t.home == home and not t.kept]
+        large = [i for i in free if i not in asked and (held[i].table.num_embeddings or 0) > SMALL]
+        if len(large) > 1 and math.gcd(*[held[i].table.embedding_dim for i in large]) > 1:
+            members = [held[i] for i in large]
+            for share in SHARES:
+                method = _unified(members, share, seed)
+                around: list[Method] = [LowBit(bits=bits, of=method) for bits in (4, 3, 2)]
+                options += _priced(large, members, around if count == "served" else [method])
+        groups: dict[int, tuple[Method, list[int]]] = {}
+        for i in free:
+            for method in asked.get(i, ()):
+                if method.shares_store:
+                    groups.setdefault(id(method), (method, []))[1].append(i)
+        for method, numbers in groups.values():
+            options += _priced(numbers, [held[i] for i in numbers], [method])
+    return options
+
+
+def with_rows(method: Method, rows: int) -> Method | None:
+    """The same method with other rows of its store, also inside of another; None where it has no number of rows."""
+    fields: dict[str, Any] = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    if isinstance(fields.get("rows"), int):
+        return dataclasses.replace(method, rows=rows)
+    if isinstance(fields.get("of"), Method):
+        inner = with_rows(fields["of"], rows)
+        return None if inner is None else dataclasses.replace(method, of=inner)
+    return None
+
+
+def rows_of(method: Method) -> int | None:
+    """The rows that `with_rows` changes."""
+    rows = getattr(method, "rows", None)
+    inner = getattr(method, "of", None)
+    return rows if isinstance(rows, int) else rows_of(inner) if isinstance(inner, Method) else None

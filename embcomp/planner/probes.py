@@ -1,0 +1,266 @@
+"""What each option costs a trained model on held-out batches: measured, kept on disk, within a time limit."""
+
+import hashlib
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.compress import compress_
+from embcomp.files import StrPath
+from embcomp.methods.base import Method, plain
+from embcomp.nn.table import CompressedTable
+from embcomp.notes import CompressionWarning
+from embcomp.planner.tables import Held
+
+Loss = Callable[[nn.Module, Any], Any]
+"""A model and a batch -> the mean loss of the batch."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A probe that could not be made.
+
+    Attributes:
+        tables: which tables were compressed.
+        method: how.
+        why: the error.
+    """
+
+    tables: tuple[str, ...]
+    method: str
+    why: str
+
+
+@dataclass
+class Probes:
+    """Measures how the loss rises when tables are compressed after training, without a gradient.
+
+    The vectors that a method gives (`init="warm"`) take the place of the trained ones, the loss is taken on all
+    batches, and the trained ones are put back. Every figure is kept, in memory and, given a file, on disk: a second
+    call, or one that goes on where another was stopped, measures nothing twice.
+
+    Args:
+        model: the trained model.
+        held: its tables.
+        batches: held-out batches.
+        loss: a model and a batch -> the mean loss of the batch.
+        counts: how often each id occurs, by table name.
+        cache: a file for the figures, one a line.
+        seconds: the time after which nothing more is measured.
+        heard: is told of each figure.
+
+    Attributes:
+        base: the loss of the model as it is.
+        noise: the standard error of a rise that is not there, about: two of them are the least that counts.
+        failed: probes that could not be made.
+
+    Raises:
+        ValueError: no batches; a loss that is not finite, or no number.
+    """
+
+    model: nn.Module
+    held: Sequence[Held]
+    batches: Sequence[Any]
+    loss: Loss
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
+    cache: StrPath | None = None
+    seconds: float | None = None
+    heard: Callable[[str], None] = lambda text: None
+    failed: list[Failure] = field(default_factory=list)
+    made: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise ValueError("data holds no batch: give held-out batches, a list of them or a loader")
+        self._started = time.monotonic()
+        self._losses = self._measured()
+        self.base = sum(self._losses) / len(self._losses)
+        self._known: dict[str, float] = {}
+        self._digests = [_digest(table.weight) for table in self.held]
+        self._data = f"{len(self.batches)} {self.base!r}"
+        if self.cache is not None and Path(self.cache).exists():
+            self._known = _read(Path(self.cache))
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the first batch."""
+        return time.monotonic() - self._started
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is over."""
+        return self.seconds is not None and self.spent > self.seconds
+
+    def worth(self, tables: Sequence[int]) -> float | None:
+        """The rise where all ids of each of these tables have their mean vector; None once the time is over."""
+        return self._kept("mean", tables, lambda: [(i, _mean(self.held[i], self._weights(i))) for i in tables])
+
+    def rise(self, tables: Sequence[int], method: Method) -> float | None:
+        """The rise where a method stores these tables; None where it failed, or the time is over."""
+        return self.together([(tables, method)])
+
+    def together(self, plan: Sequence[tuple[Sequence[int], Method]]) -> float | None:
+        """The rise where several methods store the tables beside each."""
+        tables = [i for numbers, _ in plan for i in numbers]
+        text = json.dumps([[list(numbers), plain(method)] for numbers, method in plan], sort_keys=True)
+        return self._kept(text, tables, lambda: [pair for numbers, m in plan for pair in self._vectors(numbers, m)])
+
+    def _kept(self, what: str, tables: Sequence[int], make: Callable[[], list[tuple[int, Tensor]]]) -> float | None:
+        if any(self.held[i].weight is None for i in tables):
+            return None
+        key = _hash(what, self._data, *[self._digests[i] for i in tables])
+        if key not in self._known:
+            if self.late:
+                return None
+            names = tuple(self.held[i].name for i in tables)
+            try:
+                rise = self._with(make()) - self.base
+                if not math.isfinite(rise):
+                    raise ValueError(f"the loss becomes {rise + self.base}")
+            except Exception as error:  # of one option: it is named, and the others go on
+                self.failed.append(Failure(names, what, f"{type(error).__name__}: {error}"))
+                rise = math.nan
+            self._known[key] = rise
+            self.made += 1
+            self.heard(f"{', '.join(names[:2])}{', ...' if len(names) > 2 else ''}")
+            if self.cache is not None and not math.isnan(rise):
+                _append(Path(self.cache), key, rise)
+        rise = self._known[key]
+        return None if math.isnan(rise) else rise
+
+    @torch.no_grad()
+    def _with(self, vectors: Sequence[tuple[int, Tensor]]) -> float:
+        """The loss with other vectors in the place of the trained ones, which are put back whatever happens."""
+        kept = []
+        try:
+            for i, new in vectors:
+                held = self.held[i]
+                weight = held.weight
+                assert weight is not None
+                kept.append((weight, weight.detach().clone()))
+                if held.padding is not None:
+                    new[held.padding] = weight[held.padding]
+                weight.data.copy_(new)
+            losses = self._measured()
+        finally:
+            for weight, old in kept:
+                weight.data.copy_(old)
+        return sum(losses) / len(losses)
+
+    @torch.no_grad()
+    def _measured(self) -> list[float]:
+        losses = []
+        with _evaluating(self.model):
+            for batch in self.batches:
+                value = self.loss(self.model, batch)
+                if isinstance(value, Tensor) and value.numel() != 1:
+                    raise ValueError(f"loss must give one number a batch, got shape {list(value.shape)}")
+                losses.append(float(value))
+        if not hasattr(self, "base") and not all(map(math.isfinite, losses)):
+            worst = next(i for i, value in enumerate(losses) if not math.isfinite(value))
+            raise ValueError(f"the loss of batch {worst} is {losses[worst]}: the model or its input holds NaN")
+        return losses
+
+    def _weights(self, i: int) -> Tensor | None:
+        counts = self.counts.get(self.held[i].name)
+        return None if counts is None else counts.float()
+
+    def _vectors(self, tables: Sequence[int], method: Method) -> list[tuple[int, Tensor]]:
+        """What a method makes of the trained vectors."""
+        root = nn.Module()
+        for i in tables:
+            held = self.held[i]
+            assert held.weight is not None
+            table = nn.Embedding.from_pretrained(held.weight.detach().clone(), freeze=False)
+            _put(root, held.name, table)
+        counts = {self.held[i].name: c for i in tables if (c := self._weights(i)) is not None and bool((c > 0).any())}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CompressionWarning)
+            compress_(root, {_escaped(self.held[i].name): method for i in tables}, init="warm", counts=counts or None)
+        made = []
+        for i in tables:
+            table = root.get_submodule(self.held[i].name)
+            vectors = table.materialize() if isinstance(table, CompressedTable) else self.held[i].weight
+            assert isinstance(vectors, Tensor)
+            made.append((i, vectors.detach().clone()))
+        return made
+
+
+def _mean(held: Held, weights: Tensor | None) -> Tensor:
+    weight = held.weight
+    assert weight is not None
+    rows = weight.detach()
+    if weights is None or not bool((weights > 0).any()):
+        mean = rows.mean(0)
+    else:
+        share = (weights / weights.sum()).to(rows)
+        mean = (rows * share.unsqueeze(1)).sum(0)
+    return mean.expand_as(rows).clone()
+
+
+def _escaped(name: str) -> str:
+    from glob import escape
+
+    return escape(name)
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not hasattr(root, parent):
+            root.add_module(parent, nn.Module())
+        root = root.get_submodule(parent)
+    root.add_module(name, module)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module is as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _digest(weight: Tensor | None) -> str:
+    return "" if weight is None or weight.is_meta else str(plain(weight))
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _append(path: Path, key: str, rise: float) -> None:
+    """Add a figure, on a line of its own even where a killed process left one unfinished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"probe": key, "rise": rise, "sum": _hash(key, repr(rise))}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> dict[str, float]:
+    """The figures of a file; lines that are not whole are measured again."""
+    known = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            key, rise = values["probe"], float(values["rise"])
+            if values["sum"] == _hash(key, repr(rise)):
+                known[key] = rise
+        except (ValueError, TypeError, KeyError):
+            continue
+    return known

@@ -1,0 +1,217 @@
+"""The search for the best plan: a knapsack over expected losses, which are looked at closer as they are used."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from embcomp.methods.base import Method
+from embcomp.methods.full import Full
+from embcomp.methods.plan import Count
+from embcomp.methods.table import Table
+from embcomp.planner.choice import Choice, Point, TableChoice, kind
+from embcomp.planner.estimates import ByRules, Estimates
+from embcomp.planner.knapsack import Item, Solution, best, least_nbytes, ranked
+from embcomp.planner.options import Option, rows_of, with_rows
+from embcomp.planner.tables import Held
+from embcomp.sizes import grouped
+
+Allowed = Callable[[Option], bool]
+
+TOGETHER = 10
+"""Plans that are measured together, as the losses of tables that meet in a product do not simply add."""
+
+
+class Search:
+    """The search over options that an estimate judges."""
+
+    def __init__(
+        self, held: Sequence[Held], options: Sequence[Option], judge: Estimates, count: Count, budget: int
+    ) -> None:
+        self.held, self.options, self.judge, self.count, self.budget = held, options, judge, count, budget
+
+    def items(self, allowed: Allowed = lambda option: True) -> tuple[list[Option], list[Item]]:
+        """The options that are allowed and did not fail, as a knapsack sees them."""
+        options = [o for o in self.options if math.isfinite(self.judge.loss(o)) and (allowed(o) or self._only(o))]
+        return options, [Item(o.tables, o.nbytes(self.count), self.judge.loss(o)) for o in options]
+
+    def _only(self, option: Option) -> bool:
+        return isinstance(option.method, Full) and bool(self.held[option.tables[0]].kept)
+
+    def check(self) -> None:
+        """Raises ValueError where even the smallest options are too large."""
+        options, items = self.items()
+        least = least_nbytes(items, len(self.held))
+        if least > self.budget:
+            alone = [o for o in options if len(o.tables) == 1]
+            smallest = {o.tables: o for o in sorted(alone, key=lambda o: -o.nbytes(self.count))}
+            largest = max(smallest.values(), key=lambda o: o.nbytes(self.count))
+            name = self.held[largest.tables[0]].name
+            raise ValueError(
+                f"a budget of {grouped(self.budget)} bytes ({self.count}) is too small: the least possible is "
+                f"{grouped(least)}, of which table {name!r} takes {grouped(largest.nbytes(self.count))} "
+                f"({kind(largest.method)}); raise the budget, or give options that take less"
+            )
+
+    def solved(
+        self, allowed: Callable[[Option], bool] = lambda option: True, times: float = 1.0
+    ) -> list[Option] | None:
+        """The best plan from the options that are allowed, after a closer look at all that is in it."""
+        for _ in range(10 * len(self.options)):
+            options, items = self.items(allowed)
+            try:
+                solution = best(items, len(self.held), int(self.budget * times))
+            except ValueError:  # a table for which nothing is allowed
+                return None
+            if solution is None:
+                return None
+            plan = [options[i] for i in solution.items]
+            if not self._learned(plan):
+                return plan
+        raise AssertionError("an option is learned of once")
+
+    def _learned(self, plan: Sequence[Option]) -> bool:
+        """Looks closer at every option of a plan; whether any loss changed."""
+        changed = [self.judge.learn(option) for option in plan]
+        return any(changed)
+
+    def candidates(self) -> list[list[Option]]:
+        """Plans worth a closer look: the best one of each kind of method, and those next to the best of all."""
+        plans: list[list[Option]] = []
+
+        def add(plan: list[Option] | None) -> None:
+            if plan is not None and not any({id(o) for o in plan} == {id(o) for o in other} for other in plans):
+                plans.append(plan)
+
+        add(self.solved())
+        for allowed in (_no_codes, _no_rank, _no_sharing, _bits_alone, _shared_alone):
+            add(self.solved(allowed))
+        options, items = self.items()
+        near: Iterator[Solution] = itertools.islice(ranked(items, len(self.held), self.budget), TOGETHER)
+        for solution in near if len(self.options) < 5000 else ():
+            if len(plans) >= TOGETHER:
+                break
+            plan = [options[i] for i in solution.items]
+            if not self._learned(plan):
+                add(plan)
+        return plans
+
+    def best(self) -> list[Option]:
+        """The plan of least loss, those that look best measured together."""
+        if isinstance(self.judge, ByRules):
+            plan = self.solved()
+            assert plan is not None  # `check` was passed
+            return self.grown(plan)
+        return self.grown(min(self.candidates(), key=self.judge.joint))
+
+    def grown(self, plan: list[Option]) -> list[Option]:
+        """The plan with shared rows enlarged by what is left of the budget, those of most loss first."""
+        left = self.budget - sum(option.nbytes(self.count) for option in plan)
+        grown = list(plan)
+        for place in sorted(range(len(plan)), key=lambda place: -self.judge.loss(plan[place])):
+            option, rows = plan[place], rows_of(plan[place].method)
+            if rows is None or left <= 0:
+                continue
+            tables = [self.held[i].table for i in option.tables]
+
+            def made(rows: int, option: Option = option, tables: list[Table] = tables) -> Option | None:
+                method = with_rows(option.method, rows)
+                try:
+                    sizes = method.sizes(tables, "shared") if method is not None else None
+                except ValueError:
+                    return None
+                return sizes and Option(option.tables, method, sizes.nbytes("served"), sizes.nbytes("training"))  # pyright: ignore
+
+            low, high = rows, 2 * rows
+            while high - low > 1:
+                middle = (low + high) // 2
+                larger = made(middle)
+                fits = larger is not None and larger.nbytes(self.count) - option.nbytes(self.count) <= left
+                low, high = (middle, high) if fits else (low, middle)
+            larger = made(low)
+            if larger is not None and low > rows:
+                left -= larger.nbytes(self.count) - option.nbytes(self.count)
+                grown[place] = larger
+        return grown
+
+    def choice(self, plan: Sequence[Option], level: int) -> Choice:
+        """The plan as its user sees it."""
+        of_table = {i: option for option in plan for i in option.tables}
+        loss = self.judge.joint(plan)
+        richer = self.solved(times=1.1) or list(plan)
+        gain = max(0.0, sum(map(self.judge.loss, plan)) - sum(map(self.judge.loss, richer)))
+        richer_of = {i: option for option in richer for i in option.tables}
+        lines = [self._line(i, of_table[i], richer_of[i]) for i in range(len(self.held))]
+        return Choice(lines, self.budget, self.count, level, loss, self.curve(), gain)
+
+    def _line(self, i: int, option: Option, richer: Option) -> TableChoice:
+        held, worth = self.held[i], self.judge.worth  # pyright: ignore[reportAttributeAccessIssue]
+        sizes = {j: max(1, self.held[j].nbytes) for j in option.tables}
+        more = "" if _alike(option, richer) else f"{kind(richer.method)} {_bits(richer.method)}".strip()
+        measured = getattr(self.judge, "measured", {}).get(i)
+        note = held.kept
+        if not note and measured is not None and measured <= 0:
+            note = "says nothing of the label: drop it"
+        share = sum(worth[j] for j in option.tables) or 1.0
+        return TableChoice(
+            held.name,
+            option.method,
+            _part(option.served, sizes, i),
+            _part(option.training, sizes, i),
+            held.nbytes,
+            worth[i],
+            self.judge.loss(option) * worth[i] / share,
+            more,
+            note,
+        )
+
+    def curve(self, points: int = 12) -> list[Point]:
+        """The least expected loss from the least bytes to the full tables, as far as it is known."""
+        _, items = self.items()
+        low = max(1, least_nbytes(items, len(self.held)))
+        high = max(low + 1, sum(table.nbytes for table in self.held), self.budget)
+        curve = []
+        for k in range(points):
+            size = math.ceil(low * (high / low) ** (k / (points - 1)))
+            solution = best(items, len(self.held), size)
+            if solution is not None:
+                curve.append(Point(solution.nbytes, solution.loss))
+        return curve
+
+
+def _alike(a: Option, b: Option) -> bool:
+    return kind(a.method) == kind(b.method) and _bits(a.method) == _bits(b.method)
+
+
+def _bits(method: Method) -> str:
+    bits = getattr(method, "bits", None)
+    return f"{bits} bits" if isinstance(bits, int) else ""
+
+
+def _part(size: int, sizes: Mapping[int, int], i: int) -> int:
+    """The part of `size` bytes that falls to table i, in proportion to the full tables; the parts add up to it."""
+    whole, before = sum(sizes.values()), 0
+    for j, own in sizes.items():
+        if j == i:
+            return (before + own) * size // whole - before * size // whole
+        before += own
+    raise KeyError(i)
+
+
+def _no_codes(option: Option) -> bool:
+    return "ProductCodes" not in kind(option.method)
+
+
+def _no_rank(option: Option) -> bool:
+    return "LowRank" not in kind(option.method)
+
+
+def _no_sharing(option: Option) -> bool:
+    return rows_of(option.method) is None and "Graph" not in kind(option.method)
+
+
+def _bits_alone(option: Option) -> bool:
+    return _no_codes(option) and _no_rank(option) and _no_sharing(option)
+
+
+def _shared_alone(option: Option) -> bool:
+    return len(option.tables) > 1 or _bits_alone(option)

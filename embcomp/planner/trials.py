@@ -1,0 +1,58 @@
+"""Short trainings of a few plans, by successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943)."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from embcomp.compress import compress_
+from embcomp.methods.base import Method
+from embcomp.notes import CompressionWarning
+
+Train = Callable[[nn.Module, float], Any]
+"""A model, and the share of a full training for which it is to be trained."""
+
+
+def halved(
+    model: nn.Module,
+    plans: Sequence[Mapping[str, Method]],
+    train: Train,
+    judge: Callable[[nn.Module], float],
+    *,
+    effort: float,
+    heard: Callable[[str], None] = lambda text: None,
+) -> list[float | None]:
+    """Trains a copy of the model for each plan, and goes on with the better half until one is left.
+
+    Each round takes the same part of the effort, so that those that are left are trained twice as long as before.
+
+    Args:
+        model: the trained model; each copy starts at its tables (`init="warm"`).
+        plans: methods by table, as `compress_` takes them.
+        train: trains a model for a share of a full training.
+        judge: the loss of a model on held-out batches.
+        effort: of one full training, for all plans together.
+        heard: is told of each training.
+
+    Returns:
+        The last loss of each plan, lower the longer it was in the race; None where it failed.
+    """
+    rounds = max(1, (len(plans) - 1).bit_length())
+    racing: dict[int, nn.Module] = {}
+    for i, plan in enumerate(plans):
+        racing[i] = copy.deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CompressionWarning)
+            compress_(racing[i], plan, init="warm")
+    losses: list[float | None] = [None] * len(plans)
+    for _ in range(rounds):
+        share = effort / rounds / len(racing)
+        for i, candidate in racing.items():
+            heard(f"plan {i + 1} for {share:.1%} of a training")
+            train(candidate, share)
+            losses[i] = judge(candidate)
+        best = sorted(racing, key=lambda i: losses[i] if losses[i] is not None else float("inf"))
+        racing = {i: racing[i] for i in best[: max(1, len(best) // 2)]}
+    return losses
