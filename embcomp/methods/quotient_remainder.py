@@ -106,13 +106,13 @@ class QuotientRemainder(Method):
 
         def make(size: int) -> Self:
             shares = share_rows(tables, size)
-            rows = {table.name: _largest_remainder(table, per_table(shares, table, "rows")) for table in tables}
+            rows = {table.name: largest_remainder(table, per_table(shares, table, "rows")) for table in tables}
             return cls(rows=rows if len(tables) > 1 else rows[tables[0].name], **fixed)
 
         return Ladder(make, lambda size: make(size).sizes(tables), most=MAX_ROWS * len(tables))
 
 
-def _largest_remainder(table: Table, total: int) -> int:
+def largest_remainder(table: Table, total: int) -> int:
     """The most remainder rows r with r + ceil(num_embeddings / r) <= total, or the smallest pair where none fits.
 
     Never more than num_embeddings: an id would not reach the others.

@@ -17,6 +17,7 @@ from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.plan import Count
 from embcomp.methods.product_codes import ProductCodes
+from embcomp.methods.quotient_remainder import QuotientRemainder, largest_remainder
 from embcomp.methods.unified import UnifiedEmbedding, best_chunk_dim
 from embcomp.planner.tables import Held, matches
 from embcomp.settings import shown
@@ -26,6 +27,10 @@ Maker = Callable[[Held], Iterator[Method]]
 
 SHARES = [2 ** (-step / 2) for step in range(1, 21)]
 """Of the values of a table, from .71 to .001: what shared rows may take."""
+
+
+MOST_GROUPS = 6
+"""Tables of the smaller groups that may share one store, at most."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,8 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int) -> Iterat
         if rows < 1:
             break
         hashed: list[Method] = [_unified([held], share, seed)]
+        if not served and 2 * ids**0.5 < rows:
+            hashed.append(QuotientRemainder(rows=largest_remainder(held.table, rows)))
         if counts is not None and rows > 1:
             hashed.append(FrequencyHash(rows=rows, counts=counts, tail="double", seed=seed))
         for method in hashed:
@@ -194,12 +201,11 @@ def _shared(held: Sequence[Held], asked: Mapping[int, Sequence[Method]], count: 
     for home in dict.fromkeys(table.home for table in held):
         free = [i for i, t in enumerate(held) if t.home == home and not t.kept]
         large = [i for i in free if i not in asked and (held[i].table.num_embeddings or 0) > SMALL]
-        if len(large) > 1 and math.gcd(*[held[i].table.embedding_dim for i in large]) > 1:
-            members = [held[i] for i in large]
+        for members in _groups(held, large):
             for share in SHARES:
-                method = _unified(members, share, seed)
+                method = _unified([held[i] for i in members], share, seed)
                 around: list[Method] = [LowBit(bits=bits, of=method) for bits in (4, 3, 2)]
-                options += _priced(large, members, around if count == "served" else [method])
+                options += _priced(members, [held[i] for i in members], around if count == "served" else [method])
         groups: dict[int, tuple[Method, list[int]]] = {}
         for i in free:
             for method in asked.get(i, ()):
@@ -208,6 +214,15 @@ def _shared(held: Sequence[Held], asked: Mapping[int, Sequence[Method]], count: 
         for method, numbers in groups.values():
             options += _priced(numbers, [held[i] for i in numbers], [method])
     return options
+
+
+def _groups(held: Sequence[Held], large: Sequence[int]) -> Iterator[list[int]]:
+    """Tables that may share one store: all large ones of a home, and the largest 2, 3, ... of them."""
+    order = sorted(large, key=lambda i: -held[i].nbytes)
+    for size in sorted({*range(2, min(len(order), MOST_GROUPS) + 1), len(order)} - {0, 1}):
+        members = sorted(order[:size])
+        if math.gcd(*[held[i].table.embedding_dim for i in members]) > 1:
+            yield members
 
 
 def with_rows(method: Method, rows: int) -> Method | None:

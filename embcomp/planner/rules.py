@@ -1,13 +1,18 @@
 """What a method costs a table after training: rules, with constants that this library measured.
 
 The unit is what the table is worth to the model: the rise of its loss where all ids of the table had one vector. In
-that unit trained tables lost about the same on data sets whose losses differ by ten: `python -m experiments run
-lowbit-ctr-ml1m lowbit-ctr-frappe` (DCNv2; the tables of MovieLens-1M are worth .26 in log-loss, those of Frappe 1.6).
+that unit trained tables lost about the same on data sets whose losses differ by ten, MovieLens-1M / Frappe with DCNv2,
+whose tables are worth .26 and 1.6 of log-loss (`python -m experiments run lowbit-ctr-ml1m lowbit-ctr-frappe
+hashing-ctr-ml1m hashing-ctr-frappe`):
 
-| what | of the worth, MovieLens-1M / Frappe |
+| what | of the worth |
 |---|---|
 | own rows of 4, 3, 2, 1 bits | 0 / .003, .001 / .005, .002 / .009, .027 / .038 |
-| 12.5, 10, 6.3, 3.2, 1 % of the rows (Unified balanced) | .042 / .048, .043 / .057, - / .066, .090 / .092, .19 / - |
+| Unified Embedding over all tables, 50, 10, 1 % | .006 / .023, .053 / .054, .19 / .10 |
+| quotient and remainder, 50, 10 % | 0 / .019, .048 / .051 |
+| two hashes side by side, 50, 10, 1 % | 0 / .027, .081 / .058, .32 / .13 |
+| frequent ids own rows, two hashes for the others, 50, 10, 1 % | .051 / .016, .15 / .061, .51 / .19 |
+| one hash, 50, 10, 1 % | .16 / .046, .44 / .13, .52 / .28 |
 | rank, as a share of the loss just after the projection | .35-.45 / .33 |
 """
 
@@ -18,15 +23,36 @@ from dataclasses import dataclass
 
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
-from embcomp.methods.graphhash import GraphHash
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.methods.table import Table
+from embcomp.methods.unified import UnifiedEmbedding
 
 ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0.007, 1: 0.033}
 """Of the worth, by bits, for rows that are trained on their grid."""
+
+NARROW = 2.5
+"""How many times more bits cost narrow rows, which have no values to spare."""
+
+SPREAD = {
+    "UnifiedEmbedding": 0.02,
+    "QuotientRemainder": 0.022,
+    "MultiHash": 0.032,
+    "HashEmbedding": 0.05,
+    "DoubleHash": 0.05,
+    "FrequencyHash": 0.05,
+    "HashingTrick": 0.15,
+    "GraphHash": 0.05,
+    "DoubleGraphHash": 0.03,
+    "SoftGraphHash": 0.03,
+    "SemanticIds": 0.03,
+}
+"""What sharing costs: so much times (share^-1/2 - 1), of the worth, by method; .035 for others."""
+
+ALONE = 1.4
+"""How many times more `UnifiedEmbedding` costs a table that has the store to itself: collisions inside a feature."""
 
 RECOVERED = 0.35
 """Of the loss just after vectors were projected to a rank: what is left when the narrow rows are trained."""
@@ -41,7 +67,7 @@ class Anatomy:
         rank: of the vectors; None where they keep their width.
         codes: bits of a value under product codes; None without.
         sharing: values of the stores for each value of the tables, at most 1.
-        likeness: of what sharing costs where ids are put together at random, the part that remains.
+        spread: how dear sharing is, see `SPREAD`.
         bare: the method without bits; what a probe shows of it lasts through training.
     """
 
@@ -49,7 +75,7 @@ class Anatomy:
     rank: int | None
     codes: float | None
     sharing: float
-    likeness: float
+    spread: float
     bare: Method
 
 
@@ -70,8 +96,12 @@ def anatomy(method: Method, tables: Sequence[Table]) -> Anatomy:
     if not isinstance(method, Full):
         values = sum(store.rows * store.dim for store in method.sizes(tables).stores.values())
         sharing = min(1.0, values / sum((t.num_embeddings or values) * t.embedding_dim for t in tables))
-    likeness = 0.3 if isinstance(method, SoftGraphHash) else 0.8 if isinstance(method, GraphHash) else 1.0
-    return Anatomy(bits, rank, codes, sharing, likeness, bare)
+    spread = SPREAD.get(type(method).__name__, 0.035)
+    if isinstance(method, SoftGraphHash):
+        spread *= 2 / (1 + method.k)
+    elif isinstance(method, UnifiedEmbedding) and len(tables) == 1:
+        spread *= ALONE
+    return Anatomy(bits, rank, codes, sharing, spread, bare)
 
 
 def rounding(bits: float | None) -> float:
@@ -81,11 +111,6 @@ def rounding(bits: float | None) -> float:
     low = max(1, math.floor(bits))
     high = min(8, low + 1)
     return ROUNDING[low] + (bits - low) * (ROUNDING[high] - ROUNDING[low]) if bits >= 1 else ROUNDING[1] / bits**2
-
-
-def sharing(share: float) -> float:
-    """What it costs that ids share rows, of the worth, for so many values kept of each."""
-    return 0.019 * (share**-0.5 - 1)
 
 
 def projection(rank: int | None, width: int) -> float:
@@ -103,7 +128,8 @@ def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | 
         probed: the rise just after `anatomy(method).bare` took the place of the trained tables; without it guesses.
     """
     parts = anatomy(method, tables)
-    share = rounding(parts.bits) + parts.likeness * sharing(parts.sharing)
+    share = rounding(parts.bits) * (NARROW if parts.rank is not None else 1)
+    share += parts.spread * (parts.sharing**-0.5 - 1)
     if probed is None:
         share += projection(parts.rank, min(table.embedding_dim for table in tables)) + 1.2 * rounding(parts.codes)
         return worth * min(1.0, share)
