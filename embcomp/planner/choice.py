@@ -13,6 +13,7 @@ from torch import Tensor
 from embcomp import artifact, configs, extras
 from embcomp.files import Damaged, StrPath, write
 from embcomp.methods.base import Method
+from embcomp.methods.full import Full
 from embcomp.methods.plan import Count
 from embcomp.planner.options import rows_of
 from embcomp.sizes import grouped, text_table
@@ -193,8 +194,9 @@ def kind(method: Method) -> str:
     """A method in a few words: LowBit(LowRank 4)."""
     inner, rank = getattr(method, "of", None), getattr(method, "rank", None)
     name = type(method).__name__ + (f" {rank}" if rank is not None else "")
-    plain = not isinstance(inner, Method) or type(inner).__name__ == "Full"
-    return name if plain else f"{name}({kind(inner)})"
+    if not isinstance(inner, Method) or isinstance(inner, Full):
+        return name
+    return f"{name}({kind(inner)})"
 
 
 def _numbers(table: TableChoice) -> dict[str, Any]:

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from embcomp.graph.edges import Edges
 
 
+LEAST = 0.005
+"""Of its loss, what a trained model owes to its tables, at the least."""
+
+
 def choose(
     model_or_tables: nn.Module | Sequence[Table],
     nbytes: Budget,
@@ -151,9 +155,8 @@ def _raced(
         return value if math.isfinite(value) else float("inf")
 
     losses = halved(model, names, train, loss, effort=effort, heard=judge.probes.heard)
-    order = sorted(range(len(plans)), key=lambda i: losses[i] if losses[i] is not None else float("inf"))
-    said = [f"short trainings: {len(plans)} plans, losses {', '.join(f'{x:.4f}' for x in losses if x is not None)}"]
-    return plans[order[0]], said
+    said = [f"short trainings: {len(plans)} plans, losses {', '.join(f'{x:.4f}' for x in losses)}"]
+    return plans[losses.index(min(losses))], said
 
 
 def _probes(
@@ -174,13 +177,14 @@ def _probes(
         raise ValueError(f"tables {empty} are on the meta device, and hold nothing to measure")
     entropy = check_labels(batches) if loss is None else None
     probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard)
-    worth = probes.worth(range(len(held)))
-    if (worth is not None and worth <= 0) or (entropy is not None and probes.base >= entropy):
-        without = f"{probes.base + worth:.4f} with one vector for all ids of each table" if worth is not None else ""
-        least = f"{entropy:.4f} for the share of clicks alone" if entropy is not None else ""
+    worth, error = probes.worth(range(len(held))) or (math.inf, 0.0)
+    least = LEAST * abs(probes.base)
+    if worth <= max(3 * error, least) or (entropy is not None and probes.base >= entropy - least):
+        without = f"{probes.base + worth:.4f} with one vector for all ids of each table" if worth < math.inf else ""
+        alone = f"{entropy:.4f} for the share of clicks alone" if entropy is not None else ""
         raise ValueError(
             f"the model is not trained: its loss on data is {probes.base:.4f}, and "
-            f"{' and '.join(filter(None, [without, least]))}; train it first, or leave data out"
+            f"{' and '.join(filter(None, [without, alone]))}; train it first, or leave data out"
         )
     return probes
 

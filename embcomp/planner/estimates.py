@@ -1,7 +1,7 @@
 """The expected loss of every option: by rules alone, or from a trained model and what probes show of it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -24,6 +24,16 @@ UNTRAINED = 10.0
 class Estimates(Protocol):
     """What options cost."""
 
+    @property
+    def worth(self) -> Sequence[float]:
+        """What each table is worth to the model."""
+        ...
+
+    @property
+    def silent(self) -> Collection[int]:
+        """Tables that say nothing, as far as is known."""
+        ...
+
     def loss(self, option: Option) -> float:
         """The expected loss of an option, as far as it is known."""
         ...
@@ -45,7 +55,13 @@ class ByRules:
     Args:
         held: the tables.
         counts: how often each id occurs, by table name.
+
+    Attributes:
+        worth: of each table.
+        silent: none, as nothing was measured.
     """
+
+    silent: frozenset[int] = frozenset()
 
     def __init__(self, held: Sequence[Held], counts: Mapping[str, Tensor]) -> None:
         self.held = held
@@ -77,17 +93,21 @@ class ByProbes:
         held: the tables.
         probes: the measurements.
         after: what follows.
+
+    Attributes:
+        worth: of each table.
+        silent: tables whose worth is not above two standard errors.
     """
 
     def __init__(self, held: Sequence[Held], probes: Probes, after: After) -> None:
         self.held, self.probes, self.after = held, probes, after
         order = sorted(range(len(held)), key=lambda i: -held[i].nbytes)
         found = {i: probes.worth([i]) for i in order if held[i].weight is not None}
-        known = [worth for worth in found.values() if worth is not None]
-        self.measured = found
+        known = [worth[0] for worth in found.values() if worth is not None]
+        self.silent = {i for i, worth in found.items() if worth is not None and worth[0] <= 2 * worth[1]}
         middle = max(1e-9, sorted(known)[len(known) // 2]) if known else 1.0
         floor = max(1e-9, 1e-5 * max(known, default=1.0))
-        self.worth = [middle if (worth := found.get(i)) is None else max(floor, worth) for i in range(len(held))]
+        self.worth = [middle if (worth := found.get(i)) is None else max(floor, worth[0]) for i in range(len(held))]
         self._losses: dict[tuple[tuple[int, ...], int], float] = {}
         self._kept: list[Option] = []  # so that no id of a method is given twice
 

@@ -42,12 +42,14 @@ class Option:
         method: of all of them.
         served: bytes of the served form.
         training: bytes of the training form.
+        grows: whether its rows may be enlarged by what is left of a budget.
     """
 
     tables: tuple[int, ...]
     method: Method
     served: int
     training: int
+    grows: bool = False
 
     def nbytes(self, count: Count) -> int:
         """Of the form that the budget is of."""
@@ -87,7 +89,8 @@ def options_of(
             continue
         if methods is None:
             usual = _usual(table, count, (counts or {}).get(table.name), seed)
-            options += _priced([i], [table], [*usual, *(extra or {}).get(table.name, ())])
+            options += _priced([i], [table], [*usual], grows=True)
+            options += _priced([i], [table], (extra or {}).get(table.name, ()))
             continue
         alone = [method for method in methods if not method.shares_store]
         fitting = _priced([i], [table], alone)
@@ -123,7 +126,9 @@ def _by_table(held: Sequence[Held], given: Options | None) -> dict[int, list[Met
     return asked
 
 
-def _priced(numbers: Sequence[int], held: Sequence[Held], methods: Sequence[Method]) -> list[Option]:
+def _priced(
+    numbers: Sequence[int], held: Sequence[Held], methods: Sequence[Method], grows: bool = False
+) -> list[Option]:
     """Options with their bytes; methods that do not fit are left out."""
     tables, priced = [table.table for table in held], []
     for method in methods:
@@ -135,7 +140,7 @@ def _priced(numbers: Sequence[int], held: Sequence[Held], methods: Sequence[Meth
             continue
         if any(table.widths == "fbgemm" for table in held) and any(s.width % 4 for s in sizes.stores.values()):
             continue
-        priced.append(Option(tuple(numbers), method, sizes.nbytes("served"), sizes.nbytes("training")))
+        priced.append(Option(tuple(numbers), method, sizes.nbytes("served"), sizes.nbytes("training"), grows))
     return priced
 
 
@@ -205,7 +210,8 @@ def _shared(held: Sequence[Held], asked: Mapping[int, Sequence[Method]], count: 
             for share in SHARES:
                 method = _unified([held[i] for i in members], share, seed)
                 around: list[Method] = [LowBit(bits=bits, of=method) for bits in (4, 3, 2)]
-                options += _priced(members, [held[i] for i in members], around if count == "served" else [method])
+                methods = around if count == "served" else [method]
+                options += _priced(members, [held[i] for i in members], methods, grows=True)
         groups: dict[int, tuple[Method, list[int]]] = {}
         for i in free:
             for method in asked.get(i, ()):

@@ -61,7 +61,6 @@ class Probes:
 
     Attributes:
         base: the loss of the model as it is.
-        noise: the standard error of a rise that is not there, about: two of them are the least that counts.
         failed: probes that could not be made.
 
     Raises:
@@ -85,7 +84,7 @@ class Probes:
         self._started = time.monotonic()
         self._losses = self._measured()
         self.base = sum(self._losses) / len(self._losses)
-        self._known: dict[str, float] = {}
+        self._known: dict[str, tuple[float, float]] = {}
         self._digests = [_digest(table.weight) for table in self.held]
         self._data = f"{len(self.batches)} {self.base!r}"
         if self.cache is not None and Path(self.cache).exists():
@@ -101,8 +100,11 @@ class Probes:
         """Whether the time is over."""
         return self.seconds is not None and self.spent > self.seconds
 
-    def worth(self, tables: Sequence[int]) -> float | None:
-        """The rise where all ids of each of these tables have their mean vector; None once the time is over."""
+    def worth(self, tables: Sequence[int]) -> tuple[float, float] | None:
+        """The rise where all ids of each of these tables have their mean vector, and its standard error.
+
+        None once the time is over. The error is 0 for a single batch.
+        """
         return self._kept("mean", tables, lambda: [(i, _mean(self.held[i], self._weights(i))) for i in tables])
 
     def rise(self, tables: Sequence[int], method: Method) -> float | None:
@@ -113,9 +115,12 @@ class Probes:
         """The rise where several methods store the tables beside each."""
         tables = [i for numbers, _ in plan for i in numbers]
         text = json.dumps([[list(numbers), plain(method)] for numbers, method in plan], sort_keys=True)
-        return self._kept(text, tables, lambda: [pair for numbers, m in plan for pair in self._vectors(numbers, m)])
+        kept = self._kept(text, tables, lambda: [pair for numbers, m in plan for pair in self._vectors(numbers, m)])
+        return None if kept is None else kept[0]
 
-    def _kept(self, what: str, tables: Sequence[int], make: Callable[[], list[tuple[int, Tensor]]]) -> float | None:
+    def _kept(
+        self, what: str, tables: Sequence[int], make: Callable[[], list[tuple[int, Tensor]]]
+    ) -> tuple[float, float] | None:
         if any(self.held[i].weight is None for i in tables):
             return None
         key = _hash(what, self._data, *[self._digests[i] for i in tables])
@@ -124,23 +129,25 @@ class Probes:
                 return None
             names = tuple(self.held[i].name for i in tables)
             try:
-                rise = self._with(make()) - self.base
+                rises = [new - old for new, old in zip(self._with(make()), self._losses, strict=True)]
+                rise = sum(rises) / len(rises)
                 if not math.isfinite(rise):
                     raise ValueError(f"the loss becomes {rise + self.base}")
-            except Exception as error:  # of one option: it is named, and the others go on
-                self.failed.append(Failure(names, what, f"{type(error).__name__}: {error}"))
-                rise = math.nan
-            self._known[key] = rise
+                error = _error(rises)
+            except Exception as failure:  # of one option: it is named, and the others go on
+                self.failed.append(Failure(names, what, f"{type(failure).__name__}: {failure}"))
+                rise = error = math.nan
+            self._known[key] = rise, error
             self.made += 1
             self.heard(f"{', '.join(names[:2])}{', ...' if len(names) > 2 else ''}")
             if self.cache is not None and not math.isnan(rise):
-                _append(Path(self.cache), key, rise)
-        rise = self._known[key]
-        return None if math.isnan(rise) else rise
+                _append(Path(self.cache), key, rise, error)
+        known = self._known[key]
+        return None if math.isnan(known[0]) else known
 
     @torch.no_grad()
-    def _with(self, vectors: Sequence[tuple[int, Tensor]]) -> float:
-        """The loss with other vectors in the place of the trained ones, which are put back whatever happens."""
+    def _with(self, vectors: Sequence[tuple[int, Tensor]]) -> list[float]:
+        """The losses with other vectors in the place of the trained ones, which are put back whatever happens."""
         kept = []
         try:
             for i, new in vectors:
@@ -151,11 +158,10 @@ class Probes:
                 if held.padding is not None:
                     new[held.padding] = weight[held.padding]
                 weight.data.copy_(new)
-            losses = self._measured()
+            return self._measured()
         finally:
             for weight, old in kept:
                 weight.data.copy_(old)
-        return sum(losses) / len(losses)
 
     @torch.no_grad()
     def _measured(self) -> list[float]:
@@ -243,24 +249,36 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def _append(path: Path, key: str, rise: float) -> None:
+def _error(rises: Sequence[float]) -> float:
+    """The standard error of their mean; 0 for one alone."""
+    if len(rises) < 2:
+        return 0.0
+    mean = sum(rises) / len(rises)
+    return math.sqrt(sum((rise - mean) ** 2 for rise in rises) / (len(rises) - 1) / len(rises))
+
+
+def _append(path: Path, key: str, rise: float, error: float) -> None:
     """Add a figure, on a line of its own even where a killed process left one unfinished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + json.dumps({"probe": key, "rise": rise, "sum": _hash(key, repr(rise))}) + "\n")
+        file.write(
+            "\n"
+            + json.dumps({"probe": key, "rise": rise, "error": error, "sum": _hash(key, repr(rise), repr(error))})
+            + "\n"
+        )
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path) -> dict[str, tuple[float, float]]:
     """The figures of a file; lines that are not whole are measured again."""
     known = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
-            key, rise = values["probe"], float(values["rise"])
-            if values["sum"] == _hash(key, repr(rise)):
-                known[key] = rise
+            key, rise, error = values["probe"], float(values["rise"]), float(values["error"])
+            if values["sum"] == _hash(key, repr(rise), repr(error)):
+                known[key] = rise, error
         except (ValueError, TypeError, KeyError):
             continue
     return known

@@ -27,7 +27,8 @@ class Search:
     def __init__(
         self, held: Sequence[Held], options: Sequence[Option], judge: Estimates, count: Count, budget: int
     ) -> None:
-        self.held, self.options, self.judge, self.count, self.budget = held, options, judge, count, budget
+        self.held, self.options, self.judge, self.budget = held, options, judge, budget
+        self.count: Count = count
 
     def items(self, allowed: Allowed = lambda option: True) -> tuple[list[Option], list[Item]]:
         """The options that are allowed and did not fail, as a knapsack sees them."""
@@ -109,7 +110,7 @@ class Search:
         grown = list(plan)
         for place in sorted(range(len(plan)), key=lambda place: -self.judge.loss(plan[place])):
             option, rows = plan[place], rows_of(plan[place].method)
-            if rows is None or left <= 0:
+            if rows is None or left <= 0 or not option.grows:
                 continue
             tables = [self.held[i].table for i in option.tables]
 
@@ -144,13 +145,10 @@ class Search:
         return Choice(lines, self.budget, self.count, level, loss, self.curve(), gain)
 
     def _line(self, i: int, option: Option, richer: Option) -> TableChoice:
-        held, worth = self.held[i], self.judge.worth  # pyright: ignore[reportAttributeAccessIssue]
+        held, worth = self.held[i], self.judge.worth
         sizes = {j: max(1, self.held[j].nbytes) for j in option.tables}
         more = "" if _alike(option, richer) else f"{kind(richer.method)} {_bits(richer.method)}".strip()
-        measured = getattr(self.judge, "measured", {}).get(i)
-        note = held.kept
-        if not note and measured is not None and measured <= 0:
-            note = "says nothing of the label: drop it"
+        note = held.kept or ("says nothing of the label: drop it" if i in self.judge.silent else "")
         share = sum(worth[j] for j in option.tables) or 1.0
         return TableChoice(
             held.name,

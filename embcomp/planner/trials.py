@@ -23,7 +23,7 @@ def halved(
     *,
     effort: float,
     heard: Callable[[str], None] = lambda text: None,
-) -> list[float | None]:
+) -> list[float]:
     """Trains a copy of the model for each plan, and goes on with the better half until one is left.
 
     Each round takes the same part of the effort, so that those that are left are trained twice as long as before.
@@ -37,7 +37,7 @@ def halved(
         heard: is told of each training.
 
     Returns:
-        The last loss of each plan, lower the longer it was in the race; None where it failed.
+        The last loss of each plan.
     """
     rounds = max(1, (len(plans) - 1).bit_length())
     racing: dict[int, nn.Module] = {}
@@ -46,13 +46,13 @@ def halved(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CompressionWarning)
             compress_(racing[i], plan, init="warm")
-    losses: list[float | None] = [None] * len(plans)
+    losses = [float("inf")] * len(plans)
     for _ in range(rounds):
         share = effort / rounds / len(racing)
         for i, candidate in racing.items():
             heard(f"plan {i + 1} for {share:.1%} of a training")
             train(candidate, share)
             losses[i] = judge(candidate)
-        best = sorted(racing, key=lambda i: losses[i] if losses[i] is not None else float("inf"))
+        best = sorted(racing, key=losses.__getitem__)
         racing = {i: racing[i] for i in best[: max(1, len(best) // 2)]}
     return losses

@@ -1,0 +1,269 @@
+"""Choices: within the budget, as `compress_` counts it, and the better the more is known."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+
+import embcomp
+from embcomp.planner.choice import kind
+from embcomp.planner.losses import log_loss
+from embcomp.planner.probes import Probes
+from embcomp.planner.tables import held_tables
+from tests.planner.conftest import IDS, WIDTH, Clicks
+
+FULL = 4 * WIDTH * sum(IDS.values())
+
+
+def chosen(choice, name):
+    return next(table for table in choice.tables if table.name == name)
+
+
+def mean_loss(model, batches):
+    with torch.no_grad():
+        return sum(float(log_loss(model.eval(), batch)) for batch in batches) / len(batches)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.02, 1.2), st.sampled_from(["served", "training"]))
+def test_a_choice_keeps_to_its_budget_and_counts_as_compress_does(share, count):
+    model = Clicks()
+    choice = embcomp.choose(model, int(share * FULL), count=count)
+    report = embcomp.compress_(model, choice.methods)
+    kept = sum(t.served for t in choice.tables if isinstance(t.method, embcomp.Full))
+    assert report.served_nbytes + kept == choice.served_nbytes
+    assert report.training_nbytes + kept == choice.training_nbytes
+    assert choice.nbytes <= choice.budget == int(share * FULL)
+
+
+def test_more_bytes_never_cost_more():
+    losses = [embcomp.choose(Clicks(), share).loss for share in ("3%", "5%", "10%", "20%", "50%", "100%")]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == 0.0
+
+
+def test_full_tables_are_chosen_where_they_fit():
+    assert {kind(t.method) for t in embcomp.choose(Clicks(), "100%").tables} == {"Full"}
+
+
+def test_probes_measure_what_compress_does(trained, held_out):
+    held = held_tables(trained, None)
+    probes = Probes(trained, held, held_out, log_loss)
+    before = copy.deepcopy(trained.state_dict())
+    for method in (embcomp.LowRank(rank=2), embcomp.LowBit(bits=2), embcomp.UnifiedEmbedding(rows=100, chunk_dim=4)):
+        swapped = copy.deepcopy(trained)
+        embcomp.compress_(swapped, {"tables.item": method}, init="warm")
+        rise = probes.rise([1], method)
+        assert probes.base + rise == pytest.approx(mean_loss(swapped, held_out), abs=1e-6)
+    swapped = copy.deepcopy(trained)
+    bit, line = embcomp.LowBit(bits=1), embcomp.LowRank(rank=1)
+    embcomp.compress_(swapped, {"tables.user": bit, "tables.item": line}, init="warm")
+    together = probes.together([([0], bit), ([1], line)])
+    assert probes.base + together == pytest.approx(mean_loss(swapped, held_out), abs=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
+def test_a_trained_model_shows_which_tables_say_nothing_and_what_rank_they_have(trained, held_out):
+    choice = embcomp.choose(trained, "5%", data=held_out, seed=0)
+    user, item, noise = (chosen(choice, f"tables.{name}") for name in ("user", "item", "noise"))
+    assert noise.worth < 0.05 * min(user.worth, item.worth)
+    # Two directions are planted: bytes go there, and none to the noise that could go there.
+    assert noise.served < 0.2 * choice.served_nbytes
+    assert "LowRank" in kind(user.method) + kind(item.method)
+    by_sizes = embcomp.choose(trained, "5%")
+    assert chosen(by_sizes, "tables.noise").served > noise.served
+
+
+def test_without_training_the_expected_loss_is_that_of_the_fitted_model(trained, held_out):
+    choice = embcomp.choose(trained, "15%", data=held_out, init="fit")
+    swapped = copy.deepcopy(trained)
+    embcomp.compress_(swapped, choice.methods, init="warm")
+    assert mean_loss(swapped, held_out) - mean_loss(trained, held_out) == pytest.approx(choice.loss, abs=2e-3)
+    uniform = copy.deepcopy(trained)
+    embcomp.compress_(uniform, embcomp.LowBit(bits=4), init="warm")
+    assert choice.served_nbytes < 1.25 * embcomp.served_nbytes(uniform.tables)
+    assert mean_loss(swapped, held_out) < mean_loss(uniform, held_out) + 1e-3
+
+
+def test_probes_are_kept_and_a_stopped_plan_goes_on(trained, held_out, tmp_path):
+    calls, stop = [], [25]
+
+    def loss(model, batch):
+        calls.append(1)
+        if len(calls) >= stop[0]:
+            raise KeyboardInterrupt
+        return log_loss(model, batch)
+
+    before = copy.deepcopy(trained.state_dict())
+    cache = tmp_path / "probes.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        embcomp.choose(trained, "8%", data=held_out, loss=loss, cache=cache)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    kept = len(cache.read_text().split())
+    with cache.open("a") as file:
+        file.write('{"probe": "cut sh')  # what a killed process may leave
+    calls.clear()
+    stop[0] = 10**9
+    first = embcomp.choose(trained, "8%", data=held_out, loss=loss, cache=cache)
+    whole = len(calls)
+    calls.clear()
+    again = embcomp.choose(trained, "8%", data=held_out, loss=loss, cache=cache)
+    assert kept > 0
+    assert len(calls) == len(held_out) < whole  # the loss as it is, and nothing else
+    assert [t.method for t in again.tables] == [t.method for t in first.tables]
+    fresh = embcomp.choose(trained, "8%", data=held_out)
+    assert [t.method for t in fresh.tables] == [t.method for t in first.tables]
+
+
+def test_no_time_leaves_rules(trained, held_out):
+    choice = embcomp.choose(trained, "8%", data=held_out, seconds=1e-9)
+    assert choice.nbytes <= choice.budget
+    assert math.isfinite(choice.loss)
+
+
+def test_short_trainings_choose_among_plans(trained, held_out):
+    shares, trained_on = [], []
+
+    def train(model, share):
+        shares.append(share)
+        trained_on.append(model)  # and trains nothing
+
+    choice = embcomp.choose(trained, "8%", data=held_out, train=train, effort=0.25)
+    assert sum(shares) == pytest.approx(0.25)
+    assert choice.level == 3
+    assert choice.nbytes <= choice.budget
+    judged = [mean_loss(model, held_out) for model in dict.fromkeys(trained_on)]
+    swapped = copy.deepcopy(trained)
+    embcomp.compress_(swapped, choice.methods, init="warm")
+    assert mean_loss(swapped, held_out) == pytest.approx(min(judged), abs=1e-6)
+
+
+def test_tables_that_share_a_store_are_one_option():
+    shared = embcomp.UnifiedEmbedding(rows=300, chunk_dim=4)
+    choice = embcomp.choose(Clicks(), "30%", options=[shared, embcomp.Full()], keep="tables.day")
+    methods = {t.name: t.method for t in choice.tables}
+    assert isinstance(methods.pop("tables.day"), embcomp.Full)
+    assert {id(method) for method in methods.values()} == {id(shared)}
+    assert (
+        choice.served_nbytes
+        == sum(embcomp.compress_(Clicks(), choice.methods).served_nbytes for _ in range(1)) + 4 * WIDTH * IDS["day"]
+    )
+
+
+def test_what_must_stay_stays(trained, held_out):
+    trained.tables["item"].weight.requires_grad_(False)
+    trained.tables["user"].max_norm = 1.0
+    choice = embcomp.choose(trained, "90%", data=held_out, keep="*.day")
+    notes = {t.name: (kind(t.method), t.note) for t in choice.tables}
+    assert notes["tables.item"] == ("Full", "its weight is frozen")
+    assert notes["tables.user"][0] == "Full"
+    assert "max_norm" in notes["tables.user"][1]
+    assert notes["tables.day"] == ("Full", "kept as asked")
+    embcomp.compress_(trained, choice.methods)
+
+
+def test_collections_get_widths_that_fbgemm_holds():
+    tables = [EmbeddingBagConfig(name=n, num_embeddings=i, embedding_dim=16, feature_names=[n]) for n, i in IDS.items()]
+    model = nn.ModuleDict({"tables": EmbeddingBagCollection(tables=tables)})
+    for share in ("20%", "8%", "4%"):
+        choice = embcomp.choose(model, share, widths="fbgemm")
+        swapped = copy.deepcopy(model)
+        embcomp.compress_(swapped, choice.methods)
+        widths = {p.shape[1] for n, p in swapped.named_parameters() if n.endswith("weight") and p.ndim == 2}
+        assert all(width % 4 == 0 for width in widths), widths
+
+
+def test_open_id_spaces_get_hashed_rows():
+    choice = embcomp.choose([embcomp.Table("any", None, 16), embcomp.Table("day", 7, 16)], 100_000)
+    assert chosen(choice, "any").method.rows * 64 > 50_000
+    assert choice.nbytes <= 100_000
+    with pytest.raises(ValueError, match="open id space"):
+        embcomp.choose([embcomp.Table("any", None, 16)], "10%")
+
+
+def test_a_graph_offers_clusters_to_its_two_sides():
+    random = torch.Generator().manual_seed(0)
+    users, items = torch.randint(600, (5000,), generator=random), torch.randint(800, (5000,), generator=random)
+    edges = embcomp.graph.interactions((users, items), num_users=600, num_items=800)
+    tables = [embcomp.Table("u", 600, 128), embcomp.Table("i", 800, 128), embcomp.Table("day", 7, 128)]
+    for share in ("4%", "3%"):
+        choice = embcomp.choose(tables, share, edges=edges)
+        assert "GraphHash" in kind(chosen(choice, "u").method) + kind(chosen(choice, "i").method)
+    with pytest.raises(ValueError, match="no table has as many ids"):
+        embcomp.choose(tables[2:], "50%", edges=edges)
+    with pytest.raises(ValueError, match=r"have as many ids \(600\)"):
+        embcomp.choose([*tables, embcomp.Table("v", 600, 128)], "10%", edges=edges)
+
+
+def test_codes_offer_semantic_ids():
+    codes = torch.randint(8, (2000, 3), generator=torch.Generator().manual_seed(0))
+    options = {"item": [embcomp.Full()]}
+    choice = embcomp.choose([embcomp.Table("item", 2000, 16)], "6%", content={"item": codes}, count="training")
+    assert choice.nbytes <= choice.budget
+    with pytest.raises(ValueError, match=r"content\['item'\] must be semantic codes"):
+        embcomp.choose([embcomp.Table("item", 2000, 16)], "6%", content={"item": codes[:5]}, options=options)
+
+
+@pytest.mark.parametrize(
+    ("budget", "arguments", "error"),
+    [
+        (100, {}, "too small: the least possible is .*, of which table"),
+        ("5%", {"keep": "tables.item"}, "of which table 'tables.item' takes 12 800"),
+        ("5%", {"keep": "nothing"}, "the pattern 'nothing' matches no table"),
+        ("5%", {"options": {"x": [embcomp.Full()]}}, "options: the pattern 'x' matches no table"),
+        ("5%", {"options": [embcomp.LowRank(rank=100)]}, "tables.user.*rank 100 .*no option given to it fits"),
+        ("5%", {"counts": {"x": torch.ones(3)}}, "counts names 'x'"),
+        ("5%", {"counts": {"tables.user": torch.ones(3)}}, "counts must have shape"),
+        ("5%", {"loss": log_loss}, "loss needs held-out batches"),
+        ("5%", {"data": []}, "data holds no batch"),
+        ("5%", {"data": [torch.ones(3)]}, "batches of .inputs..., labels."),
+        ("5%", {"data": [(torch.zeros(4, 4, dtype=torch.int64), torch.ones(4))]}, "all 4 labels of data are 1"),
+        ("5%", {"data": [(torch.zeros(2, 4, dtype=torch.int64), torch.tensor([1.0, 3.0]))]}, "must be 0 or 1"),
+        ("5%", {"count": "both"}, "count"),
+        ("5%", {"init": "cold"}, "init"),
+        ("no", {}, "is no size"),
+    ],
+)
+def test_bad_arguments_are_named(budget, arguments, error):
+    with pytest.raises((ValueError, TypeError), match=error):
+        embcomp.choose(Clicks(), budget, **arguments)
+
+
+def test_data_needs_a_model_that_is_trained(held_out, trained):
+    with pytest.raises(TypeError, match="data is for a trained model"):
+        embcomp.choose([embcomp.Table("a", 100, 8)], "50%", data=held_out)
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="the model is not trained: its loss on data"):
+        embcomp.choose(Clicks(), "30%", data=held_out)
+    with torch.no_grad():
+        trained.tables["user"].weight[:] = math.nan
+    with pytest.raises(ValueError, match="the loss of batch 0 is nan"):
+        embcomp.choose(trained, "10%", data=held_out)
+
+
+def test_a_probe_that_fails_is_named_and_the_rest_goes_on(trained, held_out):
+    class Broken(embcomp.LowRank, registered=False):
+        def plan(self, tables, group="shared"):
+            raise RuntimeError("no such luck")
+
+    options = [embcomp.Full(), embcomp.LowBit(bits=4), Broken(rank=1)]
+    choice = embcomp.choose(trained, "14%", data=held_out, options=options)
+    assert {kind(t.method) for t in choice.tables} <= {"Full", "LowBit"}
+    assert any("no such luck" in line for line in choice.failed)
+    assert "failed: tables.item: RuntimeError: no such luck" in str(choice)
+
+
+def test_a_loss_of_ones_own_is_asked_for(trained, held_out):
+    batches = [{"ids": ids, "clicked": labels} for ids, labels in held_out]
+
+    def loss(model, batch):
+        return F.mse_loss(model(batch["ids"]).sigmoid(), batch["clicked"])
+
+    choice = embcomp.choose(trained, "10%", data=batches, loss=loss)
+    assert chosen(choice, "tables.noise").worth < chosen(choice, "tables.user").worth
