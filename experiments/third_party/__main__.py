@@ -16,8 +16,7 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,8 +26,9 @@ import torch
 
 import embcomp
 from experiments.files import write_json
+from experiments.third_party.counts import counts
 from experiments.third_party.libraries import PACKAGES
-from experiments.third_party.trial import METHODS, OUTCOMES, Build, try_exact, try_method
+from experiments.third_party.trial import METHODS, Build, try_exact, try_method
 
 RESULTS = Path(__file__).parents[1] / "results" / "third-party"
 REQUIREMENTS = "requirements/third-party.txt"
@@ -88,18 +88,6 @@ def _short(tries: Tries) -> dict[str, Any]:
         outcome: sum(map(len, reasons.values())) if outcome in counted else reasons
         for outcome, reasons in found.items()
     }
-
-
-def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, int]]:
-    """The models by their worst outcome, and the tries by outcome."""
-    models: Counter[str] = Counter()
-    tries: Counter[str] = Counter()
-    for row in rows:
-        found = row["outcomes"]
-        for outcome, reasons in found.items():
-            tries[outcome] += reasons if isinstance(reasons, int) else sum(map(len, reasons.values()))
-        models[max(found, key=OUTCOMES.index)] += 1
-    return dict(models), dict(tries)
 
 
 def _library(name: str, again: bool, matching: str) -> list[dict[str, Any]] | None:

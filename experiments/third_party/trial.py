@@ -13,8 +13,6 @@ import embcomp
 from experiments.third_party.case import Build, Case
 
 STEPS = 6
-OUTCOMES = ["trained", "refused", "no table", "does not run", "wrong"]
-"""`no table`: nothing to compress. `does not run`: the model as its library builds it, without a swap."""
 _TABLES = (embcomp.nn.table.CompressedTable, nn.Embedding, nn.EmbeddingBag)
 
 
