@@ -84,16 +84,22 @@ def fuzz(
         except BaseException as error:
             error.add_note(f"area {area}, seed {number}")
             raise
-    record_property("fuzz", {"area": area, "tries": tally.total(), **tally})
+    record(record_property, area, tally)
     return tally
+
+
+def record(record_property: Callable[[str, object], None], area: str, tally: Tally) -> None:
+    """Adds the counts to those of an area."""
+    record_property("fuzz", {"area": area, "tries": tally.total(), **tally})
 
 
 def summary(reports: list[Any]) -> list[str]:
     """The counts of all areas, a line each."""
-    found = [dict(value) for report in reports for name, value in report.user_properties if name == "fuzz"]
-    if not found:
+    areas: dict[str, Tally] = {}
+    for counts in (dict(value) for report in reports for name, value in report.user_properties if name == "fuzz"):
+        areas.setdefault(counts.pop("area"), Tally()).update(counts)
+    if not areas:
         return []
     columns = ["tries", RIGHT, REFUSED]
     lines = [f"{'area':44}" + "".join(f"{name:>14}" for name in columns)]
-    found.sort(key=lambda counts: counts["area"])
-    return lines + [f"{line['area']:44}" + "".join(f"{line.get(name, 0):14,}" for name in columns) for line in found]
+    return lines + [f"{area:44}" + "".join(f"{areas[area][name]:14,}" for name in columns) for area in sorted(areas)]

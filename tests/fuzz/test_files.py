@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from embcomp.semantic_ids import ResidualKMeans
 from embcomp.semantic_ids import load as load_tokenizer
 from embcomp.semantic_ids.resume import Checkpoint
 from experiments.training.checkpoint import Best
+from tests.fuzz.fuzzing import REFUSED, Tally, record
 
 SECONDS = float(os.environ.get("EMBCOMP_FUZZ_SECONDS", "0"))
 
@@ -201,14 +201,14 @@ def said(value: Any) -> str:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", KINDS)
-def test_a_damaged_file_is_right_or_refused_by_name(name: str, tmp_path: Path) -> None:
-    kind, counts = KINDS[name], Counter()
+def test_a_damaged_file_is_right_or_refused_by_name(name: str, tmp_path: Path, record_property: Any) -> None:
+    kind, tally = KINDS[name], Tally()
     kind.write(tmp_path)
     whole = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
     right = said(kind.read(tmp_path))
     end = time.monotonic() + SECONDS / len(KINDS)
-    while counts.total() < kind.tries or time.monotonic() < end:
-        seed = f"{name} {counts.total()}"
+    while tally.total() < kind.tries or time.monotonic() < end:
+        seed = f"{name} {tally.total()}"
         chance = random.Random(seed)
         for path, content in whole.items():
             if path.read_bytes() != content:
@@ -219,10 +219,10 @@ def test_a_damaged_file_is_right_or_refused_by_name(name: str, tmp_path: Path) -
             found = said(kind.read(tmp_path))
         except (ValueError, OSError) as error:
             text = str(error)
-            counts["refused"] += 1
+            tally[REFUSED] += 1
         else:
-            counts["right"] += 1
             assert found == right, f"{seed}: {file} was read as something else"
+            tally.is_right()
             continue
         assert file.name in text or f"{tmp_path}, " in text, f"{seed}: {file} is not named: {text}"
-    print(f"{name}: {counts.total()} tries, {counts['right']} right, {counts['refused']} refused")
+    record(record_property, "damaged files", tally)

@@ -26,8 +26,10 @@ from data.readers import parquet
 from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.load import load
+from tests.fuzz.fuzzing import REFUSED, RIGHT, Tally, record
 
 TRIES = 100  # of each base
+AREA = "experiments and schemas (TOML)"
 SECONDS = float(os.environ.get("EMBCOMP_FUZZ_SECONDS", "0"))
 
 CLICKS: dict[str, Any] = {
@@ -203,35 +205,34 @@ def check_runs(runs: list[RunConfig]) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_an_experiment_is_accepted_or_refused_by_name(base: str, tmp_path: Path) -> None:
+def test_an_experiment_is_accepted_or_refused_by_name(base: str, tmp_path: Path, record_property: Any) -> None:
     path = tmp_path / "some.toml"
     path.write_text(document(BASES[base]))
     check_runs(list(load(path).runs()))
-    accepted = refused = 0
+    tally = Tally()
     for draw in rounds(TRIES):
         values, place, old, new = changed(BASES[base], draw)
         path.write_text(document(values))
         try:
             runs = list(load(path).runs())
         except InputError as error:
-            refused += 1
+            tally[REFUSED] += 1
             said = str(error)
         else:
             said = ""
         if said:
             assert said.startswith(f"{path}: "), said
             continue
-        accepted += 1
         assert not must_be_refused(old, new, place), (place, old, new)
         check_runs(runs)
-    print(f"{base}: {accepted} accepted, {refused} refused")
-    assert accepted > 5
-    assert refused > 5
+        tally.is_right()
+    assert min(tally[RIGHT], tally[REFUSED]) > 5
+    record(record_property, AREA, tally)
 
 
-def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, record_property: Any) -> None:
     """Characters changed, cut and doubled; deep nesting."""
-    path, whole = tmp_path / "some.toml", document(CLICKS).encode()
+    path, whole, tally = tmp_path / "some.toml", document(CLICKS).encode(), Tally()
     for draw in rounds(TRIES):
         text = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
@@ -240,21 +241,25 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
                 [b"", b"\x00", b"\xff", b"[", b'"', b"=", b"\n", b"1"]
             )
         path.write_bytes(text)
-        said = f"{path}: "
         try:
             check_runs(list(load(path).runs()))
         except InputError as error:
             said = str(error)
+            tally[REFUSED] += 1
+        else:
+            said = f"{path}: "
+            tally.is_right()
         assert said.startswith(f"{path}: "), said
+    record(record_property, AREA, tally)
     for deep in ("a = " + "[" * 100_000, "a = " + "{b=" * 20_000 + "1" + "}" * 20_000):
         path.write_text(deep)
         with pytest.raises(InputError, match=r"some\.toml: "):
             load(path)
 
 
-def test_a_schema_is_accepted_or_refused_by_name(tmp_path: Path) -> None:
+def test_a_schema_is_accepted_or_refused_by_name(tmp_path: Path, record_property: Any) -> None:
     path = tmp_path / "schema.toml"
-    accepted = refused = 0
+    tally = Tally()
     for draw in rounds(TRIES):
         values, place, old, new = changed(SCHEMA, draw)
         path.write_text(document(values))
@@ -266,11 +271,10 @@ def test_a_schema_is_accepted_or_refused_by_name(tmp_path: Path) -> None:
             for name, settings in parquet._dense(found).items():
                 parquet.Rule.read(f"dense.{name}", name, settings)
         except DataError:
-            refused += 1
+            tally[REFUSED] += 1
             continue
-        accepted += 1
         assert not must_be_refused(old, new, place), (place, old, new)
         json.dumps(found, allow_nan=False)
-    print(f"schema: {accepted} accepted, {refused} refused")
-    assert accepted > 5
-    assert refused > 5
+        tally.is_right()
+    assert min(tally[RIGHT], tally[REFUSED]) > 5
+    record(record_property, AREA, tally)
