@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -84,6 +85,21 @@ def test_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
     files = [path for package in ("embcomp", "recsys_models") for path in (ROOT / package).rglob("*") if path.suffix]
     sources = {str(path.relative_to(ROOT)) for path in files if path.suffix in {".py", ".cpp", ".h", ".typed"}}
     assert {"embcomp/py.typed", "recsys_models/py.typed"} <= sources <= names
+
+
+def test_source_archive_holds_what_tests_and_experiments_read(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    parts = ("data", "docs", "embcomp", "experiments", "recsys_models", "requirements", "tests")
+    files = [path for part in parts for path in (ROOT / part).rglob("*") if path.is_file()]
+    wanted = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
+    assert wanted <= names
+    assert {"pyproject.toml", "hatch_build.py", "Makefile", "mkdocs.yml", "LICENSE", "README.md"} <= names
 
 
 def test_the_page_on_an_index_has_no_link_that_leads_nowhere(wheel: Path) -> None:
