@@ -8,14 +8,13 @@ the first `part` rows are used.
 `-o outrank=PYTHON` names an interpreter that has outrank (0.97.5 needs pandas < 3 and xxhash < 4); without it outrank
 must be importable here. It is run twice: with all rows in one batch, which is the same estimate as ours, and with its
 defaults (every tenth row, batches of 2^14, medians over these). Times are seconds of the processor, of all threads and
-processes, less those of `outrank --help`: its command also waits, since it looks every 4 s whether a batch is done.
+processes, after imports: its command also waits, since it looks every 4 s whether a batch is done.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,12 @@ from experiments.bench import BenchRow
 from experiments.errors import InputError
 
 NOISE = (2, 5, 30, 200, 1_000, 10_000, 100_000, 1_000_000)
+TIMED = """
+import os, outrank.__main__ as command
+began = sum(os.times()[:4])
+command.main()
+print(sum(os.times()[:4]) - began)
+"""
 READERS = {"frappe_x1": frappe, "ml-1m": ml_1m, "avazu_sample": avazu, "criteo_sample": criteo}
 
 
@@ -50,11 +55,10 @@ def run(
     """
     if subprocess.run([outrank, "-c", "import outrank"], capture_output=True, check=False).returncode:
         raise InputError(f"outrank={outrank}: no such interpreter has the package outrank; `pip install outrank` there")
-    start = _seconds([outrank, "-m", "outrank", "--help"], Path.cwd())
     found: list[BenchRow] = []
     for name, clicks, whole in _logs(rows, part, only):
         with tempfile.TemporaryDirectory() as folder:
-            found += _compared(console, name, clicks, Path(folder), outrank, start, whole)
+            found += _compared(console, name, clicks, Path(folder), outrank, whole)
     return found
 
 
@@ -91,7 +95,7 @@ def planted(rows: int, seed: int = 0) -> pl.DataFrame:
 
 
 def _compared(
-    console: Console, name: str, clicks: pl.DataFrame, folder: Path, python: str, start: float, whole: bool
+    console: Console, name: str, clicks: pl.DataFrame, folder: Path, python: str, whole: bool
 ) -> list[BenchRow]:
     names = {column: f"f{at}" for at, column in enumerate(clicks.columns) if column != "label"}
     numbered = clicks.select(*(pl.col(n).rank("dense").fill_null(0).alias(to) for n, to in names.items()), "label")
@@ -112,10 +116,10 @@ def _compared(
         if way == "one batch" and not whole:
             continue
         out = folder / way
-        command = [python, "-m", "outrank", "--task", "ranking", "--data_source", "csv-raw", "--data_path", "csv"]
+        command = [python, "-c", TIMED, "--task", "ranking", "--data_source", "csv-raw", "--data_path", "csv"]
         command += ["--output_folder", str(out), "--num_threads", str(os.cpu_count()), "--disable_tqdm", "True"]
         command += ["--include_cardinality_in_feature_names", "False", *options]
-        taken = _seconds(command, folder) - start
+        taken = _seconds(command, folder)
         theirs = _scores(out / "pairwise_ranks.tsv")
         console.log(f"{name}: outrank, {way}: {taken:.1f} s of the processor")
         ours = f"rank_features, {name}"
@@ -134,16 +138,10 @@ def _compared(
 
 
 def _seconds(command: list[str], folder: Path) -> float:
-    began = _of_children()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return _of_children() - began
-
-
-def _of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+        raise InputError(f"{command[0]}: outrank failed: {done.stderr.strip().splitlines()[-1:]}")
+    return float(done.stdout.split()[-1])
 
 
 def _scores(path: Path) -> dict[str, float]:
