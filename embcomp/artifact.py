@@ -65,9 +65,9 @@ def save(path: StrPath, kind: str, header: Mapping[str, Any], tensors: Mapping[s
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256(len(text).to_bytes(8, "little") + text)
     for tensor in held.values():
-        digest.update(_memory(tensor))
+        digest.update(memory(tensor))
     text = _START + digest.hexdigest().encode() + text[len(_START) + len(_ZEROS) :]
-    write(path, (len(text).to_bytes(8, "little"), text, *map(_memory, held.values())))
+    write(path, (len(text).to_bytes(8, "little"), text, *map(memory, held.values())))
 
 
 def load(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -124,8 +124,8 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, str], dict[str, Te
         if 8 + len(text) + start != at or end - start != elements * dtype.itemsize or at + end - start > size:
             raise ValueError(f"tensor {name!r} does not lie where its header says")
         tensors[name] = torch.empty(entry["shape"], dtype=dtype, device="cpu")
-        file.readinto(_memory(tensors[name]))  # pyright: ignore[reportAttributeAccessIssue]
-        digest.update(_memory(tensors[name]))
+        file.readinto(memory(tensors[name]))  # pyright: ignore[reportAttributeAccessIssue]
+        digest.update(memory(tensors[name]))
         at += end - start
     if at != size:
         raise ValueError(f"it has {size} bytes, and {at} are described")
@@ -138,7 +138,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
 
 
-def _memory(tensor: Tensor) -> memoryview:
+def memory(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied; they are those of the tensor, which must stay."""
     if not tensor.nbytes:
         return memoryview(bytearray())

@@ -1,0 +1,132 @@
+"""The rows of largest product with a query: exact, in blocks of rows, so that no matrix of all scores is held."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from embcomp.ops import native
+from embcomp.ops.checks import float32, int64, pointer, readable, size
+from embcomp.ops.packed_columns import PackedColumns
+
+_SCORES = 1 << 24  # scores at a time
+_QUERIES = 1 << 12  # queries at a time
+
+
+class Found(NamedTuple):
+    """What a search found, best first; of equal scores the lower row.
+
+    Attributes:
+        scores: float32 [queries, k].
+        rows: int64 [queries, k].
+    """
+
+    scores: Tensor
+    rows: Tensor
+
+
+def best_of(scores: Tensor, rows: Tensor, k: int) -> Found:
+    """The k best of each line, of equal scores the lower row: float32 [Q, n] and int64 [Q, n] or [n] -> [Q, k].
+
+    Example:
+        >>> import torch
+        >>> best_of(torch.tensor([[1.0, 3.0, 3.0, 2.0]]), torch.tensor([4, 9, 7, 5]), k=2).rows
+        tensor([[7, 9]])
+    """
+    rows = rows.expand(scores.shape)
+    least = scores.topk(k).values[:, -1:]
+    if bool(((scores >= least).sum(1) > k).any()):  # equal scores at the end: topk takes any of them
+        order = rows.argsort(dim=1, stable=True)
+        scores, rows = scores.gather(1, order), rows.gather(1, order)
+        chosen = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        return Found(scores.gather(1, chosen), rows.gather(1, chosen))
+    chosen = scores.topk(k).indices
+    scores, rows = scores.gather(1, chosen), rows.gather(1, chosen)
+    order = rows.argsort(1)
+    scores, rows = scores.gather(1, order), rows.gather(1, order)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return Found(scores.gather(1, order), rows.gather(1, order))
+
+
+def search_blocks(vectors: Callable[[Tensor], Tensor], rows: int, queries: Tensor, k: int) -> Found:
+    """The k rows of largest inner product with each query, in plain torch.
+
+    Args:
+        vectors: int64 [n] -> float32 [n, width], the vectors of rows.
+        rows: how many rows there are.
+        queries: float32 [Q, width].
+        k: at most `rows`.
+
+    Example:
+        >>> import torch
+        >>> table = torch.tensor([[1.0], [5.0], [3.0]])
+        >>> search_blocks(table.__getitem__, 3, torch.tensor([[2.0]]), k=2)
+        Found(scores=tensor([[10.,  6.]]), rows=tensor([[1, 2]]))
+    """
+    found: list[Found] = []
+    for part in queries.split(_QUERIES):
+        step = max(1, _SCORES // max(1, len(part)))
+        best = Found(part.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64, device=part.device))
+        for start in range(0, rows, step):
+            here = torch.arange(start, min(start + step, rows), device=part.device)
+            scores = torch.cat([best.scores, part @ vectors(here).T], 1)
+            places = torch.cat([best.rows, here.expand(len(part), -1)], 1)
+            best = best_of(scores, places, min(k, scores.shape[1]))
+        found.append(best)
+    return Found(torch.cat([each.scores for each in found]), torch.cat([each.rows for each in found]))
+
+
+def code_search_reference(codes: PackedColumns, scales: Tensor | None, queries: Tensor, k: int) -> Found:
+    """`code_search` by its definition, in plain torch: any device."""
+
+    def vectors(rows: Tensor) -> Tensor:
+        centered = codes.centered(rows)
+        return centered if scales is None else centered * scales[rows].unsqueeze(1)
+
+    return search_blocks(vectors, codes.rows, queries, k)
+
+
+@torch.no_grad()
+def code_search(codes: PackedColumns, scales: Tensor | None, queries: Tensor, k: int) -> Found:
+    """The k rows of largest scale * query . (codes - middle of their columns).
+
+    The compiled form first takes products of integers of 8 bits, which say what may be among the k best; those alone
+    are computed in full. It runs on the calling thread.
+
+    Args:
+        codes: the rows.
+        scales: positive float32 [rows]; all are 1 without.
+        queries: finite float32 [Q, columns].
+        k: 1 to `codes.rows`.
+
+    Raises:
+        ValueError: other shapes.
+
+    Example:
+        >>> import torch
+        >>> codes = PackedColumns.of(torch.tensor([[0, 3], [3, 3], [1, 0]], dtype=torch.uint8), ((2, 2),))
+        >>> code_search(codes, None, torch.tensor([[1.0, -2.0]]), k=2)
+        Found(scores=tensor([[ 2.5000, -1.5000]]), rows=tensor([[2, 1]]))
+    """
+    if not 1 <= k <= codes.rows:
+        raise ValueError(f"k must lie in [1, {codes.rows}], the number of rows, got {k}")
+    given = [tensor for tensor in (codes.data, scales, queries) if tensor is not None]
+    lib = native.library() if queries.dtype == torch.float32 and readable(*given) else None
+    if lib is None or not len(queries):
+        return code_search_reference(codes, scales, queries, k)
+    queries = queries.contiguous()
+    count, groups = len(queries), len(codes.groups)
+    bounds = torch.tensor(list(codes.bounds()), dtype=torch.int64).T.contiguous()
+    kinds = torch.tensor(codes.groups, dtype=torch.int64).T.contiguous()
+    if int(bounds[1, -1]) > codes.data.numel():
+        raise ValueError(f"{codes.rows} rows take {int(bounds[1, -1])} bytes, there are {codes.data.numel()}")
+    scores, rows = torch.empty(count, k), torch.empty(count, k, dtype=torch.int64)
+    lib.code_search(
+        pointer("codes", codes.data, torch.uint8, codes.data.numel()), int64("starts", bounds[0], groups),
+        int64("ends", bounds[1], groups), int64("columns", kinds[0], groups), int64("bits", kinds[1], groups),
+        size(groups), float32("scales", scales, codes.rows), size(codes.rows),
+        float32("queries", queries, count, codes.columns), size(count), size(k),
+        float32("scores", scores, count, k), int64("rows", rows, count, k),
+    )  # fmt: skip
+    return Found(scores, rows)

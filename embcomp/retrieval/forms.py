@@ -1,0 +1,240 @@
+"""How coded vectors are held: codes on grids behind a matrix, or product codes."""
+
+import abc
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from embcomp.ops.code_search import Found, code_search, search_blocks
+from embcomp.ops.grid import best_step, levels
+from embcomp.ops.packed_columns import PackedColumns
+from embcomp.ops.product_codes import nearest_codes, vectors_of
+
+_STEPS = 256  # sizes that a row may have
+_NOTHING = 1e-30  # the size of a row of zeros: searches divide by sizes
+
+
+def quantized_scales(scales: Tensor) -> tuple[Tensor, Tensor]:
+    """A byte for each row and the 256 sizes that bytes stand for: not negative float32 [rows] -> uint8, float32 [256].
+
+    Sizes rise in equal ratios from the smallest row to the largest, at most by 10,000; byte 0 is for rows of size 0.
+    """
+    most = scales.max().clamp(min=_NOTHING * 1e4)
+    least = torch.where(scales > 0, scales, most).min().clamp(min=most * 1e-4)
+    low, high = float(least.double().log()), float(most.double().log())
+    steps = torch.linspace(low, high, _STEPS - 1, dtype=torch.float64, device="cpu").exp().float()
+    places = (scales.clamp(min=float(least)).double().log() - low) / max(high - low, 1e-12) * (_STEPS - 2)
+    places = torch.where(scales > 0, places.round().clamp(0, _STEPS - 2) + 1, 0.0)
+    return places.to(torch.uint8), torch.cat([steps.new_tensor([_NOTHING]), steps]).to(scales.device)
+
+
+class Form(abc.ABC):
+    """Coded vectors, as they are held in memory and in files. Subclasses are frozen dataclasses.
+
+    A query is first brought to where the codes are (`asked`), once, and then compared with them.
+    """
+
+    @property
+    @abc.abstractmethod
+    def rows(self) -> int:
+        """How many vectors there are."""
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """Values of a vector."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is held, by name."""
+        found = {}
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if isinstance(value, PackedColumns):
+                found[field.name] = value.data
+            elif isinstance(value, Tensor):
+                found[field.name] = value
+        return found
+
+    @property
+    @abc.abstractmethod
+    def packed(self) -> PackedColumns:
+        """The codes."""
+
+    @abc.abstractmethod
+    def decode(self, rows: Tensor) -> Tensor:
+        """Vectors of rows: int64 [n] -> float32 [n, width]."""
+
+    @abc.abstractmethod
+    def asked(self, queries: Tensor) -> Tensor:
+        """Queries as codes meet them: float32 [Q, width] -> [Q, columns]."""
+
+    @abc.abstractmethod
+    def coded(self, queries: Tensor) -> Tensor:
+        """`asked` of queries that are coded in as many bits as the vectors have, and decoded again."""
+
+    @abc.abstractmethod
+    def scores(self, asked: Tensor, rows: Tensor, scaled: bool = True) -> Tensor:
+        """Products of asked queries with rows, float32 [Q, n]; not `scaled`: as if all rows were of one size."""
+
+    @abc.abstractmethod
+    def search(self, asked: Tensor, k: int, scaled: bool = True) -> Found:
+        """The k rows of largest score."""
+
+
+@dataclass(frozen=True)
+class GridForm(Form):
+    """Vector i is sizes[scales[i]] * (codes[i] - middle) @ basis.
+
+    Attributes:
+        codes: packed.
+        basis: floats [columns, width]; or [columns], what each column is multiplied by, where none is turned.
+        scales: uint8 [rows], or None where all are 1.
+        sizes: float32 [256].
+        width_: values of a vector.
+        levels: how many times as many signs as values there are: those of recurrent sign codes lie side by side.
+    """
+
+    codes: PackedColumns
+    basis: Tensor
+    scales: Tensor | None
+    sizes: Tensor | None
+    width_: int
+    levels: int = 1
+
+    @property
+    def rows(self) -> int:
+        return self.codes.rows
+
+    @property
+    def width(self) -> int:
+        return self.width_
+
+    @property
+    def packed(self) -> PackedColumns:
+        return self.codes
+
+    def scale(self, rows: Tensor | None = None) -> Tensor | None:
+        """The size of each row, or of some."""
+        if self.scales is None or self.sizes is None:
+            return None
+        return self.sizes[(self.scales if rows is None else self.scales[rows]).long()]
+
+    def _scaled(self, rows: Tensor, scaled: bool = True) -> Tensor:
+        values, scale = self.codes.centered(rows), self.scale(rows)
+        return values * scale.unsqueeze(1) if scaled and scale is not None else values
+
+    def decode(self, rows: Tensor) -> Tensor:
+        return self._on_basis(self._scaled(rows))
+
+    def _on_basis(self, values: Tensor) -> Tensor:
+        basis = self.basis.float()
+        if basis.dim() == 2:
+            return values @ basis
+        values = (values * basis).unflatten(1, (self.levels, -1)).sum(1)
+        return F.pad(values, (0, self.width - values.shape[1]))
+
+    def asked(self, queries: Tensor) -> Tensor:
+        basis = self.basis.float()
+        if basis.dim() == 2:
+            return queries @ basis.T
+        return queries[:, : len(basis) // self.levels].repeat(1, self.levels) * basis
+
+    @property
+    def is_signs(self) -> bool:
+        """Whether every column holds a sign."""
+        return all(bits == 1 for _, bits in self.codes.groups)
+
+    def signs(self, queries: Tensor) -> Tensor:
+        """Recurrent signs of queries, -1 and 1, [Q, columns], as rows were coded: each level of what is left."""
+        found, left, each = [], F.normalize(queries), self.codes.columns // self.levels
+        for level in range(self.levels):
+            chosen = slice(level * each, (level + 1) * each)
+            sign = torch.where(self.asked(left)[:, chosen] < 0, -1.0, 1.0)
+            alone = F.pad(sign, (level * each, (self.levels - level - 1) * each))
+            found.append(sign)
+            left = left - self._on_basis(alone / 2)
+        return torch.cat(found, 1)
+
+    def of_signs(self, signs: Tensor, queries: Tensor) -> Tensor:
+        """Queries that signs stand for, as codes meet them."""
+        decoded = self._on_basis(signs / 2)
+        factor = (queries * decoded).sum(1, keepdim=True) / decoded.square().sum(1, keepdim=True)
+        return self.asked(decoded * factor.nan_to_num(0.0))
+
+    def coded(self, queries: Tensor) -> Tensor:
+        if self.levels > 1:
+            return self.of_signs(self.signs(queries), queries)
+        found, start, asked = [], 0, self.asked(queries)
+        for columns, bits in self.codes.groups:
+            part = asked[:, start : start + columns]
+            step = best_step(part, bits)
+            found.append((levels(part, step, bits) + 0.5) * step)
+            start += columns
+        return torch.cat(found, 1)
+
+    def scores(self, asked: Tensor, rows: Tensor, scaled: bool = True) -> Tensor:
+        return asked @ self._scaled(rows, scaled).T
+
+    def search(self, asked: Tensor, k: int, scaled: bool = True) -> Found:
+        return code_search(self.codes, self.scale() if scaled else None, asked, k)
+
+
+@dataclass(frozen=True)
+class ProductForm(Form):
+    """Vector i is the codes' vectors, part by part, @ basis.
+
+    Attributes:
+        codes: packed, a column for each part.
+        books: float16 [parts, codes, columns of a part].
+        basis: floats [columns, width], or None.
+        width_: values of a vector.
+    """
+
+    codes: PackedColumns
+    books: Tensor
+    basis: Tensor | None
+    width_: int
+
+    @property
+    def rows(self) -> int:
+        return self.codes.rows
+
+    @property
+    def width(self) -> int:
+        return self.width_
+
+    @property
+    def packed(self) -> PackedColumns:
+        return self.codes
+
+    def _values(self, rows: Tensor) -> Tensor:
+        return vectors_of(self.codes.read(rows).long(), self.books.float())
+
+    def decode(self, rows: Tensor) -> Tensor:
+        values = self._values(rows)
+        if self.basis is not None:
+            return values @ self.basis.float()
+        return F.pad(values, (0, self.width - values.shape[1]))
+
+    def asked(self, queries: Tensor) -> Tensor:
+        if self.basis is not None:
+            return queries @ self.basis.float().T
+        return queries[:, : self.books.shape[0] * self.books.shape[2]]
+
+    def coded(self, queries: Tensor) -> Tensor:
+        books = self.books.float()
+        return vectors_of(nearest_codes(self.asked(queries).contiguous(), books), books)
+
+    def scores(self, asked: Tensor, rows: Tensor, scaled: bool = True) -> Tensor:
+        return asked @ self._values(rows).T
+
+    def search(self, asked: Tensor, k: int, scaled: bool = True) -> Found:
+        return search_blocks(self._values, self.rows, asked, k)

@@ -1,0 +1,146 @@
+"""Sums of signed vectors: a row is its size times the sum of +-b_j, the signs and the vectors b_j fitted in turn."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from embcomp.ops.grid import best_step, levels
+from embcomp.ops.kmeans import unheard
+from embcomp.ops.packed_columns import PackedColumns, groups_nbytes
+from embcomp.retrieval.forms import Form, GridForm, quantized_scales
+from embcomp.retrieval.rotations import directions, sample
+from embcomp.retrieval.ways import FLOAT16, SIZES_NBYTES, Progress, Way, held, least_squares, spread_bits
+
+_ROUNDS = 20  # of vectors and signs in turn
+_SWEEPS = 2  # over the signs in a round
+_LAST = 8  # over the signs at the end, where the vectors stay
+_BLOCK = 1 << 12  # rows at a time: their errors stay in the cache
+_SAMPLE = 1 << 15  # rows that the vectors are fitted to
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignSums(Way):
+    """So many signs for each vector, of any number: the binary case of additive codes (Babenko and Lempitsky 2014).
+
+    In turn each sign of a row becomes the one that loses less, the others given, and the vectors b_j those that lose
+    least squares; from recurrent sign codes, and again from grids along the directions of most spread, of which the
+    better end is kept. For one or two bits a value: beyond that signs end far from the best ones, and grids lose less.
+    Takes minutes for millions of rows.
+
+    Attributes:
+        signs: of a row.
+    """
+
+    signs: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.signs, bool) or not isinstance(self.signs, int) or self.signs < 1:
+            raise ValueError(f"signs must be at least 1, got {self.signs!r}")
+        if self.width is not None or self.rotation is not None:
+            raise ValueError("signs are of vectors that are fitted: leave width and rotation out")
+
+    def check(self, rows: int, dim: int) -> None:
+        super().check(rows, dim)
+        if self.signs > 8 * dim:
+            raise ValueError(f"signs={self.signs} are more than 8 for each of {dim} values: lower it, or take bits=8")
+
+    def nbytes(self, rows: int, dim: int) -> int:
+        return groups_nbytes(rows, ((self.signs, 1),)) + FLOAT16 * self.signs * dim + rows + SIZES_NBYTES
+
+    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+        rows = sample(vectors, seed, _SAMPLE)
+        size = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
+        found: list[tuple[float, Tensor]] = []
+        for number, start in enumerate((_recurrent, _spread)):
+            basis, signs = start(rows / size, self.signs, seed)
+            fitted, lost = size, torch.ones(())
+            for step in range(_ROUNDS):
+                signs = _descend(rows / fitted, signs, basis, _SWEEPS)
+                basis = _fitted(rows / fitted, signs, fitted.square())
+                fitted = least_squares(rows, signs @ basis).clamp(min=1e-30)
+                lost = (rows - fitted * (signs @ basis)).square().sum() / rows.square().sum().clamp(min=1e-30)
+                progress(number * _ROUNDS + step + 1, 2 * _ROUNDS + 1, f"lost {float(lost):.4f} of the squares")
+            found.append((float(lost), basis))
+        basis = held(2 * min(found, key=lambda each: each[0])[1])  # codes 0 and 1 less their middle are halves
+        codes, sizes = [], []
+        for part in vectors.split(_BLOCK):
+            signs, size = _code(part, basis.float() / 2)
+            codes.append((signs > 0).to(torch.uint8))
+            sizes.append(size)
+        scales, steps = quantized_scales(torch.cat(sizes).squeeze(1))
+        progress(2 * _ROUNDS + 1, 2 * _ROUNDS + 1, "coded")
+        return GridForm(PackedColumns.of(torch.cat(codes), ((self.signs, 1),)), basis, scales, steps, vectors.shape[1])
+
+
+def _recurrent(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Recurrent sign codes, the last level of fewer: vectors [number, dim] and signs [rows, number]."""
+    bases, signs, left = [], [], unit
+    while (missing := number - sum(map(len, bases))) > 0:
+        turn = directions(left, "itq", min(unit.shape[1], missing), seed + len(bases))
+        assert turn is not None
+        values = left @ turn.T
+        sign = torch.where(values < 0, -1.0, 1.0)
+        bases.append(values.abs().mean() * turn)
+        signs.append(sign)
+        left = left - sign @ bases[-1]
+    return torch.cat(bases), torch.cat(signs, 1)
+
+
+def _spread(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Grids along the directions of most spread, as `Spread` has them: b bits are b signs, each twice the next."""
+    turn = directions(unit, "svd", unit.shape[1], seed)
+    assert turn is not None
+    values = unit @ turn.T
+    bits = spread_bits(values.square().mean(0), number)
+    bases, signs = [], []
+    for column in bits.nonzero().flatten().tolist():
+        each = int(bits[column])
+        step = best_step(values[:, column].reshape(1, -1), each)
+        code = levels(values[:, column], step[0], each).long() + 2 ** (each - 1)
+        for place in range(each):
+            signs.append(((code >> place) & 1).float() * 2 - 1)
+            bases.append(step[0] * 2**place / 2 * turn[column])
+    return torch.stack(bases), torch.stack(signs, 1)
+
+
+def _descend(unit: Tensor, signs: Tensor, basis: Tensor, sweeps: int) -> Tensor:
+    """Each sign in turn as the one that loses less, the others given."""
+    squares = basis.square().sum(1).tolist()
+    found: list[Tensor] = []
+    for rows, held_ in zip(unit.split(_BLOCK), signs.split(_BLOCK), strict=True):
+        columns = held_.T.contiguous()
+        left = rows - held_ @ basis
+        for _ in range(sweeps):
+            before = columns.clone()
+            for j, vector in enumerate(basis):
+                new = torch.where(torch.addmv(columns[j] * squares[j], left, vector) < 0, -1.0, 1.0)
+                left.addr_(columns[j] - new, vector)
+                columns[j] = new
+            if torch.equal(before, columns):
+                break
+        found.append(columns.T)
+    return torch.cat(found)
+
+
+def _fitted(unit: Tensor, signs: Tensor, weights: Tensor) -> Tensor:
+    """The vectors that lose least squares, rows weighed by the squares of their sizes."""
+    weighed = (signs * weights).double()
+    gram = weighed.T @ signs.double()
+    ridge = 1e-4 * float(weights.sum()) * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    return torch.linalg.solve(gram + ridge, weighed.T @ unit.double()).float()
+
+
+def _code(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Signs and sizes of rows for vectors that stay: twice, the second time with the sizes that fit the codes."""
+    size = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
+    left = rows / size
+    signs = torch.empty(len(rows), len(basis), device=rows.device)
+    for j in basis.square().sum(1).argsort(descending=True).tolist():  # the longest first, each of what is left
+        signs[:, j] = torch.where(left @ basis[j] < 0, -1.0, 1.0)
+        left = left - signs[:, j : j + 1] * basis[j]
+    signs = _descend(rows / size, signs, basis, _LAST)
+    size = least_squares(rows, signs @ basis)
+    signs = _descend(rows / size.clamp(min=1e-30), signs, basis, _LAST)
+    return signs, least_squares(rows, signs @ basis)

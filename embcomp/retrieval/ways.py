@@ -1,0 +1,290 @@
+"""The ways to code vectors: what each costs in bytes, and how it is fitted."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from embcomp.ops.grid import best_step, levels
+from embcomp.ops.kmeans import kmeans, unheard
+from embcomp.ops.packed_columns import PackedColumns, groups_nbytes
+from embcomp.ops.packing import bits_for
+from embcomp.ops.product_codes import nearest_codes
+from embcomp.retrieval.forms import Form, GridForm, ProductForm, quantized_scales
+from embcomp.retrieval.rotations import ROTATIONS, Rotation, directions, of_products, sample
+
+Progress = Callable[[int, int, str], None]
+_BLOCK = 1 << 16  # rows at a time
+FLOAT16, FLOAT32 = 2, 4  # bytes of a matrix's values, and of other constants
+SIZES_NBYTES = 256 * FLOAT32
+# The least mean square error of a grid for values of a normal distribution with deviation 1, by bits (Max 1960).
+_LOST = (1.0, 0.3634, 0.1188, 0.03744, 0.01154, 0.00349, 0.00104, 0.000305, 0.0000885)
+_ITERATIONS, _TOLERANCE = 25, 1e-3  # of k-means
+_POINTS = 1 << 16  # vectors that code books are learned from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way(abc.ABC):
+    """A way to code vectors.
+
+    Attributes:
+        width: how many values of a vector are kept; all without. They are the first ones, or those along the directions
+            of `rotation`.
+        rotation: see `embcomp.retrieval.compress`.
+    """
+
+    width: int | None = None
+    rotation: Rotation = None
+
+    def __post_init__(self) -> None:
+        if self.rotation not in ROTATIONS:
+            raise ValueError(f"rotation must be one of {', '.join(map(repr, ROTATIONS))}, got {self.rotation!r}")
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
+
+    def columns(self, dim: int) -> int:
+        """How many values of each vector are kept."""
+        return dim if self.width is None else self.width
+
+    def check(self, rows: int, dim: int) -> None:
+        """Raises ValueError where vectors of this width, or so few, cannot be coded."""
+        if self.columns(dim) > dim:
+            raise ValueError(f"width={self.width} values cannot be kept of vectors of {dim}: lower it")
+
+    @abc.abstractmethod
+    def nbytes(self, rows: int, dim: int) -> int:
+        """Bytes of so many vectors of `dim` values as they will be held, constants included."""
+
+    @abc.abstractmethod
+    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+        """Codes vectors, float32 [rows, dim]; `queries` [m, dim], a sample, says which directions matter."""
+
+    def _basis_nbytes(self, dim: int, levels: int = 1) -> int:
+        columns = self.columns(dim) * levels
+        return FLOAT32 * columns if self.rotation is None else FLOAT16 * columns * dim
+
+    def _turned(self, vectors: Tensor, queries: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+        """The values to be coded, [rows, columns], and the basis that they stand for: [columns, dim] or [columns]."""
+        columns = self.columns(vectors.shape[1])
+        if self.rotation == "svd" and queries is not None:
+            first, second = of_products(vectors, queries, columns, seed)
+            return vectors @ second.T, first
+        found = directions(vectors, self.rotation, columns, seed)
+        if found is None:
+            return vectors[:, :columns], vectors.new_ones(columns)
+        return vectors @ found.T, found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Way):
+    """A symmetric grid of `bits` bits without a zero (`embcomp.ops.grid`).
+
+    Attributes:
+        bits: 1 to 8.
+        scale: "row" for a step of its own for each row, as a byte; "column" or "table" for shared ones.
+    """
+
+    bits: int
+    scale: Literal["row", "column", "table"] = "row"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+            raise ValueError(f"bits must be 1 to 8, got {self.bits!r}")
+        if self.scale not in ("row", "column", "table"):
+            raise ValueError(f"scale must be 'row', 'column' or 'table', got {self.scale!r}")
+
+    def nbytes(self, rows: int, dim: int) -> int:
+        codes = groups_nbytes(rows, ((self.columns(dim), self.bits),))
+        return codes + self._basis_nbytes(dim) + (rows + SIZES_NBYTES if self.scale == "row" else 0)
+
+    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+        values, basis = self._turned(vectors, queries, seed)
+        scales = sizes = None
+        if self.scale == "row":
+            steps = torch.cat([best_step(part, self.bits) for part in values.split(_BLOCK)]).squeeze(1)
+            scales, sizes = quantized_scales(torch.where(values.any(1), steps, 0.0))
+            step = sizes[scales.long()].unsqueeze(1)
+        else:
+            columns = sample(values, seed).T
+            step = best_step(columns if self.scale == "column" else columns.reshape(1, -1), self.bits).view(1, -1)
+            step = step.expand(1, values.shape[1])
+            basis = basis * (step if basis.dim() == 1 else step.T).squeeze(0)
+        codes = levels(values, step, self.bits) + 2 ** (self.bits - 1)
+        packed = PackedColumns.of(codes.to(torch.uint8), ((values.shape[1], self.bits),))
+        return GridForm(packed, held(basis), scales, sizes, vectors.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread(Way):
+    """Grids of 0 to 8 bits for the columns, `row_bits` together, the more the more a column varies.
+
+    Reverse water-filling: each further bit goes to the column where it takes away most of the square error. Needs
+    directions that differ in spread: `rotation="svd"`.
+
+    Attributes:
+        row_bits: of a row.
+    """
+
+    row_bits: int
+    rotation: Rotation = "svd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.row_bits, bool) or not isinstance(self.row_bits, int) or self.row_bits < 1:
+            raise ValueError(f"row_bits must be at least 1, got {self.row_bits!r}")
+
+    def check(self, rows: int, dim: int) -> None:
+        super().check(rows, dim)
+        if self.row_bits > 8 * self.columns(dim):
+            raise ValueError(f"row_bits={self.row_bits} do not fit {self.columns(dim)} values of 8 bits: lower it")
+
+    def nbytes(self, rows: int, dim: int) -> int:
+        """At most so many: columns without a bit have no direction, and each width of columns ends with whole bytes."""
+        together = min(8, self.row_bits)  # widths
+        basis = FLOAT16 * self.columns(dim) * dim
+        return -(-rows * self.row_bits // 8) + 16 * together + basis + rows + SIZES_NBYTES
+
+    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+        values, basis = self._turned(vectors, queries, seed)
+        size = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        codes, order, bits, steps = self._grids(values, size, seed)
+        size = least_squares(values[:, order], (codes + 0.5) * steps)
+        codes, order, bits, steps = self._grids(values, size, seed)  # now with the sizes that fit the codes
+        size = least_squares(values[:, order], (codes + 0.5) * steps)
+        scales, sizes = quantized_scales(size.squeeze(1))
+        groups = tuple((bits.count(each), each) for each in sorted(set(bits), reverse=True))
+        half = torch.tensor([2.0 ** (each - 1) for each in bits], device=values.device)
+        packed = PackedColumns.of((codes + half).to(torch.uint8), groups)
+        turned = basis if basis.dim() == 2 else torch.eye(len(basis), vectors.shape[1], device=basis.device)
+        return GridForm(packed, held(turned[order] * steps.T), scales, sizes, vectors.shape[1])
+
+    def _grids(self, values: Tensor, size: Tensor, seed: int) -> tuple[Tensor, Tensor, list[int], Tensor]:
+        """Levels of the columns that have bits, which columns these are, their bits and their steps."""
+        unit = values / size.clamp(min=1e-30)
+        few = sample(unit, seed)
+        each = spread_bits(few.square().mean(0), self.row_bits)
+        order = each.argsort(descending=True, stable=True)[: int((each > 0).sum())]
+        bits: list[int] = each[order].tolist()
+        order = order.to(values.device)
+        steps = [best_step(few[:, j].reshape(1, -1), b) for j, b in zip(order.tolist(), bits, strict=True)]
+        step = torch.cat(steps).view(1, -1)
+        half = torch.tensor([2.0 ** (b - 1) for b in bits], device=values.device)
+        return torch.minimum(torch.maximum((unit[:, order] / step).floor(), -half), half - 1), order, bits, step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signs(Way):
+    """Recurrent signs: those of the vector, of what is left then, and so on: the recursion of BEBR without a network.
+
+    Attributes:
+        levels: 1 to 4 signs for each value.
+    """
+
+    levels: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 1 <= self.levels <= 4:
+            raise ValueError(f"levels must be 1 to 4, got {self.levels!r}")
+
+    def nbytes(self, rows: int, dim: int) -> int:
+        codes = groups_nbytes(rows, ((self.columns(dim) * self.levels, 1),))
+        return codes + self._basis_nbytes(dim, self.levels) + rows + SIZES_NBYTES
+
+    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+        left = F.normalize(vectors)
+        decoded = torch.zeros_like(left)
+        signs, bases = [], []
+        for level in range(self.levels):
+            values, basis = self._turned(left, queries, seed + level)
+            sign = torch.where(values < 0, -1.0, 1.0)
+            weight = float(values.abs().mean())
+            signs.append(sign)
+            bases.append(2 * weight * basis)  # codes 0 and 1 less their middle are half of that
+            step = weight * (sign @ basis if basis.dim() == 2 else F.pad(sign, (0, left.shape[1] - sign.shape[1])))
+            decoded, left = decoded + step, left - step
+            progress(level + 1, self.levels, f"left {float(left.square().sum(1).mean()):.4f} of the squares")
+        scales, sizes = quantized_scales(least_squares(vectors, decoded).squeeze(1))
+        codes = (torch.cat(signs, 1) > 0).to(torch.uint8)
+        packed = PackedColumns.of(codes, ((codes.shape[1], 1),))
+        return GridForm(packed, held(torch.cat(bases)), scales, sizes, vectors.shape[1], self.levels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product(Way):
+    """A code for each part of the vector, and the vectors of codes by k-means (Jégou et al. 2011).
+
+    Attributes:
+        parts: into how many equal parts the values are cut.
+        codes: vectors of a part, 2 to 256.
+    """
+
+    parts: int
+    codes: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.parts, bool) or not isinstance(self.parts, int) or self.parts < 1:
+            raise ValueError(f"parts must be at least 1, got {self.parts!r}")
+        if isinstance(self.codes, bool) or not isinstance(self.codes, int) or not 2 <= self.codes <= 256:
+            raise ValueError(f"codes must be 2 to 256, got {self.codes!r}")
+
+    def check(self, rows: int, dim: int) -> None:
+        super().check(rows, dim)
+        if self.columns(dim) % self.parts:
+            raise ValueError(f"parts={self.parts} do not divide {self.columns(dim)} values: choose a divisor")
+        if rows < self.codes:
+            raise ValueError(f"{rows} vectors are fewer than codes={self.codes}: choose fewer codes")
+
+    def nbytes(self, rows: int, dim: int) -> int:
+        basis = 0 if self.rotation is None else self._basis_nbytes(dim)
+        codes = groups_nbytes(rows, ((self.parts, bits_for(self.codes)),))
+        return codes + self.codes * self.columns(dim) * FLOAT16 + basis
+
+    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+        values, basis = self._turned(vectors, queries, seed)
+        few = sample(values, seed, max(_POINTS, 4 * self.codes))
+        books = []
+        for part, rows in enumerate(few.chunk(self.parts, 1)):
+            settings = {"iterations": _ITERATIONS, "tolerance": _TOLERANCE, "seed": seed + part, "fewer": True}
+            found = kmeans(rows.contiguous(), self.codes, **settings)  # pyright: ignore[reportArgumentType]
+            books.append(F.pad(found, (0, 0, 0, self.codes - len(found)), value=0.0))
+            progress(part + 1, self.parts, f"part {part + 1}")
+        half = held(torch.stack(books))
+        codes = nearest_codes(values.contiguous(), half.float())
+        packed = PackedColumns.of(codes.to(torch.uint8), ((self.parts, bits_for(self.codes)),))
+        return ProductForm(packed, half, held(basis) if self.rotation else None, vectors.shape[1])
+
+
+def held(values: Tensor) -> Tensor:
+    """Constants as they are held: matrices as float16."""
+    return values.half().contiguous() if values.dim() > 1 else values.float().contiguous()
+
+
+def spread_bits(variances: Tensor, total: int) -> Tensor:
+    """Bits of columns, int64 [columns], each further one where it lowers the square error most; at most 8 a column.
+
+    Example:
+        >>> import torch
+        >>> spread_bits(torch.tensor([16.0, 1.0, 0.01]), total=4)
+        tensor([3, 1, 0])
+    """
+    lost = torch.tensor(_LOST, dtype=torch.float64, device="cpu")
+    saved = torch.cat([lost[:-1] - lost[1:], lost.new_zeros(1)])
+    bits = torch.zeros(len(variances), dtype=torch.int64, device="cpu")
+    spread = variances.double().cpu()
+    for _ in range(total):
+        bits[(spread * saved[bits]).masked_fill(bits == 8, -1.0).argmax()] += 1
+    return bits
+
+
+def least_squares(values: Tensor, decoded: Tensor) -> Tensor:
+    """The factor of each row that brings what was decoded closest to the values, [rows, 1]; never negative."""
+    return (
+        ((values * decoded).sum(1, keepdim=True) / decoded.square().sum(1, keepdim=True)).nan_to_num(0.0).clamp(min=0)
+    )
