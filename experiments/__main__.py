@@ -218,6 +218,40 @@ def bench(
 
 
 @app.command()
+def choose(
+    paths: Annotated[list[Path], typer.Argument(help="TOML files, or names in experiments/configs: what to train.")],
+    nbytes: Annotated[list[str], typer.Option(help="A budget, such as 10% or 50000; repeatable.")],
+    count: Annotated[list[str] | None, typer.Option(help="served (the default) or training; repeatable.")] = None,
+    level: Annotated[list[int] | None, typer.Option(min=1, max=3, help="1, 2 (the default) or 3; repeatable.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
+    force: Annotated[bool, typer.Option(help="Do again what is current already.")] = False,
+    threads: Threads = 1,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("out"),
+) -> None:
+    """Choose a method and a size for every table of an experiment, and train the choice."""
+    from experiments.load import find, load
+    from experiments.runs import results as files
+    from experiments.runs.runner import Settings
+    from experiments.studies.choose import run_all_choices
+
+    counts = count or ["served"]
+    for each in counts:
+        if each not in ("served", "training"):
+            raise InputError(f"--count {each}: served or training")
+    chosen = _seeds(seeds)
+    runs = [run for path in find(paths) for run in load(path).runs() if run.method.method == "Full"]
+    runs = [run for run in runs if (chosen is None or run.seed in chosen) and not run.method.after_training]
+    if not runs:
+        raise InputError(f"no run of full tables in {', '.join(map(str, paths))}: add a method Full")
+    settings = Settings(results or files.RESULTS, out, threads=threads, loggers=())
+    if run_all_choices(runs, nbytes, counts, level or [2], settings, console, force):
+        raise typer.Exit(1)
+
+
+@app.command()
 def parity(
     results: Annotated[
         Path | None, typer.Option(help="Folder of result files, by default experiments/results.")

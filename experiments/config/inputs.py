@@ -44,15 +44,16 @@ class Training(Protocol):
 # budget, settings from which the method's `for_budget` makes it (edges in the place of clusters).
 PROVIDERS: dict[str, Callable[[Training], dict[str, Any]]] = {
     "counts": lambda training: {"counts": training.counts()},
-    "clusters": lambda training: {"edges": _edges(training), "sides": training.sides()},
+    "clusters": lambda training: {"edges": edges_of(training), "sides": training.sides()},
     "features": lambda training: {
-        "features": {table: (_edges(training), side) for table, side in training.sides().items()}
+        "features": {table: (edges_of(training), side) for table, side in training.sides().items()}
     },
     "weights": lambda training: {},  # of a mixture: `for_budget` makes them with the clusters
 }
 
 
-def _edges(training: Training) -> Edges:
+def edges_of(training: Training) -> Edges:
+    """The graph of a training split."""
     pairs, counts = training.edges(), training.counts()
     users, items = (len(counts[table]) for table in training.sides())
     return interactions((pairs[0].numpy(), pairs[1].numpy()), num_users=users, num_items=items)

@@ -150,20 +150,35 @@ class ClickTask:
     @torch.no_grad()
     def fitted(self, built: BuiltModel) -> BuiltModel:
         """The same model, the method fitted to its trained full tables: nothing is trained."""
+        plain = self.uncompressed(built)
+        tables = plain.embeddings[0]  # pyright: ignore[reportIndexIssue]
+        if isinstance(built.model, GMF):
+            embcomp.align_dot_product_(*(module.weight for module in tables.embedding_bags.values()))
+        compressed = nn.ModuleDict({"tables": tables})
+        embcomp.compress_(compressed, self._methods, init="warm")
+        _put(built.model, tables, compressed["tables"])
+        return BuiltModel(built.model, nn.ModuleList([compressed["tables"], *list(built.embeddings)[1:]]))
+
+    @torch.no_grad()
+    def uncompressed(self, built: BuiltModel) -> BuiltModel:
+        """The same model of full tables, these in torchrec's own collection, as a user of embcomp would have it."""
         full = built.embeddings[0]  # pyright: ignore[reportIndexIssue]
         tables = EmbeddingBagCollection(_configs(self.data.schema.feature_names, self.tables, self.run.model))
         weights = {name: module.weight for name, module in tables.embedding_bags.items()}
         for name, trained in stores_of(full).items():
             weights[name].copy_(trained)
-        if isinstance(built.model, GMF):
-            embcomp.align_dot_product_(*weights.values())
-        compressed = nn.ModuleDict({"tables": tables})
-        embcomp.compress_(compressed, self._methods, init="warm")
-        for module in list(built.model.modules()):
-            for name, child in list(module.named_children()):
-                if child is full:
-                    setattr(module, name, compressed["tables"])
-        return BuiltModel(built.model, nn.ModuleList([compressed["tables"], *list(built.embeddings)[1:]]))
+        _put(built.model, full, tables)
+        return BuiltModel(built.model, nn.ModuleList([tables, *list(built.embeddings)[1:]]))
+
+    def held_out(self, number: int, size: int) -> list[data.Batch]:
+        """Some batches of the valid split, spread over all of it."""
+        batches = list(self.data.loader("valid", size))
+        step = max(1, len(batches) // number)
+        return batches[::step][:number]
+
+    def training(self) -> ClickTraining:
+        """What methods see of the training split."""
+        return ClickTraining(self.data, self.run.graph)
 
     @property
     def steps(self) -> int:
@@ -237,6 +252,14 @@ def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> N
             raise InputError(f"slices.{name}.feature: no feature {part.feature!r}; there are {', '.join(known)}")
         if known[part.feature].multi_hot:
             raise InputError(f"slices.{name}.feature: {part.feature!r} is multi-hot; slices need one id per row")
+
+
+def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, wherever that is."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if child is old:
+                setattr(module, name, new)
 
 
 def _linear(tables: Sequence[Table]) -> list[Table]:

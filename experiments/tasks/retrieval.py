@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -112,6 +112,24 @@ class RetrievalTask:
         except (ValueError, TypeError) as error:
             raise InputError(f"model {config.name!r}: {error}") from error
         return BuiltModel(model.to(device), nn.ModuleList([users, items]))
+
+    @torch.no_grad()
+    def uncompressed(self, built: BuiltModel) -> BuiltModel:
+        """The same model of full tables, these in torch's own modules, as a user of embcomp would have it."""
+        model: Any = built.model
+        model.users, model.items = (
+            nn.Embedding.from_pretrained(table.materialize().clone(), freeze=False) for table in built.embeddings
+        )
+        return BuiltModel(model, nn.ModuleList([model.users, model.items]))
+
+    def held_out(self, number: int, size: int) -> list[Triples]:
+        """Some batches of pairs of the valid split, with negatives."""
+        edges = self.data.edges("valid")
+        return list(triples(edges, self.data.num_items, size, seed=self.run.seed))[:number]
+
+    def training(self) -> RetrievalTraining:
+        """What methods see of the training split."""
+        return RetrievalTraining(self.data)
 
     @property
     def validate_every(self) -> int:

@@ -1,0 +1,218 @@
+"""`python -m experiments choose`: plans for a byte budget, and what comes of training with the methods chosen.
+
+For each seed of the full tables the planner is given what its level may know (`embcomp.choose`): sizes and counts; the
+trained full tables and some of the valid split; short trainings besides. Models are then trained from scratch with the
+chosen methods. One result file a run, as of every run, with the choice and the time that it took.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import embcomp
+from embcomp.planner.choice import TableChoice, kind
+from experiments.config import MethodConfig, RunConfig
+from experiments.config.inputs import edges_of
+from experiments.errors import InputError
+from experiments.files import write_json
+from experiments.runs import results as files
+from experiments.runs.runner import Settings, run_all, trained
+from experiments.tasks.by_table import ByTable
+from experiments.tasks.retrieval import RetrievalTask
+from experiments.tasks.sizing import BuiltModel
+from experiments.tasks.task import prepare
+from experiments.training.optim import make_optimizers
+from experiments.training.train import Trainer
+
+PLANNING = 0.2
+"""Of the time of a full training, for the plan."""
+
+_HELD_OUT = 8  # batches
+_ROWS = 4096  # of a batch
+
+Level = Literal[1, 2, 3]
+
+
+def run_all_choices(
+    full: Sequence[RunConfig],
+    budgets: Sequence[str],
+    counts: Sequence[str],
+    levels: Sequence[int],
+    settings: Settings,
+    console: Console,
+    force: bool = False,
+) -> int:
+    """Plan and train what is not current -> how many runs failed.
+
+    Args:
+        full: the runs of the full tables, one for each seed.
+        budgets: as `embcomp.choose` takes them.
+        counts: "served", "training".
+        levels: 1, 2, 3.
+        settings: how to run.
+        console: where to say what came of it.
+        force: whether what is current is done again.
+    """
+    cells = [(level, count, budget) for level in levels for count in counts for budget in budgets]
+    wanted = [chosen_run(run, budget, count, level) for run in full for level, count, budget in cells]
+    pending = [run for run in wanted if force or not files.is_current(run, settings.results)]
+    if len(pending) < len(wanted):
+        console.print(f"{len(wanted) - len(pending)} of {len(wanted)} choices are current")
+    missing = [run for run in full if trained(run, settings) is None and any(_is_of(each, run) for each in pending)]
+    if missing:
+        run_all(missing, settings, console)
+    failed = 0
+    for run in pending:
+        whole = next(each for each in full if _is_of(run, each))
+        if trained(whole, settings) is None:
+            failed += 1
+            continue
+        console.print(f"{run.experiment}/{run.name}: {carry_out(run, whole, settings)}", highlight=False)
+    return failed
+
+
+def chosen_run(full: RunConfig, budget: str, count: str, level: int) -> RunConfig:
+    """The run that trains a choice, named and keyed like any other."""
+    method = MethodConfig(
+        method="choose", options={"level": level, "count": count}, label=f"choose, level {level}, {count}"
+    )
+    share = budget.strip().removesuffix("%")
+    given = ("share", float(share) / 100) if share != budget.strip() else ("nbytes", int(budget))
+    return dataclasses.replace(full, method=method, budget=given)
+
+
+def carry_out(run: RunConfig, full: RunConfig, settings: Settings) -> str:
+    """Choose, train, write the result file."""
+    torch.set_num_threads(settings.threads)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    device = torch.device(settings.device)
+    task: Any = prepare(full)
+    choice, share = _chosen(task, run, full, settings)
+    methods = {table.name: chosen.method for table, chosen in zip(task.tables, choice.tables, strict=True)}
+    method = ByTable(methods=methods)
+    rows = sum(store.rows for store in method.sizes(task.tables).stores.values())
+    task = dataclasses.replace(task, run=run, method=method, rows=rows)
+    trainer = Trainer(
+        task,
+        folder=settings.work / "runs" / run.experiment / run.name,
+        key=files.checkpoint_key(run),
+        device=device,
+        report=lambda done, total, text: None,
+        checkpoint_seconds=settings.checkpoint_seconds,
+    )
+    outcome = trainer.fit()
+    path = files.write_result(task, outcome, settings.results, device)
+    trainer.last.remove()
+    values = json.loads(path.read_text()) | {
+        "planning": {"seconds": round(choice.seconds, 2), "of_full_training": round(share, 4), "loss": choice.loss},
+        "choice": {
+            t.name: [kind(t.method), getattr(t.method, "bits", None), t.served, t.training] for t in choice.tables
+        },
+    }
+    write_json(path, values)
+    shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in task.shown)
+    return f"{shown}  {outcome.nbytes:,} B served, {outcome.training_nbytes:,} B training; planned in {share:.0%}"
+
+
+def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> tuple[embcomp.Choice, float]:
+    """The choice, and its time as a share of the full training's."""
+    options = run.method.options
+    level, count = options["level"], options["count"]
+    kind_, value = run.budget or ("share", 1.0)
+    nbytes = int(value * task.full_nbytes) if kind_ == "share" else int(value)
+    given: dict[str, Any] = {"count": count, "counts": _named(task, task.training().counts()), "seed": run.seed}
+    if isinstance(task, RetrievalTask):
+        given["edges"], given["sides"] = edges_of(task.training()), {"user_id": "users", "item_id": "items"}
+    result = json.loads(files.path_of(full, settings.results).read_text())
+    whole = result["seconds"]
+    if level == 1:
+        choice = embcomp.choose(task.tables, nbytes, **given)
+        return choice, choice.seconds / whole
+    built = task.model(torch.device("cpu"))
+    best = trained(full, settings)
+    if best is None:
+        raise InputError(f"{full.name}: the full tables are not trained")
+    best.load(built.model)
+    plain = task.uncompressed(built)
+    names = {}
+    if isinstance(task, RetrievalTask):
+        names = {"user_id": "users", "item_id": "items"}
+        given["counts"] = {names[name]: counts for name, counts in given["counts"].items()}
+        given["sides"] = {"users": "users", "items": "items"}
+    train = None
+    if level == 3:
+        steps = result["epochs"] * task.steps
+        train = _trainer(task, steps)
+    choice = embcomp.choose(
+        plain.model,
+        nbytes,
+        data=task.held_out(_HELD_OUT, _ROWS),
+        loss=task.loss,
+        seconds=PLANNING / 2 * whole,
+        train=train,
+        effort=PLANNING / 2,
+        **given,
+    )
+    return choice, choice.seconds / whole
+
+
+def _trainer(task: Any, steps: int) -> Callable[[nn.Module, float], None]:
+    """Trains a model for a share of `steps`; each time a model comes again it goes on with later batches."""
+    done: dict[int, int] = {}
+
+    def train(model: nn.Module, share: float) -> None:
+        tables = nn.ModuleList(_tables(model))
+        model, optimizers = make_optimizers(BuiltModel(model, tables), task.run.optimizer)
+        model.train()
+        start = done.get(id(model), 0)
+        number = max(1, round(share * steps))
+        batches = _endless(task, start)
+        for _ in range(number):
+            loss = task.loss(model, next(batches))
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            if (most := task.run.optimizer.max_grad_norm) is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), most)
+            for optimizer in optimizers:
+                optimizer.step()
+        done[id(model)] = start + number
+
+    return train
+
+
+def _endless(task: Any, start: int) -> Iterator[Any]:
+    epoch, batch = divmod(start, task.steps)
+    while True:
+        yield from task.batches(epoch, batch)
+        epoch, batch = epoch + 1, 0
+
+
+def _tables(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules that hold tables."""
+    kinds = (nn.Embedding, embcomp.nn.CompressedEmbedding)
+    found = [m for m in model.modules() if isinstance(m, kinds) or type(m).__name__.endswith("EmbeddingBagCollection")]
+    inner = {id(child) for module in found for child in module.modules() if child is not module}
+    return [module for module in found if id(module) not in inner]
+
+
+def _line(table: TableChoice) -> dict[str, Any]:
+    bits = getattr(table.method, "bits", None)
+    return {"method": kind(table.method), "bits": bits, "served": table.served, "training": table.training}
+
+
+def _named(task: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {table.name for table in task.tables}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _is_of(run: RunConfig, full: RunConfig) -> bool:
+    return run.of_full_tables().name == full.of_full_tables().name and run.seed == full.seed

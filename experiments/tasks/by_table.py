@@ -1,0 +1,31 @@
+"""Several methods as one, each for tables of its own: what a plan over tables chose, as runs take it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from embcomp.methods import Method, Table
+from embcomp.methods.base import Plan
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ByTable(Method, registered=False):
+    """A method for each table; tables with one instance are planned together.
+
+    Args:
+        methods: By table name.
+    """
+
+    methods: Mapping[str, Method]
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        together: dict[int, list[Table]] = {}
+        for table in tables:
+            together.setdefault(id(self.methods[table.name]), []).append(table)
+        stores, plans = {}, {}
+        for number, members in enumerate(together.values()):
+            plan = self.methods[members[0].name].plan(members, f"{group}_{number}")
+            stores |= plan.stores
+            plans |= {part.table.name: part for part in plan.tables}
+        return Plan(stores, [plans[table.name] for table in tables])
