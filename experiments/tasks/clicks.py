@@ -178,7 +178,7 @@ class ClickTask:
 
     def training(self) -> ClickTraining:
         """What methods see of the training split."""
-        return ClickTraining(self.data, self.run.graph)
+        return ClickTraining(self.data, self.run.section if isinstance(self.run.section, GraphConfig) else None)
 
     @property
     def steps(self) -> int:
