@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -96,12 +97,17 @@ def checked(value: Any, hint: Any, name: str) -> Any:
     raise ValueError(f"{name} must be {expected}, got {shown(value)}")
 
 
+_HINTS: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
+
+
 def hints_of(cls: type) -> dict[str, Any]:
     """The types of a class's fields; none where they cannot be resolved (names that only a type checker sees)."""
-    try:
-        return typing.get_type_hints(cls, include_extras=True)
-    except NameError:
-        return {}
+    if cls not in _HINTS:
+        try:
+            _HINTS[cls] = typing.get_type_hints(cls, include_extras=True)
+        except NameError:  # which may be resolved later
+            return {}
+    return _HINTS[cls]
 
 
 def shown(value: Any) -> str:

@@ -68,10 +68,14 @@ class ByRules:
         information = [_information(table, counts.get(table.name)) for table in held]
         whole = sum(information) or 1.0
         self.worth = [bits / whole for bits in information]
+        self._losses: dict[int, tuple[Option, float]] = {}  # with the option, so that no other gets its id
 
     def loss(self, option: Option) -> float:
-        tables = [self.held[i].table for i in option.tables]
-        return rules.loss(option.method, tables, sum(self.worth[i] for i in option.tables))
+        if id(option) not in self._losses:
+            tables = [self.held[i].table for i in option.tables]
+            loss = rules.loss(option.method, tables, sum(self.worth[i] for i in option.tables))
+            self._losses[id(option)] = option, loss
+        return self._losses[id(option)][1]
 
     def learn(self, option: Option) -> bool:
         return False

@@ -41,7 +41,9 @@ class Solution:
     gap: float
 
 
-def best(items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60.0) -> Solution | None:
+def best(
+    items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60.0, near: float = 0.0
+) -> Solution | None:
     """The items of least loss that store every table once, in at most `nbytes`; None where none do.
 
     minimise sum_i loss_i x_i over x_i in {0, 1}, where sum over the items of a table = 1 for each table and
@@ -53,6 +55,7 @@ def best(items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60
         tables: how many tables there are.
         nbytes: the budget.
         seconds: the time limit; the best solution until then is returned, with its gap.
+        near: how far from the best the loss may be, as a share of it.
 
     Raises:
         ImportError: SciPy is not installed.
@@ -63,15 +66,17 @@ def best(items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60
         >>> best(items, tables=2, nbytes=105)
         Solution(items=(0, 3), nbytes=105, loss=1.0, gap=0.0)
     """
-    return next(ranked(items, tables, nbytes, seconds=seconds), None)
+    return next(ranked(items, tables, nbytes, seconds=seconds, near=near), None)
 
 
-def ranked(items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60.0) -> Iterator[Solution]:
+def ranked(
+    items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60.0, near: float = 0.0
+) -> Iterator[Solution]:
     """All solutions of `best`, that of least loss first: each is cut off before the next is looked for."""
     _check(items, tables)
     useful = _undominated(items)
     cuts: list[tuple[int, ...]] = []
-    while (solution := _solved(items, useful, tables, nbytes, cuts, seconds)) is not None:
+    while (solution := _solved(items, useful, tables, nbytes, cuts, seconds, near)) is not None:
         yield solution
         cuts.append(solution.items)
 
@@ -115,6 +120,7 @@ def _solved(
     nbytes: int,
     cuts: Sequence[tuple[int, ...]],
     seconds: float,
+    near: float,
 ) -> Solution | None:
     np, optimize, sparse = _scipy()
     column = {i: c for c, i in enumerate(useful)}
@@ -139,17 +145,17 @@ def _solved(
         constraints=constraints,
         integrality=np.ones(len(useful)),
         bounds=optimize.Bounds(0, 1),
-        options={"time_limit": seconds, "mip_rel_gap": 1e-9},
+        options={"time_limit": seconds, "mip_rel_gap": max(near, 1e-9)},
     )
     if found.x is None:
         return None
     chosen = tuple(i for i, x in zip(useful, found.x, strict=True) if x > 0.5)
     taken = sum(items[i].nbytes for i in chosen)
     if taken > nbytes:  # by rounding; the slack above is far below a byte for all but huge budgets
-        return _solved(items, useful, tables, nbytes, [*cuts, chosen], seconds)
+        return _solved(items, useful, tables, nbytes, [*cuts, chosen], seconds, near)
     loss = sum(items[i].loss for i in chosen)
     bound = float(found.mip_dual_bound) * unit if found.mip_dual_bound is not None else loss
-    return Solution(chosen, taken, loss, max(0.0, loss - bound) if found.status == 1 else 0.0)
+    return Solution(chosen, taken, loss, max(0.0, loss - bound) if found.status == 1 or near else 0.0)
 
 
 def _scipy() -> tuple[Any, Any, Any]:

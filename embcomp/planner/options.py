@@ -29,6 +29,9 @@ SHARES = [2 ** (-step / 2) for step in range(1, 21)]
 """Of the values of a table, from .71 to .001: what shared rows may take."""
 
 
+MANY = 100
+"""Tables from which on there are fewer options for each: 40 or so instead of 90."""
+
 MOST_GROUPS = 6
 """Tables of the smaller groups that may share one store, at most."""
 
@@ -88,7 +91,7 @@ def options_of(
             options += _priced([i], [table], [Full()])
             continue
         if methods is None:
-            usual = _usual(table, count, (counts or {}).get(table.name), seed)
+            usual = _usual(table, count, (counts or {}).get(table.name), seed, coarse=len(held) > MANY)
             options += _priced([i], [table], [*usual], grows=True)
             options += _priced([i], [table], (extra or {}).get(table.name, ()))
             continue
@@ -98,8 +101,9 @@ def options_of(
             raise ValueError(f"table {table.name!r}: {_refusal(table, alone[-1])}; no option given to it fits")
         options += fitting
     options += _shared(held, asked, count, seed)
+    stored = {i for option in options for i in option.tables}
     for i, table in enumerate(held):
-        if not any(i in option.tables for option in options):
+        if i not in stored:
             raise ValueError(f"table {table.name!r}: no option fits it; add embcomp.Full() to its options, or keep it")
     return options
 
@@ -152,7 +156,7 @@ def _refusal(table: Held, method: Method) -> str:
     return f"{type(method).__name__} has rows whose width FBGEMM cannot hold (it must be a multiple of 4)"
 
 
-def _usual(held: Held, count: Count, counts: Tensor | None, seed: int) -> Iterator[Method]:
+def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: bool) -> Iterator[Method]:
     """Fewer bits, narrower rows, codes, shared rows; for small tables bits alone."""
     ids, width = held.table.num_embeddings, held.table.embedding_dim
     if ids is None:
@@ -167,12 +171,14 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int) -> Iterat
         yield from (LowBit(bits=bits) for bits in (8, 6, 4, 3, 2, 1))
     for rank in _ranks(width):
         narrow = LowRank(rank=rank)
-        yield from (LowBit(bits=bits, of=narrow) for bits in (8, 4, 3, 2)) if served else (narrow,)
+        yield from (
+            (LowBit(bits=bits, of=narrow) for bits in ((8, 4, 2) if coarse else (8, 4, 3, 2))) if served else (narrow,)
+        )
     if served:
         for parts in {width // 2, width // 4} - {0}:
             if width % parts == 0:
                 yield from (ProductCodes(parts=parts, codes=codes) for codes in (16, 256) if ids >= 4 * codes)
-    for share in SHARES:
+    for share in SHARES[1::2] if coarse else SHARES:
         rows = int(ids * share)
         if rows < 1:
             break
@@ -182,7 +188,9 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int) -> Iterat
         if counts is not None and rows > 1:
             hashed.append(FrequencyHash(rows=rows, counts=counts, tail="double", seed=seed))
         for method in hashed:
-            yield from (LowBit(bits=bits, of=method) for bits in (4, 3, 2)) if served else (method,)
+            yield from (
+                (LowBit(bits=bits, of=method) for bits in ((4, 2) if coarse else (4, 3, 2))) if served else (method,)
+            )
 
 
 def _ranks(width: int) -> list[int]:

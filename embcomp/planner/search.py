@@ -11,7 +11,7 @@ from embcomp.methods.table import Table
 from embcomp.planner.choice import Choice, Point, TableChoice, kind
 from embcomp.planner.estimates import ByRules, Estimates
 from embcomp.planner.knapsack import Item, Solution, best, least_nbytes, ranked
-from embcomp.planner.options import Option, rows_of, with_rows
+from embcomp.planner.options import MANY, Option, rows_of, with_rows
 from embcomp.planner.tables import Held
 from embcomp.sizes import grouped
 
@@ -41,8 +41,7 @@ class Search:
     def check(self) -> None:
         """Raises ValueError where even the smallest options are too large."""
         options, items = self.items()
-        least = least_nbytes(items, len(self.held))
-        if least > self.budget:
+        if self._smallest(items) > self.budget and (least := least_nbytes(items, len(self.held))) > self.budget:
             alone = [o for o in options if len(o.tables) == 1]
             smallest = {o.tables: o for o in sorted(alone, key=lambda o: -o.nbytes(self.count))}
             largest = max(smallest.values(), key=lambda o: o.nbytes(self.count))
@@ -52,6 +51,14 @@ class Search:
                 f"{grouped(least)}, of which table {name!r} takes {grouped(largest.nbytes(self.count))} "
                 f"({kind(largest.method)}); raise the budget, or give options that take less"
             )
+
+    def _smallest(self, items: Sequence[Item]) -> float:
+        """The bytes of the smallest options of each table alone, which is the least but for shared stores."""
+        smallest = [math.inf] * len(self.held)
+        for item in items:
+            if len(item.tables) == 1:
+                smallest[item.tables[0]] = min(smallest[item.tables[0]], item.nbytes)
+        return sum(smallest)
 
     def solved(
         self, allowed: Callable[[Option], bool] = lambda option: True, times: float = 1.0
@@ -162,15 +169,17 @@ class Search:
             note,
         )
 
-    def curve(self, points: int = 12) -> list[Point]:
+    def curve(self) -> list[Point]:
         """The least expected loss from the least bytes to the full tables, as far as it is known."""
         _, items = self.items()
-        low = max(1, least_nbytes(items, len(self.held)))
+        smallest = self._smallest(items)
+        low = max(1, int(smallest) if math.isfinite(smallest) else least_nbytes(items, len(self.held)))
         high = max(low + 1, sum(table.nbytes for table in self.held), self.budget)
+        points = 12 if len(self.held) <= MANY else 4
         curve = []
         for k in range(points):
             size = math.ceil(low * (high / low) ** (k / (points - 1)))
-            solution = best(items, len(self.held), size)
+            solution = best(items, len(self.held), size, near=0.01, seconds=2.0)
             if solution is not None:
                 curve.append(Point(solution.nbytes, solution.loss))
         return curve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from embcomp.methods import Method, Table
 from embcomp.methods.base import Plan
@@ -16,6 +17,8 @@ class ByTable(Method, registered=False):
     Args:
         methods: By table name.
     """
+
+    shares_store: ClassVar[bool] = True  # so that all tables are planned at once
 
     methods: Mapping[str, Method]
 
