@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -75,7 +76,11 @@ def run_all_choices(
         if trained(whole, settings) is None:
             failed += 1
             continue
-        console.print(f"{run.experiment}/{run.name}: {carry_out(run, whole, settings)}", highlight=False)
+        try:
+            said = carry_out(run, whole, settings)
+        except Exception:  # of one run; the others may still be good
+            failed, said = failed + 1, traceback.format_exc()
+        console.print(f"{run.experiment}/{run.name}: {said}", highlight=False, markup=False)
     return failed
 
 
