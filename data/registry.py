@@ -17,7 +17,7 @@ from data.clicks import ClickData
 from data.fingerprint import fingerprints
 from data.interactions import Interactions, from_rows
 from data.prepare import prepared
-from data.readers import avazu, criteo, frappe, globo, interactions, ml_1m, parquet, sequences, synthetic
+from data.readers import avazu, criteo, frappe, globo, interactions, ml_1m, parquet, planted, sequences, synthetic
 from data.schema import DataError, known
 from data.sequences import Sequences
 from data.text import check_utf8
@@ -59,6 +59,7 @@ DATASETS: dict[str, Dataset] = {
     "globo": Dataset(globo.read, globo.files, "globo"),
     "parquet": Dataset(parquet.read, parquet.files, resolve=parquet.resolve),
     "synthetic": Dataset(synthetic.read, defaults=synthetic.OPTIONS),
+    "planted": Dataset(planted.read, defaults=planted.OPTIONS),
 }
 
 INTERACTIONS: dict[str, Dataset] = {

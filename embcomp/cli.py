@@ -8,6 +8,7 @@ from importlib import import_module
 from embcomp.extras import install
 
 _PARTS: dict[str, tuple[str, str, str]] = {
+    "choose": ("embcomp.planner.cli", "planner", "turn a byte budget into a method and a size for every table"),
     "graphhash": ("embcomp.graph.cli", "graph", "cluster users and items that click together"),
     "plan": ("embcomp.torchrec.cli", "torchrec", "estimate memory and traffic of sharded training, without a GPU"),
     "semantic-ids": ("embcomp.semantic_ids.cli", "semantic", "turn content vectors into codes"),

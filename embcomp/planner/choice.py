@@ -76,7 +76,7 @@ class Choice:
         >>> model = torch.nn.ModuleDict({"user": torch.nn.Embedding(50_000, 16), "day": torch.nn.Embedding(7, 16)})
         >>> choice = embcomp.choose(model, "10%")
         >>> report = embcomp.compress_(model, choice.methods)
-        >>> report.served_nbytes == choice.nbytes <= choice.budget
+        >>> report.served_nbytes <= choice.nbytes <= choice.budget  # full tables are in no report
         True
     """
 
