@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torchrec import KeyedJaggedTensor
 
 import data
 import embcomp
@@ -196,6 +197,9 @@ def said(value: Any) -> str:
         return f"{{{', '.join(f'{key!r}: {said(held)}' for key, held in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"({', '.join(said(held) for held in value)})"
+    if isinstance(value, KeyedJaggedTensor):
+        return said([value.keys(), value.values(), value.lengths(), value.weights_or_none()])
+    assert " object at 0x" not in repr(value), f"{type(value)} does not say what it holds"
     return repr(value)
 
 
