@@ -51,6 +51,7 @@ def choose(
     edges: "Edges | None" = None,
     content: Mapping[str, Tensor] | None = None,
     seed: int = 0,
+    worth: Mapping[str, float] | None = None,
     sides: "Mapping[str, Side] | None" = None,
     init: After = "fresh",
     train: Train | None = None,
@@ -82,6 +83,8 @@ def choose(
         edges: clicks as a graph, which offers clusters for the tables of its two sides.
         content: semantic codes of ids, int64 [num_embeddings, levels], by table name, which offer `SemanticIds`.
         seed: of hashes and clusterings.
+        worth: what tables are worth in any unit, by table name, where that is known without a trained model:
+            `embcomp.rank_features(clicks, ...).scores`, say.
         sides: "users" or "items" by table name, where the numbers of ids do not say which tables `edges` is of.
         init: how the tables will start: with "fit" nothing is trained afterwards, and options cost what a probe shows;
             with "fresh" and "warm" training follows, and restores much of what bits and ranks lose at first.
@@ -118,7 +121,7 @@ def choose(
     known = {name: check_counts(c, _table(held, name)) for name, c in by_name(held, counts, "counts").items()}
     listed = offers(held, count, edges=edges, sides=sides, content=by_name(held, content, "content"), seed=seed)
     offered = options_of(held, count, options, counts=known, extra=listed, seed=seed)
-    judge: Estimates = ByRules(held, known)
+    judge: Estimates = ByRules(held, known, _worth(held, worth))
     if data is None:
         if loss is not None or train is not None:
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
@@ -192,6 +195,15 @@ def _probes(
 def _budget(held: Sequence[Held], nbytes: Budget) -> int:
     full = None if any(t.table.num_embeddings is None for t in held) else sum(t.nbytes for t in held)
     return checked(parse_nbytes(nbytes, full), Bytes, "nbytes")
+
+
+def _worth(held: Sequence[Held], given: Mapping[str, float] | None) -> dict[str, float]:
+    """Numbers by table name; scores of features that are no tables here are left out."""
+    given = checked(given, Mapping[str, float] | None, "worth")
+    found = {table.name: float(value) for name, value in (given or {}).items() for table in held if name in table.names}
+    if given and not found:
+        raise ValueError(f"worth names no table: {sorted(given)[:5]}; the tables are {[table.name for table in held]}")
+    return found
 
 
 def _table(held: Sequence[Held], name: str) -> Table:

@@ -55,17 +55,22 @@ class ByRules:
     Args:
         held: the tables.
         counts: how often each id occurs, by table name.
+        given: what tables are worth, in any unit, by table name.
 
     Attributes:
         worth: of each table.
-        silent: none, as nothing was measured.
+        silent: tables that are given as worth nothing.
     """
 
-    silent: frozenset[int] = frozenset()
-
-    def __init__(self, held: Sequence[Held], counts: Mapping[str, Tensor]) -> None:
+    def __init__(self, held: Sequence[Held], counts: Mapping[str, Tensor], given: Mapping[str, float]) -> None:
         self.held = held
         information = [_information(table, counts.get(table.name)) for table in held]
+        if given:
+            middle = sorted(max(0.0, value) for value in given.values())[len(given) // 2]
+            information = [max(0.0, given.get(table.name, middle)) for table in held]
+            floor = 1e-9 * max([1.0, *information])
+            information = [max(floor, value) for value in information]
+        self.silent = {i for i, table in enumerate(held) if given.get(table.name, 1.0) <= 0}
         whole = sum(information) or 1.0
         self.worth = [bits / whole for bits in information]
         self._losses: dict[int, tuple[Option, float]] = {}  # with the option, so that no other gets its id
@@ -110,7 +115,7 @@ class ByProbes:
         known = [worth[0] for worth in found.values() if worth is not None]
         self.silent = {i for i, worth in found.items() if worth is not None and worth[0] <= 2 * worth[1]}
         middle = max(1e-9, sorted(known)[len(known) // 2]) if known else 1.0
-        floor = max(1e-9, 1e-5 * max(known, default=1.0))
+        floor = 1e-9 * max([1.0, *known])
         self.worth = [middle if (worth := found.get(i)) is None else max(floor, worth[0]) for i in range(len(held))]
         self._losses: dict[tuple[tuple[int, ...], int], float] = {}
         self._kept: list[Option] = []  # so that no id of a method is given twice

@@ -42,7 +42,7 @@ def rank_features(
     (sessions, a drift in time), noise reaches somewhat more. A feature is redundant with another if it follows from it
     (the city from the user); it may still help where the finer one has few rows.
 
-    All is counted in one pass, batch by batch. In memory are 24 bytes for each distinct value of each feature (and of
+    All is counted in one pass, batch by batch. In memory are 24 bytes for each distinct value of each feature (32 of
     each pair), twice that while parts are added up, one batch of 2^19 rows, and a sample of 200,000 rows to 400,000.
     Values are known by a hash of 64 bits. Above `max_values` only a random share of the values of the largest features
     is counted, each in full; their scores are then estimates, marked by "~".

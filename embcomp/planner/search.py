@@ -17,6 +17,9 @@ from embcomp.sizes import grouped
 
 Allowed = Callable[[Option], bool]
 
+PRICE = 1e-5
+"""What all of the budget costs, of the worth of all tables, so that no byte is spent for nothing."""
+
 TOGETHER = 10
 """Plans that are measured together, as the losses of tables that meet in a product do not simply add."""
 
@@ -33,7 +36,13 @@ class Search:
     def items(self, allowed: Allowed = lambda option: True) -> tuple[list[Option], list[Item]]:
         """The options that are allowed and did not fail, as a knapsack sees them."""
         options = [o for o in self.options if math.isfinite(self.judge.loss(o)) and (allowed(o) or self._only(o))]
-        return options, [Item(o.tables, o.nbytes(self.count), self.judge.loss(o)) for o in options]
+        price = PRICE * sum(self.judge.worth) / max(1, self.budget)
+        sizes = [option.nbytes(self.count) for option in options]
+        items = [
+            Item(option.tables, size, self.judge.loss(option) + price * size)
+            for option, size in zip(options, sizes, strict=True)
+        ]
+        return options, items
 
     def _only(self, option: Option) -> bool:
         return isinstance(option.method, Full) and bool(self.held[option.tables[0]].kept)

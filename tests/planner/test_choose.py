@@ -179,6 +179,17 @@ def test_collections_get_widths_that_fbgemm_holds():
         assert all(width % 4 == 0 for width in widths), widths
 
 
+def test_what_features_say_alone_moves_bytes_without_a_model():
+    tables = [embcomp.Table(name, 5000, 16) for name in ("a", "b", "noise")]
+    even = embcomp.choose(tables, "5%")
+    told = embcomp.choose(tables, "5%", worth={"a": 0.05, "b": 0.04, "noise": -0.001, "not a table": 1.0})
+    assert chosen(even, "noise").served > chosen(told, "noise").served
+    assert chosen(told, "noise").served < 0.1 * chosen(told, "a").served
+    assert chosen(told, "noise").note == "says nothing of the label: drop it"
+    with pytest.raises(ValueError, match="worth names no table"):
+        embcomp.choose(tables, "5%", worth={"x": 1.0})
+
+
 def test_open_id_spaces_get_hashed_rows():
     choice = embcomp.choose([embcomp.Table("any", None, 16), embcomp.Table("day", 7, 16)], 100_000)
     assert chosen(choice, "any").method.rows * 64 > 50_000
