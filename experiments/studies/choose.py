@@ -163,7 +163,7 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
         loss=task.loss,
         seconds=PLANNING / 2 * whole,
         train=train,
-        effort=PLANNING / 2,
+        effort=PLANNING / 4,
         **given,
     )
     return choice, choice.seconds / whole
