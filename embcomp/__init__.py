@@ -28,6 +28,7 @@ from embcomp.methods import (
 from embcomp.notes import CompressionWarning
 from embcomp.planner import Choice, choose
 from embcomp.planner.features import rank_features
+from embcomp.retrain import align_, anchor_loss, compatible
 from embcomp.saving import load, save
 from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
 from embcomp.semantic_ids.sentence_pieces import SentencePieces
@@ -66,8 +67,11 @@ __all__ = [
     "TableReport",
     "UnifiedEmbedding",
     "Unigram",
+    "align_",
     "align_dot_product_",
+    "anchor_loss",
     "choose",
+    "compatible",
     "compress_",
     "configs",
     "export",
