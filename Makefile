@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 # Types are checked beside the tests, and heard of after them. One thread per worker: torch regions of several threads cost
 # more than they save when workers share cores.
 test: lint
-	$(PY) -m pyright embcomp >.venv/types.log 2>&1 & types=$$!; \
+	$(PY) -m pyright >.venv/types.log 2>&1 & types=$$!; \
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal; tests=$$?; \
 	wait $$types || { cat .venv/types.log; exit 1; }; exit $$tests
 
@@ -42,7 +42,7 @@ format: $(INSTALLED)
 	$(PY) -m ruff format .
 
 typecheck: $(INSTALLED)
-	$(PY) -m pyright embcomp
+	$(PY) -m pyright
 
 docs: $(INSTALLED)
 	$(PY) -m mkdocs build --strict

@@ -7,7 +7,7 @@ other, the examples form a request, whose history is what the user did before th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,8 +43,12 @@ class RequestBatch:
     total: int
 
     def to(self, device: torch.device, non_blocking: bool = False) -> RequestBatch:
-        *tensors, total = vars(self).values()
-        return RequestBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors), total)
+        moved = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -125,13 +129,13 @@ class Requests:
         place = np.arange(max(held.max(initial=0), 1))
         mask = place < held[:, None]
         history = self.sequences.items[np.where(mask, (ends - held)[:, None] + place, 0)]
-        arrays = (
-            np.where(asked, self.rows.candidates[row], 0),
-            asked,
-            np.where(mask, history, 0),
-            mask,
-            np.where(asked, self.rows.labels[row], 0).astype(np.float32),
-            users,
-            before,
+        return RequestBatch(
+            candidates=torch.from_numpy(np.where(asked, self.rows.candidates[row], 0)),
+            asked=torch.from_numpy(asked),
+            history=torch.from_numpy(np.where(mask, history, 0)),
+            mask=torch.from_numpy(mask),
+            label=torch.from_numpy(np.where(asked, self.rows.labels[row], 0).astype(np.float32)),
+            users=torch.from_numpy(users),
+            before=torch.from_numpy(before),
+            total=total,
         )
-        return RequestBatch(*map(torch.from_numpy, arrays), total)

@@ -38,8 +38,10 @@ class Triples:
         return len(self.users)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Triples:
-        moved = (t.to(device, non_blocking=non_blocking) for t in (self.users, self.positives, self.negatives))
-        return Triples(*moved, self.total, self.padding)
+        users, positives, negatives = (
+            ids.to(device, non_blocking=non_blocking) for ids in (self.users, self.positives, self.negatives)
+        )
+        return Triples(users, positives, negatives, self.total, self.padding)
 
     def share(self, part: int, parts: int) -> Triples:
         """One of `parts` shares, which are equally large and one after the other."""

@@ -85,13 +85,13 @@ def run(
         for each in pending:
             console.print(f"{each.experiment}/{each.name}", highlight=False)
         return
-    preflight(pending)
+    prepared = preflight(pending)
     settings = Settings(folder, out, device, threads, checkpoint_seconds, loggers, tuple(imports or ()))
     if force and distributed.rank() == 0:
         for each in pending:
             forget(each, settings)
     try:
-        summary = run_all(pending, settings, console, min(jobs, max(len(pending), 1)))
+        summary = run_all(pending, settings, console, min(jobs, max(len(pending), 1)), prepared)
         distributed.stop()
     except distributed.Lost as error:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ tests/torchrec.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def edges_of(table: Table) -> tuple[Edges, str]:
     return interactions(log, num_users=table.ids_or_raise("edges")), "users"
 
 
-def items_of(tables: Sequence[Table]) -> dict[str, Mapping[str, Tensor]]:
+def items_of(tables: Sequence[Table]) -> dict[str, Any]:
     """Codes of 3 levels with collisions and items without content, and counts; of 30 items where ids are open."""
     sizes = {t.name: t.num_embeddings or 30 for t in tables}
     codes = {

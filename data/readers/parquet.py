@@ -81,7 +81,7 @@ def read(folder: Path, *, schema: dict[str, Any]) -> Source:
     dense_columns = [column for rule in dense for column in rule.dense(dtypes[rule.of])]
     made = [*(rule.column(dtypes[rule.of]) for rule in features.values()), *dense_columns]
     if len(splits) > 1:
-        parts = [scan(paths, dtypes).cast(dict(dtypes)) for paths in splits.values()]
+        parts = [scan(paths, dtypes).cast(dtypes) for paths in splits.values()]
         rows = pl.concat([part.with_columns(pl.lit(i, pl.UInt8).alias(SPLIT)) for i, part in enumerate(parts)])
     else:
         number = rows.select(pl.len()).collect(engine="streaming").item()

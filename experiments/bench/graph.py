@@ -68,6 +68,8 @@ def _sknetwork(graph: Edges, resolution: float = RESOLUTION) -> np.ndarray:
     matrix = csr_matrix((np.ones(len(graph)), (graph.users, graph.items)), shape=(graph.num_users, graph.num_items))
     model = Louvain(resolution=resolution, modularity="dugue", random_state=0)
     model.fit(matrix, force_bipartite=True)
+    assert model.labels_row_ is not None
+    assert model.labels_col_ is not None
     return np.concatenate([model.labels_row_[np.unique(graph.users)], model.labels_col_[np.unique(graph.items)]])
 
 

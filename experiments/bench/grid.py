@@ -17,7 +17,7 @@ Calls = dict[str, Callable[[], object]]
 
 def calls(table: Tensor, batches: list[Tensor]) -> tuple[str, Calls, str, Calls]:
     """Of one look-up each, and of bags of 8: the name of the float32 form, and the calls by name, itself among them."""
-    dim = table.shape[1]
+    number, dim = table.shape
     whole = serve(table, "float32", torch.float32, "bench")
     single = f"one look-up, float32, width {dim}, {4 * dim} B"
     bags = f"bags of {BAG}, float32, width {dim}, {4 * dim} B"
@@ -25,7 +25,7 @@ def calls(table: Tensor, batches: list[Tensor]) -> tuple[str, Calls, str, Calls]
     one: Calls = {single: lambda: [whole.look_up(ids.unsqueeze(1)) for ids in batches]}
     many: Calls = {bags: lambda: [whole.pool(ids.unsqueeze(1), offsets) for ids in batches]}
     for bits in BITS:
-        codec = Grid(bits).module(*table.shape)
+        codec = Grid(bits).module(number, dim)
         codec.fit_(table)
         store = serve_coded(table, codec, torch.float32, "bench")
         size = f"{bits} bits, width {dim}, {store.table.nbytes / len(table):g} B"

@@ -7,6 +7,7 @@ something takes on this machine, or how often it happens; so do those of the sto
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -177,7 +178,7 @@ def _training(length: int, dim: int, rounds: int) -> list[BenchRow]:
 
 
 def _step(
-    pooling: str, options: dict[str, str], dim: int, asked: Tensor, history: Tensor, label: Tensor
+    pooling: str, options: dict[str, Any], dim: int, asked: Tensor, history: Tensor, label: Tensor
 ) -> Callable[[], object]:
     own = "din" if pooling == "published" else pooling
     model = BehaviorModel(nn.Embedding(ITEMS, dim), pooling=own, **options)

@@ -67,6 +67,8 @@ def _fitting(content: Tensor, rounds: int) -> list[BenchRow]:
         for level in range(LEVELS):
             means = faiss.Kmeans(WIDTH, SIZE, niter=ITERATIONS, seed=level)
             means.train(rest)
+            assert means.index is not None
+            assert means.centroids is not None
             rest = rest - means.centroids[means.index.search(rest, 1)[1][:, 0]]
 
     sample = content[torch.randperm(len(content), generator=torch.Generator().manual_seed(1))[: 256 * SIZE]]

@@ -145,7 +145,8 @@ def counted() -> Iterator[list[int]]:
 
         return counts
 
-    with mock.patch.multiple(dist, **{name: counting(name) for name in rules}):
+    patched: dict[str, Any] = {name: counting(name) for name in rules}
+    with mock.patch.multiple(dist, **patched):
         yield sent
 
 

@@ -20,7 +20,7 @@ from rich.filesize import decimal
 from experiments.report.collect import LOWER_IS_BETTER, Experiment, Row, Section
 
 _GREY = "#808080"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "embcomp",
     "font.family": "sans-serif",

@@ -36,6 +36,8 @@ from experiments.processes import distributed
 from experiments.processes.processes import start_context
 
 if TYPE_CHECKING:
+    from experiments.tasks.kind import Task
+    from experiments.tasks.task import Prepared
     from experiments.training.checkpoint import Best
 
 OUT = Path("out")
@@ -73,10 +75,15 @@ class Summary:
     bad_input: list[str] = field(default_factory=list)
 
 
-def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str], None]) -> tuple[str, str]:
+def execute(
+    run: RunConfig,
+    settings: Settings,
+    report: Callable[[int, int, str], None],
+    prepared: Task | Infeasible | None = None,
+) -> tuple[str, str]:
     """Train one run, resuming where possible, and write its result file; return (status, message).
 
-    The status is the name of a field of `Summary`.
+    The status is the name of a field of `Summary`. What `preflight` has `prepared` is not prepared again.
     """
     import torch
 
@@ -96,7 +103,9 @@ def execute(run: RunConfig, settings: Settings, report: Callable[[int, int, str]
                 f"another command trains this run, and has locked {folder / 'lock'}: let it end, or stop it",
             )
         try:
-            task = prepare(run)
+            if isinstance(prepared, Infeasible):
+                raise prepared
+            task = prepared or prepare(run)
             if run.method.after_training and distributed.size() > 1:
                 raise InputError("method.after_training: the full tables are trained in one process")
             trainer = Trainer(
@@ -157,8 +166,18 @@ def forget(run: RunConfig, settings: Settings) -> None:
         shutil.rmtree(settings.work / kind / run.experiment / run.name, ignore_errors=True)
 
 
-def run_all(runs: Sequence[RunConfig], settings: Settings, console: Console, jobs: int = 1) -> Summary:
-    """Execute runs with a progress bar each; what went wrong in one does not stop the others."""
+def run_all(
+    runs: Sequence[RunConfig],
+    settings: Settings,
+    console: Console,
+    jobs: int = 1,
+    prepared: Prepared | None = None,
+) -> Summary:
+    """Execute runs with a progress bar each; what went wrong in one does not stop the others.
+
+    Args:
+        prepared: what `preflight` gave for these runs; jobs side by side prepare their own.
+    """
     summary = Summary()
     columns = (
         TextColumn("{task.description}"),
@@ -169,8 +188,11 @@ def run_all(runs: Sequence[RunConfig], settings: Settings, console: Console, job
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
+        outcomes = (
+            _one_by_one(runs, settings, bars, prepared) if jobs == 1 else _side_by_side(runs, settings, jobs, bars)
+        )
         whole = bars.add_task("runs", total=len(runs), text="", visible=len(runs) > 1)
-        for run, (status, text) in (_one_by_one if jobs == 1 else _side_by_side)(runs, settings, jobs, bars):
+        for run, (status, text) in outcomes:
             getattr(summary, status).append(run.name)
             mark = {"done": ("done", "green"), "infeasible": ("cannot", "yellow")}.get(status, ("failed", "red"))
             # One piece: the bars are drawn again after each, over whatever does not end its line.
@@ -182,10 +204,10 @@ def run_all(runs: Sequence[RunConfig], settings: Settings, console: Console, job
 Results = Iterator[tuple[RunConfig, tuple[str, str]]]
 
 
-def _one_by_one(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: Progress) -> Results:
+def _one_by_one(runs: Sequence[RunConfig], settings: Settings, bars: Progress, prepared: Prepared | None) -> Results:
     for run in runs:
         with _Bar(bars, run.name) as bar:
-            outcome = execute(run, settings, bar.update)
+            outcome = execute(run, settings, bar.update, prepared.popleft() if prepared else None)
         yield run, outcome
 
 

@@ -31,7 +31,7 @@ PATIENCE = 60.0  # seconds in which a process must end that has lost another
 STARTS = 0.2  # share of the kills that come before the training goes on
 PAUSE = 0.3  # seconds at most between a checkpoint and the kill
 PARTS = 4  # of a training, in which kills are counted
-ROWS = {"num_rows": 12_000, "num_users": 300, "num_items": 200, "num_communities": 5}
+ROWS: dict[str, Any] = {"num_rows": 12_000, "num_users": 300, "num_items": 200, "num_communities": 5}
 
 
 @dataclass(frozen=True)

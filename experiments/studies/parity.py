@@ -42,7 +42,7 @@ from experiments.runs.results import RESULTS
 TOLERANCE = 1e-6
 FEATURES = {"user": 20, "friend": 20, "film": 33, "tag": 12}
 BATCH, LONGEST = 8, 3
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "SGD": (torch.optim.SGD, {"lr": 1.0}),
     "Adagrad": (torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-3}),
     "RowWiseAdagrad": (RowWiseAdagrad, {"lr": 0.05, "eps": 1e-3}),

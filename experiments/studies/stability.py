@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -75,11 +74,11 @@ def measure(run: RunConfig, out: Path) -> dict[str, float]:
     runs = [_on_window(run, window) for window in WINDOWS]
     earlier = load_data(runs[0].data)
     method = resolved(runs[0], earlier).method  # one tokenizer, of the earlier window
-    logits = [
+    before, after = (
         _logits(dataclasses.replace(each, method=method), out / f"window{number}", checkpoint_key(each))
         for number, each in enumerate(runs)
-    ]
-    return change(*logits, {name: column for name, column in _slices(earlier).items() if bool(column.any())})
+    )
+    return change(before, after, {name: column for name, column in _slices(earlier).items() if bool(column.any())})
 
 
 def change(before: Tensor, after: Tensor, slices: dict[str, Tensor]) -> dict[str, float]:
@@ -148,5 +147,5 @@ def _logits(run: RunConfig, folder: Path, run_key: str) -> Tensor:
 
 
 def _slices(clicks: data.ClickData) -> dict[str, Tensor]:
-    rows: dict[str, Any] = clicks.split("test").select(*(n for n in SLICES if n in clicks.schema.columns)).collect()
+    rows = clicks.split("test").select(*(n for n in SLICES if n in clicks.schema.columns)).collect()
     return {name: torch.from_numpy(rows[name].to_numpy().copy()) for name in rows.columns}

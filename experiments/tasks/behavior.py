@@ -19,6 +19,7 @@ import data
 from data.requests import RequestBatch, Requests
 from data.sequences import examples
 from data.splits import SPLITS
+from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from experiments.config import ExperimentConfig, RunConfig
 from experiments.config.options import hint, misfits, unknown
@@ -152,8 +153,8 @@ class BehaviorTask:
             raise InputError(f"method.table: there is no table {run.method.table!r}, only 'item'")
         sequences = load_data(data.load_sequences, run.data)
         tables = [Table("item", sequences.num_items, run.model.embedding_dim)]
-        method = sized(run, tables, BehaviorTraining(sequences))
-        rows = sum(store.rows for store in method.plan(tables).stores.values())
+        method, plan = sized(run, tables, BehaviorTraining(sequences))
+        rows = sum(store.rows for store in plan.stores.values())
         return cls(run, config, config.pooling, sequences, method, rows, full_nbytes(tables))
 
     def model(self, device: torch.device) -> BuiltModel:
@@ -242,6 +243,10 @@ class BehaviorTraining:
 
     def edges(self) -> Tensor:
         raise InputError("runs on behaviour sequences have no table of users; methods that need pairs need [retrieval]")
+
+    def sides(self) -> Mapping[str, Side]:
+        self.edges()  # says that there are none
+        return {}
 
     @property
     def _train(self) -> np.ndarray:

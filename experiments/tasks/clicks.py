@@ -107,8 +107,7 @@ class ClickTask:
         chosen = [table for table, name in zip(tables, names, strict=True) if not alone or name in alone]
         extra = full_nbytes(_linear(tables)) if run.model.linear else 0
         training = ClickTraining(clicks, run.section if isinstance(run.section, GraphConfig) else None)
-        method = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
-        plan = method.plan(chosen)
+        method, plan = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
         rows = sum(store.rows for store in plan.stores.values())
         rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
         changed = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
@@ -151,24 +150,27 @@ class ClickTask:
     def fitted(self, built: BuiltModel) -> BuiltModel:
         """The same model, the method fitted to its trained full tables: nothing is trained."""
         plain = self.uncompressed(built)
-        tables = plain.embeddings[0]  # pyright: ignore[reportIndexIssue]
+        tables, *others = plain.embeddings.children()
+        assert isinstance(tables, EmbeddingBagCollection)
         if isinstance(built.model, GMF):
-            embcomp.align_dot_product_(*(module.weight for module in tables.embedding_bags.values()))
+            users, items = (module.get_parameter("weight") for module in tables.embedding_bags.values())
+            embcomp.align_dot_product_(users, items)
         compressed = nn.ModuleDict({"tables": tables})
         embcomp.compress_(compressed, self._methods, init="warm")
         _put(built.model, tables, compressed["tables"])
-        return BuiltModel(built.model, nn.ModuleList([compressed["tables"], *list(built.embeddings)[1:]]))
+        return BuiltModel(built.model, nn.ModuleList([compressed["tables"], *others]))
 
     @torch.no_grad()
     def uncompressed(self, built: BuiltModel) -> BuiltModel:
         """The same model of full tables, these in torchrec's own collection, as a user of embcomp would have it."""
-        full = built.embeddings[0]  # pyright: ignore[reportIndexIssue]
+        full, *others = built.embeddings.children()
+        assert isinstance(full, CompressedEmbeddingBagCollection)
         tables = EmbeddingBagCollection(_configs(self.data.schema.feature_names, self.tables, self.run.model))
-        weights = {name: module.weight for name, module in tables.embedding_bags.items()}
+        weights = {name: module.get_parameter("weight") for name, module in tables.embedding_bags.items()}
         for name, trained in stores_of(full).items():
             weights[name].copy_(trained)
         _put(built.model, full, tables)
-        return BuiltModel(built.model, nn.ModuleList([tables, *list(built.embeddings)[1:]]))
+        return BuiltModel(built.model, nn.ModuleList([tables, *others]))
 
     def held_out(self, number: int, size: int) -> list[data.Batch]:
         """Some batches of the valid split, spread over all of it."""

@@ -60,6 +60,14 @@ class Task(Protocol):
         ...
 
 
+class FittedTask(Task, Protocol):
+    """A task whose method may be fitted to trained full tables."""
+
+    def fitted(self, built: BuiltModel) -> BuiltModel:
+        """The same model, the method fitted to its trained full tables."""
+        ...
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of run, such as retrieval.

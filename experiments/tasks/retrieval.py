@@ -99,8 +99,8 @@ class RetrievalTask:
         cold = ColdItems.drawn(pairs, config.cold, run.seed) if config.cold else None
         pairs = cold.pairs if cold else pairs
         tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
-        method = sized(run, tables, RetrievalTraining(pairs))
-        rows = sum(store.rows for store in method.plan(tables).stores.values())
+        method, plan = sized(run, tables, RetrievalTraining(pairs))
+        rows = sum(store.rows for store in plan.stores.values())
         return cls(run, config, pairs, tables, method, rows, full_nbytes(tables), cold)
 
     def model(self, device: torch.device) -> BuiltModel:

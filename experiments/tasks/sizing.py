@@ -11,7 +11,7 @@ from torch import nn
 
 import embcomp
 from embcomp.methods import METHODS, Method, Table
-from embcomp.methods.base import FLOAT_BYTES
+from embcomp.methods.base import FLOAT_BYTES, Plan
 from experiments.config import RunConfig
 from experiments.config.inputs import Training, provided
 from experiments.errors import Infeasible, InputError
@@ -35,8 +35,8 @@ class BuiltModel:
         return embcomp.served_nbytes(self.embeddings)
 
 
-def sized(run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0) -> Method:
-    """The run's method at its budget; `extra` bytes of the budget are spent already.
+def sized(run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0) -> tuple[Method, Plan]:
+    """The run's method at its budget, and its plan; `extra` bytes of the budget are spent already.
 
     Raises:
         InputError: options that the method rejects at any budget.
@@ -69,8 +69,8 @@ def size(
     budget: tuple[str, int | float] | None,
     full: int,
     extra: int,
-) -> Method:
-    """The method at its budget; `extra` bytes of the budget are spent already."""
+) -> tuple[Method, Plan]:
+    """The method at its budget, and its plan; `extra` bytes of the budget are spent already."""
     cls = METHODS[name]
     kind, value = budget or (None, 0)
     try:
@@ -79,14 +79,13 @@ def size(
         else:
             nbytes = int(value * full if kind == "share" else value) - extra
             method = cls.for_budget(tables, nbytes, **options)
-        method.plan(tables)
+        return method, method.plan(tables)
     except TypeError as error:
         raise InputError(f"{name} cannot take its options: {error}") from error
     except ValueError as error:
         if kind is None or not _serves_somewhere(cls, tables, options, full):
             raise InputError(str(error)) from error
         raise Infeasible(str(error)) from error
-    return method
 
 
 def _serves_somewhere(cls: type[Method], tables: Sequence[Table], options: dict[str, Any], full: int) -> bool:

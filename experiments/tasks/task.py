@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import torch
@@ -16,6 +17,9 @@ from experiments.tasks.retrieval import RETRIEVAL
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLICKS, RETRIEVAL, BEHAVIOR)}
 """The kinds of runs; one of your own is added as `KINDS["mine"] = Kind("mine", ...)`."""
 
+Prepared = deque[Task | Infeasible]
+"""The task of each run in their order, or why its method cannot serve its budget."""
+
 
 def prepare(run: RunConfig) -> Task:
     """Load the data and size the method.
@@ -27,12 +31,15 @@ def prepare(run: RunConfig) -> Task:
     return KINDS[run.kind].prepare(run)
 
 
-def preflight(runs: Iterable[RunConfig]) -> None:
+def preflight(runs: Iterable[RunConfig]) -> Prepared:
     """Size every method and build every model once, so that bad input is said before anything trains.
+
+    Returns what was prepared, so that no run is prepared twice.
 
     Raises:
         InputError: see `prepare`; names the run.
     """
+    prepared: Prepared = deque()
     built: set[str] = set()
     for run in runs:
         try:
@@ -40,7 +47,9 @@ def preflight(runs: Iterable[RunConfig]) -> None:
             if (model := repr((run.experiment, run.data, run.model, run.section))) not in built:
                 task.model(torch.device("cpu"))
                 built.add(model)
-        except Infeasible:
-            continue
+            prepared.append(task)
+        except Infeasible as error:
+            prepared.append(error)
         except InputError as error:
             raise InputError(f"{run.experiment}/{run.name}: {error}") from error
+    return prepared

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import embcomp
+from embcomp.nn.table import CompressedTable
 from experiments.third_party.case import Build, Case
 
 STEPS = 6
-_TABLES = (embcomp.nn.table.CompressedTable, nn.Embedding, nn.EmbeddingBag)
+_TABLES = (CompressedTable, nn.Embedding, nn.EmbeddingBag)
 
 
 def _width(model: nn.Module) -> int:

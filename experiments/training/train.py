@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from experiments.errors import Diverged, InputError
 from experiments.loggers import Logger
 from experiments.processes import distributed
 from experiments.processes.machine import PeakMemory
-from experiments.tasks.task import Task
+from experiments.tasks.kind import FittedTask, Task
 from experiments.training.checkpoint import Best, Last, Progress
 from experiments.training.optim import decay_lr, make_optimizers
 
@@ -96,14 +97,14 @@ class Trainer:
                 self._end_epoch()
             (self.full or self.best).load(self.model)
             if self.task.run.method.after_training:
-                built = self.task.fitted(self.built)
+                built = cast(FittedTask, self.task).fitted(self.built)
                 self.model, self.nbytes = built.model, built.nbytes
-            metrics = self._evaluate("valid") | self._evaluate("test")
+            metrics = tested = self._evaluate("valid") | self._evaluate("test")
         finally:
             for logger in self.loggers:
                 logger.close(metrics)
         self._clock()
-        return Outcome(metrics, self.nbytes, self.training_nbytes, self.progress)
+        return Outcome(tested, self.nbytes, self.training_nbytes, self.progress)
 
     def _epoch(self) -> None:
         progress, task = self.progress, self.task

@@ -33,6 +33,9 @@ def models() -> dict[str, Build]:
         def answer(m: Any) -> Tensor:
             return clicks(m(ids).squeeze(1))
 
-        return Case(model, lambda m: answer(m) + m.get_regularization_loss().sum(), answer)
+        def loss(m: Any) -> Tensor:
+            return answer(m) + m.get_regularization_loss().sum()
+
+        return Case(model, loss, answer)
 
     return {name: functools.partial(build, name) for name in names}
