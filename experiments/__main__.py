@@ -330,6 +330,24 @@ def stability(
         console.print(f"wrote {write_markdown(results or RESULTS, markdown)}", highlight=False)
 
 
+@app.command("retrieval-codes")
+def retrieval_codes(
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints and vectors.")] = Path("out/retrieval-codes"),
+    filter: Annotated[str, typer.Option(help="Only runs whose <data set>-seed<seed> holds this.")] = "",
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables for the docs into this folder.")] = None,
+) -> None:
+    """Train the runs of studies/retrieval-codes, code their item vectors in every way, and rank all items."""
+    from experiments.runs.results import RESULTS
+    from experiments.studies.retrieval_codes import run_all, write_markdown
+
+    run_all(results or RESULTS, out, console, pattern=filter)
+    if markdown is not None:
+        console.print(f"wrote {write_markdown(results or RESULTS, markdown)}", highlight=False)
+
+
 @app.command()
 def text(dataset: Annotated[str, typer.Argument(help="ml-1m")]) -> None:
     """Make the content vectors of a data set's items from their text, once."""

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX2__
+#if defined(__AVX2__) || defined(__BMI2__)
 #include <immintrin.h>
 #endif
 
@@ -25,16 +25,24 @@ struct Group {
   const uint8_t* packed;
   size_t nbytes, columns, bits;
 
-  // The codes of a row.
-  template <typename Use>
-  void read(size_t row, Use use) const {
+  // The codes of a row, a byte each; up to 7 bytes behind them are written, too.
+  void read(size_t row, uint8_t* out) const {
     size_t at = row * columns * bits;
-    const uint32_t mask = (1u << bits) - 1;
-    for (size_t j = 0; j < columns; j++, at += bits) {
+    for (size_t j = 0; j < columns; j += 8, at += 8 * bits) {
       const size_t byte = at >> 3;
-      uint32_t word = packed[byte];
-      if ((at & 7) + bits > 8) word |= (uint32_t)packed[byte + 1] << 8;
-      use(j, word >> (at & 7) & mask);
+      uint64_t window = 0;
+      if (byte + 8 <= nbytes)
+        std::memcpy(&window, packed + byte, 8);
+      else
+        std::memcpy(&window, packed + byte, nbytes - byte);
+      window >>= at & 7;
+#ifdef __BMI2__
+      const uint64_t eight = _pdep_u64(window, 0x0101010101010101u * ((1u << bits) - 1));
+#else
+      uint64_t eight = 0;
+      for (size_t k = 0; k < 8; k++) eight |= (window >> k * bits & ((1u << bits) - 1)) << 8 * k;
+#endif
+      std::memcpy(out + j, &eight, 8);
     }
   }
 };
@@ -43,6 +51,11 @@ struct Codes {
   std::vector<Group> groups;
   const float* scales;  // null where all are 1
   size_t rows, columns;
+
+  // All codes of a row, a byte each.
+  void read(size_t row, uint8_t* out) const {
+    for (const Group& group : groups) group.read(row, out), out += group.columns;
+  }
 
   float scale(size_t row) const { return scales ? scales[row] : 1.0f; }
 
@@ -57,24 +70,22 @@ struct Codes {
 
 // Rows [first, first + count) as pairs of columns: bytes[plane][column / 2][row][column % 2], zero behind the last one.
 // Returns the largest length of a row of centred codes.
-float unpack(const Codes& codes, size_t first, size_t count, size_t planes, std::vector<uint8_t>& bytes) {
-  std::memset(bytes.data(), 0, bytes.size());
-  const size_t padded = codes.padded();
+float unpack(const Codes& codes, const std::vector<float>& middles, size_t first, size_t count, size_t planes,
+             std::vector<uint8_t>& bytes) {
+  const size_t padded = codes.padded(), columns = codes.columns;
+  std::vector<uint8_t> row(padded + 8), lower(padded + 8);
   float largest = 0.0f;
   for (size_t i = 0; i < count; i++) {
-    size_t column = 0;
+    codes.read(first + i, row.data());
     float squares = 0.0f;
-    for (const Group& group : codes.groups) {
-      const float middle = (float)((1u << group.bits) - 1) * 0.5f;
-      group.read(first + i, [&](size_t j, uint32_t code) {
-        const size_t c = column + j, place = (c / 2 * kBlock + i) * 2 + c % 2;
-        bytes[place] = (uint8_t)(code & 15);
-        if (planes == 2) bytes[padded * kBlock + place] = (uint8_t)(code >> 4);
-        squares += ((float)code - middle) * ((float)code - middle);
-      });
-      column += group.columns;
-    }
+    for (size_t j = 0; j < columns; j++) squares += ((float)row[j] - middles[j]) * ((float)row[j] - middles[j]);
     largest = std::max(largest, squares);
+    std::fill(row.begin() + (ptrdiff_t)columns, row.end(), (uint8_t)0);
+    for (size_t plane = 0; plane < planes; plane++) {
+      for (size_t j = 0; j < padded; j++) lower[j] = (uint8_t)(planes == 1 ? row[j] : row[j] >> 4 * plane & 15);
+      uint8_t* out = bytes.data() + (plane * padded * kBlock + 2 * i);
+      for (size_t j = 0; j < padded; j += 2) std::memcpy(out + j * kBlock, lower.data() + j, 2);
+    }
   }
   return std::sqrt(largest);
 }
@@ -164,14 +175,11 @@ struct Best {
   }
 };
 
-// The product in full.
-float product(const Codes& codes, const float* query, size_t row) {
+// The product in full; `room` holds a row.
+float product(const Codes& codes, const std::vector<float>& middles, const float* query, size_t row, uint8_t* room) {
+  codes.read(row, room);
   double sum = 0.0;
-  for (const Group& group : codes.groups) {
-    const double middle = (double)((1u << group.bits) - 1) * 0.5;
-    group.read(row, [&](size_t j, uint32_t code) { sum += (double)query[j] * ((double)code - middle); });
-    query += group.columns;
-  }
+  for (size_t j = 0; j < codes.columns; j++) sum += (double)query[j] * (double)((float)room[j] - middles[j]);
   return (float)(sum * codes.scale(row));
 }
 
@@ -264,15 +272,18 @@ void code_search(const uint8_t* packed, const int64_t* starts, const int64_t* en
     codes.columns += (size_t)columns[g];
   }
   const size_t planes = codes.planes(), padded = codes.padded();
+  std::vector<float> middles;
+  for (const Group& group : codes.groups)
+    middles.insert(middles.end(), group.columns, (float)((1u << group.bits) - 1) * 0.5f);
   const Queries integers = rounded(codes, queries, count);
   std::vector<Best> best;
   for (size_t q = 0; q < count; q++) best.push_back({out_scores + q * k, out_rows + q * k, k});
-  std::vector<uint8_t> bytes(planes * padded * kBlock);
+  std::vector<uint8_t> bytes(planes * padded * kBlock), room(padded + 8);
   std::vector<float> of_block(kBlock);
   float sums[2][kTile];
   for (size_t first = 0; first < rows; first += kBlock) {
     const size_t here = std::min(kBlock, rows - first);
-    const float length = unpack(codes, first, here, planes, bytes);
+    const float length = unpack(codes, middles, first, here, planes, bytes);
     for (size_t i = 0; i < kBlock; i++) of_block[i] = i < here ? codes.scale(first + i) : 0.0f;
     for (size_t q = 0; q < count; q += 2) {
       const size_t other = std::min(q + 1, count - 1);
@@ -288,7 +299,8 @@ void code_search(const uint8_t* packed, const int64_t* starts, const int64_t* en
           if (here - t < kTile) found &= ((uint64_t)1 << (here - t)) - 1;
           for (; found; found &= found - 1) {
             const size_t row = first + t + (size_t)__builtin_ctzll(found);
-            best[each].push(product(codes, queries + each * codes.columns, row), (int64_t)row);
+            const float* query = queries + each * codes.columns;
+            best[each].push(product(codes, middles, query, row, room.data()), (int64_t)row);
           }
         }
       }

@@ -18,7 +18,7 @@ from embcomp.retrieval.forms import Form, GridForm, ProductForm, quantized_scale
 from embcomp.retrieval.rotations import ROTATIONS, Rotation, directions, of_products, sample
 
 Progress = Callable[[int, int, str], None]
-_BLOCK = 1 << 16  # rows at a time
+_BLOCK = 1 << 12  # rows at a time: they stay in the cache
 FLOAT16, FLOAT32 = 2, 4  # bytes of a matrix's values, and of other constants
 SIZES_NBYTES = 256 * FLOAT32
 # The least mean square error of a grid for values of a normal distribution with deviation 1, by bits (Max 1960).

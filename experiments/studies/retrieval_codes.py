@@ -1,0 +1,253 @@
+"""`python -m experiments retrieval-codes`: what item vectors in few bits keep of a full ranking.
+
+The runs of experiments/studies/retrieval-codes/*.toml train full tables once a seed; their final vectors of items are
+coded in every way of `ways`, and each is judged by R@10 and R@50 of all items, the users' vectors in floats and coded.
+Every run becomes `<results>/retrieval-codes/<data set>-seed<seed>.json`; runs whose file is current are skipped, and so
+is each way that the file of a run holds already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embcomp import artifact, retrieval
+from embcomp.torchrec.site import stores_of
+from experiments.config import RunConfig
+from experiments.files import write_json, write_text
+from experiments.load import load
+from experiments.processes.machine import hardware, versions
+from experiments.report.collect import Stat
+from experiments.runs.results import checkpoint_key, is_of, proof
+from experiments.runs.runner import no_progress
+from experiments.tasks.clicks import ClickTask
+from experiments.tasks.ranking import rank_metrics
+from experiments.tasks.task import prepare
+from experiments.training.train import Trainer
+
+CONFIGS = Path(__file__).parent / "retrieval-codes"
+EXPERIMENT = "retrieval-codes"
+KIND = "vectors of a run"
+SHARES = (0.10, 0.04, 0.06, 0.125, 0.03, 0.25)  # of the full bytes, those that are asked most of first
+HOWS = ("float query", "codes")
+METRICS = ("recall@10", "recall@50")
+Progress = Callable[[int, int, str], None]
+
+
+def run_all(results: Path, out: Path, console: Console, configs: Path = CONFIGS, pattern: str = "") -> None:
+    """Trains and codes what no file holds yet.
+
+    Args:
+        results: folder of result files.
+        out: folder of checkpoints and vectors.
+        console: told of each way.
+        configs: folder of the runs.
+        pattern: only runs whose data set and seed, `<data set>-seed<seed>`, hold this.
+    """
+    torch.set_num_threads(1)
+    for config in sorted(configs.glob("*.toml")):
+        for run in load(config).runs():
+            name = f"{run.data.name}-seed{run.seed}"
+            if pattern in name:
+                _run(run, results / EXPERIMENT / f"{name}.json", out / name, console)
+
+
+def _run(run: RunConfig, file: Path, out: Path, console: Console) -> None:
+    values = json.loads(file.read_text()) if file.is_file() else {}
+    done = values["ways"] if is_of(values, run) else {}
+    task = prepare(run)
+    users = items = None
+    for label, settings in ways(*sizes(task)).items():
+        if label in done:
+            continue
+        if users is None or items is None:
+            users, items = vectors_of(run, task, out)
+        done[label] = judged(task, users, items, settings)
+        console.print(f"{file.stem}: {label} {said(done[label])}", highlight=False)
+        write_json(file, {
+            "experiment": EXPERIMENT, "dataset": run.data.name, "model": run.model.name, "seed": run.seed, "ways": done,
+            "versions": versions(), "hardware": hardware(torch.device("cpu")), "config": run.to_dict(), **proof(run),
+        })  # fmt: skip
+
+
+def said(row: dict[str, Any]) -> str:
+    """One way in words."""
+    return f"{row['share']:.1%}: " + ", ".join(
+        f"{name} {value:.4f}" for name, value in row["metrics"]["float query"].items()
+    )
+
+
+def ways(rows: int, dim: int) -> dict[str, dict[str, Any]]:
+    """Every way that takes no more than a share of the full bytes, by name; "full" for the vectors themselves."""
+    full = 4 * rows * dim
+    found: dict[str, dict[str, Any]] = {"full": {}}
+    for share in SHARES:
+        for settings in _candidates(rows, dim, share * full):
+            way = retrieval.way(**settings)
+            if 0.75 * share * full < way.nbytes(rows, dim) <= share * full:
+                label = ", ".join(f"{name} {value}" for name, value in settings.items())
+                found.setdefault(label, settings)
+    small = {"learned signs": {"learn": dim}} if dim > 32 else {}
+    return found | small
+
+
+def _candidates(rows: int, dim: int, most: float) -> list[dict[str, Any]]:
+    """Settings that may come close to `most` bytes from below."""
+    found: list[dict[str, Any]] = [{"bits": bits} for bits in (8, 7, 6, 4, 3, 2, 1)]
+    found += [{"bits": bits, "rotation": "itq"} for bits in (3, 2)]
+    found += [{"levels": levels, "rotation": "itq"} for levels in (1, 2, 3, 4)]
+    found += [{"levels": 1, "rotation": "random"}, {"levels": 3}]
+    widths = [
+        width
+        for width in range(2, dim, 2)
+        if retrieval.way(bits=4, width=width, rotation="svd").nbytes(rows, dim) <= most
+    ]
+    found += [{"bits": 4, "width": width, "rotation": "svd"} for width in widths[-1:]]
+    found += [{"parts": parts, "codes": codes} for parts in (4, 8, 16, 32) if not dim % parts for codes in (16, 256)]
+    for name in ("row_bits", "signs"):
+        limit = 8 * dim if name == "row_bits" else 2 * dim
+        fitting = [n for n in range(8, limit) if retrieval.way(**{name: n}).nbytes(rows, dim) <= most]
+        found += [{name: n} for n in fitting[-1:]]
+    return found
+
+
+def sizes(task: Any) -> tuple[int, int]:
+    """How many items there are, and the width of their vectors."""
+    return task.tables[1].num_embeddings, task.tables[1].embedding_dim
+
+
+def vectors_of(run: RunConfig, task: Any, out: Path) -> tuple[Tensor, Tensor]:
+    """Final vectors of users and items, trained once and kept."""
+    path, key = out / "vectors.safetensors", checkpoint_key(run)
+    if path.is_file():
+        header, held = artifact.load(path, KIND)
+        if header["key"] == key:
+            return held["users"], held["items"]
+    trainer = Trainer(task, folder=out / run.name, key=key, device=torch.device("cpu"), report=no_progress)
+    trainer.fit()
+    model = trainer.model.eval()
+    with torch.no_grad():
+        if isinstance(task, ClickTask):
+            users, items = stores_of(trainer.built.embeddings[0]).values()
+        else:
+            users, items = model.vectors()  # type: ignore[operator]
+    artifact.save(path, KIND, {"key": key}, {"users": users, "items": items})
+    trainer.last.remove()
+    return users.detach(), items.detach()
+
+
+def pairs(task: Any, split: str) -> tuple[Tensor, Tensor]:
+    """Pairs of user and item that are not ranked, and those that should be at the top, int64 [2, n] each."""
+    if not isinstance(task, ClickTask):
+        before = ("train",) if split == "valid" else ("train", "valid")
+        return torch.cat([task.data.edges(part) for part in before], 1), task.data.edges(split)
+    names = task.data.schema.feature_names
+
+    def of(part: str, liked: bool) -> Tensor:
+        frame = task.data.split(part).collect()
+        frame = frame.filter(frame[task.data.schema.label] > 0) if liked else frame
+        return torch.stack([torch.from_numpy(frame[name].to_numpy().copy()).long() for name in names])
+
+    return of("train", False), of(split, True)
+
+
+class Vectors(nn.Module):
+    """Users and items that meet in a dot product, as `rank_metrics` asks models."""
+
+    def __init__(self, users: Tensor, items: Tensor) -> None:
+        super().__init__()
+        self.users, self.items = users, items
+
+    def scorer(self, items: Tensor) -> Callable[[Tensor], Tensor]:
+        chosen = self.items[items]
+        return lambda users: self.users[users] @ chosen.T
+
+
+def judged(task: Any, users: Tensor, items: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
+    """Bytes and metrics of one way."""
+    queries: dict[str, tuple[Tensor, Tensor]] = {}
+    full = items.nbytes
+    if not settings:
+        nbytes, queries["float query"] = full, (users, items)
+    else:
+        if "learn" in settings:
+            codes = retrieval.learn(items, signs=settings["learn"], epochs=20, seed=task.run.seed)
+        else:
+            asked = users if settings.get("rotation") == "svd" else None
+            codes = retrieval.compress(items, queries=asked, seed=task.run.seed, **settings)
+        nbytes, decoded = codes.nbytes, codes.decode()
+        queries["float query"] = (users, decoded)
+        queries["codes"] = (_coded(users, settings, task.run.seed), decoded)
+    found: dict[str, dict[str, float]] = {}
+    for how, (asking, asked_of) in queries.items():
+        found[how] = {}
+        for split in ("valid", "test"):
+            known, wanted = pairs(task, split)
+            every = rank_metrics(
+                Vectors(asking, asked_of), known, wanted, len(items), task.run.training.eval_batch_size
+            )
+            found[how] |= {f"{split}/{metric}": every[metric] for metric in METRICS}
+    lost = float(F.mse_loss(queries["float query"][1], items) / items.square().mean())
+    return {"nbytes": nbytes, "share": nbytes / full, "lost": lost, "metrics": found, "settings": settings}
+
+
+def _coded(users: Tensor, settings: dict[str, Any], seed: int) -> Tensor:
+    """The users' vectors, coded on their own as the items are."""
+    if "learn" in settings:
+        return retrieval.learn(users, signs=settings["learn"], epochs=5, seed=seed).decode()
+    return retrieval.compress(users, seed=seed, **settings).decode()
+
+
+def write_markdown(results: Path, folder: Path) -> Path:
+    """A table for each data set: the share of the full vectors' recall that each way keeps, means over seeds."""
+    lines = [
+        f"# {EXPERIMENT}",
+        "",
+        "Item vectors of trained full tables in few bits, all items ranked. Kept: recall on the test split as a share "
+        "of that of the float vectors, in percent; lost: square error as a share of the squares. Coded users are coded "
+        "on their own in the same way. Mean ± standard deviation over seeds. Written by `python -m experiments "
+        "retrieval-codes`.",
+    ]
+    files = [json.loads(path.read_text()) for path in sorted((results / EXPERIMENT).glob("*.json"))]
+    for dataset in dict.fromkeys(file["dataset"] for file in files):
+        of_data = [file for file in files if file["dataset"] == dataset]
+        full = [file["ways"]["full"]["metrics"]["float query"] for file in of_data]
+        shown = ", ".join(f"{m} {Stat.of([each[f'test/{m}'] for each in full])}" for m in METRICS)
+        lines += ["", f"## {dataset}, {of_data[0]['model']}", "", f"The float vectors: {shown}.", ""]
+        lines += [
+            "| bytes | way | lost | R@10 kept | R@50 kept | users coded: R@10 | R@50 | on valid: R@10 | R@50 | seeds |"
+        ]
+        lines += [f"|---:|---|{'---:|' * 8}"]
+        found = [item for file in of_data for item in file["ways"].items()]
+        labels = {label: row["share"] for label, row in found if label != "full"}
+        for label in sorted(labels, key=lambda each: -labels[each]):
+            there = [
+                (file["ways"][label], base) for file, base in zip(of_data, full, strict=True) if label in file["ways"]
+            ]
+            cells = [
+                kept([row["metrics"][how][f"{split}/{metric}"] / base[f"{split}/{metric}"] for row, base in there])
+                for split, how in (("test", HOWS[0]), ("test", HOWS[1]), ("valid", HOWS[0]))
+                for metric in METRICS
+            ]
+            lost = sum(row["lost"] for row, _ in there) / len(there)
+            lines.append(f"| {labels[label]:.1%} | {label} | {lost:.3f} | {' | '.join(cells)} | {len(there)} |")
+    path = folder / f"{EXPERIMENT}.md"
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def kept(shares: list[float]) -> str:
+    """Percent, with the deviation over seeds where there are some.
+
+    >>> kept([0.99, 1.01])
+    '100.0 ± 1.4'
+    """
+    values = 100 * torch.tensor(shares, dtype=torch.float64)
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(shares) > 1 else "")

@@ -1,0 +1,86 @@
+"""Item vectors in few bits: which ways are tried, what is judged, that files go on where they ended."""
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from embcomp import retrieval
+from experiments.load import load
+from experiments.studies import retrieval_codes as study
+from experiments.tasks.ranking import rank_metrics
+from experiments.tasks.task import prepare
+
+TOML = """
+experiment = "retrieval-codes"
+seeds = [3]
+model = { name = "LightGCN", embedding_dim = 16, options = { num_layers = 1 } }
+optimizer = { lr = 0.02 }
+training = { batch_size = 256, epochs = 2, monitor = "valid/recall@20" }
+retrieval = { validate_every = 2 }
+methods = [{ method = "Full" }]
+
+[data]
+name = "synthetic"
+options = { num_rows = 3_000, num_users = 80, num_items = 60, num_communities = 4, drift = 0.0 }
+"""
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(12_101, 64), (40_981, 64), (3_668, 32)])
+def test_every_way_fits_a_share(rows, dim):
+    found = study.ways(rows, dim)
+    for settings in found.values():
+        if not settings or "learn" in settings:
+            continue
+        nbytes = retrieval.way(**settings).nbytes(rows, dim)
+        shares = [share for share in study.SHARES if 0.75 * share < nbytes / (4 * rows * dim) <= share]
+        assert shares, settings
+        retrieval.way(**settings).check(rows, dim)
+    for share in study.SHARES:  # each has several ways
+        there = [s for s in found.values() if s and "learn" not in s]
+        near = [s for s in there if 0.75 * share < retrieval.way(**s).nbytes(rows, dim) / (4 * rows * dim) <= share]
+        assert len(near) >= 1, share
+
+
+def test_runs_leave_files_and_go_on(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.toml").write_text(TOML)
+    given = {"full": {}, "bits 8": {"bits": 8}}
+    monkeypatch.setattr(study, "ways", lambda rows, dim: given)
+    run = [tmp_path / "results", tmp_path / "out", Console(quiet=True), tmp_path / "configs"]
+    study.run_all(*run)
+    file = tmp_path / "results" / "retrieval-codes" / "synthetic-seed3.json"
+    first = json.loads(file.read_text())
+    assert list(first["ways"]) == ["full", "bits 8"]
+    eight = first["ways"]["bits 8"]
+    rows = first["ways"]["full"]["nbytes"] // 64
+    assert eight["nbytes"] == retrieval.way(bits=8).nbytes(rows, 16)
+    assert eight["lost"] < 1e-3
+    full = first["ways"]["full"]["metrics"]["float query"]
+    assert eight["metrics"]["float query"]["test/recall@50"] == pytest.approx(full["test/recall@50"], abs=0.02)
+    assert set(eight["metrics"]) == {"float query", "codes"}
+    given["bits 1"] = {"bits": 1}
+    monkeypatch.setattr(study.Trainer, "fit", lambda self: pytest.fail("the vectors are there"))
+    study.run_all(*run)
+    second = json.loads(file.read_text())
+    assert {**second, "ways": {**second["ways"], "bits 1": None}} == {
+        **first,
+        "ways": {**first["ways"], "bits 1": None},
+    }
+    assert second["ways"]["bits 1"]["lost"] > 0.2
+    table = study.write_markdown(tmp_path / "results", tmp_path).read_text()
+    assert "| bits 8 | 0.000 |" in table
+    assert "| bits 1 | 0." in table
+
+
+def test_vectors_are_those_of_the_model(tmp_path):
+    (tmp_path / "small.toml").write_text(TOML)
+    (run,) = load(tmp_path / "small.toml").runs()
+    task = prepare(run)
+    users, items = study.vectors_of(run, task, tmp_path)
+    again = study.vectors_of(run, task, tmp_path)
+    assert torch.equal(items, again[1])
+    found = rank_metrics(study.Vectors(users, items), *study.pairs(task, "test"), len(items), 64)
+    stored = study.judged(task, users, items, {})["metrics"]["float query"]
+    assert stored["test/recall@10"] == found["recall@10"]
