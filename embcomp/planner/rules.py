@@ -34,7 +34,7 @@ from embcomp.methods.unified import UnifiedEmbedding
 ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0.007, 1: 0.033}
 """Of the worth, by bits, for rows that are trained on their grid."""
 
-NARROW = 2.5
+NARROW = 4.0
 """How many times more bits cost narrow rows, which have no values to spare."""
 
 SPREAD = {

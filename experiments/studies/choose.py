@@ -118,9 +118,7 @@ def carry_out(run: RunConfig, full: RunConfig, settings: Settings) -> str:
     trainer.last.remove()
     values = json.loads(path.read_text()) | {
         "planning": {"seconds": round(choice.seconds, 2), "of_full_training": round(share, 4), "loss": choice.loss},
-        "choice": {
-            t.name: [kind(t.method), getattr(t.method, "bits", None), t.served, t.training] for t in choice.tables
-        },
+        "choice": {t.name: _line(t) for t in choice.tables},
     }
     write_json(path, values)
     shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in task.shown)

@@ -1,0 +1,83 @@
+"""Choices that are trained: within their budget, written like any run, gone on with where they were stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import embcomp
+from experiments.__main__ import app
+from experiments.runs import results as files
+from experiments.runs.runner import Settings
+from experiments.studies import choose as study
+from experiments.studies.choose import chosen_run, run_all_choices
+from experiments.tasks.by_table import ByTable
+
+CONSOLE = Console(quiet=True)
+
+
+def test_every_level_is_trained_within_its_budget(make_run, tmp_path: Path, monkeypatch) -> None:
+    full = make_run(training={"batch_size": 512, "epochs": 2})
+    settings = Settings(tmp_path / "results", tmp_path / "out")
+    assert run_all_choices([full], ["20%"], ["served"], [1, 2, 3], settings, CONSOLE) == 0
+    assert run_all_choices([full], ["50%"], ["training"], [1], settings, CONSOLE) == 0
+    for level, budget, count in (
+        (1, "20%", "served"),
+        (2, "20%", "served"),
+        (3, "20%", "served"),
+        (1, "50%", "training"),
+    ):
+        run = chosen_run(full, budget, count, level)
+        values = json.loads(files.path_of(run, settings.results).read_text())
+        share = float(budget[:-1]) / 100
+        assert values[f"{count}_nbytes"] <= share * values["full_nbytes"]
+        assert values[f"{count}_nbytes"] == sum(line[count] for line in values["choice"].values())
+        assert values["planning"]["seconds"] > 0
+        assert 0 < values["metrics"]["test/auc"] < 1
+    monkeypatch.setattr(study, "carry_out", lambda *given: pytest.fail("it is current"))
+    assert run_all_choices([full], ["20%"], ["served"], [1, 2, 3], settings, CONSOLE) == 0
+
+
+def test_a_choice_that_fails_is_said_and_leaves_the_others(make_run, tmp_path: Path) -> None:
+    full = make_run(training={"batch_size": 512, "epochs": 1})
+    settings = Settings(tmp_path / "results", tmp_path / "out")
+    assert run_all_choices([full], ["0.001%", "30%"], ["served"], [1], settings, CONSOLE) == 1
+    assert files.path_of(chosen_run(full, "30%", "served", 1), settings.results).is_file()
+
+
+def test_methods_by_table_are_one_method() -> None:
+    tables = [embcomp.Table(name, 300, 8) for name in ("a", "b", "c", "d")]
+    shared = embcomp.UnifiedEmbedding(rows=100, chunk_dim=4)
+    methods = {
+        "a": shared,
+        "b": embcomp.LowBit(bits=4),
+        "c": shared,
+        "d": embcomp.UnifiedEmbedding(rows=50, chunk_dim=4),
+    }
+    plan = ByTable(methods=methods).plan(tables)
+    assert [part.table.name for part in plan.tables] == ["a", "b", "c", "d"]
+    assert sorted(store.rows for store in plan.stores.values()) == [50, 100, 300]
+    apart = sum(
+        method.plan([t for t in tables if methods[t.name] is method]).served_nbytes()
+        for method in {id(m): m for m in methods.values()}.values()
+    )
+    assert plan.served_nbytes() == apart
+    model = torch.nn.ModuleDict({t.name: torch.nn.Embedding(300, 8) for t in tables})
+    report = embcomp.compress_(model, ByTable(methods=methods))
+    assert report.served_nbytes == apart
+
+
+def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
+    config = tmp_path / "none.toml"
+    config.write_text(
+        'experiment = "none"\n[data]\nname = "planted"\noptions = { num_rows = 500 }\n'
+        '[model]\nname = "DCNv2"\nembedding_dim = 4\n[training]\nbatch_size = 100\nepochs = 1\n'
+        '[[methods]]\nmethod = "LowBit"\n'
+    )
+    said = CliRunner().invoke(app, ["choose", str(config), "--nbytes", "10%"])
+    assert "no run of full tables" in str(said.exception)
+    said = CliRunner().invoke(app, ["choose", str(config), "--nbytes", "10%", "--count", "both"])
+    assert "--count both: served or training" in str(said.exception)
