@@ -17,13 +17,10 @@ from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor
 import embcomp
 from embcomp.methods.base import METHODS, Chunk, Combiner, Encoder, Method, Plan, Rows, Store, Table, TablePlan
 from embcomp.methods.budget import largest_within
+from embcomp.testing.checks import CHECKS
+from embcomp.testing.drop_ins import N, embedding, randomize
+from embcomp.testing.example import Example
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from experiments.examples import Example
-from tests.drop_ins import N, embedding, randomize
-
-pytest.register_assert_rewrite("tests.contract")
-
-from tests.contract import CHECKS  # noqa: E402
 
 PAGE = Path(__file__).parent.parent / "docs" / "add-a-method.md"
 

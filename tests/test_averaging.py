@@ -10,9 +10,10 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 from embcomp.methods import Table
 from embcomp.sdim import SDIM
+from embcomp.testing.drop_ins import N, embedding
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection
-from experiments.examples import EXAMPLES, Example
-from tests.drop_ins import N, embedding
 
 KINDS = {
     "default": {},

@@ -12,8 +12,9 @@ import embcomp
 from embcomp import DoubleHash, Full, HashingTrick, MultiHash, QuotientRemainder, UnifiedEmbedding, compress_
 from embcomp.initial_rows import draw_rows, moments_of, pooled
 from embcomp.methods.base import Table
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec.site import stores_of
-from experiments.examples import EXAMPLES, Example
 
 N, D = 300, 16
 

@@ -17,7 +17,8 @@ from embcomp import METHODS, FrequencyHash, HashingTrick, LSHash, SemanticIds, T
 from embcomp.graph import ClusterMap
 from embcomp.methods.base import Method
 from embcomp.semantic_ids import Neighbours, Vocabulary
-from experiments.examples import EXAMPLES, Example, items_of
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES, items_of
 
 TABLES = [Table("film", 40, 8), Table("user", 30, 8)]
 

@@ -10,9 +10,9 @@ from torchrec import KeyedJaggedTensor
 
 from embcomp import Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.encoder import KeyedEncoder
-from experiments.examples import EXAMPLES
 from tests.torchrec.batches import FEATURES, as_tables, bag_tables, sequence_tables
 
 N, D = 40, 16

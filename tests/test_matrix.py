@@ -1,4 +1,4 @@
-"""The contract of tests/contract.py for every registered method; a new one joins by experiments/examples.py."""
+"""The contract for every registered method; a new one joins by embcomp/testing/examples.py."""
 
 import json
 import shutil
@@ -12,18 +12,16 @@ from torch import Tensor, nn
 
 from embcomp.methods import Table
 from embcomp.nn import CompressedEmbedding
-
-pytest.register_assert_rewrite("tests.contract")
-
-from experiments.examples import EXAMPLES, KINDS, Example, missing  # noqa: E402
-from tests.contract import CHECKS  # noqa: E402
-from tests.drop_ins import D, N, bag, embedding  # noqa: E402
+from embcomp.testing.checks import CHECKS
+from embcomp.testing.drop_ins import D, N, bag, embedding
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES, KINDS, missing
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_every_registered_method_is_in_the_matrix() -> None:
-    assert not missing(), f"add an Example of {missing()} to experiments/examples.py"
+    assert not missing(), f"add an Example of {missing()} to embcomp/testing/examples.py"
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)

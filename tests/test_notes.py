@@ -13,8 +13,8 @@ from torch import nn
 import embcomp
 from embcomp import CompressionWarning, Full, HashingTrick, Table
 from embcomp.notes import FEW, different_vectors
-from experiments.examples import EXAMPLES
-from tests.drop_ins import is_coded
+from embcomp.testing.drop_ins import is_coded
+from embcomp.testing.examples import EXAMPLES
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)

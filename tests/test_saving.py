@@ -15,8 +15,9 @@ import embcomp
 from embcomp import GraphHash, HashingTrick, UnifiedEmbedding
 from embcomp.graph import ClusterMap
 from embcomp.methods import Table
-from experiments.examples import EXAMPLES, Example
-from tests.drop_ins import N
+from embcomp.testing.drop_ins import N
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES
 
 IDS = torch.tensor([[0, 3, 3], [7, 39, 1]])
 BATCH = KeyedJaggedTensor(["a", "b"], torch.randint(N, (9,)), lengths=torch.tensor([2, 1, 0, 1, 3, 2]))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import embcomp
 from embcomp import compress_
 from embcomp.methods import Table
-from experiments.examples import EXAMPLES, Example
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES
 
 N, D = 60, 8
 

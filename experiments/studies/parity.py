@@ -29,10 +29,10 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 import embcomp
 from data.batch import Batch
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
 from embcomp.torchrec.facts import tables_of
 from embcomp.torchrec.trained import trained_collections
-from experiments.examples import EXAMPLES
 from experiments.files import write_json
 from experiments.processes.distributed import gathered_state
 from experiments.processes.machine import versions
@@ -53,7 +53,7 @@ KINDS = ("bags", "sequences")
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: an example of `experiments.examples` by name, pooled or id by id."""
+    """One comparison: an example of `embcomp.testing.examples` by name, pooled or id by id."""
 
     method: str
     kind: str

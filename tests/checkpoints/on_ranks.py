@@ -26,8 +26,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.checkpoints import Checkpoints
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, fused_optimizer
-from experiments.examples import EXAMPLES
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules

@@ -12,8 +12,8 @@ import torch
 from torchrec.optim import RowWiseAdagrad
 
 from embcomp.checkpoints import Checkpoints, Progress
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import fuse_, fused_optimizer
-from experiments.examples import EXAMPLES
 from experiments.processes.processes import Processes
 from tests.checkpoints import on_ranks
 

@@ -9,7 +9,8 @@ from embcomp import METHODS, HashingTrick, UnifiedEmbedding
 from embcomp.graph import ClusterMap
 from embcomp.methods.base import Concat, Method, Product, Sum, Table, WeightedSum, plain
 from embcomp.nn import CompressedEmbedding
-from experiments.examples import EXAMPLES, Example
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES
 
 
 def test_tables_that_cannot_be_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""What `for_budget` does for several tables and at its edges; tests/contract.py holds every method to its promise."""
+"""What `for_budget` does for several tables and at its edges; `embcomp.testing` holds every method to its promise."""
 
 import copy
 import itertools

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from embcomp import FrequencyHash
 from embcomp.methods import Table
 from embcomp.nn import CompressedEmbedding
+from embcomp.testing.drop_ins import randomize
 from tests import hash_spec
-from tests.drop_ins import randomize
 
 COUNTS = torch.tensor([3, 0, 8, 8, 1, 8, 0, 2, 5, 1])
 

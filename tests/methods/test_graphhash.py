@@ -7,8 +7,8 @@ from embcomp import DoubleGraphHash, GraphHash, SoftGraphHash
 from embcomp.graph import ClusterMap, Mixture, cluster, mixture
 from embcomp.methods import Table
 from embcomp.nn import CompressedEmbedding
+from embcomp.testing.drop_ins import randomize
 from tests import hash_spec
-from tests.drop_ins import randomize
 from tests.graph.graphs import power_law
 
 CLUSTERS = ClusterMap.of([0, 0, 2, -1, 1, 2], rows=5, unseen_rows=2)

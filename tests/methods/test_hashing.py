@@ -6,8 +6,8 @@ import embcomp
 from embcomp import DoubleHash, HashEmbedding, HashingTrick, MultiHash
 from embcomp.methods import Table
 from embcomp.nn import CompressedEmbedding
+from embcomp.testing.drop_ins import randomize
 from tests import hash_spec
-from tests.drop_ins import randomize
 
 IDS = [0, 1, 17, 999]
 

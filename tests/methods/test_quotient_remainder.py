@@ -7,7 +7,7 @@ from embcomp import QuotientRemainder
 from embcomp.methods import Table
 from embcomp.methods.quotient_remainder import smallest_pair
 from embcomp.nn import CompressedEmbedding
-from tests.drop_ins import randomize
+from embcomp.testing.drop_ins import randomize
 
 
 @pytest.mark.parametrize("combine", ["mul", "sum", "concat"])

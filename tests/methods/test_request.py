@@ -15,7 +15,7 @@ import embcomp
 from embcomp import HashingTrick, Table
 from embcomp.methods import METHODS, Method
 from embcomp.sizes import parse_nbytes
-from experiments.examples import EXAMPLES
+from embcomp.testing.examples import EXAMPLES
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}

@@ -15,8 +15,8 @@ from embcomp.methods import Table
 from embcomp.methods.semantic_encoder import Range, ranges_of
 from embcomp.nn import CompressedEmbedding
 from embcomp.semantic_ids import Vocabulary
+from embcomp.testing.drop_ins import randomize
 from tests import hash_spec
-from tests.drop_ins import randomize
 
 CODES = torch.cartesian_prod(torch.arange(4), torch.arange(4), torch.arange(2))  # 32 items
 NONE = torch.tensor([[-1, -1, -1]])

@@ -15,7 +15,7 @@ from embcomp.methods import Table, semantic_neighbours
 from embcomp.nn import CompressedEmbedding
 from embcomp.ops.packing import packed_words
 from embcomp.semantic_ids import Neighbours
-from tests.drop_ins import randomize
+from embcomp.testing.drop_ins import randomize
 
 CODES = torch.cartesian_prod(torch.arange(4), torch.arange(4), torch.arange(2))  # 32 items
 COUNTS = (torch.arange(32) % 5 > 0).long() * 3  # 0, 5, 10, ... are new

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from embcomp import UnifiedEmbedding
 from embcomp.methods import Table
 from embcomp.nn import CompressedEmbedding
+from embcomp.testing.drop_ins import randomize
 from tests import hash_spec
-from tests.drop_ins import randomize
 
 TABLES = [Table("user", 6000, 32), Table("film", 4000, 32), Table("word", None, 16)]
 

@@ -11,9 +11,10 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 from embcomp.methods import Table
 from embcomp.ops.bags import pool_rows
+from embcomp.testing.drop_ins import N, bag, embedding, is_coded
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection
-from experiments.examples import EXAMPLES, Example
-from tests.drop_ins import N, bag, embedding, is_coded
 
 IDS = torch.tensor([1, 4, 1, 0, 5, 39])
 OFFSETS = torch.tensor([0, 2, 2, 5])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import embcomp
-from experiments.examples import EXAMPLES
+from embcomp.testing.examples import EXAMPLES
 
 BATCH = 8
 TABLES = [embcomp.Table("users", 20, 8), embcomp.Table("films", 33, 16)]

@@ -15,8 +15,8 @@ import embcomp
 from embcomp import serving
 from embcomp.files import Damaged
 from embcomp.serving.swap import swap
-from experiments.examples import EXAMPLES
-from tests.drop_ins import N, bag
+from embcomp.testing.drop_ins import N, bag
+from embcomp.testing.examples import EXAMPLES
 
 # One example of each class, and those that take other paths.
 FEW = [

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import embcomp
-from experiments.examples import EXAMPLES
-from tests.drop_ins import N, bag
+from embcomp.testing.drop_ins import N, bag
+from embcomp.testing.examples import EXAMPLES
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -11,8 +11,9 @@ from torch import nn
 import embcomp
 from embcomp.nn import CompressedEmbedding
 from embcomp.serving.swap import swap
-from experiments.examples import EXAMPLES, Example
-from tests.drop_ins import D, N, bag, embedding
+from embcomp.testing.drop_ins import D, N, bag, embedding
+from embcomp.testing.example import Example
+from embcomp.testing.examples import EXAMPLES
 from tests.serving.grids import combined, steps
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)

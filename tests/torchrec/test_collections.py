@@ -16,9 +16,9 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
+from embcomp.testing.examples import EXAMPLES, missing
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
-from experiments.examples import EXAMPLES, missing
 from tests.torchrec.batches import (
     RAGGED,
     as_tables,

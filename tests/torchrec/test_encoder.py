@@ -12,9 +12,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.ops.hashing import hash_key, hash_rows_reference
+from embcomp.testing.examples import EXAMPLES, KINDS
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
-from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import (
     FEATURES,
     RAGGED,

@@ -7,9 +7,9 @@ from torchrec import EmbeddingBagConfig
 from typer.testing import CliRunner
 
 import embcomp
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec.cli import app
 from embcomp.torchrec.estimate import _sent, _Store, estimate
-from experiments.examples import EXAMPLES
 from tests.torchrec.batches import as_tables, bag_tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "multi-node.md"

@@ -13,13 +13,13 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 import embcomp
+from embcomp.testing.examples import EXAMPLES, KINDS
 from embcomp.torchrec import (
     CompressedEmbeddingCollection,
     fuse_,
     fused_optimizer,
 )
 from embcomp.torchrec.engines import FbgemmEngine, NativeEngine
-from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, batch_lengths, sequence_tables
 from tests.torchrec.training import (
     OPTIMIZERS,

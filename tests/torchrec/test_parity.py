@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
-from experiments.examples import EXAMPLES
+from embcomp.testing.examples import EXAMPLES
 from experiments.runs.results import RESULTS
 from experiments.studies import parity
 

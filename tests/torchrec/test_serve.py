@@ -13,9 +13,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.serving.swap import swap
+from embcomp.testing.drop_ins import randomize
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
-from experiments.examples import EXAMPLES
-from tests.drop_ins import randomize
 from tests.torchrec import batches
 from tests.torchrec.batches import RAGGED, bag_tables, batch, sequence_tables
 

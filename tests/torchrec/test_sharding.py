@@ -23,8 +23,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import RowWiseAdagrad
 
 import embcomp
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
-from experiments.examples import EXAMPLES
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules

@@ -10,9 +10,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 import embcomp
 from embcomp.ops.hashing import hash_key, hash_rows_reference
+from embcomp.testing.examples import EXAMPLES, KINDS
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.site import stores_of
-from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)

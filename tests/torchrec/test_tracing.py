@@ -11,8 +11,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
+from embcomp.testing.examples import EXAMPLES, KINDS
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
-from experiments.examples import EXAMPLES, KINDS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)

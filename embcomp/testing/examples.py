@@ -1,4 +1,4 @@
-"""Example configurations of every method, for tests and experiments that hold for all of them.
+"""Example configurations of every method of the library, for tests that hold for all of them.
 
 In tests `@pytest.mark.parametrize("example", EXAMPLES, ids=str)`; `example.make(tables)` is a configuration for these
 tables. Their widths must be multiples of 8, so that chunks are multiples of 4 (what FBGEMM can read). Rows are few:
@@ -7,8 +7,7 @@ tests/torchrec.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from embcomp.methods import (
     LowBit,
     LowRank,
     LSHash,
-    Method,
     MultiHash,
     ProductCodes,
     QuotientRemainder,
@@ -39,25 +37,9 @@ from embcomp.methods import (
     UnifiedEmbedding,
 )
 from embcomp.semantic_ids import Neighbours
+from embcomp.testing.example import Example
 
 ROWS = 7
-
-
-@dataclass(frozen=True)
-class Example:
-    """One configuration: `make(tables)` builds it; `open_ids` says whether num_embeddings may be None."""
-
-    name: str
-    make: Callable[[Sequence[Table]], Method]
-    open_ids: bool = True
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def method(self) -> type[Method]:
-        """The class, named before the first dash."""
-        return METHODS[self.name.partition("-")[0]]
 
 
 def counts_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from embcomp.codecs import Codec
 from embcomp.methods import Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
-from experiments.examples import Example
+from embcomp.testing.example import Example
 
 N, D = 40, 8
 M = TypeVar("M", bound=nn.Module)
@@ -30,10 +30,12 @@ def is_coded(module: nn.Module) -> bool:
 
 
 def embedding(example: Example, n: int | None = N, dim: int = D, **settings: Any) -> CompressedEmbedding:
+    """The drop-in of `nn.Embedding`, with random rows."""
     return randomize(CompressedEmbedding(n, dim, example.make([Table("embedding", n, dim)]), **settings))
 
 
 def bag(example: Example, n: int | None = N, dim: int = D, **settings: Any) -> CompressedEmbeddingBag:
+    """The drop-in of `nn.EmbeddingBag`, with random rows."""
     return randomize(CompressedEmbeddingBag(n, dim, example.make([Table("embedding", n, dim)]), **settings))
 
 
@@ -55,5 +57,6 @@ def gradients(module: nn.Module, loss: Tensor) -> list[Tensor]:
 
 
 def assert_all_close(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    """Compares tensors pair by pair, as `torch.testing.assert_close` does."""
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)

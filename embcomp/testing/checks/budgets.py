@@ -1,0 +1,85 @@
+"""Every byte is counted, and budgets are filled and never exceeded."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import embcomp
+from embcomp.methods import Full, GraphHash, LowRank, QuotientRemainder, Table
+from embcomp.testing.checks.check import check
+from embcomp.testing.drop_ins import D, N, embedding
+from embcomp.testing.example import Example
+
+
+@check
+def bytes_count_every_parameter_and_buffer(example: Example) -> None:
+    """`nbytes` is the sum over all tensors, and what the plan said before anything was built."""
+    module = embedding(example)
+    tensors = [*module.parameters(), *module.buffers()]
+    assert embcomp.nbytes(module) == sum(t.numel() * t.element_size() for t in tensors)
+    tables = [Table("embedding", N, D)]
+    assert embcomp.nbytes(module) == example.make(tables).plan(tables).nbytes()
+    assert embcomp.nbytes(module) == embcomp.nbytes(embedding(example, device="meta"))
+    half = embedding(example, dtype=torch.float16)
+    rows = sum(parameter.nbytes for parameter in module.parameters())
+    assert embcomp.nbytes(half) == embcomp.nbytes(module) - rows // 2
+    state = sum(t.nbytes for name, t in module.state_dict().items() if not name.endswith("_extra_state"))
+    assert state <= embcomp.nbytes(module)
+
+
+TABLES = st.lists(st.tuples(st.integers(1, 3000), st.sampled_from([8, 16])), min_size=1, max_size=3)
+
+
+@check
+def budgets_are_filled_and_never_exceeded(example: Example) -> None:
+    """Served bytes of the built model, not of the plan. A gap of one row for each table is allowed: rows are whole.
+
+    `Full` has one size, `LowRank` one for each rank. `QuotientRemainder` has no size below its smallest pair and none
+    above its largest; between them one more remainder row may need fewer quotient rows. `GraphHash` and those of its
+    kind have the size of the clusters that they are given (tests/methods/test_graphhash.py fills budgets from edges).
+    """
+
+    @settings(max_examples=8)
+    @given(TABLES, st.floats(0.01, 1.2), st.floats(1.0, 2.0))
+    def inner(sizes: list[tuple[int, int]], share: float, more: float) -> None:
+        tables = [Table(f"t{i}", n, dim) for i, (n, dim) in enumerate(sizes)]
+        method = example.make(tables)
+        fixed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name != "rows"}
+        full = sum(n * dim * 4 for n, dim in sizes)
+
+        def built(budget: int) -> int:
+            found = type(method).for_budget(tables, budget, **fixed)
+            assert found.sizes(tables) == found.plan(tables).sizes  # numbers alone, and those of the plan
+            if isinstance(found, Full):
+                return found.plan(tables).served_nbytes()
+            model = nn.ModuleDict({t.name: nn.Embedding(t.num_embeddings or 0, t.embedding_dim) for t in tables})
+            report = embcomp.compress_(model, {"*": found})
+            assert report.bytes_after == embcomp.nbytes(model) == found.plan(tables).nbytes()
+            assert embcomp.served_nbytes(model) == found.plan(tables).served_nbytes()
+            return embcomp.served_nbytes(model)
+
+        with pytest.raises(ValueError, match=r"budget of 0 bytes is too small.* \d+ bytes") as refused:
+            built(0)
+        least = int(re.findall(r"(\d+) bytes", str(refused.value))[-1])
+        assert built(least) == least
+        with pytest.raises(ValueError, match=f"budget of {least - 1} bytes.*{least} bytes"):
+            built(least - 1)
+        budget = max(least, int(share * full))
+        stored = built(budget)
+        assert stored <= budget
+        assert stored <= built(int(budget * more))
+        chain: list[Any] = [method]  # and what wrappers are around
+        while hasattr(chain[-1], "of"):
+            chain.append(chain[-1].of)
+        one_size = any(isinstance(each, GraphHash) and getattr(each, "rows", None) is None for each in chain)
+        if not one_size and not any(isinstance(each, Full | QuotientRemainder | LowRank) for each in chain):
+            row = sum(16 * 4 + 16 for _ in tables)  # the widest row, and the place of an owned id
+            assert budget - stored <= max(0.02 * budget, row)
+
+    inner()
