@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -102,11 +103,12 @@ def _compared(
     (folder / "csv").mkdir()
     numbered.write_csv(folder / "csv" / "data.csv")
     numbered.write_parquet(folder / "clicks.parquet")
-    seconds = []
+    seconds, rankings = [], []
     for _ in range(3):
         began = time.process_time()
-        ranking = embcomp.rank_features(folder / "clicks.parquet")
+        rankings.append(embcomp.rank_features(folder / "clicks.parquet"))
         seconds.append(time.process_time() - began)
+    ranking = rankings[-1]
     telling = {score.feature for score in ranking.features if not (score.useless or score.even)}
     useful = [column for column, to in names.items() if to in telling]
     console.log(f"{name}: {len(names)} features; {np.median(seconds):.2f} s of the processor; useful: {useful}")
@@ -127,8 +129,9 @@ def _compared(
         rows.append(BenchRow(f"outrank, {way}, processor time", ratios[1], ratios[0], ratios[2], ours))
         for what, some in (("all", [*names]), ("useful", useful)):
             if len(some) > 2:
-                pairs = [(ranking.scores[names[column]], theirs[names[column]]) for column in some]
-                rho = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+                ours_of, theirs_of = ([scores[names[column]] for column in some] for scores in (ranking.scores, theirs))
+                correlation: Any = spearmanr(ours_of, theirs_of)
+                rho = float(correlation.statistic)
                 rows.append(
                     BenchRow(f"Spearman, {len(some)} features ({what})", rho, rho, rho, f"outrank, {way}, {name}")
                 )

@@ -135,7 +135,8 @@ def vectors_of(run: RunConfig, task: Any, out: Path) -> tuple[Tensor, Tensor]:
     model = trainer.model.eval()
     with torch.no_grad():
         if isinstance(task, ClickTask):
-            users, items = stores_of(trainer.built.embeddings[0]).values()
+            collection: Any = next(trainer.built.embeddings.children())
+            users, items = stores_of(collection).values()
         else:
             users, items = model.vectors()  # type: ignore[operator]
     artifact.save(path, KIND, {"key": key}, {"users": users, "items": items})

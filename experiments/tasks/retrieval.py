@@ -117,8 +117,9 @@ class RetrievalTask:
     def uncompressed(self, built: BuiltModel) -> BuiltModel:
         """The same model of full tables, these in torch's own modules, as a user of embcomp would have it."""
         model: Any = built.model
+        compressed: Any = built.embeddings.children()
         model.users, model.items = (
-            nn.Embedding.from_pretrained(table.materialize().clone(), freeze=False) for table in built.embeddings
+            nn.Embedding.from_pretrained(table.materialize().clone(), freeze=False) for table in compressed
         )
         return BuiltModel(model, nn.ModuleList([model.users, model.items]))
 
