@@ -20,7 +20,7 @@ def groups_nbytes(rows: int, groups: Groups) -> int:
 
     Example:
         >>> groups_nbytes(100, ((2, 4), (5, 1)))
-        168
+        176
     """
     return sum(-(-packed_nbytes(rows, columns, bits) // _ALIGNED) * _ALIGNED for columns, bits in groups)
 

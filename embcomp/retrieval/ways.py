@@ -85,7 +85,8 @@ class Grid(Way):
 
     Attributes:
         bits: 1 to 8.
-        scale: "row" for a step of its own for each row, as a byte; "column" or "table" for shared ones.
+        scale: "row" for a step of its own for each row, as a byte (with rotation="svd" times the spread of the column);
+            "column" or "table" for shared ones.
     """
 
     bits: int
@@ -106,6 +107,9 @@ class Grid(Way):
         values, basis = self._turned(vectors, queries, seed)
         scales = sizes = None
         if self.scale == "row":
+            if self.rotation == "svd":  # columns of falling spread, which one step cannot fit
+                spread = sample(values, seed).square().mean(0).sqrt().clamp(min=1e-30)
+                values, basis = values / spread, basis * spread.unsqueeze(1)
             steps = torch.cat([best_step(part, self.bits) for part in values.split(_BLOCK)]).squeeze(1)
             scales, sizes = quantized_scales(torch.where(values.any(1), steps, 0.0))
             step = sizes[scales.long()].unsqueeze(1)

@@ -2,7 +2,7 @@
 
 The runs of experiments/studies/retrieval-codes/*.toml train full tables once a seed; their final vectors of items are
 coded in every way of `ways`, and each is judged by R@10 and R@50 of all items, the users' vectors in floats and coded.
-Every run becomes `<results>/retrieval-codes/<data set>-seed<seed>.json`; runs whose file is current are skipped, and so
+Every run becomes `<results>/retrieval-codes/<data set>/seed<seed>.json`; runs whose file is current are skipped, and so
 is each way that the file of a run holds already.
 """
 
@@ -56,7 +56,7 @@ def run_all(results: Path, out: Path, console: Console, configs: Path = CONFIGS,
         for run in load(config).runs():
             name = f"{run.data.name}-seed{run.seed}"
             if pattern in name:
-                _run(run, results / EXPERIMENT / f"{name}.json", out / name, console)
+                _run(run, results / EXPERIMENT / run.data.name / f"seed{run.seed}.json", out / name, console)
 
 
 def _run(run: RunConfig, file: Path, out: Path, console: Console) -> None:
@@ -70,7 +70,7 @@ def _run(run: RunConfig, file: Path, out: Path, console: Console) -> None:
         if users is None or items is None:
             users, items = vectors_of(run, task, out)
         done[label] = judged(task, users, items, settings)
-        console.print(f"{file.stem}: {label} {said(done[label])}", highlight=False)
+        console.print(f"{run.data.name}, seed {run.seed}: {label} {said(done[label])}", highlight=False)
         write_json(file, {
             "experiment": EXPERIMENT, "dataset": run.data.name, "model": run.model.name, "seed": run.seed, "ways": done,
             "versions": versions(), "hardware": hardware(torch.device("cpu")), "config": run.to_dict(), **proof(run),
@@ -94,27 +94,23 @@ def ways(rows: int, dim: int) -> dict[str, dict[str, Any]]:
             if 0.75 * share * full < way.nbytes(rows, dim) <= share * full:
                 label = ", ".join(f"{name} {value}" for name, value in settings.items())
                 found.setdefault(label, settings)
-    small = {"learned signs": {"learn": dim}} if dim > 32 else {}
-    return found | small
+    return found | {"learned signs": {"learn": dim}}
 
 
 def _candidates(rows: int, dim: int, most: float) -> list[dict[str, Any]]:
     """Settings that may come close to `most` bytes from below."""
-    found: list[dict[str, Any]] = [{"bits": bits} for bits in (8, 7, 6, 4, 3, 2, 1)]
-    found += [{"bits": bits, "rotation": "itq"} for bits in (3, 2)]
-    found += [{"levels": levels, "rotation": "itq"} for levels in (1, 2, 3, 4)]
-    found += [{"levels": 1, "rotation": "random"}, {"levels": 3}]
-    widths = [
-        width
-        for width in range(2, dim, 2)
-        if retrieval.way(bits=4, width=width, rotation="svd").nbytes(rows, dim) <= most
-    ]
-    found += [{"bits": 4, "width": width, "rotation": "svd"} for width in widths[-1:]]
-    found += [{"parts": parts, "codes": codes} for parts in (4, 8, 16, 32) if not dim % parts for codes in (16, 256)]
-    for name in ("row_bits", "signs"):
-        limit = 8 * dim if name == "row_bits" else 2 * dim
+    found: list[dict[str, Any]] = []
+    for name, limit in (("signs", 2 * dim), ("row_bits", 8 * dim)):
         fitting = [n for n in range(8, limit) if retrieval.way(**{name: n}).nbytes(rows, dim) <= most]
         found += [{name: n} for n in fitting[-1:]]
+    found += [{"bits": bits} for bits in (8, 7, 6, 4, 3, 2, 1)]
+    found += [{"levels": levels, "rotation": "itq"} for levels in (1, 2, 3, 4)]
+    found += [{"bits": bits, "rotation": "itq"} for bits in (3, 2)]
+    four: dict[str, Any] = {"bits": 4, "rotation": "svd"}
+    widths = [width for width in range(2, dim, 2) if retrieval.way(**four, width=width).nbytes(rows, dim) <= most]
+    found += [{**four, "width": width} for width in widths[-1:]]
+    found += [{"parts": parts, "codes": codes} for parts in (4, 8, 16, 32) if not dim % parts for codes in (256, 16)]
+    found += [{"levels": 3}, {"levels": 1, "rotation": "random"}]
     return found
 
 
@@ -189,7 +185,7 @@ def judged(task: Any, users: Tensor, items: Tensor, settings: dict[str, Any]) ->
     found: dict[str, dict[str, float]] = {}
     for how, (asking, asked_of) in queries.items():
         found[how] = {}
-        for split in ("valid", "test"):
+        for split in ("valid", "test") if how == HOWS[0] else ("test",):
             known, wanted = pairs(task, split)
             every = rank_metrics(
                 Vectors(asking, asked_of), known, wanted, len(items), task.run.training.eval_batch_size
@@ -216,7 +212,7 @@ def write_markdown(results: Path, folder: Path) -> Path:
         "on their own in the same way. Mean ± standard deviation over seeds. Written by `python -m experiments "
         "retrieval-codes`.",
     ]
-    files = [json.loads(path.read_text()) for path in sorted((results / EXPERIMENT).glob("*.json"))]
+    files = [json.loads(path.read_text()) for path in sorted((results / EXPERIMENT).glob("*/*.json"))]
     for dataset in dict.fromkeys(file["dataset"] for file in files):
         of_data = [file for file in files if file["dataset"] == dataset]
         full = [file["ways"]["full"]["metrics"]["float query"] for file in of_data]

@@ -119,6 +119,15 @@ def test_each_sign_is_the_better_one():
     assert (torch.stack(flipped, 1) >= 0.999 * lost.unsqueeze(1)).float().mean() > 0.99
 
 
+def test_a_grid_along_directions_of_spread_has_a_step_for_each():
+    """Every direction loses what the best grid of 4 bits loses of a normal distribution (Max 1960), .0115."""
+    items = vectors(2000)
+    codes = retrieval.compress(items, bits=4, rotation="svd")
+    axes = torch.linalg.eigh(items.T @ items).eigenvectors
+    lost = ((codes.decode() - items) @ axes).square().sum(0) / (items @ axes).square().sum(0)
+    assert lost.max() < 0.02
+
+
 def test_directions_of_products_keep_more_of_them():
     """Items vary most where no query looks."""
     items, queries = vectors(), vectors(200, seed=1)

@@ -50,7 +50,7 @@ def test_runs_leave_files_and_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "ways", lambda rows, dim: given)
     run = [tmp_path / "results", tmp_path / "out", Console(quiet=True), tmp_path / "configs"]
     study.run_all(*run)
-    file = tmp_path / "results" / "retrieval-codes" / "synthetic-seed3.json"
+    file = tmp_path / "results" / "retrieval-codes" / "synthetic" / "seed3.json"
     first = json.loads(file.read_text())
     assert list(first["ways"]) == ["full", "bits 8"]
     eight = first["ways"]["bits 8"]
