@@ -1,6 +1,7 @@
 """embcomp: small embedding tables for recommender models."""
 
-import embcomp.averaging  # noqa: F401 (torch averages weights by it)
+import embcomp.averaging
+import embcomp.remapping  # noqa: F401 (`embcomp.graph.remap_` knows modules by it)
 from embcomp import configs, nn
 from embcomp.align import align_dot_product_
 from embcomp.compress import CompressionReport, TableReport, compress_

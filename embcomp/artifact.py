@@ -95,6 +95,17 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads(metadata["header"]), {name: tensors[name] for name in table}
 
 
+def checksum(tensor: Tensor) -> str:
+    """The dtype and the shape of a tensor, and the SHA-256 of its values, as one text."""
+    held = tensor.detach().cpu().contiguous()
+    return f"{held.dtype} {list(held.shape)} {hashlib.sha256(memory(held)).hexdigest()}"
+
+
+def bytes_as_tensor(data: bytes) -> Tensor:
+    """Bytes as a uint8 tensor, which a file can hold."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
 def is_artifact(path: StrPath) -> bool:
     """Whether a file begins as one that `save` wrote; other safetensors files do not."""
     with open(path, "rb") as file:

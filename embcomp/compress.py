@@ -1,121 +1,26 @@
 """`compress_`: swaps the tables of a model in place, and reports what was saved."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from embcomp.caches import drop_outputs
-from embcomp.codecs.base import Codec, coded_tables
-from embcomp.initial_rows import Moments, moments_of, pooled
-from embcomp.methods.base import Combiner, Method, TablePlan
+from embcomp.codecs.base import coded_tables
+from embcomp.initial_rows import Moments, moments_of
+from embcomp.match import match
+from embcomp.methods.base import Combiner, Method
 from embcomp.methods.full import Full
-from embcomp.nn.stores import PlainStore, check_floats
-from embcomp.nn.table import CompressedTable
-from embcomp.notes import note, warn
+from embcomp.notes import warn
 from embcomp.optimizers import held_optimizers
+from embcomp.references import check_not_held
 from embcomp.regularised import penalties, put_rows
+from embcomp.report import CompressionReport, TableReport, kind, lines_of
 from embcomp.settings import checked
-from embcomp.sites import Site, TorchSite, check_not_held, find_sites
-from embcomp.sizes import grouped, nbytes, text_table
-from embcomp.warm import Trained, warm_start
+from embcomp.swaps import Plain, Swap, plain_holders
+from embcomp.warm import warm_start
 
-
-@dataclass(frozen=True)
-class TableReport:
-    """One table before and after. Bytes hold its maps and its part of a shared store.
-
-    Attributes:
-        name: the table.
-        method: its method.
-        rows: rows of the stores that it reads.
-        bytes_before: bytes of the weight replaced.
-        bytes_after: bytes while it trains, without the state of an optimizer; `training_nbytes` is the same.
-        served_nbytes: bytes as it is served.
-
-    `note` says where a table is larger than before, and where ids of a small one no longer have different vectors.
-
-    Example:
-        >>> import torch, embcomp
-        >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 8)})
-        >>> (table,) = embcomp.compress_(model, {"item": embcomp.HashingTrick(rows=100)}).tables
-        >>> table.name, table.rows, table.bytes_before, table.bytes_after
-        ('item', 100, 32000, 3208)
-    """
-
-    name: str
-    method: str
-    rows: int
-    bytes_before: int
-    bytes_after: int
-    served_nbytes: int
-    note: str = ""
-
-    @property
-    def training_nbytes(self) -> int:
-        return self.bytes_after
-
-    @property
-    def ratio(self) -> float:
-        """How many times smaller the table is as it is served."""
-        return self.bytes_before / max(1, self.served_nbytes)
-
-
-@dataclass(frozen=True)
-class CompressionReport:
-    """What `compress_` did; `print(report)` shows it as a table.
-
-    Example:
-        >>> import torch, embcomp
-        >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 8)})
-        >>> report = embcomp.compress_(model, {"item": embcomp.HashingTrick(rows=100)})
-        >>> report.bytes_before, report.bytes_after, round(report.ratio, 1)
-        (32000, 3208, 10.0)
-    """
-
-    tables: list[TableReport] = field(default_factory=list)
-
-    @property
-    def bytes_before(self) -> int:
-        return sum(table.bytes_before for table in self.tables)
-
-    @property
-    def bytes_after(self) -> int:
-        return sum(table.bytes_after for table in self.tables)
-
-    @property
-    def training_nbytes(self) -> int:
-        return self.bytes_after
-
-    @property
-    def served_nbytes(self) -> int:
-        return sum(table.served_nbytes for table in self.tables)
-
-    @property
-    def ratio(self) -> float:
-        """How many times smaller all tables together are as they are served."""
-        return self.bytes_before / max(1, self.served_nbytes)
-
-    def __str__(self) -> str:
-        header = ("table", "method", "rows", "bytes before", "bytes training", "bytes served", "smaller")
-        lines = [(t.name, t.method, grouped(t.rows), *_sizes(t)) for t in self.tables]
-        text = text_table(header, [*lines, ("total", "", "", *_sizes(self))])
-        if not any(table.note for table in self.tables):
-            return text
-        notes = ["note", *[table.note for table in self.tables], ""]
-        width = max(map(len, text.splitlines()))
-        return "\n".join(
-            f"{line:{width}}  {note}".rstrip() for line, note in zip(text.splitlines(), notes, strict=True)
-        )
-
-
-def _sizes(report: TableReport | CompressionReport) -> tuple[str, ...]:
-    """The cells of a line from the bytes on."""
-    sizes = (report.bytes_before, report.training_nbytes, report.served_nbytes)
-    return *map(grouped, sizes), f"{report.ratio:.1f}x"
+__all__ = ["CompressionReport", "TableReport", "compress_"]
 
 
 def compress_(
@@ -171,24 +76,24 @@ def compress_(
     counts = checked(counts, Mapping[str, Tensor] | None, "counts")
     if counts and init == "fresh":
         raise ValueError("counts weigh the ids of a warm start: pass init='warm' with them, or leave them out")
-    sites = find_sites(model)
-    chosen = _choose(sites, _by_pattern(methods))
-    touched = [site for site in sites if chosen[site]]
-    for site in touched:
-        site.check(chosen[site])
-    owned = {id(weight): site.paths[0] for site in touched for weight in site.module.parameters()}
+    found = plain_holders(model)
+    chosen = _choose(found, _by_pattern(methods))
+    touched = [holder for holder in found if chosen[holder]]
+    for holder in touched:
+        holder.check(chosen[holder])
+    owned = {id(weight): holder.paths[0] for holder in touched for weight in holder.module.parameters()}
     optimizers = held_optimizers(model, lambda tensor: owned.get(id(tensor)))
     penalised = penalties(model, lambda tensor: id(tensor) in owned)
     check_not_held(model, touched, penalised)
     weights = _checked_counts(touched, counts or {})
-    torch_sites = [site for site in touched if isinstance(site, TorchSite)]
     if init != "fresh":
         _check_trained(touched)
     else:
         _check_not_frozen(touched, chosen)
-    moments = {site: _moments(site, chosen[site]) for site in touched}
-    swaps = _torch_swaps(torch_sites, chosen, moments)
-    swaps += _torchrec_swaps([site for site in touched if site not in torch_sites], chosen, moments)
+    moments = {holder: _moments(holder, chosen[holder]) for holder in touched}
+    swaps: list[Swap] = []
+    for each in Plain.kinds:
+        swaps += each.swaps([holder for holder in touched if type(holder) is each], chosen, moments)
     if init == "fit":
         for swap in swaps:
             _check_fitted(swap)
@@ -210,15 +115,15 @@ def compress_(
                     f"cannot compress {frozen[0]!r}: its weight is frozen (requires_grad=False), and rows without a "
                     "float copy are always trained; take copy='float', or unfreeze it"
                 )
-    order = {name: place for place, name in enumerate(name for site in sites for name in site.tables)}
-    lines = sorted((line for swap in swaps for line in swap.report()), key=lambda line: order[line.name])
+    order = {name: place for place, name in enumerate(name for holder in found for name in holder.tables)}
+    lines = sorted((line for swap in swaps for line in lines_of(swap)), key=lambda line: order[line.name])
     replacements = [pair for swap in swaps for pair in swap.replacements]
-    new = {id(old): list(module.parameters()) for site, module in replacements for old in site.module.parameters()}
+    new = {id(old): list(module.parameters()) for holder, module in replacements for old in holder.module.parameters()}
     groups = [held.plan(new) for held in optimizers]
     warn([(line.name, line.note) for line in lines])  # before anything changes, as it may be an error
-    drop_outputs(model, [site.module for site, _ in replacements])
-    for site, replacement in replacements:
-        site.put(model, replacement)
+    drop_outputs(model, [holder.module for holder, _ in replacements])
+    for holder, replacement in replacements:
+        holder.put(model, replacement)
     for held, parameters in zip(optimizers, groups, strict=True):
         held.put(parameters)
     steps = {id(parameter) for _, module in replacements for parameter in _of_codecs(module)}
@@ -234,92 +139,6 @@ def _of_codecs(module: nn.Module) -> Iterator[nn.Parameter]:
         yield from codec.parameters()
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One table to swap, and how it will be stored."""
-
-    site: Site
-    method: Method
-    plan: TablePlan
-
-    @property
-    def name(self) -> str:
-        return self.plan.table.name
-
-    @property
-    def stores(self) -> set[str]:
-        return {chunk.store for chunk in self.plan.chunks}
-
-    @property
-    def weight(self) -> Tensor:
-        return self.site.weight(self.name)
-
-    def trained(self, counts: Mapping[str, Tensor]) -> Trained:
-        vectors = self.weight.detach()
-        given = counts.get(self.name)
-        weigh = torch.ones(vectors.shape[0]) if given is None else given.float()
-        weigh = weigh.to(vectors.device, copy=True)
-        padding = getattr(self.site.module, "padding_idx", None)
-        if padding is not None:
-            weigh[padding] = 0.0  # its vector never comes from the rows
-        return Trained(self.plan, vectors, weigh)
-
-
-@dataclass(frozen=True)
-class _Swap:
-    """Tables whose stores belong together: all that is new, ready to be put in."""
-
-    parts: list[_Part]
-    stores: Mapping[str, Tensor]
-    replacements: list[tuple[Site, nn.Module]]
-
-    def codecs(self) -> dict[str, tuple[Tensor, Codec]]:
-        """The rows [rows, width] of stores with a codec, and it, by store."""
-        names = {id(store): name for name, store in self.stores.items()}
-        coded = [pair for _, new in self.replacements for pair in coded_tables(new)]
-        return {names[id(weight)]: (weight.detach(), codec) for weight, codec in coded}
-
-    def values(self) -> dict[str, Tensor]:
-        """The rows of each store without what a codec keeps beside them, [rows, dim]."""
-        coded = {name: codec.values(store) for name, (store, codec) in self.codecs().items()}
-        return {name: store.detach() for name, store in self.stores.items()} | coded
-
-    def _buffers(self, part: _Part) -> list[Tensor]:
-        """What is stored for a table beside its rows."""
-        new = dict(self.replacements)[part.site]
-        own = [new.padding_vector] if isinstance(new, CompressedTable) else []
-        combiner = part.plan.combiner
-        kept = (*part.plan.encoder.buffers(), *combiner.parameters(), *combiner.buffers(), *own)
-        return [tensor for tensor in kept if tensor is not None]
-
-    def report(self) -> Iterator[TableReport]:
-        """One line a table; the bytes of a shared store are split in proportion to the tables it replaces.
-
-        A map that tables share counts for the first of them.
-        """
-        before = {part.name: part.weight.nbytes for part in self.parts}
-        codecs = self.codecs()
-        users = {store: [p.name for p in self.parts if store in p.stores] for store in self.stores}
-        counted: set[int] = set()
-        for part in self.parts:
-            maps = [buffer for buffer in self._buffers(part) if id(buffer) not in counted]
-            counted |= {id(buffer) for buffer in maps}
-            training = served = sum(buffer.nbytes for buffer in maps)
-            for store in part.stores:
-                size = in_service = self.stores[store].nbytes
-                if store in codecs:
-                    codec = codecs[store][1]
-                    size, in_service = size + nbytes(codec), codec.served_nbytes
-                sizes = {name: before[name] for name in users[store]}
-                training += _share(size, sizes, part.name)
-                served += _share(in_service, sizes, part.name)
-            rows = sum(self.stores[store].shape[0] for store in part.stores)
-            padding = getattr(part.site.module, "padding_idx", None)
-            dims = {name: codecs[name][1].dim if name in codecs else s.shape[1] for name, s in self.stores.items()}
-            noted = note(part.plan, dims, padding, before[part.name], served)
-            yield TableReport(part.name, _kind(part.method), rows, before[part.name], training, served, noted)
-
-
 def _by_pattern(methods: object) -> Mapping[str, Method]:
     if isinstance(methods, Method):
         return {"*": methods}
@@ -331,45 +150,26 @@ def _by_pattern(methods: object) -> Mapping[str, Method]:
     return methods
 
 
-def _share(size: int, sizes: Mapping[str, int], name: str) -> int:
-    """The part of `size` bytes that falls to one table, in proportion to the tables' sizes; the parts add up to it."""
-    whole, before = sum(sizes.values()), 0
-    for other, own in sizes.items():
-        if other == name:
-            return (before + own) * size // whole - before * size // whole
-        before += own
-    raise KeyError(name)
-
-
-def _kind(method: Method) -> str:
-    """The name of a method, and of the one that it is around: LowBit(HashingTrick)."""
-    inner = getattr(method, "of", None)
-    return f"{type(method).__name__}({_kind(inner)})" if isinstance(inner, Method) else type(method).__name__
-
-
-def _choose(sites: Sequence[Site], methods: Mapping[str, Method]) -> dict[Site, dict[str, Method]]:
-    """For each site the methods of its tables that are to be compressed; `Full()` and unmatched tables are left out."""
-    names = {(site, table): site.names(table) for site in sites for table in site.tables}
+def _choose(found: Sequence[Plain], methods: Mapping[str, Method]) -> dict[Plain, dict[str, Method]]:
+    """For each holder the methods of tables that are to be compressed; `Full()` and unmatched tables are left out."""
     for pattern, method in methods.items():
         if not isinstance(method, Method):
             raise TypeError(
                 f"methods[{pattern!r}] must be a method's configuration, such as embcomp.HashingTrick(rows=1000), "
                 f"got {method!r}"
             )
-        if pattern != "*" and not any(fnmatchcase(name, pattern) for all_names in names.values() for name in all_names):
-            known = [all_names[0] for all_names in names.values()]
-            raise ValueError(f"pattern {pattern!r} matches no table; the tables are {known}")
-    if not names:
+    tables = [(holder, name) for holder in found for name in holder.tables]
+    matched = match(methods, [holder.tables[name].names for holder, name in tables])
+    if not tables:
         raise ValueError("the model has no embedding table that compress_ knows")
-    chosen: dict[Site, dict[str, Method]] = {site: {} for site in sites}
-    homes: dict[int, set[int]] = {}
-    for (site, table), all_names in names.items():
-        method = next((m for p, m in methods.items() if any(fnmatchcase(name, p) for name in all_names)), None)
+    chosen: dict[Plain, dict[str, Method]] = {holder: {} for holder in found}
+    homes: dict[int, set[Hashable]] = {}
+    for (holder, table), method in zip(tables, matched, strict=True):
         if method is None or isinstance(method, Full):
             continue
-        chosen[site][table] = method
+        chosen[holder][table] = method
         home = homes.setdefault(id(method), set())
-        home.add(0 if isinstance(site, TorchSite) else id(site))
+        home.add(holder.home)
         if method.shares_store and len(home) > 1:
             raise ValueError(
                 f"table {table!r}: one {type(method).__name__} cannot share its store between torchrec collections or "
@@ -378,85 +178,27 @@ def _choose(sites: Sequence[Site], methods: Mapping[str, Method]) -> dict[Site, 
     return chosen
 
 
-def _torch_swaps(
-    sites: Sequence[TorchSite],
-    chosen: Mapping[Site, Mapping[str, Method]],
-    moments: Mapping[Site, Mapping[str, Moments]],
-) -> list[_Swap]:
-    """Modules of plain torch, together where one method instance serves several."""
-    groups: dict[int, list[TorchSite]] = {}
-    for site in sites:
-        groups.setdefault(id(chosen[site][site.paths[0]]), []).append(site)
-    swaps = []
-    for members in groups.values():
-        method = chosen[members[0]][members[0].paths[0]]
-        plan = method.plan([site.tables[site.paths[0]] for site in members])
-        like = {(site.module.weight.device, site.module.weight.dtype) for site in members}
-        if method.shares_store and len(like) > 1:
-            raise ValueError(
-                f"tables {[site.paths[0] for site in members]} share a store, but differ in device or dtype"
-            )
-        stores: dict[str, PlainStore] = {}
-        parts, replacements = [], []
-        drawn = {
-            name: pooled(
-                moments[site][part.table.name]
-                for site, part in zip(members, plan.tables, strict=True)
-                if any(chunk.store == name for chunk in part.chunks)
-            )
-            for name in plan.stores
-        }
-        for site, part in zip(members, plan.tables, strict=True):
-            old = site.module
-            for chunk in part.chunks:
-                if chunk.store not in stores:
-                    store = plan.stores[chunk.store]
-                    check_floats(store, site.paths[0])
-                    home = old.weight.device, old.weight.dtype
-                    stores[chunk.store] = PlainStore(store, old.sparse, *home, like=drawn[chunk.store])
-            parts.append(_Part(site, method, part))
-            replacements.append((site, site.replacement(method, plan, part, stores)))
-        swaps.append(_Swap(parts, {name: store.weight for name, store in stores.items()}, replacements))
-    return swaps
-
-
-def _torchrec_swaps(
-    sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, Method]], moments: Mapping[Site, Mapping[str, Moments]]
-) -> list[_Swap]:
-    """Collections, each whole: tables without a method go along as they are."""
-    swaps = []
-    for site in sites:
-        from embcomp.torchrec.site import TorchrecSite, stores_of
-
-        assert isinstance(site, TorchrecSite)
-        new = site.replacement(chosen[site], moments[site])
-        plans = {output.plan.table.name: output.plan for output in new.assemble.outputs}
-        parts = [_Part(site, chosen[site].get(name, Full()), plan) for name, plan in plans.items()]
-        swaps.append(_Swap(parts, stores_of(new), [(site, new)]))
-    return swaps
-
-
-def _check_trained(sites: Sequence[Site]) -> None:
-    empty = [name for site in sites for name in site.tables if site.weight(name).is_meta]
+def _check_trained(found: Sequence[Plain]) -> None:
+    empty = [name for holder in found for name in holder.tables if holder.tables[name].weight.is_meta]
     if empty:
         raise ValueError(f"tables {empty} are on the meta device and hold nothing to start from: use init='fresh'")
 
 
-def _check_fitted(swap: _Swap) -> None:
+def _check_fitted(swap: Swap) -> None:
     codecs = swap.codecs()
     for part in swap.parts:
         combines = type(part.plan.combiner).start_ is not Combiner.start_
         if not isinstance(part.method, Full) and not combines and not part.stores & codecs.keys():
             raise ValueError(
-                f"table {part.name!r}: {_kind(part.method)} learns nothing beside its rows, so nothing is left "
+                f"table {part.name!r}: {kind(part.method)} learns nothing beside its rows, so nothing is left "
                 "to fit; use init='warm' and train on, or a method that learns codes, steps or a map"
             )
 
 
-def _check_not_frozen(sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, Method]]) -> None:
-    for site in sites:
-        for name in chosen[site]:
-            weight = site.weight(name)
+def _check_not_frozen(found: Sequence[Plain], chosen: Mapping[Plain, Mapping[str, Method]]) -> None:
+    for holder in found:
+        for name in chosen[holder]:
+            weight = holder.tables[name].weight
             if not weight.requires_grad and not weight.is_meta:
                 raise ValueError(
                     f"cannot compress {name!r}: its weight is frozen (requires_grad=False), and fresh rows would stay "
@@ -464,11 +206,11 @@ def _check_not_frozen(sites: Sequence[Site], chosen: Mapping[Site, Mapping[str, 
                 )
 
 
-def _moments(site: Site, replaced: Collection[str]) -> dict[str, Moments]:
+def _moments(holder: Plain, replaced: Collection[str]) -> dict[str, Moments]:
     """The mean and the deviation of each weight; those of `nn.Embedding` for an empty one (meta)."""
     found = {}
-    for name in site.tables:
-        weight, padding = site.weight(name), getattr(site.module, "padding_idx", None)
+    for name in holder.tables:
+        weight, padding = holder.tables[name].weight, getattr(holder.module, "padding_idx", None)
         found[name] = Moments() if weight.is_meta else moments_of(weight, padding)
         if name in replaced and not found[name].finite:
             raise ValueError(
@@ -478,15 +220,15 @@ def _moments(site: Site, replaced: Collection[str]) -> dict[str, Moments]:
     return found
 
 
-def _checked_counts(sites: Sequence[Site], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked_counts(touched: Sequence[Plain], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Counts by table name, each non-negative and of the table's length."""
-    tables = {name: (table, site.names(name)) for site in sites for name, table in site.tables.items()}
+    tables = {name: held for holder in touched for name, held in holder.tables.items()}
     result = {}
     for given, values in counts.items():
-        found = [table for table, names in tables.values() if given in names]
-        if not found:
+        named = [held.table for held in tables.values() if given in held.names]
+        if not named:
             raise ValueError(f"counts names {given!r}, which is no table to compress; these are {sorted(tables)}")
-        for table in found:
+        for table in named:
             if values.shape != (table.num_embeddings,):
                 raise ValueError(
                     f"counts[{given!r}] has shape {list(values.shape)}, but the table has {table.num_embeddings} ids"

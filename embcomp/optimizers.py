@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from embcomp.walk import MOST, contents, join
+from embcomp.holders import join
+from embcomp.references import MOST, contents
 
 _DEPTH = 6  # levels of attributes and containers: the model's own, its trainer's, the trainer's schedulers, ...
 

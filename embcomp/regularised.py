@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from embcomp.walk import join
+from embcomp.holders import join
 
 Attribute = tuple[nn.Module, str]
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from embcomp import artifact, configs
 from embcomp.compress import compress_
 from embcomp.files import StrPath
-from embcomp.methods.base import Store, TablePlan
+from embcomp.holders import HeldStore, holders, join
+from embcomp.methods.base import TablePlan
 from embcomp.methods.planned import Planned
-from embcomp.nn.table import CompressedTable
 from embcomp.notes import CompressionWarning
-from embcomp.sites import find_sites
-from embcomp.walk import compressed_collections, join, modules_with_tables
+from embcomp.swaps import plain_holders
 
 KIND = "model"
 
@@ -33,13 +32,13 @@ class _Saved:
         module: the path of its module.
         name: what `compress_` calls it: the path, or for a torchrec table its name.
         plan: how its ids become vectors.
-        stores: by name, each with its weight.
+        stores: by name.
     """
 
     module: str
     name: str
     plan: TablePlan
-    stores: Mapping[str, tuple[Store, Tensor]]
+    stores: Mapping[str, HeldStore]
 
 
 def save(model: nn.Module, path: StrPath, *, only_tables: bool = False) -> None:
@@ -135,44 +134,17 @@ def load(model: nn.Module, path: StrPath) -> nn.Module:
 
 def _tables(model: nn.Module) -> Iterator[_Saved]:
     remedy = "save it by embcomp.checkpoints, and load that in one process"
-    found = modules_with_tables(
-        model,
-        lambda path, module: isinstance(module, (CompressedTable, *compressed_collections())) or None,
-        if_wrapped="save its .module",
-        if_sharded=remedy,
-    )
-    for module, (path, *_) in found:
-        if isinstance(module, CompressedTable):
-            table = module.encoder.table
-            names = list(dict.fromkeys(chunk.store for chunk in module.chunks))
-            held: Any = module.stores
-            stores = {name: (store.store, store.weight) for name, store in zip(names, held, strict=True)}
-            yield _Saved(path, path, TablePlan(table, module.encoder, module.chunks, module.combiner), stores)
-            continue
-        from embcomp.torchrec.site import stores_of  # torchrec is imported already: its module is in the model
-
-        collection: Any = module
-        weights = stores_of(collection)
-        plans = {output.plan.table.name: output.plan for output in collection.assemble.outputs}
-        for name, plan in plans.items():
-            own = dict.fromkeys(chunk.store for chunk in plan.chunks)
-            stores = {store: (_store(collection, store, weights[store]), weights[store]) for store in own}
-            yield _Saved(path, name, plan, stores)
-
-
-def _store(collection: Any, name: str, weight: Tensor) -> Store:
-    """The store of a collection; how it was drawn is over."""
-    coded = [branch.decode.codecs for branch in collection.branches.values() if branch.decode is not None]
-    codec = next((codecs[name] for codecs in coded if name in codecs), None)
-    rows, dim = weight.shape
-    return Store(rows, dim) if codec is None else Store(rows, codec.dim, coding=codec.coding)
+    for holder in holders(model, if_wrapped="save its .module", if_sharded=remedy):
+        for held in holder.tables.values():
+            if held.plan is not None:
+                yield _Saved(holder.paths[0], held.names[0], held.plan, held.stores)
 
 
 def _groups(tables: list[_Saved]) -> list[list[_Saved]]:
     """Tables that read one store, together."""
     groups: list[tuple[set[int], list[_Saved]]] = []
     for table in tables:
-        read = {id(weight) for _, weight in table.stores.values()}
+        read = {id(store.weight) for store in table.stores.values()}
         joined = [group for group in groups if group[0] & read]
         groups = [group for group in groups if not group[0] & read]
         groups.append((read.union(*(g[0] for g in joined)), [*(t for g in joined for t in g[1]), table]))
@@ -180,7 +152,7 @@ def _groups(tables: list[_Saved]) -> list[list[_Saved]]:
 
 
 def _written(group: list[_Saved], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    stores = {name: store for table in group for name, (store, _) in table.stores.items()}
+    stores = {name: held.store for table in group for name, held in table.stores.items()}
     return {
         "modules": {table.name: table.module for table in group},
         "stores": configs.to_json(stores, tensors),
@@ -192,7 +164,12 @@ def _methods(
     model: nn.Module, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor], path: StrPath
 ) -> tuple[dict[str, Planned], list[Tensor], set[str]]:
     """For `compress_`: a plan for each table that is full yet, its weight, and the paths of its module."""
-    sites = {name: (site, table) for site in find_sites(model) for table in site.tables for name in site.names(table)}
+    plain = {
+        name: (holder, held)
+        for holder in plain_holders(model)
+        for held in holder.tables.values()
+        for name in held.names
+    }
     methods: dict[str, Planned] = {}
     weights, swapped = [], set[str]()
     for group in groups:
@@ -200,18 +177,18 @@ def _methods(
         for name, module in group["modules"].items():
             key = name if name == module else join(module, name)
             saved = group["tables"][name]["table"]
-            if key not in sites:
+            if key not in plain:
                 missing.append(key)
                 continue
-            site, table = sites[key]
-            here = site.tables[table]
+            holder, held = plain[key]
+            here = held.table
             if (here.num_embeddings, here.embedding_dim) != (saved["num_embeddings"], saved["embedding_dim"]):
                 raise ValueError(
                     f"{path}: table {key!r} was saved with {saved['num_embeddings']} ids and {saved['embedding_dim']} "
                     f"columns, but the model has {here.num_embeddings} and {here.embedding_dim}"
                 )
-            weights.append(site.weight(table))
-            swapped.update(site.paths)
+            weights.append(held.weight)
+            swapped.update(holder.paths)
         compressed = [key for key in missing if _is_compressed(model, key)]
         if len(compressed) < len(missing) or (missing and len(missing) < len(group["modules"])):
             lacking = sorted(set(missing) - set(compressed))
@@ -232,13 +209,7 @@ def _methods(
 
 def _is_compressed(model: nn.Module, key: str) -> bool:
     """Whether this is a compressed table, or one of a compressed collection."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if isinstance(modules.get(key), CompressedTable):
-        return True
-    return any(
-        isinstance(module, compressed_collections()) and key.startswith(f"{path}." if path else "")
-        for path, module in modules.items()
-    )
+    return any(key in held.names for h in holders(model) if h.form == "compressed" for held in h.tables.values())
 
 
 def _check_rest(

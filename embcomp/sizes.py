@@ -13,10 +13,7 @@ _SIZE = re.compile(r"(\d[\d_]*(?:\.\d+)?|\.\d+)\s*(%|[kmgt]?i?b)", re.IGNORECASE
 
 
 def _stored(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers of a module itself, its children left out; fused tables name what they store."""
-    if hasattr(module, "stored_tensors"):
-        yield from module.stored_tensors()  # pyright: ignore[reportCallIssue]
-        return
+    """Parameters and buffers of a module itself, its children left out."""
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None:
             yield tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("data", "experiments", "recsys_models")  # embcomp joins once its circles are gone
+PACKAGES = ("data", "embcomp", "experiments", "recsys_models")
 
 
 def module_of(file: Path) -> str:

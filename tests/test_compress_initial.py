@@ -14,7 +14,7 @@ from embcomp.initial_rows import draw_rows, moments_of, pooled
 from embcomp.methods.base import Table
 from embcomp.testing.example import Example
 from embcomp.testing.examples import EXAMPLES
-from embcomp.torchrec.site import stores_of
+from embcomp.torchrec.holders import stores_of
 
 N, D = 300, 16
 

@@ -33,21 +33,6 @@ def test_not_persistent_buffers_and_missing_tensors() -> None:
     assert embcomp.nbytes(module.to("meta")) == 60 + 32
 
 
-def test_a_module_may_name_what_it_stores() -> None:
-    """Fused tables keep their rows outside of parameters."""
-
-    class Fused(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.extra = nn.Parameter(torch.zeros(100))
-
-        def stored_tensors(self) -> list[torch.Tensor]:
-            return [torch.zeros(6)]
-
-    assert embcomp.nbytes(Fused()) == 24
-    assert embcomp.nbytes(nn.Sequential(Fused(), nn.Linear(1, 1))) == 24 + 8
-
-
 def test_summary_lists_the_largest_first_and_adds_up() -> None:
     model = nn.ModuleDict({"small": nn.Linear(2, 2), "table": nn.Embedding(1000, 16), "act": nn.ReLU()})
     model["again"] = model["table"]

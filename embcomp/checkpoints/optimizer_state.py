@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from embcomp.checkpoints.storage import shapes
-from embcomp.walk import join, loaded
+from embcomp.holders import join
 
 Described = dict[str, dict[str, Any]]
 
 _SHARDED = ("torchrec.distributed.types", "ShardedModule")
 _KEYED = ("torchrec.optim.keyed", "KeyedOptimizer")
 _FUSED = [("torchrec.optim.fused", "FusedOptimizer"), ("embcomp.torchrec.optimizer", "FusedOptimizer")]
+
+
+def loaded(module: str, *names: str) -> tuple[type, ...]:
+    """The classes of a module that needs an extra; none where nobody imported it: no model or optimizer is one."""
+    return tuple(getattr(sys.modules[module], name) for name in names) if module in sys.modules else ()
 
 
 class OptimizerState:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 from embcomp.extras import install
 
 if TYPE_CHECKING:
-    from embcomp.graph.alignment import align, warm_rows
+    from embcomp.graph.alignment import align
     from embcomp.graph.cluster_map import ClusterMap
     from embcomp.graph.clustering import Clusters, cluster
     from embcomp.graph.edges import Edges, interactions
     from embcomp.graph.mixtures import Mixture
     from embcomp.graph.remapping import remap_
     from embcomp.graph.soft import mixture, second_clusters
+    from embcomp.graph.warming import warm_rows
 
 _HOMES = {
     "ClusterMap": "cluster_map",
@@ -25,7 +26,7 @@ _HOMES = {
     "mixture": "soft",
     "remap_": "remapping",
     "second_clusters": "soft",
-    "warm_rows": "alignment",
+    "warm_rows": "warming",
 }
 
 __all__ = [

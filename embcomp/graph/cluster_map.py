@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from embcomp import artifact, configs
 from embcomp.graph.files import read_file
+from embcomp.graph.sides import Side, check_side
 from embcomp.ops.packing import bits_for, pack, packed_words, unpack, unpack_known
 from embcomp.settings import RowCount, Within, checked
 
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
 
 MANY_ROWS = 1 << 24  # more than these, and than 16 for each id, are a mistake
 MAX_IDS = 2**60
-
-Side = Literal["users", "items"]
-
-
-def check_side(side: str) -> None:
-    """Raises ValueError for what names no side."""
-    if side not in get_args(Side):
-        raise ValueError(f"side must be 'users' or 'items', got {side!r}")
 
 
 @configs.kind
@@ -182,9 +175,10 @@ class ClusterMap:
         Raises:
             ValueError: `other` is of the same side or of another clustering.
         """
-        from embcomp.graph.growth import extend
+        from embcomp.graph.growth import placed  # which needs scipy
 
-        return extend(self, new_edges, other)
+        rows = placed(self, new_edges, other)
+        return self if rows is None else self.remapped(torch.from_numpy(rows))
 
     def drift(self, new_edges: Edges, since: Edges | None = None) -> float:
         """How much worse new interactions fit the clusters than earlier ones do, in [0, 1].
@@ -203,7 +197,7 @@ class ClusterMap:
         Raises:
             ValueError: without `since`, the map has no such measure, because `cluster` did not make it.
         """
-        from embcomp.graph.growth import drift
+        from embcomp.graph.growth import drift  # which needs scipy
 
         return drift(self, new_edges, since)
 

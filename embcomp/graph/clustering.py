@@ -19,7 +19,7 @@ from embcomp import artifact
 from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.graph.edges import Edges
 from embcomp.graph.files import read_file
-from embcomp.graph.growth import coherence, extend
+from embcomp.graph.growth import coherence
 from embcomp.graph.networkx_backend import networkx_partition
 from embcomp.graph.partition import Algorithm, Objective, Problem, label_propagation, leiden, louvain, problem
 from embcomp.graph.row_budget import count_rows, to_rows
@@ -52,7 +52,7 @@ class Clusters:
         """
         users, items = self.users, self.items
         for _ in range(2):
-            users, items = extend(users, new_edges, items), extend(items, new_edges, users)
+            users, items = users.extend(new_edges, items), items.extend(new_edges, users)
         return replace(self, users=users, items=items)
 
     def with_own_rows(self, users: Sequence[int] = (), items: Sequence[int] = ()) -> Clusters:

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from embcomp.columns import parquet_files, readable, scan
-from embcomp.graph.cluster_map import Side, check_side
+from embcomp.graph.sides import Side, check_side
 
 MAX_IDS = 2**31
 

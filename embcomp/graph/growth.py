@@ -1,12 +1,33 @@
 """New interactions on an old clustering: ids that get their place, and how well they still fit."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from torch import Tensor
 
-from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.graph.edges import Edges
+from embcomp.graph.sides import Side
 from embcomp.graph.walks import largest, neighbourhoods, row_of_entry
+
+
+class Rows(Protocol):
+    """What is read of a `ClusterMap`."""
+
+    @property
+    def num_ids(self) -> int: ...
+    @property
+    def side(self) -> Side: ...
+    @property
+    def clustering(self) -> str: ...
+    @property
+    def coherence(self) -> float: ...
+    @property
+    def labels(self) -> Tensor: ...
+    def row_of(self, ids: Tensor) -> Tensor: ...
+    def assignment(self) -> Tensor: ...
+    def sizes(self) -> Tensor: ...
 
 
 def coherence(edges: Edges, side: Side, row_of_id: np.ndarray) -> float:
@@ -29,7 +50,7 @@ def coherence(edges: Edges, side: Side, row_of_id: np.ndarray) -> float:
     return float((together * (together - 1) / (of_group - 1)).sum() / rows.size)
 
 
-def drift(old: ClusterMap, new_edges: Edges, since: Edges | None) -> float:
+def drift(old: Rows, new_edges: Edges, since: Edges | None) -> float:
     """See `ClusterMap.drift`."""
     if since is None and not old.clustering:
         raise ValueError(
@@ -43,8 +64,8 @@ def drift(old: ClusterMap, new_edges: Edges, since: Edges | None) -> float:
     return float(np.clip(1 - fit(new_edges) / before, 0, 1)) if before else 0.0
 
 
-def extend(old: ClusterMap, new_edges: Edges, other: ClusterMap | None) -> ClusterMap:
-    """See `ClusterMap.extend`."""
+def placed(old: Rows, new_edges: Edges, other: Rows | None) -> np.ndarray | None:
+    """The row of every id, int64, for `ClusterMap.extend`; None where there is nothing to place."""
     if other is not None and (other.side == old.side or other.clustering != old.clustering):
         raise ValueError(
             f"a map of {old.side} (clustering {old.clustering!r}) cannot be extended by a map of {other.side} "
@@ -55,7 +76,7 @@ def extend(old: ClusterMap, new_edges: Edges, other: ClusterMap | None) -> Clust
     row_of_id[: old.num_ids] = old.assignment().numpy()
     new = row_of_id[ids] < 0
     if not new.any() and row_of_id.size == old.num_ids:
-        return old
+        return None
     asked = np.zeros(new_edges.num_ids("items" if old.side == "users" else "users"), dtype=bool)
     asked[neighbours[new]] = True
     sizes = old.sizes().numpy()
@@ -78,10 +99,10 @@ def extend(old: ClusterMap, new_edges: Edges, other: ClusterMap | None) -> Clust
         weighed.data = np.round(weighed.data, 12)  # what is equal but for rounding
         best = largest(weighed, 1)
         row_of_id[unplaced[start + row_of_entry(best)]] = order[best.indices]
-    return old.remapped(torch.from_numpy(row_of_id))
+    return row_of_id
 
 
-def rows_in(mine: ClusterMap, other: ClusterMap, ids: np.ndarray) -> np.ndarray:
+def rows_in(mine: Rows, other: Rows, ids: np.ndarray) -> np.ndarray:
     """For ids of the other side, the row of their cluster in the table of this side; -1 where it has none."""
     own, theirs = mine.labels.numpy(), other.labels.numpy()
     row_of_label = np.full(max(own.max(initial=-1), theirs.max(initial=-1)) + 1, -1, dtype=np.int64)

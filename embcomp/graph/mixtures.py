@@ -135,12 +135,12 @@ class Mixture:
             k: how many clusters a new id reads, the heaviest; all by default. The mean over clusters that were not
                 trained for the id is shorter, the more they are. Where vectors are ranked by inner products, take 1.
         """
-        from embcomp.graph.soft import mixture
+        from embcomp.graph.shares import cluster_shares  # which needs scipy
 
         reads = self.k if k is None else k
         if not 1 <= reads <= self.k:
             raise ValueError(f"new ids of a mixture of {self.k} clusters read 1 to {self.k} of them, got k={k}")
-        fresh = mixture(new_edges, clusters, self.side, k=self.k)
+        fresh = type(self).of(*cluster_shares(new_edges, clusters, self.side, self.k))
         if fresh.clustering != self.clustering or fresh.rows != self.rows:
             raise ValueError(f"the mixture is of clustering {self.clustering!r}, the clusters of {fresh.clustering!r}")
         ids = torch.arange(max(self.num_ids, fresh.num_ids))

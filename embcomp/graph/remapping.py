@@ -1,43 +1,18 @@
-"""`remap_`: another map under a trained table, its rows and optimizer state warm."""
+"""`remap_`: another map under a trained table. What modules it knows is registered by who knows them."""
 
-from __future__ import annotations
-
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from embcomp.graph.alignment import warm_rows
 from embcomp.graph.cluster_map import ClusterMap
 from embcomp.graph.mixtures import Mixture
-from embcomp.methods.base import Chunk, Concat, Encoder, TablePlan
-from embcomp.methods.graphhash import ClusterEncoder
-from embcomp.methods.soft_graphhash import MixtureEncoder
-from embcomp.nn.table import CompressedTable
-from embcomp.warm import Trained, warm_start
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a module keeps what a map decides.
-
-    Attributes:
-        encoder: of the table.
-        rows: the table's rows, the trained parameter.
-        states: of its fused optimizer, a row of each for each row.
-        resized: takes the number of ids from the encoder, once its map has changed.
-    """
-
-    encoder: Encoder
-    rows: Tensor
-    states: list[Tensor] = field(default_factory=list)
-    resized: Callable[[], None] = lambda: None
-
-
+@singledispatch
 def remap_(
-    module: nn.Module,
+    module: Any,
     new: ClusterMap | Mixture,
     counts: Tensor | None = None,
     *,
@@ -73,70 +48,7 @@ def remap_(
         >>> bool((emb(torch.tensor(3)) == emb(torch.tensor(0))).all())
         True
     """
-    place = _place(module, table)
-    encoder = place.encoder
-    if type(encoder) is MixtureEncoder and isinstance(new, Mixture):
-        fitted = _fitted(place.rows.detach(), encoder, new, counts)
-        encoder.set_mixture(new)
-        place.resized()
-        place.rows.detach().copy_(fitted)
-        return
-    if type(encoder) is not ClusterEncoder or not isinstance(new, ClusterMap):
-        raise ValueError(
-            "remap_ wants a ClusterMap for a table of GraphHash or a Mixture for one of SoftGraphHash, got a "
-            f"{type(new).__name__} for one of {encoder.config['method']}"
-        )
-    held = [place.rows.detach(), *place.states, *_states(optimizer, place.rows)]
-    held = list({tensor.data_ptr(): tensor for tensor in held}.values())  # a handle of fused tables has their state
-    old = encoder.cluster_map()
-    warm = [warm_rows(tensor.reshape(len(tensor), -1), old, new, counts).view_as(tensor) for tensor in held]
-    encoder.set_map(new)
-    place.resized()
-    for tensor, values in zip(held, warm, strict=True):
-        tensor.copy_(values)
-
-
-@torch.no_grad()
-def _fitted(rows: Tensor, encoder: MixtureEncoder, new: Mixture, counts: Tensor | None) -> Tensor:
-    """The rows under a new mixture: as they are where all ids keep theirs, else a fit to the vectors so far."""
-    fresh = copy.deepcopy(encoder)
-    if fresh.set_mixture(new):
-        return rows
-    if counts is not None and counts.shape != (encoder.num_ids,):
-        raise ValueError(f"counts has shape {list(counts.shape)}, but the old mixture has {encoder.num_ids} ids")
-    known = (encoder.weights[:, 0] > 0) & (fresh.weights[: encoder.num_ids, 0] > 0)
-    share = known.float() if counts is None else counts.to(known.device).float() * known
-    (read,) = encoder.encode(torch.arange(encoder.num_ids, device=rows.device))
-    assert read.weights is not None
-    vectors = torch.zeros(encoder.num_ids, rows.shape[1], device=rows.device)
-    for column in range(encoder.k):
-        vectors += rows[read.rows[:, column]].float() * read.weights[:, column, None]
-    fitted = rows.clone()
-    plan = TablePlan(fresh.table, fresh, (Chunk("rows", encoder.k, weighted=True),), Concat())
-    warm_start([Trained(plan, vectors, share)], {"rows": fitted})
-    return fitted
-
-
-def _place(module: nn.Module, table: str | None) -> Place:
-    if isinstance(module, CompressedTable):
-        if table is not None:
-            raise ValueError(f"table={table!r}: {type(module).__name__} is one table; leave it out")
-
-        def resized() -> None:
-            module.num_embeddings = module.encoder.table.num_embeddings
-
-        return Place(module.encoder, module._store(0).weight, resized=resized)
-    if not hasattr(module, "branches"):
-        raise ValueError(
-            "remap_ wants a CompressedEmbedding, a CompressedEmbeddingBag or a compressed torchrec collection, "
-            f"got {module!r}; give it the module of the table, not the model"
-        )
-    from embcomp.torchrec.remap import place_of  # torchrec is imported already: the module is its own
-
-    return place_of(module, table)
-
-
-def _states(optimizer: torch.optim.Optimizer | None, rows: Tensor) -> list[Tensor]:
-    """What the optimizer keeps for each row."""
-    state = {} if optimizer is None else optimizer.state.get(rows, {})
-    return [kept for kept in state.values() if isinstance(kept, Tensor) and kept.shape[:1] == rows.shape[:1]]
+    raise ValueError(
+        "remap_ wants a CompressedEmbedding, a CompressedEmbeddingBag or a compressed torchrec collection, "
+        f"got {module!r}; give it the module of the table, not the model"
+    )

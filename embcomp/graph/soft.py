@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from embcomp.graph.cluster_map import ClusterMap, Side
 from embcomp.graph.clustering import Clusters
 from embcomp.graph.edges import Edges
 from embcomp.graph.growth import rows_in
 from embcomp.graph.mixtures import Mixture
-from embcomp.graph.walks import counts, largest, neighbourhoods, row_of_entry
+from embcomp.graph.shares import cluster_shares, own_rows_alone
+from embcomp.graph.sides import Side
+from embcomp.graph.walks import counts, largest
 
 
 def mixture(edges: Edges, clusters: Clusters, side: Side, k: int = 4) -> Mixture:
@@ -38,22 +39,7 @@ def mixture(edges: Edges, clusters: Clusters, side: Side, k: int = 4) -> Mixture
     """
     if k < 1:
         raise ValueError(f"a mixture needs k >= 1, got {k}")
-    mine, theirs = (clusters.users, clusters.items) if side == "users" else (clusters.items, clusters.users)
-    ids, neighbours = edges.ends(side)
-    n, m = edges.num_ids(side), edges.num_ids("items" if side == "users" else "users")
-    weights = np.ones(len(edges)) if edges.weights is None else edges.weights.astype(np.float64)
-    seen = csr_array((weights, (ids, neighbours)), shape=(n, m))
-    shared = np.append(mine.labels.numpy() >= 0, False)  # the last for ids without a row, -1
-    own = mine.row_of(torch.arange(n)).numpy()
-    of_id, of_neighbour = np.where(shared[own], own, -1), rows_in(mine, theirs, np.arange(m))
-    rows, share = np.zeros((n, k), dtype=np.int64), np.zeros((n, k))
-    for start, weighed in neighbourhoods(seen, seen, of_id, of_neighbour, mine.own_rows):
-        part = largest(weighed, k)
-        at = start + row_of_entry(part)
-        rank = np.arange(part.nnz) - np.repeat(np.asarray(part.indptr)[:-1], counts(part))
-        rows[at, rank], share[at, rank] = part.indices, part.data
-    _own_rows_alone(mine, rows, share)
-    return Mixture.of(torch.from_numpy(rows), torch.from_numpy(share), mine)
+    return Mixture.of(*cluster_shares(edges, clusters, side, k))
 
 
 def second_clusters(edges: Edges, clusters: Clusters, side: Side = "users") -> Mixture:
@@ -80,12 +66,5 @@ def second_clusters(edges: Edges, clusters: Clusters, side: Side = "users") -> M
     rows[:, 0], share[:, 0] = np.maximum(first, 0), first >= 0
     rows[has, 1], share[has, 1] = votes.indices, 1.0
     share[first < 0] = 0.0
-    _own_rows_alone(mine, rows, share)
+    own_rows_alone(mine, rows, share)
     return Mixture.of(torch.from_numpy(rows), torch.from_numpy(share), mine)
-
-
-def _own_rows_alone(mine: ClusterMap, rows: np.ndarray, share: np.ndarray) -> None:
-    first = mine.row_of(torch.arange(rows.shape[0])).numpy()
-    alone = (first >= 0) & (mine.labels.numpy()[first] < 0)
-    share[alone] = 0.0
-    rows[alone, 0], share[alone, 0] = first[alone], 1.0

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from embcomp.methods.plan import Count, Sizes
 from embcomp.methods.table import Table
 from embcomp.ops.balanced import MAX_IDS, places
 from embcomp.ops.hashing import MAX_ROWS
 
-if TYPE_CHECKING:
-    from embcomp.methods.base import Method
 
-M = TypeVar("M", bound="Method")
-N = TypeVar("N", bound="Method")
-Made = TypeVar("Made", bound="Method", covariant=True)
+class Sized(Protocol):
+    """A configuration that says what it would store, as every method does."""
+
+    def sizes(self, tables: Sequence[Table], group: str = ...) -> Sizes: ...
+
+
+M = TypeVar("M", bound=Sized)
+N = TypeVar("N", bound=Sized)
+Made = TypeVar("Made", bound=Sized, covariant=True)
 
 SMALL = 32
 """A table keeps so many rows, where it has as many ids: they cost next to nothing."""
@@ -31,7 +35,7 @@ class BudgetTooSmall(ValueError):
         return type(self), (str(self), self.least)
 
 
-def too_small(method: type["Method"], tables: Sequence[Table], nbytes: int, least: int) -> BudgetTooSmall:
+def too_small(method: type, tables: Sequence[Table], nbytes: int, least: int) -> BudgetTooSmall:
     """The error for a budget that does not hold the smallest configuration."""
     names = ", ".join(repr(table.name) for table in tables[:3]) + (", ..." if len(tables) > 3 else "")
     return BudgetTooSmall(
@@ -66,7 +70,7 @@ class Ladder(Generic[Made]):
         """
         return Ladder(lambda size: make(self.make(size)), lambda size: price(self.price(size)), self.least, self.most)
 
-    def largest(self, method: type["Method"], tables: Sequence[Table], nbytes: int, count: Count = "served") -> Made:
+    def largest(self, method: type, tables: Sequence[Table], nbytes: int, count: Count = "served") -> Made:
         """The configuration of the largest size that stores at most `nbytes`.
 
         Raises:

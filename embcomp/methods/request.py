@@ -19,7 +19,7 @@ Budget: TypeAlias = int | float | str
 
 @singledispatch
 def tables_of(asked: Any) -> list[Table]:
-    """The tables to compress. What knows where models keep theirs registers that here (`embcomp.sites`).
+    """The tables to compress. What knows where models keep theirs registers that here (`embcomp.swaps`).
 
     Raises:
         TypeError: neither tables nor a model.

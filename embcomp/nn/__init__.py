@@ -1,5 +1,6 @@
 """Drop-ins for `torch.nn.Embedding` and `torch.nn.EmbeddingBag`."""
 
+import embcomp.nn.holders  # noqa: F401 (registers them)
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.tied import TiedLinear

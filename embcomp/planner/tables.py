@@ -3,17 +3,19 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import Tensor, nn
 
+from embcomp.match import fits
 from embcomp.methods.full import Full
 from embcomp.methods.plan import FLOAT_BYTES
 from embcomp.methods.request import tables_of
 from embcomp.methods.table import Table
+from embcomp.nn.holders import TorchHolder
+from embcomp.references import check_not_held
 from embcomp.settings import shown
-from embcomp.sites import Site, TorchSite, check_not_held, find_sites
+from embcomp.swaps import Plain, plain_holders
 
 Widths = Literal["any", "fbgemm"]
 
@@ -65,7 +67,7 @@ def held_tables(
         ValueError: no table; two of one name; a pattern that matches none.
     """
     if isinstance(asked, nn.Module):
-        held = [table for site in find_sites(asked) for table in _of(asked, site, widths)]
+        held = [table for holder in plain_holders(asked) for table in _of(asked, holder, widths)]
     else:
         held = [Held(table, [table.name], widths=widths or "any") for table in tables_of(asked)]
     if not held:
@@ -87,7 +89,7 @@ def held_tables(
 
 def matches(held: Held, pattern: str) -> bool:
     """Whether a glob pattern matches a name of the table."""
-    return any(fnmatchcase(name, pattern) for name in held.names)
+    return fits(pattern, held.names)
 
 
 def by_name(held: Sequence[Held], given: Mapping[str, object] | None, what: str) -> dict[str, object]:
@@ -105,25 +107,25 @@ def by_name(held: Sequence[Held], given: Mapping[str, object] | None, what: str)
     return result
 
 
-def _of(model: nn.Module, site: Site, widths: Widths | None) -> list[Held]:
-    reason = _why_kept(model, site)
-    torchrec = not isinstance(site, TorchSite)
+def _of(model: nn.Module, holder: Plain, widths: Widths | None) -> list[Held]:
+    reason = _why_kept(model, holder)
+    torchrec = not isinstance(holder, TorchHolder)
     held = []
-    for name, table in site.tables.items():
-        weight = site.weight(name)
-        fits = widths or ("fbgemm" if torchrec and weight.device.type != "cpu" else "any")
+    for table in holder.tables.values():
+        weight = table.weight
+        allowed = widths or ("fbgemm" if torchrec and weight.device.type != "cpu" else "any")
         own = reason or ("" if weight.requires_grad else "its weight is frozen")
-        home = id(site) if torchrec else hash((weight.device, weight.dtype))
-        padding = getattr(site.module, "padding_idx", None)
-        held.append(Held(table, site.names(name), home, fits, weight, padding, own))
+        home = id(holder) if torchrec else hash((weight.device, weight.dtype))
+        padding = getattr(holder.module, "padding_idx", None)
+        held.append(Held(table.table, table.names, home, allowed, weight, padding, own))
     return held
 
 
-def _why_kept(model: nn.Module, site: Site) -> str:
+def _why_kept(model: nn.Module, holder: Plain) -> str:
     """What forbids to swap a module, or nothing."""
     try:
-        site.check(dict.fromkeys(site.tables, Full()))
-        check_not_held(model, [site])
+        holder.check(dict.fromkeys(holder.tables, Full()))
+        check_not_held(model, [holder])
     except ValueError as error:
         return str(error)
     return ""

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from embcomp.ops.packed_rows import pack_rows
 from embcomp.ops.packing import bits_for
-from embcomp.retrieval.forms import GridForm, ProductForm
-
-if TYPE_CHECKING:
-    from embcomp.retrieval.vector_codes import VectorCodes
+from embcomp.retrieval.forms import Form, GridForm, ProductForm
 
 
-def to_faiss(codes: VectorCodes) -> Any:
+class Coded(Protocol):
+    """What is read of `VectorCodes`."""
+
+    form: Form
+    settings: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+
+
+def to_faiss(codes: Coded) -> Any:
     """An index of faiss that holds the same codes and finds the same neighbors.
 
     | codes | index | asked with | as `how` |
@@ -72,7 +80,7 @@ def to_faiss(codes: VectorCodes) -> Any:
     return _turning(faiss, index, form.basis if form.basis.dim() == 2 else None, form.width)
 
 
-def to_usearch(codes: VectorCodes) -> Any:
+def to_usearch(codes: Coded) -> Any:
     """An index of usearch over the same codes, key i for row i; exact with `index.search(..., exact=True)`.
 
     Signs become bits under the Hamming distance, asked with `codes.signs(queries).numpy()`. Grids of 2 to 7 bits with

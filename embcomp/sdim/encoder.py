@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from embcomp import nested
+from embcomp.ops.signatures import unpack
 from embcomp.sdim.sdim import SDIM
-from embcomp.sdim.signatures import unpack
 
 _KIND = "behavior encoder"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.ops.buckets import fast, sign_codes, sign_signatures
-from embcomp.sdim.signatures import pack
+from embcomp.ops.signatures import pack
 
 
 class Projection(nn.Module, abc.ABC):

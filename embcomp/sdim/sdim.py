@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from embcomp.ops.buckets import Events, collide, fast, gather, query, scatter, sign_codes, unit_rows, words_for
 from embcomp.ops.checks import check_tensor
+from embcomp.ops.signatures import unpack
 from embcomp.sdim.buckets import Buckets, read, segments, sum_jagged, sum_padded, unit
 from embcomp.sdim.projection import PROJECTIONS
 from embcomp.sdim.sequences import Sequences, check_device, check_floats, taken
-from embcomp.sdim.signatures import unpack
 
 Rule = Literal["l2", "mean", "kernel"]
 RULES = ("l2", "mean", "kernel")

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from embcomp.files import write
-from embcomp.semantic_ids.artifact import NAME, load
 from embcomp.semantic_ids.content import Content
+from embcomp.semantic_ids.files import is_saved
 from embcomp.semantic_ids.residual_kmeans import ResidualKMeans
 from embcomp.semantic_ids.rqvae import RQVAE
+from embcomp.semantic_ids.tokenizer import load
 
 app = typer.Typer(
     add_completion=False,
@@ -55,7 +56,7 @@ def fit(
     """Learn a tokenizer and save it."""
     with _bad_input_ends(), _bar() as heard:
         _check_device(device)
-        if out.exists() and (not out.is_dir() or (out / NAME).exists()):  # said before the work, not after it
+        if out.exists() and (not out.is_dir() or is_saved(out)):  # said before the work, not after it
             raise ValueError(f"{out} holds a tokenizer, or is a file; give another folder")
         tokenizer = (ResidualKMeans if kind is Kind.residual_kmeans else RQVAE)(levels, codebook_size, seed=seed)
         tokenizer.fit(content, column=column, device=device, progress=heard, checkpoint=checkpoint)

@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from embcomp import configs
+from embcomp import artifact, configs
+from embcomp.files import StrPath
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
 
@@ -106,6 +107,26 @@ class Neighbours:
                 found[rows] = both.gather(1, place)
         weights = torch.softmax(scores / temperature, dim=1)
         return cls(ids[new][order], found.cpu(), weights.cpu())
+
+    def save(self, path: StrPath) -> None:
+        """Writes the neighbors as one file, with a checksum; a file that is there is replaced at once or not at all."""
+        tensors = {"ids": self.ids, "nearest": self.nearest, "weights": self.weights}
+        artifact.save(path, "neighbours", {}, tensors)
+
+    @classmethod
+    def load(cls, path: StrPath) -> Self:
+        """Neighbors that `save` wrote. Raises ValueError where the file is of another kind, truncated or edited.
+
+        Example:
+            >>> import torch
+            >>> from embcomp.semantic_ids import Neighbours
+            >>> content = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.2, 0.8]])
+            >>> Neighbours.of(content, counts=torch.tensor([5, 3, 4, 0]), k=2).save("near.safetensors")
+            >>> Neighbours.load("near.safetensors").ids
+            tensor([3])
+        """
+        _, tensors = artifact.load(path, "neighbours")
+        return cls(**tensors)
 
     def __post_init__(self) -> None:
         shapes = [list(part.shape) for part in (self.ids, self.nearest, self.weights)]

@@ -1,7 +1,7 @@
 """How well codes describe content, and whether new content has drifted away from a tokenizer."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -9,10 +9,20 @@ from torch.nn import functional as F
 
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
 
-if TYPE_CHECKING:
-    from embcomp.semantic_ids.tokenizer import Tokenizer
-
 PAIRED = 2048  # items whose pairs are compared
+
+
+class Coder(Protocol):
+    """What is asked of a fitted tokenizer."""
+
+    width: int
+    levels: int
+    codebook_size: int
+    baseline: dict[str, Any]
+
+    def encode(self, content: ContentLike, /) -> Tensor: ...
+    def decode(self, codes: Tensor, /) -> Tensor: ...
+    def check_codes(self, codes: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Drift:
 
 
 def quality(
-    tokenizer: "Tokenizer", codes: Tensor | None, content: ContentLike, *, column: str | None = None, seed: int = 0
+    tokenizer: Coder, codes: Tensor | None, content: ContentLike, *, column: str | None = None, seed: int = 0
 ) -> Quality:
     """Quality of `codes` (None: those that `tokenizer.encode` gives) for `content`.
 
@@ -87,7 +97,6 @@ def quality(
         ValueError: codes that do not fit the content, or either of them the tokenizer.
     """
     content = as_content(content, column)
-    tokenizer._check_fitted()
     content.check_width(tokenizer.width)
     codes = tokenizer.check_codes(tokenizer.encode(content) if codes is None else codes)
     if codes.shape[0] != len(content):
@@ -107,7 +116,7 @@ def quality(
     )
 
 
-def baseline(tokenizer: "Tokenizer", sample: Tensor) -> dict[str, Any]:
+def baseline(tokenizer: Coder, sample: Tensor) -> dict[str, Any]:
     """What `drift` compares with: items, error and counts of codes on the content of the fit."""
     content = Content(sample)
     codes = tokenizer.check_codes(tokenizer.encode(content))
@@ -119,7 +128,7 @@ def baseline(tokenizer: "Tokenizer", sample: Tensor) -> dict[str, Any]:
 
 
 def drift(
-    tokenizer: "Tokenizer",
+    tokenizer: Coder,
     new_content: ContentLike,
     *,
     column: str | None = None,
@@ -159,7 +168,7 @@ def _divergence(then: Tensor, now: Tensor) -> tuple[float, ...]:
     return tuple(((nats - chance) / torch.log(torch.tensor(2.0))).clamp(min=0).tolist())
 
 
-def _relative_error(tokenizer: "Tokenizer", codes: Tensor, content: Content) -> float:
+def _relative_error(tokenizer: Coder, codes: Tensor, content: Content) -> float:
     error = total = 0.0
     start = 0
     for block in content.blocks():

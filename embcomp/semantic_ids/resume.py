@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from embcomp import nested
+from embcomp.artifact import checksum
 from embcomp.files import Damaged
-from embcomp.semantic_ids.artifact import checksum
 
 _KIND = "fit of a tokenizer"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,7 @@ from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.nearest import nearest
 from embcomp.semantic_ids.refine import refine, without
 from embcomp.semantic_ids.resume import Checkpoint
-
-if TYPE_CHECKING:
-    from embcomp.semantic_ids.rqvae import RQVAE
+from embcomp.semantic_ids.tokenizer import Tokenizer
 
 DECAY = 0.95  # of the running means of the codes
 
@@ -53,7 +51,7 @@ class Training:
     """The networks and codebooks while they learn."""
 
     def __init__(
-        self, tokenizer: "RQVAE", content: Content, sample: Tensor, scale: Tensor, device: torch.device
+        self, tokenizer: Tokenizer, content: Content, sample: Tensor, scale: Tensor, device: torch.device
     ) -> None:
         self.tokenizer, self.content, self.sample, self.scale, self.device = tokenizer, content, sample, scale, device
         s = tokenizer.settings

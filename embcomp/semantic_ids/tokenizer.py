@@ -1,20 +1,22 @@
 """What every tokenizer does: content vectors -> codes, frozen once it is fitted."""
 
 import abc
+import hashlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from embcomp.artifact import checksum
 from embcomp.ops.kmeans import Progress, unheard
+from embcomp.semantic_ids import files
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
 from embcomp.semantic_ids.nearest import ROWS, nearest
-
-if TYPE_CHECKING:
-    from embcomp.semantic_ids.quality import Drift, Quality
-    from embcomp.semantic_ids.vocabulary import Vocabulary
+from embcomp.semantic_ids.quality import Drift, Quality, baseline, drift, quality
+from embcomp.semantic_ids.vocabulary import Vocabulary
 
 TOKENIZERS: dict[str, type["Tokenizer"]] = {}
 
@@ -109,10 +111,7 @@ class Tokenizer(abc.ABC):
             content, torch.device(device), progress, None if checkpoint is None else Path(checkpoint)
         )
         self.tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        from embcomp.semantic_ids.artifact import version_of
-        from embcomp.semantic_ids.quality import baseline
-
-        self._version = version_of(self)
+        self._version = self._checksum()
         self.baseline = baseline(self, sample.cpu())
         return self
 
@@ -189,23 +188,38 @@ class Tokenizer(abc.ABC):
 
     def quality(
         self, codes: Tensor | None, content: ContentLike, *, column: str | None = None, seed: int = 0
-    ) -> "Quality":
+    ) -> Quality:
         """How well the codes describe the content: see `embcomp.semantic_ids.quality.Quality`."""
-        from embcomp.semantic_ids.quality import quality
-
+        self._check_fitted()
         return quality(self, codes, content, column=column, seed=seed)
 
-    def drift(self, new_content: ContentLike, *, column: str | None = None) -> "Drift":
+    def drift(self, new_content: ContentLike, *, column: str | None = None) -> Drift:
         """Whether new items still look like those it was fitted on: see `embcomp.semantic_ids.quality.Drift`."""
-        from embcomp.semantic_ids.quality import drift
-
         return drift(self, new_content, column=column)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the artifact: see `embcomp.semantic_ids.artifact`."""
-        from embcomp.semantic_ids.artifact import save
+        """Writes the fitted tokenizer and its vocabulary into a folder, at once or not at all.
 
-        save(self, Path(folder))
+        Raises:
+            ValueError: it is not fitted, or the folder holds a tokenizer of another version.
+        """
+        values: dict[str, Any] = {
+            "version": self.version,
+            "config": self.config(),
+            "width": self.width,
+            "baseline": self.baseline,
+            "vocabulary": None,
+        }
+        tensors = dict(self.tensors)
+        if self.vocabulary is not None:
+            values["vocabulary"], held = self.vocabulary.state()
+            tensors |= {f"vocabulary.{name}": tensor for name, tensor in held.items()}
+        files.write(Path(folder), values, tensors)
+
+    def _checksum(self) -> str:
+        """12 hexadecimal digits that stand for everything that codes depend on."""
+        parts = [self.config(), self.width, {name: checksum(tensor) for name, tensor in sorted(self.tensors.items())}]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def _check_fitted(self) -> None:
         if not self.fitted:
@@ -215,3 +229,32 @@ class Tokenizer(abc.ABC):
         state = f"fitted, version {self.version}" if self.fitted else "not fitted"
         settings = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "tokenizer")
         return f"{type(self).__name__}({settings}) [{state}]"
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """Reads what `Tokenizer.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file was damaged or edited, or comes from a later version of the format; the text names it.
+
+    Example:
+        >>> import torch
+        >>> from embcomp import semantic_ids
+        >>> content = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+        >>> semantic_ids.ResidualKMeans(levels=2, codebook_size=16).fit(content).save("films")
+        >>> semantic_ids.load("films").encode(content).shape
+        torch.Size([300, 2])
+    """
+    values, tensors = files.read(Path(folder))
+    config = dict(values["config"])
+    name = config.pop("tokenizer")
+    if name not in TOKENIZERS:
+        raise ValueError(f"{folder} holds a {name!r}, which this version does not know; it knows {sorted(TOKENIZERS)}")
+    tokenizer = TOKENIZERS[name](config.pop("levels"), config.pop("codebook_size"), **config)
+    kept = {key.partition(".")[2]: tensors.pop(key) for key in list(tensors) if key.startswith("vocabulary.")}
+    tokenizer.tensors, tokenizer.width, tokenizer.baseline = tensors, values["width"], values["baseline"]
+    tokenizer._version = values["version"]  # as it was fitted: a later release may know more settings
+    if values["vocabulary"] is not None:
+        tokenizer.vocabulary = Vocabulary.from_state(values["vocabulary"], kept)
+    return tokenizer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from embcomp import configs
-from embcomp.semantic_ids.artifact import bytes_as_tensor
+from embcomp.artifact import bytes_as_tensor
 from embcomp.semantic_ids.pieces import PIECES, Pieces, numbers
 from embcomp.settings import Within
 

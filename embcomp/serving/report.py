@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from embcomp.serving.swap import Served, TrainedTable
+from embcomp.holders import Held
+from embcomp.serving.swap import Served, names_of
 from embcomp.sizes import grouped, nbytes, text_table
 
 
@@ -104,24 +105,23 @@ def table_lines(served: Served) -> list[TableExport]:
 
     A map that tables share counts for the first of them.
     """
-    users: dict[int, list[TrainedTable]] = {}
+    users: dict[int, list[Held]] = {}
     for table in served.tables:
         for rows in table.rows:
             users.setdefault(id(rows), []).append(table)
     lines = []
     counted: set[int] = set()
     for table in served.tables:
-        buffers = [] if table.encoder is None else list(table.encoder.buffers())
+        buffers = [] if table.method == "Full" or table.plan is None else list(table.plan.encoder.buffers())
         trained = exported = sum(buffer.nbytes for buffer in buffers if id(buffer) not in counted)
-        learned = 0 if table.combiner is None else nbytes(table.combiner)
+        learned = 0 if table.plan is None else nbytes(table.plan.combiner)
         trained, exported = trained + learned, exported + learned
         counted |= {id(buffer) for buffer in buffers}
         dtypes: list[str] = []
-        for rows in table.rows:
-            store = served.stores.get(id(rows))
+        for held in table.stores.values():
+            rows, store = held.weight, served.stores.get(id(held.weight))
             after = rows.nbytes if store is None else store.nbytes
-            codec = table.codecs.get(id(rows))
-            before = rows.nbytes + (0 if codec is None else nbytes(codec))
+            before = rows.nbytes + (0 if held.codec is None else nbytes(held.codec))
             trained += _share(before, users[id(rows)], table)
             exported += _share(after, users[id(rows)], table)
             dtypes.append(str(rows.dtype).removeprefix("torch.") if store is None else store.kind)
@@ -129,11 +129,11 @@ def table_lines(served: Served) -> list[TableExport]:
         full = None if ids is None else 4 * ids * dim
         count = sum(rows.shape[0] for rows in table.rows)
         kinds = tuple(dict.fromkeys(dtypes))
-        lines.append(TableExport(table.names[0], table.method, kinds, count, full, trained, exported))
+        lines.append(TableExport(names_of(table)[0], table.method, kinds, count, full, trained, exported))
     return lines
 
 
-def _share(size: int, users: list[TrainedTable], mine: TrainedTable) -> int:
+def _share(size: int, users: list[Held], mine: Held) -> int:
     """The part of `size` bytes that one of the users bears, in proportion to ids x width; the parts add up exactly."""
     weights = [(user.table.num_embeddings or 1) * user.table.embedding_dim for user in users]
     place, whole = next(i for i, user in enumerate(users) if user is mine), sum(weights)

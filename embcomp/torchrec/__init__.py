@@ -10,8 +10,9 @@ except ImportError as error:
         "fbgemm-gpu) with --no-deps"
     ) from error
 
+import embcomp.torchrec.serve  # noqa: F401 (registers its kinds of holders, and how they are served)
 from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from embcomp.torchrec.fused import fuse_
+from embcomp.torchrec.fuse import fuse_
 from embcomp.torchrec.optimizer import FusedOptimizer, fused_optimizer
 from embcomp.torchrec.sharding import shard
 

@@ -8,6 +8,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embcomp.codecs.base import Codec
+from embcomp.torchrec.contents import configs_of
 from embcomp.torchrec.decode import Decode
 from embcomp.torchrec.encoder import KeyedEncoder
 from embcomp.torchrec.fused import FusedTables
@@ -41,7 +42,7 @@ class Branch(nn.Module):
         self.collection = collection
         self.sequences = not isinstance(collection, EmbeddingBagCollection)
         self.pooled = pooled
-        configs: Any = collection.embedding_configs() if self.sequences else collection.embedding_bag_configs()  # pyright: ignore
+        configs = configs_of(collection)
         dims = {
             config.name: codecs[config.name].dim if config.name in codecs else config.embedding_dim
             for config in configs

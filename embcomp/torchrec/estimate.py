@@ -31,6 +31,7 @@ from torchrec.optim import RowWiseAdagrad
 
 from embcomp.methods.base import FLOAT_BYTES, Method
 from embcomp.torchrec.collections import CompressedEmbeddingBagCollection
+from embcomp.torchrec.contents import configs_of
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -190,9 +191,8 @@ def _stores(collection: nn.Module) -> dict[str, _Store]:
     stores: dict[str, _Store] = {}
     branches: Any = collection.branches
     for branch in branches.values():
-        held = branch.collection
         lookups = {read.key: read.lookups for read in branch.encoder.reads}
-        for config in held.embedding_configs() if branch.sequences else held.embedding_bag_configs():
+        for config in configs_of(branch.collection):
             reads = tuple(lookups[name] for name in config.feature_names)
             stores[config.name] = _Store(reads, config.embedding_dim, not branch.sequences, branch.encoder.weighted)
     return stores

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import embcomp
+from embcomp.holders import holders
 from embcomp.methods.base import Encoder, plain
 from embcomp.ranks import Ranks
+from embcomp.sdim.sdim import SDIM
 from embcomp.torchrec.encoder import KeyedEncoder
-from embcomp.torchrec.trained import Collection
-from embcomp.walk import loaded
+from embcomp.torchrec.holders import CollectionHolder
 
 Facts = dict[tuple[str, str], str]
 """(what of the model, which property of it) -> its value, maps by checksum."""
@@ -35,27 +36,21 @@ def facts_of(model: nn.Module, settings: Mapping[str, Any]) -> Facts:
     for path, module in model.named_modules():
         if isinstance(module, Encoder):
             found |= _encoder_facts(path, module)
-        elif isinstance(module, loaded("embcomp.sdim.sdim", "SDIM")):
-            said = module.settings()  # pyright: ignore
+        elif isinstance(module, SDIM):
+            said = module.settings()
             found |= {(f"SDIM {path!r}", f"configuration {key!r}"): str(value) for key, value in said.items()}
         elif isinstance(module, KeyedEncoder):
             found[f"collection {path!r}", "look-ups"] = str(module.reads)
-        elif isinstance(module, Collection):
-            for config in tables_of(module):
-                kept = ("num_embeddings", "embedding_dim", "data_type", "feature_names", "pooling")
-                said = {name: str(getattr(config, name, None)) for name in kept}
-                found[f"table {config.name!r} in {path!r}", "shape"] = str(said)
+    for holder in holders(model, opened=lambda holder: not isinstance(holder, CollectionHolder)):
+        for config in holder.configs if isinstance(holder, CollectionHolder) else ():
+            kept = ("num_embeddings", "embedding_dim", "data_type", "feature_names", "pooling")
+            said = {name: str(getattr(config, name, None)) for name in kept}
+            found[f"table {config.name!r} in {holder.paths[0]!r}", "shape"] = str(said)
     for name, parameter in model.named_parameters():
         place = "without memory" if parameter.is_meta else "with values"
         trained = "trained" if parameter.requires_grad else "frozen"
         found[f"parameter {name!r}", "shape"] = f"{list(parameter.shape)} {parameter.dtype}, {trained}, {place}"
     return found
-
-
-def tables_of(collection: Collection) -> list[Any]:
-    """The tables of a torchrec collection."""
-    bags = hasattr(collection, "embedding_bag_configs")
-    return collection.embedding_bag_configs() if bags else collection.embedding_configs()  # pyright: ignore
 
 
 def check_same(ranks: Ranks, mine: Facts) -> None:

@@ -1,4 +1,4 @@
-"""`fuse_`: one process trains tables without dense gradients, the optimizer running inside the backward pass."""
+"""Fused tables: look-ups whose optimizer runs inside the backward pass, without dense gradients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollection,
     EmbeddingCollection,
@@ -17,11 +17,10 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embcomp.ops.grid import RowGrid
 from embcomp.ops.tables import FusedOptimizerSettings
 from embcomp.torchrec.checks import check_features
+from embcomp.torchrec.contents import configs_of, weights_of
 from embcomp.torchrec.engines import Engine, NativeEngine, make_engine
-from embcomp.torchrec.integers import untrained
-from embcomp.torchrec.loss_scale import LossScale, Scaler
+from embcomp.torchrec.loss_scale import LossScale
 from embcomp.torchrec.sequences import look_up_each
-from embcomp.torchrec.trained import optimizer_settings, trained_collections
 from embcomp.tracing import NotScripted
 
 
@@ -58,10 +57,9 @@ class FusedTables(NotScripted, nn.Module):
         super().__init__()
         self.loss_scale = loss_scale or LossScale()
         self.bags = isinstance(collection, EmbeddingBagCollection)
-        held = collection.embedding_bags if isinstance(collection, EmbeddingBagCollection) else collection.embeddings
-        self.configs: list[Any] = list(_configs(collection))
-        self.names = list(held.keys())
-        sources: list[Tensor] = [module.weight for module in held.values()]  # pyright: ignore
+        self.configs: list[Any] = configs_of(collection)
+        weights = weights_of(collection)
+        self.names, sources = list(weights), list(weights.values())
         self.weighted = isinstance(collection, EmbeddingBagCollection) and collection.is_weighted()
         self.means = [
             c.pooling == PoolingType.MEAN if isinstance(c, EmbeddingBagConfig) else False for c in self.configs
@@ -73,7 +71,7 @@ class FusedTables(NotScripted, nn.Module):
         self.settings = settings
         self._attach(sources)
 
-    def _attach(self, sources: list[Tensor]) -> None:
+    def _attach(self, sources: Sequence[Tensor]) -> None:
         numbers = [len(config.feature_names) for config in self.configs]
         engine = make_engine(dict(zip(self.names, sources, strict=True)), numbers, self.settings)
         self._engine = [engine]  # in a list: its tables are registered below, under the collection's own names
@@ -175,70 +173,3 @@ def _in_order(features: KeyedJaggedTensor, names: Sequence[str]) -> KeyedJaggedT
         stride=features.stride(),
         length_per_key=[part.values().numel() for part in parts],
     )
-
-
-def _configs(
-    collection: EmbeddingBagCollection | EmbeddingCollection,
-) -> list[EmbeddingBagConfig] | list[EmbeddingConfig]:
-    if isinstance(collection, EmbeddingBagCollection):
-        return collection.embedding_bag_configs()
-    return collection.embedding_configs()
-
-
-def fuse_(
-    model: nn.Module,
-    *,
-    optimizer: type[torch.optim.Optimizer],
-    optimizer_kwargs: dict[str, Any] | None = None,
-    grad_scaler: Scaler = None,
-) -> nn.Module:
-    """Puts a fused optimizer under every torchrec collection of a model, compressed or not, in this process.
-
-    A row is updated inside `backward()`, from the summed gradients of the batch, and no dense gradient is made. The
-    other parameters are trained by an optimizer as usual; `fused_optimizer(model)` holds the state and the learning
-    rate of the fused ones. Values set before are kept, and state-dict keys do not change.
-
-    Args:
-        model: changed in place.
-        optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
-        optimizer_kwargs: `lr`, `eps` and `weight_decay`.
-        grad_scaler: the `torch.amp.GradScaler` that scales the loss, if one does. The tables' gradients are divided by
-            its scale; those of a batch that are not finite change nothing. False says that the loss is not scaled,
-            though other models of the process use a scaler.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: another optimizer, an unknown setting, no collection to train, tables partly frozen, a weight that
-            another module holds too, or what FBGEMM cannot do. The backward pass raises where a scaler is in use that
-            `grad_scaler` does not name.
-
-    Example:
-        >>> import torch, embcomp
-        >>> from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
-        >>> from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
-        >>> tables = [EmbeddingBagConfig(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"])]
-        >>> model = CompressedEmbeddingBagCollection(tables, {"*": embcomp.HashingTrick(rows=100)})
-        >>> model = fuse_(model, optimizer=torch.optim.Adagrad, optimizer_kwargs={"lr": 0.1})
-        >>> batch = KeyedJaggedTensor.from_lengths_sync(["item"], torch.tensor([3, 5]), torch.tensor([1, 1]))
-        >>> before = model(batch).values().detach().clone()
-        >>> model(batch).values().sum().backward()
-        >>> bool((model(batch).values() < before).all())
-        True
-    """
-    settings = optimizer_settings(optimizer, optimizer_kwargs, "fuse")
-    places = trained_collections(model, "fuse")
-    integers = untrained(model)
-    if not places and not integers:
-        raise ValueError(
-            "fuse_ found no torchrec collection to train inside the model (it is frozen, sharded or fused)"
-        )
-    loss_scale = LossScale(grad_scaler)
-    for tables in integers:  # first, as it may be refused
-        tables.attach(settings, loss_scale)
-    fused = [FusedTables(collection, settings, loss_scale) for collection in places]
-    for tables, where in zip(fused, places.values(), strict=True):
-        for parent, name in where:
-            setattr(parent, name, tables)
-    return model

@@ -196,8 +196,3 @@ class _ReadAndUpdate(torch.autograd.Function):
 def _weight_gradient(stored: Tensor, codec: IntegerCodec, bags: Any, grad: Tensor) -> Tensor:
     read = codec.values(stored[bags.rows])
     return (grad[bags.columns_of_rows(codec.dim)] * read).sum(1)
-
-
-def untrained(model: nn.Module) -> list[IntegerTables]:
-    """The tables of integers that no `fuse_` has met yet."""
-    return [part for part in model.modules() if isinstance(part, IntegerTables) and part.settings is None]

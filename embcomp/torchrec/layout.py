@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from embcomp.codecs.integers import Integers
 from embcomp.initial_rows import Rule, draw_rows, shared_rule
+from embcomp.match import match
 from embcomp.methods.base import Chunk, Method, Plan, Store, Table, TablePlan
 from embcomp.methods.full import Full
 
@@ -81,11 +81,9 @@ def assign(names: Sequence[str], methods: Mapping[str, Method]) -> dict[str, Met
     Raises:
         ValueError: a pattern other than "*" matches no table.
     """
-    for pattern in methods:
-        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"pattern {pattern!r} matches no table; the tables are {list(names)}")
     full = Full()
-    return {name: next((m for p, m in methods.items() if fnmatchcase(name, p)), full) for name in names}
+    matched = match(methods, [[name] for name in names])
+    return {name: full if method is None else method for name, method in zip(names, matched, strict=True)}
 
 
 def plan_tables(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection
 
+from embcomp.torchrec.contents import weights_of
 from embcomp.torchrec.fused import FusedTables
 from embcomp.torchrec.integers import IntegerTables
 
@@ -16,8 +17,7 @@ def local_tables(collection: nn.Module) -> dict[str, Tensor]:
     """The stored rows of tables that this process holds whole, by name; none of a sharded collection."""
     fused = isinstance(collection, FusedTables) and not collection.bags
     if type(collection) is EmbeddingCollection or fused or isinstance(collection, IntegerTables):
-        tables: Any = collection.embeddings
-        return {name: module.weight for name, module in tables.items()}
+        return dict(weights_of(collection))
     return {}
 
 

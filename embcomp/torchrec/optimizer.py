@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from embcomp.holders import holders
 from embcomp.torchrec.fused import FusedTables
 from embcomp.torchrec.integers import IntegerTables
 
@@ -84,7 +85,8 @@ def fused_optimizer(model: nn.Module) -> FusedOptimizer:
 
 
 def _fused(model: nn.Module) -> Iterator[Trained]:
-    return (module for module in model.modules() if isinstance(module, Trained) and module.settings is not None)
+    found = [holder.module for holder in holders(model, opened=lambda holder: holder.form != "fused")]
+    return (module for module in found if isinstance(module, Trained) and module.settings is not None)
 
 
 def _rate(tables: Trained) -> float:

@@ -5,105 +5,50 @@ A program traced from it holds no operator of torchrec or FBGEMM, so torch alone
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec.modules.embedding_configs import PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from embcomp.codecs.base import Codec
-from embcomp.methods.base import TablePlan
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.serving.stores import Float32Store, ServedStore
-from embcomp.serving.swap import serving_plan
+from embcomp.serving.swap import served_form, serving_plan
 from embcomp.torchrec.checks import check_features
-from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from embcomp.torchrec.fused import FusedTables
-from embcomp.torchrec.layout import Output, make_layout
-from embcomp.torchrec.site import codecs_of, stores_of
+from embcomp.torchrec.holders import KeyedHolder
 
 
-@dataclasses.dataclass(frozen=True)
-class _Collection:
-    """What a collection of any kind holds."""
-
-    configs: list[Any]
-    outputs: list[Output]
-    rows: Mapping[str, Tensor]
-    bags: bool
-    weighted: bool = False
-    need_indices: bool = False
-    codecs: Mapping[str, Codec] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, module: Any) -> "_Collection":
-        if isinstance(module, CompressedEmbeddingBagCollection):
-            configs, weighted = module.embedding_bag_configs(), module.is_weighted()
-            return cls(
-                configs, list(module.assemble.outputs), stores_of(module), True, weighted, False, codecs_of(module)
-            )
-        if isinstance(module, CompressedEmbeddingCollection):
-            outputs, indices = list(module.assemble.outputs), module.need_indices()
-            return cls(module.embedding_configs(), outputs, stores_of(module), False, False, indices, codecs_of(module))
-        if isinstance(module, FusedTables):
-            configs, bags, weighted, indices = module.configs, module.bags, module.weighted, module.need_indices
-        else:
-            bags = isinstance(module, EmbeddingBagCollection)
-            configs = module.embedding_bag_configs() if bags else module.embedding_configs()
-            weighted, indices = bags and module.is_weighted(), not bags and module.need_indices()
-        held: Any = module.embedding_bags if bags else module.embeddings
-        rows = {name: part.weight for name, part in held.items()}
-        return cls(configs, make_layout(configs, {}, weighted).outputs, rows, bags, weighted, indices)
-
-    def rows_of(self, plan: TablePlan) -> list[Tensor]:
-        """The weights of a table's stores, each once, in the order of their first chunk."""
-        return [self.rows[name] for name in dict.fromkeys(chunk.store for chunk in plan.chunks)]
-
-    def codecs_of(self, plan: TablePlan) -> dict[int, Codec]:
-        """The codecs of a table's stores, by id of their weights."""
-        names = {chunk.store for chunk in plan.chunks} & set(self.codecs)
-        return {id(self.rows[name]): self.codecs[name] for name in names}
-
-
-def tables_of(
-    module: nn.Module,
-) -> Iterator[tuple[str, TablePlan, str, list[Tensor], nn.Module | None, dict[int, Codec]]]:
-    """For each table its name, plan, method, rows, encoder (None where it was not compressed), and codecs by row id."""
-    found = _Collection.of(module)
-    plans = {output.plan.table.name: output.plan for output in found.outputs}
-    for config in found.configs:
-        plan = plans[config.name]
-        method = plan.encoder.config["method"]
-        encoder = None if method == "Full" else plan.encoder
-        yield config.name, plan, method, found.rows_of(plan), encoder, found.codecs_of(plan)
+@served_form.register
+def _(holder: KeyedHolder, stores: Mapping[int, ServedStore]) -> dict[int, Any]:
+    return {id(holder.module): ServedCollection(holder, stores)}
 
 
 class ServedCollection(nn.Module):
     """Takes the place of a collection of bags or sequences, compressed or not.
 
     Args:
-        module: the trained collection; it does not change.
+        holder: the trained collection, which does not change.
         stores: what serves each weight, by its id; the other weights are served as float32.
     """
 
-    def __init__(self, module: nn.Module, stores: Mapping[int, ServedStore]) -> None:
+    def __init__(self, holder: KeyedHolder, stores: Mapping[int, ServedStore]) -> None:
         super().__init__()
-        found = _Collection.of(module)
-        rest = {id(rows): rows for rows in found.rows.values() if id(rows) not in stores}
+        rows_of = {name: table.rows for name, table in holder.tables.items()}
+        rest = {id(rows): rows for own in rows_of.values() for rows in own if id(rows) not in stores}
         served = {**stores, **{key: Float32Store(rows, torch.float32) for key, rows in rest.items()}}
-        self.bags, self.weighted, self.need_indices = found.bags, found.weighted, found.need_indices
-        means = {config.name for config in found.configs if getattr(config, "pooling", None) == PoolingType.MEAN}
-        self.outputs = [(o.key, o.feature, o.dim, o.plan.table.name in means) for o in found.outputs]
+        self.bags, self.weighted, self.need_indices = holder.bags, holder.weighted, holder.need_indices
+        means = {config.name for config in holder.configs if getattr(config, "pooling", None) == PoolingType.MEAN}
+        outputs = holder.outputs
+        self.outputs = [(o.key, o.feature, o.dim, o.plan.table.name in means) for o in outputs]
         copies: dict[int, Any] = {}  # an encoder that several features use stays one
         self.tables = nn.ModuleList()
-        for output in found.outputs:
+        for output in outputs:
             part = dataclasses.replace(output.plan, encoder=copy.deepcopy(output.plan.encoder, copies))
-            plan = serving_plan(part, served, found.rows_of(output.plan))
+            plan = serving_plan(part, served, rows_of[output.plan.table.name])
             settings: dict[str, Any] = {"mode": "sum", "include_last_offset": True}
             table = (
                 CompressedEmbeddingBag.from_plan(*plan, **settings)

@@ -15,14 +15,15 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardedModule, ShardingEnv, ShardingPlan
 
+from embcomp.holders import Spread, holders
 from embcomp.methods.base import Encoder
 from embcomp.ranks import Ranks
 from embcomp.torchrec.constraints import make_sharders, table_constraints
-from embcomp.torchrec.facts import check_same, facts_of, tables_of
-from embcomp.torchrec.fused import FusedTables
-from embcomp.torchrec.integers import IntegerTables
+from embcomp.torchrec.contents import configs_of
+from embcomp.torchrec.facts import check_same, facts_of
+from embcomp.torchrec.holders import IntegerHolder
 from embcomp.torchrec.loss_scale import LossScale, Scaler
-from embcomp.torchrec.trained import Collection, optimizer_settings, trained_collections
+from embcomp.torchrec.trained import optimizer_settings, plain_collections, trained_collections
 
 _BLOCK = 1 << 24  # values that are sent at a time: 64 MB of float32
 
@@ -116,20 +117,21 @@ def _group(pg: dist.ProcessGroup | None) -> dist.ProcessGroup:
 
 def _tables(model: nn.Module) -> list[Any]:
     """The trained tables of the model. Raises ValueError where there is none, or what cannot be sharded."""
-    for path, module in model.named_modules():
-        if isinstance(module, ShardedModule):
-            raise ValueError(f"{path!r} is sharded already")
-        if isinstance(module, FusedTables):
-            raise ValueError(f"{path!r} is fused: give shard the model as it is before fuse_, which is for one process")
-        if isinstance(module, IntegerTables):
+    for holder in holders(model, opened=lambda holder: holder.form in ("plain", "compressed")):
+        path = holder.paths[0]
+        if isinstance(holder, IntegerHolder):
             raise ValueError(
-                f"cannot shard {module.names}: rows without a float copy (copy='none') are trained in one process, by "
-                "fuse_; for shard take copy='float'"
+                f"cannot shard {list(holder.tables)}: rows without a float copy (copy='none') are trained in one "
+                "process, by fuse_; for shard take copy='float'"
             )
+        if holder.form == "fused":
+            raise ValueError(f"{path!r} is fused: give shard the model as it is before fuse_, which is for one process")
+        if isinstance(holder, Spread) and holder.sharded:
+            raise ValueError(f"{path!r} is sharded already")
     owned = [name for name, weight in model.named_parameters() if hasattr(weight, "_optimizer_classes")]
     if owned:
         raise ValueError(f"{owned} have an optimizer in the backward pass already: leave it to shard")
-    tables = [config for collection in trained_collections(model, "shard") for config in tables_of(collection)]
+    tables = [config for collection in trained_collections(model, "shard") for config in configs_of(collection)]
     if not tables:
         raise ValueError("shard found no torchrec collection to train inside the model")
     odd = {config.name: config.embedding_dim for config in tables if config.embedding_dim % 4}
@@ -201,11 +203,10 @@ def _unscale(model: nn.Module, loss_scale: LossScale) -> None:
 
 def _rows(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tables that have values, by state-dict name."""
-    for path, module in model.named_modules():
-        if isinstance(module, Collection):
-            for name, weight in module.named_parameters(prefix=path):
-                if weight.requires_grad and not weight.is_meta:
-                    yield name, weight.detach()
+    for holder in plain_collections(model):
+        for name, weight in holder.module.named_parameters(prefix=holder.paths[0]):
+            if weight.requires_grad and not weight.is_meta:
+                yield name, weight.detach()
 
 
 def _fill(target: Any, rows: Tensor, device: torch.device, group: dist.ProcessGroup) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim import RowWiseAdagrad
 
+from embcomp.holders import Holder, holders
 from embcomp.ops.tables import FusedOptimizerSettings, OptimizerName
-
-Collection = EmbeddingBagCollection | EmbeddingCollection
+from embcomp.torchrec.holders import Collection, CollectionHolder
+from embcomp.torchrec.integers import IntegerTables
 
 _NAMES: dict[type[torch.optim.Optimizer], OptimizerName] = {
     torch.optim.SGD: "sgd",
@@ -29,17 +29,19 @@ def trained_collections(model: nn.Module, verb: str) -> dict[Collection, list[tu
     Raises:
         ValueError: tables partly frozen, or a weight that another module holds too.
     """
-    places: dict[Any, list[tuple[nn.Module, str]]] = {}
-    holders: dict[int, int] = {}
-    for parent in model.modules():
-        for weight in parent._parameters.values():
-            holders[id(weight)] = holders.get(id(weight), 0) + 1
-        for name, child in parent._modules.items():
-            if type(child) in (EmbeddingBagCollection, EmbeddingCollection):
-                places.setdefault(child, []).append((parent, name))
+    places: dict[Collection, list[tuple[nn.Module, str]]] = {}
+    for holder in plain_collections(model):
+        where = [path.rpartition(".") for path in holder.paths if path]
+        if where:
+            parents = {(model.get_submodule(parent), name): None for parent, _, name in where}
+            places[holder.module] = list(parents)
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for weight in module._parameters.values():
+            owners[id(weight)] = owners.get(id(weight), 0) + 1
     for collection in list(places):
         weights = dict(collection.named_parameters())
-        tied = [name for name, weight in weights.items() if holders[id(weight)] > 1]
+        tied = [name for name, weight in weights.items() if owners[id(weight)] > 1]
         if tied:
             raise ValueError(
                 f"cannot {verb} {tied}: another module holds the same weight, and would not see its updates"
@@ -52,6 +54,21 @@ def trained_collections(model: nn.Module, verb: str) -> dict[Collection, list[tu
                 f"cannot {verb} {frozen}: frozen, in one collection with trained tables; give them another"
             )
     return places
+
+
+def plain_collections(model: nn.Module) -> list[CollectionHolder]:
+    """The collections of torchrec's own classes in a model, also those that compressed ones are made of."""
+
+    def opened(holder: Holder) -> bool:
+        return not isinstance(holder, CollectionHolder) or holder.behaves
+
+    return [holder for holder in holders(model, opened=opened) if isinstance(holder, CollectionHolder)]
+
+
+def untrained_integers(model: nn.Module) -> list[IntegerTables]:
+    """The tables of integers that no `fuse_` has met yet."""
+    found = [holder.module for holder in holders(model, opened=lambda holder: holder.form != "fused")]
+    return [tables for tables in found if isinstance(tables, IntegerTables) and tables.settings is None]
 
 
 def optimizer_settings(

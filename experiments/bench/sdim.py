@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from embcomp.ops.signatures import unpack
 from embcomp.sdim import SDIM
-from embcomp.sdim.signatures import unpack
 from experiments.bench import BenchRow
 from experiments.bench.published import PublishedDIN, PublishedSDIM
 from experiments.bench.store import store_rows

@@ -31,7 +31,7 @@ import embcomp
 from data.batch import Batch
 from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
-from embcomp.torchrec.facts import tables_of
+from embcomp.torchrec.contents import configs_of
 from embcomp.torchrec.trained import trained_collections
 from experiments.files import write_json
 from experiments.processes.distributed import gathered_state
@@ -154,7 +154,7 @@ def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, O
     alone = Training(Model(_collection(case), case.kind))
     twin = copy.deepcopy(alone)
     kind, settings = OPTIMIZERS[case.optimizer]
-    stores = {table.name for collection in trained_collections(twin, "shard") for table in tables_of(collection)}
+    stores = {table.name for collection in trained_collections(twin, "shard") for table in configs_of(collection)}
     sharded = shard(
         twin,
         optimizer=kind,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embcomp import artifact, retrieval
-from embcomp.torchrec.site import stores_of
+from embcomp.torchrec.holders import stores_of
 from experiments.config import RunConfig
 from experiments.files import write_json, write_text
 from experiments.load import load

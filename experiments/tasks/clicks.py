@@ -20,7 +20,7 @@ import embcomp
 from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from embcomp.torchrec import CompressedEmbeddingBagCollection
-from embcomp.torchrec.site import stores_of
+from embcomp.torchrec.holders import stores_of
 from experiments.config import DataConfig, ExperimentConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.config.inputs import counts_of
 from experiments.config.options import plain

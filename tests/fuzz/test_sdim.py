@@ -7,9 +7,9 @@ import torch
 from hypothesis import strategies as st
 
 from embcomp.ops.buckets import words_for
+from embcomp.ops.signatures import unpack
 from embcomp.sdim import SDIM
 from embcomp.sdim.reference import pool_reference
-from embcomp.sdim.signatures import unpack
 from tests.fuzz.fuzzing import Tally, fuzz
 from tests.fuzz.values import damaged, spoil_numbers
 

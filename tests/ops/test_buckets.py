@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from embcomp.ops import buckets
-from embcomp.sdim.signatures import pack, unpack
+from embcomp.ops.signatures import pack, unpack
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import embcomp
+from embcomp.ops.signatures import pack, unpack
 from embcomp.sdim import SDIM, Buckets, ItemSignatures
 from embcomp.sdim.buckets import segments
 from embcomp.sdim.projection import hadamard
-from embcomp.sdim.signatures import pack, unpack
 from tests.sdim.sequences import by_item, clustered, codes, every_rule, jagged, make
 
 

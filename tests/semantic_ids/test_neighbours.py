@@ -110,3 +110,15 @@ def test_neighbours_of_ones_own_must_be_whole(ids: list, nearest: list, weights:
 def test_a_temperature_too_low_for_floats_is_refused(content: Tensor) -> None:
     with pytest.raises(ValueError, match="raise the temperature"):
         Neighbours.of(content, torch.arange(600) % 4, temperature=1e-40)
+
+
+def test_neighbours_are_loaded_as_they_were_saved(tmp_path: Path) -> None:
+    near = Neighbours.of(torch.randn(9, 4), counts=torch.tensor([1, 0, 2, 0, 3, 1, 0, 1, 1]), k=3)
+    near.save(tmp_path / "near")
+    again = Neighbours.load(tmp_path / "near")
+    for name in ("ids", "nearest", "weights"):
+        assert torch.equal(getattr(again, name), getattr(near, name))
+    data = (tmp_path / "near").read_bytes()
+    (tmp_path / "near").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match="near is damaged or was edited"):
+        Neighbours.load(tmp_path / "near")

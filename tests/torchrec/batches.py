@@ -15,7 +15,7 @@ from embcomp.nn import CompressedEmbedding
 from embcomp.nn.stores import PlainStore
 from embcomp.testing.example import Example
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from embcomp.torchrec.site import stores_of
+from embcomp.torchrec.holders import stores_of
 
 FEATURES = ["user", "friend", "film", "tag"]
 RAGGED = [[2, 0, 1], [0, 3, 0], [1, 1, 4], [0, 2, 0]]  # lengths [features][bags]

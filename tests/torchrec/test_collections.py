@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import embcomp
 from embcomp.testing.examples import EXAMPLES, missing
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
-from embcomp.torchrec.site import stores_of
+from embcomp.torchrec.holders import stores_of
 from tests.torchrec.batches import (
     RAGGED,
     as_tables,

@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection
-from embcomp.torchrec.site import stores_of
+from embcomp.torchrec.holders import stores_of
 from tests.torchrec.batches import (
     bag_tables,
 )

@@ -12,7 +12,7 @@ import embcomp
 from embcomp.ops.hashing import hash_key, hash_rows_reference
 from embcomp.testing.examples import EXAMPLES, KINDS
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
-from embcomp.torchrec.site import stores_of
+from embcomp.torchrec.holders import stores_of
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)

@@ -1,0 +1,233 @@
+"""torch's modules with tables, and the drop-ins, as holders: where `compress_` swaps and others find tables."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from embcomp.holders import Held, HeldStore, Holder, Spread, holder_of
+from embcomp.initial_rows import Moments, pooled
+from embcomp.methods.base import Method, Plan, Store, Table, TablePlan
+from embcomp.nn.embedding import CompressedEmbedding
+from embcomp.nn.embedding_bag import CompressedEmbeddingBag
+from embcomp.nn.stores import PlainStore, check_floats
+from embcomp.nn.table import CompressedTable
+from embcomp.nn.tied import TiedLinear
+from embcomp.swaps import Part, Plain, Swap, put
+
+Module = nn.Embedding | nn.EmbeddingBag
+
+
+class TorchHolder(Plain):
+    """An `nn.Embedding` or `nn.EmbeddingBag`, with what is tied to it.
+
+    Attributes:
+        twins: other modules of the same settings that hold the same weight; the swap makes one module of them.
+        heads: output layers (`nn.Linear`) that hold the same weight, and their paths.
+    """
+
+    module: Module
+
+    def __init__(self, module: Module, paths: list[str]) -> None:
+        super().__init__(module, paths)
+        self.twins: list[Module] = []
+        self.heads: dict[nn.Linear, list[str]] = {}
+
+    def _tables(self) -> Iterator[Held]:
+        module = self.module
+        name = self.paths[0] or "embedding"  # the model itself may be a table
+        table = Table(name, module.num_embeddings, module.embedding_dim)
+        store = HeldStore(Store(module.num_embeddings, module.embedding_dim), module.weight)
+        yield Held(table, self.paths, {name: store}, dtype=module.weight.dtype)
+
+    @property
+    def home(self) -> Hashable:
+        return "torch"
+
+    @property
+    def held(self) -> list[nn.Module]:
+        return [self.module, *self.twins, *self.heads]
+
+    @classmethod
+    def merged(cls, model: nn.Module, found: Sequence[Plain]) -> list[Plain]:
+        """The holders, modules that hold one weight and do the same with it as one; with the layers tied to them."""
+        by_weight: dict[int, TorchHolder] = {}
+        kept: list[Plain] = []
+        for holder in found:
+            weight = holder.module._parameters.get("weight") if isinstance(holder, TorchHolder) else None
+            if isinstance(holder, TorchHolder) and weight is not None:
+                first = by_weight.setdefault(id(weight), holder)
+                if first is not holder and _settings(first.module) == _settings(holder.module):
+                    first.twins.append(holder.module)
+                    first.paths.extend(holder.paths)
+                    continue
+            kept.append(holder)
+        for path, layer in model.named_modules(remove_duplicate=False):
+            if type(layer) is nn.Linear and id(layer.weight) in by_weight:
+                first = by_weight[id(layer.weight)]
+                module = first.module
+                same = (layer.out_features, layer.in_features) == (module.num_embeddings, module.embedding_dim)
+                if same and not _hooked(layer) and "forward" not in vars(layer):
+                    first.heads.setdefault(layer, []).append(path)
+        return kept
+
+    @classmethod
+    def swaps(
+        cls,
+        members: Sequence[Any],
+        chosen: Mapping[Plain, Mapping[str, Method]],
+        moments: Mapping[Plain, Mapping[str, Moments]],
+    ) -> list[Swap]:
+        """Drop-ins, together where one method instance serves several modules."""
+        groups: dict[int, list[TorchHolder]] = {}
+        for holder in members:
+            groups.setdefault(id(chosen[holder][holder.paths[0]]), []).append(holder)
+        return [
+            _swap(chosen[group[0]][group[0].paths[0]], group, [moments[holder][holder.paths[0]] for holder in group])
+            for group in groups.values()
+        ]
+
+    def put(self, model: nn.Module, replacement: nn.Module) -> None:
+        super().put(model, replacement)
+        assert isinstance(replacement, CompressedTable)
+        for head, paths in self.heads.items():
+            layer = TiedLinear(replacement, head._parameters["bias"]).train(head.training)
+            for name, value in vars(head).items():  # what libraries mark their modules with
+                if name not in vars(layer):
+                    setattr(layer, name, value)
+            put(model, paths, layer)
+
+    def check(self, methods: Mapping[str, Method]) -> None:
+        for module in (self.module, *self.twins):
+            self._check(module)
+
+    def _check(self, module: Any) -> None:
+        where = f"cannot compress {self.paths[0]!r}"
+        if not only_looks_up(type(module)):
+            raise ValueError(f"{where}: {type(module).__name__} is a subclass; exclude it with embcomp.Full()")
+        if module.max_norm is not None:
+            raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows in place; set it to None first")
+        if module.scale_grad_by_freq:
+            raise ValueError(f"{where}: scale_grad_by_freq counts ids, which rows do not know; set it to False first")
+        if _hooked(module):
+            raise ValueError(f"{where}: it has hooks, which would be lost; remove them, and set them again afterwards")
+        if "forward" in vars(module):
+            raise ValueError(f"{where}: its forward was replaced, which would be lost; exclude it with embcomp.Full()")
+
+    def replacement(self, method: Method, plan: Plan, part: TablePlan, stores: Mapping[str, PlainStore]) -> nn.Module:
+        """The compressed module with the settings of this one."""
+        old, width = self.module, plan.embedding_dim(part)
+        if width != old.embedding_dim:
+            raise ValueError(
+                f"cannot compress {self.paths[0]!r}: {type(method).__name__} would change its width from "
+                f"{old.embedding_dim} to {width}, and the model expects the former"
+            )
+        settings: dict[str, Any] = {"padding_idx": old.padding_idx, "sparse": old.sparse}
+        settings["padding_vector"] = _padding_vector(old)
+        if isinstance(old, nn.EmbeddingBag):
+            bag = {"mode": old.mode, "include_last_offset": old.include_last_offset}
+            new: CompressedTable = CompressedEmbeddingBag.from_plan(plan, part, stores, **settings, **bag)
+        else:
+            new = CompressedEmbedding.from_plan(plan, part, stores, **settings)
+        return new.train(old.training)
+
+
+class CompressedHolder(Holder):
+    """A `CompressedEmbedding` or `CompressedEmbeddingBag`."""
+
+    form = "compressed"
+    module: CompressedTable
+
+    def _tables(self) -> Iterator[Held]:
+        module = self.module
+        plan = TablePlan(module.encoder.table, module.encoder, module.chunks, module.combiner)
+        held: Any = module.stores
+        stores = dict.fromkeys(chunk.store for chunk in module.chunks)
+        read = {
+            name: HeldStore(store.store, store.weight, store.codec) for name, store in zip(stores, held, strict=True)
+        }
+        yield Held(plan.table, self.paths, read, plan, held[0].weight.dtype)
+
+    def exchanged(self, table: str | None) -> tuple[Held, Callable[[], None]]:
+        if table is not None:
+            raise ValueError(f"table={table!r}: {type(self.module).__name__} is one table; leave it out")
+
+        def resized() -> None:
+            self.module.num_embeddings = self.module.encoder.table.num_embeddings
+
+        (held,) = self.tables.values()
+        return held, resized
+
+
+holder_of.register(nn.Embedding, TorchHolder)
+holder_of.register(nn.EmbeddingBag, TorchHolder)
+holder_of.register(CompressedTable, CompressedHolder)
+
+
+@holder_of.register
+def _(module: DistributedDataParallel, paths: list[str]) -> Holder:
+    return Spread(module, paths, "is wrapped in DistributedDataParallel", sharded=False)
+
+
+def only_looks_up(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class do what `nn.Embedding` or `nn.EmbeddingBag` does: subclasses may draw rows anew."""
+    if not issubclass(kind, Module):
+        return False
+    bases = [base for base in kind.__mro__ if issubclass(base, Module)]
+    own = [name for base in bases if base not in (nn.Embedding, nn.EmbeddingBag) for name in vars(base)]
+    described = ("__annotations__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__")
+    return set(own) <= {"reset_parameters", "__module__", "__doc__", *described}
+
+
+def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Moments]) -> Swap:
+    """The drop-ins of one method instance, their rows drawn like the weights of these moments."""
+    plan = method.plan([holder.tables[holder.paths[0]].table for holder in members])
+    like = {(holder.module.weight.device, holder.module.weight.dtype) for holder in members}
+    if method.shares_store and len(like) > 1:
+        raise ValueError(
+            f"tables {[holder.paths[0] for holder in members]} share a store, but differ in device or dtype"
+        )
+    drawn = {
+        name: pooled(
+            own
+            for own, part in zip(moments, plan.tables, strict=True)
+            if any(chunk.store == name for chunk in part.chunks)
+        )
+        for name in plan.stores
+    }
+    stores: dict[str, PlainStore] = {}
+    parts, replacements = [], []
+    for holder, part in zip(members, plan.tables, strict=True):
+        old = holder.module
+        for chunk in part.chunks:
+            if chunk.store not in stores:
+                store = plan.stores[chunk.store]
+                check_floats(store, holder.paths[0])
+                home = old.weight.device, old.weight.dtype
+                stores[chunk.store] = PlainStore(store, old.sparse, *home, like=drawn[chunk.store])
+        parts.append(Part(holder, method, part))
+        replacements.append((holder, holder.replacement(method, plan, part, stores)))
+    return Swap(parts, {name: store.weight for name, store in stores.items()}, replacements)
+
+
+def _hooked(module: Any) -> bool:
+    """Whether it or its weight has hooks."""
+    hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
+    hooks += [module._backward_pre_hooks, module.weight._backward_hooks]
+    hooks += [getattr(module.weight, "_post_accumulate_grad_hooks", None)]
+    return any(hooks)
+
+
+def _padding_vector(module: Module) -> Tensor | None:
+    """The vector at `padding_idx`, or None where it is zero or not known."""
+    if module.padding_idx is None or module.weight.is_meta:
+        return None
+    vector = module.weight.detach()[module.padding_idx].clone()
+    return vector if bool(vector.any()) else None
+
+
+def _settings(module: Module) -> tuple[Any, ...]:
+    names = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+    more = ("mode", "include_last_offset", "training")
+    return type(module), *(getattr(module, name, None) for name in (*names, *more))

@@ -1,0 +1,158 @@
+"""What `compress_` says of the tables that it swapped."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from embcomp.methods.base import Method
+from embcomp.nn.table import CompressedTable
+from embcomp.notes import note
+from embcomp.sizes import grouped, nbytes, text_table
+from embcomp.swaps import Part, Swap
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """One table before and after. Bytes hold its maps and its part of a shared store.
+
+    Attributes:
+        name: the table.
+        method: its method.
+        rows: rows of the stores that it reads.
+        bytes_before: bytes of the weight replaced.
+        bytes_after: bytes while it trains, without the state of an optimizer; `training_nbytes` is the same.
+        served_nbytes: bytes as it is served.
+
+    `note` says where a table is larger than before, and where ids of a small one no longer have different vectors.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 8)})
+        >>> (table,) = embcomp.compress_(model, {"item": embcomp.HashingTrick(rows=100)}).tables
+        >>> table.name, table.rows, table.bytes_before, table.bytes_after
+        ('item', 100, 32000, 3208)
+    """
+
+    name: str
+    method: str
+    rows: int
+    bytes_before: int
+    bytes_after: int
+    served_nbytes: int
+    note: str = ""
+
+    @property
+    def training_nbytes(self) -> int:
+        return self.bytes_after
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the table is as it is served."""
+        return self.bytes_before / max(1, self.served_nbytes)
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What `compress_` did; `print(report)` shows it as a table.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 8)})
+        >>> report = embcomp.compress_(model, {"item": embcomp.HashingTrick(rows=100)})
+        >>> report.bytes_before, report.bytes_after, round(report.ratio, 1)
+        (32000, 3208, 10.0)
+    """
+
+    tables: list[TableReport] = field(default_factory=list)
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(table.bytes_before for table in self.tables)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(table.bytes_after for table in self.tables)
+
+    @property
+    def training_nbytes(self) -> int:
+        return self.bytes_after
+
+    @property
+    def served_nbytes(self) -> int:
+        return sum(table.served_nbytes for table in self.tables)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller all tables together are as they are served."""
+        return self.bytes_before / max(1, self.served_nbytes)
+
+    def __str__(self) -> str:
+        header = ("table", "method", "rows", "bytes before", "bytes training", "bytes served", "smaller")
+        lines = [(t.name, t.method, grouped(t.rows), *_sizes(t)) for t in self.tables]
+        text = text_table(header, [*lines, ("total", "", "", *_sizes(self))])
+        if not any(table.note for table in self.tables):
+            return text
+        notes = ["note", *[table.note for table in self.tables], ""]
+        width = max(map(len, text.splitlines()))
+        return "\n".join(
+            f"{line:{width}}  {note}".rstrip() for line, note in zip(text.splitlines(), notes, strict=True)
+        )
+
+
+def _sizes(report: TableReport | CompressionReport) -> tuple[str, ...]:
+    """The cells of a line from the bytes on."""
+    sizes = (report.bytes_before, report.training_nbytes, report.served_nbytes)
+    return *map(grouped, sizes), f"{report.ratio:.1f}x"
+
+
+def lines_of(swap: Swap) -> Iterator[TableReport]:
+    """Report one line a table; the bytes of a shared store are split in proportion to the tables it replaces.
+
+    A map that tables share counts for the first of them.
+    """
+    before = {part.name: part.weight.nbytes for part in swap.parts}
+    codecs = swap.codecs()
+    users = {store: [p.name for p in swap.parts if store in p.stores] for store in swap.stores}
+    counted: set[int] = set()
+    for part in swap.parts:
+        maps = [buffer for buffer in _beside_rows(swap, part) if id(buffer) not in counted]
+        counted |= {id(buffer) for buffer in maps}
+        training = served = sum(buffer.nbytes for buffer in maps)
+        for store in part.stores:
+            size = in_service = swap.stores[store].nbytes
+            if store in codecs:
+                codec = codecs[store][1]
+                size, in_service = size + nbytes(codec), codec.served_nbytes
+            sizes = {name: before[name] for name in users[store]}
+            training += split(size, sizes, part.name)
+            served += split(in_service, sizes, part.name)
+        rows = sum(swap.stores[store].shape[0] for store in part.stores)
+        dims = {name: codecs[name][1].dim if name in codecs else s.shape[1] for name, s in swap.stores.items()}
+        noted = note(part.plan, dims, part.padding_idx, before[part.name], served)
+        yield TableReport(part.name, kind(part.method), rows, before[part.name], training, served, noted)
+
+
+def _beside_rows(swap: Swap, part: Part) -> list[Tensor]:
+    """What is stored for a table beside its rows."""
+    new = dict(swap.replacements)[part.holder]
+    own = [new.padding_vector] if isinstance(new, CompressedTable) else []
+    combiner = part.plan.combiner
+    kept = (*part.plan.encoder.buffers(), *combiner.parameters(), *combiner.buffers(), *own)
+    return [tensor for tensor in kept if tensor is not None]
+
+
+def split(size: int, sizes: Mapping[str, int], name: str) -> int:
+    """The part of `size` bytes that falls to one table, in proportion to the tables' sizes; the parts add up to it."""
+    whole, before = sum(sizes.values()), 0
+    for other, own in sizes.items():
+        if other == name:
+            return (before + own) * size // whole - before * size // whole
+        before += own
+    raise KeyError(name)
+
+
+def kind(method: Method) -> str:
+    """The name of a method, and of the one that it is around: LowBit(HashingTrick)."""
+    inner = getattr(method, "of", None)
+    return f"{type(method).__name__}({kind(inner)})" if isinstance(inner, Method) else type(method).__name__

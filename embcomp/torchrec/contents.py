@@ -1,0 +1,18 @@
+"""What a collection holds, whichever of torchrec's kinds it is: the configurations and the weights of its tables."""
+
+from typing import Any
+
+from torch import nn
+
+
+def configs_of(collection: Any) -> list[Any]:
+    """The configurations of the tables of a collection of bags or of sequences."""
+    if hasattr(collection, "embedding_bag_configs"):
+        return list(collection.embedding_bag_configs())
+    return list(collection.embedding_configs())
+
+
+def weights_of(collection: Any) -> dict[str, nn.Parameter]:
+    """The weights of the tables of a collection, by name."""
+    tables = collection.embeddings if hasattr(collection, "embeddings") else collection.embedding_bags
+    return {name: table.weight for name, table in tables.items()}

@@ -1,0 +1,261 @@
+"""torchrec's modules with tables, and those that stand in their places, as holders."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from glob import escape
+from typing import Any
+
+from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardedModule
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from embcomp.holders import Held, HeldStore, Holder, Spread, holder_of
+from embcomp.initial_rows import Moments
+from embcomp.methods.base import Method, Store, Table
+from embcomp.methods.full import Full
+from embcomp.swaps import Part, Plain, Swap
+from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec.contents import configs_of, weights_of
+from embcomp.torchrec.fused import FusedTables
+from embcomp.torchrec.integers import IntegerTables
+from embcomp.torchrec.layout import OPEN, Output, make_layout
+
+Collection = EmbeddingBagCollection | EmbeddingCollection
+Compressed = CompressedEmbeddingBagCollection | CompressedEmbeddingCollection
+
+
+class KeyedHolder(Holder):
+    """A module that is called as a torchrec collection: one module, several tables.
+
+    Attributes:
+        configs: the configurations of the tables, as they were asked for.
+        bags: whether it answers with bags, a KeyedTensor; else id by id.
+        weighted: whether its batches carry a weight for each id.
+        need_indices: whether its answers carry the ids.
+    """
+
+    configs: list[Any]
+    bags: bool
+    weighted: bool = False
+    need_indices: bool = False
+
+    @property
+    def outputs(self) -> list[Output]:
+        """The keys of its answer, and what each is combined from."""
+        return make_layout(self.configs, {}, self.weighted).outputs
+
+    def names(self, table: str) -> list[str]:
+        """The names that a pattern may match for a table."""
+        return [table, *[f"{path}.{table}" for path in self.paths if path]]
+
+    def _plain_tables(self, states: Mapping[str, Tensor]) -> Iterator[Held]:
+        weights = weights_of(self.module)
+        for config in self.configs:
+            table, weight = _table(config), weights[config.name]
+            state = (states[config.name],) if config.name in states else ()
+            store = HeldStore(Store(config.num_embeddings, config.embedding_dim), weight, states=state)
+            yield Held(table, self.names(table.name), {table.name: store})
+
+
+class CollectionHolder(KeyedHolder, Plain):
+    """An EmbeddingBagCollection or EmbeddingCollection."""
+
+    module: Collection
+
+    def __init__(self, module: Collection, paths: list[str]) -> None:
+        super().__init__(module, paths)
+        self.bags = isinstance(module, EmbeddingBagCollection)
+        self.behaves = type(module) not in (EmbeddingBagCollection, EmbeddingCollection)
+        self.configs = configs_of(module)
+        if isinstance(module, EmbeddingBagCollection):
+            self.weighted = module.is_weighted()
+        else:
+            self.need_indices = module.need_indices()
+
+    def _tables(self) -> Iterator[Held]:
+        return self._plain_tables({})
+
+    def check(self, methods: Mapping[str, Method]) -> None:
+        if any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+            for part in self.module.modules()
+        ):
+            raise ValueError(f"cannot compress {self.paths[0]!r}: it has hooks, which would be lost; remove them first")
+
+    @classmethod
+    def swaps(
+        cls,
+        members: Sequence["CollectionHolder"],
+        chosen: Mapping[Plain, Mapping[str, Method]],
+        moments: Mapping[Plain, Mapping[str, Moments]],
+    ) -> list[Swap]:
+        """Collections, each whole: tables without a method go along as they are."""
+        swaps = []
+        for holder in members:
+            new = holder.replacement(chosen[holder], moments[holder])
+            plans = {output.plan.table.name: output.plan for output in new.assemble.outputs}
+            parts = [Part(holder, chosen[holder].get(name, Full()), plan) for name, plan in plans.items()]
+            swaps.append(Swap(parts, stores_of(new), [(holder, new)]))
+        return swaps
+
+    def replacement(self, methods: Mapping[str, Method], like: Mapping[str, Moments]) -> Compressed:
+        """The compressed collection, its rows drawn like the tables; those without a method keep their trained rows."""
+        old: Any = self.module
+        device = next(old.parameters()).device
+        weights = weights_of(old)
+        drawn = [c if weights[c.name].is_meta else dataclasses.replace(c, init_fn=like[c.name]) for c in self.configs]
+        exact = {escape(name): methods.get(name, Full()) for name in self.tables}
+        new: Compressed = (
+            CompressedEmbeddingBagCollection(drawn, exact, device, is_weighted=self.weighted)
+            if self.bags
+            else CompressedEmbeddingCollection(drawn, exact, device, self.need_indices)
+        )
+        new._tables = self.configs
+        for output in new.assemble.outputs:
+            table = output.plan.table
+            if output.dim != table.embedding_dim:
+                raise ValueError(
+                    f"cannot compress {table.name!r}: its width would change from {table.embedding_dim} to "
+                    f"{output.dim}, and the model expects the former; build the collection yourself"
+                )
+        return new.train(old.training)
+
+
+class FusedHolder(KeyedHolder):
+    """What `fuse_` puts in the place of a collection."""
+
+    form = "fused"
+    module: FusedTables
+
+    def __init__(self, module: FusedTables, paths: list[str]) -> None:
+        super().__init__(module, paths)
+        self.configs, self.bags = module.configs, module.bags
+        self.weighted, self.need_indices = module.weighted, module.need_indices
+
+    def _tables(self) -> Iterator[Held]:
+        return self._plain_tables(_states(self.module))
+
+
+class IntegerHolder(KeyedHolder):
+    """Rows that are integers without a float copy, which `fuse_` trains in their place."""
+
+    form = "fused"
+    module: IntegerTables
+
+    def __init__(self, module: IntegerTables, paths: list[str]) -> None:
+        super().__init__(module, paths)
+        self.configs, self.bags = module.configs, module.pooled
+
+    def _tables(self) -> Iterator[Held]:
+        for config, (weight, codec) in zip(self.configs, self.module.tables(), strict=True):
+            store = HeldStore(_store(weight, codec), weight, codec)
+            yield Held(_table(config), self.names(config.name), {config.name: store})
+
+
+class CompressedCollectionHolder(KeyedHolder):
+    """A compressed collection; what is under it may be fused, sharded or quantised."""
+
+    form = "compressed"
+    module: Compressed
+
+    def __init__(self, module: Compressed, paths: list[str]) -> None:
+        super().__init__(module, paths)
+        self.bags = isinstance(module, CompressedEmbeddingBagCollection)
+        self.configs = configs_of(module)
+        if isinstance(module, CompressedEmbeddingBagCollection):
+            self.weighted = module.is_weighted()
+        else:
+            self.need_indices = module.need_indices()
+
+    @property
+    def outputs(self) -> list[Output]:
+        return list(self.module.assemble.outputs)
+
+    def _tables(self) -> Iterator[Held]:
+        stores: dict[str, HeldStore] = {}
+        for branch in _branches(self.module):
+            codecs, states = branch.codecs, _states(branch.collection)
+            for name, weight in weights_of(branch.collection).items():
+                own = (states[name],) if name in states else ()
+                stores[name] = HeldStore(_store(weight, codecs.get(name)), weight, codecs.get(name), own)
+        plans = {output.plan.table.name: output.plan for output in self.outputs}
+        for name in [config.name for config in self.configs]:
+            plan = plans[name]
+            read = {chunk.store: stores[chunk.store] for chunk in plan.chunks}
+            yield Held(plan.table, self.names(name), read, plan)
+
+    def exchanged(self, table: str | None) -> tuple[Held, Callable[[], None]]:
+        outputs = {output.plan.table.name: output for output in self.outputs}
+        if table not in outputs:
+            raise ValueError(f"table={table!r}: name one of the collection's tables, {list(outputs)}")
+        inner = self.module.branches[outputs[table].reads[0].branch].collection
+        if isinstance(inner, IntegerTables):
+            raise ValueError(
+                f"table {table!r}: rows without a float copy (copy='none') cannot take another map, which would "
+                "average them; take copy='float'"
+            )
+        if not isinstance(inner, Collection | FusedTables):
+            raise ValueError(
+                f"table {table!r} is sharded or quantised ({type(inner).__name__}): load its state into the collection "
+                "as it was before, call remap_ there, and shard or quantise again"
+            )
+        return self.tables[table], lambda: self._resize(table)
+
+    def _resize(self, table: str) -> None:
+        """Takes the number of ids of a table from its encoder."""
+        module: Any = self.module
+        encoder = next(o.plan.encoder for o in self.outputs if o.plan.table.name == table)
+        module.assemble.outputs = tuple(
+            dataclasses.replace(o, plan=dataclasses.replace(o.plan, table=encoder.table))
+            if o.plan.encoder is encoder
+            else o
+            for o in self.outputs
+        )
+        ids = encoder.table.num_embeddings
+        if ids is not None:
+            module._tables = [
+                dataclasses.replace(config, num_embeddings=ids) if config.name == table else config
+                for config in module._tables
+            ]
+
+
+holder_of.register(EmbeddingBagCollection, CollectionHolder)
+holder_of.register(EmbeddingCollection, CollectionHolder)
+holder_of.register(CompressedEmbeddingBagCollection, CompressedCollectionHolder)
+holder_of.register(CompressedEmbeddingCollection, CompressedCollectionHolder)
+holder_of.register(FusedTables, FusedHolder)
+holder_of.register(IntegerTables, IntegerHolder)
+
+
+@holder_of.register(ShardedModule)
+@holder_of.register(DistributedModelParallel)
+def _(module: nn.Module, paths: list[str]) -> Holder:
+    return Spread(module, paths, f"({type(module).__name__}) is sharded", sharded=True)
+
+
+def stores_of(collection: Compressed) -> dict[str, nn.Parameter]:
+    """The rows of each store of a compressed collection, by name."""
+    return {name: weight for branch in _branches(collection) for name, weight in weights_of(branch.collection).items()}
+
+
+def _branches(collection: Compressed) -> list[Any]:
+    return list(collection.branches.values())
+
+
+def _states(collection: Any) -> dict[str, Tensor]:
+    """The state of a fused optimizer, by table."""
+    if not isinstance(collection, FusedTables | IntegerTables):
+        return {}
+    return dict(zip(collection.names, collection.states, strict=False))  # SGD has none
+
+
+def _store(weight: Tensor, codec: Any) -> Store:
+    """The store of trained rows; how they were drawn is over."""
+    rows, width = weight.shape
+    return Store(rows, width) if codec is None else Store(rows, codec.dim, coding=codec.coding)
+
+
+def _table(config: BaseEmbeddingConfig) -> Table:
+    return Table(config.name, None if config.num_embeddings >= OPEN else config.num_embeddings, config.embedding_dim)
