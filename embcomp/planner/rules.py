@@ -19,7 +19,7 @@ hashing-ctr-ml1m hashing-ctr-frappe lowbit-beauty`):
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from embcomp.methods.base import Method
@@ -34,8 +34,8 @@ from embcomp.methods.unified import UnifiedEmbedding
 ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0.007, 1: 0.033}
 """Of the worth, by bits, for rows that are trained on their grid."""
 
-NARROW = 4.0
-"""How many times more bits cost narrow rows, which have no values to spare."""
+NARROW = {8: 0.0005, 7: 0.0008, 6: 0.0012, 5: 0.002, 4: 0.003, 3: 0.01, 2: 0.03, 1: 0.1}
+"""The same for rows of a low rank, which have no values to spare: rank 5 with 3 bits lost .009, rank 4 with 4 bits 0."""
 
 SPREAD = {
     "UnifiedEmbedding": 0.022,
@@ -108,13 +108,13 @@ def anatomy(method: Method, tables: Sequence[Table]) -> Anatomy:
     return Anatomy(bits, rank, codes, sharing, spread, bare)
 
 
-def rounding(bits: float | None) -> float:
+def rounding(bits: float | None, costs: Mapping[int, float] = ROUNDING) -> float:
     """What bits cost, of the worth; between two whole numbers of bits as on a line."""
     if bits is None or bits > 8:
         return 0.0
     low = max(1, math.floor(bits))
     high = min(8, low + 1)
-    return ROUNDING[low] + (bits - low) * (ROUNDING[high] - ROUNDING[low]) if bits >= 1 else ROUNDING[1] / bits**2
+    return costs[low] + (bits - low) * (costs[high] - costs[low]) if bits >= 1 else costs[1] / bits**2
 
 
 def projection(rank: int | None, width: int) -> float:
@@ -132,7 +132,7 @@ def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | 
         probed: the rise just after `anatomy(method).bare` took the place of the trained tables; without it guesses.
     """
     parts = anatomy(method, tables)
-    share = rounding(parts.bits) * (NARROW if parts.rank is not None else 1)
+    share = rounding(parts.bits, ROUNDING if parts.rank is None else NARROW)
     share += parts.spread * (parts.sharing**-0.5 - 1)
     if probed is None:
         share += projection(parts.rank, min(table.embedding_dim for table in tables)) + 1.2 * rounding(parts.codes)
