@@ -35,7 +35,7 @@ ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0
 """Of the worth, by bits, for rows that are trained on their grid."""
 
 NARROW = {8: 0.0005, 7: 0.0008, 6: 0.0012, 5: 0.002, 4: 0.003, 3: 0.01, 2: 0.03, 1: 0.1}
-"""The same for rows of a low rank, which have no values to spare: rank 5 with 3 bits lost .009, rank 4 with 4 bits 0."""
+"""The same for rows of a low rank, without values to spare: rank 5 with 3 bits lost .009, rank 4 with 4 bits 0."""
 
 SPREAD = {
     "UnifiedEmbedding": 0.022,
