@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollection,
+    EmbeddingCollectionInterface,
+    get_embedding_names_by_table,
+)
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.codecs.integers import Integers
@@ -63,7 +69,7 @@ class _Collection(NotScripted, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportArgumentType]
 
 
-class CompressedEmbeddingBagCollection(_Collection):
+class CompressedEmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface):
     """A compressed `torchrec.EmbeddingBagCollection`: the same keys, order and widths, smaller tables.
 
     What holds rows are ordinary torchrec collections, so DistributedModelParallel shards them, fused optimizers train
@@ -145,7 +151,7 @@ class CompressedEmbeddingBagCollection(_Collection):
         return next(self.parameters()).device
 
 
-class CompressedEmbeddingCollection(_Collection):
+class CompressedEmbeddingCollection(_Collection, EmbeddingCollectionInterface):
     """A compressed `torchrec.EmbeddingCollection`: vectors id by id, the same keys, smaller tables.
 
     Args:
@@ -193,6 +199,21 @@ class CompressedEmbeddingCollection(_Collection):
 
     def need_indices(self) -> bool:
         return self.assemble.need_indices
+
+    def embedding_dim(self) -> int:
+        """The width of the vectors.
+
+        Raises:
+            ValueError: the tables have several.
+        """
+        widths = sorted({config.embedding_dim for config in self._tables})
+        if len(widths) > 1:
+            raise ValueError(f"the tables are of the widths {widths}: ask each of `embedding_configs()`")
+        return widths[0]
+
+    def embedding_names_by_table(self) -> list[list[str]]:
+        """The keys of each table's features, as torchrec names them."""
+        return get_embedding_names_by_table(self._tables)
 
     @property
     def device(self) -> torch.device:

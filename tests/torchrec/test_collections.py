@@ -10,8 +10,13 @@ from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torchrec.modules.embedding_configs import DataType, EmbeddingConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollection,
+    EmbeddingCollectionInterface,
+)
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -379,3 +384,20 @@ def test_the_state_of_full_tables_is_refused_by_name(kind):
         with pytest.raises(ValueError, match=r"table '\w+': the state is of a collection that is not compressed.*warm"):
             model.load_state_dict(state, strict=strict)
     assert all(torch.equal(value, before[name]) for name, value in new.state_dict().items())
+
+
+def test_collections_are_what_torchrec_asks_for() -> None:
+    """Code that asks isinstance takes them, and what it asks then is answered as torchrec's own do."""
+    bags = [EmbeddingBagConfig(name="a", num_embeddings=20, embedding_dim=8, feature_names=["x", "y"])]
+    own_bags = CompressedEmbeddingBagCollection(bags, {"*": embcomp.HashingTrick(rows=5)})
+    assert isinstance(own_bags, EmbeddingBagCollectionInterface)
+    assert own_bags.is_weighted() is EmbeddingBagCollection(tables=bags).is_weighted()
+    tables = [
+        EmbeddingConfig(name="a", num_embeddings=20, embedding_dim=8, feature_names=["x", "y"]),
+        EmbeddingConfig(name="b", num_embeddings=30, embedding_dim=8, feature_names=["x"]),
+    ]
+    theirs = EmbeddingCollection(tables=tables)
+    own = CompressedEmbeddingCollection(tables, {"*": embcomp.HashingTrick(rows=5)})
+    assert isinstance(own, EmbeddingCollectionInterface)
+    assert own.embedding_dim() == theirs.embedding_dim()
+    assert own.embedding_names_by_table() == theirs.embedding_names_by_table()
