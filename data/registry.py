@@ -133,7 +133,7 @@ def load_interactions(
 def load_sequences(
     name: str, *, root: str | Path | None = None, folder: str | Path | None = None, **options: Any
 ) -> Sequences:
-    """Read behaviour sequences into memory; `data.sequences` and `data.requests` make examples of them.
+    """Read behavior sequences into memory; `data.sequences` and `data.requests` make examples of them.
 
     Args:
         name: a key of `SEQUENCES`.

@@ -1,4 +1,4 @@
-"""Examples of behaviour sequences, asked by requests: some of a user's that follow each other share one history.
+"""Examples of behavior sequences, asked by requests: some of a user's that follow each other share one history.
 
 A server is asked for many candidates of a user at once, and so is a model here: of each `size` events that follow each
 other, the examples form a request, whose history is what the user did before the first of them.

@@ -1,4 +1,4 @@
-"""Behaviour sequences: each user's items in the order of time, and two tasks on them.
+"""Behavior sequences: each user's items in the order of time, and two tasks on them.
 
 Of each user's events the first 80 % are train, the next 10 % valid, the rest test. An example is an event and all that
 the user did before it:

@@ -69,7 +69,7 @@ def check_parquet(path: Path) -> None:
     elif head == b"PK\x03\x04":
         said = "is a zip archive; unpack it"
     else:
-        said = "is no parquet file; polars converts others: pl.scan_csv(path).sink_parquet('rows.parquet')"
+        said = "is not a parquet file; polars converts others: pl.scan_csv(path).sink_parquet('rows.parquet')"
     raise ColumnsError(f"{path} {said}")
 
 

@@ -58,7 +58,7 @@ def compress_(
         ValueError: a pattern matches no table; counts without a warm start; a method cannot compress a table, or has
             nothing to fit; or a
             table cannot be swapped: its weight is held elsewhere in the model, frozen (fresh rows would never be
-            trained) or not finite, `max_norm`, a subclass with behaviour of its own, a sharded module.
+            trained) or not finite, `max_norm`, a subclass with behavior of its own, a sharded module.
 
     Warns:
         CompressionWarning: a table becomes larger, or ids of a small table can no longer be told apart.
@@ -227,7 +227,7 @@ def _checked_counts(touched: Sequence[Plain], counts: Mapping[str, Tensor]) -> d
     for given, values in counts.items():
         named = [held.table for held in tables.values() if given in held.names]
         if not named:
-            raise ValueError(f"counts names {given!r}, which is no table to compress; these are {sorted(tables)}")
+            raise ValueError(f"counts names {given!r}, which is not a table to compress; these are {sorted(tables)}")
         for table in named:
             if values.shape != (table.num_embeddings,):
                 raise ValueError(

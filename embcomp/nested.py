@@ -167,4 +167,4 @@ def unflatten(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
             raw = bytes.fromhex(held[1]) if tag == "$numpy" else tensors[held[2]].numpy().tobytes()
             array = numpy.frombuffer(raw, dtype)
             return array[0] if tag == "$numpy" else array.reshape(held[1]).copy()
-    raise ValueError(f"{json.dumps(structure)[:80]} is no value that embcomp writes")
+    raise ValueError(f"{json.dumps(structure)[:80]} is not a value that embcomp writes")

@@ -18,16 +18,16 @@ class Ranks:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, timeout: timedelta | None = None) -> None:
-        self.together = dist.is_available() and dist.is_initialized()
-        self.group: Any = dist.new_group(backend="gloo", timeout=timeout) if self.together and group is None else group
-        self.rank = dist.get_rank(self.group) if self.together else 0
-        self.world_size = dist.get_world_size(self.group) if self.together else 1
+        self.several = dist.is_available() and dist.is_initialized()
+        self.group: Any = dist.new_group(backend="gloo", timeout=timeout) if self.several and group is None else group
+        self.rank = dist.get_rank(self.group) if self.several else 0
+        self.world_size = dist.get_world_size(self.group) if self.several else 1
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
-    def all(self, work: Callable[[], T]) -> list[T]:
+    def gather(self, work: Callable[[], T]) -> list[T]:
         """The answers of `work` on every rank, by rank.
 
         Raises:
@@ -40,7 +40,7 @@ class Ranks:
             answer = work()
         except Exception as found:
             error = found
-        answers = self._gather((answer, None if error is None else _sendable(error)))
+        answers = self._exchange((answer, None if error is None else _sendable(error)))
         if error is not None:
             raise error
         for rank, (_, failed) in enumerate(answers):
@@ -49,19 +49,19 @@ class Ranks:
                 raise failed
         return [found for found, _ in answers]
 
-    def each(self, work: Callable[[], T]) -> T:
-        """This rank's own answer, which is not sent; errors as in `all`."""
+    def together(self, work: Callable[[], T]) -> T:
+        """This rank's own answer, which is not sent; errors as in `gather`."""
         kept: list[T] = []
-        self.all(lambda: kept.append(work()))
+        self.gather(lambda: kept.append(work()))
         return kept[0]
 
-    def ask_first(self, work: Callable[[], T]) -> T:
+    def broadcast(self, work: Callable[[], T]) -> T:
         """The answer of `work` on rank 0, on all ranks; its error, too."""
-        found: Any = self.all(lambda: work() if self.first else None)
+        found: Any = self.gather(lambda: work() if self.first else None)
         return found[0]
 
-    def _gather(self, value: Any) -> list[Any]:
-        if not self.together:
+    def _exchange(self, value: Any) -> list[Any]:
+        if not self.several:
             return [value]
         found: list[Any] = [None] * self.world_size
         try:

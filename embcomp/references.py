@@ -67,7 +67,7 @@ def check_not_held(
 
 
 def _address(tensor: Tensor) -> Any:
-    """What tensors over the same memory have in common; nothing, where there is no memory to share."""
+    """The key shared by tensors over the same memory; unique for tensors without memory."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_meta:
         return id(tensor)
     return (tensor.device, tensor.data_ptr()) if tensor.numel() else id(tensor)
@@ -115,7 +115,7 @@ def _table(item: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str 
 
 
 def contents(item: Any) -> Collection[Any]:
-    """What a container or a function keeps; nothing of large containers."""
+    """The objects to search next: items of a container, values a function captured; none for large containers."""
     if isinstance(item, Mapping | list | tuple | set | frozenset):
         if len(item) > MOST:
             return ()

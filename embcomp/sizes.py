@@ -139,7 +139,7 @@ def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
     if isinstance(text, str):
         found = _SIZE.fullmatch(text.strip())
         if found is None:
-            raise ValueError(f"nbytes={text!r} is no size: write '10%', '50MB', '1.5GiB', or a number of bytes")
+            raise ValueError(f"nbytes={text!r} is not a size: write '10%', '50MB', '1.5GiB', or a number of bytes")
         number, unit = found[1].replace("_", ""), found[2].lower()
         if len(number) > 300:  # beyond a float
             raise ValueError(f"nbytes={text[:20]}... is beyond every size")
@@ -147,7 +147,7 @@ def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
             return int(float(number) * (1024 if "i" in unit else 1000) ** "bkmgt".index(unit[0]))
         if full_nbytes is None:
             raise ValueError(
-                f"nbytes={text!r} is a share of the full tables, which an open id space (num_embeddings=None) has not: "
+                f"nbytes={text!r} is a share of the full tables, and an open id space (num_embeddings=None) has none: "
                 "write a size, such as '50MB'"
             )
         return int(float(number) * full_nbytes / 100)

@@ -1,4 +1,4 @@
-"""A click-through model on candidates and a behaviour sequence, with the pooling of the sequence to choose."""
+"""A click-through model on candidates and a behavior sequence, with the pooling of the sequence to choose."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
         (lambda data: data[: len(data) // 2], r"2\.parquet is cut short or damaged"),
         (lambda data: b"\x1f\x8b" + data, r"2\.parquet is gzipped; unpack it"),
         (lambda data: b"PK\x03\x04" + data, r"2\.parquet is a zip archive"),
-        (lambda data: b"a,b\n1,2\n", r"2\.parquet is no parquet file; polars converts others"),
+        (lambda data: b"a,b\n1,2\n", r"2\.parquet is not a parquet file; polars converts others"),
         (lambda data: data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2 :], r"2\.parquet cannot be read: "),
         (lambda data: data[:-8] + b"\xff\xff\xff\x7f" + data[-4:], r"2\.parquet cannot be read: "),
     ],
@@ -130,7 +130,7 @@ def test_no_files(tmp_path: Path) -> None:
     [
         (lambda data: data[: len(data) // 2], "is cut short or damaged"),
         (gzip.compress, "is gzipped; unpack it"),
-        (lambda data: "user_id,item_id,split\n1,é,train\n".encode("latin1"), "is no parquet file"),
+        (lambda data: "user_id,item_id,split\n1,é,train\n".encode("latin1"), "is not a parquet file"),
     ],
 )
 def test_every_command_line_names_the_file(

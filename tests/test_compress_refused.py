@@ -138,11 +138,11 @@ BAD_CALLS: dict[str, tuple[Mapping[str, Any], dict[str, Any], type[Exception], s
     ),
     "counts of no table": (
         {"*": HashingTrick(rows=5)}, {"init": "warm", "counts": {"usr": torch.ones(50)}}, ValueError,
-        "counts names 'usr', which is no table to compress",
+        "counts names 'usr', which is not a table to compress",
     ),
     "counts of a table that stays": (
         {"item": HashingTrick(rows=5)}, {"init": "warm", "counts": {"user": torch.ones(50)}}, ValueError,
-        r"counts names 'user', which is no table to compress; these are \['item'\]",
+        r"counts names 'user', which is not a table to compress; these are \['item'\]",
     ),
     "length of counts": (
         {"*": HashingTrick(rows=5)}, {"init": "warm", "counts": {"user": torch.ones(40)}}, ValueError,

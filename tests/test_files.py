@@ -104,7 +104,7 @@ def test_what_is_no_value_is_refused_by_its_place() -> None:
     ]:
         with pytest.raises(TypeError, match=text):
             nested.flatten(value)
-    with pytest.raises(ValueError, match="is no value that embcomp writes"):
+    with pytest.raises(ValueError, match="is not a value that embcomp writes"):
         nested.unflatten({"$eval": "1"}, {})
 
 

@@ -1,4 +1,4 @@
-"""Reads behaviour sequences: those of MovieLens-1M, or synthetic ones."""
+"""Reads behavior sequences: those of MovieLens-1M, or synthetic ones."""
 
 from __future__ import annotations
 

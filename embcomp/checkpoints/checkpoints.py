@@ -146,11 +146,11 @@ class Checkpoints:
         from embcomp.checkpoints.contents import Contents, check_alike, merged
 
         self.wait()
-        contents = self._ranks.each(lambda: Contents(self.model, self.optimizers))
-        every = self._ranks.all(lambda: {**contents.described(), **_facts(step, position)})
+        contents = self._ranks.together(lambda: Contents(self.model, self.optimizers))
+        every = self._ranks.gather(lambda: {**contents.described(), **_facts(step, position)})
         check_alike(every)
-        found, parts, state = self._ranks.each(lambda: self._take(contents.tensors(), asynchronous))
-        part = Path(self._ranks.ask_first(lambda: str(self._begin(step))))
+        found, parts, state = self._ranks.together(lambda: self._take(contents.tensors(), asynchronous))
+        part = Path(self._ranks.broadcast(lambda: str(self._begin(step))))
         facts = {name: every[0][name] for name in ("step", "position", "version", "encoders")}
         facts |= {"torch": str(torch.__version__), "world_size": self._ranks.world_size}
         facts["optimizers"] = merged(each["optimizers"] for each in every)
@@ -192,24 +192,24 @@ class Checkpoints:
         if found is None:
             return None
         path, saved = found
-        contents = self._ranks.each(lambda: Contents(self.model, self.optimizers))
-        every = self._ranks.all(lambda: contents.described(loading=True))
-        shapes = self._ranks.each(lambda: storage.saved_shapes(path))
+        contents = self._ranks.together(lambda: Contents(self.model, self.optimizers))
+        every = self._ranks.gather(lambda: contents.described(loading=True))
+        shapes = self._ranks.together(lambda: storage.saved_shapes(path))
         if lines := check_fits(saved, shapes, every):
             raise ValueError(f"{path} is a checkpoint of another model: {some(lines)}")
-        self._ranks.each(lambda: check_saved(path / "parts", self.parts))
-        states = self._ranks.each(lambda: saved_states(path / "parts", self.parts))
-        generators = self._ranks.each(lambda: _saved_random(path, self._ranks.rank)) if random else None
-        before = self._ranks.each(lambda: states_now(self.parts))
+        self._ranks.together(lambda: check_saved(path / "parts", self.parts))
+        states = self._ranks.together(lambda: saved_states(path / "parts", self.parts))
+        generators = self._ranks.together(lambda: _saved_random(path, self._ranks.rank)) if random else None
+        before = self._ranks.together(lambda: states_now(self.parts))
         try:  # parts first: what is not ours may refuse
-            self._ranks.each(lambda: load_states(self.parts, states))
-            targets = self._ranks.each(lambda: contents.targets(saved, shapes))
+            self._ranks.together(lambda: load_states(self.parts, states))
+            targets = self._ranks.together(lambda: contents.targets(saved, shapes))
             storage.read(targets, path, self._ranks)
         except BaseException:
             go_back(self.parts, before)
             raise
-        self._ranks.each(lambda: contents.load(saved, targets))
-        self._ranks.ask_first(lambda: restore_files(path / "parts", self.parts))
+        self._ranks.together(lambda: contents.load(saved, targets))
+        self._ranks.broadcast(lambda: restore_files(path / "parts", self.parts))
         if generators is not None:
             set_random_state(generators)
         self._known |= {name for name in self.folder.names() if step_of(name) >= saved["step"]}
@@ -217,7 +217,7 @@ class Checkpoints:
 
     def _find(self, step: int | None) -> tuple[Path, dict[str, Any]] | None:
         """The newest sound checkpoint and its manifest."""
-        names = self._ranks.ask_first(self.folder.names)
+        names = self._ranks.broadcast(self.folder.names)
         if step is not None:
             names = [name for name in names if step_of(name) == step]
             if not names:
@@ -226,7 +226,7 @@ class Checkpoints:
         for name in names:
             path = self.folder.path / name
             try:
-                saved = self._ranks.each(lambda path=path: self._verified(path))
+                saved = self._ranks.together(lambda path=path: self._verified(path))
             except Damaged as error:
                 damaged.append(str(error))
                 continue
@@ -262,14 +262,14 @@ class Checkpoints:
     def _write(
         self, part: Path, facts: dict[str, Any], found: dict[str, Any], parts: dict[str, Any], state: dict[str, Any]
     ) -> None:
-        """Writes into the folder `part`, which then becomes the checkpoint, or goes again."""
+        """Writes into the folder `part`; publishes it on success, removes it on failure."""
         from embcomp.checkpoints.contents import merged
         from embcomp.checkpoints.storage import write
 
         try:
             write(found, part, self._ranks)
-            files = self._ranks.all(lambda: self._write_own(part, parts, state))
-            self._ranks.ask_first(lambda: self._complete(part, {**facts, "files": merged(files)}))
+            files = self._ranks.gather(lambda: self._write_own(part, parts, state))
+            self._ranks.broadcast(lambda: self._complete(part, {**facts, "files": merged(files)}))
         except BaseException as error:
             if self._ranks.first:
                 shutil.rmtree(part, ignore_errors=True)

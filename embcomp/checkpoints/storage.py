@@ -98,13 +98,13 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
         part, _, rest = name.partition(".")
         nested.setdefault(part, {})[rest] = value
     try:
-        save(nested, storage_writer=_Writer(path), process_group=ranks.group, no_dist=not ranks.together)
+        save(nested, storage_writer=_Writer(path), process_group=ranks.group, no_dist=not ranks.several)
     except CheckpointException as error:
         raise _plain(error) from None
     except (
         RuntimeError
     ) as error:  # not of our writing, which would be a CheckpointException: of the calls between ranks
-        raise (ranks.gone(error) if ranks.together else error) from error
+        raise (ranks.gone(error) if ranks.several else error) from error
 
 
 def read(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
@@ -116,12 +116,12 @@ def read(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
             storage_reader=Reader(path),
             planner=Planner(),
             process_group=ranks.group,
-            no_dist=not ranks.together,
+            no_dist=not ranks.several,
         )
     except CheckpointException as error:
         raise _plain(error) from None
     except RuntimeError as error:
-        raise (ranks.gone(error) if ranks.together else error) from error
+        raise (ranks.gone(error) if ranks.several else error) from error
 
 
 class _Writer(FileSystemWriter):

@@ -150,7 +150,7 @@ def leiden(problem: Problem, resolution: float, seed: int, start: np.ndarray | N
     Args:
         problem: the graph.
         resolution: of the objective.
-        seed: of igraph's random numbers, which are its own again afterwards.
+        seed: the seed of igraph's generator, which is restored afterwards.
         start: labels to improve, int [n]; single vertices by default.
     """
     try:

@@ -88,7 +88,7 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the vectors that come out."""
+        """The dtype of the vectors that `look_up` returns."""
         return self.weight.dtype
 
     @property

@@ -231,7 +231,7 @@ def _checked_padding(padding_idx: int | None, table: Table) -> int | None:
     if table.num_embeddings is None:
         if place < 0:
             raise ValueError(
-                f"table {table.name!r}: padding_idx {place} counts from the end, which an open id space has not"
+                f"table {table.name!r}: padding_idx {place} counts from the end, but num_embeddings is None"
             )
         return place
     if not -table.num_embeddings <= place < table.num_embeddings:

@@ -12,8 +12,8 @@ Progress = Callable[[int, int, str], None]
 """(steps done, steps at most, text) -> None."""
 
 
-def unheard(done: int, total: int, text: str) -> None:
-    """A progress that nobody hears."""
+def no_progress(done: int, total: int, text: str) -> None:
+    """Ignore progress."""
 
 
 def assign(vectors: Tensor, centroids: Tensor, by_direction: bool = False) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def kmeans(
     iterations: int,
     tolerance: float,
     seed: int,
-    progress: Progress = unheard,
+    progress: Progress = no_progress,
     fewer: bool = False,
 ) -> Tensor:
     """Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007); empty clusters move to the worst vectors.

@@ -42,5 +42,5 @@ def _table(text: str) -> Table:
     name, _, size = text.rpartition("=")
     ids, _, width = size.partition("x")
     if not name or not ids.isdecimal() or not width.isdecimal():
-        raise ValueError(f"{text!r} is no table: write NAME=IDSxWIDTH, such as item=30000x16")
+        raise ValueError(f"{text!r} is not a table: write NAME=IDSxWIDTH, such as item=30000x16")
     return Table(name, int(ids), int(width))

@@ -64,7 +64,7 @@ def _names(columns: Sequence[str], label: str, features: Sequence[str] | None) -
             near = difflib.get_close_matches(str(name), columns, 1, 0.5)
             what = f"label={name!r}" if name == label else f"features: {name!r}"
             meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, columns))}"
-            raise ValueError(f"rank_features: {what} is no column; {meant}")
+            raise ValueError(f"rank_features: {what} is not a column; {meant}")
     if features is None:
         features = [name for name in columns if name != label]
     if label in features:

@@ -77,7 +77,7 @@ def _sides(held: Sequence[Held], edges: "Edges", given: "Mapping[str, Side] | No
     if given is not None:
         unknown = [name for name in given if not any(name in table.names for table in held)]
         if unknown:
-            raise ValueError(f"sides names {unknown[0]!r}, which is no table; these are {[t.name for t in held]}")
+            raise ValueError(f"sides names {unknown[0]!r}, which is not a table; these are {[t.name for t in held]}")
         return {table.name: side for table in held for name, side in given.items() if name in table.names}
     sides: dict[str, Side] = {}
     for side, ids in (("users", edges.num_users), ("items", edges.num_items)):

@@ -102,7 +102,7 @@ def by_name(held: Sequence[Held], given: Mapping[str, object] | None, what: str)
     for name, value in (given or {}).items():
         owners = [table for table in held if name in table.names]
         if not owners:
-            raise ValueError(f"{what} names {name!r}, which is no table; these are {[table.name for table in held]}")
+            raise ValueError(f"{what} names {name!r}, which is not a table; these are {[table.name for table in held]}")
         result |= {owner.name: value for owner in owners}
     return result
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embcomp import artifact
-from embcomp.ops.kmeans import unheard
+from embcomp.ops.kmeans import no_progress
 from embcomp.retrieval.checks import check_device, check_matrix
 from embcomp.retrieval.choose import way
 from embcomp.retrieval.rotations import Rotation
@@ -34,7 +34,7 @@ def compress(
     queries: Tensor | None = None,
     version: str | None = None,
     seed: int = 0,
-    progress: Progress = unheard,
+    progress: Progress = no_progress,
 ) -> VectorCodes:
     """Codes vectors, such as those of `CompressedEmbedding.materialize()`, by one of five ways.
 

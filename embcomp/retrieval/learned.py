@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embcomp.ops.code_search import search_blocks
-from embcomp.ops.kmeans import unheard
+from embcomp.ops.kmeans import no_progress
 from embcomp.ops.packed_columns import PackedColumns
 from embcomp.retrieval.checks import check_device, check_matrix
 from embcomp.retrieval.compress import stamp_of
@@ -35,7 +35,7 @@ def learn(
     hard: int = 50,
     version: str | None = None,
     seed: int = 0,
-    progress: Progress = unheard,
+    progress: Progress = no_progress,
 ) -> VectorCodes:
     """Trains the recurrent binarization of BEBR (arXiv 2302.08714) on vectors, and codes them with it.
 

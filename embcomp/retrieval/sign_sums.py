@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from embcomp.ops.grid import best_step, levels
-from embcomp.ops.kmeans import unheard
+from embcomp.ops.kmeans import no_progress
 from embcomp.ops.packed_columns import PackedColumns, groups_nbytes
 from embcomp.retrieval.forms import Form, GridForm, quantized_scales
 from embcomp.retrieval.rotations import directions, sample
@@ -49,7 +49,9 @@ class SignSums(Way):
     def nbytes(self, rows: int, dim: int) -> int:
         return groups_nbytes(rows, ((self.signs, 1),)) + FLOAT16 * self.signs * dim + rows + SIZES_NBYTES
 
-    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+    def fit(
+        self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = no_progress
+    ) -> Form:
         rows = sample(vectors, seed, _SAMPLE)
         size = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
         found: list[tuple[float, Tensor]] = []

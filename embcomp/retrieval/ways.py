@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embcomp.ops.grid import best_step, levels
-from embcomp.ops.kmeans import kmeans, unheard
+from embcomp.ops.kmeans import kmeans, no_progress
 from embcomp.ops.packed_columns import PackedColumns, groups_nbytes
 from embcomp.ops.packing import bits_for
 from embcomp.ops.product_codes import nearest_codes
@@ -60,7 +60,9 @@ class Way(abc.ABC):
         """Bytes of so many vectors of `dim` values as they will be held, constants included."""
 
     @abc.abstractmethod
-    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+    def fit(
+        self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = no_progress
+    ) -> Form:
         """Codes vectors, float32 [rows, dim]; `queries` [m, dim], a sample, says which directions matter."""
 
     def _basis_nbytes(self, dim: int, levels: int = 1) -> int:
@@ -103,7 +105,9 @@ class Grid(Way):
         codes = groups_nbytes(rows, ((self.columns(dim), self.bits),))
         return codes + self._basis_nbytes(dim) + (rows + SIZES_NBYTES if self.scale == "row" else 0)
 
-    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+    def fit(
+        self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = no_progress
+    ) -> Form:
         values, basis = self._turned(vectors, queries, seed)
         scales = sizes = None
         if self.scale == "row":
@@ -153,7 +157,9 @@ class Spread(Way):
         basis = FLOAT16 * self.columns(dim) * dim
         return -(-rows * self.row_bits // 8) + 16 * together + basis + rows + SIZES_NBYTES
 
-    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+    def fit(
+        self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = no_progress
+    ) -> Form:
         values, basis = self._turned(vectors, queries, seed)
         size = torch.linalg.vector_norm(values, dim=1, keepdim=True)
         codes, order, bits, steps = self._grids(values, size, seed)
@@ -200,7 +206,9 @@ class Signs(Way):
         codes = groups_nbytes(rows, ((self.columns(dim) * self.levels, 1),))
         return codes + self._basis_nbytes(dim, self.levels) + rows + SIZES_NBYTES
 
-    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+    def fit(
+        self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = no_progress
+    ) -> Form:
         left = F.normalize(vectors)
         decoded = torch.zeros_like(left)
         signs, bases = [], []
@@ -250,7 +258,9 @@ class Product(Way):
         codes = groups_nbytes(rows, ((self.parts, bits_for(self.codes)),))
         return codes + self.codes * self.columns(dim) * FLOAT16 + basis
 
-    def fit(self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = unheard) -> Form:
+    def fit(
+        self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = no_progress
+    ) -> Form:
         values, basis = self._turned(vectors, queries, seed)
         few = sample(values, seed, max(_POINTS, 4 * self.codes))
         books = []

@@ -1,4 +1,4 @@
-"""Behaviour sequences of any length at a constant cost per candidate, and the store that serves them.
+"""Behavior sequences of any length at a constant cost per candidate, and the store that serves them.
 
 `SDIM` needs torch alone; the store needs the extra `serving` and is imported when it is first named.
 """

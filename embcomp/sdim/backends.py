@@ -1,4 +1,4 @@
-"""Where a behaviour store keeps its bytes: LMDB, embedded in the process, or a Redis server, shared.
+"""Where a behavior store keeps its bytes: LMDB, embedded in the process, or a Redis server, shared.
 
 Both change what they hold in transactions. `update` reads keys, asks what to write, and writes that only if nobody
 changed one of those keys in between; readers see all of it or nothing.
@@ -27,7 +27,7 @@ Change = Callable[[list[bytes | None]], Mapping[bytes, bytes | None]]
 
 _KEYS = b"\0keys"  # the sum of all other keys
 _MARK = "embcomp-store"  # a file beside that of LMDB: there was something in it
-_NEEDS = f"a behaviour store needs {{}}: {install('serving')}"
+_NEEDS = f"a behavior store needs {{}}: {install('serving')}"
 
 
 class Backend(Protocol):

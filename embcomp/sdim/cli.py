@@ -32,7 +32,7 @@ def serve_behaviors(
     max_bytes: Annotated[int | None, typer.Option(min=1, help="How large a folder may become, if not 64 GiB.")] = None,
     reencode: Annotated[bool, typer.Option(help="Take over a store of another model.")] = False,
 ) -> None:
-    """Serve a behaviour store over HTTP."""
+    """Serve a behavior store over HTTP."""
     token = os.environ.get(TOKEN) or None
     try:
         if token is None and not _loopback(host):

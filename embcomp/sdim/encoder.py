@@ -1,4 +1,4 @@
-"""From item ids to what a behaviour store adds up: vectors and their buckets, under the name of a model version."""
+"""From item ids to what a behavior store adds up: vectors and their buckets, under the name of a model version."""
 
 from __future__ import annotations
 
@@ -124,5 +124,5 @@ class BehaviorEncoder:
             return cls(sdim, nn.Embedding.from_pretrained(state["items"]), state["version"])
         except Exception as error:
             raise ValueError(
-                f"{path} is no saved BehaviorEncoder ({error}): write it with BehaviorEncoder.save"
+                f"{path} is not a saved BehaviorEncoder ({error}): write it with BehaviorEncoder.save"
             ) from error

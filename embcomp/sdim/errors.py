@@ -1,10 +1,10 @@
-"""What a behaviour store may refuse, and why."""
+"""What a behavior store may refuse, and why."""
 
 from embcomp.files import Damaged
 
 
 class StoreError(RuntimeError):
-    """Base of what a behaviour store raises; the store is as it was before the call."""
+    """Base of what a behavior store raises; the store is as it was before the call."""
 
 
 class StampMismatch(StoreError):

@@ -1,4 +1,4 @@
-"""One user of a behaviour store: recent events and their bucket sums, in memory and as bytes."""
+"""One user of a behavior store: recent events and their bucket sums, in memory and as bytes."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class SDIM(nn.Module):
         if num_hashes % hash_width:
             below = num_hashes // hash_width * hash_width
             near = " or ".join(str(n) for n in (below, below + hash_width) if n)
-            raise ValueError(f"SDIM: num_hashes {num_hashes} is no multiple of hash_width {hash_width}: give {near}")
+            raise ValueError(f"SDIM: num_hashes={num_hashes} is not a multiple of hash_width={hash_width}: give {near}")
         if rule not in RULES:
             raise ValueError(f"SDIM: rule must be one of {', '.join(RULES)}, got {rule!r}")
         if rule == "kernel" and hash_width > _KERNEL_WIDTH:
@@ -142,7 +142,7 @@ class SDIM(nn.Module):
             raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {given.batch} histories")
         if expected:
             pooled = self._expected(candidates, *given.events(), given.offsets)
-        elif self._directly(candidates.shape[1], given):
+        elif self._skips_buckets(candidates.shape[1], given):
             asked = self._signed(candidates, candidate_signatures)
             pooled = self._collide(asked, given) if fast(sequence) else self._attend(asked, given)
         else:  # from here on buckets are fewer than what all candidates read
@@ -268,8 +268,8 @@ class SDIM(nn.Module):
             return sum_padded(codes, vectors, mask, self.width)
         return sum_jagged(codes, vectors, segments(given.offsets, len(vectors)), given.batch, self.width)
 
-    def _directly(self, candidates: int, given: Sequences) -> bool:
-        """Whether candidates are so few that buckets, most of which nobody reads, cost more than a pass for each."""
+    def _skips_buckets(self, candidates: int, given: Sequences) -> bool:
+        """True where comparing every event with each candidate is cheaper than building all buckets."""
         if self.rule == "kernel":
             return False
         if fast(given.vectors):

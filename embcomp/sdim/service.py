@@ -1,4 +1,4 @@
-"""A behaviour store over HTTP: append, fetch, pool and score. Needs the extra `serving`."""
+"""A behavior store over HTTP: append, fetch, pool and score. Needs the extra `serving`."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def create_app(
     """The service, an ASGI application for `uvicorn` or any other server.
 
     Args:
-        store: which is not closed by it.
+        store: the behavior store to serve; the app does not close it.
         scorer: the rest of a model, for `/v1/score`.
-        token: that every request but `/health` must bear (`Authorization: Bearer ...`); None asks for none.
-        limits: of one request.
+        token: the bearer token required on every request except `/health` (`Authorization: Bearer ...`), or None.
+        limits: the sizes that one request may have.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The behaviour store: every user's buckets, kept up to date event by event."""
+"""The behavior store: every user's buckets, kept up to date event by event."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENCODE_ANEW = {"float32": 4096, "float16": 64, "int8": 64}
 
 
 class BehaviorStore:
-    """Histories of users as SDIM reads them: the state of a Behaviour Sequence Encoding server.
+    """Histories of users as SDIM reads them: the state of a Behavior Sequence Encoding server.
 
     A user is a record of at most `max_events` recent item ids and their bucket sums. `append` adds events to the sums
     and lets the oldest go; nothing is encoded again. Every change is one transaction: when `append` returns it is

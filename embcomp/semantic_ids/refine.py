@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from embcomp.ops.kmeans import ROWS, Progress, assign, means, unheard
+from embcomp.ops.kmeans import ROWS, Progress, assign, means, no_progress
 
 
 def without(vectors: Tensor, centroids: Tensor, index: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def without(vectors: Tensor, centroids: Tensor, index: Tensor) -> Tensor:
 
 @torch.no_grad()
 def refine(
-    vectors: Tensor, codebooks: Tensor, *, rounds: int, least: float = 0.1, progress: Progress = unheard
+    vectors: Tensor, codebooks: Tensor, *, rounds: int, least: float = 0.1, progress: Progress = no_progress
 ) -> Tensor:
     """Fits each codebook of a residual quantizer again, given those of the other levels.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from embcomp.artifact import checksum
-from embcomp.ops.kmeans import Progress, unheard
+from embcomp.ops.kmeans import Progress, no_progress
 from embcomp.semantic_ids import files
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
@@ -81,7 +81,7 @@ class Tokenizer(abc.ABC):
         *,
         column: str | None = None,
         device: torch.device | str = "cpu",
-        progress: Progress = unheard,
+        progress: Progress = no_progress,
         checkpoint: str | Path | None = None,
     ) -> Self:
         """Learns the codes, once.

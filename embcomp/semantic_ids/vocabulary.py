@@ -117,7 +117,7 @@ class Vocabulary:
 
 
 def piece_numbers(codes: Tensor, pieces: Pieces, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """For each item and piece a value that is negative where the item lacks it, and its number: int64 [N, P] each."""
+    """The pair (present, number), int64 [N, P] each; present < 0 where the item lacks the piece."""
     codes = checked_codes(codes, codebook_size)
     spans = pieces.spans(codes.shape[1])
     columns = pieces.columns(codes, codebook_size)

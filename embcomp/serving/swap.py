@@ -153,7 +153,7 @@ def _(holder: TorchHolder, stores: Mapping[int, ServedStore]) -> dict[int, Any]:
     where = f"cannot export {names_of(table)[0]!r}"
     remedy = "leave it out of the patterns of dtype, and it stays as it is"
     if type(module) not in (nn.Embedding, nn.EmbeddingBag):
-        raise ValueError(f"{where}: {type(module).__name__} is a subclass with behaviour of its own; {remedy}")
+        raise ValueError(f"{where}: {type(module).__name__} is a subclass with behavior of its own; {remedy}")
     if module.max_norm is not None:
         raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows at each call; {remedy}")
     (part,) = Full().plan([table.table]).tables

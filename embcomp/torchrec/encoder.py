@@ -71,7 +71,7 @@ class KeyedEncoder(NotScripted, nn.Module):
         )
 
     def _in_place(self, ids: dict[str, Tensor]) -> Tensor:
-        """What `_encode` gives together, each part written where it belongs; weights nobody has."""
+        """The rows of `_encode`, written straight into one tensor; for unweighted collections."""
         sizes = [ids[run[0].feature].numel() * sum(read.lookups for read in run) for run in self.runs]
         out = torch.empty(sum(sizes), dtype=torch.int64, device="cpu")
         for run, part in zip(self.runs, out.split(sizes), strict=True):

@@ -180,7 +180,9 @@ def _check(gpus: int, gpus_per_node: int, gpu_bytes: int, reserve: float, batch_
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if gpus > gpus_per_node and gpus % gpus_per_node:
-        raise ValueError(f"{gpus} GPUs are no full nodes of {gpus_per_node}: give a multiple, or another gpus_per_node")
+        raise ValueError(
+            f"gpus={gpus} is not a multiple of gpus_per_node={gpus_per_node}: give a multiple, or another gpus_per_node"
+        )
     if not 0 <= reserve < 1:
         raise ValueError(f"reserve must be in [0, 1), got {reserve}")
     if batch_size < 1 or not 0 < ids_per_bag < math.inf:

@@ -59,7 +59,7 @@ def check_same(ranks: Ranks, mine: Facts) -> None:
     Raises:
         ValueError: they differ; on every rank, naming the rank, the table, both values and the remedy.
     """
-    first, *others = ranks.all(lambda: mine)
+    first, *others = ranks.gather(lambda: mine)
     said = [text for rank, facts in enumerate(others, 1) if facts != first for text in _differences(first, facts, rank)]
     if said:
         more = f"\nand {len(said) - _MOST} more" if len(said) > _MOST else ""

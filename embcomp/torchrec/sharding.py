@@ -99,9 +99,9 @@ def shard(
         return make_sharders(settings, device), limits, facts
 
     ranks = Ranks(group)
-    sharders, limits, facts = ranks.each(prepare)
+    sharders, limits, facts = ranks.together(prepare)
     check_same(ranks, facts)
-    plan = ranks.ask_first(lambda: _plan(model, sharders, limits, device, group))
+    plan = ranks.broadcast(lambda: _plan(model, sharders, limits, device, group))
     sharded = _shard(model, plan, sharders, device, group)
     _unscale(sharded, loss_scale)
     return sharded

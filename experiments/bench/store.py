@@ -1,4 +1,4 @@
-"""The behaviour store under several clients, LMDB and Redis: for `python -m experiments bench sdim`."""
+"""The behavior store under several clients, LMDB and Redis: for `python -m experiments bench sdim`."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class TrainingConfig:
 class SliceConfig:
     """Rows whose id of `feature` occurs min_count <= n <= max_count times in training: metrics `test/auc/<slice>`.
 
-    In runs on behaviour sequences `feature` is "history", and n the events that the user has before the row.
+    In runs on behavior sequences `feature` is "history", and n the events that the user has before the row.
     """
 
     feature: str

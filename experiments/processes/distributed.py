@@ -2,7 +2,7 @@
 
 `torchrun --nproc-per-node N -m experiments run FILE` starts them. The tables of a run with a fused optimizer are spread
 by `embcomp.torchrec.shard`; a run whose optimizer holds the tables keeps them on every process, their gradients
-averaged, as do retrieval runs and those on behaviour sequences. Without torchrun there is one process, and nothing here
+averaged, as do retrieval runs and those on behavior sequences. Without torchrun there is one process, and nothing here
 does anything.
 """
 

@@ -95,7 +95,7 @@ class Section:
 
     @cached_property
     def poolings(self) -> bool:
-        """Whether the rows are poolings of behaviour sequences, which differ in cost rather than in bytes."""
+        """Whether the rows are poolings of behavior sequences, which differ in cost rather than in bytes."""
         return all("behavior" in row.config for row in self.rows)
 
     @cached_property

@@ -156,10 +156,6 @@ def _shown(name: str, value: float | None) -> str:
     return f"{name} not defined (one class only)" if value is None else f"{name} {value:.4f}"
 
 
-def no_progress(done: int, total: int, text: str) -> None:
-    """Ignore progress."""
-
-
 def forget(run: RunConfig, settings: Settings) -> None:
     """Drop checkpoints and scalars of a run, so that it begins again."""
     for kind in ("runs", "tensorboard"):

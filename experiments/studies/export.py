@@ -51,11 +51,11 @@ def export_all(runs: Sequence[RunConfig], settings: Settings, console: Console, 
     """Export and judge what is not current -> how many runs could not be trained.
 
     Raises:
-        InputError: a retrieval or behaviour run.
+        InputError: a retrieval or behavior run.
     """
     others = [run.name for run in runs if run.kind != "clicks"]
     if others:
-        raise InputError(f"{others[0]} is a retrieval or behaviour run: only click-through models are exported here")
+        raise InputError(f"{others[0]} is a retrieval or behavior run: only click-through models are exported here")
     pending = [run for run in runs if force or not _is_current(run, settings.results)]
     if len(pending) < len(runs):
         console.print(f"{len(runs) - len(pending)} of {len(runs)} exports are current")

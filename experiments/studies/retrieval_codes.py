@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embcomp import artifact, retrieval
+from embcomp.ops.kmeans import no_progress
 from embcomp.torchrec.holders import stores_of
 from experiments.config import RunConfig
 from experiments.files import write_json, write_text
@@ -26,7 +27,6 @@ from experiments.load import load
 from experiments.processes.machine import hardware, versions
 from experiments.report.collect import Stat
 from experiments.runs.results import checkpoint_key, is_of, proof
-from experiments.runs.runner import no_progress
 from experiments.tasks.clicks import ClickTask
 from experiments.tasks.ranking import rank_metrics
 from experiments.tasks.task import prepare

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 import data
+from embcomp.ops.kmeans import no_progress
 from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.files import write_json, write_text
@@ -26,7 +27,6 @@ from experiments.load import load
 from experiments.processes.machine import hardware, versions
 from experiments.report.collect import Stat
 from experiments.runs.results import checkpoint_key, is_of, proof
-from experiments.runs.runner import no_progress
 from experiments.tasks.clicks import ClickTask, load_data
 from experiments.tasks.content import resolved
 from experiments.training.train import Trainer

@@ -1,4 +1,4 @@
-"""Runs on behaviour sequences: a click-through model reads each user's history, and what pools it is compared."""
+"""Runs on behavior sequences: a click-through model reads each user's history, and what pools it is compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from recsys_models.behavior import POOLINGS, BehaviorModel
 from recsys_models.search import ATTENTIONS, Search
 
 _GIVEN = {"self", "items", "pooling", "categories", "num_dense", "options"}
-"""The options that runs give a behaviour model themselves."""
+"""The options that runs give a behavior model themselves."""
 
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=strict)
@@ -56,7 +56,7 @@ class PoolingConfig:
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=strict)
 class BehaviorConfig(Section):
-    """What makes a run one on behaviour sequences: a click-through model reads each user's history.
+    """What makes a run one on behavior sequences: a click-through model reads each user's history.
 
     Attributes:
         task: "like", whether the item of an event is rated above 3, or "next", whether an item is the next one.
@@ -100,7 +100,7 @@ class BehaviorConfig(Section):
 
 
 def problems(experiment: ExperimentConfig) -> Iterator[str]:
-    """Say what is wrong with an experiment on behaviour sequences, as far as it can be known without data."""
+    """Say what is wrong with an experiment on behavior sequences, as far as it can be known without data."""
     yield from data_problems(experiment.data, data.SEQUENCES)
     yield from monitor_problems(experiment, "auc")
     yield from unfitted_problems(experiment)
@@ -110,12 +110,12 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
         if model.linear:
             yield "model.linear: BehaviorModel takes no first-order weights; leave it out"
     if any(optimizer.embedding for optimizer in experiment.optimizer):
-        yield "optimizer.embedding: tables of behaviour models are not fused; leave it out"
+        yield "optimizer.embedding: tables of behavior models are not fused; leave it out"
     for number, pooling in enumerate(experiment.section.poolings):
         yield from _pooling_problems(f"behavior.poolings[{number}]", pooling, model_options)
     for name, rows in experiment.slices.items():
         if rows.feature != "history":
-            yield f"slices.{name}.feature: behaviour runs have slices of 'history', not of {rows.feature!r}"
+            yield f"slices.{name}.feature: behavior runs have slices of 'history', not of {rows.feature!r}"
 
 
 def _pooling_problems(key: str, pooling: PoolingConfig, model_options: set[str]) -> Iterator[str]:
@@ -132,7 +132,7 @@ def _pooling_problems(key: str, pooling: PoolingConfig, model_options: set[str])
 
 @dataclass(frozen=True)
 class BehaviorTask:
-    """What a run on behaviour sequences trains; see `experiments.tasks.task.Task`. Its table is "item"."""
+    """What a run on behavior sequences trains; see `experiments.tasks.task.Task`. Its table is "item"."""
 
     shown = ("auc", "gauc")
     validate_every = 1
@@ -242,7 +242,7 @@ class BehaviorTraining:
         return {"item": torch.from_numpy(np.bincount(items, minlength=self.sequences.num_items))}
 
     def edges(self) -> Tensor:
-        raise InputError("runs on behaviour sequences have no table of users; methods that need pairs need [retrieval]")
+        raise InputError("runs on behavior sequences have no table of users; methods that need pairs need [retrieval]")
 
     def sides(self) -> Mapping[str, Side]:
         self.edges()  # says that there are none

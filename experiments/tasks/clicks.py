@@ -216,7 +216,7 @@ class ClickTraining:
         return {table_name(feature): counts for feature, counts in counts_of(self.clicks.folder).items()}
 
     def edges(self) -> Tensor:
-        """Of the positive rows."""
+        """The (user, item) pairs of the positive rows, int64 [2, E]."""
         label = self.clicks.schema.label
         self.sides()  # checks them
         assert self.graph is not None

@@ -87,7 +87,7 @@ def test_bad_requests(tmp_path):
     with pytest.raises(DataError, match="which folder"):
         data.load_interactions("interactions")
     (tmp_path / "interactions.parquet").write_text("no parquet")
-    with pytest.raises(DataError, match="is no parquet file"):
+    with pytest.raises(DataError, match="is not a parquet file"):
         data.load_interactions("interactions", folder=tmp_path)
     pl.DataFrame({"user_id": [1]}).write_parquet(tmp_path / "interactions.parquet")
     with pytest.raises(DataError, match="parquet: no column 'item_id'; there are user_id"):

@@ -16,13 +16,14 @@ from rich.console import Console
 import experiments.__main__ as cli
 from data.registry import DATASETS
 from embcomp.methods import METHODS
+from embcomp.ops.kmeans import no_progress
 from experiments import plugins
 from experiments.errors import InputError
 from experiments.load import check
 from experiments.loggers import LOGGERS, MLflow, Start, WandB
 from experiments.runs.flat import save, table
 from experiments.runs.results import key
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 from recsys_models.build import MODELS, RETRIEVAL_MODELS
 
 MINE = '''

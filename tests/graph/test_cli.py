@@ -66,4 +66,4 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no.parquet" in capsys.readouterr().err
     (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n")
     assert run("graphhash", tmp_path / "log.csv", "--rows", "9") == 2
-    assert re.search("embcomp graphhash: .*log.csv is no parquet file.*scan_csv", capsys.readouterr().err)
+    assert re.search("embcomp graphhash: .*log.csv is not a parquet file.*scan_csv", capsys.readouterr().err)

@@ -168,7 +168,7 @@ def test_bad_logs_are_refused(columns: dict, settings: dict, message: str) -> No
 
 def test_bad_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n")
-    with pytest.raises(ValueError, match=r"log\.csv is no parquet file.*pl\.scan_csv"):
+    with pytest.raises(ValueError, match=r"log\.csv is not a parquet file.*pl\.scan_csv"):
         interactions(tmp_path / "log.csv")
     with pytest.raises(FileNotFoundError, match=r"no\*\.parquet: no file has such a name"):
         interactions(tmp_path / "no*.parquet")

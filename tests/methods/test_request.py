@@ -32,7 +32,7 @@ def test_sizes_as_users_write_them(whole: int, cents: int, unit: str, space: str
 
 @pytest.mark.parametrize("given", ["50M", "10", "", "-5MB", "1e3MB", "ten %", "5.%", "1,5GB", "10 percent"])
 def test_a_text_of_another_form_says_what_to_write(given: str) -> None:
-    with pytest.raises(ValueError, match=f"nbytes='{given}' is no size: write '10%', '50MB'"):
+    with pytest.raises(ValueError, match=f"nbytes='{given}' is not a size: write '10%', '50MB'"):
         parse_nbytes(given, 1000)
 
 

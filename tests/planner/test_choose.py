@@ -238,7 +238,7 @@ def test_codes_offer_semantic_ids():
         ("5%", {"data": [(torch.zeros(2, 4, dtype=torch.int64), torch.tensor([1.0, 3.0]))]}, "must be 0 or 1"),
         ("5%", {"count": "both"}, "count"),
         ("5%", {"init": "cold"}, "init"),
-        ("no", {}, "is no size"),
+        ("no", {}, "is not a size"),
     ],
 )
 def test_bad_arguments_are_named(budget, arguments, error):

@@ -28,8 +28,8 @@ def test_it_prints_and_writes_the_choice(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["user=5000", "--nbytes", "10%"], "'user=5000' is no table: write NAME=IDSxWIDTH"),
-        ([*TABLES, "--nbytes", "much"], "is no size"),
+        (["user=5000", "--nbytes", "10%"], "'user=5000' is not a table: write NAME=IDSxWIDTH"),
+        ([*TABLES, "--nbytes", "much"], "is not a size"),
         ([*TABLES, "--nbytes", "10"], "the least possible is"),
         ([*TABLES, "--nbytes", "10%", "--keep", "x"], "the pattern 'x' matches no table"),
         ([*TABLES, "--nbytes", "10%", "--count", "both"], "count"),

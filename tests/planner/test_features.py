@@ -194,9 +194,9 @@ CLICKS = {"user": [1, 2, 1, 2], "price": [0.5, 1.5, 0.5, 0.5], "label": [0, 1, 1
 @pytest.mark.parametrize(
     ("columns", "options", "said"),
     [
-        ({}, {"label": "lable"}, "label='lable' is no column; did you mean 'label'"),
+        ({}, {"label": "lable"}, "label='lable' is not a column; did you mean 'label'"),
         ({}, {"label": "zzz"}, "there are 'user', 'price', 'label'"),
-        ({}, {"features": ["usr"]}, "features: 'usr' is no column; did you mean 'user'"),
+        ({}, {"features": ["usr"]}, "features: 'usr' is not a column; did you mean 'user'"),
         ({}, {"features": []}, "no features"),
         ({}, {"features": "user"}, r"write \['user'\]"),
         ({}, {"features": ["user", "label"]}, "holds the label 'label' itself"),

@@ -1,4 +1,4 @@
-"""Behaviour models: each pooling against its formula event by event, and what all of them do."""
+"""Behavior models: each pooling against its formula event by event, and what all of them do."""
 
 import pytest
 import torch

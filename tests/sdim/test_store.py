@@ -1,4 +1,4 @@
-"""The behaviour store against encoding its events from nothing, and what it refuses."""
+"""The behavior store against encoding its events from nothing, and what it refuses."""
 
 import copy
 import random

@@ -94,7 +94,7 @@ def test_every_method_is_planned(example) -> None:
     ("settings", "text"),
     [
         ({"gpus": 0}, "gpus must be at least 1, got 0"),
-        ({"gpus": 12}, "12 GPUs are no full nodes of 8"),
+        ({"gpus": 12}, "gpus=12 is not a multiple of gpus_per_node=8"),
         ({"gpus": 8, "reserve": 1.0}, "reserve must be in"),
         ({"gpus": 8, "ids_per_bag": 0.0}, "must be positive, got 8192 and 0.0"),
     ],

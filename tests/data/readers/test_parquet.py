@@ -281,7 +281,7 @@ def test_missing_files(tmp_path):
 
 def test_a_file_that_is_not_parquet(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(DataError, match=r"parquet: .*rows\.parquet is no parquet file; "):
+    with pytest.raises(DataError, match=r"parquet: .*rows\.parquet is not a parquet file; "):
         data.load("parquet", folder=tmp_path, cache=tmp_path / "cache", schema=SCHEMA)
 
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import embcomp
+from embcomp.ops.kmeans import no_progress
 from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.load import check
 from experiments.processes import distributed
 from experiments.processes.processes import Processes
 from experiments.runs import results, runner
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 from experiments.training import train
 
 ROOT = Path(__file__).parents[3]

@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 
 from data import registry
+from embcomp.ops.kmeans import no_progress
 from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.load import check
 from experiments.runs import results
 from experiments.runs.results import checkpoint_key, is_current, key
-from experiments.runs.runner import Settings, execute, no_progress, run_all
+from experiments.runs.runner import Settings, execute, run_all
 
 NAMES = ("item.cat", "item/cat", "type", "items", "values", "train", "user[0]")
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import embcomp
+from embcomp.ops.kmeans import no_progress
 from experiments.errors import InputError
 from experiments.runs import results
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from embcomp.ops.kmeans import no_progress
 from experiments.processes.processes import start_context
 from experiments.runs import runner
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 
 SECTIONS = {
     "adam and dropout": {"model": {"options": {"hidden": [16], "dropout": 0.3, "batch_norm": True}}},

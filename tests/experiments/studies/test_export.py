@@ -52,7 +52,7 @@ def test_weights_that_are_there_are_not_trained_again(make_run, tmp_path: Path, 
 
 def test_what_cannot_be_exported_is_said(make_run, tmp_path: Path) -> None:
     run = make_run(retrieval={}, training={"monitor": "valid/recall@20"}, model={"name": "MF", "options": {}})
-    with pytest.raises(InputError, match="is a retrieval or behaviour run"):
+    with pytest.raises(InputError, match="is a retrieval or behavior run"):
         export_all([run], Settings(tmp_path, tmp_path), CONSOLE)
     with pytest.raises(InputError, match="holds no results"):
         write_markdown(tmp_path, tmp_path)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from embcomp.ops.kmeans import no_progress
 from experiments.errors import InputError
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 
 
 def result(settings, run):

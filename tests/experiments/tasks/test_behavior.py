@@ -1,4 +1,4 @@
-"""Runs on behaviour sequences: what they compare, slices, budgets, resuming, what is refused."""
+"""Runs on behavior sequences: what they compare, slices, budgets, resuming, what is refused."""
 
 import json
 
@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import data
+from embcomp.ops.kmeans import no_progress
 from experiments.bench.published import PublishedDIN, PublishedSDIM
 from experiments.errors import InputError
 from experiments.load import CONFIGS, check, load
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 from experiments.tasks.datasets import load_data
 from experiments.tasks.metrics import click_metrics
 from experiments.tasks.task import prepare
@@ -125,8 +126,8 @@ def test_an_interrupted_epoch_goes_on(make_run, tmp_path):
         ("behavior", {"poolings": [{"pooling": "dinn"}]}, "unknown pooling 'dinn': did you mean 'din'?"),
         ("behavior", {"poolings": [{"pooling": "eta", "options": {"tops": 1}}]}, "'tops': did you mean 'top'?"),
         ("behavior", {"poolings": [{"pooling": "sdim", "option": {}}]}, "did you mean 'options'?"),
-        ("slices", {"old": {"feature": "item"}}, "behaviour runs have slices of 'history', not of 'item'"),
-        ("optimizer", {"embedding": "SGD"}, "tables of behaviour models are not fused"),
+        ("slices", {"old": {"feature": "item"}}, "behavior runs have slices of 'history', not of 'item'"),
+        ("optimizer", {"embedding": "SGD"}, "tables of behavior models are not fused"),
         ("retrieval", {}, "leave out one of the sections"),
         ("training", {"monitor": "valid/recall@20"}, "a click-through run has no valid/recall@20"),
     ],
@@ -139,7 +140,7 @@ def test_what_is_wrong_is_said_with_its_key(small, section, values, message):
 
 def test_what_the_model_or_the_data_reject_is_an_input_error(make_run):
     broken = {"poolings": [{"pooling": "sdim", "options": {"num_hashes": 7}}]}
-    with pytest.raises(InputError, match="pooling 'sdim': SDIM: num_hashes 7 is no multiple"):
+    with pytest.raises(InputError, match="pooling 'sdim': SDIM: num_hashes=7 is not a multiple"):
         prepare(make_run(behavior=broken)).model(CPU)
     with pytest.raises(InputError, match="there is no table 'user', only 'item'"):
         prepare(make_run(methods=[{"method": "HashingTrick", "share": 0.5, "table": "user"}]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from embcomp.graph import interactions
-from experiments.runs.runner import no_progress
+from embcomp.ops.kmeans import no_progress
 from experiments.tasks.cold import extended, placed
 from experiments.tasks.ranking import pair_auc
 from experiments.tasks.task import prepare

@@ -7,10 +7,11 @@ import torch
 from rich.console import Console
 
 import data
+from embcomp.ops.kmeans import no_progress
 from experiments.errors import InputError
 from experiments.load import CONFIGS, check, load
 from experiments.runs.results import key, read_results
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 from experiments.tasks import content as semantic
 from experiments.tasks import text
 from experiments.tasks.task import prepare

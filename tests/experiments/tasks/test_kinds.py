@@ -7,10 +7,11 @@ import pytest
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 import data
+from embcomp.ops.kmeans import no_progress
 from experiments.config.section import Positive, Section, strict
 from experiments.errors import InputError
 from experiments.load import check
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 from experiments.tasks.clicks import ClickTask
 from experiments.tasks.kind import Kind
 from experiments.tasks.task import KINDS, prepare

@@ -8,10 +8,11 @@ import torch
 
 import data
 import embcomp
+from embcomp.ops.kmeans import no_progress
 from experiments.errors import InputError
 from experiments.load import check
 from experiments.processes.processes import start_context
-from experiments.runs.runner import Settings, execute, no_progress
+from experiments.runs.runner import Settings, execute
 from experiments.tasks.retrieval import embeddings
 from experiments.tasks.task import prepare
 from experiments.training.train import Trainer
