@@ -70,7 +70,7 @@ def check(values: dict[str, Any], place: str, default_name: str = "experiment") 
     if problems := list(no_settings(values)):
         raise _error(place, problems)
     kinds = {kind.section.key: kind for kind in KINDS.values()}
-    given = [key for key in kinds if key in values]
+    given = [key for key in kinds if values.get(key) is not None]
     kind = kinds[given[-1]] if given else KINDS["clicks"]
     common = {key: value for key, value in values.items() if key not in kinds}
     problems = [f"unknown key {key!r}" for key in _NOT_IN_FILES if key in common]

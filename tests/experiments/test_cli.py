@@ -63,7 +63,7 @@ def test_two_jobs_write_what_one_does(call, toml, small, tmp_path):
 def test_the_name_of_a_finished_run_stays_in_a_terminal(make_run, tmp_path, monkeypatch):
     """The bars are drawn again after each line, over whatever was not ended."""
     terminal = io.StringIO()
-    monkeypatch.setattr(runner, "execute", lambda run, settings, report: report(1, 2, "x") or ("done", "auc 0.5"))
+    monkeypatch.setattr(runner, "execute", lambda run, settings, report, task: report(1, 2, "x") or ("done", "auc 0.5"))
     console = Console(file=terminal, force_terminal=True, width=120, color_system=None)
     runs = [make_run(), make_run()]
     runner.run_all(runs, runner.Settings(tmp_path, tmp_path), console)
