@@ -1,6 +1,8 @@
 """The command `embcomp` itself; its parts are tested beside them."""
 
+import json
 import runpy
+import subprocess
 import sys
 import tomllib
 from importlib import import_module
@@ -42,6 +44,24 @@ def test_help_and_version_need_torch_alone(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == said
     assert run("plam") == 2
     assert "invalid choice: 'plam'" in capsys.readouterr().err
+
+
+def test_import_and_help_load_nothing_of_size_beside_torch() -> None:
+    """Not even a part of torch that `import torch` leaves for later, as DTensor and export, which take seconds."""
+    script = """
+import contextlib, io, json, sys, torch
+before = set(sys.modules)
+import embcomp, embcomp.cli
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    embcomp.cli.main(["--help"])
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    loaded = json.loads(said.stdout)
+    foreign = [name for name in loaded if name.split(".")[0] not in {"embcomp", *sys.stdlib_module_names}]
+    assert foreign == []
+    assert "embcomp.torchrec" not in loaded
+    assert not {"embcomp.sdim", "embcomp.retrieval", "asyncio", "multiprocessing"} & {*loaded}
 
 
 @pytest.mark.usefixtures("only_torch")
