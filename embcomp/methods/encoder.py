@@ -103,6 +103,10 @@ class Encoder(nn.Module, abc.ABC):
             self._buffers[name] = buffer if device.type == "meta" else buffer.to(device)
         return self
 
+    def lookups_of(self, chunk: int) -> int:
+        """How many rows a chunk reads."""
+        return 1
+
     def reset_buffers(self) -> None:
         """Computes again the buffers that follow from the table's name, after it has changed."""
 

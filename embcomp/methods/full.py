@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from embcomp.methods.base import Chunk, Concat, Encoder, Ladder, Method, Plan, Rows, Sizes, Store, Table, TablePlan
+from embcomp.methods.together import Parts
 
 
 class IdentityEncoder(Encoder):
@@ -14,6 +15,11 @@ class IdentityEncoder(Encoder):
 
     def encode(self, ids: Tensor) -> list[Rows]:
         return [Rows(ids.unsqueeze(-1))]
+
+    @classmethod
+    def encode_together(cls, asked: Parts) -> Rows:
+        """Rows of several encoders (`embcomp.methods.together`)."""
+        return Rows(asked.ids)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -28,8 +28,9 @@ from embcomp.methods.base import (
     per_table,
     side_store,
 )
-from embcomp.methods.hashing import HashEncoder
-from embcomp.ops.packing import bits_for, packed_words
+from embcomp.methods.hashing import HashEncoder, hashed_together
+from embcomp.methods.together import Parts
+from embcomp.ops.packing import bits_for, packed_words, unpack_at
 from embcomp.settings import Ids, RowCount
 
 if TYPE_CHECKING:
@@ -61,6 +62,23 @@ class ClusterEncoder(HashEncoder):
             return [Rows(rows)]
         unseen, *hashed = super().encode(ids)
         return [Rows(torch.where(rows < 0, unseen.rows + self.first, rows)), *hashed]
+
+    @classmethod
+    def encode_together(cls, asked: Parts) -> Rows:
+        encoders = [part.encoder for part in asked.parts]
+        maps = [part.encoder if part.chunk == 0 else None for part in asked.parts]  # later chunks hash
+        hashed, starts, bits, masks, entries, own_rows, first = hashed_together(
+            asked,
+            [32 * start for start in asked.starts("words")],
+            [encoder.bits for encoder in encoders],
+            [(1 << encoder.bits) - 1 for encoder in encoders],
+            [0 if found is None else found.num_ids for found in maps],
+            [encoder.own_rows for encoder in encoders],
+            [0 if found is None else found.first for found in maps],
+        )
+        known = asked.ids < entries
+        row = unpack_at(asked.joined("words"), torch.where(known, starts + asked.ids * bits, starts), masks)
+        return Rows(torch.where(known & (row < own_rows), row, hashed + first))
 
     def cluster_map(self) -> ClusterMap:
         """The map that it holds, without what the clustering knew of it."""

@@ -26,8 +26,9 @@ from embcomp.methods.base import (
     side_store,
 )
 from embcomp.methods.budget import share_rows
-from embcomp.ops.balanced import KEY_WORDS, balanced_key, balanced_rows
-from embcomp.ops.hashing import MAX_ROWS, check_ids, hash_key, hash_rows, hash_rows_by_key
+from embcomp.methods.together import Parts
+from embcomp.ops.balanced import KEY_WORDS, Domain, balanced_key, balanced_rows, balanced_rows_each
+from embcomp.ops.hashing import MAX_ROWS, check_ids, hash_key, hash_rows, hash_rows_by_key, hash_rows_each
 from embcomp.settings import ReadCount, RowCount
 
 
@@ -66,6 +67,14 @@ class HashEncoder(Encoder):
         keys = self.keys.split(self.lookups)
         return [Rows(self._by_id(ids, key, rows)) for key, rows in zip(keys, self.ranges, strict=True)]
 
+    def lookups_of(self, chunk: int) -> int:
+        return self.lookups[chunk]
+
+    @classmethod
+    def encode_together(cls, asked: Parts) -> Rows:
+        """Rows of several encoders (`embcomp.methods.together`)."""
+        return Rows(hashed_together(asked)[0])
+
     def _by_key(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
         """Rows [number of keys, number of ids]."""
         return hash_rows_by_key(ids, keys, rows, out)
@@ -85,11 +94,39 @@ class BalancedHashEncoder(HashEncoder):
         self.num_ids = table.ids_or_raise("balanced=True")
         super().__init__(table, config, seed, rows, lookups)
 
+    @classmethod
+    def encode_together(cls, asked: Parts) -> Rows:
+        domains = [Domain.of(encoder.num_ids, encoder.ranges[chunk]) for encoder, chunk in asked.parts]
+        at, *domain = asked.each(_first_keys(asked), *zip(*(domain.numbers for domain in domains), strict=True))
+        keys = _keys_at(asked, at).unbind(-1)
+        return Rows(balanced_rows_each(asked.ids, keys, *domain))
+
     def _by_key(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
         return balanced_rows(ids, keys, self.num_ids, rows, out)
 
     def _by_id(self, ids: Tensor, keys: Tensor, rows: int) -> Tensor:
         return balanced_rows(ids, keys, self.num_ids, rows).t()
+
+
+def hashed_together(asked: Parts, *columns: Sequence[int]) -> tuple[Tensor, ...]:
+    """Hashed rows of several `HashEncoder`s, int64 [N, lookups], and more columns by `Parts.each`."""
+    ranges = [encoder.ranges[chunk] for encoder, chunk in asked.parts]
+    at, rows, *more = asked.each(_first_keys(asked), ranges, *columns)
+    return hash_rows_each(asked.ids, _keys_at(asked, at), rows), *more
+
+
+def _first_keys(asked: Parts) -> list[int]:
+    """Where the keys of each part start, among those of all encoders."""
+    starts = asked.starts("keys")
+    return [start + sum(part.encoder.lookups[: part.chunk]) for start, part in zip(starts, asked.parts, strict=True)]
+
+
+def _keys_at(asked: Parts, first: Tensor) -> Tensor:
+    """The keys of each id, [N, lookups], or [N, lookups, words of a key]."""
+    keys = asked.joined("keys")
+    encoder, chunk = asked.parts[0]
+    number = encoder.lookups[chunk]
+    return keys[first if number == 1 else first + torch.arange(number, device=first.device)]
 
 
 def hash_encoder(balanced: bool) -> type[HashEncoder]:
@@ -278,3 +315,16 @@ class _HashEmbeddingEncoder(HashEncoder):
     def encode(self, ids: Tensor) -> list[Rows]:
         *values, importance = super().encode(ids)
         return [Rows(ids.unsqueeze(-1)) if self.own_importance else importance, *values]
+
+    @classmethod
+    def encode_together(cls, asked: Parts) -> Rows:
+        starts = asked.starts("keys")
+        # The importance comes first, but its key is the last.
+        places = [len(part.encoder.keys) - 1 if part.chunk == 0 else part.chunk - 1 for part in asked.parts]
+        first, rows, own = asked.each(
+            [start + place for start, place in zip(starts, places, strict=True)],
+            [part.encoder.ranges[place] for part, place in zip(asked.parts, places, strict=True)],
+            [part.chunk == 0 and part.encoder.own_importance for part in asked.parts],
+        )
+        hashed = hash_rows_each(asked.ids, _keys_at(asked, first), rows)
+        return Rows(torch.where(own.bool(), asked.ids, hashed))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 
 from embcomp.methods.base import (
@@ -26,6 +27,7 @@ from embcomp.methods.base import (
     side_store,
 )
 from embcomp.methods.budget import share_rows
+from embcomp.methods.together import Parts
 from embcomp.ops.hashing import MAX_ROWS
 from embcomp.settings import RowCount
 
@@ -40,6 +42,15 @@ class QuotientRemainderEncoder(Encoder):
     def encode(self, ids: Tensor) -> list[Rows]:
         quotient = ids // self.divisor
         return [Rows(quotient.unsqueeze(-1)), Rows((ids - quotient * self.divisor).unsqueeze(-1))]
+
+    @classmethod
+    def encode_together(cls, asked: Parts) -> Rows:
+        """Rows of several encoders (`embcomp.methods.together`)."""
+        divisor, chunk = asked.each(
+            [part.encoder.divisor for part in asked.parts], [part.chunk for part in asked.parts]
+        )
+        quotient = asked.ids // divisor
+        return Rows(torch.where(chunk.bool(), asked.ids - quotient * divisor, quotient))
 
 
 def smallest_pair(num_embeddings: int) -> int:

@@ -10,6 +10,7 @@ with two 64-bit numbers of the key (Dietzfelbinger 1996, strongly universal).
 
 import ctypes
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from embcomp.ops.checks import int64, readable, size
 KEY_WORDS = 8
 MAX_IDS = 2**60
 _WORD = (1 << 32) - 1
+Number = int | Tensor
 
 
 def balanced_key(seed: int, table: str, chunk: int) -> list[int]:
@@ -46,6 +48,12 @@ class Domain:
     high: int
     scale: int
     shift: int
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int, int, int]:
+        """low_bits, a mask of as many bits, what shifts 64 bits to them, high, scale, shift."""
+        mask = (1 << self.low_bits) - 1
+        return self.low_bits, mask, min(64 - self.low_bits, 63), self.high, self.scale, self.shift
 
     @classmethod
     def of(cls, num_embeddings: int, rows: int) -> "Domain":
@@ -73,14 +81,37 @@ def places(num_embeddings: int) -> int:
 
 def balanced_rows_reference(ids: Tensor, keys: Tensor, domain: Domain) -> Tensor:
     """`balanced_rows` in plain torch: any device, traceable by torch.compile and torch.export."""
-    low_mask = (1 << domain.low_bits) - 1
-    high, low = ids >> domain.low_bits, ids & low_mask
+    return balanced_rows_each(ids, [keys[:, i, None] for i in range(KEY_WORDS)], *domain.numbers)
+
+
+def balanced_rows_each(
+    ids: Tensor,
+    keys: Sequence[Tensor],
+    low_bits: Number,
+    low_mask: Number,
+    low_shift: Number,
+    high_places: Number,
+    scale: Number,
+    shift: Number,
+) -> Tensor:
+    """Rows under keys and domains that may differ from id to id, in plain torch.
+
+    Args:
+        ids: int64, of any shape.
+        keys: the `KEY_WORDS` numbers of the keys, int64 of a shape that broadcasts with that of the ids.
+        low_bits: the first of `Domain.numbers`; each a number, or int64 that broadcasts.
+        low_mask: the second.
+        low_shift: the third.
+        high_places: the fourth.
+        scale: the fifth.
+        shift: the sixth.
+    """
+    high, low = ids >> low_bits, ids & low_mask
     for i in range(0, KEY_WORDS, 4):
-        a, b, c, d = (keys[:, i + j, None] for j in range(4))
-        low = low ^ (_upper(high * a + b) >> (32 - domain.low_bits))
-        high = high + ((_upper(low * c + d) * domain.high) >> 32)
-        high = torch.where(high >= domain.high, high - domain.high, high)
-    return (((high << domain.low_bits) + low) * domain.scale) >> domain.shift
+        a, b, c, d = keys[i : i + 4]
+        low = low ^ ((torch.addcmul(b, high, a) >> low_shift) & low_mask)  # the upper bits, as many as low has
+        high = (high + ((_upper(torch.addcmul(d, low, c)) * high_places) >> 32)) % high_places
+    return (((high << low_bits) + low) * scale) >> shift
 
 
 def _upper(x: Tensor) -> Tensor:

@@ -49,7 +49,12 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def hash_rows_reference(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
     """`hash_rows` in plain torch: any device, traceable by torch.compile and torch.export."""
-    z = ids.unsqueeze(-1) ^ keys
+    return hash_rows_each(ids.unsqueeze(-1), keys, rows)
+
+
+def hash_rows_each(ids: Tensor, keys: Tensor, rows: int | Tensor) -> Tensor:
+    """Rows of ids under keys and ranges that may differ from id to id, all of shapes that broadcast, in plain torch."""
+    z = ids ^ keys
     z = (z ^ _shift_right(z, 30)) * _C1
     z = (z ^ _shift_right(z, 27)) * _C2
     z = z ^ _shift_right(z, 31)

@@ -70,12 +70,15 @@ def unpack_reference(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> T
     """`unpack` in plain torch: any device, traceable by torch.compile and torch.export."""
     if width > 1:
         ids = ids.unsqueeze(-1) * width + torch.arange(width, device=ids.device)
-    at = ids * bits
-    word = (at >> 5).reshape(-1)
-    low = words.index_select(0, word).long() & 0xFFFFFFFF
-    high = words.index_select(0, word + 1).long()
-    pair = (low | (high << 32)).view(at.shape)
-    return torch.bitwise_right_shift(pair, at & 31) & ((1 << bits) - 1)  # the sign that it copies is above the mask
+    return unpack_at(words, ids * bits, (1 << bits) - 1)
+
+
+def unpack_at(words: Tensor, at: Tensor, mask: int | Tensor) -> Tensor:
+    """Entries that start at these bits, int64 of any shape, in plain torch; `mask` has their bits, which may differ."""
+    word = at >> 5
+    low = words[word].long() & 0xFFFFFFFF
+    high = words[word + 1].long()
+    return torch.bitwise_right_shift(low | (high << 32), at & 31) & mask  # the sign that it copies is above the mask
 
 
 def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:

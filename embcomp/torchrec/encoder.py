@@ -11,6 +11,7 @@ from embcomp.ops.bags import transformed
 from embcomp.ops.checks import readable
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.layout import Read
+from embcomp.torchrec.together import Together, row_weights
 from embcomp.tracing import NotScripted, one_node
 
 
@@ -37,6 +38,7 @@ class KeyedEncoder(NotScripted, nn.Module):
         self.runs = _runs(self.reads)
         self.counts = {read.table: read.chunks for read in reads}
         self.whole = not weighted and all(len(run) == self.counts[run[0].table] for run in self.runs)
+        self.together = Together(self.reads, self.encoders, weighted)
         self._orders: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor | None, Tensor | None]] = {}
 
     @one_node
@@ -49,11 +51,13 @@ class KeyedEncoder(NotScripted, nn.Module):
         """
         check_features(features, self.features, self.ids_weighted)
         ids, given = _by_feature(features, self.ids_weighted)
-        if self.whole and len(self.runs) > 1 and readable(features.values()):
+        lengths = features.lengths().view(len(features.keys()), -1)
+        if _pays_together(features.values()):
+            values, weights = self.together(features, lengths, ids, given)
+        elif self.whole and len(self.runs) > 1 and readable(features.values()):
             values, weights = [self._in_place(ids)], []
         else:
             values, weights = self._encode(ids, given)
-        lengths = features.lengths().view(len(features.keys()), -1)
         order, times = self._order(tuple(features.keys()), lengths)
         if order is not None:
             lengths = lengths.index_select(0, order)
@@ -95,7 +99,7 @@ class KeyedEncoder(NotScripted, nn.Module):
                 rows, fixed = encoded[feature, table][read.chunk]
                 values.append(rows.reshape(-1))
                 if self.weighted:
-                    weights.append(_weights(rows, fixed, given.get(feature)).reshape(-1))
+                    weights.append(row_weights(rows, fixed, given.get(feature)).reshape(-1))
         return values, weights
 
     def _order(self, keys: tuple[str, ...], lengths: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -142,8 +146,11 @@ def _by_feature(features: KeyedJaggedTensor, weighted: bool) -> tuple[dict[str, 
     return ids, dict(zip(keys, features.weights().split(sizes), strict=True)) if weighted else {}
 
 
-def _weights(rows: Tensor, fixed: Tensor | None, given: Tensor | None) -> Tensor:
-    """The factor of each row, [N, lookups]: the method's, times that of the id."""
-    if given is None:
-        return torch.ones(rows.shape, dtype=torch.float32, device=rows.device) if fixed is None else fixed
-    return given.unsqueeze(-1).expand(rows.shape) if fixed is None else fixed * given.unsqueeze(-1)
+def _pays_together(values: Tensor) -> bool:
+    """Whether launches cost more than arithmetic: on a GPU, and in compiled graphs.
+
+    On a CPU C++ takes feature by feature. An exported graph keeps to operations that other runtimes know.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or transformed():  # pyright: ignore
+        return False
+    return torch.compiler.is_compiling() or values.device.type not in ("cpu", "meta")
