@@ -14,9 +14,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import embcomp
 from embcomp import Table
 from embcomp.methods.together import Part, alike
+from embcomp.testing.examples import EXAMPLES, KINDS, Example, counts_of
 from embcomp.torchrec import CompressedEmbeddingBagCollection
 from embcomp.torchrec.encoder import KeyedEncoder
-from experiments.examples import EXAMPLES, KINDS, Example, counts_of
 from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch_lengths, sequences
 
 ALONE = (
