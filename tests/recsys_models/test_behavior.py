@@ -161,7 +161,7 @@ def test_state_dict_round_trip(pooling):
         ({"pooling": "din", "top": 3}, "pooling 'din'.*'top'"),
         ({"pooling": "eta", "top": 0}, "top is 0"),
         ({"pooling": "eta", "attention": "max"}, "choose one of din, dot"),
-        ({"pooling": "sdim", "num_hashes": 7}, "no multiple of hash_width"),
+        ({"pooling": "sdim", "num_hashes": 7}, "not a multiple of hash_width"),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -207,7 +207,7 @@ def test_signatures_come_from_the_item_table(num_hashes):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SDIM(4, 48, 5), "no multiple of hash_width 5: give 45 or 50"),
+        (lambda: SDIM(4, 48, 5), "not a multiple of hash_width=5: give 45 or 50"),
         (lambda: SDIM(0), "embedding_dim must be at least 1"),
         (lambda: SDIM(4, 17, 17), "at most 16"),
         (lambda: SDIM(4, rule="max"), "rule must be one of l2, mean, kernel"),
