@@ -137,5 +137,5 @@ class ClickData:
 
 @lru_cache(maxsize=1024)
 def _verify(folder: Path, name: str, length: int, checksum: str, *state: int) -> None:
-    """Raises Damaged; once for each state of the file, because it takes a second for two gigabytes or so."""
+    """Raise Damaged; once for each state of the file, because it takes a second for two gigabytes or so."""
     verify(folder, {name: [length, checksum]})

@@ -80,7 +80,7 @@ def text_file(folder: Path, name: str) -> Path:
 
 
 def check_utf8(path: Path) -> None:
-    """Raises DataError with the first line that is not UTF-8."""
+    """Raise DataError with the first line that is not UTF-8."""
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             try:

@@ -10,7 +10,7 @@ _BLOCK = 1 << 16  # vectors at a time
 def align_dot_product_(
     first: Tensor, second: Tensor, *, counts: tuple[Tensor | None, Tensor | None] = (None, None)
 ) -> Tensor:
-    """Rewrites two trained tables in place; every dot product of a vector of one with a vector of the other stays.
+    """Rewrite two trained tables in place; every dot product of a vector of one with a vector of the other stays.
 
     U becomes U W and V becomes V W^-T, with the W for which both have the same diagonal Gram matrix: the singular
     values of U V^T. Cutting columns off, as a warm start of `embcomp.LowRank` does, then loses least of the products,

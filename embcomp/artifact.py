@@ -34,7 +34,7 @@ _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 def save(path: StrPath, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes an artifact; a file that is there is replaced at once or not at all.
+    """Write an artifact; a file that is there is replaced at once or not at all.
 
     Args:
         path: the file.
@@ -71,7 +71,7 @@ def save(path: StrPath, kind: str, header: Mapping[str, Any], tensors: Mapping[s
 
 
 def load(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads the header and the tensors of a file that `save` wrote.
+    """Read the header and the tensors of a file that `save` wrote.
 
     Raises:
         Damaged: the file is cut, was changed, or is no artifact (a ValueError, too).

@@ -12,7 +12,7 @@ KEPT = ("restore_user_e", "restore_item_e", "restore_entity_e")
 
 
 def drop_outputs(model: nn.Module, tables: Collection[nn.Module]) -> None:
-    """Empties the caches of the modules that hold one of the tables, where they have one of the usual names.
+    """Empty the caches of the modules that hold one of the tables, where they have one of the usual names.
 
     A cache of another name cannot be told from a constant.
     """

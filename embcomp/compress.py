@@ -30,7 +30,7 @@ def compress_(
     init: Literal["fresh", "warm", "fit"] = "fresh",
     counts: Mapping[str, Tensor] | None = None,
 ) -> CompressionReport:
-    """Swaps the embedding tables of a model for compressed ones, in place.
+    """Swap the embedding tables of a model for compressed ones, in place.
 
     `nn.Embedding`, `nn.EmbeddingBag` and torchrec's EmbeddingBagCollection and EmbeddingCollection are swapped. A
     module that is used in two places stays one module, and an output layer (`nn.Linear`) that holds a table's weight
@@ -221,7 +221,7 @@ def _moments(holder: Plain, replaced: Collection[str]) -> dict[str, Moments]:
 
 
 def _checked_counts(touched: Sequence[Plain], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Counts by table name, each non-negative and of the table's length."""
+    """Count by table name, each non-negative and of the table's length."""
     tables = {name: held for holder in touched for name, held in holder.tables.items()}
     result = {}
     for given, values in counts.items():

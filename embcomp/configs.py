@@ -58,7 +58,7 @@ def register(
     *,
     one: bool = False,
 ) -> None:
-    """Makes the classes of a registry writable, under a tag of their own; by default they are dataclasses."""
+    """Make the classes of a registry writable, under a tag of their own; by default they are dataclasses."""
     _TAGS[tag] = _Tag(classes, parts, make, one)
 
 
@@ -68,7 +68,7 @@ def classes(tag: str) -> Mapping[str, Any]:
 
 
 def join(classes: MutableMapping[str, Any], cls: type) -> None:
-    """Enters a class under its name, or, where another has that, under its full name (`torch.export` derives such)."""
+    """Enter a class under its name, or, where another has that, under its full name (`torch.export` derives such)."""
     classes[name_of(classes, cls)] = cls
 
 
@@ -82,7 +82,7 @@ def kind(cls: C) -> C:
 
 
 def kind_at(name: str, module: str) -> None:
-    """Registers a class of a module that is imported when one is read."""
+    """Register a class of a module that is imported when one is read."""
     _KINDS.setdefault(name, f"{module}:{name}")
 
 
@@ -190,7 +190,7 @@ def to_json(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
 
 
 def keeper(tensors: dict[str, Tensor]) -> Callable[[Tensor, str], str]:
-    """Puts tensors beside those that are there, each memory once: (tensor, wished name) -> its name."""
+    """Put tensors beside those that are there, each memory once: (tensor, wished name) -> its name."""
     return _Writer(tensors).keep
 
 
@@ -323,7 +323,7 @@ class _Reader:
 
 
 def save(value: Any, path: StrPath) -> None:
-    """Writes a configuration as one safetensors file, with its JSON in the header and a checksum of the whole.
+    """Write a configuration as one safetensors file, with its JSON in the header and a checksum of the whole.
 
     Args:
         value: a method, or a mapping or list that holds methods.

@@ -17,7 +17,7 @@ class Damaged(ValueError):
 
 
 def write(path: StrPath, content: Content) -> None:
-    """Writes a file, making its folder where that is missing. A file that is there is replaced at once or not at all.
+    """Write a file, making its folder where that is missing. A file that is there is replaced at once or not at all.
 
     Args:
         path: the file.
@@ -71,7 +71,7 @@ def replacing(path: StrPath) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the list of a folder, has left the cache for the disk."""
+    """Wait until a file, or the entries of a folder, are on the disk and not in a cache alone."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -88,7 +88,7 @@ def shared_rule(rules: Sequence[Rule | None]) -> Rule | None:
 
 @torch.no_grad()
 def draw_rows(weight: Tensor, init: str, summands: int, like: Rule) -> None:
-    """Fills the rows of a store.
+    """Fill the rows of a store.
 
     Args:
         weight: [rows, dim], filled in place.

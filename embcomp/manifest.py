@@ -26,7 +26,7 @@ def file_checksum(path: Path) -> str:
 
 
 def verify(path: Path, files: Mapping[str, list[Any]]) -> None:
-    """Raises Damaged, naming the file, where one is not as it was written."""
+    """Raise Damaged, naming the file, where one is not as it was written."""
     for name, (length, checksum) in files.items():
         file = path / name
         try:
@@ -42,12 +42,12 @@ def verify(path: Path, files: Mapping[str, list[Any]]) -> None:
 
 
 def write_sealed(file: Path, values: Mapping[str, Any]) -> None:
-    """Writes JSON values with a checksum among them."""
+    """Write JSON values with a checksum among them."""
     write(file, (json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n").encode())
 
 
 def read_sealed(file: Path) -> dict[str, Any]:
-    """Reads what `write_sealed` wrote.
+    """Read what `write_sealed` wrote.
 
     Raises:
         Damaged: it is missing, cut short or edited.

@@ -23,13 +23,13 @@ _SEQUENCES = {"$tuple": tuple, "$set": set, "$frozenset": frozenset, "$Size": to
 
 
 def save(path: StrPath, kind: str, value: Any) -> None:
-    """Writes a value as an artifact. Raises TypeError, naming the place, for what `flatten` refuses."""
+    """Write a value as an artifact. Raises TypeError, naming the place, for what `flatten` refuses."""
     structure, tensors = flatten(value)
     artifact.save(path, kind, {"value": structure}, tensors)
 
 
 def load(path: StrPath, kind: str) -> Any:
-    """Reads what `save`, or `torch.save` in embcomp 0.1, wrote; tensors are on the CPU.
+    """Read what `save`, or `torch.save` in embcomp 0.1, wrote; tensors are on the CPU.
 
     Raises:
         ValueError, FileNotFoundError: as `artifact.load`.
@@ -55,7 +55,7 @@ def _load_torch(path: StrPath) -> Any:
 
 
 def flatten(value: Any, name: str = "value") -> tuple[Any, dict[str, Tensor]]:
-    """Splits a value into JSON and tensors.
+    """Split a value into JSON and tensors.
 
     Args:
         value: None, numbers, strings, bytes, tensors, NumPy numbers and arrays, torch dtypes, devices and sizes; in

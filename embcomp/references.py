@@ -19,7 +19,7 @@ _DEPTH = 5  # levels of a plain attribute that are searched for tables: itself, 
 def check_not_held(
     model: nn.Module, holders: Sequence[Plain], handed_over: Collection[tuple[nn.Module, str]] = ()
 ) -> None:
-    """Raises ValueError where the model keeps a table, or its weight, in a second place that a swap would not reach.
+    """Raise ValueError where the model keeps a table, or its weight, in a second place that a swap would not reach.
 
     Args:
         model: the model.

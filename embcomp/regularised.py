@@ -27,7 +27,7 @@ def penalties(model: nn.Module, owns: Callable[[Tensor], Any]) -> dict[Attribute
 
 
 def put_rows(attribute: Attribute, new: Mapping[int, Sequence[nn.Parameter]]) -> None:
-    """Replaces the weights of tables by the parameters in their place, so that these are penalised."""
+    """Replace the weights of tables by the parameters in their place, so that these are penalised."""
     module, name = attribute
     items = getattr(module, name)
     items[:] = [type(item)([_replaced(item[0], new), *item[1:]]) for item in items]

@@ -42,7 +42,7 @@ class _Saved:
 
 
 def save(model: nn.Module, path: StrPath, *, only_tables: bool = False) -> None:
-    """Writes a model's weights and the plan of its compressed tables as one safetensors file, with a checksum.
+    """Write a model's weights and the plan of its compressed tables as one safetensors file, with a checksum.
 
     Any reader of safetensors opens it. What is large in a configuration (counts, clusters, codes) is not written, but
     what the tables keep of it is: the file holds about as many bytes as the model.
@@ -82,7 +82,7 @@ def save(model: nn.Module, path: StrPath, *, only_tables: bool = False) -> None:
 
 
 def load(model: nn.Module, path: StrPath) -> nn.Module:
-    """Loads what `save` wrote into a model of the same class, whose tables may be full yet: they are swapped first.
+    """Load what `save` wrote into a model of the same class, whose tables may be full yet: they are swapped first.
 
     Make the optimizer afterwards.
 

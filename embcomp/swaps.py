@@ -49,7 +49,7 @@ class Plain(Holder):
 
     @abc.abstractmethod
     def check(self, methods: Mapping[str, Method]) -> None:
-        """Raises ValueError for settings that no compressed table can keep."""
+        """Raise ValueError for settings that no compressed table can keep."""
 
     @classmethod
     @abc.abstractmethod
@@ -68,7 +68,7 @@ class Plain(Holder):
         """
 
     def put(self, model: nn.Module, replacement: nn.Module) -> None:
-        """Swaps the module at all its paths, and what is tied to it."""
+        """Swap the module at all its paths, and what is tied to it."""
         put(model, self.paths, replacement)
 
 
@@ -135,7 +135,7 @@ class Swap:
 
 
 def put(model: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
-    """Puts a module at several places of the model."""
+    """Put a module at several places of the model."""
     for path in paths:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, module)

@@ -20,7 +20,7 @@ class NotScripted:
 
 
 def one_node(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a module one node of such a graph, as torch's own layers are: what it does depends on the ids."""
+    """Make a module one node of such a graph, as torch's own layers are: what it does depends on the ids."""
 
     @functools.wraps(forward)
     def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ def one_node(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_not_a_constant(table: str) -> None:
-    """Raises RuntimeError where the vectors of a table would become a constant of a graph, which nothing trains."""
+    """Raise RuntimeError where the vectors of a table would become a constant of a graph, which nothing trains."""
     if not is_fx_symbolic_tracing():
         return
     from torch.fx.experimental.proxy_tensor import get_proxy_mode  # the other tracers record what is done to tensors

@@ -45,7 +45,7 @@ class Trained:
 
 @torch.no_grad()
 def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: int = 20) -> None:
-    """Fills the stores so that the compressed tables come close to the trained ones.
+    """Fill the stores so that the compressed tables come close to the trained ones.
 
     Minimises sum_id counts[id] |vectors[id] - combined rows|^2 over all rows, by conjugate gradients preconditioned by
     how often each row is read: where ids read one row each, the first step is the exact solution, their weighted mean.
@@ -250,7 +250,7 @@ def _error(trained: list[Trained], x: Unknowns) -> float:
 
 
 def _check(trained: list[Trained], x: Unknowns) -> None:
-    """Raises where the vectors of these tables, or of the first ids of each, are fitted worse than by zeros."""
+    """Raise where the vectors of these tables, or of the first ids of each, are fitted worse than by zeros."""
     lost = whole = 0.0
     for table in trained:
         combine, names = _combination(table)

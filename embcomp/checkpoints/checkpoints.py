@@ -127,7 +127,7 @@ class Checkpoints:
         return list(dict.fromkeys(step_of(name) for name in self.folder.names()))
 
     def save(self, step: int, position: Mapping[str, Any] | None = None, *, asynchronous: bool = False) -> None:
-        """Saves a checkpoint. Those beyond `keep`, and later ones that `load` has passed over, go once it is complete.
+        """Save a checkpoint. Those beyond `keep`, and later ones that `load` has passed over, go once it is complete.
 
         Args:
             step: its number, which grows.
@@ -161,13 +161,13 @@ class Checkpoints:
             write()
 
     def wait(self) -> None:
-        """Waits for a save in the background. Raises what `save` raises."""
+        """Wait for a save in the background. Raises what `save` raises."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def load(self, step: int | None = None, *, random: bool = True) -> Progress | None:
-        """Loads the newest sound checkpoint, or that of a step, into model, optimizers, parts and random generators.
+        """Load the newest sound checkpoint, or that of a step, into model, optimizers, parts and random generators.
 
         A damaged checkpoint is named in a warning, and the one before it is loaded. Nothing is changed before the
         checkpoint is found to be sound and to fit, and the parts have taken their states. Nothing in it is executed.
@@ -262,7 +262,7 @@ class Checkpoints:
     def _write(
         self, part: Path, facts: dict[str, Any], found: dict[str, Any], parts: dict[str, Any], state: dict[str, Any]
     ) -> None:
-        """Writes into the folder `part`; publishes it on success, removes it on failure."""
+        """Write into the folder `part`; publish it on success, remove it on failure."""
         from embcomp.checkpoints.contents import merged
         from embcomp.checkpoints.storage import write
 

@@ -54,7 +54,7 @@ class Contents:
         return found
 
     def load(self, saved: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
-        """Takes over what was read into `targets`."""
+        """Take over what was read into `targets`."""
         self.model.load_state_dict({name: filled[f"model.{name}"] for name in self.weights})
         state = {
             name.removeprefix("optimizer."): value for name, value in filled.items() if name.startswith("optimizer.")
@@ -69,7 +69,7 @@ def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check_alike(ranks: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError where a rank has another map, configuration, version or position than rank 0."""
+    """Raise ValueError where a rank has another map, configuration, version or position than rank 0."""
     for rank, facts in enumerate(ranks):
         lines = difference(facts["encoders"], ranks[0]["encoders"], f"rank {rank}", "rank 0", names_count=True)
         for name in ("step", "position", "version"):

@@ -48,7 +48,7 @@ class Folder:
         return part
 
     def publish(self, part: Path, step: int) -> None:
-        """Makes a complete checkpoint visible in one step. One of the same step stays until the new one is there."""
+        """Make a complete checkpoint visible in one step. One of the same step stays until the new one is there."""
         path = self.path / name_of(step)
         old = path.with_name(f"{path.name}.replaced")
         if path.exists():

@@ -72,7 +72,7 @@ class Planner(DefaultLoadPlanner):
     """The engine's planner, which reads what is not a tensor as values, never as code."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        """Checks that the bytes hold values. Raises pickle.UnpicklingError where they hold code."""
+        """Check that the bytes hold values. Raises pickle.UnpicklingError where they hold code."""
         torch.load(value, map_location="cpu", weights_only=True)
         value.seek(0)
         super().load_bytes(read_item, value)

@@ -88,7 +88,7 @@ class OptimizerState:
         return found
 
     def prepare(self) -> None:
-        """Makes the state of torchrec's optimizers, which is loaded in place."""
+        """Make the state of torchrec's optimizers, which is loaded in place."""
         if self.keyed and not self._made:
             self.optimizer.init_state()
             self.optimizer.zero_grad()
@@ -109,7 +109,7 @@ class OptimizerState:
         return found
 
     def load(self, saved: Described, tensors: Mapping[str, Any]) -> None:
-        """Takes settings and state over, once `tensors` (those of `targets`) are filled."""
+        """Take settings and state over, once `tensors` (those of `targets`) are filled."""
         settings = [self._settings(group, saved) for group in self.optimizer.param_groups]
         if self.in_place:  # the tensors are its own
             for group, values in zip(self.optimizer.param_groups, settings, strict=True):

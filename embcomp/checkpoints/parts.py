@@ -50,7 +50,7 @@ def taken(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_parts(folder: Path, found: Mapping[str, Any]) -> None:
-    """Writes what `taken` took."""
+    """Write what `taken` took."""
     for name, part in found.items():
         if isinstance(part, _State):
             artifact.save(folder / f"{name}.safetensors", _KIND, {"value": part.structure}, part.tensors)
@@ -64,7 +64,7 @@ def write_parts(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def check_saved(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Raises ValueError where a part was not saved, or bytes or files are others than those saved."""
+    """Raise ValueError where a part was not saved, or bytes or files are others than those saved."""
     for name, part in parts.items():
         saved = _saved(folder, name, part)
         if isinstance(part, bytes) and part != saved.read_bytes():
@@ -77,19 +77,19 @@ def check_saved(folder: Path, parts: Mapping[str, Any]) -> None:
 
 
 def saved_states(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the states of the parts that have some; nothing is changed. Raises Damaged for a file of something else."""
+    """Read the states of the parts that have some; nothing is changed. Raises Damaged for a file of something else."""
     states = {name: part for name, part in parts.items() if not isinstance(part, bytes | Path)}
     return {name: nested.load(_saved(folder, name, part), _KIND) for name, part in states.items()}
 
 
 def states_now(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies of the states as they are, to go back to."""
+    """Copy of the states as they are, to go back to."""
     states = {name: part for name, part in parts.items() if not isinstance(part, bytes | Path)}
     return {name: copy.deepcopy(part.state_dict()) for name, part in states.items()}
 
 
 def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    """Gives each part its state. Raises ValueError, naming the part, where it refuses."""
+    """Return each part its state. Raises ValueError, naming the part, where it refuses."""
     for name, state in states.items():
         try:
             parts[name].load_state_dict(state)
@@ -98,14 +98,14 @@ def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
 
 
 def go_back(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    """Gives each part the state of `states_now`."""
+    """Return each part the state of `states_now`."""
     for name, state in states.items():
         with contextlib.suppress(Exception):  # the error that led here is the one to hear of
             parts[name].load_state_dict(state)
 
 
 def restore_files(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Puts files and folders back that are gone."""
+    """Restore files and folders that are gone."""
     for name, part in parts.items():
         if isinstance(part, Path) and not part.exists():
             saved = _saved(folder, name, part)

@@ -86,7 +86,7 @@ def _say(shape: tuple[torch.dtype, torch.Size] | None) -> str:
 
 
 def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
-    """Writes the tensors of all ranks into a folder.
+    """Write the tensors of all ranks into a folder.
 
     Raises:
         OSError: a disk is full, say; on all ranks, saying which it was.
@@ -108,7 +108,7 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
 
 
 def read(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
-    """Fills the tensors from a folder; what is not a tensor is replaced in the dictionary. Raises as `write` does."""
+    """Fill the tensors from a folder; what is not a tensor is replaced in the dictionary. Raises as `write` does."""
     _quiet()
     try:
         load(

@@ -111,7 +111,7 @@ class Codec(nn.Module, abc.ABC):
         return self.coding.served_nbytes(self.rows, self.dim)
 
     def measure(self, stored: Tensor, first: int = 0) -> Tensor | None:
-        """Sums over rows of the table that follow each other, float64, which add up over the parts of a table.
+        """Sum over rows of the table that follow each other, float64, which add up over the parts of a table.
 
         Args:
             stored: [n, width] values of the rows first .. first + n - 1.
@@ -149,7 +149,7 @@ class Codec(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def fit_(self, stored: Tensor, values: Tensor | None = None) -> None:
-        """Fits the parameters to the rows of a whole trained table, [rows, width], without training.
+        """Fit the parameters to the rows of a whole trained table, [rows, width], without training.
 
         Columns beside the values, where there are some, are filled in place; so are rows that are no floats.
 
@@ -160,7 +160,7 @@ class Codec(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def reset_parameters(self) -> None:
-        """Sets the parameters to what training starts from."""
+        """Set the parameters to what training starts from."""
 
     @abc.abstractmethod
     def code(self, stored: Tensor) -> Coded:

@@ -95,7 +95,7 @@ class GridCodec(Codec):
             nn.init.zeros_(self.growth)
 
     def measure(self, stored: Tensor, first: int = 0) -> Tensor:
-        """Sums of squares and how many values they are of, [2, steps]; of a large table rows at equal distances."""
+        """Sum of squares and how many values they are of, [2, steps]; of a large table rows at equal distances."""
         skipped = -first % self.every
         values = stored.detach()[skipped :: self.every, : self.dim].double()
         squares = values.square().sum(1)

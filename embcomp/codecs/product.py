@@ -101,7 +101,7 @@ class ProductCodec(Codec):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Sets the books to those that lose least for normally distributed rows, with the deviation of these."""
+        """Set the books to those that lose least for normally distributed rows, with the deviation of these."""
         if not self.books.is_meta:
             product, width = self.product, self.books.shape[1]
             cold = product.codes if product.hot is None else product.cold_codes

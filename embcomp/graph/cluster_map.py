@@ -79,7 +79,7 @@ class ClusterMap:
 
     @classmethod
     def of(cls, row_of_id: Tensor | Sequence[int], rows: int, unseen_rows: int = 0, **more: Any) -> Self:
-        """Packs a map.
+        """Pack a map.
 
         Args:
             row_of_id: integers [num_ids], each in [0, rows - unseen_rows), or -1 for unseen.
@@ -202,7 +202,7 @@ class ClusterMap:
         return drift(self, new_edges, since)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the map as one file, with a checksum; a file that is there is replaced at once or not at all."""
+        """Write the map as one file, with a checksum; a file that is there is replaced at once or not at all."""
         names = ("num_ids", "rows", "unseen_rows", "has_unseen", "side", "coherence", "clustering")
         header = {name: getattr(self, name) for name in names}
         artifact.save(path, "cluster map", header, {"words": self.words, "labels": self.labels})

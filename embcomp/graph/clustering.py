@@ -60,7 +60,7 @@ class Clusters:
         return replace(self, users=self.users.with_own_rows(users), items=self.items.with_own_rows(items))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `users.map`, `items.map` and `quality` into the folder, which is made."""
+        """Write `users.map`, `items.map` and `quality` into the folder, which is made."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         about = {"quality": self.quality, "resolution": self.resolution, "clustering": self.users.clustering}
         artifact.save(Path(folder, "quality"), "quality of clusters", about, {})

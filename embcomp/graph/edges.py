@@ -80,7 +80,7 @@ def interactions(
     num_users: int | None = None,
     num_items: int | None = None,
 ) -> Edges:
-    """Reads interactions and merges the repeated ones.
+    """Read interactions and merge the repeated ones.
 
     Files are streamed: what is held is the distinct pairs, never the log.
 

@@ -21,7 +21,7 @@ _DIGEST = 32
 
 
 def read_file(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads the header and the tensors of a map or mixture, both by name.
+    """Read the header and the tensors of a map or mixture, both by name.
 
     Raises:
         ValueError: the file is of another kind or version, truncated, or edited.

@@ -64,7 +64,7 @@ class Mixture:
 
     @classmethod
     def of(cls, rows: Tensor, weights: Tensor, clusters: ClusterMap) -> Self:
-        """Packs a mixture.
+        """Pack a mixture.
 
         Args:
             rows: int64 [num_ids, k], in [0, clusters.own_rows).
@@ -152,7 +152,7 @@ class Mixture:
         return type(self)(pack(rows, self.bits), weights, self.rows, self.unseen_rows, self.side, self.clustering)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the mixture as one file, with a checksum."""
+        """Write the mixture as one file, with a checksum."""
         header = {name: getattr(self, name) for name in ("rows", "unseen_rows", "side", "clustering")}
         artifact.save(path, "mixture", header, {"words": self.words, "weights": self.weights})
 

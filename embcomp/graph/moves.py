@@ -43,7 +43,7 @@ def symmetric(sources: np.ndarray, targets: np.ndarray, weights: np.ndarray | No
 def local_moves(
     graph: Graph, gamma: float, tie: float, order: np.ndarray, passes: int, labels: np.ndarray
 ) -> np.ndarray:
-    """Passes over the vertices; see embcomp/native/graph.cpp for the rule.
+    """Pass over the vertices; see embcomp/native/graph.cpp for the rule.
 
     Args:
         graph: the graph.

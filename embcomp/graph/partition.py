@@ -52,7 +52,7 @@ class Problem:
         return Graph(*symmetric(self.sources, self.targets, self.weights, self.out.size), self.out, self.inn)
 
     def forget_graph(self) -> None:
-        """Frees what `graph` holds, until it is asked for again."""
+        """Free what `graph` holds, until it is asked for again."""
         self.__dict__.pop("graph", None)
 
     @property

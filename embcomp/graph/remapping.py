@@ -19,7 +19,7 @@ def remap_(
     table: str | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Puts a new map into a trained module of `GraphHash`, `DoubleGraphHash` or `SoftGraphHash`, in place.
+    """Put a new map into a trained module of `GraphHash`, `DoubleGraphHash` or `SoftGraphHash`, in place.
 
     After `extend` nothing but the map changes; after a new clustering rows are those of `warm_rows`, so `align` first.
     Hashed rows stay what they are. The number of ids follows the map. State of the optimizer that has a row for each

@@ -37,7 +37,7 @@ def to_rows(problem: Problem, labels: np.ndarray, gamma: float, rows: int | tupl
 
 
 def _merged(problem: Problem, labels: np.ndarray, gamma: float, rows: int | tuple[int, int]) -> np.ndarray:
-    """Merges clusters, a matching of the best pairs at a time, until neither table has too many rows."""
+    """Merge clusters, a matching of the best pairs at a time, until neither table has too many rows."""
     split = problem.users.size
     while True:
         n = int(labels.max()) + 1

@@ -37,7 +37,7 @@ def cluster_shares(edges: Edges, clusters: Clusters, side: Side, k: int) -> tupl
 
 
 def own_rows_alone(mine: ClusterMap, rows: np.ndarray, share: np.ndarray) -> None:
-    """Leaves nothing but the own row to ids that have one, in place."""
+    """Leave nothing but the own row to ids that have one, in place."""
     first = mine.row_of(torch.arange(rows.shape[0])).numpy()
     alone = (first >= 0) & (mine.labels.numpy()[first] < 0)
     share[alone] = 0.0

@@ -129,7 +129,7 @@ class Method(abc.ABC, metaclass=_Configurable):
 
     @abc.abstractmethod
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        """Stores and encoders for these tables; `group` names stores that several tables share.
+        """Store and encoders for these tables; `group` names stores that several tables share.
 
         Raises:
             ValueError: when a table cannot be compressed so; the text names it and the remedy.

@@ -39,7 +39,7 @@ class Combiner(nn.Module, abc.ABC):
         """The width of the result for chunks of these widths."""
 
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple["Combiner", Tensor] | None:
-        """Fits what the combiner learns to trained vectors, before a warm start fits the rows.
+        """Fit what the combiner learns to trained vectors, before a warm start fits the rows.
 
         Args:
             vectors: [num_embeddings, embedding_dim].

@@ -49,7 +49,7 @@ class Encoder(nn.Module, abc.ABC):
         """The rows of each chunk, in the order of the plan's chunks, for checked ids, int64 [N]."""
 
     def forward(self, ids: Tensor) -> list[Rows]:
-        """Checks `ids` (integer, [N]) and encodes them. Raises ValueError or IndexError (see `check_ids`)."""
+        """Check `ids` (integer, [N]) and encode them. Raises ValueError or IndexError (see `check_ids`)."""
         ids = check_ids(ids, self.table.num_embeddings, self.table.name)
         if ids.is_meta and any(not buffer.is_meta for buffer in self.buffers()):  # only shapes are asked for
             on_meta = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
@@ -108,7 +108,7 @@ class Encoder(nn.Module, abc.ABC):
         return 1
 
     def reset_buffers(self) -> None:
-        """Computes again the buffers that follow from the table's name, after it has changed."""
+        """Compute again the buffers that follow from the table's name, after it has changed."""
 
 
 def _defaults(method: str | None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Projection(Combiner):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws columns of sum 1 and norm 1, so that vectors have the mean and the deviation of the narrow rows."""
+        """Draw columns of sum 1 and norm 1, so that vectors have the mean and the deviation of the narrow rows."""
         rank = len(self.matrix)
         with torch.no_grad():
             nn.init.normal_(self.matrix, std=rank**-0.5)
@@ -47,7 +47,7 @@ class Projection(Combiner):
 
     @torch.no_grad()
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple[Combiner, Tensor]:
-        """Takes the directions in which the vectors vary most: the truncated singular value decomposition."""
+        """Take the directions in which the vectors vary most: the truncated singular value decomposition."""
         gram = torch.zeros(2 * vectors.shape[1:], dtype=torch.float64, device=vectors.device)
         for rows, weigh in zip(vectors.split(_BLOCK), counts.split(_BLOCK), strict=True):
             gram += rows.double().t() @ (rows.double() * weigh.double().unsqueeze(1))

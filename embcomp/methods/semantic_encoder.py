@@ -95,7 +95,7 @@ class SemanticEncoder(Encoder):
         return torch.tensor([*pieces, *fallback], device="cpu")
 
     def share_maps(self, other: "SemanticEncoder") -> None:
-        """Keeps the maps of another table in the place of its own, which are equal: one copy for both."""
+        """Keep the maps of another table in the place of its own, which are equal: one copy for both."""
         for name in self.maps:
             self._buffers[name] = other._buffers[name]
 

@@ -24,7 +24,7 @@ class _EqualsEmbedding(type):
 
 
 def check_floats(store: Store, table: str) -> None:
-    """Raises ValueError for a store whose rows are no floats, which no module of torch holds."""
+    """Raise ValueError for a store whose rows are no floats, which no module of torch holds."""
     if isinstance(store.coding, Integers):
         raise ValueError(
             f"table {table!r}: rows without a float copy (copy='none') are trained by embcomp.torchrec.fuse_, inside "
@@ -33,7 +33,7 @@ def check_floats(store: Store, table: str) -> None:
 
 
 def _check_here(weight: Tensor) -> None:
-    """Raises ValueError where rows were spread over processes by `fully_shard` on another table that reads them."""
+    """Raise ValueError where rows were spread over processes by `fully_shard` on another table that reads them."""
     if type(weight) is nn.Parameter or torch.compiler.is_compiling():
         return
     from torch.distributed.tensor import DTensor  # seldom needed, and slow to import
@@ -75,7 +75,7 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
             self.codec = store.coding.module(store.rows, store.dim, self.weight.device, self.weight.dtype)
 
     def reset_parameters(self) -> None:
-        """Draws the rows anew, so that the vectors have the mean and the deviation of `like`."""
+        """Draw the rows anew, so that the vectors have the mean and the deviation of `like`."""
         draw_rows(self.weight, self.store.init, self.store.summands, self.like)
         codec = self._modules.get("codec")  # there is none yet while the constructor draws
         if isinstance(codec, Codec):

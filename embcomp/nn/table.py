@@ -102,7 +102,7 @@ class CompressedTable(NotScripted, nn.Module):
             self.encoder.to(home)
 
     def reset_parameters(self) -> None:
-        """Draws the rows anew, with the moments they had, and recomputes the hash keys (after `to_empty`, say).
+        """Draw the rows anew, with the moments they had, and recompute the hash keys (after `to_empty`, say).
 
         The padding vector becomes zero, as in `nn.Embedding`.
         """
@@ -201,7 +201,7 @@ class CompressedTable(NotScripted, nn.Module):
 
 
 def move_combiner(combiner: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Takes what a combiner learns to the rows; out of `torch.device("meta")` it is drawn anew."""
+    """Take what a combiner learns to the rows; out of `torch.device("meta")` it is drawn anew."""
     if device.type != "meta" and any(parameter.is_meta for parameter in combiner.parameters()):
         combiner.to_empty(device=device)
         reset_combiner(combiner)
@@ -209,7 +209,7 @@ def move_combiner(combiner: nn.Module, device: torch.device, dtype: torch.dtype)
 
 
 def reset_combiner(combiner: nn.Module) -> None:
-    """Draws what a combiner learns anew."""
+    """Draw what a combiner learns anew."""
     for part in combiner.modules():
         if callable(getattr(part, "reset_parameters", None)):
             part.reset_parameters()  # pyright: ignore[reportCallIssue]

@@ -96,7 +96,7 @@ def versions(*tensors: Tensor | None) -> tuple[int | None, ...]:
 
 
 def check_unchanged(before: tuple[int | None, ...], *tensors: Tensor | None) -> None:
-    """Raises RuntimeError, as torch does, where a tensor of the forward pass has been written to since."""
+    """Raise RuntimeError, as torch does, where a tensor of the forward pass has been written to since."""
     if versions(*tensors) != before:
         raise RuntimeError(
             "ids, offsets or weights of a look-up were modified by an inplace operation before its backward pass: "
@@ -108,7 +108,7 @@ def check_unchanged(before: tuple[int | None, ...], *tensors: Tensor | None) -> 
 
 
 def check_tensor(value: Any, name: str) -> None:
-    """Raises TypeError for what is no tensor, ValueError for sparse, nested and quantised ones; `name` in the text."""
+    """Raise TypeError for what is no tensor, ValueError for sparse, nested and quantised ones; `name` in the text."""
     if not isinstance(value, Tensor):
         if isinstance(value, torch.fx.Proxy):  # being traced
             return
@@ -121,7 +121,7 @@ def check_tensor(value: Any, name: str) -> None:
 
 
 def check_same_device(tensor: Tensor, name: str, home: torch.device) -> None:
-    """Raises ValueError where one of the two is on the meta device, which has no values, and the other is not."""
+    """Raise ValueError where one of the two is on the meta device, which has no values, and the other is not."""
     if (tensor.device.type == "meta") != (home.type == "meta"):
         raise ValueError(f"{name}: a tensor is on {tensor.device}, others are on {home}; move one of them")
 
@@ -168,19 +168,19 @@ def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
 
 
 def check_rows_inside(rows: Tensor, offsets: Tensor, num_rows: int) -> None:
-    """Raises IndexError when one of rows[offsets[0] : offsets[-1]] is no row of the table: C code would not notice."""
+    """Raise IndexError when one of rows[offsets[0] : offsets[-1]] is no row of the table: C code would not notice."""
     check_inside(rows[int(offsets[0]) : int(offsets[-1])], num_rows)
 
 
 def check_inside(rows: Tensor, number: int, what: str = "row", of: str = "the table") -> None:
-    """Raises IndexError when one of int64 `rows`, readable, lies outside of [0, number)."""
+    """Raise IndexError when one of int64 `rows`, readable, lies outside of [0, number)."""
     if _any_outside(rows, number):
         wrong = rows[_outside(rows, number)]
         raise IndexError(f"{what} {int(wrong[0])} is out of range, {of} has {number} {what}s")
 
 
 def check_offsets(offsets: Tensor, end: int, first: int | None = None, given: Tensor | None = None) -> None:
-    """Raises ValueError unless int64 offsets [n], readable, rise from 0 to at most `end`, and n > 0.
+    """Raise ValueError unless int64 offsets [n], readable, rise from 0 to at most `end`, and n > 0.
 
     They may also begin later, where `first` does not say where. The text shows `given`, if anything.
     """

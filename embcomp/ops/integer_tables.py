@@ -126,7 +126,7 @@ def pool_integers_reference(packed: Tensor, dim: int, bits: int, bags: Bags, out
 
 
 def pool_integers(packed: Tensor, dim: int, bits: int, bags: Bags, out: Tensor) -> None:
-    """Writes the sum of each bag's rows into `out` [batch, columns], float32, row-major."""
+    """Write the sum of each bag's rows into `out` [batch, columns], float32, row-major."""
     rows = packed.shape[0]
     bags.check((rows, dim), out.shape[1])
     lib = native.library()

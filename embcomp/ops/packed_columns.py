@@ -41,7 +41,7 @@ class PackedColumns:
 
     @classmethod
     def of(cls, codes: Tensor, groups: Groups) -> "PackedColumns":
-        """Packs uint8 [rows, columns].
+        """Pack uint8 [rows, columns].
 
         Raises:
             ValueError: a code that does not fit its column.

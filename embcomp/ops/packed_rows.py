@@ -51,7 +51,7 @@ def _group(bits: int) -> tuple[int, int]:
 
 
 def pack_rows(values: Tensor, bits: int) -> Tensor:
-    """Packs rows.
+    """Pack rows.
 
     Args:
         values: uint8 [rows, n], each below 2^bits.

@@ -31,7 +31,7 @@ def packed_words(entries: int, bits: int) -> int:
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
-    """Packs integers into words.
+    """Pack integers into words.
 
     Args:
         values: integers of any shape, on CPU, each in [0, 2^bits).
@@ -82,7 +82,7 @@ def unpack_at(words: Tensor, at: Tensor, mask: int | Tensor) -> Tensor:
 
 
 def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
-    """Reads entries.
+    """Read entries.
 
     Args:
         words: int32, from `pack`.
@@ -137,7 +137,7 @@ def unpack_known_reference(words: Tensor, bits: int, ids: Tensor, entries: int, 
 
 
 def unpack_known(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:
-    """Reads entries that may be missing.
+    """Read entries that may be missing.
 
     Args:
         words: int32, from `pack`.

@@ -66,7 +66,7 @@ class Bags:
     name: str = ""
 
     def check(self, shape: Sequence[int], width: int) -> None:
-        """Raises where these bags cannot be read from a table of this shape, [rows, dim], into columns below `width`.
+        """Raise where these bags cannot be read from a table of this shape, [rows, dim], into columns below `width`.
 
         Raises:
             ValueError: shapes, offsets or columns that do not fit.
@@ -260,7 +260,7 @@ def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | 
 
 
 def pool_bags(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = None) -> None:
-    """Writes the sum of each bag's rows into `out` [batch, columns], float32, row-major.
+    """Write the sum of each bag's rows into `out` [batch, columns], float32, row-major.
 
     Rows are read as they are, or on their grid.
     """

@@ -122,7 +122,7 @@ class Choice:
         return "\n".join([text, said, *self.notes, *(f"failed: {line}" for line in self.failed)])
 
     def save(self, path: StrPath) -> None:
-        """Writes the choice as JSON; what methods hold as tensors goes beside it, as `<path>.safetensors`.
+        """Write the choice as JSON, and the tensors that its methods hold beside it, as `<path>.safetensors`.
 
         Raises:
             OSError: it cannot be written; what was there stays.
@@ -145,7 +145,7 @@ class Choice:
 
     @classmethod
     def load(cls, path: StrPath) -> Self:
-        """Reads a choice that `save` wrote.
+        """Read a choice that `save` wrote.
 
         Raises:
             FileNotFoundError: there is none.
@@ -170,7 +170,7 @@ class Choice:
         return cls(tables=tables, curve=curve, **values)
 
     def plot(self, path: StrPath) -> None:
-        """Draws the expected loss against the bytes, and the choice on the curve, into a file (SVG, PNG, PDF).
+        """Draw the expected loss against the bytes, and the choice on the curve, into a file (SVG, PNG, PDF).
 
         Raises:
             ImportError: matplotlib is not installed.

@@ -39,7 +39,7 @@ class Estimates(Protocol):
         ...
 
     def learn(self, option: Option) -> bool:
-        """Looks closer at an option; whether that changed its loss."""
+        """Look closer at an option; whether that changed its loss."""
         ...
 
     def joint(self, plan: Sequence[Option]) -> float:

@@ -31,7 +31,7 @@ class ValueCounts:
         self._parts: list[pl.DataFrame] = []
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Counts rows: columns of hashes, uint64, and POSITIVES, the labels, int64."""
+        """Count rows: columns of hashes, uint64, and POSITIVES, the labels, int64."""
         import polars as pl
 
         kept = self._kept(rows.select(*self.keys, POSITIVES))
@@ -54,7 +54,7 @@ class ValueCounts:
         return self.merged().sort(self.keys)
 
     def halve(self) -> None:
-        """Leaves out half of the values from here on, and what was counted of them."""
+        """Leave out half of the values from here on, and what was counted of them."""
         self.share /= 2
         self._parts = [self._kept(self.merged())]
 
@@ -72,7 +72,7 @@ class ValueCounts:
 
 
 def bound(counts: Sequence[ValueCounts], most: int) -> None:
-    """Holds at most so many counts: halves the largest until they fit."""
+    """Hold at most so many counts: halves the largest until they fit."""
     while sum(map(len, counts)) > most:
         largest = max(counts, key=len)
         held = len(largest)
@@ -88,7 +88,7 @@ class RowSample:
         self._rows: list[pl.DataFrame] = []
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Sees the next rows."""
+        """Check the next rows."""
         import polars as pl
 
         order = pl.int_range(self._seen, self._seen + rows.height, dtype=pl.UInt64).hash(self._seed)

@@ -56,7 +56,7 @@ class Moments:
 
     @classmethod
     def of(cls, sizes: Tensor, rows: Tensor, dealt: Tensor) -> "Moments":
-        """Sums over all `k` that are not astronomically rare, O(sqrt(n)) terms for each distinct size and whole."""
+        """Sum over all `k` that are not astronomically rare, O(sqrt(n)) terms for each distinct size and whole."""
         kinds, kind = (rows * (rows.max() + 1) + dealt).unique(return_inverse=True)
         base = int(sizes.max()) + 1
         distinct, at = (kind * base + sizes).unique(return_inverse=True)

@@ -131,7 +131,7 @@ class FeatureRanking:
         return "\n".join([*lines, *(["", self.advice] if self.advice else [])])
 
     def save(self, path: StrPath) -> None:
-        """Writes the ranking as JSON, whole or not at all.
+        """Write the ranking as JSON, whole or not at all.
 
         Raises:
             OSError: the file could not be written.
@@ -140,7 +140,7 @@ class FeatureRanking:
 
     @classmethod
     def load(cls, path: StrPath) -> FeatureRanking:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             ValueError: the file holds something else; names it.

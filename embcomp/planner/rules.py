@@ -84,7 +84,7 @@ class Anatomy:
 
 
 def anatomy(method: Method, tables: Sequence[Table]) -> Anatomy:
-    """Takes a method apart: what it rounds, projects, codes and shares."""
+    """Take a method apart: what it rounds, projects, codes and shares."""
     bits = rank = codes = None
     bare = method
     if isinstance(method, LowBit):

@@ -48,7 +48,7 @@ class Search:
         return isinstance(option.method, Full) and bool(self.held[option.tables[0]].kept)
 
     def check(self) -> None:
-        """Raises ValueError where even the smallest options are too large."""
+        """Raise ValueError where even the smallest options are too large."""
         options, items = self.items()
         if self._smallest(items) > self.budget and (least := least_nbytes(items, len(self.held))) > self.budget:
             alone = [o for o in options if len(o.tables) == 1]
@@ -87,7 +87,7 @@ class Search:
         raise AssertionError("an option is learned of once")
 
     def _learned(self, plan: Sequence[Option]) -> bool:
-        """Looks closer at every option of a plan; whether any loss changed."""
+        """Look closer at every option of a plan; whether any loss changed."""
         changed = [self.judge.learn(option) for option in plan]
         return any(changed)
 

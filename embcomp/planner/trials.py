@@ -24,7 +24,7 @@ def halved(
     effort: float,
     heard: Callable[[str], None] = lambda text: None,
 ) -> list[float]:
-    """Trains a copy of the model for each plan, and goes on with the better half until one is left.
+    """Train a copy of the model for each plan, and go on with the better half until one is left.
 
     Each round takes the same part of the effort, so that those that are left are trained twice as long as before.
 

@@ -40,7 +40,7 @@ def align_(
     *,
     products_only: bool = False,
 ) -> Alignment:
-    """Turns the tables of a retrained model onto those of an earlier one, in place; no dot product of theirs changes.
+    """Turn the tables of a retrained model onto those of an earlier one, in place; no dot product of theirs changes.
 
     Tables that meet in dot products alone may all be turned by one orthogonal matrix Q without changing the model. The
     Q of least sum |e_new(id) Q - e_old(id)|^2 over the ids that both know is U V^T of the singular value decomposition
@@ -122,7 +122,7 @@ def _common(name: str, new: Any, old: Any, given: Tensor | None) -> Tensor:
 
 
 def _check_turnable(name: str, table: nn.Module, model: nn.Module, held: Mapping[str, nn.Module]) -> None:
-    """Refuses a table whose vectors are no linear image of rows as wide as they."""
+    """Refuse a table whose vectors are no linear image of rows as wide as they."""
     if not isinstance(table, CompressedTable):
         return
     remedy = "align the full table, then compress_ it with init='warm'"

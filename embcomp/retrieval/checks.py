@@ -36,7 +36,7 @@ def check_matrix(value: Tensor, name: str, width: int | None = None, cosine: boo
 
 
 def check_version(given: str | None, held: str, name: str) -> None:
-    """Raises ValueError where `name` is said to be of another version than the codes."""
+    """Raise ValueError where `name` is said to be of another version than the codes."""
     if given is not None and given != held:
         raise ValueError(
             f"{name} are of version {given!r}, the codes of {held!r}: vectors of two trainings do not compare; "
@@ -45,14 +45,14 @@ def check_version(given: str | None, held: str, name: str) -> None:
 
 
 def check_device(value: Tensor, name: str, home: torch.device) -> None:
-    """Raises ValueError where a tensor is on another device than the codes."""
+    """Raise ValueError where a tensor is on another device than the codes."""
     check_tensor(value, name)
     if value.device != home:
         raise ValueError(f"{name} are on {value.device}, the codes on {home}: move one of them with .to(...)")
 
 
 def check_k(k: int, rows: int) -> None:
-    """Raises ValueError unless 1 <= k <= rows."""
+    """Raise ValueError unless 1 <= k <= rows."""
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an integer, got {type(k).__name__}")
     if not 1 <= k <= rows:

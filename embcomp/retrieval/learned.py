@@ -37,7 +37,7 @@ def learn(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> VectorCodes:
-    """Trains the recurrent binarization of BEBR (arXiv 2302.08714) on vectors, and codes them with it.
+    """Train the recurrent binarization of BEBR (arXiv 2302.08714) on vectors, and code them with it.
 
     The loss is InfoNCE between codes (cosine, temperature .05): each is to be closer to its pair than to those of the
     rest of the batch, of which the `hard` closest count; vectors near the same query are no others. Pairs are a vector

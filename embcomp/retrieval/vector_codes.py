@@ -146,7 +146,7 @@ class VectorCodes:
         self, queries: Tensor, candidates: Tensor, vectors: Tensor | VectorCodes, k: int | None = None, *,
         version: str | None = None,
     ) -> Found:  # fmt: skip
-        """Orders candidates by the vectors themselves, or by finer codes of them.
+        """Order candidates by the vectors themselves, or by finer codes of them.
 
         Args:
             queries: floats [Q, width].
@@ -209,7 +209,7 @@ class VectorCodes:
         return to_usearch(self)
 
     def save(self, path: StrPath) -> None:
-        """Writes one safetensors file with a checksum; a file that is there is replaced at once or not at all."""
+        """Write one safetensors file with a checksum; a file that is there is replaced at once or not at all."""
         name = next(name for name, kind in _FORMS.items() if isinstance(self.form, kind))
         header = {
             "form": name, "rows": len(self), "width": self.width, "groups": self.form.packed.groups,
@@ -224,7 +224,7 @@ class VectorCodes:
 
     @staticmethod
     def load(path: StrPath, version: str | None = None) -> VectorCodes:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Args:
             path: the file.

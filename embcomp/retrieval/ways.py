@@ -51,7 +51,7 @@ class Way(abc.ABC):
         return dim if self.width is None else self.width
 
     def check(self, rows: int, dim: int) -> None:
-        """Raises ValueError where vectors of this width, or so few, cannot be coded."""
+        """Raise ValueError where vectors of this width, or so few, cannot be coded."""
         if self.columns(dim) > dim:
             raise ValueError(f"width={self.width} values cannot be kept of vectors of {dim}: lower it")
 

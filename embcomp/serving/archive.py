@@ -22,7 +22,7 @@ _END = b"PK\5\6"  # of the last record of an archive, 22 bytes with an empty com
 
 
 def save(program: ExportedProgram, path: StrPath) -> None:
-    """Writes a program; a file that is there is replaced at once or not at all. Raises OSError, naming the file."""
+    """Write a program; a file that is there is replaced at once or not at all. Raises OSError, naming the file."""
     with replacing(path) as part, part.open("w+b") as file:
         stream = _Stream(file)
         torch.export.save(program, stream)  # pyright: ignore[reportArgumentType]
@@ -65,7 +65,7 @@ class _Stream(io.RawIOBase):
 
 
 def load(path: StrPath) -> ExportedProgram:
-    """Loads what `embcomp.export` wrote, once its checksum fits.
+    """Load what `embcomp.export` wrote, once its checksum fits.
 
     As `torch.export.load`, which it calls, it may run code that the file holds: load the files of those alone whose
     code you would run.

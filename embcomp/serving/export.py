@@ -21,7 +21,7 @@ def export(
     *,
     dtype: Dtype | Mapping[str, Dtype] = "int8",
 ) -> ExportReport:
-    """Writes a trained model as a `torch.export` program with quantised tables, which is served without embcomp.
+    """Write a trained model as a `torch.export` program with quantised tables, which is served without embcomp.
 
     Tables of every kind are served: `embcomp.nn`'s and `torch.nn`'s, compressed and plain collections of torchrec, with
     fused optimizers or without. Their maps and hashes go along. An integer row has a scale and a bias of its own (rows

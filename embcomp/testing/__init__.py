@@ -16,7 +16,7 @@ __all__ = ["CHECKS", "Example", "check_method"]
 
 
 def check_method(example: Example) -> None:
-    """Holds a method to the contract in plain torch (docs/contract.md): one promise after the other.
+    """Hold a method to the contract in plain torch (docs/contract.md): one promise after the other.
 
     Ids of every shape and dtype, bags against their definition, gradients against finite differences, padding, wrong
     ids, state dicts, copies, devices, bytes, budgets. It takes some seconds.

@@ -57,6 +57,6 @@ def gradients(module: nn.Module, loss: Tensor) -> list[Tensor]:
 
 
 def assert_all_close(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
-    """Compares tensors pair by pair, as `torch.testing.assert_close` does."""
+    """Compare tensors pair by pair, as `torch.testing.assert_close` does."""
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)

@@ -55,7 +55,7 @@ def _run_of(name: str) -> Bench | None:
 
 
 def check_options(name: str, options: dict[str, object]) -> None:
-    """Raises InputError for an option that the bench does not take."""
+    """Raise InputError for an option that the bench does not take."""
     parameters = inspect.signature(find(name)).parameters.values()
     known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)][1:]
     if any(p.kind == p.VAR_KEYWORD for p in parameters):

@@ -55,7 +55,7 @@ def run(
 
 
 def four_bits(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
-    """Searches at 4 bits, ours first, and every how many queries they are timed on."""
+    """The searches at 4 bits, embcomp's first, with the stride of the queries that each is timed on."""
     import faiss
 
     rows = retrieval.compress(vectors, bits=4)
@@ -88,7 +88,7 @@ def four_bits(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
 
 
 def signs(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
-    """Searches among signs."""
+    """Search among signs."""
     codes = retrieval.compress(vectors, bits=1)
     binary = codes.to_faiss()
     found: dict[str, tuple[Search, int]] = {

@@ -26,7 +26,7 @@ ITEMS = 10_000
 
 
 def store_rows(console: Console, *, length: int, dim: int, operations: int, clients: int) -> list[BenchRow]:
-    """Appends of one event and fetches of one user, by processes that know nothing of each other; bytes of a user."""
+    """Time appends of one event and fetches of one user by independent processes; count the bytes of a user."""
     rows = _sizes(length, dim)
     with tempfile.TemporaryDirectory() as folder:
         rows += _clients(f"LMDB, {clients} clients", folder, length, dim, operations, clients)

@@ -236,7 +236,7 @@ def _merged(everyone: list[Any]) -> Any:
 
 
 def fill_state(state: Any, saved: Any) -> None:
-    """Writes whole tensors into nested state, of which this process may hold shards."""
+    """Write whole tensors into nested state, of which this process may hold shards."""
     if isinstance(state, Mapping):
         for name, value in state.items():
             fill_state(value, saved[name])

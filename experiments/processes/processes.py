@@ -55,7 +55,7 @@ class Processes:
             self._workers.append(worker)
 
     def start(self, function: Callable[..., Any], *args: Any) -> None:
-        """Begins `function(*args)` in every process; `outcomes` waits for it."""
+        """Begin `function(*args)` in every process; `outcomes` waits for it."""
         for end in self._ends:
             with suppress(BrokenPipeError, ConnectionResetError):  # of a process that is gone: its outcome says so
                 end.send((function, args))

@@ -168,7 +168,7 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
 
 
 def _trainer(task: Any, steps: int) -> Callable[[nn.Module, float], None]:
-    """Trains a model for a share of `steps`; each time a model comes again it goes on with later batches."""
+    """Train a model for a share of `steps`; each time a model comes again it goes on with later batches."""
     done: dict[int, int] = {}
 
     def train(model: nn.Module, share: float) -> None:

@@ -79,7 +79,7 @@ def run(
     *,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Trains alone, then with kills -> both outcomes, each kill, and how many kills each quarter of the steps had.
+    """Train alone, then with kills -> both outcomes, each kill, and how many kills each quarter of the steps had.
 
     Raises:
         RuntimeError: a process that has lost another did not end, or the training went wrong.
@@ -140,7 +140,7 @@ class Life:
         self.processes.start(_work, training, self.begun)
 
     def end(self) -> dict[str, Any]:
-        """Waits until the training is done -> its outcome."""
+        """Wait until the training is done -> its outcome."""
         self._wait()
         self.seconds = time.monotonic() - self.started
         found = self.processes.outcomes()

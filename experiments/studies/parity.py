@@ -90,7 +90,7 @@ def cases(kinds: Iterable[str] = KINDS) -> Iterator[Case]:
 def run_all(
     results: Path | None, console: Console, processes: int, steps: int, force: bool = False
 ) -> tuple[Path, list[Row]]:
-    """Compares all cases, or those that the file lacks -> the file that holds them, and its rows.
+    """Compare all cases, or those that the file lacks -> the file that holds them, and its rows.
 
     Each row carries the versions that it was measured with; `force` measures them all again.
     """
@@ -123,7 +123,7 @@ def _row(values: dict[str, Any]) -> Row:
 
 
 def compare(case: Case, steps: int) -> Row:
-    """Trains the model of a case in this process, and over all processes of the group."""
+    """Train the model of a case in this process, and over all processes of the group."""
     alone, outside, sharded, inside = twins(case)
     start = copy.deepcopy(alone.state_dict())
     losses = []

@@ -42,7 +42,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def run_all(results: Path, out: Path, console: Console, configs: Path = CONFIGS, pattern: str = "") -> None:
-    """Trains and codes what no file holds yet.
+    """Train and code what no result file holds yet.
 
     Args:
         results: folder of result files.

@@ -247,7 +247,7 @@ def load_data(config: DataConfig) -> data.ClickData:
 
 
 def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> None:
-    """Raises InputError for a slice over a feature that does not exist or has several ids in a row."""
+    """Raise InputError for a slice over a feature that does not exist or has several ids in a row."""
     known = {feature.name: feature for feature in clicks.schema.features}
     for name, part in slices.items():
         if part.feature not in known:

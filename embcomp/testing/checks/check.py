@@ -9,6 +9,6 @@ CHECKS: list[Callable[[Example], None]] = []
 
 
 def check(function: Callable[[Example], None]) -> Callable[[Example], None]:
-    """Adds a promise to `CHECKS`."""
+    """Add a promise to `CHECKS`."""
     CHECKS.append(function)
     return function
