@@ -1,10 +1,10 @@
 """`choose`: a byte budget and a model in, a method and a size for every table out."""
 
-import itertools
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from glob import escape
 from typing import TYPE_CHECKING, Any
@@ -125,20 +125,22 @@ def choose(
     if data is None:
         if loss is not None or train is not None:
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
-    else:
-        if not isinstance(model_or_tables, nn.Module):
-            raise TypeError("data is for a trained model: give the model instead of its tables")
-        probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, _hearer(progress))
+        search = Search(held, offered, judge, count, budget)
+        search.check()
+        return replace(search.choice(search.best(), 1), seconds=time.monotonic() - started)
+    if not isinstance(model_or_tables, nn.Module):
+        raise TypeError("data is for a trained model: give the model instead of its tables")
+    with _progress(progress) as heard:
+        probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, heard)
         judge = ByProbes(held, probes, init)
-    search = Search(held, offered, judge, count, budget)
-    search.check()
-    plan, level, notes = search.best(), 1 if data is None else 2, []
-    if train is not None and isinstance(judge, ByProbes):
-        assert isinstance(model_or_tables, nn.Module)
-        plan, notes = _raced(model_or_tables, search, judge, train, effort)
-        level = 3
-    failed = [f"{', '.join(f.tables)}: {f.why}" for f in judge.probes.failed] if isinstance(judge, ByProbes) else []
-    return replace(search.choice(plan, level), failed=failed, seconds=time.monotonic() - started, notes=notes)
+        search = Search(held, offered, judge, count, budget)
+        search.check()
+        plan, level, notes = search.best(), 2, []
+        if train is not None:
+            (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
+        choice = search.choice(plan, level)
+    failed = [f"{', '.join(f.tables)}: {f.why}" for f in probes.failed]
+    return replace(choice, failed=failed, seconds=time.monotonic() - started, notes=notes)
 
 
 def _raced(
@@ -157,9 +159,9 @@ def _raced(
         value = sum(losses) / len(losses)
         return value if math.isfinite(value) else float("inf")
 
-    losses = halved(model, names, train, loss, effort=effort, heard=judge.probes.heard)
+    winner, losses = halved(model, names, train, loss, effort=effort, heard=judge.probes.heard)
     said = [f"short trainings: {len(plans)} plans, losses {', '.join(f'{x:.4f}' for x in losses)}"]
-    return plans[losses.index(min(losses))], said
+    return plans[winner], said
 
 
 def _probes(
@@ -210,9 +212,21 @@ def _table(held: Sequence[Held], name: str) -> Table:
     return next(t.table for t in held if t.name == name)
 
 
-def _hearer(progress: bool | None) -> Callable[[str], None]:
-    """One line on stderr that is written over."""
-    if not (sys.stderr.isatty() if progress is None else progress):
-        return lambda text: None
-    number = itertools.count(1)
-    return lambda text: print(f"\r\033[Kprobe {next(number)}: {text[:80]}", end="", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def _progress(shown: bool | None) -> Iterator[Callable[[str], None]]:
+    """One line on stderr that is written over, and ended at the end."""
+    number = 0
+
+    def heard(text: str) -> None:
+        nonlocal number
+        number += 1
+        print(f"\r\033[Kprobe {number}: {text[:80]}", end="", file=sys.stderr, flush=True)
+
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda text: None
+        return
+    try:
+        yield heard
+    finally:
+        if number:
+            print(file=sys.stderr, flush=True)

@@ -185,6 +185,8 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
         hashed: list[Method] = [_unified([held], share, seed)]
         if not served and 2 * ids**0.5 < rows:
             hashed.append(QuotientRemainder(rows=largest_remainder(held.table, rows)))
+            if width % 2 == 0:
+                hashed.append(QuotientRemainder(rows=largest_remainder(held.table, 2 * rows), combine="concat"))
         if counts is not None and rows > 1:
             hashed.append(FrequencyHash(rows=rows, counts=counts, tail="double", seed=seed))
         for method in hashed:

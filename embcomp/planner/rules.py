@@ -9,7 +9,8 @@ hashing-ctr-ml1m hashing-ctr-frappe lowbit-beauty`):
 |---|---|
 | own rows of 4, 3, 2, 1 bits | 0 / .003, .001 / .005, .002 / .009, .027 / .038 |
 | Unified Embedding over all tables, 50, 10, 1 % | .006 / .023, .053 / .054, .19 / .10 |
-| quotient and remainder, 50, 10 % | 0 / .019, .048 / .051 |
+| quotient and remainder, 50, 25, 10 % | 0 / .019, .010 / .025, .048 / .051 |
+| quotient and remainder side by side, 25, 10 % | .027 / .020, .065 / .050 |
 | two hashes side by side, 50, 10, 1 % | 0 / .027, .081 / .058, .32 / .13 |
 | frequent ids own rows, two hashes for the others, 50, 10, 1 % | .051 / .016, .15 / .061, .51 / .19 |
 | one hash, 50, 10, 1 % | .16 / .046, .44 / .13, .52 / .28 |
@@ -40,6 +41,7 @@ NARROW = {8: 0.0005, 7: 0.0008, 6: 0.0012, 5: 0.002, 4: 0.003, 3: 0.01, 2: 0.03,
 SPREAD = {
     "UnifiedEmbedding": 0.022,
     "QuotientRemainder": 0.02,
+    "QuotientRemainder, concat": 0.024,
     "MultiHash": 0.032,
     "HashEmbedding": 0.05,
     "DoubleHash": 0.05,
@@ -100,7 +102,9 @@ def anatomy(method: Method, tables: Sequence[Table]) -> Anatomy:
     if not isinstance(method, Full):
         values = sum(store.rows * store.dim for store in method.sizes(tables).stores.values())
         sharing = min(1.0, values / sum((t.num_embeddings or OPEN) * t.embedding_dim for t in tables))
-    spread = SPREAD.get(type(method).__name__, 0.035)
+    name = type(method).__name__
+    side_by_side = f"{name}, {getattr(method, 'combine', '')}"
+    spread = SPREAD.get(side_by_side, SPREAD.get(name, 0.035))
     if isinstance(method, SoftGraphHash):
         spread /= method.k
     elif isinstance(method, UnifiedEmbedding) and len(tables) == 1:

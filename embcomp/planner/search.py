@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
+from embcomp.methods.low_bit import LowBit
 from embcomp.methods.plan import Count
+from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.table import Table
 from embcomp.planner.choice import Choice, Point, TableChoice, kind
 from embcomp.planner.estimates import ByRules, Estimates
@@ -100,7 +102,7 @@ class Search:
                 plans.append(plan)
 
         add(self.solved())
-        for allowed in (_no_codes, _no_rank, _no_sharing, _bits_alone, _shared_alone):
+        for allowed in (_no_codes, _no_rank, _no_sharing, _bits_alone, _shared_alone, _halves_alone):
             add(self.solved(allowed))
         options, items = self.items()
         near: Iterator[Solution] = itertools.islice(ranked(items, len(self.held), self.budget), TOGETHER)
@@ -231,3 +233,9 @@ def _bits_alone(option: Option) -> bool:
 
 def _shared_alone(option: Option) -> bool:
     return len(option.tables) > 1 or _bits_alone(option)
+
+
+def _halves_alone(option: Option) -> bool:
+    """Quotient and remainder side by side: better than one shared store on some data, and worse on other."""
+    method = option.method.of if isinstance(option.method, LowBit) else option.method
+    return (isinstance(method, QuotientRemainder) and method.combine == "concat") or _bits_alone(option)

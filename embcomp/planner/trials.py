@@ -23,7 +23,7 @@ def halved(
     *,
     effort: float,
     heard: Callable[[str], None] = lambda text: None,
-) -> list[float]:
+) -> tuple[int, list[float]]:
     """Train a copy of the model for each plan, and go on with the better half until one is left.
 
     Each round takes the same part of the effort, so that those that are left are trained twice as long as before.
@@ -37,7 +37,8 @@ def halved(
         heard: is told of each training.
 
     Returns:
-        The last loss of each plan.
+        The number of the plan that is left, and the last loss of each plan. Plans that left early were judged after a
+        shorter training, so that the least of all losses need not be the winner's.
     """
     rounds = max(1, (len(plans) - 1).bit_length())
     racing: dict[int, nn.Module] = {}
@@ -55,4 +56,4 @@ def halved(
             losses[i] = judge(candidate)
         best = sorted(racing, key=losses.__getitem__)
         racing = {i: racing[i] for i in best[: max(1, len(best) // 2)]}
-    return losses
+    return next(iter(racing)), losses
