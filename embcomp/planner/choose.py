@@ -127,7 +127,7 @@ def choose(
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
         search = Search(held, offered, judge, count, budget)
         search.check()
-        return replace(search.choice(search.best(), 1), seconds=time.monotonic() - started)
+        return replace(search.choice(search.best(), 1), failed=[], notes=[], seconds=time.monotonic() - started)
     if not isinstance(model_or_tables, nn.Module):
         raise TypeError("data is for a trained model: give the model instead of its tables")
     with _progress(progress) as heard:
