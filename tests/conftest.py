@@ -1,5 +1,6 @@
 """What all tests share: one thread, fixed seeds, the folder of real data."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ if os.environ.get("EMBCOMP_DATA"):
 # Derandomized: a failure seen once is seen again. No deadline: shared cores make any time limit a coin toss.
 settings.register_profile("embcomp", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("embcomp")
+
+
+def pytest_collection_finish() -> None:
+    """Leave thousands of collected tests and the libraries out of every later pass of the garbage collector."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
