@@ -1,4 +1,4 @@
-"""Two tables that meet only in a dot product, rewritten so that they compress well together."""
+"""The alignment of two tables that meet only in a dot product, so that they compress well together."""
 
 import torch
 from torch import Tensor
@@ -10,23 +10,23 @@ _BLOCK = 1 << 16  # vectors at a time
 def align_dot_product_(
     first: Tensor, second: Tensor, *, counts: tuple[Tensor | None, Tensor | None] = (None, None)
 ) -> Tensor:
-    """Rewrite two trained tables in place; every dot product of a vector of one with a vector of the other stays.
+    """Rewrite two trained tables in place, so that all dot products between their vectors stay the same.
 
-    U becomes U W and V becomes V W^-T, with the W for which both have the same diagonal Gram matrix: the singular
-    values of U V^T. Cutting columns off, as a warm start of `embcomp.LowRank` does, then loses least of the products,
-    where cutting the tables as they were loses least of the vectors, and far more of what the model computes. Only for
-    tables that nothing else reads: not where a vector meets a layer, a bias or a third table.
+    U becomes U W and V becomes V W^-T. W is chosen so that both tables have the same diagonal Gram matrix, which holds
+    the singular values of U V^T. Cutting columns off, as a warm start of `embcomp.LowRank` does, then loses as little
+    as possible of the dot products, which are what the model computes. Use it only for tables that nothing else reads:
+    not where a vector also meets a layer, a bias or a third table.
 
     Args:
-        first: [n, dim], float.
-        second: [m, dim], alike.
-        counts: how much each id of the two counts, [n] and [m]; all alike without.
+        first: a trained table, float [n, dim].
+        second: the other table, float [m, dim].
+        counts: the weight of each id of the two tables, [n] and [m]; None weighs all ids alike.
 
     Returns:
-        The singular values of the (weighted) matrix of products, float64 [dim], falling.
+        The singular values of the (weighted) matrix of products, float64 [dim], in falling order.
 
     Raises:
-        ValueError: tables of different widths, or NaN in them.
+        ValueError: the tables differ in width, or hold NaN.
 
     Example:
         >>> import torch, embcomp
@@ -68,6 +68,6 @@ def _gram(table: Tensor, counts: Tensor | None) -> Tensor:
 
 
 def _inverse(values: Tensor) -> Tensor:
-    """1 / values, and 0 for what is 0 but for rounding: nothing lies in that direction."""
+    """Return 1 / values, and 0 where a value is zero up to rounding: no vector lies in that direction."""
     small = values <= values.max() * 1e-10
     return torch.where(small, 0.0, 1.0 / torch.where(small, 1.0, values))

@@ -34,17 +34,17 @@ _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 def save(path: StrPath, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write an artifact; a file that is there is replaced at once or not at all.
+    """Write an artifact. An existing file is replaced in one step or not at all.
 
     Args:
         path: the file.
-        kind: what it holds, checked by `load`.
+        kind: the kind of content, which `load` checks.
         header: JSON values.
-        tensors: by name, of any shape, on any device.
+        tensors: the tensors by name, of any shape, on any device.
 
     Raises:
-        ValueError: a tensor of a dtype or layout that safetensors does not have.
-        OSError: the file cannot be written; names it.
+        ValueError: a tensor has a dtype or layout that safetensors does not have.
+        OSError: the file cannot be written; the text names it.
 
     Example:
         >>> import torch
@@ -74,9 +74,9 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the header and the tensors of a file that `save` wrote.
 
     Raises:
-        Damaged: the file is cut, was changed, or is no artifact (a ValueError, too).
-        ValueError: it is of another kind, or of a later version.
-        FileNotFoundError: there is none.
+        Damaged: the file is cut short, was changed, or is not an artifact (also a ValueError).
+        ValueError: the file is of another kind or of a later version.
+        FileNotFoundError: there is no such file.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -96,24 +96,24 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def checksum(tensor: Tensor) -> str:
-    """The dtype and the shape of a tensor, and the SHA-256 of its values, as one text."""
+    """The dtype, the shape and the SHA-256 of the values of a tensor, as one text."""
     held = tensor.detach().cpu().contiguous()
     return f"{held.dtype} {list(held.shape)} {hashlib.sha256(memory(held)).hexdigest()}"
 
 
 def bytes_as_tensor(data: bytes) -> Tensor:
-    """Bytes as a uint8 tensor, which a file can hold."""
+    """Copy bytes into a uint8 tensor, which a file can hold."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
 def is_artifact(path: StrPath) -> bool:
-    """Whether a file begins as one that `save` wrote; other safetensors files do not."""
+    """Return whether a file begins as `save` writes it; other safetensors files do not."""
     with open(path, "rb") as file:
         return file.read(8 + len(_START))[8:] == _START
 
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor], bool]:
-    """Everything, and whether the checksum fits; what is read is not to be used where it does not."""
+    """Read the table, the metadata and the tensors, and tell whether the checksum fits; if not, use none of them."""
     size = os.fstat(file.fileno()).st_size
     length = file.read(8)
     if size < 8 or int.from_bytes(length, "little") > size - 8:
@@ -150,7 +150,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
 
 
 def memory(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, not copied; they are those of the tensor, which must stay."""
+    """The bytes of a contiguous CPU tensor, not copied: a view that is valid while the tensor lives."""
     if not tensor.nbytes:
         return memoryview(bytearray())
     return memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")

@@ -1,8 +1,8 @@
-"""Averages of weights (SWA, EMA) leave alone what is no weight: keys, maps, codes, projections.
+"""The averages of weights (SWA, EMA), kept off buffers that are constants: keys, maps, codes, projections.
 
-torch's `AveragedModel` takes every buffer for a statistic: with `use_buffers=True` it averages integers by way of
-float32, and an id of the averaged model reads another row. A module with `constant_buffers = True` says that its
-buffers, and those of its parts, are none. While torch averages, they are out of its sight; then they are copied.
+torch's `AveragedModel` takes every buffer for a statistic: with `use_buffers=True` it averages integers in float32, and
+an id of the averaged model then reads another row. A module with `constant_buffers = True` declares its buffers, and
+those of its submodules, to be constants. They are hidden from torch while it averages, and copied afterwards.
 """
 
 import functools
@@ -17,7 +17,7 @@ _update = AveragedModel.update_parameters
 
 
 def _constant(model: nn.Module) -> list[nn.Module]:
-    """The modules whose buffers are not to be averaged, in the order of the model."""
+    """The modules whose buffers must not be averaged, in the order of the model."""
     held = [module for module in model.modules() if getattr(module, "constant_buffers", False)]
     return list(dict.fromkeys(part for module in held for part in module.modules()))
 
@@ -36,7 +36,7 @@ def _hidden(modules: list[nn.Module]) -> Iterator[None]:
 
 @functools.wraps(_update)
 def update_parameters(self: AveragedModel, model: nn.Module) -> None:
-    """`AveragedModel.update_parameters`, with constant buffers as they are in `model`."""
+    """Update as `AveragedModel.update_parameters` does, but copy constant buffers from `model`."""
     mine, theirs = _constant(self.module), _constant(model)
     with _hidden(mine), _hidden(theirs):
         _update(self, model)

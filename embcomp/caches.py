@@ -1,4 +1,4 @@
-"""What models keep of the outputs of their tables, and how they drop it."""
+"""The caches in which models keep the outputs of their tables, and how to empty them."""
 
 import inspect
 from collections.abc import Collection
@@ -6,13 +6,13 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 RESETS = ("reset_cache", "clear_cache")
-"""Methods without arguments by which models drop what they keep."""
+"""The methods without arguments by which models empty their caches."""
 KEPT = ("restore_user_e", "restore_item_e", "restore_entity_e")
-"""Attributes in which RecBole's models keep propagated tables between evaluations; None stands for nothing."""
+"""The attributes in which RecBole's models keep propagated tables between evaluations; None means empty."""
 
 
 def drop_outputs(model: nn.Module, tables: Collection[nn.Module]) -> None:
-    """Empty the caches of the modules that hold one of the tables, where they have one of the usual names.
+    """Empty the caches of the modules that hold one of the tables, if they have one of the usual names.
 
     A cache of another name cannot be told from a constant.
     """

@@ -14,16 +14,16 @@ _PARTS: dict[str, tuple[str, str, str]] = {
     "semantic-ids": ("embcomp.semantic_ids.cli", "semantic", "turn content vectors into codes"),
     "serve-behaviors": ("embcomp.sdim.cli", "serving", "serve a behavior store over HTTP"),
 }
-"""Command -> the module whose typer `app` it is, the extra that the module needs, what it does."""
+"""For each command the module that holds its typer `app`, the extra that this module needs, and a description."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `embcomp COMMAND ...`. Exit code 2, and a message, where an extra is missing or the input is bad.
+    """Run `embcomp COMMAND ...`. Exit with code 2 and a message if an extra is missing or the input is bad.
 
     Only the module of the command that is asked for is imported; `--help` and `--version` need torch alone.
 
     Args:
-        argv: the words after the program's name; those of the process by default.
+        argv: the words after the program's name; by default those of the process.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()

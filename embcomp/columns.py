@@ -1,4 +1,4 @@
-"""Parquet as it lies on disks: one file, the days of a log, a folder that Spark wrote. One reader for all parts."""
+"""The one reader of parquet data: a single file, the daily files of a log, or a folder that Spark wrote."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _MAGIC = (b"PAR1", b"PARE")
 
 
 class ColumnsError(ValueError):
-    """Files that cannot be read together, or at all; the message names them."""
+    """The error for files that cannot be read, alone or together; its text names them."""
 
 
 class MissingColumn(ColumnsError):
-    """A column that no file has.
+    """The error for a column that no file has.
 
     Attributes:
-        column: its name.
-        columns: the names that there are.
+        column: the name of the column.
+        columns: the names of the columns that exist.
     """
 
     def __init__(self, column: str, columns: Sequence[str]) -> None:
@@ -36,12 +36,12 @@ class MissingColumn(ColumnsError):
 def parquet_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Find the parquet files of a path, a folder, a glob, or several of these.
 
-    Folders are searched to the bottom, in the order of the names; what begins with "." or "_" is left aside, as Spark's
-    `.crc` files, `_SUCCESS` and `_temporary` are no data.
+    Folders are searched recursively, in the order of the names. Names that begin with "." or "_" are skipped: Spark's
+    `.crc` files, `_SUCCESS` and `_temporary` hold no data.
 
     Raises:
-        FileNotFoundError: a path that does not exist, a glob or a folder without parquet files.
-        ColumnsError: a file that is cut short, compressed as a whole, or no parquet file.
+        FileNotFoundError: a path does not exist, or a glob or a folder has no parquet files.
+        ColumnsError: a file is cut short, compressed as a whole, or not a parquet file.
     """
     found: list[Path] = []
     for path in _parts(source):
@@ -52,7 +52,7 @@ def parquet_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[st
 
 
 def check_parquet(path: Path) -> None:
-    """Refuse a file that does not begin and end as parquet files do, and say what it seems to be."""
+    """Refuse a file that does not begin and end as parquet files do, and say what kind of file it seems to be."""
     with path.open("rb") as file:
         head = file.read(4)
         size = file.seek(0, os.SEEK_END)
@@ -74,14 +74,14 @@ def check_parquet(path: Path) -> None:
 
 
 def scan(paths: Sequence[Path], columns: Iterable[str]) -> pl.LazyFrame:
-    """Lazy rows of these columns from parquet files, in their order.
+    """Return the rows of these columns as a polars LazyFrame, file after file in the given order.
 
-    The files may hold further columns, and a column in several widths: int32 beside int64 becomes int64, integers
-    beside floats become float64.
+    The files may hold further columns. A column may have several widths: int32 and int64 become int64, integers and
+    floats become float64.
 
     Raises:
-        MissingColumn: a column that no file has.
-        ColumnsError: a column that only some files have, types that do not go together, a damaged file.
+        MissingColumn: no file has the column.
+        ColumnsError: only some files have a column, its types do not go together, or a file is damaged.
     """
     import polars as pl
 
@@ -104,7 +104,7 @@ def scan(paths: Sequence[Path], columns: Iterable[str]) -> pl.LazyFrame:
 
 @contextmanager
 def readable(paths: Sequence[Path]) -> Iterator[None]:
-    """Turn what polars says of rows that it cannot read into a ColumnsError that names the file."""
+    """Turn polars' read errors into a ColumnsError that names the file."""
     from polars.exceptions import PolarsError
 
     try:
@@ -145,7 +145,7 @@ def _is_data(file: Path, folder: Path) -> bool:
 
 
 def _is_hive(path: Path) -> bool:
-    """Whether folders hold columns, as in `day=2026-11-01/part-0.parquet`."""
+    """Return whether folder names hold columns, as in `day=2026-11-01/part-0.parquet`."""
     return any("=" in part for part in path.parts[:-1])
 
 
@@ -156,7 +156,7 @@ def _scan_file(path: Path) -> pl.LazyFrame:
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether the rows of a parquet file cannot be read; reads all of them."""
+    """Return whether the rows of a parquet file cannot be read. This reads all of them."""
     from polars.exceptions import PolarsError
 
     try:
@@ -184,7 +184,7 @@ def _common_dtype(name: str, schemas: Sequence[tuple[Path, dict[str, Any]]]) -> 
 
 
 def _wider(one: Any, other: Any) -> Any:
-    """The type that holds the values of both; None where there is none."""
+    """The type that holds the values of both types; None if there is none."""
     import polars as pl
 
     if one == other or other == pl.Null:

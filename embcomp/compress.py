@@ -1,4 +1,4 @@
-"""`compress_`: swaps the tables of a model in place, and reports what was saved."""
+"""`compress_`: swap the tables of a model in place, and report the bytes saved."""
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -33,32 +33,33 @@ def compress_(
     """Swap the embedding tables of a model for compressed ones, in place.
 
     `nn.Embedding`, `nn.EmbeddingBag` and torchrec's EmbeddingBagCollection and EmbeddingCollection are swapped. A
-    module that is used in two places stays one module, and an output layer (`nn.Linear`) that holds a table's weight
-    reads the compressed table. Make the optimizer after this call: one made before would hold the old tables (unless
-    the model leads to it and it has not stepped: then it gets the new ones).
+    module that is used in two places stays one module. An output layer (`nn.Linear`) that holds a table's weight then
+    reads the compressed table. Make the optimizer after this call: an earlier one still holds the old tables. An
+    optimizer that the model itself keeps, and that has not stepped yet, is given the new parameters.
 
     Args:
-        model: the model; nothing changes where an error is raised.
+        model: the model, changed in place; nothing changes if an error is raised.
         methods: a method for each table. Keys are glob patterns over module paths ("user.embedding") and torchrec table
-            names; the first match wins, and a table that no key matches stays as it is. A method alone is for all.
-        init: "fresh" draws new rows, so that the vectors have the mean and the standard deviation of the weights
-            replaced (tables that share a store: of all of them together); "warm" starts each row at the
-            (count-weighted) mean of the trained vectors that map to it, refined by least squares where ids add up
-            several rows, and what a method learns beside them (code books, steps, matrices) where it suits these rows
-            best; "fit" is the same for a model that is served as it is then, without training: methods that learn
-            nothing beside their rows are refused.
-        counts: with init="warm" or "fit", how often each id occurs, [num_embeddings] by table name; others weigh all
-            ids alike.
+            names; the first match wins, and a table that no key matches is left alone. A single method applies to all
+            tables.
+        init: how the rows start. "fresh" draws rows so that the vectors have the mean and the standard deviation of the
+            replaced weights (of all tables together if they share a store). "warm" starts each row at the
+            (count-weighted) mean of the trained vectors that map to it, refined by least squares where an id adds up
+            several rows, and fits what a method learns beside its rows (code books, steps, matrices) to these rows.
+            "fit" does the same for a model that is served without further training, and refuses methods that learn
+            nothing beside their rows.
+        counts: with init="warm" or "fit", how often each id occurs, [num_embeddings] by table name; tables without
+            counts weigh all ids alike.
 
     Returns:
-        Bytes before and after, table by table.
+        The bytes before and after, table by table.
 
     Raises:
-        TypeError: `methods` or a value of it is not a method's configuration.
-        ValueError: a pattern matches no table; counts without a warm start; a method cannot compress a table, or has
-            nothing to fit; or a
-            table cannot be swapped: its weight is held elsewhere in the model, frozen (fresh rows would never be
-            trained) or not finite, `max_norm`, a subclass with behavior of its own, a sharded module.
+        TypeError: `methods` or one of its values is not a method's configuration.
+        ValueError: a pattern matches no table; counts are given with init="fresh"; a method cannot compress a table, or
+            has nothing to fit; or a table cannot be swapped because its weight is held elsewhere in the model, is
+            frozen (fresh rows would never be trained) or not finite, uses `max_norm`, or because its module is sharded
+            or a subclass with behavior of its own.
 
     Warns:
         CompressionWarning: a table becomes larger, or ids of a small table can no longer be told apart.
@@ -134,7 +135,7 @@ def compress_(
 
 
 def _of_codecs(module: nn.Module) -> Iterator[nn.Parameter]:
-    """What codecs learn: steps of grids, say, which are no values of the table that a penalty could mean."""
+    """The parameters of codecs, such as steps of grids: they are not values of a table, so no penalty means them."""
     for _, codec in coded_tables(module):
         yield from codec.parameters()
 
@@ -151,7 +152,7 @@ def _by_pattern(methods: object) -> Mapping[str, Method]:
 
 
 def _choose(found: Sequence[Plain], methods: Mapping[str, Method]) -> dict[Plain, dict[str, Method]]:
-    """For each holder the methods of tables that are to be compressed; `Full()` and unmatched tables are left out."""
+    """Choose the method of each table to compress, by holder; unmatched tables and `Full()` are left out."""
     for pattern, method in methods.items():
         if not isinstance(method, Method):
             raise TypeError(
@@ -207,7 +208,7 @@ def _check_not_frozen(found: Sequence[Plain], chosen: Mapping[Plain, Mapping[str
 
 
 def _moments(holder: Plain, replaced: Collection[str]) -> dict[str, Moments]:
-    """The mean and the deviation of each weight; those of `nn.Embedding` for an empty one (meta)."""
+    """The mean and the deviation of each weight; for a weight on the meta device those of `nn.Embedding`."""
     found = {}
     for name in holder.tables:
         weight, padding = holder.tables[name].weight, getattr(holder.module, "padding_idx", None)
@@ -221,7 +222,7 @@ def _moments(holder: Plain, replaced: Collection[str]) -> dict[str, Moments]:
 
 
 def _checked_counts(touched: Sequence[Plain], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Count by table name, each non-negative and of the table's length."""
+    """Check the counts and return them by table name: non-negative, one for each id of the table."""
     tables = {name: held for holder in touched for name, held in holder.tables.items()}
     result = {}
     for given, values in counts.items():

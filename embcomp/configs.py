@@ -1,7 +1,8 @@
-"""Configurations compared by value, and written as JSON with tensors beside it for what is large.
+"""Configurations: compared by value, and written as JSON, with tensors beside it for large values.
 
-Whatever belongs into a configuration registers its class under a tag: methods under "method", maps and the like under
-"kind". So this module names none of them, and configurations nest: a method around a method is one inside the other.
+Each class that may occur in a configuration is registered under a tag: methods under "method", maps and the like under
+"kind". This module therefore names none of them. Configurations nest: a method around another method holds it as a
+part.
 """
 
 import dataclasses
@@ -22,13 +23,13 @@ C = TypeVar("C", bound=type)
 
 
 class _Tag(NamedTuple):
-    """How objects of some classes are written.
+    """The rules by which objects of a group of classes are written and read.
 
     Attributes:
-        classes: by name; a text "module:class" is imported when it is asked for.
-        parts: the parts of an object by name.
-        make: an object of a class from its parts.
-        one: whether what is written equal is read as one object.
+        classes: the classes by name; a text "module:class" is imported when it is needed.
+        parts: a function from an object to its parts by name.
+        make: a function that makes an object from its class and its parts.
+        one: True if equal parts of a file are read as one object.
     """
 
     classes: Mapping[str, Any]
@@ -42,7 +43,7 @@ _KINDS: MutableMapping[str, Any] = {}
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """What a dataclass is made from."""
+    """The constructor arguments of a dataclass instance, by name."""
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
 
 
@@ -58,17 +59,20 @@ def register(
     *,
     one: bool = False,
 ) -> None:
-    """Make the classes of a registry writable, under a tag of their own; by default they are dataclasses."""
+    """Make the classes of a registry writable under a tag of their own; by default they are dataclasses."""
     _TAGS[tag] = _Tag(classes, parts, make, one)
 
 
 def classes(tag: str) -> Mapping[str, Any]:
-    """Those of a registry, by name."""
+    """The classes of a tag, by name."""
     return _TAGS[tag].classes
 
 
 def join(classes: MutableMapping[str, Any], cls: type) -> None:
-    """Enter a class under its name, or, where another has that, under its full name (`torch.export` derives such)."""
+    """Enter a class into a registry under its name, or under its full name if another class has that name.
+
+    `torch.export`, for example, derives classes of the same name.
+    """
     classes[name_of(classes, cls)] = cls
 
 
@@ -76,13 +80,16 @@ register("kind", _KINDS, one=True)
 
 
 def kind(cls: C) -> C:
-    """A class decorator: dataclasses that configurations hold, such as maps. `kind_at` for those that need an extra."""
+    """Register a dataclass that configurations hold, such as a map; a class decorator.
+
+    Use `kind_at` for classes whose module needs an extra.
+    """
     _KINDS[cls.__name__] = cls
     return cls
 
 
 def kind_at(name: str, module: str) -> None:
-    """Register a class of a module that is imported when one is read."""
+    """Register a class by name; its module is imported when such an object is read."""
     _KINDS.setdefault(name, f"{module}:{name}")
 
 
@@ -97,9 +104,9 @@ def _class(tag: str, name: str, where: str) -> type:
 
 
 def name_of(classes: Mapping[str, Any], cls: type) -> str:
-    """The name of a class in a registry: its own, or the full one where that is another's.
+    """The name of a class in a registry: its own name, or the full one if another class has that name.
 
-    A class that is defined again, in a notebook, is the one it was.
+    A class that is defined again, as in a notebook, keeps its name.
     """
     taken = classes.get(cls.__name__)
     full = f"{cls.__module__}:{cls.__qualname__}"
@@ -111,7 +118,7 @@ def _full_name(taken: Any) -> str:
 
 
 def _tag_of(value: Any) -> tuple[str, str] | None:
-    """The tag and the name under which the class of a value is registered."""
+    """The tag and the name under which the class of a value is registered; None if it is not registered."""
     cls = type(value)
     for tag, registered in _TAGS.items():
         name = name_of(registered.classes, cls)
@@ -125,7 +132,7 @@ def _is_array(value: Any) -> bool:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal; tensors are by shape, dtype and values, objects part by part."""
+    """Return whether two values are equal: tensors by shape, dtype and values, objects part by part."""
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -155,7 +162,7 @@ def _sparse_parts(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hashed(value: Any) -> int:
-    """A hash of what `same` compares; of tensors and arrays it takes the shape alone."""
+    """Return a hash that agrees with `same`; tensors and arrays contribute their shape alone."""
     if isinstance(value, Tensor) or _is_array(value):
         return hash(tuple(value.shape))
     if isinstance(value, Mapping):
@@ -168,15 +175,15 @@ def hashed(value: Any) -> int:
 
 
 def to_json(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
-    """A configuration as JSON values; what is large goes into `tensors`, by names that the JSON refers to.
+    """Return a configuration as JSON values; large values go into `tensors`, under names that the JSON refers to.
 
     Args:
-        value: a method, or a mapping or list that holds methods; numbers, text, tensors, maps inside them.
-        tensors: filled with its tensors; one that occurs twice is kept once.
+        value: a method, or a mapping or list that holds methods; inside them numbers, text, tensors and maps.
+        tensors: a dictionary to fill with the tensors; one that occurs twice is kept once.
 
     Raises:
-        TypeError: something that belongs to no configuration; the text says where it is.
-        ValueError: it holds tensors, and `tensors` is None; a number that is not finite.
+        TypeError: a value does not belong in a configuration; the text says where it is.
+        ValueError: the configuration holds tensors and `tensors` is None, or a number that is not finite.
 
     Example:
         >>> import torch, embcomp
@@ -190,7 +197,7 @@ def to_json(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
 
 
 def keeper(tensors: dict[str, Tensor]) -> Callable[[Tensor, str], str]:
-    """Put tensors beside those that are there, each memory once: (tensor, wished name) -> its name."""
+    """Return a function that keeps tensors in `tensors`, each memory once: (tensor, wished name) -> its name there."""
     return _Writer(tensors).keep
 
 
@@ -249,7 +256,7 @@ class _Writer:
 
 
 def _memory(tensor: Tensor) -> Any:
-    """Equal for tensors that are one, and for those over one memory that read it in one way."""
+    """A key that is equal for the same tensor, and for tensors that read the same memory in the same way."""
     if tensor.layout != torch.strided or not tensor.numel() or tensor.is_meta:
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
@@ -260,14 +267,16 @@ def _join(path: str, name: str) -> str:
 
 
 def from_json(values: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """What `to_json` wrote. Parts that were one object are one again; each method is an instance of its own.
+    """Read the values that `to_json` wrote.
 
     Raises:
-        ValueError: a method that this version does not know, a tensor that is missing, settings that cannot be.
+        ValueError: a method is unknown to this version, a tensor is missing, or settings are invalid.
 
     Example:
         >>> from_json({"method": "HashingTrick", "rows": 10})
         HashingTrick(rows=10, seed=0, balanced=False)
+
+    Parts that were one object become one object again; each method becomes an instance of its own.
     """
     return _Reader(tensors or {}).read(values, "the configuration")
 
@@ -330,7 +339,7 @@ def save(value: Any, path: StrPath) -> None:
         path: the file, which is written whole or not at all.
 
     Raises:
-        TypeError: something that belongs to no configuration.
+        TypeError: a value does not belong in a configuration.
         OSError: the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
@@ -339,11 +348,11 @@ def save(value: Any, path: StrPath) -> None:
 
 
 def load(path: StrPath) -> Any:
-    """A configuration that `save` wrote.
+    """Read a configuration that `save` wrote.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is damaged or was edited, or holds something else or what this version does not know.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, was edited, holds something else, or needs a later version.
 
     Example:
         >>> import torch, embcomp

@@ -1,4 +1,4 @@
-"""What to say where an import is missing."""
+"""The advice to give when an import is missing."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -6,7 +6,7 @@ DISTRIBUTION = "embcomp-recsys"  # `embcomp` on PyPI is somebody else's
 
 
 def install(extra: str) -> str:
-    """The command that adds what an extra needs, beside embcomp as it is installed, or in a checkout.
+    """The command that installs the packages of an extra: for the installed embcomp, or for a checkout.
 
     Example:
         >>> from embcomp.extras import install

@@ -1,4 +1,4 @@
-"""The one way in which embcomp writes a file: whole or not at all, on the disk, readable by whom the umask allows."""
+"""The one way in which embcomp writes files: whole or not at all, synced to the disk, with the umask's permissions."""
 
 import os
 import shutil
@@ -13,18 +13,18 @@ Content = bytes | Iterable[bytes | memoryview] | Callable[[IO[bytes]], Any]
 
 
 class Damaged(ValueError):
-    """A file that is not what was written; the text names it."""
+    """The error for a file whose content is not what was written; the text names the file."""
 
 
 def write(path: StrPath, content: Content) -> None:
-    """Write a file, making its folder where that is missing. A file that is there is replaced at once or not at all.
+    """Write a file, and make its folder if needed. An existing file is replaced in one step or not at all.
 
     Args:
         path: the file.
-        content: its bytes, parts of them in order, or a function that writes them into an open file.
+        content: its bytes, its parts in order, or a function that writes them into an open file.
 
     Raises:
-        OSError: it could not be written (a full disk); names the file, which is as it was.
+        OSError: the file cannot be written (a full disk, say); the text names it, and an existing file is unchanged.
 
     Example:
         >>> from pathlib import Path
@@ -42,12 +42,12 @@ def write(path: StrPath, content: Content) -> None:
 
 @contextmanager
 def replacing(path: StrPath) -> Iterator[Path]:
-    """A name beside `path` for a new file or folder, which takes the place of `path` when the block ends without error.
+    """Give a name beside `path` for a new file or folder, which replaces `path` when the block ends without error.
 
-    A folder takes the place of none but an empty one. What an error leaves is removed.
+    A folder can replace only an empty folder. After an error the new file or folder is removed.
 
     Raises:
-        OSError: as `write`; so is any other OSError of the block.
+        OSError: as in `write`; other OSErrors of the block are raised in the same form.
     """
     path = Path(path)
     part = path.with_name(f".{path.name[:40]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")

@@ -1,4 +1,4 @@
-"""Where a model keeps its embedding tables: the one finder, which each kind of module with tables joins by itself."""
+"""The one finder of a model's embedding tables; each kind of module that holds tables registers itself here."""
 
 import abc
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +14,10 @@ from embcomp.codecs.base import Codec
 from embcomp.methods.base import Store, Table, TablePlan
 
 Form = Literal["plain", "compressed", "fused", "spread"]
-"""How a module holds tables: as its library made it, compressed, under a fused optimizer, over several processes."""
+"""How a module holds tables: as its library made it, compressed, with a fused optimizer, or over several processes."""
 
 _EXTENSIONS = {"torchrec": "embcomp.torchrec"}
-"""Libraries with modules of their own that hold tables, and the package that registers these when it is imported."""
+"""The package that registers the table modules of each library when it is imported."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class HeldStore:
     Attributes:
         store: the numbers of the store.
         weight: the stored rows, [rows, width].
-        codec: the codec of the rows; None where they are served as they are.
-        states: the state tensors of a fused optimizer, one row for each row.
+        codec: the codec of the rows; None if they are served as they are.
+        states: the state tensors of a fused optimizer, with one row for each row of the weight.
     """
 
     store: Store
@@ -42,11 +42,11 @@ class Held:
     """A table of a model.
 
     Attributes:
-        table: its ids and width, under the name that reports use.
-        names: the names that a pattern may match, the one for messages first; "" for a model that is a table itself.
-        stores: the rows that it reads, by store, in the order of its chunks.
+        table: the number of ids and the width, under the name that reports use.
+        names: the names that a pattern may match, the one for messages first; "" for a model that is itself a table.
+        stores: the rows that the table reads, by store, in the order of its chunks.
         plan: how its ids become vectors; None for a table that was never compressed.
-        dtype: the dtype of the vectors that the model gets.
+        dtype: the dtype of the vectors that the model receives.
     """
 
     table: Table
@@ -57,7 +57,7 @@ class Held:
 
     @property
     def method(self) -> str:
-        """The name of its method."""
+        """The name of the table's method."""
         return "Full" if self.plan is None else self.plan.encoder.config["method"]
 
     @property
@@ -68,7 +68,7 @@ class Held:
 
     @property
     def rows(self) -> list[Tensor]:
-        """The weights of its stores, each once."""
+        """The weights of the table's stores, each once."""
         return [store.weight for store in self.stores.values()]
 
 
@@ -76,9 +76,9 @@ class Holder(abc.ABC):
     """A module with tables, at one or several paths of a model.
 
     Attributes:
-        form: how it holds them.
+        form: the form in which it holds its tables.
         module: the module.
-        paths: its paths, the first one in the order of the model first; "" is the model itself.
+        paths: the paths of the module, in the order of the model; "" is the model itself.
     """
 
     form: ClassVar[Form]
@@ -96,9 +96,9 @@ class Holder(abc.ABC):
         return {held.table.name: held for held in self._tables()}
 
     def exchanged(self, table: str | None) -> tuple[Held, Callable[[], None]] | None:
-        """A table whose map may be exchanged, and what to call after that: it takes the number of ids from the encoder.
+        """Return a table whose map may be exchanged, and a function to call afterwards.
 
-        None where tables of this kind have no map.
+        The function takes the new number of ids from the encoder. None if tables of this kind have no map.
 
         Raises:
             ValueError: there is no such table, or its rows cannot take another map.
@@ -107,11 +107,11 @@ class Holder(abc.ABC):
 
 
 class Spread(Holder):
-    """A module whose tables are spread over several processes, or which is wrapped for them; nobody takes it apart.
+    """A module whose tables are spread over several processes, or which is wrapped for them; it is not taken apart.
 
     Attributes:
-        state: what is the case, "is sharded", for messages.
-        sharded: whether it is split, not just wrapped.
+        state: the state as a phrase for messages, such as "is sharded".
+        sharded: True if the module is split, False if it is only wrapped.
     """
 
     form = "spread"
@@ -126,13 +126,13 @@ class Spread(Holder):
 
 @singledispatch
 def holder_of(module: Any, paths: list[str]) -> Holder | None:
-    """The holder of a module with tables, None for any other module. Each kind of module registers its own."""
+    """Return the holder of a module with tables, or None for another module. Each kind of module registers its own."""
     return None
 
 
 @cache
 def _holds(kind: type[nn.Module]) -> bool:
-    """Whether modules of this class hold tables; imports who knows that, where a library came into the model."""
+    """Return whether modules of this class hold tables; imports embcomp's extension for the library of the class."""
     for base in kind.__mro__:
         extension = _EXTENSIONS.get(base.__module__.partition(".")[0])
         if extension is not None:
@@ -147,18 +147,18 @@ def holders(
     if_sharded: str | None = None,
     opened: Callable[[Holder], bool] = lambda holder: False,
 ) -> list[Holder]:
-    """The modules of a model that hold tables, in its order, each once with all its paths.
+    """Return the modules of a model that hold tables, in its order, each once with all its paths.
 
-    What is inside of one of them is its own affair, and not listed.
+    Modules inside a holder are not listed.
 
     Args:
         model: the model, or a module that holds tables itself.
-        if_wrapped: what to do about a module that is wrapped for several processes; None takes it for a holder.
-        if_sharded: likewise about one that is sharded.
-        opened: says which are left out, for what is inside of them.
+        if_wrapped: the remedy to name for a module that is wrapped for several processes; None accepts it as a holder.
+        if_sharded: the remedy to name for a sharded module; None accepts it as a holder.
+        opened: a function that tells which holders to leave out in favor of the modules inside them.
 
     Raises:
-        ValueError: a module is wrapped or sharded, and there is a remedy.
+        ValueError: a module is wrapped or sharded, and a remedy is given for that.
 
     Example:
         >>> import torch
@@ -194,10 +194,10 @@ def holders(
 
 
 def join(path: str, name: str) -> str:
-    """The path of a part; either may be empty."""
+    """Join the path of a module and the name of a part; either may be empty."""
     return ".".join(filter(None, (path, name)))
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over processes (a DTensor, whose import takes longer than that of all embcomp)."""
+    """Return whether a tensor is spread over processes, without importing DTensor, which is slow to import."""
     return hasattr(tensor, "placements")

@@ -16,11 +16,11 @@ NAME = "model.safetensors"
 
 
 class CompressedModelHubMixin(_Mixin):
-    """huggingface_hub's `PyTorchModelHubMixin` for a model whose tables `compress_` swaps.
+    """A `PyTorchModelHubMixin` of huggingface_hub for models whose tables `compress_` swaps.
 
-    The plain mixin builds the class anew, with full tables, finds no weights for them in the file, and says nothing:
-    they stay random. This one writes `model.safetensors` by `embcomp.save` and reads it by `embcomp.load`. Files of the
-    plain mixin are read as before.
+    The plain mixin builds the class with full tables, finds no weights for them in the file, and silently leaves them
+    random. This mixin writes `model.safetensors` with `embcomp.save` and reads it with `embcomp.load`. It also reads
+    files of the plain mixin.
 
     Example:
         >>> import torch, embcomp

@@ -1,4 +1,4 @@
-"""How rows start: so that the vectors they combine to have the mean and the deviation of the table replaced."""
+"""The initial values of rows: the combined vectors get the mean and the deviation of the replaced table."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,12 +12,12 @@ _BLOCK = 1 << 16  # vectors at a time
 
 @dataclass(frozen=True)
 class Moments:
-    """The mean and the standard deviation of a table's numbers. Called, it fills a tensor with such numbers.
+    """The mean and the standard deviation of a table's values. Calling it fills a tensor with normal values of these.
 
     Attributes:
-        mean: 0 where the mean found is within the noise of a draw.
-        std: the deviation of the population.
-        count: how many numbers they were taken from; tables that share a store weigh by it.
+        mean: the mean; 0 if the measured mean is within the noise of a draw.
+        std: the standard deviation of the population.
+        count: the number of values they were taken from, which weighs tables that share a store.
 
     Example:
         >>> Moments(mean=0.5, std=0.1).of_rows("table", summands=4)
@@ -33,9 +33,9 @@ class Moments:
             return weight.normal_(self.mean, self.std)
 
     def of_rows(self, init: str, summands: int = 1) -> tuple[float, float]:
-        """The mean and the deviation of a store's rows, for vectors that have these moments.
+        """The mean and the deviation that a store's rows need, so that the vectors have these moments.
 
-        Of a product of two factors, each carries the root of |mean| / root mean square; only the second has its scale.
+        In a product of two factors, each factor carries the square root of |mean| / rms; only the second has the scale.
         """
         if init not in ("unit", "factor"):
             return self.mean / summands, self.std * summands**-0.5
@@ -50,12 +50,12 @@ class Moments:
 
 
 Rule = Callable[[Tensor], object]
-"""Fills a tensor in place, as the `init_fn` of a torchrec table does."""
+"""A function that fills a tensor in place, like the `init_fn` of a torchrec table."""
 
 
 @torch.no_grad()
 def moments_of(weight: Tensor, padding_idx: int | None = None) -> Moments:
-    """The moments of a weight [num_embeddings, embedding_dim], of any dtype, its padding row left out."""
+    """The moments of a weight [num_embeddings, embedding_dim], of any dtype, without its padding row."""
     parts = [weight] if padding_idx is None else [weight[:padding_idx], weight[padding_idx + 1 :]]
     blocks = [block for part in parts for block in part.detach().split(_BLOCK) if block.numel()]
     found = pooled(_of_block(block.float()) for block in blocks) if blocks else Moments(0.0, 0.0)
@@ -69,7 +69,7 @@ def _of_block(block: Tensor) -> Moments:
 
 
 def pooled(parts: Iterable[Moments]) -> Moments:
-    """The moments of all numbers together."""
+    """The moments of the values of all parts together."""
     given = list(parts)
     if len(given) == 1:
         return given[0]
@@ -81,7 +81,7 @@ def pooled(parts: Iterable[Moments]) -> Moments:
 
 
 def shared_rule(rules: Sequence[Rule | None]) -> Rule | None:
-    """How a store starts that several tables read: by their pooled moments where these are known, else as the first."""
+    """The initial rule of a store that several tables read: their pooled moments if all are known, else the first."""
     known = [rule for rule in rules if isinstance(rule, Moments)]
     return pooled(known) if known and len(known) == len(rules) else rules[0]
 
@@ -91,9 +91,9 @@ def draw_rows(weight: Tensor, init: str, summands: int, like: Rule) -> None:
     """Fill the rows of a store.
 
     Args:
-        weight: [rows, dim], filled in place.
-        init: as in `embcomp.methods.base.Store`.
-        summands: how many rows are added up into one coordinate of a vector.
+        weight: the rows [rows, dim], filled in place.
+        init: the rule, as in `embcomp.methods.base.Store`.
+        summands: the number of rows that add up to one coordinate of a vector.
         like: the moments of the vectors, or another rule that draws them.
     """
     if weight.is_meta or not weight.numel():  # a rank may hold no row of a store

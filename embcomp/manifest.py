@@ -1,4 +1,4 @@
-"""A folder of files and the JSON file that lists their lengths and checksums, and carries a checksum of itself."""
+"""The manifest of a folder: a JSON file with the length and checksum of each file, and a checksum of itself."""
 
 import hashlib
 import json
@@ -10,23 +10,23 @@ from embcomp.files import Damaged, write
 
 
 def files_below(path: Path) -> list[str]:
-    """Files in a folder and the folders in it, by their paths from there."""
+    """List the files in a folder and its subfolders, as sorted paths relative to it."""
     return sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file())
 
 
 def checksums(path: Path, names: Iterable[str]) -> dict[str, list[Any]]:
-    """Length and SHA-256 of each file."""
+    """The length and the SHA-256 of each file, by name."""
     return {name: [(path / name).stat().st_size, file_checksum(path / name)] for name in names}
 
 
 def file_checksum(path: Path) -> str:
-    """SHA-256, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path, files: Mapping[str, list[Any]]) -> None:
-    """Raise Damaged, naming the file, where one is not as it was written."""
+    """Raise Damaged, naming the file, if a file differs from what was written."""
     for name, (length, checksum) in files.items():
         file = path / name
         try:
@@ -42,7 +42,7 @@ def verify(path: Path, files: Mapping[str, list[Any]]) -> None:
 
 
 def write_sealed(file: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON values with a checksum among them."""
+    """Write JSON values together with their checksum."""
     write(file, (json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n").encode())
 
 
@@ -50,7 +50,7 @@ def read_sealed(file: Path) -> dict[str, Any]:
     """Read what `write_sealed` wrote.
 
     Raises:
-        Damaged: it is missing, cut short or edited.
+        Damaged: the file is missing, cut short or edited.
     """
     try:
         values = json.loads(file.read_bytes())

@@ -1,4 +1,4 @@
-"""The one way in which patterns choose tables: shell globs over the names of a table, the first that fits wins."""
+"""The one rule by which patterns choose tables: shell globs over a table's names, of which the first match wins."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -8,20 +8,20 @@ V = TypeVar("V")
 
 
 def fits(pattern: str, names: Sequence[str]) -> bool:
-    """Whether a glob pattern fits one of the names of a table; case counts."""
+    """Return whether a glob pattern matches one of the names of a table, case-sensitively."""
     return any(fnmatchcase(name, pattern) for name in names)
 
 
 def match(patterns: Mapping[str, V], names: Sequence[Sequence[str]], argument: str = "") -> list[V | None]:
-    """The value of the first pattern that fits each table, or None where no pattern does.
+    """Return the value of the first pattern that matches each table, or None if no pattern does.
 
     Args:
-        patterns: a value by glob pattern, in the order in which they are tried.
-        names: for each table the names that a pattern may fit; messages use the first.
-        argument: the argument that the patterns come from, for messages.
+        patterns: a value for each glob pattern, in the order in which they are tried.
+        names: for each table the names that a pattern may match; messages use the first.
+        argument: the name of the argument that the patterns come from, for messages.
 
     Raises:
-        ValueError: a pattern other than "*" fits no table.
+        ValueError: a pattern other than "*" matches no table.
 
     Example:
         >>> match({"user*": 1, "*.id": 2}, [["user_id"], ["item.id"], ["country"]])

@@ -1,7 +1,7 @@
-"""Nested Python values as JSON and tensors, and back exactly: keys that are numbers, tuples, NumPy numbers, bytes.
+"""Nested Python values as JSON and tensors, restored exactly: number keys, tuples, NumPy numbers, bytes.
 
-JSON alone turns the key 3 into "3", and a tuple into a list. What it cannot say is written as an object with one key
-that begins with "$". Nothing but values is ever made of such a text: reading one executes no code.
+JSON alone turns the key 3 into "3", and a tuple into a list. Values that JSON lacks are written as an object with one
+key that begins with "$". Reading makes only values and executes no code.
 """
 
 import collections
@@ -23,16 +23,16 @@ _SEQUENCES = {"$tuple": tuple, "$set": set, "$frozenset": frozenset, "$Size": to
 
 
 def save(path: StrPath, kind: str, value: Any) -> None:
-    """Write a value as an artifact. Raises TypeError, naming the place, for what `flatten` refuses."""
+    """Write a value as an artifact. Raise TypeError, naming the place, for values that `flatten` refuses."""
     structure, tensors = flatten(value)
     artifact.save(path, kind, {"value": structure}, tensors)
 
 
 def load(path: StrPath, kind: str) -> Any:
-    """Read what `save`, or `torch.save` in embcomp 0.1, wrote; tensors are on the CPU.
+    """Read a value that `save`, or `torch.save` in embcomp 0.1, wrote; its tensors are on the CPU.
 
     Raises:
-        ValueError, FileNotFoundError: as `artifact.load`.
+        ValueError, FileNotFoundError: as in `artifact.load`.
     """
     with open(path, "rb") as file:
         if file.read(2) == b"PK":
@@ -42,7 +42,7 @@ def load(path: StrPath, kind: str) -> Any:
 
 
 def _load_torch(path: StrPath) -> Any:
-    """What `torch.save` wrote: values alone, never code."""
+    """Read a file that `torch.save` wrote: only values, no code."""
     try:
         with zipfile.ZipFile(path) as records:
             if wrong := records.testzip():  # torch.load compares no checksum
@@ -58,12 +58,12 @@ def flatten(value: Any, name: str = "value") -> tuple[Any, dict[str, Tensor]]:
     """Split a value into JSON and tensors.
 
     Args:
-        value: None, numbers, strings, bytes, tensors, NumPy numbers and arrays, torch dtypes, devices and sizes; in
-            lists, tuples, sets and dictionaries with any such keys (OrderedDict and Counter, too).
-        name: of the value, in errors.
+        value: None, numbers, strings, bytes, tensors, NumPy numbers and arrays, torch dtypes, devices and sizes, and
+            lists, tuples, sets and dictionaries of these (also OrderedDict and Counter) with any of them as keys.
+        name: the name of the value, for errors.
 
     Raises:
-        TypeError: anything else; names the place.
+        TypeError: the value holds anything else; the text says where.
 
     Example:
         >>> from embcomp.nested import flatten, unflatten
@@ -118,7 +118,7 @@ def _flat_mapping(
 
 
 def _array(numpy: Any, value: Any, path: str, tensors: dict[str, Tensor]) -> list[Any]:
-    """Its dtype, shape, and the name of the tensor with its bytes; of a number the bytes themselves."""
+    """The dtype, the shape and the name of the tensor with the bytes of an array; a number holds the bytes itself."""
     if value.dtype.hasobject or value.dtype.names:
         raise TypeError(f"{path} is a NumPy array of {value.dtype}, which cannot be saved as a value")
     raw = value.tobytes()
@@ -135,7 +135,7 @@ def _keep(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
 
 
 def unflatten(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that `flatten` split. Raises ValueError for a structure that it does not make."""
+    """Restore the value that `flatten` split. Raise ValueError for a structure that `flatten` does not make."""
     if isinstance(structure, list):
         return [unflatten(item, tensors) for item in structure]
     if not isinstance(structure, dict):

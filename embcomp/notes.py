@@ -1,4 +1,4 @@
-"""What a report notes about a table, because nobody compresses tables for it."""
+"""The notes of a report about tables for which compression did harm."""
 
 import hashlib
 import warnings
@@ -10,11 +10,11 @@ from torch import Tensor
 from embcomp.methods.base import Rows, TablePlan
 
 FEW = 64
-"""Ids up to which each is likely to matter by itself: weekdays, genders, device types."""
+"""The number of ids up to which each id probably matters by itself: weekdays, genders, device types."""
 
 
 class CompressionWarning(UserWarning):
-    """Says that a table grew, or that ids of a small table can no longer be told apart.
+    """The warning that a table grew, or that ids of a small table can no longer be told apart.
 
     Example:
         >>> import warnings, torch, embcomp
@@ -27,14 +27,14 @@ class CompressionWarning(UserWarning):
 
 
 def note(plan: TablePlan, dims: Mapping[str, int], padding: int | None, bytes_before: int, bytes_after: int) -> str:
-    """What is to be said of a table, or nothing.
+    """The note about a table; "" if there is nothing to note.
 
     Args:
-        plan: how its ids become vectors.
+        plan: how the table's ids become vectors.
         dims: the width of each store.
-        padding: an id that reads no rows.
-        bytes_before: of the table.
-        bytes_after: of what takes its place.
+        padding: an id that reads no rows, or None.
+        bytes_before: the bytes of the table before the swap.
+        bytes_after: the bytes of its replacement.
     """
     said = []
     if bytes_after > bytes_before:
@@ -47,7 +47,7 @@ def note(plan: TablePlan, dims: Mapping[str, int], padding: int | None, bytes_be
 
 @torch.no_grad()
 def different_vectors(plan: TablePlan, dims: Mapping[str, int], padding: int | None = None) -> int | None:
-    """How many different vectors the ids of a small table can have, the padding included; None for other tables."""
+    """The number of different vectors that the ids of a small table can have, with padding; None for other tables."""
     encoder, number = plan.encoder, plan.table.num_embeddings
     buffer = next(encoder.buffers(), None)
     if number is None or number > FEW or (buffer is not None and buffer.is_meta):
@@ -67,7 +67,7 @@ def different_vectors(plan: TablePlan, dims: Mapping[str, int], padding: int | N
 
 
 def _read(chunk: Rows, store: str, dim: int) -> Tensor:
-    """The vectors of a chunk, [N, dim], from random rows, each drawn by its number and the name of the store."""
+    """The vectors of a chunk, [N, dim], from random rows, each drawn by its number and the store's name."""
     numbers, places = chunk.rows.cpu().unique(return_inverse=True)
     rows = torch.stack([_random_row(f"{store}/{number}", dim) for number in numbers.tolist()])[places]
     weights = 1.0 if chunk.weights is None else chunk.weights.cpu().float().unsqueeze(-1)
@@ -80,7 +80,7 @@ def _random_row(name: str, dim: int) -> Tensor:
 
 
 def warn(notes: Sequence[tuple[str, str]]) -> None:
-    """One warning for all tables of a call of `compress_`: (name, note) each."""
+    """Issue one warning for all tables of a call of `compress_`, from (name, note) pairs."""
     noted = [f"{name!r}: {said}" for name, said in notes if said]
     if noted:
         more = f"; and {len(noted) - 5} more tables" if len(noted) > 5 else ""

@@ -1,4 +1,4 @@
-"""Optimizers, schedulers and averages that a model keeps, and which would go on with the tables of before."""
+"""Optimizers, schedulers and averages that a model keeps, and which would go on using the replaced tables."""
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from embcomp.references import MOST, contents
 _DEPTH = 6  # levels of attributes and containers: the model's own, its trainer's, the trainer's schedulers, ...
 
 Owner = Callable[[Tensor], str | None]
-"""The path of the table whose weight a tensor is."""
+"""A function from a tensor to the path of the table whose weight it is, or None."""
 
 
 @dataclass(frozen=True)
 class HeldOptimizer:
-    """An optimizer that the model reaches, made before the swap and not stepped on its tables."""
+    """An optimizer that the model keeps, made before the swap, which has not stepped on its tables."""
 
     path: str
     optimizer: Optimizer
@@ -30,7 +30,7 @@ class HeldOptimizer:
         """The parameters of each group after the swap.
 
         Args:
-            new: the parameters in the place of a weight, by its id.
+            new: the parameters that replace a weight, by the weight's `id`.
 
         Raises:
             ValueError: groups with different settings would get the same rows.
@@ -53,13 +53,14 @@ class HeldOptimizer:
 
 
 def held_optimizers(model: nn.Module, owner: Owner) -> list[HeldOptimizer]:
-    """The optimizers that hold weights of tables to be swapped and can be given the new ones.
+    """Find the optimizers that hold weights of tables to be swapped and can be given the new ones.
 
-    They, their schedulers, and averages (EMA, SWA) are looked for in attributes of the model's modules, inside
-    containers, functions and plain objects.
+    Optimizers, schedulers and averages (EMA, SWA) are searched for in the attributes of the model's modules, also
+    inside containers, functions and plain objects.
 
     Raises:
-        ValueError: an average of a table; an optimizer that has stepped on a table, or is not one of torch's own.
+        ValueError: there is an average of a table, or an optimizer that has stepped on a table or is not one of torch's
+            own.
     """
     found: dict[int, HeldOptimizer] = {}
     for path, module in model.named_modules():
@@ -115,7 +116,7 @@ def _holds_tables(module: nn.Module) -> bool:
 
 
 def _reachable(value: Any) -> Iterator[Any]:
-    """What an attribute leads to, nearest things first; modules are not opened."""
+    """Yield the objects that an attribute leads to, nearest first; modules are not opened."""
     seen: dict[int, Any] = {}
     level = [value]
     for _ in range(_DEPTH):

@@ -1,4 +1,4 @@
-"""The processes of a training: what each of them found, and errors that all of them hear of. Needs torch alone."""
+"""The processes of a training: results that they exchange, and errors that all of them raise. Needs torch alone."""
 
 import pickle
 from collections.abc import Callable
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a group; without one all processes, or this one alone. Made on all of them at once.
+    """The processes of a group; without a group all processes, or this one alone. All processes make it together.
 
-    Without a group they talk over a gloo group of their own, so that what happens in the background never mixes with
-    the training; `timeout` is how long they wait for each other there.
+    Without a group they communicate over a separate gloo group, so that work in the background never mixes with the
+    collective calls of the training; `timeout` is how long they wait for each other there.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, timeout: timedelta | None = None) -> None:
@@ -28,10 +28,10 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, work: Callable[[], T]) -> list[T]:
-        """The answers of `work` on every rank, by rank.
+        """Call `work` on every rank and return the answers of all ranks, by rank.
 
         Raises:
-            Exception: what it raised here, else what it raised on another rank, with a note that names the rank.
+            Exception: the exception of `work` on this rank, else that of another rank, with a note that names the rank.
             RuntimeError: another process is gone.
         """
         answer: T | None = None
@@ -50,13 +50,13 @@ class Ranks:
         return [found for found, _ in answers]
 
     def together(self, work: Callable[[], T]) -> T:
-        """This rank's own answer, which is not sent; errors as in `gather`."""
+        """Call `work` on every rank and return this rank's own answer, which is not sent; errors as in `gather`."""
         kept: list[T] = []
         self.gather(lambda: kept.append(work()))
         return kept[0]
 
     def broadcast(self, work: Callable[[], T]) -> T:
-        """The answer of `work` on rank 0, on all ranks; its error, too."""
+        """Call `work` on rank 0 and return its answer, or raise its error, on all ranks."""
         found: Any = self.gather(lambda: work() if self.first else None)
         return found[0]
 
@@ -71,7 +71,7 @@ class Ranks:
         return found
 
     def gone(self, error: RuntimeError) -> RuntimeError:
-        """What to raise where a collective call has failed."""
+        """The exception to raise after a collective call has failed."""
         return RuntimeError(
             f"rank {self.rank} of {self.world_size}: another process is gone or stuck; start all of them again, and a "
             f"training with checkpoints goes on from the last one ({error})"

@@ -1,4 +1,4 @@
-"""What keeps a table in a second place, which a swap would not reach: shared weights, attributes, containers."""
+"""A search for second places where a model keeps a table, which a swap would not reach: attributes, containers."""
 
 import weakref
 from collections.abc import Collection, Mapping, Sequence
@@ -19,12 +19,12 @@ _DEPTH = 5  # levels of a plain attribute that are searched for tables: itself, 
 def check_not_held(
     model: nn.Module, holders: Sequence[Plain], handed_over: Collection[tuple[nn.Module, str]] = ()
 ) -> None:
-    """Raise ValueError where the model keeps a table, or its weight, in a second place that a swap would not reach.
+    """Raise ValueError if the model keeps a table, or its weight, in a second place that a swap would not reach.
 
     Args:
         model: the model.
         holders: the tables to swap.
-        handed_over: attributes that hold weights and will be given the new ones.
+        handed_over: the attributes that hold weights and will be given the new ones.
     """
     owned: dict[Any, str] = {}  # by id of a module or tensor, and by address of a weight
     inside: set[int] = set()
@@ -78,10 +78,10 @@ def _owner(tensor: Tensor, owned: Mapping[Any, str]) -> str | None:
 
 
 def _held(value: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str | None:
-    """The table that a plain attribute holds: itself, or inside modules, containers and functions.
+    """The table that a plain attribute holds, itself or inside modules, containers and functions.
 
-    Plain objects are not opened: libraries describe features in them, beside the module that these were made into.
-    Nearest things first, so that the bounds cut off what is far away or plenty: data, not tables.
+    Plain objects are not opened, because libraries describe features in them. The search goes from near to far, so that
+    its bounds cut off distant objects and large containers, which hold data and not tables.
     """
     seen: dict[int, Any] = {}  # what was looked at, kept alive so that no id is used twice
     level = [value]
@@ -101,7 +101,7 @@ def _held(value: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str 
 
 
 def _table(item: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str | None:
-    """The table that this is, or that a module outside the module tree is made of."""
+    """The table that this object is, or that a module outside the module tree is made of."""
     if isinstance(item, Tensor):
         return _owner(item, owned)
     if not isinstance(item, nn.Module) or item in reached:  # the swap reaches what is inside
@@ -115,7 +115,7 @@ def _table(item: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str 
 
 
 def contents(item: Any) -> Collection[Any]:
-    """The objects to search next: items of a container, values a function captured; none for large containers."""
+    """The objects to search next: items of a container, values that a function captured; none for large containers."""
     if isinstance(item, Mapping | list | tuple | set | frozenset):
         if len(item) > MOST:
             return ()

@@ -1,4 +1,4 @@
-"""Lists of (weights, coefficient) that models keep to penalise their weights, as DeepCTR-Torch does."""
+"""The lists of (weights, coefficient) by which models penalise their weights, as in DeepCTR-Torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -12,9 +12,10 @@ Attribute = tuple[nn.Module, str]
 
 
 def penalties(model: nn.Module, owns: Callable[[Tensor], Any]) -> dict[Attribute, str]:
-    """The attributes that are lists of (weights, coefficient, ...) with the weight of a table in them, and their paths.
+    """The attributes that are such lists and contain the weight of a table, with their paths.
 
-    The weights are a parameter, or a list of parameters or of (name, parameter); the coefficients are numbers.
+    An entry is (weights, coefficient, ...). The weights are a parameter, or a list of parameters or of (name,
+    parameter) pairs; the coefficients are numbers.
     """
     found = {}
     for path, module in model.named_modules():
@@ -27,7 +28,7 @@ def penalties(model: nn.Module, owns: Callable[[Tensor], Any]) -> dict[Attribute
 
 
 def put_rows(attribute: Attribute, new: Mapping[int, Sequence[nn.Parameter]]) -> None:
-    """Replace the weights of tables by the parameters in their place, so that these are penalised."""
+    """Replace the weights of tables in a list by the parameters that replaced them, so that these are penalised."""
     module, name = attribute
     items = getattr(module, name)
     items[:] = [type(item)([_replaced(item[0], new), *item[1:]]) for item in items]
@@ -42,7 +43,7 @@ def _is_penalty(item: Any) -> bool:
 
 
 def _named(weights: Any) -> list[tuple[Any, Any]]:
-    """(name or None, parameter) of each weight; empty where it is something else."""
+    """The pair (name or None, parameter) of each weight; empty for anything else."""
     if isinstance(weights, Tensor):
         return [(None, weights)]
     if type(weights) is not list:

@@ -1,4 +1,4 @@
-"""`embcomp.graph.remap_` for modules: the rows and the optimizer state of a table stay warm under another map."""
+"""`embcomp.graph.remap_` for modules: rows and optimizer state of a table are carried over to another map."""
 
 import copy
 
@@ -57,7 +57,7 @@ def _(
 
 @torch.no_grad()
 def _fitted(rows: Tensor, encoder: MixtureEncoder, new: Mixture, counts: Tensor | None) -> Tensor:
-    """The rows under a new mixture: as they are where all ids keep theirs, else a fit to the vectors so far."""
+    """The rows under a new mixture: unchanged if all ids keep their rows, else fitted to the vectors so far."""
     fresh = copy.deepcopy(encoder)
     if fresh.set_mixture(new):
         return rows
@@ -77,6 +77,6 @@ def _fitted(rows: Tensor, encoder: MixtureEncoder, new: Mixture, counts: Tensor 
 
 
 def _states(optimizer: torch.optim.Optimizer | None, rows: Tensor) -> list[Tensor]:
-    """What the optimizer keeps for each row."""
+    """The tensors of the optimizer state that have one row for each row."""
     state = {} if optimizer is None else optimizer.state.get(rows, {})
     return [kept for kept in state.values() if isinstance(kept, Tensor) and kept.shape[:1] == rows.shape[:1]]

@@ -1,4 +1,4 @@
-"""What `compress_` says of the tables that it swapped."""
+"""The report of `compress_` about the tables that it swapped."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ from embcomp.swaps import Part, Swap
 
 @dataclass(frozen=True)
 class TableReport:
-    """One table before and after. Bytes hold its maps and its part of a shared store.
+    """One table before and after. The bytes include its maps and its share of a shared store.
 
     Attributes:
-        name: the table.
-        method: its method.
-        rows: rows of the stores that it reads.
-        bytes_before: bytes of the weight replaced.
-        bytes_after: bytes while it trains, without the state of an optimizer; `training_nbytes` is the same.
-        served_nbytes: bytes as it is served.
+        name: the name of the table.
+        method: the name of its method.
+        rows: the number of rows of the stores that it reads.
+        bytes_before: the bytes of the replaced weight.
+        bytes_after: the bytes during training, without optimizer state; equal to `training_nbytes`.
+        served_nbytes: the bytes when served.
 
-    `note` says where a table is larger than before, and where ids of a small one no longer have different vectors.
+    `note` says whether the table became larger, and whether ids of a small table no longer have different vectors.
 
     Example:
         >>> import torch, embcomp
@@ -48,13 +48,13 @@ class TableReport:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the table is as it is served."""
+        """The factor by which the table is smaller when served."""
         return self.bytes_before / max(1, self.served_nbytes)
 
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What `compress_` did; `print(report)` shows it as a table.
+    """The result of `compress_`; `print(report)` shows it as a table.
 
     Example:
         >>> import torch, embcomp
@@ -84,7 +84,7 @@ class CompressionReport:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller all tables together are as they are served."""
+        """The factor by which all tables together are smaller when served."""
         return self.bytes_before / max(1, self.served_nbytes)
 
     def __str__(self) -> str:
@@ -101,15 +101,15 @@ class CompressionReport:
 
 
 def _sizes(report: TableReport | CompressionReport) -> tuple[str, ...]:
-    """The cells of a line from the bytes on."""
+    """The cells of a line, from the bytes on."""
     sizes = (report.bytes_before, report.training_nbytes, report.served_nbytes)
     return *map(grouped, sizes), f"{report.ratio:.1f}x"
 
 
 def lines_of(swap: Swap) -> Iterator[TableReport]:
-    """Report one line a table; the bytes of a shared store are split in proportion to the tables it replaces.
+    """Yield the report of each table; the bytes of a shared store are split in proportion to the tables it replaces.
 
-    A map that tables share counts for the first of them.
+    A map that several tables share is counted for the first of them.
     """
     before = {part.name: part.weight.nbytes for part in swap.parts}
     codecs = swap.codecs()
@@ -134,7 +134,7 @@ def lines_of(swap: Swap) -> Iterator[TableReport]:
 
 
 def _beside_rows(swap: Swap, part: Part) -> list[Tensor]:
-    """What is stored for a table beside its rows."""
+    """The tensors that are stored for a table beside its rows."""
     new = dict(swap.replacements)[part.holder]
     own = [new.padding_vector] if isinstance(new, CompressedTable) else []
     combiner = part.plan.combiner
@@ -143,7 +143,7 @@ def _beside_rows(swap: Swap, part: Part) -> list[Tensor]:
 
 
 def split(size: int, sizes: Mapping[str, int], name: str) -> int:
-    """The part of `size` bytes that falls to one table, in proportion to the tables' sizes; the parts add up to it."""
+    """The share of `size` bytes that falls to one table, in proportion to the tables' sizes; shares sum to `size`."""
     whole, before = sum(sizes.values()), 0
     for other, own in sizes.items():
         if other == name:
@@ -153,6 +153,6 @@ def split(size: int, sizes: Mapping[str, int], name: str) -> int:
 
 
 def kind(method: Method) -> str:
-    """The name of a method, and of the one that it is around: LowBit(HashingTrick)."""
+    """The name of a method, with that of the method it wraps: LowBit(HashingTrick)."""
     inner = getattr(method, "of", None)
     return f"{type(method).__name__}({kind(inner)})" if isinstance(inner, Method) else type(method).__name__

@@ -1,7 +1,7 @@
-"""`save` and `load`: a model with compressed tables in one safetensors file that says how the tables are made.
+"""`save` and `load`: a model with compressed tables in one safetensors file that describes how the tables are made.
 
-A state dict alone fits only a model whose tables were compressed by the same call. The file holds the plan of the
-tables as well: loaded into the model as its class builds it, their full tables are swapped for compressed ones first.
+A state dict alone fits only a model whose tables were compressed by the same call. The file also holds the plan of the
+tables: when it is loaded into a model as its class builds it, the full tables are first swapped for compressed ones.
 """
 
 import warnings
@@ -30,9 +30,9 @@ class _Saved:
 
     Attributes:
         module: the path of its module.
-        name: what `compress_` calls it: the path, or for a torchrec table its name.
+        name: the name that `compress_` uses: the path, or the table's name in a torchrec collection.
         plan: how its ids become vectors.
-        stores: by name.
+        stores: its stores by name.
     """
 
     module: str
@@ -44,17 +44,17 @@ class _Saved:
 def save(model: nn.Module, path: StrPath, *, only_tables: bool = False) -> None:
     """Write a model's weights and the plan of its compressed tables as one safetensors file, with a checksum.
 
-    Any reader of safetensors opens it. What is large in a configuration (counts, clusters, codes) is not written, but
-    what the tables keep of it is: the file holds about as many bytes as the model.
+    Any reader of safetensors opens it. Large values of a configuration (counts, clusters, codes) are not written, only
+    what the tables keep of them, so the file is about as large as the model.
 
     Args:
         model: the model, on any device, in one process.
         path: the file, which is written whole or not at all.
-        only_tables: leave out everything but the compressed tables.
+        only_tables: True to write nothing but the compressed tables.
 
     Raises:
-        ValueError: a module is sharded or wrapped for several processes (see `embcomp.checkpoints` for these); a part
-            of the state is no tensor; with `only_tables`, nothing is compressed.
+        ValueError: a module is sharded or wrapped for several processes (see `embcomp.checkpoints` for these), a part
+            of the state is not a tensor, or `only_tables` is set and no table is compressed.
         OSError: the file cannot be written.
 
     Example:
@@ -82,12 +82,12 @@ def save(model: nn.Module, path: StrPath, *, only_tables: bool = False) -> None:
 
 
 def load(model: nn.Module, path: StrPath) -> nn.Module:
-    """Load what `save` wrote into a model of the same class, whose tables may be full yet: they are swapped first.
+    """Load a file that `save` wrote into a model of the same class; full tables are first swapped for compressed ones.
 
     Make the optimizer afterwards.
 
     Args:
-        model: as its class builds it, or compressed as the saved model was; nothing changes where an error is raised.
+        model: the model as its class builds it, or compressed as the saved one was; unchanged if an error is raised.
         path: the file.
 
     Returns:
@@ -95,7 +95,7 @@ def load(model: nn.Module, path: StrPath) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or was edited, or is of another model; a table cannot be swapped.
+        ValueError: the file is damaged, was edited or is of another model, or a table cannot be swapped.
 
     Example:
         >>> import torch, embcomp
@@ -141,7 +141,7 @@ def _tables(model: nn.Module) -> Iterator[_Saved]:
 
 
 def _groups(tables: list[_Saved]) -> list[list[_Saved]]:
-    """Tables that read one store, together."""
+    """The tables grouped by the stores that they share."""
     groups: list[tuple[set[int], list[_Saved]]] = []
     for table in tables:
         read = {id(store.weight) for store in table.stores.values()}
@@ -163,7 +163,7 @@ def _written(group: list[_Saved], tensors: dict[str, Tensor]) -> dict[str, Any]:
 def _methods(
     model: nn.Module, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor], path: StrPath
 ) -> tuple[dict[str, Planned], list[Tensor], set[str]]:
-    """For `compress_`: a plan for each table that is full yet, its weight, and the paths of its module."""
+    """The plan of each table that is still full, for `compress_`, its weight, and the paths of its module."""
     plain = {
         name: (holder, held)
         for holder in plain_holders(model)
@@ -208,14 +208,14 @@ def _methods(
 
 
 def _is_compressed(model: nn.Module, key: str) -> bool:
-    """Whether this is a compressed table, or one of a compressed collection."""
+    """Return whether this is a compressed table, or one of a compressed collection."""
     return any(key in held.names for h in holders(model) if h.form == "compressed" for held in h.tables.values())
 
 
 def _check_rest(
     model: nn.Module, state: Mapping[str, Tensor], swapped: set[str], only_tables: bool, path: StrPath
 ) -> None:
-    """What is not swapped fits: the same names, of the same shapes; so that nothing changes before an error."""
+    """Check that the state outside swapped tables has the model's names and shapes, before anything changes."""
     here = {key: value for key, value in model.state_dict().items() if not _inside(key, swapped)}
     there = {key: value for key, value in state.items() if not _inside(key, swapped)}
     lacking = [] if only_tables else [key for key in here if key not in there]

@@ -1,4 +1,4 @@
-"""The one checker of settings: what the types of a configuration's fields allow, refused by name when it is made."""
+"""The one checker of settings: it compares values with the field types of a configuration when this is made."""
 
 import collections.abc
 import math
@@ -27,8 +27,8 @@ class Within:
     Attributes:
         least: the smallest value.
         most: the largest value, or None.
-        below: what a value stays below, or None.
-        text: says so in an error, where the numbers themselves would not read well.
+        below: the value that must not be reached, or None.
+        text: the bounds in words, for errors in which the numbers would not read well.
     """
 
     least: float
@@ -37,7 +37,7 @@ class Within:
     text: str | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether a number lies inside."""
+        """Return whether a number lies within the bounds."""
         return (
             self.least <= value
             and (self.most is None or value <= self.most)
@@ -59,7 +59,7 @@ IdCount = Annotated[int, Within(1, _INT64 - 1)]
 Share = Annotated[float, Within(0, below=1)]
 Bytes = Annotated[int, Within(0, _INT64 - 1, text="in [0, 2^63)")]
 Ids = Annotated[Any, "integers"]
-"""Integers in a tensor, an array or a list; becomes an int64 tensor."""
+"""Integers in a tensor, an array or a list, which become an int64 tensor."""
 
 
 def checked(value: Any, hint: Any, name: str) -> Any:
@@ -73,7 +73,7 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         name: the setting's name, for the error.
 
     Raises:
-        ValueError: it is something else; the text names the setting, the value and what is expected.
+        ValueError: the value does not fit; the text names the setting, the value and the expected type.
 
     Example:
         >>> import numpy as np
@@ -101,7 +101,7 @@ _HINTS: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
 
 
 def hints_of(cls: type) -> dict[str, Any]:
-    """The types of a class's fields; none where they cannot be resolved (names that only a type checker sees)."""
+    """The types of a class's fields; empty if they cannot be resolved (names that only a type checker sees)."""
     if cls not in _HINTS:
         try:
             _HINTS[cls] = typing.get_type_hints(cls, include_extras=True)
@@ -111,7 +111,7 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: short, and without reading a tensor."""
+    """Format a value for an error message: short, and without reading a tensor."""
     kind = type(value).__name__
     if isinstance(value, Tensor) or (hasattr(value, "__array_interface__") and getattr(value, "ndim", 0)):
         return f"{kind} of {value.dtype} {list(value.shape)}"
@@ -127,7 +127,7 @@ _UNFIT = object()
 
 
 def _outside(value: Any, hint: Any) -> str | None:
-    """The bound that a number of the right kind breaks, in few words."""
+    """The bound that a number of the right kind breaks, in few words; None otherwise."""
     bounds = _bounds(hint)
     if bounds is None or isinstance(value, bool) or not isinstance(value, Real):
         return None
@@ -147,7 +147,7 @@ def _bounds(hint: Any) -> Within | None:
 
 
 def _mapped(hint: Any) -> Any:
-    """The type of the values of `Mapping[str, ...]`."""
+    """The type of the values of `Mapping[str, ...]`; None for other types."""
     if get_origin(hint) in (collections.abc.Mapping, dict):
         return get_args(hint)[1]
     return None
@@ -160,7 +160,7 @@ def _checked_key(key: Any, name: str) -> str:
 
 
 def _fitted(value: Any, hint: Any) -> Any:
-    """The value as one type asks for it, or _UNFIT."""
+    """Convert the value to one type, or return _UNFIT."""
     bounds = _bounds(hint)
     if get_origin(hint) is Annotated:
         if "integers" in hint.__metadata__:
@@ -194,12 +194,12 @@ def _number(value: Any, kind: type, bounds: Within) -> Any:
 
 
 def _numpy_kind(value: Any) -> str | None:
-    """The kind of a scalar of NumPy, whose booleans ("b") are no `bool`."""
+    """The kind of a NumPy scalar (NumPy's booleans, "b", are not of type `bool`); None for other values."""
     return value.dtype.kind if hasattr(value, "__array_interface__") and value.shape == () else None
 
 
 def _tensor(value: Any) -> Any:
-    """A tensor whose values can be read: of numbers, dense, in memory."""
+    """Convert a value to a dense tensor of numbers whose values can be read, or return _UNFIT."""
     if not isinstance(value, Tensor):
         if (not isinstance(value, Sequence) and not getattr(value, "ndim", 0)) or isinstance(value, str | bytes):
             return _UNFIT

@@ -1,4 +1,4 @@
-"""Where the bytes are, and how users write a number of them."""
+"""The bytes that modules store, and the forms in which users write a number of bytes."""
 
 import math
 import re
@@ -13,14 +13,14 @@ _SIZE = re.compile(r"(\d[\d_]*(?:\.\d+)?|\.\d+)\s*(%|[kmgt]?i?b)", re.IGNORECASE
 
 
 def _stored(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers of a module itself, its children left out."""
+    """Yield the parameters and buffers of a module itself, without those of its children."""
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None:
             yield tensor
 
 
 def nbytes(module: nn.Module) -> int:
-    """Bytes of everything a module stores: parameters, codebooks, maps; its training form. What is shared counts once.
+    """The bytes of all parameters and buffers of a module in its training form; shared tensors count once.
 
     Example:
         >>> import torch, embcomp
@@ -38,7 +38,7 @@ def nbytes(module: nn.Module) -> int:
 
 
 def training_nbytes(module: nn.Module) -> int:
-    """Bytes of the training form, `nbytes`; the state of an optimizer comes beside them.
+    """The bytes of the training form, equal to `nbytes`; the state of an optimizer is not included.
 
     Example:
         >>> import torch, embcomp
@@ -49,9 +49,9 @@ def training_nbytes(module: nn.Module) -> int:
 
 
 def served_nbytes(module: nn.Module) -> int:
-    """Bytes of everything that the served form stores: rows with a codec in the bits in which they are served.
+    """The bytes of the served form; rows with a codec count with the bits in which they are served.
 
-    Tables without a codec count as they are; `embcomp.export` may still round them by its `dtype`.
+    Tables without a codec count as they are, although `embcomp.export` may round them to its `dtype`.
 
     Example:
         >>> import torch, embcomp
@@ -66,7 +66,7 @@ def served_nbytes(module: nn.Module) -> int:
 
 
 def summary(model: nn.Module) -> str:
-    """A text table of the parts of a model that store something, largest first, in the training and the served form.
+    """A text table of the parts of a model that store something, largest first, with training and served bytes.
 
     Example:
         >>> import torch, embcomp
@@ -102,12 +102,12 @@ def summary(model: nn.Module) -> str:
 
 
 def grouped(number: int) -> str:
-    """1234567 -> "1 234 567"."""
+    """Format 1234567 as "1 234 567"."""
     return f"{number:,}".replace(",", " ")
 
 
 def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 2) -> str:
-    """Columns padded to their widest cell; the first `left` are flush left."""
+    """Format rows as a text table with padded columns; the first `left` columns are flush left."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = []
@@ -121,15 +121,15 @@ def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int =
 
 
 def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
-    """A budget as its user writes it -> whole bytes, rounded down.
+    """Convert a budget as users write it to whole bytes, rounded down.
 
     Args:
-        text: a number of bytes; "50MB" (10^6), "1.5 GiB" (2^30) and the like; or "10%" of `full_nbytes`.
-        full_nbytes: the bytes of the full tables; None where there is no such number.
+        text: a number of bytes; a text such as "50MB" (10^6) or "1.5 GiB" (2^30); or "10%" of `full_nbytes`.
+        full_nbytes: the bytes of the full tables; None if that is undefined.
 
     Raises:
-        TypeError: neither a number nor a text.
-        ValueError: a text of another form, a share where `full_nbytes` is None, a number that is no size.
+        TypeError: `text` is neither a number nor a text.
+        ValueError: the text has another form, is a share while `full_nbytes` is None, or the number is not a size.
 
     Example:
         >>> from embcomp.sizes import parse_nbytes

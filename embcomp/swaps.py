@@ -1,4 +1,4 @@
-"""What `compress_` puts in the place of tables: the modules that it can replace, and what replaces them."""
+"""The swap of tables in `compress_`: the modules that it can replace, and their replacements."""
 
 import abc
 from collections.abc import Hashable, Mapping, Sequence
@@ -17,11 +17,11 @@ from embcomp.warm import Trained
 
 
 class Plain(Holder):
-    """A module whose tables can be compressed, as its library made it.
+    """A module as its library made it, whose tables can be compressed.
 
     Attributes:
-        kinds: all such classes, in the order in which rows are drawn.
-        behaves: whether the module does more than look up: it stays, and what is inside of it may be replaced.
+        kinds: all subclasses, in the order in which their rows are drawn.
+        behaves: True if the module does more than look up: it stays, and the modules inside it may be replaced.
     """
 
     form = "plain"
@@ -34,7 +34,7 @@ class Plain(Holder):
 
     @property
     def home(self) -> Hashable:
-        """Holders of one home may share a store."""
+        """A key; holders with the same key may share a store."""
         return id(self)
 
     @property
@@ -44,7 +44,7 @@ class Plain(Holder):
 
     @classmethod
     def merged(cls, model: nn.Module, found: Sequence["Plain"]) -> list["Plain"]:
-        """The holders of a model, those of this kind that hold one weight as one."""
+        """Return the holders of a model, with those of this kind that hold the same weight merged into one."""
         return list(found)
 
     @abc.abstractmethod
@@ -59,12 +59,12 @@ class Plain(Holder):
         chosen: Mapping["Plain", Mapping[str, Method]],
         moments: Mapping["Plain", Mapping[str, Moments]],
     ) -> list["Swap"]:
-        """What replaces the holders of this kind.
+        """Build the replacements of the holders of this kind.
 
         Args:
             members: the holders.
-            chosen: for each the method of each table to compress.
-            moments: for each the moments of the numbers of each table.
+            chosen: for each holder the method of each table to compress.
+            moments: for each holder the moments of the values of each table.
         """
 
     def put(self, model: nn.Module, replacement: nn.Module) -> None:
@@ -98,7 +98,7 @@ class Part:
         return getattr(self.holder.module, "padding_idx", None)
 
     def trained(self, counts: Mapping[str, Tensor]) -> Trained:
-        """The trained vectors, and how much each id counts, by `counts` where these name the table."""
+        """The trained vectors and the weight of each id: its count if `counts` names the table, else 1."""
         vectors = self.weight.detach()
         given = counts.get(self.name)
         weigh = torch.ones(vectors.shape[0]) if given is None else given.float()
@@ -110,12 +110,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Swap:
-    """Tables whose stores belong together: all that is new, ready to be put in.
+    """A group of tables whose stores belong together, and everything that replaces them, ready to be put in.
 
     Attributes:
         parts: the tables.
         stores: the new rows, by store.
-        replacements: each holder, and the module in its place.
+        replacements: each holder with the module that replaces it.
     """
 
     parts: list[Part]
@@ -123,26 +123,26 @@ class Swap:
     replacements: list[tuple[Plain, nn.Module]]
 
     def codecs(self) -> dict[str, tuple[Tensor, Codec]]:
-        """The rows [rows, width] of stores with a codec, and it, by store."""
+        """The rows [rows, width] of each store that has a codec, and the codec, by store."""
         names = {id(store): name for name, store in self.stores.items()}
         coded = [pair for _, new in self.replacements for pair in coded_tables(new)]
         return {names[id(weight)]: (weight.detach(), codec) for weight, codec in coded}
 
     def values(self) -> dict[str, Tensor]:
-        """The rows of each store without what a codec keeps beside them, [rows, dim]."""
+        """The values of each store's rows, [rows, dim], without the columns of a codec."""
         coded = {name: codec.values(store) for name, (store, codec) in self.codecs().items()}
         return {name: store.detach() for name, store in self.stores.items()} | coded
 
 
 def put(model: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
-    """Put a module at several places of the model."""
+    """Put a module at several paths of the model."""
     for path in paths:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, module)
 
 
 def plain_holders(model: nn.Module) -> list[Plain]:
-    """The modules of a model whose tables can be compressed, in its order; compressed ones are passed over.
+    """Return the modules of a model whose tables can be compressed, in its order; compressed ones are skipped.
 
     Raises:
         ValueError: the model itself is a table, or it holds tables that are fused, sharded or wrapped.
@@ -170,7 +170,7 @@ def plain_holders(model: nn.Module) -> list[Plain]:
 
 @tables_of.register
 def _(model: nn.Module) -> list[Table]:
-    """All that `compress_` may swap."""
+    """Return all tables that `compress_` may swap."""
     tables = [held.table for holder in plain_holders(model) for held in holder.tables.values()]
     if not tables:
         raise ValueError("tables: the model has no embedding table that compress_ knows")

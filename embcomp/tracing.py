@@ -1,4 +1,4 @@
-"""Modules under `torch.fx.symbolic_trace`, which records calls with stand-ins, and under `torch.jit.script`."""
+"""The behavior of modules under `torch.fx.symbolic_trace`, which calls them with stand-ins, and `torch.jit.script`."""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 
 class NotScripted:
-    """A module that TorchScript cannot compile: it says so at once, as does a model that holds it."""
+    """A module that TorchScript cannot compile; it raises at once, and so does a model that holds it."""
 
     def __prepare_scriptable__(self) -> Any:
-        """Called by `torch.jit.script`, on each module that it is given or meets."""
+        """Raise RuntimeError; `torch.jit.script` calls this on each module that it meets."""
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__} (torch has deprecated it): serve the model with "
             "torch.export or embcomp.export, or take torch.fx.symbolic_trace where a graph is wanted"
@@ -20,7 +20,7 @@ class NotScripted:
 
 
 def one_node(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a module one node of such a graph, as torch's own layers are: what it does depends on the ids."""
+    """Make a module a single node of a traced graph, like torch's own layers, because its work depends on the ids."""
 
     @functools.wraps(forward)
     def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ def one_node(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_not_a_constant(table: str) -> None:
-    """Raise RuntimeError where the vectors of a table would become a constant of a graph, which nothing trains."""
+    """Raise RuntimeError if the vectors of a table would become a constant of a graph, which nothing trains."""
     if not is_fx_symbolic_tracing():
         return
     from torch.fx.experimental.proxy_tensor import get_proxy_mode  # the other tracers record what is done to tensors

@@ -1,4 +1,4 @@
-"""Warm starts: compressed rows that stay as close as they can to trained vectors, by one fit that names no part."""
+"""Warm starts: a fit of the compressed rows to trained vectors that works for every combiner."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ BLOCK = 1 << 16  # ids at a time
 _ROUNDS = 8  # of Gauss-Newton, where a combiner is not linear
 
 Unknowns = dict[str, Tensor]
-"""What is fitted: float32 [rows, dim] by store; the parameters of combiners under "<table>.<name>"."""
+"""The unknowns of the fit: float32 [rows, dim] by store, and parameters of combiners under "<table>.<name>"."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A table's trained vectors [num_embeddings, embedding_dim] and how much each id counts, [num_embeddings]."""
+    """A table's trained vectors [num_embeddings, embedding_dim] and the weight of each id, [num_embeddings]."""
 
     plan: TablePlan
     vectors: Tensor
@@ -27,17 +27,17 @@ class Trained:
 
     @property
     def learned(self) -> list[tuple[int, str]]:
-        """The chunks that are fitted, by number, with their stores; the others stay at their neutral value."""
+        """The chunks that are fitted, as (number, store); the other chunks stay at their neutral value."""
         return [(i, c.store) for i, c in enumerate(self.plan.chunks) if i not in self.plan.combiner.neutral]
 
     @property
     def is_linear(self) -> bool:
-        """Whether the vectors depend on the unknowns linearly."""
+        """True if the vectors depend on the unknowns linearly."""
         combiner = self.plan.combiner
         return (combiner.linear or bool(combiner.neutral)) and not any(True for _ in combiner.parameters())
 
     def blocks(self) -> Iterator[tuple[list[Rows], Tensor, Tensor]]:
-        """The rows, vectors and counts of some ids at a time."""
+        """Yield the rows, vectors and counts of a block of ids at a time."""
         for start in range(0, self.vectors.shape[0], BLOCK):
             ids = torch.arange(start, min(start + BLOCK, self.vectors.shape[0]), device=self.vectors.device)
             yield self.plan.encoder(ids), self.vectors[ids].float(), self.counts[ids].float().unsqueeze(-1)
@@ -48,18 +48,18 @@ def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: 
     """Fill the stores so that the compressed tables come close to the trained ones.
 
     Minimises sum_id counts[id] |vectors[id] - combined rows|^2 over all rows, by conjugate gradients preconditioned by
-    how often each row is read: where ids read one row each, the first step is the exact solution, their weighted mean.
-    A combiner is asked for its derivatives alone. Where it is not linear, steps of Gauss-Newton go on from the rows as
-    they are; the factors that a combiner names as neutral start at that value instead, and stay. Rows that no id maps
-    to keep what they hold.
+    how often each row is read. If each id reads one row, the first step is the exact solution, the weighted mean.  Only
+    the derivatives of a combiner are used. For a combiner that is not linear, Gauss-Newton steps start from the rows as
+    they are; factors that the combiner declares neutral are set to that value and stay there. Rows that no id maps to
+    keep their values.
 
     Args:
         trained: all tables that read these stores.
-        stores: [rows, dim] by name, filled in place.
-        steps: conjugate-gradient steps at most.
+        stores: the rows [rows, dim] by store, filled in place.
+        steps: the maximum number of conjugate-gradient steps.
 
     Raises:
-        ValueError: the fit of a table is worse than zeros would be; nothing is said to be warm that is not.
+        ValueError: the fit of a table is worse than zeros would be.
     """
     trained = [_started(table) for table in trained]
     groups: list[tuple[set[str], list[Trained]]] = []
@@ -76,7 +76,7 @@ def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: 
 
 
 def _started(table: Trained) -> Trained:
-    """The table after its combiner was fitted to the vectors, as far as it can be before the rows are."""
+    """Fit the combiner to the vectors as far as possible before the rows are fitted, and return the remaining table."""
     left = table.plan.combiner.start_(table.vectors, table.counts)
     if left is None:
         return table
@@ -85,7 +85,7 @@ def _started(table: Trained) -> Trained:
 
 
 def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> None:
-    """`warm_start` for tables that read stores in common."""
+    """Fit tables that share stores, as in `warm_start`."""
     for table in trained:
         for chunk, value in table.plan.combiner.neutral.items():
             stores[table.plan.chunks[chunk].store].fill_(value)
@@ -111,7 +111,7 @@ def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> No
 
 
 def _usage(trained: list[Trained], targets: Mapping[str, Tensor]) -> Unknowns:
-    """How much each row counts, [rows, 1]: the sum of counts and squared weights of its reads."""
+    """The weight of each row, [rows, 1]: the sum over its reads of the id's count times the squared read weight."""
     used = {name: torch.zeros(len(target), 1, device=target.device) for name, target in targets.items()}
     for table in trained:
         total = 0.0
@@ -126,7 +126,7 @@ def _usage(trained: list[Trained], targets: Mapping[str, Tensor]) -> Unknowns:
 
 
 def _solve(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int, by: float) -> None:
-    """Conjugate gradients on the normal equations of the problem made linear at `x`, which moves by `by` times."""
+    """Solve the problem linearised at `x` by conjugate gradients on its normal equations; move `x` by `by` times it."""
     residual = _sum(trained, x, lambda out, vectors, tangent: vectors - out)
     delta = {name: torch.zeros_like(value) for name, value in x.items()}
     scaled = _scale(residual, used)
@@ -152,7 +152,7 @@ def _solve(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int, by: 
 
 
 def _descend(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int) -> None:
-    """Gauss-Newton: each round solves the problem made linear, and goes as far along as the error falls."""
+    """Run Gauss-Newton: each round solves the linearised problem, and shortens the step until the error falls."""
     error = _error(trained, x)
     for _ in range(_ROUNDS):
         before = {name: value.clone() for name, value in x.items()}
@@ -179,7 +179,7 @@ def _sum(
     value: Callable[[Tensor, Tensor, Tensor], Tensor],
     direction: Unknowns | None = None,
 ) -> Unknowns:
-    """Sum over ids of J^T counts * value(combined, vectors, J direction), J the derivative of the vectors at `x`."""
+    """Sum J^T counts * value(combined, vectors, J direction) over ids, with J the derivative of the vectors at `x`."""
     result = {name: torch.zeros_like(target) for name, target in x.items()}
     for table in trained:
         combine, names = _combination(table)
@@ -199,12 +199,12 @@ def _sum(
 
 
 def _pull(out: Tensor, inputs: tuple[Tensor, ...], grad: Tensor, graph: bool = False) -> tuple[Tensor, ...]:
-    """J^T grad."""
+    """Return J^T grad."""
     return torch.autograd.grad(out, inputs, grad, retain_graph=True, create_graph=graph, materialize_grads=True)
 
 
 def _tangent(out: Tensor, inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...]) -> Tensor:
-    """J direction, as the derivative of <J^T u, direction> for u: not every module has a forward derivative."""
+    """Return J direction, as the derivative of <J^T u, direction> by u: not every module has a forward derivative."""
     u = torch.zeros_like(out, requires_grad=True)
     with torch.enable_grad():
         pulled = _pull(out, inputs, u, graph=True)
@@ -213,7 +213,7 @@ def _tangent(out: Tensor, inputs: tuple[Tensor, ...], direction: tuple[Tensor, .
 
 
 def _combination(table: Trained) -> tuple[Callable[..., Tensor], list[str]]:
-    """The combiner as a function of its learned chunks and its parameters, and the names of the latter."""
+    """The combiner as a function of its learned chunks and its parameters, with the names of the parameters."""
     combiner, learned = table.plan.combiner, [i for i, _ in table.learned]
     inner = [name for name, _ in combiner.named_parameters()]
 
@@ -230,7 +230,7 @@ def _combination(table: Trained) -> tuple[Callable[..., Tensor], list[str]]:
 
 
 def _inputs(table: Trained, rows: list[Rows], x: Unknowns, names: list[str]) -> tuple[Tensor, ...]:
-    """What `_combination` takes: the learned chunks of a block, then the parameters."""
+    """The inputs of `_combination`: the learned chunks of a block, then the parameters."""
     read = [(x[store][rows[i].rows] * _factors(rows[i]).unsqueeze(-1)).sum(1) for i, store in table.learned]
     return *read, *(x[name].detach().clone() for name in names)
 
@@ -240,7 +240,7 @@ def _factors(rows: Rows) -> Tensor:
 
 
 def _error(trained: list[Trained], x: Unknowns) -> float:
-    """Sum over ids of counts |vectors - combined|^2."""
+    """The sum over ids of counts |vectors - combined|^2."""
     total = 0.0
     for table in trained:
         combine, names = _combination(table)
@@ -250,7 +250,7 @@ def _error(trained: list[Trained], x: Unknowns) -> float:
 
 
 def _check(trained: list[Trained], x: Unknowns) -> None:
-    """Raise where the vectors of these tables, or of the first ids of each, are fitted worse than by zeros."""
+    """Raise ValueError if the vectors of these tables are fitted worse than by zeros, judged by the first ids."""
     lost = whole = 0.0
     for table in trained:
         combine, names = _combination(table)
