@@ -1,4 +1,4 @@
-"""Codecs: rows in the form that is trained -> the same vectors as they will be served."""
+"""Codecs: from rows in the training form to the vectors that will be served."""
 
 from embcomp.codecs.base import Codec, Coding, coded_tables
 

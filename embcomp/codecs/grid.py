@@ -1,4 +1,4 @@
-"""Rows on a grid of few bits, with a learned step."""
+"""The codec that rounds values to a grid of few bits with a learned step."""
 
 import math
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ class Grid(Coding):
     """A symmetric grid without a zero: `bits` bits for each value, and a learned step (`embcomp.ops.grid`).
 
     Attributes:
-        bits: 1 to 8.
-        step: "table" for one step, "row" for one in each row, or how many rows that follow each other share one.
-        rounding: "nearest", or "stochastic" while training.
+        bits: the bits of a value, 1 to 8.
+        step: "table" for one step, "row" for one in each row, or the number of consecutive rows that share a step.
+        rounding: "nearest", or "stochastic" in training.
     """
 
     bits: int
@@ -35,11 +35,11 @@ class Grid(Coding):
     rounding: Literal["nearest", "stochastic"] = "nearest"
 
     def columns(self, dim: int) -> int:
-        """A step inside the row takes one column, or 4 where FBGEMM could read the rows without it."""
+        """The columns of a step inside the row: one, or 4 so that FBGEMM can read rows of a multiple of 4."""
         return 0 if self.step != "row" else 1 if dim % 4 else 4
 
     def steps(self, rows: int) -> int:
-        """How many steps there are beside the rows."""
+        """The number of steps that are stored beside the rows."""
         return -(-rows // self.step) if isinstance(self.step, int) else 1
 
     def nbytes(self, rows: int, dim: int, float_bytes: int) -> int:
@@ -67,16 +67,16 @@ class Grid(Coding):
 
 
 class GridCodec(Codec):
-    """Rounds values to a grid whose step is learned: step = c(bits) * rms(rows) * exp(PACE * growth).
+    """A codec that rounds values to a grid whose step is learned: step = c(bits) * rms(rows) * exp(PACE * growth).
 
-    The first two factors are the best step for normally distributed rows as they are now, so that the grid keeps up
-    with rows that grow from a small start; no gradient goes through them. `growth` is what is learned. A step that is a
-    plain parameter moves by several times its size under Adam with the learning rate of the rows, and training
-    collapses.
+    The first two factors are the best step for normally distributed rows of the current size, so that the grid follows
+    rows that grow from a small start; no gradient goes through them. `growth` is learned. If the step itself were the
+    parameter, Adam with the learning rate of the rows would move it by several times its size, and training would
+    collapse.
 
     Attributes:
-        growth: the logarithm of what training makes of each step / PACE, [steps, 1], as rows are; with step="row" a
-            column of the table holds it instead.
+        growth: the logarithm of the learned factor of each step, divided by PACE, [steps, 1]; None with step="row",
+            where a column of the table holds it.
     """
 
     def __init__(self, grid: Grid, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -95,7 +95,7 @@ class GridCodec(Codec):
             nn.init.zeros_(self.growth)
 
     def measure(self, stored: Tensor, first: int = 0) -> Tensor:
-        """Sum of squares and how many values they are of, [2, steps]; of a large table rows at equal distances."""
+        """Sum the squares and count the values, [2, steps]; a large table is sampled at equally spaced rows."""
         skipped = -first % self.every
         values = stored.detach()[skipped :: self.every, : self.dim].double()
         squares = values.square().sum(1)
@@ -108,7 +108,7 @@ class GridCodec(Codec):
         return sums.index_add(1, group, each)
 
     def steps(self, stored: Tensor, rows: Tensor, measured: Tensor) -> Tensor:
-        """The step of each row, float32 (or float64), [..., 1] or [1]."""
+        """Return the step of each row, float32 (or float64), [..., 1] or [1]."""
         kind = torch.promote_types(stored.dtype, torch.float32)
         if self.growth is None:
             return self._plain(measured, kind) * (PACE * stored[..., self.dim : self.dim + 1].to(kind)).exp()
@@ -164,6 +164,6 @@ class GridCodec(Codec):
 
 
 def _sample(values: Tensor) -> Tensor:
-    """Rows at equal distances, so that no more values than `_SAMPLE` are looked at."""
+    """Take equally spaced rows, with at most about `_SAMPLE` values."""
     every = max(1, values.numel() // _SAMPLE)
     return values[::every]

@@ -1,4 +1,4 @@
-"""Rows that are integers, without a float copy."""
+"""The codec of rows that are integers, without a float copy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _STEP_BYTES = 4  # a step is served as float32
 
 @dataclass(frozen=True)
 class Integers(Coding):
-    """Integers of 8 or 4 bits on a symmetric grid without a zero, with a step for each row.
+    """A coding with integers of 8 or 4 bits on a symmetric grid without a zero, and a step for each row.
 
     Attributes:
-        bits: 8 or 4.
+        bits: the bits of a value, 8 or 4.
     """
 
     bits: int
@@ -51,7 +51,7 @@ class Integers(Coding):
 
 
 class IntegerCodec(Codec):
-    """Reads and writes rows of integers, uint8 [rows, bytes], which hold their steps themselves: no parameters."""
+    """A codec that reads and writes rows of integers, uint8 [rows, bytes], which contain their steps; no parameters."""
 
     def __init__(self, coding: Integers, rows: int, dim: int) -> None:
         super().__init__(coding, rows, dim)
@@ -69,7 +69,7 @@ class IntegerCodec(Codec):
             stored.copy_(write_rows(stored, values.float(), self.bits))
 
     def reset_parameters(self) -> None:
-        """There are none."""
+        """Do nothing: there are no parameters."""
 
     @torch.no_grad()
     def code(self, stored: Tensor) -> Coded:

@@ -1,4 +1,4 @@
-"""Rows as product codes, with learned code books."""
+"""The codec of product codes, with learned code books."""
 
 import functools
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _DRAWN = 64  # of them where they are drawn
 
 
 def bits_of(codes: int) -> int:
-    """Bits of a number below `codes`.
+    """The number of bits of a code below `codes`.
 
     Example:
         >>> [bits_of(codes) for codes in (1, 2, 16, 17, 256)]
@@ -31,13 +31,13 @@ def bits_of(codes: int) -> int:
 
 @dataclass(frozen=True)
 class Product(Coding):
-    """A code for each part of a row, each the number of a vector in the part's book (Jégou et al. 2011).
+    """A coding with a code for each part of a row, the index of a vector in the part's book (Jégou et al. 2011).
 
     Attributes:
-        parts: into which a row is cut.
-        codes: vectors in the book of a part.
-        hot: the first so many rows choose among all codes; None lets all rows.
-        cold_codes: the other rows choose among the first so many.
+        parts: the number of parts of a row.
+        codes: the number of vectors in the book of a part.
+        hot: the number of first rows that choose among all codes; None for all rows.
+        cold_codes: the number of codes that the other rows choose from.
     """
 
     parts: int
@@ -47,7 +47,7 @@ class Product(Coding):
 
     @property
     def bits(self) -> tuple[int, int]:
-        """Bits of each code that all rows have, and those that hot rows have beside them."""
+        """The bits of each code that all rows have, and the further bits that hot rows have."""
         bits = bits_of(self.codes)
         own = bits if self.hot is None else bits_of(self.cold_codes)
         return own, bits - own
@@ -79,14 +79,15 @@ class Product(Coding):
 
 
 class ProductCodec(Codec):
-    """Takes each part of a row for the nearest vector of its book (Chen et al. 2020, arXiv 1908.09756, DPQ-VQ).
+    """A codec that replaces each part of a row by the nearest vector of its book (Chen et al. 2020, arXiv 1908.09756).
 
-    Books are in units of the rows, mean(rows) + deviation(rows) * books, so that they keep up with rows that grow from
-    a small start, and learn at one pace whatever the size of the rows; no gradient goes through the two moments. The
-    gradient of a vector goes straight through to its row, and to the codes that it is made of.
+    Books are in units of the rows, mean(rows) + deviation(rows) * books, so that they follow rows that grow from a
+    small start, and learn at a pace that does not depend on the size of the rows; no gradient goes through the two
+    moments. The gradient of a vector goes straight through to its row, and also to the book vectors it consists of
+    (DPQ-VQ).
 
     Attributes:
-        books: those of the parts below each other, [parts * codes, dim / parts], rows as those of a table.
+        books: the books of the parts, one below the other, [parts * codes, dim / parts].
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class ProductCodec(Codec):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set the books to those that lose least for normally distributed rows, with the deviation of these."""
+        """Set the books to the best ones for normally distributed rows, scaled to the deviation of these."""
         if not self.books.is_meta:
             product, width = self.product, self.books.shape[1]
             cold = product.codes if product.hot is None else product.cold_codes
@@ -109,7 +110,7 @@ class ProductCodec(Codec):
             self.books.copy_(book.repeat(product.parts, 1))
 
     def measure(self, stored: Tensor, first: int = 0) -> Tensor:
-        """How many values, their sum and that of their squares, [3]; of a large table rows at equal distances."""
+        """Measure the number, the sum and the sum of squares of the values, [3]; a large table is sampled."""
         values = stored.detach()[-first % self.every :: self.every].double()
         total = values.sum()
         return torch.stack([torch.ones_like(total) * values.numel(), total, values.square().sum()])
@@ -122,7 +123,7 @@ class ProductCodec(Codec):
         return mean, (squares / count.clamp(min=1.0) - mean.square()).clamp(min=0.0).sqrt()
 
     def books_of(self, measured: Tensor) -> Tensor:
-        """The books in the units of the vectors, float32 (or float64) [parts, codes, dim / parts]."""
+        """Return the books in the units of the vectors, float32 (or float64) [parts, codes, dim / parts]."""
         kind = torch.promote_types(self.books.dtype, torch.float32)
         mean, deviation = self._moments(measured)
         books = mean.to(kind) + deviation.to(kind) * self.books.to(kind)
@@ -144,7 +145,7 @@ class ProductCodec(Codec):
 
     @torch.no_grad()
     def fit_(self, stored: Tensor, values: Tensor | None = None) -> None:
-        """k-means of each part: over the cold rows for the codes of all, over the hot ones for theirs alone."""
+        """Run k-means on each part: cold rows give the codes of all rows, hot rows give the further codes."""
         product, width = self.product, self.books.shape[1]
         hot, cold = (0, product.codes) if product.hot is None else (product.hot, product.cold_codes)
         mean, deviation = (moment.float() for moment in self._moments(self.measure(stored)))
@@ -170,7 +171,7 @@ class ProductCodec(Codec):
 
 @functools.cache
 def _of_normal(codes: int, width: int, seed: int) -> Tensor:
-    """Codes for normally distributed vectors of deviation 1, with that deviation themselves: float32 [codes, width]."""
+    """The codes of normally distributed vectors, rescaled to deviation 1: float32 [codes, width]."""
     with torch.device("cpu"):
         draw = torch.Generator().manual_seed(seed)
         vectors = torch.randn(_DRAWN * codes, width, generator=draw, dtype=torch.float32)
@@ -181,7 +182,7 @@ def _of_normal(codes: int, width: int, seed: int) -> Tensor:
 
 
 def _centroids(vectors: Tensor, codes: int) -> Tensor:
-    """The centroids of k-means, float32 [codes, width]; of fewer different vectors each, and the first again."""
+    """The centroids of k-means, float32 [codes, width]; with fewer different vectors, the first one is repeated."""
     if not codes:
         return vectors[:0]
     most = PER_CODE * codes

@@ -1,4 +1,4 @@
-"""One file per method family; see `base` for the contract that they share."""
+"""The compression methods, one file for each family; `base` defines what they share."""
 
 from embcomp.methods.base import METHODS, Method, Table
 from embcomp.methods.frequency import FrequencyHash

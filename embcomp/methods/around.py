@@ -1,4 +1,4 @@
-"""What methods around another one share."""
+"""Helpers of methods that wrap another method."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from embcomp.settings import shown
 
 
 def settings_around(cls: type[Method], fixed: Mapping[str, Any]) -> tuple[type[Method], dict[str, Any], dict[str, Any]]:
-    """What `ladder` of a wrapper was given, taken apart.
+    """Split the settings of a wrapper's `ladder` into those of the wrapper and those of the method inside.
 
     Args:
         cls: the wrapper, a method with a setting `of`.
-        fixed: settings of both; `of` is the class of the method inside, its name, or a configuration whose `rows` are
-            chosen anew, by default `Full`.
+        fixed: the settings of both; `of` is the class of the method inside, its name, or a configuration whose `rows`
+            are chosen anew; `Full` by default.
 
     Returns:
-        The class of the method inside, the settings of the wrapper, those of the method inside.
+        The class of the method inside, the settings of the wrapper, and the settings of the method inside.
 
     Raises:
-        ValueError: `of` is no method.
+        ValueError: `of` is not a method.
     """
     own = {f.name for f in dataclasses.fields(cls)} - {"of"}
     outer = {name: value for name, value in fixed.items() if name in own}

@@ -1,8 +1,8 @@
 """The three parts of every method: an encoder (id -> rows), stores (row -> vector), a combiner (vectors -> vector).
 
-A method is one frozen dataclass. Its `plan(tables)` says, for the tables it is asked to compress, which stores there
-are and how each table's ids reach them. `embcomp.nn`, `embcomp.torchrec` and `embcomp.compress_` work from the plan
-alone, so adding a method means writing one file (docs/add-a-method.md).
+A method is one frozen dataclass. Its `plan(tables)` describes the stores for these tables, and how the ids of each
+table reach them. `embcomp.nn`, `embcomp.torchrec` and `embcomp.compress_` work from the plan alone, so adding a method
+means writing one file (docs/add-a-method.md).
 """
 
 import abc
@@ -62,7 +62,7 @@ METHODS: dict[str, type["Method"]] = {}
 
 
 class _Configurable(abc.ABCMeta):
-    """Makes configurations: from their own `config()` too, and from settings that are checked before they are used."""
+    """The metaclass of methods: it checks settings before a configuration is made, and accepts those of `config()`."""
 
     if not TYPE_CHECKING:  # what a method takes is for its own fields to say
 
@@ -99,9 +99,9 @@ class Method(abc.ABC, metaclass=_Configurable):
     Settings are checked when a configuration is made, by the types of the fields (`embcomp.settings`).
 
     Attributes:
-        shares_store: whether the tables of a group read one store, and so must live in one module tree.
-        budget_settings: settings that `for_budget` takes beside the fields.
-        expected: how one is made, for errors.
+        shares_store: True if the tables of a group read one store, and so must live in one module tree.
+        budget_settings: the settings that `for_budget` takes beside the fields.
+        expected: the text that tells users how to make a configuration, for errors.
 
     Example:
         >>> import embcomp
@@ -129,48 +129,48 @@ class Method(abc.ABC, metaclass=_Configurable):
 
     @abc.abstractmethod
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        """Store and encoders for these tables; `group` names stores that several tables share.
+        """Return the stores and the encoders for these tables; `group` names stores that several tables share.
 
         Raises:
-            ValueError: when a table cannot be compressed so; the text names it and the remedy.
+            ValueError: a table cannot be compressed with these settings; the text names the table and the remedy.
         """
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
-        """What the plan will store, in numbers alone. By default the plan is made; override it where that is dear."""
+        """Return the sizes of the plan's stores, as numbers alone. The default makes the plan; override it if slow."""
         return self.plan(tables, group).sizes
 
     @classmethod
     def for_budget(cls, tables: Tables, nbytes: Budget, *, count: Count = "served", **fixed: Any) -> Self:
-        """The configuration that fills `nbytes` with tables and maps together, never above it.
+        """Return the largest configuration whose tables and maps together take at most `nbytes`.
 
         Args:
-            tables: what is to be compressed, together: tables, or a model for all that `compress_` finds in it.
+            tables: the tables to compress together, or a model for all tables that `compress_` finds in it.
             nbytes: the budget in bytes, as a number, "50MB", or "10%" of the full tables in float32.
-            count: "served" for the bytes of the served form, "training" for those of the training form, without the
-                state of an optimizer. They differ where a codec rounds or codes the rows.
+            count: "served" to count the bytes of the served form, "training" those of the training form, without
+                optimizer state. They differ if a codec rounds or codes the rows.
             fixed: settings to keep as given.
 
         Raises:
-            TypeError: neither tables nor a model, neither a number nor a text.
-            ValueError: the budget holds not even the smallest configuration; the text says how much that is.
+            TypeError: `tables` are neither tables nor a model, or `nbytes` is neither a number nor a text.
+            ValueError: the smallest configuration exceeds the budget; the text gives its bytes.
         """
         tables, nbytes = request(tables, nbytes, count)
         return cls.ladder(tables, nbytes, **cls.checked_settings(fixed)).largest(cls, tables, nbytes, count)
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """The configurations by size, from which `for_budget` takes the largest that fits.
+        """Return the configurations ordered by size, from which `for_budget` takes the largest that fits.
 
-        By default the size is the `rows` of all tables together, split by `share_rows`; a method with the setting
-        `balanced` takes it where all id spaces are closed. Methods that are sized otherwise override this.
+        By default the size is the number of rows of all tables together, split by `share_rows`. A method with the
+        setting `balanced` sets it if all id spaces are closed. Methods that are sized in another way override this.
 
         Args:
-            tables: what is to be compressed, together.
-            nbytes: about how many bytes it may take, for settings that depend on it.
-            fixed: settings to keep as given, checked.
+            tables: the tables to compress together.
+            nbytes: the approximate budget in bytes, for settings that depend on it.
+            fixed: settings to keep as given, already checked.
 
         Raises:
-            TypeError: there is no setting `rows`, and no `ladder` of the method's own.
+            TypeError: the method has no setting `rows` and no `ladder` of its own.
         """
         hints = hints_of(cls)
         if "rows" not in hints:
@@ -185,22 +185,22 @@ class Method(abc.ABC, metaclass=_Configurable):
 
     @classmethod
     def checked_settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings as a configuration would have them, for a `for_budget` that reckons with them before it makes one.
+        """Check settings before a configuration is made, and return them converted to the types of their fields.
 
         Raises:
-            ValueError: a setting is something else than its field; the text names it. Names without a field pass, and
-                `of`, which may be the class of a method here.
+            ValueError: a setting does not fit its field; the text names it. Names without a field pass unchecked, and
+                so does `of`, which may be the class of a method.
         """
         hints = hints_of(cls)
         return {name: value if name == "of" else _setting(cls, hints, name, value) for name, value in given.items()}
 
     def config(self, *, without: Sequence[str] = ()) -> dict[str, Any]:
-        """The settings as JSON values, tensors by checksum: what a state dict keeps to recognise its own.
+        """Return the settings as JSON values, tensors as checksums; a state dict keeps these to recognise its method.
 
-        `embcomp.configs` writes a configuration so that it can be made again, tensors included.
+        `embcomp.configs` writes configurations in a form that can be read back, tensors included.
 
         Args:
-            without: settings to leave out, because they live on in the encoder.
+            without: the settings to leave out, because the encoder holds their content.
         """
         names = [f.name for f in dataclasses.fields(self) if f.name not in without]
         return {"method": type(self).__name__, **{name: plain(getattr(self, name)) for name in names}}
@@ -216,7 +216,7 @@ configs.register("method", METHODS)
 
 
 def plain(value: Any) -> Any:
-    """A setting as a JSON value, tensors by shape and checksum."""
+    """Convert a setting to a JSON value; a tensor becomes its shape and checksum."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         digest = hashlib.sha256(ctypes.string_at(value.data_ptr(), value.nbytes)).hexdigest()[:16]
@@ -237,14 +237,14 @@ def plain(value: Any) -> Any:
 
 
 def config_around(config: dict[str, Any], inner: TablePlan, table: Table) -> dict[str, Any]:
-    """The configuration that a table's state remembers: of a wrapper, with what was resolved for the method inside."""
+    """Return the configuration that a wrapper's encoder keeps, with the resolved settings of the method inside."""
     sizes = ("num_embeddings", "embedding_dim")
     inside = {name: value for name, value in inner.encoder.config.items() if name not in sizes}
     return {**config, "of": inside, **{name: getattr(table, name) for name in sizes}}
 
 
 def per_table(value: Any, table: Table, field: str) -> Any:
-    """A setting of one table: the value itself, or its entry in a mapping from table names."""
+    """Return the setting of one table: the value itself, or its entry in a mapping from table names."""
     if not isinstance(value, Mapping):
         return value
     if table.name not in value:
@@ -253,7 +253,7 @@ def per_table(value: Any, table: Table, field: str) -> Any:
 
 
 def side_store(table: Table, what: str, tables: Sequence[Table]) -> str:
-    """The name of a second store of a table, `what` saying which; no other table may bear it."""
+    """Name a second store of a table by its purpose `what`. Raise ValueError if another table has that name."""
     name = f"{table.name}_{what}"
     if any(other.name == name for other in tables):
         raise ValueError(
@@ -263,12 +263,12 @@ def side_store(table: Table, what: str, tables: Sequence[Table]) -> str:
 
 
 def check_rows(rows: Any, table: str) -> int:
-    """`rows` as a valid size of a hashed table."""
+    """Check that `rows` is a valid number of rows of a hashed table, and return it as an int."""
     return checked(rows, RowCount, f"table {table!r}: rows")
 
 
 def check_counts(counts: Any, table: Table) -> Tensor:
-    """How often each id of a table occurs, as a tensor [num_embeddings] of numbers that are not negative."""
+    """Check how often each id of a table occurs, and return it as a tensor [num_embeddings] of non-negative numbers."""
     ids = table.ids_or_raise("counts")
     counts = counts if isinstance(counts, Tensor) else torch.as_tensor(counts, device="cpu")
     if counts.shape != (ids,):

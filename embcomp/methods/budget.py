@@ -1,4 +1,4 @@
-"""Sizing by bytes: the largest configuration whose tables and maps together stay within a budget."""
+"""Sizing by bytes: the largest configuration whose tables and maps together fit into a budget."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from embcomp.ops.hashing import MAX_ROWS
 
 
 class Sized(Protocol):
-    """A configuration that says what it would store, as every method does."""
+    """A configuration that knows the sizes of its stores, as every method does."""
 
     def sizes(self, tables: Sequence[Table], group: str = ...) -> Sizes: ...
 
@@ -21,11 +21,11 @@ N = TypeVar("N", bound=Sized)
 Made = TypeVar("Made", bound=Sized, covariant=True)
 
 SMALL = 32
-"""A table keeps so many rows, where it has as many ids: they cost next to nothing."""
+"""The rows that a small table keeps, at most one for each id: they cost almost nothing."""
 
 
 class BudgetTooSmall(ValueError):
-    """A budget below the smallest configuration, which takes `least` bytes."""
+    """The error for a budget below the smallest configuration, which takes `least` bytes."""
 
     def __init__(self, message: str, least: int) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class BudgetTooSmall(ValueError):
 
 
 def too_small(method: type, tables: Sequence[Table], nbytes: int, least: int) -> BudgetTooSmall:
-    """The error for a budget that does not hold the smallest configuration."""
+    """Make the error for a budget that does not hold the smallest configuration."""
     names = ", ".join(repr(table.name) for table in tables[:3]) + (", ..." if len(tables) > 3 else "")
     return BudgetTooSmall(
         f"{method.__name__}: a budget of {nbytes} bytes is too small for {names}; the smallest configuration takes "
@@ -47,11 +47,11 @@ def too_small(method: type, tables: Sequence[Table], nbytes: int, least: int) ->
 
 @dataclass(frozen=True)
 class Ladder(Generic[Made]):
-    """The configurations of a method by size, from which a budget chooses.
+    """The configurations of a method ordered by size, from which a budget chooses.
 
     Attributes:
-        make: the configuration of a size.
-        price: what it will store, in numbers alone, never less for a larger size.
+        make: a function from a size to its configuration.
+        price: a function from a size to the sizes of its stores; their bytes must not fall as the size grows.
         least: the smallest size.
         most: the largest size.
     """
@@ -62,19 +62,19 @@ class Ladder(Generic[Made]):
     most: int = MAX_ROWS
 
     def around(self, make: Callable[[Any], N], price: Callable[[Sizes], Sizes]) -> "Ladder[N]":
-        """The same sizes of a method around this one.
+        """Return the ladder of a method that wraps this one, with the same sizes.
 
         Args:
-            make: the outer configuration of an inner one.
-            price: what the outer stores of what the inner does.
+            make: a function from an inner configuration to the outer one.
+            price: a function from the sizes of the inner configuration to those of the outer one.
         """
         return Ladder(lambda size: make(self.make(size)), lambda size: price(self.price(size)), self.least, self.most)
 
     def largest(self, method: type, tables: Sequence[Table], nbytes: int, count: Count = "served") -> Made:
-        """The configuration of the largest size that stores at most `nbytes`.
+        """Return the configuration of the largest size that stores at most `nbytes`.
 
         Raises:
-            BudgetTooSmall: the smallest size is already larger than the budget.
+            BudgetTooSmall: the smallest size already exceeds the budget.
         """
         floor = self.price(self.least).nbytes(count)
         if floor > nbytes:
@@ -95,17 +95,17 @@ class Ladder(Generic[Made]):
 def largest_within(
     tables: Sequence[Table], nbytes: int, make: Callable[[int], M], most: int | None = None, count: Count = "served"
 ) -> M:
-    """The configuration `make(size)` with the largest `size` in [1, most] that stores at most `nbytes`.
+    """Return the configuration `make(size)` with the largest `size` in [1, most] that stores at most `nbytes`.
 
     Args:
-        tables: what the plan is made for.
+        tables: the tables of the plan.
         nbytes: the budget in bytes.
-        make: a configuration for a size; its bytes must not fall as the size grows.
-        most: the largest size to try; by default as many rows as that many tables can have.
-        count: which bytes the budget is of.
+        make: a function from a size to its configuration, whose bytes must not fall as the size grows.
+        most: the largest size to try; by default the most rows that these tables can have together.
+        count: "served" or "training", the form whose bytes the budget limits.
 
     Raises:
-        BudgetTooSmall: `make(1)` is already larger than the budget.
+        BudgetTooSmall: `make(1)` already exceeds the budget.
     """
     most = MAX_ROWS * len(tables) if most is None else most
     ladder = Ladder(make, lambda size: make(size).sizes(tables), most=most)
@@ -113,13 +113,14 @@ def largest_within(
 
 
 def share_rows(tables: Sequence[Table], total: int) -> int | Mapping[str, int]:
-    """`total` rows split by share of the vocabulary, after what keeps the ids of small tables apart.
+    """Split `total` rows between tables in proportion to their vocabularies, after small tables got a row for each id.
 
-    A table gets rows for its ids, up to `SMALL` of them, before the rest is split; where that would take over half of
-    the total, equally many. At least one row each, and no more than a table can have; none falls as the total grows.
+    Each table first gets a row for each id, up to `SMALL` rows; if that would take more than half of the total, all
+    tables get about equally many. The rest is split in proportion. Each table gets at least one row and at most as many
+    as a table can have, and no table's rows fall as the total grows.
 
     Returns:
-        Rows by name of the table; a plain number for a single table.
+        The rows by table name; a plain number for a single table.
 
     Example:
         >>> share_rows([Table("user", 1000, 8), Table("gender", 2, 8)], 50)
@@ -137,12 +138,12 @@ def share_rows(tables: Sequence[Table], total: int) -> int | Mapping[str, int]:
 
 
 def can_balance(tables: Sequence[Table]) -> bool:
-    """Whether the ids of all tables can be permuted (`embcomp.ops.balanced`)."""
+    """Return whether the ids of all tables can be permuted (`embcomp.ops.balanced`)."""
     return all(table.num_embeddings is not None and table.num_embeddings <= MAX_IDS for table in tables)
 
 
 def _levelled(wished: Sequence[int], total: int) -> list[int]:
-    """At most what is wished for, and at most `total` together: equally many, and one more for the first of them."""
+    """Grant wishes up to a common level, with a sum of at most `total`; the remainder goes to the first wishes."""
     if sum(wished) <= total:
         return list(wished)
     level = next(level for level in range(max(wished), -1, -1) if sum(min(wish, level) for wish in wished) <= total)

@@ -1,4 +1,4 @@
-"""The last part of every method: the vectors of a table's chunks -> its embedding."""
+"""Combiners, the last part of every method: from the vectors of a table's chunks to its embedding."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from embcomp import configs
 
 COMBINERS: dict[str, type["Combiner"]] = {}
-"""By name, so that a plan can be written and read."""
+"""The combiners by class name, so that a plan can be written and read."""
 
 
 class Combiner(nn.Module, abc.ABC):
-    """The vectors of a table's chunks -> its embedding. A module: what it learns is trained, saved and counted.
+    """A module from the vectors of a table's chunks to its embedding; its parameters are trained and saved.
 
-    `linear` combiners commute with pooling, so bags pool inside the look-up; the others combine before they pool.
-    `neutral` maps a chunk to the constant that makes the rest linear (warm starts fix it there).
+    A `linear` combiner commutes with pooling, so bags are pooled inside the look-up; other combiners combine before
+    pooling. `neutral` maps a chunk to the constant at which the rest is linear; warm starts fix the chunk at that
+    value.
     """
 
     linear: ClassVar[bool] = True
@@ -32,28 +33,28 @@ class Combiner(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
-        """[..., dim of chunk] each -> [..., embedding_dim]."""
+        """Combine chunks [..., dim of chunk] into vectors [..., embedding_dim]."""
 
     @abc.abstractmethod
     def dim(self, dims: Sequence[int]) -> int:
-        """The width of the result for chunks of these widths."""
+        """Return the width of the result for chunks of these widths."""
 
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple["Combiner", Tensor] | None:
-        """Fit what the combiner learns to trained vectors, before a warm start fits the rows.
+        """Fit the parameters of the combiner to trained vectors, before a warm start fits the rows.
 
         Args:
-            vectors: [num_embeddings, embedding_dim].
-            counts: how much each id counts, [num_embeddings].
+            vectors: the trained vectors, [num_embeddings, embedding_dim].
+            counts: the weight of each id, [num_embeddings].
 
         Returns:
-            The combiner that is left once these parameters are fixed, and the vectors that it is to give; None where
-            nothing was fitted, and the warm start goes on from the parameters as they are.
+            The combiner that remains when these parameters are fixed, and the vectors that it must give. None if
+            nothing was fitted; the warm start then goes on from the current parameters.
         """
         return None
 
 
 class Concat(Combiner):
-    """Chunks side by side; with one chunk, that chunk."""
+    """A combiner that puts chunks side by side."""
 
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim=-1)
@@ -63,7 +64,7 @@ class Concat(Combiner):
 
 
 class Sum(Combiner):
-    """Chunks added up."""
+    """A combiner that adds up the chunks."""
 
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(chunks)).sum(0)
@@ -73,7 +74,7 @@ class Sum(Combiner):
 
 
 class Product(Combiner):
-    """The first chunk times the second, element by element."""
+    """A combiner that multiplies two chunks, element by element."""
 
     linear = False
     neutral: ClassVar[Mapping[int, float]] = {0: 1.0}
@@ -86,7 +87,7 @@ class Product(Combiner):
 
 
 class WeightedSum(Combiner):
-    """Column j of the first chunk times chunk j + 1, added up (the first chunk may carry spare columns)."""
+    """A combiner that adds up column j of the first chunk times chunk j + 1 (the first chunk may have more columns)."""
 
     linear = False
     neutral: ClassVar[Mapping[int, float]] = {0: 1.0}

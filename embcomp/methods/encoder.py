@@ -1,4 +1,4 @@
-"""The first part of every method: ids -> rows."""
+"""Encoders, the first part of every method: from ids to rows."""
 
 import abc
 import dataclasses
@@ -15,22 +15,22 @@ from embcomp.ops.hashing import check_ids
 
 
 class Rows(NamedTuple):
-    """What one chunk reads: `rows` int64 [N, lookups] and, where it is weighted, `weights` float32 [N, lookups]."""
+    """The rows that one chunk reads, int64 [N, lookups]; if it is weighted, their `weights`, float32 [N, lookups]."""
 
     rows: Tensor
     weights: Tensor | None = None
 
 
 ENCODERS: dict[str, type["Encoder"]] = {}
-"""By name, so that a plan can be written and read."""
+"""The encoders by class name, so that a plan can be written and read."""
 
 
 class Encoder(nn.Module, abc.ABC):
-    """ids -> rows of each chunk. Holds buffers only (keys, maps, codes), never parameters.
+    """A function from ids to the rows of each chunk. It holds buffers only (keys, maps, codes), never parameters.
 
-    Subclasses define `encode(ids)`. The configuration travels in the state dict (as a uint8 tensor, so that every
-    checkpoint format can hold it), and loading another one names the difference. Averages of weights leave the buffers
-    alone (`embcomp.averaging`).
+    Subclasses define `encode(ids)`. The state dict contains the configuration (as a uint8 tensor, so that every
+    checkpoint format can hold it); loading a state of another configuration raises ValueError and names the difference.
+    Averages of weights leave the buffers alone (`embcomp.averaging`).
     """
 
     constant_buffers: ClassVar[bool] = True
@@ -46,10 +46,10 @@ class Encoder(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def encode(self, ids: Tensor) -> list[Rows]:
-        """The rows of each chunk, in the order of the plan's chunks, for checked ids, int64 [N]."""
+        """Return the rows of each chunk, in the order of the plan's chunks, for checked ids, int64 [N]."""
 
     def forward(self, ids: Tensor) -> list[Rows]:
-        """Check `ids` (integer, [N]) and encode them. Raises ValueError or IndexError (see `check_ids`)."""
+        """Check `ids` (integer, [N]) and encode them. Raise ValueError or IndexError as `check_ids` does."""
         ids = check_ids(ids, self.table.num_embeddings, self.table.name)
         if ids.is_meta and any(not buffer.is_meta for buffer in self.buffers()):  # only shapes are asked for
             on_meta = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
@@ -57,9 +57,9 @@ class Encoder(nn.Module, abc.ABC):
         return self.encode(ids)
 
     def packed(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
-        """The rows of all chunks, one chunk after the other, flat, as a KeyedJaggedTensor takes them; checked first.
+        """Check the ids and return the rows of all chunks, flat, chunk by chunk, as a KeyedJaggedTensor takes them.
 
-        They are written into `out`, where it is given: int64 [rows], contiguous.
+        If `out` is given, int64 [rows] and contiguous, the rows are written into it.
         """
         rows = [chunk.rows.reshape(-1) for chunk in self(ids)]
         if out is not None:
@@ -95,7 +95,7 @@ class Encoder(nn.Module, abc.ABC):
             raise ValueError(f"table {self.table.name!r}: the state was saved with another configuration ({said})")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Keys and maps move, but are never emptied (`to_empty`) or made meta: nobody would refill them."""
+        """Move keys and maps, but never empty them (`to_empty`) or make them meta: nothing would fill them again."""
         kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
@@ -104,15 +104,15 @@ class Encoder(nn.Module, abc.ABC):
         return self
 
     def lookups_of(self, chunk: int) -> int:
-        """How many rows a chunk reads."""
+        """Return how many rows a chunk reads for each id."""
         return 1
 
     def reset_buffers(self) -> None:
-        """Compute again the buffers that follow from the table's name, after it has changed."""
+        """Recompute the buffers that depend on the table's name, after it has changed."""
 
 
 def _defaults(method: str | None) -> dict[str, Any]:
-    """The simple settings of a method that have a default."""
+    """The plain settings of a method that have a default."""
     known = configs.classes("method").get(method or "")
     fields = dataclasses.fields(known) if known is not None else ()
     return {field.name: field.default for field in fields if isinstance(field.default, bool | int | float | str)}

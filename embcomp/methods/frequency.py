@@ -1,4 +1,4 @@
-"""The most frequent ids own rows; the rest share what is left."""
+"""FrequencyHash: the most frequent ids own rows, and the others share the remaining rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from embcomp.settings import RowCount, Share
 
 
 class FrequencyEncoder(HashEncoder):
-    """A hot id reads the row of its place in the sorted `hot_ids`; another id hashes into the rows after those."""
+    """An encoder in which a hot id reads the row of its rank in `hot_ids`, and other ids hash into the later rows."""
 
     hot_ids: Tensor
 
@@ -90,17 +90,18 @@ class FrequencyEncoder(HashEncoder):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrequencyHash(Method):
-    """Rows of their own for the most frequent ids, hashed rows for the others (Zhang et al. 2020, arXiv 2007.14523).
+    """A method that gives the most frequent ids own rows, and hashes the others (Zhang et al. 2020, arXiv 2007.14523).
 
-    The sorted list of frequent ids is stored with the table (4 bytes each, 8 where ids exceed 2^31) and counted.
+    The sorted list of frequent ids is stored with the table (4 bytes each, or 8 if ids exceed 2^31) and counted in its
+    bytes.
 
     Args:
-        rows: all rows of the table, or a mapping from table names to rows.
+        rows: the number of all rows of the table, or a mapping from table names to such numbers.
         counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors.
-            Equal counts are ordered by id. Ids that never occur own no row.
-        tail: "hash" gives the other ids one row, "double" the sum of two.
-        hot_share: the part of the rows that is owned.
-        seed: another seed gives other collisions.
+            Ids with equal counts are ordered by id. Ids that never occur own no row.
+        tail: "hash" to give each other id one hashed row, "double" to give it the sum of two.
+        hot_share: the share of the rows that are owned.
+        seed: the seed of the hashes; another seed gives other collisions.
 
     Example:
         >>> import torch, embcomp
@@ -140,7 +141,7 @@ class FrequencyHash(Method):
         return Plan(stores, plans)
 
     def _owned(self, rows: int) -> int:
-        """How many of the rows are owned, at most."""
+        """The maximum number of owned rows."""
         return min(int(rows * self.hot_share), rows - 1)
 
     @property
@@ -149,7 +150,7 @@ class FrequencyHash(Method):
 
 
 def _most_frequent(counts: Tensor, most: int) -> Tensor:
-    """The `most` ids with the largest counts above zero, ascending, as int32 where they fit."""
+    """The `most` ids with the largest counts above zero, ascending, as int32 if they fit, else int64."""
     order = torch.argsort(counts, descending=True, stable=True)[: min(most, int((counts > 0).sum()))]
     return order.sort().values.to(_id_type(counts.numel()))
 

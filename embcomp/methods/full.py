@@ -1,4 +1,4 @@
-"""The table as it is."""
+"""Full: the table without compression."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from embcomp.methods.together import Parts
 
 
 class IdentityEncoder(Encoder):
-    """An id is its row."""
+    """An encoder in which each id is its own row."""
 
     def encode(self, ids: Tensor) -> list[Rows]:
         return [Rows(ids.unsqueeze(-1))]
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        """Rows of several encoders (`embcomp.methods.together`)."""
+        """Encode the ids of several encoders at once (`embcomp.methods.together`)."""
         return Rows(asked.ids)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Full(Method):
-    """No compression: one row per id. Excludes a table from a wider pattern.
+    """The method that compresses nothing: one row per id. Use it to exclude a table from a wider pattern.
 
     Example:
         >>> import embcomp, torch
@@ -45,5 +45,5 @@ class Full(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`; there is one size."""
+        """Return a ladder with one size."""
         return Ladder(lambda size: cls(**fixed), lambda size: cls(**fixed).sizes(tables), most=1)

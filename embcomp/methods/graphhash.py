@@ -1,4 +1,4 @@
-"""GraphHash: ids that are clicked together share a row; alone, beside a hash, or as a mixture of clusters."""
+"""GraphHash: ids that are clicked together share a row, alone or plus a hashed row."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class ClusterEncoder(HashEncoder):
-    """An id reads the row of its cluster; an unseen one hashes, into the rows kept for it or into all."""
+    """An encoder in which an id reads the row of its cluster; unseen ids hash into their own rows or into all rows."""
 
     words: Tensor
 
@@ -81,13 +81,13 @@ class ClusterEncoder(HashEncoder):
         return Rows(torch.where(known & (row < own_rows), row, hashed + first))
 
     def cluster_map(self) -> ClusterMap:
-        """The map that it holds, without what the clustering knew of it."""
+        """Return the map that the encoder holds, without statistics of the clustering."""
         said = self.config["clusters"]
         labels = torch.arange(self.own_rows, dtype=torch.int32, device="cpu")
         return ClusterMap(self.words.cpu(), labels, **said)
 
     def set_map(self, found: ClusterMap) -> None:
-        """Another map with as many rows; the table has its number of ids then."""
+        """Set another map with as many rows; the table then has the map's number of ids."""
         if self.table.num_embeddings is not None:
             self.table = dataclasses.replace(self.table, num_embeddings=found.num_ids)
             self.config["num_embeddings"] = found.num_ids
@@ -97,27 +97,27 @@ class ClusterEncoder(HashEncoder):
 
 
 def _described(found: ClusterMap) -> dict[str, Any]:
-    """What of a map must agree for its packed form to be read; the ids' rows are in the state."""
+    """The attributes of a map that must agree for its packed form to be read; the rows of the ids are in the state."""
     return {name: getattr(found, name) for name in ("num_ids", "rows", "unseen_rows", "has_unseen")}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GraphHash(Method):
-    """Ids that are clicked together share a row: the cluster of an id is its row (Wu et al. 2024, arXiv 2412.17245).
+    """A method by which ids that are clicked together share a row: that of their cluster (Wu et al., arXiv 2412.17245).
 
-    The packed map is stored with the table and counted: ceil(log2 rows) bits for each id. Ids without a cluster are
-    hashed. The rows are those of the clustering, so `for_budget` has one size where `clusters` are given; given `edges`
-    instead, it clusters them into what the budget holds.
+    The packed map is stored with the table and counted in its bytes: ceil(log2 rows) bits for each id. Ids without a
+    cluster are hashed. The rows are those of the clustering, so with given `clusters` there is one size for
+    `for_budget`; with `edges` instead it makes as many clusters as fit into the budget (Wu et al. 2024).
 
     Args:
         clusters: the map of the table's ids (`embcomp.graph.cluster(...).users` or `.items`), or a mapping from table
             names to maps.
-        hot: ids that get rows of their own besides (`edges.most_frequent`), or a mapping from table names to them. They
-            need no list: the map says so.
-        seed: another seed hashes unseen ids into other rows.
+        hot: the ids that also get rows of their own (`edges.most_frequent`), or a mapping from table names to them. The
+            map encodes this, so no list is stored.
+        seed: the seed of the hashes of unseen ids.
 
     Raises:
-        ValueError: when it is built for a table with another number of ids than the map.
+        ValueError: when a plan is made, the table has another number of ids than the map.
 
     Example:
         >>> import torch, embcomp
@@ -144,7 +144,7 @@ class GraphHash(Method):
         return Plan(stores, plans)
 
     def _map(self, table: Table) -> ClusterMap:
-        """The table's map, hot ids included, checked."""
+        """The checked map of the table, with the hot ids on rows of their own."""
         found = per_table(self.clusters, table, "clusters")
         if table.num_embeddings not in (None, found.num_ids):
             raise ValueError(
@@ -155,20 +155,20 @@ class GraphHash(Method):
         return found if hot is None else found.with_own_rows(hot)
 
     def _config(self) -> dict[str, Any]:
-        """The configuration without what lives on in the map."""
+        """The configuration without the settings whose content is in the map."""
         return self.config(without=["clusters", "hot", "weights"])
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`: the given `clusters`, which have one size, or clusters of given edges by their number.
+        """Return a ladder with the one size of given `clusters`, or with clusterings of given `edges` by their rows.
 
         Args:
-            tables: what is to be compressed, together.
+            tables: the tables to compress together.
             nbytes: the budget in bytes.
-            fixed: settings to keep. Instead of `clusters` there may be `edges` and `sides`, a mapping from table names
-                to "users" or "items"; then `objective`, `algorithm`, `backend` and `unseen_rows` are those of
-                `cluster`. Where both sides are compressed, half of the rows go to each, as clusters hold both (fewer
-                where a side has fewer ids).
+            fixed: settings to keep. `clusters` may be replaced by `edges` and `sides`, a mapping from table names to
+                "users" or "items"; then `objective`, `algorithm`, `backend` and `unseen_rows` are passed to `cluster`.
+                If both sides are compressed, each gets half of the rows, since a cluster holds ids of both; a side with
+                fewer ids gets fewer.
         """
         if "edges" in fixed:
             return cls._of_edges(tables, **fixed)
@@ -210,7 +210,7 @@ class GraphHash(Method):
 
     @classmethod
     def _sizes(cls, table: Table, tables: Sequence[Table], rows: int, side: Side, **fixed: Any) -> Sizes:
-        """A table with so many rows of clusters, at most: rows, those of hot ids, map, keys."""
+        """The largest sizes of a table with this many cluster rows: rows, rows of hot ids, map and keys."""
         ids = table.ids_or_raise("a budget of clusters")
         if fixed.get("hot") is not None:
             rows += torch.as_tensor(per_table(fixed["hot"], table, "hot")).unique().numel()
@@ -224,15 +224,15 @@ class GraphHash(Method):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DoubleGraphHash(GraphHash):
-    """The row of the cluster plus a hashed row, which tells the ids of a cluster apart (arXiv 2412.17245, section 3.3).
+    """A method that adds a hashed row to the row of the cluster, to tell its ids apart (arXiv 2412.17245, section 3.3).
 
     Args:
         clusters: as in `GraphHash`.
         hot: as in `GraphHash`.
-        second: "shared" hashes into the rows of the clusters, as in the paper; "own" into a table of its own, where a
-            hashed row disturbs no cluster.
-        rows: rows of the own second table, or a mapping from table names to rows.
-        seed: another seed gives other hashed rows.
+        second: "shared" to hash into the rows of the clusters, as in the paper; "own" to hash into a second table,
+            where a hashed row does not disturb the clusters.
+        rows: with second="own", the rows of the second table, or a mapping from table names to rows.
+        seed: the seed of the hashes.
 
     Example:
         >>> import torch, embcomp
@@ -267,9 +267,9 @@ class DoubleGraphHash(GraphHash):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Like `GraphHash.ladder`; with second="own" and given `clusters` the size is that of the second table.
+        """Like `GraphHash.ladder`, except for second="own" with given `clusters`: the size is that of the second table.
 
-        Of `edges` with second="own" each table gets as many rows as the other.
+        With `edges` and second="own" the second table gets as many rows as the first.
         """
         if fixed.get("second") == "own" and "rows" not in fixed and "edges" not in fixed:
             return super(GraphHash, cls).ladder(tables, nbytes, **fixed)

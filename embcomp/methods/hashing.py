@@ -33,7 +33,7 @@ from embcomp.settings import ReadCount, RowCount
 
 
 class HashEncoder(Encoder):
-    """Chunk c reads `lookups[c]` rows below `rows[c]`, each under a key of its own (keys are numbered through)."""
+    """An encoder in which chunk c reads `lookups[c]` hashed rows below `rows[c]`, each under its own key."""
 
     key_nbytes: ClassVar[int] = 8
     keys: Tensor
@@ -72,20 +72,20 @@ class HashEncoder(Encoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        """Rows of several encoders (`embcomp.methods.together`)."""
+        """Encode the ids of several encoders at once (`embcomp.methods.together`)."""
         return Rows(hashed_together(asked)[0])
 
     def _by_key(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
-        """Rows [number of keys, number of ids]."""
+        """Return rows [number of keys, number of ids]."""
         return hash_rows_by_key(ids, keys, rows, out)
 
     def _by_id(self, ids: Tensor, keys: Tensor, rows: int) -> Tensor:
-        """Rows [number of ids, number of keys]."""
+        """Return rows [number of ids, number of keys]."""
         return hash_rows(ids, keys, rows)
 
 
 class BalancedHashEncoder(HashEncoder):
-    """`HashEncoder` that permutes a known id space: no more ids meet in a row than must (`embcomp.ops.balanced`)."""
+    """A `HashEncoder` that permutes a closed id space, so that rows are shared evenly (`embcomp.ops.balanced`)."""
 
     key_nbytes = 8 * KEY_WORDS
     _key = staticmethod(balanced_key)
@@ -109,20 +109,20 @@ class BalancedHashEncoder(HashEncoder):
 
 
 def hashed_together(asked: Parts, *columns: Sequence[int]) -> tuple[Tensor, ...]:
-    """Hashed rows of several `HashEncoder`s, int64 [N, lookups], and more columns by `Parts.each`."""
+    """Return the hashed rows of several `HashEncoder`s, int64 [N, lookups], and more columns by `Parts.each`."""
     ranges = [encoder.ranges[chunk] for encoder, chunk in asked.parts]
     at, rows, *more = asked.each(_first_keys(asked), ranges, *columns)
     return hash_rows_each(asked.ids, _keys_at(asked, at), rows), *more
 
 
 def _first_keys(asked: Parts) -> list[int]:
-    """Where the keys of each part start, among those of all encoders."""
+    """The position of each part's first key among the keys of all encoders."""
     starts = asked.starts("keys")
     return [start + sum(part.encoder.lookups[: part.chunk]) for start, part in zip(starts, asked.parts, strict=True)]
 
 
 def _keys_at(asked: Parts, first: Tensor) -> Tensor:
-    """The keys of each id, [N, lookups], or [N, lookups, words of a key]."""
+    """The keys of each id, [N, lookups] or [N, lookups, words of a key]."""
     keys = asked.joined("keys")
     encoder, chunk = asked.parts[0]
     number = encoder.lookups[chunk]
@@ -130,19 +130,19 @@ def _keys_at(asked: Parts, first: Tensor) -> Tensor:
 
 
 def hash_encoder(balanced: bool) -> type[HashEncoder]:
-    """The encoder of a method's `balanced`."""
+    """Return the encoder class for a method's setting `balanced`."""
     return BalancedHashEncoder if balanced else HashEncoder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HashingTrick(Method):
-    """One table of `rows` vectors; an id reads the row that its hash gives (Weinberger et al. 2009, arXiv 0902.2206).
+    """A method with one table of `rows` vectors, read at the hash of an id (Weinberger et al. 2009, arXiv 0902.2206).
 
     Args:
-        rows: rows of the table, or a mapping from table names to rows.
-        seed: another seed gives other collisions.
-        balanced: permute the ids of a table instead of hashing them, so that no row is read by more of them than must
-            be (docs/hashing.md); needs `num_embeddings`.
+        rows: the number of rows of the table, or a mapping from table names to such numbers.
+        seed: the seed of the hash; another seed gives other collisions.
+        balanced: True to permute the ids of a table instead of hashing them, so that the rows are shared as evenly as
+            possible (docs/hashing.md); needs `num_embeddings`.
 
     Example:
         >>> import torch, embcomp
@@ -172,18 +172,18 @@ class HashingTrick(Method):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultiHash(Method):
-    """Several rows of one table for each id, added up or side by side (Serra & Karatzoglou 2017, arXiv 1706.03993).
+    """A method that adds or concatenates several rows per id (Serra & Karatzoglou 2017, arXiv 1706.03993).
 
-    Two ids share a whole vector only where all their hashes agree.
+    Two ids have the same vector only if all their hashes agree.
 
     Args:
-        rows: rows of the table, or a mapping from table names to rows. With "concat" a row is
+        rows: the number of rows of the table, or a mapping from table names to such numbers. With "concat" a row is
             embedding_dim / num_hashes wide.
-        num_hashes: look-ups of each id.
-        combine: "sum" or "concat".
-        seed: another seed gives other collisions.
-        balanced: permute the ids of a table instead of hashing them, so that no row is read by more of them than must
-            be (docs/hashing.md); needs `num_embeddings`.
+        num_hashes: the number of look-ups per id.
+        combine: "sum" to add the rows, "concat" to put them side by side.
+        seed: the seed of the hashes; another seed gives other collisions.
+        balanced: True to permute the ids of a table instead of hashing them, so that the rows are shared as evenly as
+            possible (docs/hashing.md); needs `num_embeddings`.
 
     Example:
         >>> import torch, embcomp
@@ -224,7 +224,7 @@ class MultiHash(Method):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DoubleHash(MultiHash):
-    """Two summed hashes in one table: `MultiHash(num_hashes=2, combine="sum")` (Zhang et al. 2020, arXiv 2007.14523).
+    """The method `MultiHash(num_hashes=2, combine="sum")`: two summed hashes (Zhang et al. 2020, arXiv 2007.14523).
 
     Example:
         >>> import embcomp
@@ -235,17 +235,17 @@ class DoubleHash(MultiHash):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HashEmbedding(Method):
-    """Hashed rows weighted by learned importance: e(id) = sum_j p_j(id) E[h_j(id)] (Svenstrup et al. 2017, eq. 1-2).
+    """A method with learned importance of rows: e(id) = sum_j p_j(id) E[h_j(id)] (Svenstrup et al. 2017, eq. 1-2).
 
-    The importance weights p are trained with the rows and start at 1, where the method equals `MultiHash`.
+    The importance weights p are trained with the rows. They start at 1, where the method equals `MultiHash`.
 
     Args:
-        rows: rows of the table, or a mapping from table names to rows.
-        num_hashes: look-ups of each id.
-        importance_rows: rows of the importance table (or a mapping), read by one more hash; by default every id has its
-            own, which needs `num_embeddings`. A row holds num_hashes weights, padded to a multiple of 4 floats (what
-            FBGEMM can read).
-        seed: another seed gives other collisions.
+        rows: the number of rows of the table, or a mapping from table names to such numbers.
+        num_hashes: the number of look-ups per id.
+        importance_rows: the rows of the importance table, or a mapping from table names to rows, read by one more hash.
+            By default every id has its own row, which needs `num_embeddings`. A row holds num_hashes weights, padded to
+            a multiple of 4 floats (required by FBGEMM).
+        seed: the seed of the hashes; another seed gives other collisions.
 
     Example:
         >>> import torch, embcomp
@@ -282,9 +282,9 @@ class HashEmbedding(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`. Where one importance per id would take over half of the budget, it is hashed.
+        """Like `Method.ladder`, except that the importance is hashed if one per id would take over half of the budget.
 
-        Without `importance_rows` among the fixed settings, the hashed importance table has as many rows as the other.
+        The hashed importance table has as many rows as the main table, unless `importance_rows` is given.
         """
         ids = sum((table.num_embeddings or nbytes) for table in tables)
         own = ids * _padded(fixed.get("num_hashes", cls.num_hashes)) * FLOAT_BYTES
@@ -299,12 +299,12 @@ class HashEmbedding(Method):
 
 
 def _padded(num_hashes: int) -> int:
-    """Columns of an importance row: FBGEMM reads multiples of 4."""
+    """The columns of an importance row: num_hashes rounded up to a multiple of 4, which FBGEMM requires."""
     return -(-num_hashes // 4) * 4
 
 
 class _HashEmbeddingEncoder(HashEncoder):
-    """The importance row first (the id itself, or its hash under the last key), then one row for each hash."""
+    """An encoder of the importance row (the id itself, or its hash under the last key), then one row for each hash."""
 
     def __init__(
         self, table: Table, config: Mapping[str, Any], seed: int, rows: int, k: int, importance_rows: int | None

@@ -1,4 +1,4 @@
-"""Any table, trained in the few bits in which it is served."""
+"""LowBit: the rows of any method, trained in the few bits in which they are served."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,25 +16,25 @@ from embcomp.settings import Within
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LowBit(Method):
-    """The rows of another method on a grid of few bits, whose step is learned (Esser et al. 2020, arXiv 1902.08153).
+    """A method that rounds another method's rows to few bits with a learned step (Esser et al. 2020, arXiv 1902.08153).
 
-    Float rows are trained, and every look-up rounds them: v(w) = step * (k + 1/2), k the floor of w / step, cut to
-    -2^(bits-1) <= k < 2^(bits-1). The gradient goes straight through to rows inside the grid; the step has the gradient
-    of its rounding errors (equations 3 to 5). What is validated is what `embcomp.export` packs and serves.
+    Float rows are trained, and every look-up rounds them: v(w) = step * (k + 1/2), with k = floor(w / step) clamped to
+    -2^(bits-1) <= k < 2^(bits-1). The gradient of a vector goes straight through to rows inside the grid, and the
+    gradient of the step comes from the rounding errors (equations 3 to 5). The vectors in validation are therefore
+    those that `embcomp.export` packs and serves.
 
     Args:
-        of: the method whose rows are rounded; its sharing of rows and the fewer bits multiply.
-        bits: bits of a served value, 1 to 8.
-        step: "table" learns one step for each store, "row" one inside each row, an integer one for so many rows that
-            follow each other.
-        rounding: "nearest", or "stochastic" to round up or down at random while training.
-        copy: "float" trains float rows. "none" has no float rows: what is stored are the integers of the grid, 8 or 4
-            bits, which `embcomp.torchrec.fuse_` updates inside the backward pass, rounding at random (Gupta et al.
-            2015, arXiv 1502.02551). Each row keeps its step in a byte of its own.
+        of: the method whose rows are rounded; the savings of both multiply.
+        bits: the bits of a served value, 1 to 8.
+        step: "table" to learn one step for each store, "row" for one inside each row, or an integer for one step per so
+            many consecutive rows.
+        rounding: "nearest", or "stochastic" to round up or down at random in training.
+        copy: "float" to train float rows. "none" to store only the integers of the grid, with 8 or 4 bits, which
+            `embcomp.torchrec.fuse_` updates inside the backward pass with random rounding (Gupta et al. 2015, arXiv
+            1502.02551); each row then stores its step in a byte.
 
     Raises:
-        ValueError: bits, a step or a rounding that does not exist, or does not go with copy="none"; a method that
-            rounds already.
+        ValueError: bits, step or rounding are invalid or not available with copy="none", or the rows are already coded.
 
     Example:
         >>> import torch, embcomp
@@ -62,7 +62,7 @@ class LowBit(Method):
 
     @property
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the method inside."""
+        """True if the method inside shares its store."""
         return self.of.shares_store
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
@@ -88,13 +88,13 @@ class LowBit(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`: the sizes are those of the method inside.
+        """Return the ladder of the method inside, wrapped.
 
         Args:
-            tables: what is to be compressed, together.
+            tables: the tables to compress together.
             nbytes: the budget in bytes.
-            fixed: settings of LowBit; `of`, the class of the method inside, its name, or a configuration whose
-                `rows` are chosen anew (by default `Full`); and settings of that method.
+            fixed: settings of LowBit, settings of the method inside, and `of`: the class of that method, its name, or a
+                configuration whose `rows` are chosen anew (by default `Full`).
         """
         inner, own, fixed = settings_around(cls, fixed)
         outer = cls(**own)

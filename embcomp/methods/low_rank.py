@@ -1,4 +1,4 @@
-"""Narrow rows and a learned linear map: low-rank factorisation of a table."""
+"""LowRank: narrow rows and a learned linear map, a low-rank factorisation of a table."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ _BLOCK = 1 << 16  # vectors at a time
 
 
 class Projection(Combiner):
-    """What another combiner makes of the chunks, [..., rank], times a learned matrix.
+    """A combiner that multiplies the result of another combiner, [..., rank], by a learned matrix.
 
     Attributes:
-        matrix: [rank, embedding_dim].
+        matrix: the matrix, [rank, embedding_dim].
     """
 
     def __init__(self, inner: Combiner, rank: int, embedding_dim: int) -> None:
@@ -32,7 +32,7 @@ class Projection(Combiner):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw columns of sum 1 and norm 1, so that vectors have the mean and the deviation of the narrow rows."""
+        """Draw columns with sum 1 and norm 1, so that vectors have the mean and the deviation of the narrow rows."""
         rank = len(self.matrix)
         with torch.no_grad():
             nn.init.normal_(self.matrix, std=rank**-0.5)
@@ -47,7 +47,7 @@ class Projection(Combiner):
 
     @torch.no_grad()
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple[Combiner, Tensor]:
-        """Take the directions in which the vectors vary most: the truncated singular value decomposition."""
+        """Set the matrix to the directions of largest variance, by a truncated singular value decomposition."""
         gram = torch.zeros(2 * vectors.shape[1:], dtype=torch.float64, device=vectors.device)
         for rows, weigh in zip(vectors.split(_BLOCK), counts.split(_BLOCK), strict=True):
             gram += rows.double().t() @ (rows.double() * weigh.double().unsqueeze(1))
@@ -58,18 +58,18 @@ class Projection(Combiner):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LowRank(Method):
-    """Rows of `rank` values, and for each table a learned matrix [rank, embedding_dim] that makes vectors of them.
+    """A method with rows of `rank` values, and for each table a learned matrix [rank, embedding_dim].
 
-    e(id) = z(id) P, with z from another method (Ginart et al. 2021, arXiv 1909.11810, section 3, with one width for
-    all ids). `init="warm"` starts at the truncated singular value decomposition of the trained table, which no other
-    table of this rank comes closer to. `LowBit(of=LowRank(rank=...))` has few bits for each of few values.
+    e(id) = z(id) P, with z from another method (Ginart et al. 2021, arXiv 1909.11810, section 3, with one width for all
+    ids). `init="warm"` starts at the truncated singular value decomposition of the trained table, which is the closest
+    table of this rank. `LowBit(of=LowRank(rank=...))` combines narrow rows with few bits per value.
 
     Args:
-        rank: values of a row; at most the embedding_dim.
-        of: the method that gives the narrow rows.
+        rank: the number of values of a row, at most the embedding_dim.
+        of: the method of the narrow rows.
 
     Raises:
-        ValueError: a rank below 1, or above the width of a table.
+        ValueError: the rank is below 1, or above the width of a table.
 
     Example:
         >>> import torch, embcomp
@@ -83,7 +83,7 @@ class LowRank(Method):
 
     @property
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the method inside."""
+        """True if the method inside shares its store."""
         return self.of.shares_store
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
@@ -98,7 +98,7 @@ class LowRank(Method):
         return Plan(inner.stores, plans)
 
     def _narrow(self, tables: Sequence[Table]) -> list[Table]:
-        """The tables of the method inside."""
+        """The tables of the method inside, of width `rank`."""
         for table in tables:
             if self.rank > table.embedding_dim:
                 raise ValueError(
@@ -116,13 +116,13 @@ class LowRank(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`: the sizes are the ranks; with a given `rank`, those of the method inside.
+        """Return a ladder whose sizes are the ranks, or with a given `rank` those of the method inside.
 
         Args:
-            tables: what is to be compressed, together.
+            tables: the tables to compress together.
             nbytes: the budget in bytes.
-            fixed: `rank`; `of`, a configuration, or with a rank also the class of the method inside or its name (by
-                default `Full`), and settings of that method.
+            fixed: settings of LowRank; `of`, a configuration, or with a given `rank` also the class or the name of the
+                method inside (by default `Full`); and settings of that method.
         """
         if "rank" not in fixed:
             return Ladder(

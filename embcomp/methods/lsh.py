@@ -1,4 +1,4 @@
-"""Locality-sensitive hashing: ids that look alike share a row; by side features, or by who they interact with."""
+"""LSHash: ids with similar features, or with similar interactions, share a row by locality-sensitive hashing."""
 
 from __future__ import annotations
 
@@ -40,18 +40,17 @@ _BLOCK = 8  # directions at a time
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LSHash(Method):
-    """Random hyperplanes: ids on the same side of all of them share a row (Charikar 2002; a baseline of GraphHash).
+    """A method by which ids on the same side of random hyperplanes share a row (Charikar 2002); baseline of GraphHash.
 
-    The signs of `bits` random projections are an id's signature, and the signature is hashed into the rows. The packed
-    map from ids to rows is stored and counted. Ids without features (no interaction) are hashed on their own.
+    The signs of `bits` random projections are an id's signature, which is hashed into the rows. The packed map from ids
+    to rows is stored and counted in the bytes. Ids without features (no interaction) are hashed by id.
 
     Args:
-        rows: rows of the table, or a mapping from table names to rows.
-        features: what ids look like: floats [num_embeddings, any width], dense or sparse; or (edges, side), the
-            interactions of each id, weights included, of which no dense matrix is ever made. Or a mapping from table
-            names to either.
-        bits: hyperplanes; by default ceil(log2 rows) + 2, so that few rows stay empty.
-        seed: another seed gives other hyperplanes.
+        rows: the number of rows of the table, or a mapping from table names to such numbers.
+        features: the features of the ids, floats [num_embeddings, any width], dense or sparse; or (edges, side) for the
+            weighted interactions of each id, which are never made dense; or a mapping from table names to either.
+        bits: the number of hyperplanes; by default ceil(log2 rows) + 2, so that few rows stay empty.
+        seed: the seed of the hyperplanes.
 
     Example:
         >>> import torch, embcomp
@@ -100,7 +99,7 @@ class LSHash(Method):
 
 
 def signatures(features: Any, table: Table, bits: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The signs of random projections as integers, int64 [num_embeddings], and whether an id has features, bool."""
+    """Return the signs of random projections as integers, int64 [num_embeddings], and the mask of ids with features."""
     known = _known(features, table)
     generator = torch.Generator().manual_seed(seed)
     codes = torch.zeros(known.numel(), dtype=torch.int64, device="cpu")
@@ -112,7 +111,7 @@ def signatures(features: Any, table: Table, bits: int, seed: int) -> tuple[Tenso
 
 
 def _project(features: Any, width: int, generator: torch.Generator, n: int) -> Tensor:
-    """Features times random directions, [n, width]."""
+    """Multiply features by random directions: floats [n, width]."""
     if isinstance(features, Tensor):
         directions = torch.randn(features.shape[1], width, generator=generator, dtype=torch.float32, device="cpu")
         return features.detach().cpu().to(torch.float32) @ directions
@@ -123,7 +122,7 @@ def _project(features: Any, width: int, generator: torch.Generator, n: int) -> T
 
 
 def _known(features: Any, table: Table) -> Tensor:
-    """Which ids have features. Raises ValueError where they do not fit the table."""
+    """Return the mask of ids with features. Raise ValueError if the features do not fit the table."""
     ids = table.ids_or_raise("LSHash")
     if isinstance(features, Tensor):
         if features.ndim != 2 or features.shape[0] != ids or not features.is_floating_point():

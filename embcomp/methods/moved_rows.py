@@ -1,4 +1,4 @@
-"""Rows of a method that lie elsewhere in a joint store, those that are read most in front."""
+"""Rows of a method that are moved within a joint store, the most read rows first."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from embcomp.methods.base import Encoder, Rows, Table
 
 
 class Place(NamedTuple):
-    """Where the rows of a store lie in another.
+    """The position of a store's rows in another store.
 
     Attributes:
-        first: of the rows that are not hot.
-        hot: bool [rows], which rows are hot; None where none is.
-        first_hot: of the hot rows.
+        first: the first row of those that are not hot.
+        hot: the mask of hot rows, bool [rows]; None if no row is hot.
+        first_hot: the first of the hot rows.
     """
 
     first: int
@@ -24,15 +24,15 @@ class Place(NamedTuple):
 
 
 class MovedRows(Encoder):
-    """What another encoder reads, in other places: hot rows by their rank among the hot ones, the others likewise.
+    """An encoder that moves the rows of another: hot rows by their rank among the hot ones, the others likewise.
 
-    Which rows are hot is a bit for each, and half a bit to count those before it.
+    The mask of hot rows takes a bit for each row, and the counts of earlier hot rows half a bit.
 
     Args:
         inner: the encoder of the method inside.
         config: the configuration.
         table: its table.
-        places: of each store.
+        places: the position of each store's rows.
         stores: the store of each chunk.
     """
 
@@ -71,7 +71,7 @@ class MovedRows(Encoder):
 
 
 def ranks_nbytes(rows: int) -> int:
-    """Bytes that say which of the rows are hot.
+    """The bytes of the mask of hot rows, with its counts.
 
     Example:
         >>> ranks_nbytes(6400)
@@ -81,7 +81,7 @@ def ranks_nbytes(rows: int) -> int:
 
 
 def _ranks(hot: Tensor) -> tuple[Tensor, Tensor]:
-    """Bits of rows, int64 [rows / 64], and how many hot rows lie before each word, int32."""
+    """The bits of the rows, int64 [rows / 64], and the number of hot rows before each word, int32."""
     words = torch.nn.functional.pad(hot.long(), (0, -len(hot) % 64)).view(-1, 64)
     counts = words.sum(1)
     shifts = torch.arange(64, device=hot.device)
@@ -89,7 +89,7 @@ def _ranks(hot: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ones(words: Tensor) -> Tensor:
-    """How many bits are set in each non-negative int64: neighbours are added up, two, four and eight at a time."""
+    """Count the bits that are set in each non-negative int64, by adding up groups of two, four and eight bits."""
     words = words - (words >> 1 & 0x5555555555555555)
     words = (words & 0x3333333333333333) + (words >> 2 & 0x3333333333333333)
     words = words + (words >> 4) & 0x0F0F0F0F0F0F0F0F

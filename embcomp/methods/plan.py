@@ -1,4 +1,4 @@
-"""What a method makes of tables: stores (row -> vector), and how the ids of each table reach them."""
+"""The plan that a method makes for tables: stores (row -> vector), and how the ids of each table reach them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ FLOAT_BYTES = 4
 KEY_BYTES = 8
 
 Count: TypeAlias = Literal["served", "training"]
-"""Which bytes a budget is of: those of the served form, or those of the training form."""
+"""The form whose bytes a budget limits: served or training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A plain table of `rows` vectors of `dim` floats; numbers alone, so that a budget can price it.
+    """A plain table of `rows` vectors of `dim` floats, described by numbers alone, so that a budget can price it.
 
     Attributes:
-        init: "table" draws rows so that the combined vector has the mean and the deviation of the table replaced;
-            "unit" and "factor" are the two factors of a product that has them, the first of mean square 1; "ones"
-            fills with 1 (weights).
-        summands: how many rows of this store are added up into one coordinate of a vector.
-        coding: how the rows are decoded into the vectors that will be served; None serves the rows as they are.
+        init: the initial rows. "table": the combined vector gets the mean and the deviation of the replaced table.
+            "unit" and "factor": the two factors of a product that gets them; the first has mean square 1. "ones": all 1
+            (weights).
+        summands: the number of rows of this store that add up to one coordinate of a vector.
+        coding: the coding of the rows, which decodes them into the served vectors; None serves the rows as they are.
     """
 
     rows: int
@@ -36,18 +36,18 @@ class Store:
 
     @property
     def width(self) -> int:
-        """The columns of a row: those of its vector, and what a coding keeps beside them."""
+        """The number of columns of a row: those of its vector, and those that a coding adds."""
         return self.dim + (0 if self.coding is None else self.coding.columns(self.dim))
 
     def training_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
-        """Bytes of the training form: rows, and the parameters of the codec."""
+        """The bytes of the training form: rows, and the parameters of the codec."""
         if self.coding is None:
             return self.rows * self.width * float_bytes
         own = self.coding.row_nbytes(self.dim, float_bytes)
         return self.rows * own + self.coding.nbytes(self.rows, self.dim, float_bytes)
 
     def served_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
-        """Bytes of the served form; without a coding those of the rows."""
+        """The bytes of the served form; without a coding those of the rows."""
         if self.coding is None:
             return self.training_nbytes(float_bytes)
         return self.coding.served_nbytes(self.rows, self.dim)
@@ -55,7 +55,7 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A read from one store: `lookups` rows per id, added up (each times its fixed weight, where `weighted`)."""
+    """A read from one store: `lookups` rows per id, added up, each times a fixed weight if `weighted`."""
 
     store: str
     lookups: int = 1
@@ -64,7 +64,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class TablePlan:
-    """How one table's ids become vectors."""
+    """The encoder, chunks and combiner by which one table's ids become vectors."""
 
     table: Table
     encoder: Encoder
@@ -88,7 +88,7 @@ class Plan:
 
     @property
     def sizes(self) -> "Sizes":
-        """The numbers of it; what tables share counts once."""
+        """The sizes of the plan as numbers; parts that tables share count once."""
         maps = {id(buffer): buffer.nbytes for table in self.tables for buffer in table.encoder.buffers()}
         for table in self.tables:
             maps |= {id(buffer): buffer.nbytes for buffer in table.combiner.buffers()}
@@ -96,26 +96,26 @@ class Plan:
         return Sizes(self.stores, sum(maps.values()), sum(learned.values()))
 
     def nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
-        """`training_nbytes`."""
+        """The bytes of the training form, as `training_nbytes`."""
         return self.training_nbytes(float_bytes)
 
     def training_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
-        """Bytes of the training form: rows, codecs, combiners, maps, keys; what tables share counts once."""
+        """The bytes of the training form: rows, codecs, combiners, maps, keys; parts that tables share count once."""
         return self.sizes.nbytes("training", float_bytes)
 
     def served_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
-        """Bytes of the served form: packed rows, combiners, maps, keys; what tables share counts once."""
+        """The bytes of the served form: packed rows, combiners, maps, keys; parts that tables share count once."""
         return self.sizes.nbytes("served", float_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a plan will store, in numbers alone, so that a budget or a planner can price many.
+    """The sizes of a plan as numbers alone, so that a budget or a planner can price many plans.
 
     Attributes:
-        stores: by name.
-        maps: bytes of keys and maps.
-        learned: values that combiners learn.
+        stores: the stores by name.
+        maps: the bytes of keys and maps.
+        learned: the number of values that combiners learn.
 
     Example:
         >>> import embcomp
@@ -129,7 +129,7 @@ class Sizes:
     learned: int = 0
 
     def nbytes(self, count: Count = "served", float_bytes: int = FLOAT_BYTES) -> int:
-        """Bytes of the served or of the training form."""
+        """The bytes of the served or of the training form."""
         stores = (
             store.served_nbytes(float_bytes) if count == "served" else store.training_nbytes(float_bytes)
             for store in self.stores.values()

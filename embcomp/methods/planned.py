@@ -1,4 +1,4 @@
-"""A plan that was made before, as a method: from it the tables of a saved model are made again."""
+"""A saved plan as a method, from which the tables of a saved model are made again."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ _BLANK = frozenset(vars(nn.Module()))
 
 
 def _parts(value: Any) -> dict[str, Any]:
-    """What a module, or a plain object, is made of: attributes, tensors, parts."""
+    """The parts of a module, or of a plain object: attributes, tensors, submodules."""
     if not isinstance(value, nn.Module):
         return {"attributes": vars(value)}
     return {
@@ -47,12 +47,12 @@ for _kind in (Table, Chunk, Store, TablePlan):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Planned(Method, registered=False):
-    """The tables and stores of a plan, as `written` has them; they keep the names that they have there.
+    """The method that returns the tables and stores of a saved plan, under the names that they had.
 
     Args:
-        stores: by name.
-        tables: as `configs.to_json` writes each `TablePlan`, by name of the table.
-        tensors: those that they refer to.
+        stores: the stores by name.
+        tables: the `TablePlan` of each table as `configs.to_json` writes it, by table name.
+        tensors: the tensors that the plans refer to.
     """
 
     shares_store: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Any table as product codes: a code for each part of a row, and small books of vectors."""
+"""ProductCodes: the rows of any method as product codes: a code for each part of a row, and small code books."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -35,28 +35,29 @@ _REMEDY = "choose fewer codes, leave the table out, share the books (share_books
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProductCodes(Method):
-    """The rows of another method as product codes, learned end to end (Chen et al. 2020, arXiv 1908.09756).
+    """A method that stores another method's rows as learned product codes (Chen et al. 2020, arXiv 1908.09756).
 
-    A row w is cut into parts, and each part is taken for the nearest vector of its book, c_j = argmin_k |w_j - B_j[k]|;
-    the vector is [B_1[c_1], ..., B_parts[c_parts]] (differentiable product quantisation, DPQ-VQ). Float rows and books
-    are trained, straight through; codes and books are served. `init="fit"` or "warm" takes the books from a trained
-    table by k-means. With `hot` it is multi-granular (MGQE, Kang et al. 2020, arXiv 2002.08530): rows that are read
-    often choose among all codes, the others among the first `cold_codes`.
+    A row w is cut into parts, and each part is replaced by the nearest vector of its book, c_j = argmin_k |w_j -
+    B_j[k]|; the vector is [B_1[c_1], ..., B_parts[c_parts]] (differentiable product quantisation, DPQ-VQ). In training,
+    float rows and books are stored, and gradients go straight through; codes and books are served. `init="fit"` or
+    "warm" fits the books to a trained table by k-means. With `hot` the method is multi-granular (MGQE, Kang et al.
+    2020, arXiv 2002.08530): rows that are read often choose among all codes, the others among the first `cold_codes`.
 
     Args:
-        parts: into which a row is cut; must divide its width.
-        codes: vectors in a book, 1 to 256.
+        parts: the number of parts of a row; must divide its width.
+        codes: the number of vectors in a book, 1 to 256.
         of: the method whose rows are coded.
-        share_books: "table" for books of each store, "all" for books that the tables of one instance share: their rows
-            then lie in one store.
-        hot: the share of the rows that choose among all codes; by default all of them.
-        cold_codes: among how many the others choose.
-        counts: with `hot`, how often each id occurs in training, [num_embeddings], or a mapping from table names.
-        small: "refuse" a table that has fewer rows than there are codes for them, or "cap" its codes.
+        share_books: "table" for separate books of each store, "all" for books that the tables of one instance share;
+            their rows are then in one store.
+        hot: the share of the rows that choose among all codes; by default all rows do.
+        cold_codes: the number of codes that the other rows choose from.
+        counts: with `hot`, how often each id occurs in training, [num_embeddings], or a mapping from table names to
+            such tensors.
+        small: "refuse" to raise for a table with fewer rows than codes, "cap" to reduce its codes.
 
     Raises:
-        ValueError: parts that do not divide a width, more codes than rows, a method whose rows are coded already;
-            `hot` around a method whose tables share rows.
+        ValueError: the parts do not divide a width, there are more codes than rows, the rows of the method inside are
+            already coded, or `hot` is used around a method whose tables share rows.
 
     Example:
         >>> import torch, embcomp
@@ -89,7 +90,7 @@ class ProductCodes(Method):
 
     @property
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the method inside, or where the books are shared."""
+        """True if the books are shared, or the method inside shares its store."""
         return self.of.shares_store or self.share_books == "all"
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
@@ -101,7 +102,7 @@ class ProductCodes(Method):
         return dataclasses.replace(sizes, stores=stores, maps=sizes.maps + ranks)
 
     def _coded(self, stores: Mapping[str, Store], group: str) -> dict[str, tuple[Store, list[str]]]:
-        """The stores that there will be, each with the names of those whose rows it holds."""
+        """The coded stores, each with the names of the stores whose rows it holds."""
         vectors = _vectors(stores)
         for name, store in vectors.items():
             self._check(name, store)
@@ -134,7 +135,7 @@ class ProductCodes(Method):
             )
 
     def _store(self, name: str, members: Sequence[Store]) -> Store:
-        """One store of the rows of all members, with a coding."""
+        """Merge the rows of all members into one store with a coding."""
         rows, hot = sum(store.rows for store in members), sum(self._hot(store) for store in members)
         cold = min(self.cold_codes or self.codes, rows - hot)
         codes = min(self.codes, cold + hot)
@@ -145,7 +146,7 @@ class ProductCodes(Method):
         return dataclasses.replace(members[0], rows=rows, coding=coding)
 
     def _hot(self, store: Store) -> int:
-        """How many rows of a store are hot."""
+        """The number of hot rows of a store."""
         return 0 if self.hot is None else int(self.hot * store.rows)
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
@@ -163,7 +164,7 @@ class ProductCodes(Method):
         return Plan(stores, [self._moved(part, places, home) for part in inner.tables])
 
     def _hot_rows(self, plan: Plan) -> dict[str, Tensor]:
-        """Which rows of each store are hot, bool [rows]: those that are read most by the ids' counts."""
+        """The masks of hot rows of each store, bool [rows]: the rows that are read most, by the ids' counts."""
         found, vectors = {}, _vectors(plan.stores)
         for part in plan.tables:
             counts = check_counts(per_table(self.counts, part.table, "counts"), part.table)
@@ -173,7 +174,7 @@ class ProductCodes(Method):
         return found
 
     def _moved(self, plan: TablePlan, places: Mapping[str, Place], home: Mapping[str, str]) -> TablePlan:
-        """The plan of a table whose rows lie at these places."""
+        """The plan of a table whose rows are at these places."""
         config = config_around(self.config(without=["counts"]), plan, plan.table)
         stores = [chunk.store for chunk in plan.chunks]
         encoder = plan.encoder
@@ -185,13 +186,13 @@ class ProductCodes(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`: the sizes are those of the method inside, or without `codes`, around `Full`, the codes.
+        """Return the ladder of the method inside, wrapped; around `Full` and without `codes`, the sizes are the codes.
 
         Args:
-            tables: what is to be compressed, together.
+            tables: the tables to compress together.
             nbytes: the budget in bytes.
-            fixed: settings of ProductCodes, `small` by default "cap"; `of`, the class of the method inside, its name,
-                or a configuration whose `rows` are chosen anew (by default `Full`); and settings of that method.
+            fixed: settings of ProductCodes (`small` is "cap" by default), settings of the method inside, and `of`: the
+                class of that method, its name, or a configuration whose `rows` are chosen anew (by default `Full`).
         """
         inner, own, fixed = settings_around(cls, {"small": "cap", **fixed})
         if "codes" not in own and inner is Full:
@@ -210,7 +211,7 @@ class ProductCodes(Method):
 
 
 def _vectors(stores: Mapping[str, Store]) -> dict[str, Store]:
-    """The stores of vectors, which are coded; weights of rows are not."""
+    """The stores of vectors, which are coded; stores of row weights are not."""
     return {name: store for name, store in stores.items() if store.init != "ones"}
 
 
@@ -220,7 +221,7 @@ def _stores(plan: TablePlan) -> set[str]:
 
 @torch.no_grad()
 def _reads(plan: TablePlan, counts: Tensor, stores: Mapping[str, Store]) -> dict[str, Tensor]:
-    """How often the rows of these stores are read by a table's ids, float64 [rows] each."""
+    """Count how often a table's ids read the rows of these stores, float64 [rows] each."""
     home = next((buffer.device for buffer in plan.encoder.buffers()), torch.device("cpu"))
     kind = {"dtype": torch.float64, "device": home}
     found = {name: torch.zeros(stores[name].rows, **kind) for name in _stores(plan) & stores.keys()}

@@ -1,4 +1,4 @@
-"""Compositional embeddings by quotient and remainder: every id has a vector of its own, from two small tables."""
+"""QuotientRemainder: compositional embeddings, which give every id its own vector from two small tables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from embcomp.settings import RowCount
 
 
 class QuotientRemainderEncoder(Encoder):
-    """id -> (id // rows, id % rows)."""
+    """An encoder from an id to (id // rows, id % rows)."""
 
     def __init__(self, table: Table, config: Mapping[str, Any], rows: int):
         super().__init__(table, config)
@@ -45,7 +45,7 @@ class QuotientRemainderEncoder(Encoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        """Rows of several encoders (`embcomp.methods.together`)."""
+        """Encode the ids of several encoders at once (`embcomp.methods.together`)."""
         divisor, chunk = asked.each(
             [part.encoder.divisor for part in asked.parts], [part.chunk for part in asked.parts]
         )
@@ -54,7 +54,7 @@ class QuotientRemainderEncoder(Encoder):
 
 
 def smallest_pair(num_embeddings: int) -> int:
-    """Remainder rows r for which r + ceil(num_embeddings / r) is smallest, close to the square root.
+    """Return the r that minimises r + ceil(num_embeddings / r); it is close to the square root.
 
     Example:
         >>> smallest_pair(10_000)
@@ -67,14 +67,14 @@ def smallest_pair(num_embeddings: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuotientRemainder(Method):
-    """e(id) = Q[id // rows] * R[id % rows] (Shi et al. 2020, arXiv 1909.02107, section 2 and 3.1).
+    """A method with e(id) = Q[id // rows] * R[id % rows] (Shi et al. 2020, arXiv 1909.02107, sections 2 and 3.1).
 
-    Combined before pooling, so that multi-hot bags are exact. The id space must be closed.
+    The vectors are combined before pooling, so that multi-hot bags are exact. The id space must be closed.
 
     Args:
-        rows: rows of the remainder table R (or a mapping from table names); the quotient table Q has
+        rows: the rows of the remainder table R, or a mapping from table names to rows; the quotient table Q has
             ceil(num_embeddings / rows). By default the pair with the fewest rows in total.
-        combine: "mul", "sum" or "concat" (each table then holds half of the width).
+        combine: "mul", "sum" or "concat"; with "concat" each table has half of the width.
 
     Example:
         >>> import torch, embcomp
@@ -113,7 +113,7 @@ class QuotientRemainder(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`; the size is that of both tables of a pair together."""
+        """Like `Method.ladder`, except that the size is the number of rows of both tables of a pair together."""
 
         def make(size: int) -> Self:
             shares = share_rows(tables, size)
@@ -124,9 +124,9 @@ class QuotientRemainder(Method):
 
 
 def largest_remainder(table: Table, total: int) -> int:
-    """The most remainder rows r with r + ceil(num_embeddings / r) <= total, or the smallest pair where none fits.
+    """Return the largest r with r + ceil(num_embeddings / r) <= total, or that of the smallest pair if none fits.
 
-    Never more than num_embeddings: an id would not reach the others.
+    It is at most num_embeddings, as no id would reach further rows.
     """
     ids = table.ids_or_raise("QuotientRemainder")
     low = smallest_pair(ids)

@@ -1,4 +1,4 @@
-"""What `for_budget` is asked for: tables or a whole model, and a budget as its user writes it."""
+"""The request of a `for_budget` call: tables or a whole model, and a budget as users write it."""
 
 from collections.abc import Iterable, Sequence
 from functools import singledispatch
@@ -12,17 +12,17 @@ from embcomp.settings import Bytes, checked, shown
 from embcomp.sizes import parse_nbytes
 
 Tables: TypeAlias = Sequence[Table] | nn.Module
-"""What a method compresses together: tables, or all those of a model."""
+"""The tables that a method compresses together: a sequence of tables, or a model for all of its tables."""
 Budget: TypeAlias = int | float | str
-"""Bytes: a number, "50MB", or "10%" of the full tables (`embcomp.sizes.parse_nbytes`)."""
+"""A budget in bytes: a number, "50MB", or "10%" of the full tables (`embcomp.sizes.parse_nbytes`)."""
 
 
 @singledispatch
 def tables_of(asked: Any) -> list[Table]:
-    """The tables to compress. What knows where models keep theirs registers that here (`embcomp.swaps`).
+    """Return the tables to compress. `embcomp.swaps` registers the rule for models here.
 
     Raises:
-        TypeError: neither tables nor a model.
+        TypeError: `asked` is neither tables nor a model.
     """
     tables: list[Any] = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, Tensor) else [asked]
     if isinstance(asked, Table) or not all(isinstance(table, Table) for table in tables):
@@ -31,10 +31,10 @@ def tables_of(asked: Any) -> list[Table]:
 
 
 def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[list[Table], int]:
-    """The tables and the whole bytes of a call of `for_budget`.
+    """Return the tables and the whole bytes of a call of `for_budget`.
 
     Raises:
-        TypeError, ValueError: what `tables_of` and `embcomp.sizes.parse_nbytes` refuse; another `count`.
+        TypeError, ValueError: `tables_of` or `embcomp.sizes.parse_nbytes` refuses its argument, or `count` is invalid.
 
     Example:
         >>> import torch, embcomp

@@ -1,4 +1,4 @@
-"""The encoder of `SemanticIds`: codes of an id -> rows of its pieces."""
+"""The encoder of `SemanticIds`: from the codes of an id to the rows of its pieces."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
@@ -13,7 +13,7 @@ from embcomp.semantic_ids.pieces import Span, numbers
 
 
 class Range(NamedTuple):
-    """Rows [start, start + rows) of one piece: its number, counted from `start`, or its hash under a key."""
+    """The rows [start, start + rows) of one piece, which reads the row of its number, or of its hash under a key."""
 
     start: int
     rows: int
@@ -21,10 +21,10 @@ class Range(NamedTuple):
 
 
 def ranges_of(spans: Sequence[Span], size: int, rows: int, one_namespace: bool) -> list[Range]:
-    """Which rows the pieces of each span read.
+    """Assign the rows that the pieces of each span read.
 
-    Pieces own a row each where all fit. Else the coarse spans own theirs while these take at most half of the table,
-    and the finer ones share what is left by hashing.
+    Each piece owns a row if all fit. Otherwise pieces of coarse spans own rows while these take at most half of the
+    table, and finer pieces share the remaining rows by hashing.
     """
     if one_namespace:
         return [Range(0, rows, None if size <= rows else 0)] * len(spans)
@@ -40,13 +40,13 @@ def ranges_of(spans: Sequence[Span], size: int, rows: int, one_namespace: bool) 
 
 
 class SemanticEncoder(Encoder):
-    """Codes of an id -> rows of its supported pieces; an id without any reads hashed rows.
+    """An encoder from the codes of an id to the rows of its supported pieces; an id without any reads hashed rows.
 
-    The codes are kept, not the rows: at 1 or 2 bytes a level they are the smallest form (rows would take 4 bytes for
-    each piece), and what is computed from them is a few operations on the batch.
+    The codes are stored, not the rows: at 1 or 2 bytes per level they are the smallest form (rows would take 4 bytes
+    for each piece), and computing the rows takes a few operations per batch.
 
     Attributes:
-        maps: names of the buffers that tables of the same codes share.
+        maps: the names of the buffers that tables with the same codes share.
     """
 
     maps: ClassVar[tuple[str, ...]] = ("codes", "supported", "as_new", "owners")
@@ -88,19 +88,19 @@ class SemanticEncoder(Encoder):
         self.register_buffer("owners", owners)
 
     def _keys(self) -> Tensor:
-        """Of the pieces, which all tables of a group share; then of the fallback, and of the id row."""
+        """The keys of the pieces, which all tables of a group share, then those of the fallback and of the id row."""
         ids = self.table.name if self.own_ids else "semantic_ids"
         pieces = [hash_key(self.seed, "semantic_ids", j) for j in range(len(self.spans))]
         fallback = [hash_key(self.seed, f"{ids}/fallback", j) for j in range(len(self.spans) + 1)]
         return torch.tensor([*pieces, *fallback], device="cpu")
 
     def share_maps(self, other: "SemanticEncoder") -> None:
-        """Keep the maps of another table in the place of its own, which are equal: one copy for both."""
+        """Replace the maps by the equal maps of another table's encoder, so that one copy serves both."""
         for name in self.maps:
             self._buffers[name] = other._buffers[name]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Maps move in place, as parameters do, so that tables that share them still do on another device."""
+        """Move maps in place, as parameters are moved, so that tables that share them still do on another device."""
         before = {name: self._buffers[name] for name in self.maps}
         super()._apply(fn, recurse)
         for name, map in before.items():
@@ -117,7 +117,7 @@ class SemanticEncoder(Encoder):
 
     @property
     def fallbacks(self) -> int:
-        """How many ids have no supported piece, and so read hashed rows."""
+        """The number of ids without a supported piece, which read hashed rows."""
         return int((self.supported == 0).sum())
 
     def encode(self, ids: Tensor) -> list[Rows]:
@@ -131,7 +131,7 @@ class SemanticEncoder(Encoder):
         return chunks if self.id_rows is None else [*chunks, self._id_row(ids, new)]
 
     def _pieces(self, ids: Tensor, new: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Row of each piece, int64 [N, P], and 1 for one that is read, 0 for another: float32 [N, P]."""
+        """The row of each piece, int64 [N, P], and its weight, 1 if it is read and else 0, float32 [N, P]."""
         count = len(self.spans)
         place = ids.clamp(max=self.codes.shape[0] - 1) if self.table.num_embeddings is None else ids
         columns = self.codes.index_select(0, place).long()
@@ -169,13 +169,13 @@ class SemanticEncoder(Encoder):
 
 
 def _bits(pieces: Tensor) -> Tensor:
-    """One bit for each piece, from bool [N, P]."""
+    """Pack pieces, bool [N, P], into one integer for each item, a bit for each piece."""
     count = pieces.shape[1]
     return (pieces.long() << torch.arange(count, device="cpu")).sum(1).to(_narrow(2**count))
 
 
 def _narrow(size: int) -> torch.dtype:
-    """The smallest integer type for values in [0, size)."""
+    """The smallest integer dtype for values in [0, size)."""
     for dtype in (torch.uint8, torch.int16, torch.int32):
         if size - 1 <= torch.iinfo(dtype).max:
             return dtype

@@ -1,4 +1,4 @@
-"""Semantic ids: rows follow from what an item is, not from its id, so that new items start warm."""
+"""SemanticIds: the rows of an item follow from its content, not from its id, so that new items start warm."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,45 +34,50 @@ MOST_PIECES = 63  # a bit for each
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SemanticIds(Method):
-    """Rows shared by content (Singh et al. 2023, arXiv 2306.08121; Zheng et al. 2025, arXiv 2504.02137).
+    """A method that shares rows by content (Singh et al. 2023, arXiv 2306.08121; Zheng et al. 2025, arXiv 2504.02137).
 
     The vector of an item combines the rows of its pieces: a tokenizer (`embcomp.semantic_ids`) makes codes from content
-    vectors, and `pieces` says which parts of them read a row. Pieces own a row each where all fit in `rows`; else
-    coarse ones do, and finer ones share the rest by hashing. The tables that one instance matches read the same rows,
-    and keep one copy of the same codes (for each width).
+    vectors, and `pieces` says which parts of the codes read a row. Each piece owns a row if all fit into `rows`;
+    otherwise coarse pieces do, and finer ones share the remaining rows by hashing. The tables that one instance matches
+    read the same rows, and equal codes are stored once (for each width).
 
-    A piece that no training item carries is left out of the sum: its row is untrained, or another piece's. So are, for
-    an item that does not occur in training, pieces that few training items carry: what their rows have learned is about
-    those few. Ids without any supported piece (no content, beyond the codes) read as many hashed rows, as `MultiHash`
-    would; `report` counts them.
+    A piece that no training item has is left out of the sum, because its row is untrained or belongs to another piece.
+    For an item that does not occur in training, pieces that few training items have are also left out, because their
+    rows describe those few items. Ids without any supported piece (without content, or beyond the codes) read as many
+    hashed rows instead, as in `MultiHash`; `report` counts them.
 
-    With `neighbours` an item that does not occur in training reads what the training items of the nearest content read:
-    the rows that most of them do, each with the share that does as its weight, so about the mean of their vectors. That
-    serves new items better than their own few pieces (see the method's page), at 3 bytes or so a row and new item.
+    With `neighbours` an item that does not occur in training reads the rows that most training items of the nearest
+    content read, each weighted by the share of them that read it: about the mean of their vectors. This serves new
+    items better than their own few pieces (see the method's page), and takes about 3 bytes per row and new item.
 
     Args:
-        codes: integers [num_embeddings, levels], -1 at all levels for an item without content; or a mapping from table
-            names to such tensors. With `num_embeddings=None` ids beyond the codes read hashed rows.
-        pieces: `Unigram()`, `Ngram(n)`, `PrefixNgram(n)`, `SentencePieces(vocab_size)` (trained).
-        rows: rows of the pieces.
-        combine: "sum" adds up the rows of the pieces; "concat" puts them side by side, which share embedding_dim.
-        id_rows: rows of a second table, one look-up more: with `counts` the most frequent items own one each and the
-            others read none; without, every id reads its hash. For items that deserve memorisation.
-        counts: how often each id occurs in training, [num_embeddings] (or a mapping): says which items count as
-            training items. By default all that have codes; with `vocabulary`, those whose pieces all have support.
-        vocabulary: the support recorded when training began, in place of that of `codes` and `counts`: give it when
-            items have been added since.
-        min_support: items that do not occur in training read the pieces that so many training items carry, or, where
-            they have none, the one that most carry. Training items read all of theirs. 0 leaves nothing out.
-        piece_dropout: in training an id is read with this probability as if it were new: only the pieces that
-            min_support other items carry, or else the best one (none where it alone carries its pieces), and no id row
-            of its own.
-        neighbours: `embcomp.semantic_ids.Neighbours.of(content, counts)`, of items that do not occur in training; or
-            a mapping from table names to such. They go with combine="sum".
-        neighbour_rows: how many rows such an item reads, by default as many as it has pieces. Every id takes as many
-            look-ups as the larger of the two.
-        codebook_size: codes at each level, by default the largest code + 1, rounded up to a power of two.
-        seed: another seed gives other collisions.
+        codes: the codes, integers [num_embeddings, levels], -1 at all levels for an item without content; or a mapping
+            from table names to such tensors. With `num_embeddings=None` ids beyond the codes read hashed rows.
+        pieces: the rule of the pieces: `Unigram()`, `Ngram(n)`, `PrefixNgram(n)` or `SentencePieces(vocab_size)`
+            (trained).
+        rows: the number of rows of the pieces.
+        combine: "sum" to add up the rows of the pieces, "concat" to put them side by side (they then divide
+            embedding_dim).
+        id_rows: the rows of a second table, read by one more look-up: with `counts` the most frequent items own one
+            each and the others read none; without `counts` every id reads its hash. It serves items that deserve
+            memorisation.
+        counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors;
+            an item with a count is a training item. By default these are all items with codes or, with `vocabulary`,
+            those whose pieces all have support.
+        vocabulary: the support recorded when training began, which replaces that of `codes` and `counts`; give it if
+            items were added since.
+        min_support: the number of training items that must have a piece before an item outside training reads it; if it
+            has no such piece, it reads the piece with the most support. Training items read all of their pieces. 0
+            leaves no piece out.
+        piece_dropout: the probability that an id in training is read as if it were new: only its pieces with
+            min_support other items, or else the best one (none if no other item has its pieces), and without its id
+            row.
+        neighbours: `embcomp.semantic_ids.Neighbours.of(content, counts)` for items that do not occur in training, or a
+            mapping from table names to such; only with combine="sum".
+        neighbour_rows: the number of rows that such an item reads; by default as many as it has pieces. Every id then
+            takes as many look-ups as the larger of the two numbers.
+        codebook_size: the number of codes at each level; by default the largest code + 1, rounded up to a power of two.
+        seed: the seed of the hashes; another seed gives other collisions.
 
     Example:
         >>> import torch, embcomp
@@ -177,13 +182,13 @@ class SemanticIds(Method):
         return TablePlan(table, encoder, tuple(chunks), Concat() if concat or len(chunks) == 1 else Sum())
 
     def config(self, *, without: Sequence[str] = ()) -> dict[str, Any]:
-        """The settings; codes and support live on in the encoder, which is saved with the rows."""
+        """Return the settings without codes and support, whose content the encoder saves with the rows."""
         config = super().config(without=["codes", "pieces", "counts", "vocabulary", "neighbours", *without])
         return {**config, "pieces": repr(self.pieces)}
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`, by the rows of the store; codes and id rows count, `id_rows` stays as given."""
+        """Return a ladder over the rows of the store; codes and id rows count, and `id_rows` stays as given."""
         one = cls(rows=1, **fixed).plan(tables)
         shared = {name for name, store in cls(rows=2, **fixed).plan(tables).stores.items() if store.rows == 2}
         packed = {id(e.words): e for t in one.tables if isinstance(e := t.encoder, NeighbourEncoder)}.values()
@@ -197,7 +202,7 @@ class SemanticIds(Method):
         return Ladder(lambda rows: cls(rows=rows, **fixed), price)
 
     def report(self, table: Table) -> "SupportReport":
-        """How many items of a table have content, and how many training items support their pieces."""
+        """Count how many items of a table have content, and how far training items support their pieces."""
         with torch.device("cpu"):
             known = self._known(table)
         has_content = known.has_content
@@ -211,7 +216,7 @@ class SemanticIds(Method):
         )
 
     def _neighbours(self, table: Table, known: "_Known") -> Neighbours:
-        """Those of the items that do not occur in training."""
+        """The neighbours of the items that do not occur in training."""
         found = per_table(self.neighbours, table, "neighbours")
         items = known.columns.shape[0]
         largest = max((int(part.max()) for part in (found.ids, found.nearest) if part.numel()), default=-1)
@@ -264,25 +269,25 @@ class SemanticIds(Method):
         return _Known(columns, supported, as_new, spans, size, counts, has_content, trained)
 
     def _least(self, support: Tensor) -> Tensor:
-        """The least support, int64 [N, 1], with which an untrained item reads a piece, from that of all: [N, P].
+        """The support, int64 [N, 1], that an untrained item requires of a piece, from that of its pieces, [N, P].
 
-        Where no piece has `min_support`, the best one is read: its row is trained, which a hashed row is not.
+        If no piece has `min_support`, the best one is read: unlike a hashed row, its row is trained on this content.
         """
         return support.amax(1, keepdim=True).clamp(min=min(1, self.min_support), max=self.min_support)
 
 
 @dataclass(frozen=True)
 class SupportReport:
-    """What `SemanticIds.report` counts.
+    """The counts of `SemanticIds.report`.
 
     Attributes:
-        items: ids with an entry in the codes.
-        without_content: those with codes of -1.
-        unseen: those with content that do not occur in training: they read supported pieces only.
-        fallback: those without any supported piece, `without_content` among them: they read hashed rows, unless they
-            have neighbours.
-        neighbours: those that do not occur in training and have neighbours whose rows they read.
-        supported: share of the items with content whose piece is supported, for each piece, coarse ones first.
+        items: the number of ids with an entry in the codes.
+        without_content: the number of items with codes of -1.
+        unseen: the number of items with content that do not occur in training; they read supported pieces only.
+        fallback: the number of items without any supported piece, `without_content` included; they read hashed rows,
+            unless they have neighbours.
+        neighbours: the number of items that do not occur in training and read the rows of neighbours.
+        supported: for each piece, coarse ones first, the share of the items with content whose piece is supported.
     """
 
     items: int
@@ -294,7 +299,7 @@ class SupportReport:
 
 
 class _Known(NamedTuple):
-    """What a plan needs to know of a table's items."""
+    """The facts about a table's items that a plan needs."""
 
     columns: Tensor
     supported: Tensor

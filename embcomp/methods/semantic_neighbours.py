@@ -1,4 +1,4 @@
-"""The encoder of `SemanticIds(neighbours=...)`: a new item reads what its nearest training items read."""
+"""The encoder of `SemanticIds(neighbours=...)`: a new item reads the rows of its nearest training items."""
 
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ _BLOCK = 1 << 20  # pieces of neighbours at a time
 
 
 class NeighbourEncoder(SemanticEncoder):
-    """As `SemanticEncoder`; the items of `neighbours` read the rows that most of theirs read.
+    """A `SemanticEncoder` in which the items of `neighbours` read the rows that most of their neighbours read.
 
-    A row's weight is the share of the neighbours, by their weights, that read it, in steps of 1/255. So the vector is
-    the weighted mean of theirs, without the rows that few of them read.
+    The weight of a row is the (weighted) share of the neighbours that read it, in steps of 1/255. The vector is then
+    the weighted mean of their vectors, without the rows that few of them read.
     """
 
     maps: ClassVar[tuple[str, ...]] = (*SemanticEncoder.maps, "new_ids", "words", "shares")
@@ -47,7 +47,7 @@ class NeighbourEncoder(SemanticEncoder):
         self.config["new_items"] = ids.numel()
 
     def _votes(self, neighbours: Neighbours) -> tuple[Tensor, Tensor]:
-        """The rows that most neighbours read, int64 [n, neighbour_rows], and their weights, uint8; best first."""
+        """The rows that most neighbours read, int64 [n, neighbour_rows], best first, and their weights, uint8."""
         step = max(1, _BLOCK // max(1, neighbours.nearest.shape[1] * len(self.spans)))
         blocks = zip(neighbours.nearest.long().split(step), neighbours.weights.split(step), strict=True)
         found = [self._votes_of(nearest, weights) for nearest, weights in blocks]
@@ -88,7 +88,7 @@ class NeighbourEncoder(SemanticEncoder):
         return torch.where(mixed, others, rows), torch.where(mixed, shares, weights)
 
     def _mixtures(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows, int64 [n, look-ups], and weights, float32, of the new items at these places."""
+        """The rows, int64 [n, look-ups], and weights, float32, of the new items at these positions."""
         rows = unpack(self.words, self.bits, place, self.neighbour_rows).view(-1, self.neighbour_rows)
         return self._padded(rows, self.shares.index_select(0, place).float() / FULL)
 
@@ -97,7 +97,7 @@ class NeighbourEncoder(SemanticEncoder):
         return (F.pad(rows, (0, spare)), F.pad(weights, (0, spare))) if spare else (rows, weights)
 
     def growth(self, rows: int) -> int:
-        """How many bytes more the packed rows take in a table of so many rows."""
+        """Return how many more bytes the packed rows take in a table with this many rows."""
         return 4 * (packed_words(self.shares.numel(), bits_for(rows)) - self.words.numel())
 
     @property

@@ -1,4 +1,4 @@
-"""Soft GraphHash: an id is a fixed weighted mean of the clusters around it."""
+"""SoftGraphHash: an id is a fixed weighted mean of the clusters around it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class MixtureEncoder(HashEncoder):
-    """An id reads the k rows of its mixture, with weights that add up to 1; an unseen one reads its hashed row."""
+    """An encoder in which an id reads the k rows of its mixture, with weights of sum 1; unseen ids read hashed rows."""
 
     words: Tensor
     weights: Tensor
@@ -37,13 +37,13 @@ class MixtureEncoder(HashEncoder):
         self.register_buffer("weights", found.weights)
 
     def set_mixture(self, found: Mixture) -> bool:
-        """Another mixture over as many rows; the table has its number of ids then.
+        """Set another mixture over as many rows; the table then has the mixture's number of ids.
 
         Returns:
-            Whether ids that had a mixture keep it, all of them.
+            True if all ids that had a mixture keep it.
 
         Raises:
-            ValueError: other rows, fewer clusters, or fewer ids.
+            ValueError: the new mixture is over other rows, or has fewer clusters or fewer ids.
         """
         found = found.first(self.k)
         old = torch.arange(self.num_ids, device="cpu")
@@ -83,18 +83,19 @@ class MixtureEncoder(HashEncoder):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SoftGraphHash(GraphHash):
-    """An id is a fixed weighted mean of k clusters, those of its neighbours and of theirs.
+    """A method by which an id is a fixed weighted mean of k clusters around it in the graph.
 
-    Ids of one cluster are told apart by what else they are near to, which a hard cluster forgets. The weights come from
-    the graph (`embcomp.graph.mixture`) or are equal over two clusters, BACO's second cluster for users
-    (`embcomp.graph.second_clusters`, arXiv 2604.18351). For each of k a weight takes 8 bits, a row ceil(log2 rows).
+    The mixture tells the ids of one cluster apart by the other clusters that they are near to. Its weights come from
+    the graph (`embcomp.graph.mixture`), or are equal over two clusters, as in BACO's second cluster for users
+    (`embcomp.graph.second_clusters`, arXiv 2604.18351). Each of the k entries takes 8 bits for the weight and ceil(log2
+    rows) bits for the row.
 
     Args:
         clusters: as in `GraphHash`.
-        weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures; to None
-            for a table whose ids read their cluster alone.
-        k: how many rows of it are read, the heaviest.
-        seed: another seed hashes unseen ids into other rows.
+        weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures, or to
+            None for a table whose ids read only their cluster.
+        k: the number of rows to read, those with the largest weights.
+        seed: the seed of the hashes of unseen ids.
 
     Example:
         >>> import torch, embcomp
@@ -145,11 +146,11 @@ class SoftGraphHash(GraphHash):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Like `GraphHash.ladder`, with the mixtures that `embcomp.graph.mixture` makes of the edges.
+        """Like `GraphHash.ladder`, except that `embcomp.graph.mixture` also makes the mixtures from the edges.
 
         With `second_clusters="users"` (or "items") ids of that side read two clusters, those of
-        `embcomp.graph.second_clusters`, and the others their cluster alone. With objective="balanced" and
-        algorithm="label_propagation" besides this is BACO.
+        `embcomp.graph.second_clusters`, and other ids read only their own cluster. With objective="balanced" and
+        algorithm="label_propagation" as well, this is BACO.
         """
         return super().ladder(tables, nbytes, **fixed)
 

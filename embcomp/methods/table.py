@@ -1,4 +1,4 @@
-"""A table to compress."""
+"""The description of a table to compress."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ class Table:
     """An embedding table to compress.
 
     Attributes:
-        name: part of the hash keys, so that two tables with the same ids read unrelated rows.
-        num_embeddings: how many ids there are; None leaves the id space open (any non-negative int64).
-        embedding_dim: the width of an id's vector.
+        name: the name, which is part of the hash keys, so that two tables with the same ids read unrelated rows.
+        num_embeddings: the number of ids; None leaves the id space open (any non-negative int64).
+        embedding_dim: the width of a vector.
 
     Example:
         >>> Table("item", num_embeddings=10_000, embedding_dim=16)
@@ -33,7 +33,7 @@ class Table:
         object.__setattr__(self, "embedding_dim", dim)
 
     def ids_or_raise(self, why: str) -> int:
-        """`num_embeddings`, for methods that need a closed id space."""
+        """Return `num_embeddings`. Raise ValueError if the id space is open."""
         if self.num_embeddings is None:
             raise ValueError(
                 f"table {self.name!r}: {why} needs num_embeddings, got None; give it, or use a hashing method"

@@ -1,7 +1,8 @@
-"""Chunks of several encoders encoded in one pass over all of their ids, in as many operations as one of them takes.
+"""Encoding of the chunks of several encoders in one pass over all of their ids.
 
-An encoder that is encoded one after the other launches a dozen small kernels on a GPU. A class that defines
-`encode_together` gets the ids of all of its features in one tensor, with what each encoder knows gathered beside them.
+Encoding one encoder after the other launches a dozen small kernels for each on a GPU. A class that defines
+`encode_together` gets the ids of all of its features in one tensor, with the numbers of each encoder gathered beside
+them, and takes as many operations as a single encoder.
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,13 +25,13 @@ class Part(NamedTuple):
 
 
 class Constants:
-    """Numbers that the host knows, as tensors: sent to a device once, however often they are asked for."""
+    """A cache of numbers of the host as tensors, which are sent to a device once."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[tuple[Sequence[int], ...], torch.device], Tensor] = {}
 
     def __call__(self, rows: tuple[Sequence[int], ...], like: Tensor) -> Tensor:
-        """int64 [rows, columns, 1] where `like` is."""
+        """Return the numbers as int64 [rows, columns, 1] on the device of `like`."""
         if is_recorded(like):  # what is made of tracing stand-ins is not to be kept
             return _tensor(rows, like.device)
         found = self._kept.get((rows, like.device))
@@ -49,12 +50,12 @@ def _tensor(rows: tuple[Sequence[int], ...], device: torch.device) -> Tensor:
 
 
 class Parts:
-    """What `encode_together` is asked for.
+    """The input of `encode_together`.
 
     Attributes:
-        parts: of one class, and alike (`alike`).
-        ids: int64 [N, 1], checked.
-        number: int64 [N], the place in `parts` of what each id is encoded by.
+        parts: the parts, all of one class and alike (`alike`).
+        ids: the checked ids, int64 [N, 1].
+        number: the index in `parts` of the part that encodes each id, int64 [N].
     """
 
     def __init__(self, parts: Sequence[Part], ids: Tensor, number: Tensor, constants: Constants) -> None:
@@ -63,21 +64,21 @@ class Parts:
         self.ids = self._checked(ids)
 
     def each(self, *columns: Sequence[int]) -> tuple[Tensor, ...]:
-        """Of each column, which has a number for each part, that of each id: int64 [N, 1]."""
+        """Return for each column, which has a number for each part, the number of each id's part: int64 [N, 1]."""
         table = self._constants(tuple(map(tuple, columns)), self.number)
         return table.index_select(1, self.number).unbind(0)
 
     def constant(self, numbers: Sequence[int]) -> Tensor:
-        """Numbers as a tensor, int64, where the ids are."""
+        """Return numbers as an int64 tensor on the device of the ids."""
         return self._constants((tuple(numbers),), self.number).view(-1)
 
     def joined(self, buffer: str) -> Tensor:
-        """A buffer of all encoders, end to end."""
+        """Return a buffer of all encoders, end to end."""
         held = [getattr(encoder, buffer) for encoder in self.encoders]
         return held[0] if len(held) == 1 else torch.cat(held)
 
     def starts(self, buffer: str) -> list[int]:
-        """Where the buffer of each part's encoder starts in `joined`."""
+        """Return the position in `joined` at which the buffer of each part's encoder starts."""
         found, start = {}, 0
         for encoder in self.encoders:
             found[id(encoder)] = start
@@ -85,7 +86,7 @@ class Parts:
         return [found[id(part.encoder)] for part in self.parts]
 
     def _checked(self, ids: Tensor) -> Tensor:
-        """As `check_ids`, for all tables at once."""
+        """Check the ids of all tables at once, as `check_ids` does for one."""
         names = list(dict.fromkeys(encoder.table.name for encoder in self.encoders))
         if ids.dtype not in INTEGERS:
             check_ids(ids, None, ", ".join(names))
@@ -98,26 +99,26 @@ class Parts:
 
 
 def alike(part: Part) -> Hashable | None:
-    """What parts share that are encoded together; None for an encoder that is encoded alone.
+    """Return a key of parts that can be encoded together; None for an encoder that must be encoded alone.
 
-    A subclass of one that can may encode otherwise, so each class has an `encode_together` of its own, or none.
+    A subclass may encode in another way than its base, so only a class that itself defines `encode_together` counts.
     """
     kind = type(part.encoder)
     return (kind, part.encoder.lookups_of(part.chunk)) if "encode_together" in vars(kind) else None
 
 
 def encode_together(parts: Sequence[Part], ids: Tensor, number: Tensor, constants: Constants) -> Rows:
-    """The rows that each id reads in its part, int64 [N, lookups], and their weights, where the method has them.
+    """Return the rows that each id reads in its part, int64 [N, lookups], and their weights if the method has them.
 
     Args:
-        parts: of one kind (`alike`).
-        ids: integers [N].
-        number: int64 [N], the part of each id.
-        constants: what is kept between calls.
+        parts: the parts, all of one kind (`alike`).
+        ids: the ids, integers [N].
+        number: the index of each id's part, int64 [N].
+        constants: the cache that is kept between calls.
 
     Raises:
-        ValueError: ids that are no integers.
-        RuntimeError: an id out of range, as an asynchronous assertion.
+        ValueError: the ids are not integers.
+        RuntimeError: an id is out of range, raised as an asynchronous assertion.
     """
     encoder: Any = type(parts[0].encoder)
     return encoder.encode_together(Parts(parts, ids, number, constants))

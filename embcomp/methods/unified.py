@@ -1,4 +1,4 @@
-"""Unified Embedding: one table that all features read (feature multiplexing)."""
+"""UnifiedEmbedding: one table that all features read (feature multiplexing)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,21 +25,21 @@ from embcomp.settings import MAX_READS, ReadCount, RowCount, Width
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnifiedEmbedding(Method):
-    """Feature multiplexing: all tables matched by one instance read one store (Coleman et al. 2023, arXiv 2305.12102).
+    """A method by which all tables of one instance read one store (Coleman et al. 2023, arXiv 2305.12102).
 
-    Chunk c of feature f for value v is E[h_{f,c}(v)], each (feature, chunk) with a key of its own; the chunks side
-    by side are the embedding. Collisions between features cancel, because the model reads each feature through its own
-    first-layer weights, which training turns orthogonal.
+    Chunk c of feature f for value v is E[h_{f,c}(v)], with a separate hash key for each (feature, chunk); the embedding
+    is the concatenation of the chunks. Collisions between features cancel, because the model reads each feature through
+    its own first-layer weights, which training makes orthogonal (feature multiplexing).
 
     Args:
-        rows: rows of the shared store.
-        chunk_dim: width of a row.
-        lookups: look-ups by table name; such a table becomes lookups[name] * chunk_dim wide. The others read
-            embedding_dim / chunk_dim chunks.
-        seed: another seed gives other collisions.
-        balanced: permute the ids of a table instead of hashing them, so that no row is read by more ids of one table
-            than must be, and by one where the rows are as many as its ids. Collisions inside a feature cost the most
-            quality (docs/hashing.md). Needs `num_embeddings`.
+        rows: the number of rows of the shared store.
+        chunk_dim: the width of a row.
+        lookups: the number of look-ups by table name; such a table becomes lookups[name] * chunk_dim wide. Other tables
+            read embedding_dim / chunk_dim chunks.
+        seed: the seed of the hashes; another seed gives other collisions.
+        balanced: True to permute the ids of a table instead of hashing them, so that the ids of one table share rows as
+            evenly as possible, and do not share at all if there are enough rows. Collisions inside a feature cost the
+            most quality (docs/hashing.md). Needs `num_embeddings`.
 
     Example:
         >>> import embcomp
@@ -90,7 +90,7 @@ class UnifiedEmbedding(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`, by the rows of the store; without `chunk_dim` it is chosen by `best_chunk_dim`."""
+        """Return a ladder over the rows of the store; without `chunk_dim`, `best_chunk_dim` chooses it."""
         fixed = {"balanced": can_balance(tables), **fixed}
         if "chunk_dim" not in fixed:
             fixed["chunk_dim"] = best_chunk_dim(tables, nbytes, balanced=fixed["balanced"])
@@ -98,13 +98,13 @@ class UnifiedEmbedding(Method):
 
 
 def best_chunk_dim(tables: Sequence[Table], nbytes: int, *, balanced: bool = False) -> int:
-    """The chunk width that a budget wants: the tighter it is, the more look-ups, for two ids must not share them all.
+    """Choose the chunk width for a budget: the tighter the budget, the more look-ups, so that few ids share all rows.
 
-    2 + log2(full bytes / budget) look-ups, which is 2, 3 and 5 at 100 %, 50 % and 10 % of the full bytes, come within
-    .0011 AUC of the best of 1, 2, 3 and 5 on MovieLens-1M (the experiment `unified-ml1m`); more cost more reads.
-    Balanced, one look-up does at 100 %, and each more of them adds collisions between features: 1 + 2/3 log2(...),
-    which is 1, 2 and 3. The divisor of the widths that comes nearest is taken, a multiple of 4 where the widths allow
-    it (what FBGEMM can read). An open id space counts as one row per byte.
+    2 + log2(full bytes / budget) look-ups, that is 2, 3 and 5 at 100 %, 50 % and 10 % of the full bytes, come within
+    .0011 AUC of the best of 1, 2, 3 and 5 on MovieLens-1M (the experiment `unified-ml1m`); more look-ups cost more
+    reads. With `balanced`, one look-up is enough at 100 %, and each further one adds collisions between features: 1 +
+    2/3 log2(...), that is 1, 2 and 3. The result is the nearest divisor of the widths, a multiple of 4 if the widths
+    allow it (required by FBGEMM). An open id space counts as one row per byte.
 
     Example:
         >>> tables = [Table("user", 6040, 32), Table("film", 3706, 32)]

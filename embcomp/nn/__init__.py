@@ -1,4 +1,4 @@
-"""Drop-ins for `torch.nn.Embedding` and `torch.nn.EmbeddingBag`."""
+"""The drop-ins for `torch.nn.Embedding` and `torch.nn.EmbeddingBag`."""
 
 import embcomp.nn.holders  # noqa: F401 (registers them)
 from embcomp.nn.embedding import CompressedEmbedding

@@ -1,4 +1,4 @@
-"""The arguments that the constructors of `embcomp.nn` and `embcomp.torchrec` share, checked before anything is made."""
+"""The checks of arguments that the constructors of `embcomp.nn` and `embcomp.torchrec` share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from embcomp.settings import checked, shown
 
 
 def check_method(method: Any) -> None:
-    """Raise TypeError for what is no configuration."""
+    """Raise TypeError if `method` is not a configuration."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be {Method.expected}, got {shown(method)}")
 
 
 def check_methods(methods: Any) -> None:
-    """Raise TypeError for what is no mapping from patterns to configurations."""
+    """Raise TypeError if `methods` is not a mapping from patterns to configurations."""
     if not isinstance(methods, Mapping):
         raise TypeError(f"methods must map patterns to {Method.expected}, got {shown(methods)}")
     for pattern, method in methods.items():
@@ -27,7 +27,7 @@ def check_methods(methods: Any) -> None:
 
 
 def check_home(device: Any, dtype: Any = None) -> None:
-    """Raise ValueError for a device that is not there, and for a dtype that no row can have."""
+    """Raise ValueError for a device that does not exist, or a dtype that is not a floating dtype."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating dtype, got {shown(dtype)}")
     try:
@@ -37,5 +37,5 @@ def check_home(device: Any, dtype: Any = None) -> None:
 
 
 def check_flag(value: Any, name: str) -> None:
-    """Raise ValueError for what is neither True nor False."""
+    """Raise ValueError if `value` is not a bool."""
     checked(value, bool, name)

@@ -1,4 +1,4 @@
-"""What a call of a bag is given: checked, and brought into one form."""
+"""The arguments of a call of an embedding bag, checked and converted to one form."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from embcomp.ops.checks import assert_offsets, check_offsets, check_same_device,
 
 @dataclass(frozen=True)
 class BagCall:
-    """Bags end to end.
+    """Bags of ids, end to end.
 
     Attributes:
-        ids: integers [N].
-        bounds: int64 [bags + 1], from 0.
-        weights: float [N], or None.
-        spare: whether the last bag holds ids that belong to none, and so is to be dropped from the result.
+        ids: the ids, integers [N].
+        bounds: the bounds of the bags, int64 [bags + 1], from 0.
+        weights: a weight for each id, float [N], or None.
+        spare: True if the last bag holds ids that belong to no bag, and must be dropped from the result.
     """
 
     ids: Tensor
@@ -34,11 +34,11 @@ def bag_call(
     include_last_offset: bool,
     device: torch.device,
 ) -> BagCall:
-    """The arguments of `torch.nn.EmbeddingBag.forward`, checked, for rows that are on `device`.
+    """Check the arguments of `torch.nn.EmbeddingBag.forward`, for rows on `device`.
 
     Raises:
-        TypeError: what is no tensor.
-        ValueError: shapes, types, offsets or devices that do not fit; weights with another mode than "sum".
+        TypeError: an argument is not a tensor.
+        ValueError: shapes, types, offsets or devices do not fit, or weights are given with another mode than "sum".
     """
     check_tensor(input, "input")
     check_same_device(input, "input", device)
@@ -73,7 +73,7 @@ def _check_weights(weights: Tensor, input: Tensor, mode: str) -> None:
 
 
 def _cut(ids: Tensor, offsets: Tensor, weights: Tensor | None, include_last_offset: bool) -> BagCall:
-    """Ids after the last offset are in no bag: torch reads them into the last one on a GPU, and faults for maxima."""
+    """Cut off ids after the last offset, which are in no bag: on a GPU torch adds them to the last bag."""
     number, bounds = ids.numel(), offsets.long()
     if not include_last_offset:
         bounds = torch.cat([bounds, bounds.new_full((1,), number)])

@@ -1,4 +1,4 @@
-"""Drop-in for `torch.nn.Embedding`."""
+"""The drop-in for `torch.nn.Embedding`."""
 
 import torch
 from torch import Tensor
@@ -9,19 +9,20 @@ from embcomp.tracing import one_node
 
 
 class CompressedEmbedding(CompressedTable):
-    """A compressed `torch.nn.Embedding`: the same calls, a smaller table.
+    """A compressed `torch.nn.Embedding`: the same calls, with a smaller table.
 
     Args:
-        num_embeddings: how many ids there are; None accepts any non-negative int64 id, where the method allows it.
-        embedding_dim: width of a vector.
+        num_embeddings: the number of ids; None accepts any non-negative int64 id, if the method allows that.
+        embedding_dim: the width of a vector.
         method: the compression method's configuration.
-        padding_idx: an id whose vector is zero and gets no gradient. `compress_` keeps another vector that it had.
-        sparse: gradients of the rows are sparse tensors.
-        device: where the rows live.
-        dtype: floating dtype of the rows.
+        padding_idx: an id whose vector is zero and gets no gradient. If the replaced table had another vector there,
+            `compress_` keeps it.
+        sparse: True for sparse gradients of the rows.
+        device: the device of the rows.
+        dtype: the floating dtype of the rows.
 
     Raises:
-        ValueError: the method cannot compress such a table; a padding_idx out of range.
+        ValueError: the method cannot compress such a table, or padding_idx is out of range.
 
     Example:
         >>> import torch, embcomp
@@ -44,11 +45,12 @@ class CompressedEmbedding(CompressedTable):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        """Vectors of the ids: integer [*] -> [*, embedding_dim].
+        """Look up the vectors of ids, integer [*] -> [*, embedding_dim].
 
         Raises:
-            TypeError: what is no tensor.
-            ValueError: ids that are not integers, sparse or nested ones, ids on the meta device for rows elsewhere.
-            IndexError: an id below 0 or at least num_embeddings.
+            TypeError: the input is not a tensor.
+            ValueError: the ids are not integers, are sparse or nested, or are on the meta device while the rows are
+                not.
+            IndexError: an id is below 0, or is at least num_embeddings.
         """
         return self._read(input, "input")

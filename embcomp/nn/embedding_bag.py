@@ -1,4 +1,4 @@
-"""Drop-in for `torch.nn.EmbeddingBag`."""
+"""The drop-in for `torch.nn.EmbeddingBag`."""
 
 from typing import Literal
 
@@ -17,15 +17,15 @@ class CompressedEmbeddingBag(CompressedTable):
     """A compressed `torch.nn.EmbeddingBag`. A bag equals the pooled vectors of `CompressedEmbedding`, for every method.
 
     Args:
-        num_embeddings: how many ids there are; None accepts any non-negative int64 id, where the method allows it.
-        embedding_dim: width of a vector.
+        num_embeddings: the number of ids; None accepts any non-negative int64 id, if the method allows that.
+        embedding_dim: the width of a vector.
         method: the compression method's configuration.
-        mode: "sum", "mean" or "max" (torch's default is "mean").
-        include_last_offset: offsets end with the number of ids.
+        mode: the pooling, "sum", "mean" or "max" (default "mean", as in torch).
+        include_last_offset: True if offsets end with the number of ids.
         padding_idx: an id that is left out of its bag.
-        sparse: gradients of the rows are sparse tensors.
-        device: where the rows live.
-        dtype: floating dtype of the rows.
+        sparse: True for sparse gradients of the rows.
+        device: the device of the rows.
+        dtype: the floating dtype of the rows.
 
     Example:
         >>> import torch, embcomp
@@ -55,17 +55,17 @@ class CompressedEmbeddingBag(CompressedTable):
 
     @one_node
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Pooled vectors: ids [B, L], or [N] with offsets [B] ([B + 1] with include_last_offset) -> [B, embedding_dim].
+        """Pool the vectors of each bag: ids [B, L], or [N] with offsets [B], -> [B, embedding_dim].
 
         Args:
-            input: integer ids.
-            offsets: where each bag starts; only with one-dimensional ids.
-            per_sample_weights: a factor for each id, shaped like `input`; only with mode "sum".
+            input: the ids, integers.
+            offsets: the start of each bag, [B], or [B + 1] with include_last_offset; only with one-dimensional ids.
+            per_sample_weights: a factor for each id, of the shape of `input`, only with mode "sum".
 
         Raises:
-            TypeError: an argument that is no tensor.
-            ValueError: shapes or offsets that do not fit, weights with another mode, ids that are not integers.
-            IndexError: an id out of range.
+            TypeError: an argument is not a tensor.
+            ValueError: shapes or offsets do not fit, weights are given with another mode, or ids are not integers.
+            IndexError: an id is out of range.
         """
         settings = {"mode": self.mode, "include_last_offset": self.include_last_offset}
         call = bag_call(input, offsets, per_sample_weights, **settings, device=self._store(0).device)
@@ -73,7 +73,7 @@ class CompressedEmbeddingBag(CompressedTable):
         return pooled[:-1] if call.spare else pooled
 
     def _pooled(self, ids: Tensor, bounds: Tensor, weights: Tensor | None) -> Tensor:
-        """The bags of flat ids: bounds [B + 1] -> [B, embedding_dim]."""
+        """Pool the bags of flat ids: bounds [B + 1] -> [B, embedding_dim]."""
         weights = None if weights is None else weights.to(self._store(0).dtype)
         padding = None if self.padding_idx is None else ids == self.padding_idx
         if padding is None and self.combiner.linear and self.mode != "max":
@@ -88,7 +88,7 @@ class CompressedEmbeddingBag(CompressedTable):
         return pooled.masked_fill(pooled == float("-inf"), 0.0)
 
     def _pooled_look_up(self, ids: Tensor, bounds: Tensor, weights: Tensor | None) -> Tensor:
-        """Bags that pool inside the look-up, chunk by chunk."""
+        """Pool the bags inside the look-up, chunk by chunk."""
         encoded = self.encoder(ids)
         plain = weights is None and all(rows.weights is None and rows.rows.shape[-1] == 1 for rows in encoded)
         pooled = []
@@ -105,7 +105,7 @@ class CompressedEmbeddingBag(CompressedTable):
 
 
 def _lengths(bounds: Tensor, counted: Tensor | None, like: Tensor) -> Tensor:
-    """How many ids of each bag count, at least 1, [B, 1] in the dtype of `like`."""
+    """The number of counted ids of each bag, at least 1, [B, 1] in the dtype of `like`."""
     if counted is None:
         lengths = bounds.diff()
     else:

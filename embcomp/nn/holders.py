@@ -1,4 +1,4 @@
-"""torch's modules with tables, and the drop-ins, as holders: where `compress_` swaps and others find tables."""
+"""The holders of torch's modules with tables, and of the drop-ins."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,11 +20,11 @@ Module = nn.Embedding | nn.EmbeddingBag
 
 
 class TorchHolder(Plain):
-    """An `nn.Embedding` or `nn.EmbeddingBag`, with what is tied to it.
+    """An `nn.Embedding` or `nn.EmbeddingBag`, with the modules that are tied to it.
 
     Attributes:
-        twins: other modules of the same settings that hold the same weight; the swap makes one module of them.
-        heads: output layers (`nn.Linear`) that hold the same weight, and their paths.
+        twins: other modules with the same settings and the same weight; the swap makes one module of them.
+        heads: the output layers (`nn.Linear`) with the same weight, and their paths.
     """
 
     module: Module
@@ -51,7 +51,7 @@ class TorchHolder(Plain):
 
     @classmethod
     def merged(cls, model: nn.Module, found: Sequence[Plain]) -> list[Plain]:
-        """The holders, modules that hold one weight and do the same with it as one; with the layers tied to them."""
+        """Merge holders of modules with one weight and equal settings, and add the layers that are tied to them."""
         by_weight: dict[int, TorchHolder] = {}
         kept: list[Plain] = []
         for holder in found:
@@ -79,7 +79,7 @@ class TorchHolder(Plain):
         chosen: Mapping[Plain, Mapping[str, Method]],
         moments: Mapping[Plain, Mapping[str, Moments]],
     ) -> list[Swap]:
-        """Drop-ins, together where one method instance serves several modules."""
+        """Make the drop-ins; modules of one method instance are planned together."""
         groups: dict[int, list[TorchHolder]] = {}
         for holder in members:
             groups.setdefault(id(chosen[holder][holder.paths[0]]), []).append(holder)
@@ -116,7 +116,7 @@ class TorchHolder(Plain):
             raise ValueError(f"{where}: its forward was replaced, which would be lost; exclude it with embcomp.Full()")
 
     def replacement(self, method: Method, plan: Plan, part: TablePlan, stores: Mapping[str, PlainStore]) -> nn.Module:
-        """The compressed module with the settings of this one."""
+        """Make the compressed module with the settings of this one."""
         old, width = self.module, plan.embedding_dim(part)
         if width != old.embedding_dim:
             raise ValueError(
@@ -134,7 +134,7 @@ class TorchHolder(Plain):
 
 
 class CompressedHolder(Holder):
-    """A `CompressedEmbedding` or `CompressedEmbeddingBag`."""
+    """The holder of a `CompressedEmbedding` or `CompressedEmbeddingBag`."""
 
     form = "compressed"
     module: CompressedTable
@@ -171,7 +171,7 @@ def _(module: DistributedDataParallel, paths: list[str]) -> Holder:
 
 
 def only_looks_up(kind: type[nn.Module]) -> bool:
-    """Whether modules of this class do what `nn.Embedding` or `nn.EmbeddingBag` does: subclasses may draw rows anew."""
+    """Return whether a class behaves like `nn.Embedding` or `nn.EmbeddingBag`; it may only draw rows differently."""
     if not issubclass(kind, Module):
         return False
     bases = [base for base in kind.__mro__ if issubclass(base, Module)]
@@ -181,7 +181,7 @@ def only_looks_up(kind: type[nn.Module]) -> bool:
 
 
 def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Moments]) -> Swap:
-    """The drop-ins of one method instance, their rows drawn like the weights of these moments."""
+    """Make the drop-ins of one method instance, with rows drawn to have these moments."""
     plan = method.plan([holder.tables[holder.paths[0]].table for holder in members])
     like = {(holder.module.weight.device, holder.module.weight.dtype) for holder in members}
     if method.shares_store and len(like) > 1:
@@ -212,7 +212,7 @@ def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Mome
 
 
 def _hooked(module: Any) -> bool:
-    """Whether it or its weight has hooks."""
+    """Return whether the module or its weight has hooks."""
     hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
     hooks += [module._backward_pre_hooks, module.weight._backward_hooks]
     hooks += [getattr(module.weight, "_post_accumulate_grad_hooks", None)]
@@ -220,7 +220,7 @@ def _hooked(module: Any) -> bool:
 
 
 def _padding_vector(module: Module) -> Tensor | None:
-    """The vector at `padding_idx`, or None where it is zero or not known."""
+    """The vector at `padding_idx`; None if it is zero or unknown."""
     if module.padding_idx is None or module.weight.is_meta:
         return None
     vector = module.weight.detach()[module.padding_idx].clone()

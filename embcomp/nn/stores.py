@@ -1,4 +1,4 @@
-"""Stores as torch modules: the parameters behind a compressed table."""
+"""Stores as torch modules: the parameters of compressed tables."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from embcomp.ops.bags import eager, pool_rows, transformed
 
 
 class _EqualsEmbedding(type):
-    """The class of `PlainStore`, by which it equals `nn.Embedding`: regularisers ask `type(module) == nn.Embedding`."""
+    """The metaclass by which `PlainStore` equals `nn.Embedding`: regularisers ask `type(module) == nn.Embedding`."""
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is nn.Embedding
@@ -24,7 +24,7 @@ class _EqualsEmbedding(type):
 
 
 def check_floats(store: Store, table: str) -> None:
-    """Raise ValueError for a store whose rows are no floats, which no module of torch holds."""
+    """Raise ValueError for a store whose rows are not floats, which torch's modules cannot hold."""
     if isinstance(store.coding, Integers):
         raise ValueError(
             f"table {table!r}: rows without a float copy (copy='none') are trained by embcomp.torchrec.fuse_, inside "
@@ -33,7 +33,7 @@ def check_floats(store: Store, table: str) -> None:
 
 
 def _check_here(weight: Tensor) -> None:
-    """Raise ValueError where rows were spread over processes by `fully_shard` on another table that reads them."""
+    """Raise ValueError if `fully_shard` spread the rows over processes by way of another table that reads them."""
     if type(weight) is nn.Parameter or torch.compiler.is_compiling():
         return
     from torch.distributed.tensor import DTensor  # seldom needed, and slow to import
@@ -48,12 +48,13 @@ def _check_here(weight: Tensor) -> None:
 class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
     """A table of rows. Several compressed tables may hold the same instance.
 
-    An `nn.Embedding`, by `isinstance` and by comparison of the types, so that code which looks for those (regularisers)
-    finds what is trained. The compressed table around it is none, and is therefore not counted beside it.
+    It is an `nn.Embedding`, by `isinstance` and by comparison of types, so that code which looks for embeddings
+    (regularisers) finds the trained rows. The compressed table around it is not an `nn.Embedding`, so it is not counted
+    twice.
 
     Attributes:
-        weight: [rows, width]; with a coding what is trained, from which `codec` makes what is served.
-        like: the moments of the vectors that the rows combine to, for `reset_parameters`.
+        weight: the trained rows, [rows, width], from which `codec` makes the served vectors.
+        like: the moments that the combined vectors get in `reset_parameters`.
     """
 
     like: Moments = Moments()  # as `nn.Embedding` draws
@@ -82,7 +83,7 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
             codec.reset_parameters()
 
     def coded_tables(self) -> Iterator[tuple[Tensor, Codec]]:
-        """The rows and their codec, where there is one."""
+        """Yield the rows and their codec, if there is one."""
         if self.codec is not None:
             yield self.weight, self.codec
 
@@ -96,7 +97,7 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
         return self.weight.device
 
     def look_up(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Sum over the look-ups of each id: rows [N, lookups] (and weights alike) -> [N, dim]."""
+        """Sum the look-ups of each id: rows [N, lookups] (and weights of that shape) -> [N, dim]."""
         _check_here(self.weight)
         if self.codec is not None:
             vectors = self._decoded(self.codec, rows)
@@ -116,7 +117,7 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
         return pool_rows(self.weight, rows.reshape(-1), ends, flat, sparse=self.sparse)
 
     def pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, mode: str = "sum") -> Tensor:
-        """Bags over the first axis of rows [N, lookups]: offsets [B + 1] count ids -> [B, dim]."""
+        """Pool bags over the first axis of rows [N, lookups]: offsets [B + 1] count ids -> [B, dim]."""
         _check_here(self.weight)
         lookups = rows.shape[-1]
         if self.codec is not None:
@@ -127,13 +128,13 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
         return pool_rows(self.weight, rows.reshape(-1), offsets * lookups, weights, mode, self.sparse)
 
     def _decoded(self, codec: Codec, rows: Tensor) -> Tensor:
-        """Vectors as they will be served, id by id: rows [...] -> [..., dim]."""
+        """Decode rows [...] into the vectors that will be served, [..., dim]."""
         if not torch.compiler.is_compiling() and not self.sparse and rows.numel() >= self.num_embeddings:
             return F.embedding(rows, codec.decode_table(self.weight))  # each row is decoded once, however often read
         return codec(F.embedding(rows, self.weight, sparse=self.sparse), rows, codec.measure(self.weight))
 
 
 def pool_vectors(vectors: Tensor, offsets: Tensor, mode: str, weights: Tensor | None = None) -> Tensor:
-    """Bags of ready vectors [N, D] -> [B, D], as `nn.EmbeddingBag` pools them: empty bags are zero, "max" included."""
+    """Pool bags of vectors [N, D] -> [B, D] as `nn.EmbeddingBag` does: empty bags are zero, also with mode "max"."""
     order = torch.arange(vectors.shape[0], device=vectors.device)
     return pool_rows(vectors, order, offsets, weights, mode)

@@ -1,4 +1,4 @@
-"""What the drop-ins share: the stores, the encoder, the combiner of one table, and its vectors without pooling."""
+"""The common base of the drop-ins: the stores, encoder and combiner of one table, and its vectors without pooling."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,16 +16,16 @@ from embcomp.tracing import NotScripted, check_not_a_constant
 
 
 class CompressedTable(NotScripted, nn.Module):
-    """The base of `CompressedEmbedding` and `CompressedEmbeddingBag`, which therefore share their state-dict keys.
+    """The base of `CompressedEmbedding` and `CompressedEmbeddingBag`, which therefore have the same state-dict keys.
 
-    Settings of torch's classes that cannot be had here are there at their defaults (`max_norm`, `norm_type`,
-    `scale_grad_by_freq`) for code that reads them.
+    Settings of torch's classes that are not supported (`max_norm`, `norm_type`, `scale_grad_by_freq`) have their
+    default values, for code that reads them.
 
     Attributes:
-        num_embeddings: how many ids there are, or None for an open id space.
-        embedding_dim: width of the output (with `UnifiedEmbedding.lookups` it follows from these).
-        padding_vector: the vector of the padding id, [embedding_dim], a buffer that is not trained; None where it is
-            zero, as a new module's.
+        num_embeddings: the number of ids, or None for an open id space.
+        embedding_dim: the width of the output (with `UnifiedEmbedding.lookups` it follows from the look-ups).
+        padding_vector: the vector of the padding id, [embedding_dim], a buffer that is not trained; None if it is zero,
+            as in a new module.
     """
 
     max_norm: float | None = None
@@ -51,7 +51,7 @@ class CompressedTable(NotScripted, nn.Module):
 
     @classmethod
     def from_plan(cls, plan: Plan, table: TablePlan, stores: Mapping[str, PlainStore], **settings: Any):
-        """A module for one table of a plan whose stores exist already, perhaps shared with other tables."""
+        """Make a module for one table of a plan whose stores already exist, perhaps shared with other tables."""
         self = cls.__new__(cls)
         padding_idx, sparse = settings.pop("padding_idx", None), settings.pop("sparse", False)
         padding_vector = settings.pop("padding_vector", None)
@@ -63,10 +63,10 @@ class CompressedTable(NotScripted, nn.Module):
 
     @classmethod
     def from_pretrained(cls, embeddings: Tensor, *arguments: Any, **settings: Any):
-        """Is refused: rows are fitted to trained vectors by `compress_`, which is told the method.
+        """Refuse the call: rows are fitted to trained vectors by `compress_`, which is given the method.
 
         Raises:
-            TypeError: always, with what to write.
+            TypeError: always, with the remedy.
         """
         plain = cls.__name__.removeprefix("Compressed")
         raise TypeError(
@@ -116,7 +116,7 @@ class CompressedTable(NotScripted, nn.Module):
         return self.stores[self.reads[chunk]]  # pyright: ignore[reportReturnType]
 
     def _vectors(self, ids: Tensor) -> Tensor:
-        """Ids [N] -> [N, embedding_dim]; the padding id gives zeros."""
+        """Look up ids [N] -> [N, embedding_dim]; the padding id gives zeros."""
         encoded = self.encoder(ids)
         chunks = [self._store(i).look_up(*rows) for i, rows in enumerate(encoded)]
         vectors = self.combiner(chunks)
@@ -125,13 +125,13 @@ class CompressedTable(NotScripted, nn.Module):
         return vectors
 
     def materialize(self, ids: Tensor | None = None) -> Tensor:
-        """The full table, or the vectors of `ids`; differentiable. What `.weight` was before the swap.
+        """Return the full table, or the vectors of `ids`, differentiably: what `.weight` is for an uncompressed table.
 
         Args:
-            ids: integer ids of any shape; None stands for 0 .. num_embeddings - 1.
+            ids: the ids, integers of any shape; None for 0 .. num_embeddings - 1.
 
         Returns:
-            [num_embeddings, embedding_dim], or [*ids.shape, embedding_dim].
+            The vectors, [num_embeddings, embedding_dim] or [*ids.shape, embedding_dim].
 
         Raises:
             ValueError: `ids` is None and the id space is open.
@@ -144,7 +144,7 @@ class CompressedTable(NotScripted, nn.Module):
         return self._read(ids, "ids")
 
     def _read(self, ids: Tensor, name: str) -> Tensor:
-        """Ids of any shape, the argument `name` -> [*ids.shape, embedding_dim]; the padding id gives its vector."""
+        """Look up ids of any shape (the argument `name`): [*ids.shape, embedding_dim], with the padding vector."""
         check_tensor(ids, name)
         check_same_device(ids, name, self._store(0).device)
         vectors = self._vectors(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim)
@@ -167,10 +167,10 @@ class CompressedTable(NotScripted, nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`materialize()`, computed at each access: code that reads `.weight` (tied outputs) goes on working.
+        """The full table, computed by `materialize()` at each access, for code that reads `.weight` (tied outputs).
 
-        Writing to it, or to a view of it, would be lost and raises RuntimeError. An open id space has no full table,
-        hence no such attribute.
+        Writing to it, or to a view of it, would be lost and raises RuntimeError. With an open id space there is no full
+        table, and the access raises AttributeError.
         """
         if self.num_embeddings is None:
             raise AttributeError("num_embeddings is None, so there is no full table")
@@ -201,7 +201,7 @@ class CompressedTable(NotScripted, nn.Module):
 
 
 def move_combiner(combiner: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Take what a combiner learns to the rows; out of `torch.device("meta")` it is drawn anew."""
+    """Move a combiner's parameters to the device of the rows; parameters on the meta device are drawn anew."""
     if device.type != "meta" and any(parameter.is_meta for parameter in combiner.parameters()):
         combiner.to_empty(device=device)
         reset_combiner(combiner)
@@ -209,7 +209,7 @@ def move_combiner(combiner: nn.Module, device: torch.device, dtype: torch.dtype)
 
 
 def reset_combiner(combiner: nn.Module) -> None:
-    """Draw what a combiner learns anew."""
+    """Draw the parameters of a combiner anew."""
     for part in combiner.modules():
         if callable(getattr(part, "reset_parameters", None)):
             part.reset_parameters()  # pyright: ignore[reportCallIssue]
@@ -218,7 +218,7 @@ def reset_combiner(combiner: nn.Module) -> None:
 def make_stores(
     plan: Plan, sparse: bool, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> dict[str, PlainStore]:
-    """The stores of a plan, initialised. Raises ValueError for one whose rows are no floats."""
+    """Make the stores of a plan, initialised. Raise ValueError for a store whose rows are not floats."""
     for name, store in plan.stores.items():
         check_floats(store, name)
     return {name: PlainStore(store, sparse, device, dtype) for name, store in plan.stores.items()}

@@ -10,13 +10,13 @@ from embcomp.tracing import NotScripted, one_node
 
 
 class TiedLinear(NotScripted, nn.Module):
-    """An `nn.Linear` that reads its weight from a compressed table, which both train.
+    """An output layer like `nn.Linear` that reads its weight from a compressed table; both train the same rows.
 
-    Each call makes the full table for that moment.
+    Each call computes the full table temporarily.
 
     Args:
-        table: the table of as many ids as there are outputs, shared with the rest of the model.
-        bias: [num_embeddings], or None.
+        table: the table, with as many ids as there are outputs, shared with the rest of the model.
+        bias: the bias, [num_embeddings], or None.
 
     Example:
         >>> import torch, embcomp
@@ -38,7 +38,7 @@ class TiedLinear(NotScripted, nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`weight` of the table: computed at each access, closed to writers."""
+        """The `weight` of the table, computed at each access and read-only."""
         return self.table.weight
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -48,7 +48,7 @@ class TiedLinear(NotScripted, nn.Module):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        """Inputs [..., embedding_dim] -> [..., num_embeddings], the products with all vectors of the table."""
+        """Multiply inputs [..., embedding_dim] by all vectors of the table: [..., num_embeddings]."""
         return F.linear(input, self.table.materialize(), self._parameters["bias"])
 
     def extra_repr(self) -> str:

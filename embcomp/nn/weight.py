@@ -1,4 +1,4 @@
-"""The full table as it is read from a compressed one: an ordinary tensor to whoever reads it, closed to writers."""
+"""The full table of a compressed one as a read-only tensor: reading gives ordinary tensors, writing raises."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,14 +11,15 @@ from embcomp.ops.hashing import is_recorded
 
 
 class ComputedWeight(Tensor):
-    """A tensor that was computed for whoever reads it. Writing to it would be lost, so that raises.
+    """A tensor that was computed at its access. A write to it would be lost, and therefore raises.
 
-    Reading gives ordinary tensors and gradients; what shares its memory (views, `.data`, `.detach()`) is closed, too.
+    Reading gives ordinary tensors and gradients. Tensors that share its memory (views, `.data`, `.detach()`) are
+    read-only, too.
 
     Attributes:
         table: the name of the table, for messages.
-        trained: whether the rows require a gradient, as the weight of an uncompressed table would; None for what was
-            made of a weight.
+        trained: True if the rows require a gradient, as the weight of an uncompressed table would; None for tensors
+            derived from a weight.
     """
 
     table: str
@@ -26,7 +27,7 @@ class ComputedWeight(Tensor):
 
     @classmethod
     def of(cls, vectors: Tensor, table: str, trained: bool | None = None) -> Tensor:
-        """The vectors, closed to writers; as they are where operations are recorded rather than done."""
+        """Make the vectors read-only; return them unchanged if operations are recorded rather than done."""
         if is_recorded(vectors):
             return vectors
         weight = vectors.as_subclass(cls)
@@ -62,18 +63,18 @@ class ComputedWeight(Tensor):
 
 
 def _version(tensor: Tensor) -> int:
-    """How often it was written to; tensors made in inference mode do not count that."""
+    """The number of writes to the tensor; 0 for tensors made in inference mode, which do not count writes."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _name(func: Any) -> str:
-    """Of a method, a function, or the attribute that a descriptor sets."""
+    """The name of a method, a function, or the attribute that a descriptor sets."""
     name = getattr(func, "__name__", str(func))
     return f"{func.__self__.__name__} = ..." if name == "__set__" else name
 
 
 def _sets(func: Any, args: Sequence[Any]) -> bool:
-    """Whether an attribute of the tensor is set, or its memory exchanged, which its version does not show."""
+    """Return whether the call sets an attribute or exchanges the memory, which the version does not show."""
     name = _name(func)
     if name in ("data = ...", "grad = ..."):
         return isinstance(args[0], ComputedWeight)
@@ -84,7 +85,7 @@ def _sets(func: Any, args: Sequence[Any]) -> bool:
 
 
 def _closed(result: Any, sources: Sequence[ComputedWeight]) -> Any:
-    """The result, where it shares the memory of a closed tensor closed as well."""
+    """Make the result read-only if it shares the memory of a read-only tensor."""
     if type(result).__name__ == "ndarray":
         result.flags.writeable = False
         return result
