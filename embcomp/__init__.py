@@ -1,6 +1,7 @@
 """embcomp: small embedding tables for recommender models."""
 
 import embcomp.averaging
+import embcomp.moved
 import embcomp.remapping  # noqa: F401 (`embcomp.graph.remap_` knows modules by it)
 from embcomp import configs, nn
 from embcomp.align import align_dot_product_
@@ -31,8 +32,8 @@ from embcomp.planner import Choice, choose
 from embcomp.planner.features import rank_features
 from embcomp.retrain import align_, anchor_loss, compatible
 from embcomp.saving import load, save
-from embcomp.semantic_ids.pieces import Ngram, PrefixNgram, Unigram
-from embcomp.semantic_ids.sentence_pieces import SentencePieces
+from embcomp.semantic_ids.pieces.base import Ngram, PrefixNgram, Unigram
+from embcomp.semantic_ids.pieces.sentence_pieces import SentencePieces
 from embcomp.serving import ExportReport, TableExport, export
 from embcomp.sizes import nbytes, served_nbytes, summary, training_nbytes
 

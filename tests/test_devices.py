@@ -12,7 +12,7 @@ from embcomp import Table
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
-from embcomp.torchrec.encoder import KeyedEncoder
+from embcomp.torchrec.collection.encoder import KeyedEncoder
 from tests.torchrec.batches import FEATURES, as_tables, bag_tables, sequence_tables
 
 N, D = 40, 16

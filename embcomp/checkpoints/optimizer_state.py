@@ -20,7 +20,7 @@ Described = dict[str, dict[str, Any]]
 
 _SHARDED = ("torchrec.distributed.types", "ShardedModule")
 _KEYED = ("torchrec.optim.keyed", "KeyedOptimizer")
-_FUSED = [("torchrec.optim.fused", "FusedOptimizer"), ("embcomp.torchrec.optimizer", "FusedOptimizer")]
+_FUSED = [("torchrec.optim.fused", "FusedOptimizer"), ("embcomp.torchrec.fused.optimizer", "FusedOptimizer")]
 
 
 def loaded(module: str, *names: str) -> tuple[type, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from embcomp.methods.base import Encoder, Rows, Table
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.ops.search import lower_bound
-from embcomp.semantic_ids.pieces import Span, numbers
+from embcomp.semantic_ids.pieces.base import Span, numbers
 
 
 class Range(NamedTuple):

@@ -25,8 +25,8 @@ from embcomp.methods.base import (
 from embcomp.methods.semantic_encoder import SemanticEncoder, ranges_of
 from embcomp.methods.semantic_neighbours import NeighbourEncoder
 from embcomp.semantic_ids.neighbours import Neighbours
-from embcomp.semantic_ids.pieces import Pieces, Span
-from embcomp.semantic_ids.vocabulary import CodeCount, Vocabulary, checked_codes
+from embcomp.semantic_ids.pieces.base import Pieces, Span
+from embcomp.semantic_ids.pieces.vocabulary import CodeCount, Vocabulary, checked_codes
 from embcomp.settings import ReadCount, RowCount, Share, Within
 
 MOST_PIECES = 63  # a bit for each

@@ -12,7 +12,7 @@ from embcomp.methods.plan import Count
 from embcomp.methods.semantic_ids import SemanticIds
 from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.planner.tables import Held
-from embcomp.semantic_ids.pieces import PrefixNgram
+from embcomp.semantic_ids.pieces.base import PrefixNgram
 from embcomp.settings import shown
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from rich.progress import Progress
 
 from embcomp.files import write
 from embcomp.semantic_ids.content import Content
-from embcomp.semantic_ids.files import is_saved
-from embcomp.semantic_ids.residual_kmeans import ResidualKMeans
-from embcomp.semantic_ids.rqvae import RQVAE
-from embcomp.semantic_ids.tokenizer import load
+from embcomp.semantic_ids.tokenizers.base import load
+from embcomp.semantic_ids.tokenizers.files import is_saved
+from embcomp.semantic_ids.tokenizers.residual_kmeans import ResidualKMeans
+from embcomp.semantic_ids.tokenizers.rqvae import RQVAE
 
 app = typer.Typer(
     add_completion=False,

@@ -11,10 +11,10 @@ except ImportError as error:
     ) from error
 
 import embcomp.torchrec.serve  # noqa: F401 (registers its kinds of holders, and how they are served)
-from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.fuse import fuse_
-from embcomp.torchrec.optimizer import FusedOptimizer, fused_optimizer
-from embcomp.torchrec.sharding import shard
+from embcomp.torchrec.fused.optimizer import FusedOptimizer, fused_optimizer
+from embcomp.torchrec.sharded.shard import shard
 
 __all__ = [
     "CompressedEmbeddingBagCollection",

@@ -30,7 +30,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim import RowWiseAdagrad
 
 from embcomp.methods.base import FLOAT_BYTES, Method
-from embcomp.torchrec.collections import CompressedEmbeddingBagCollection
+from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection
 from embcomp.torchrec.contents import configs_of
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules

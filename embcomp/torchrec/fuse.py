@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from embcomp.torchrec.fused import FusedTables
-from embcomp.torchrec.loss_scale import LossScale, Scaler
-from embcomp.torchrec.trained import optimizer_settings, trained_collections, untrained_integers
+from embcomp.torchrec.fused.loss_scale import LossScale, Scaler
+from embcomp.torchrec.fused.settings import optimizer_settings
+from embcomp.torchrec.fused.tables import FusedTables
+from embcomp.torchrec.trainable import trained_collections, untrained_integers
 
 
 def fuse_(

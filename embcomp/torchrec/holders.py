@@ -16,11 +16,11 @@ from embcomp.initial_rows import Moments
 from embcomp.methods.base import Method, Store, Table
 from embcomp.methods.full import Full
 from embcomp.swaps import Part, Plain, Swap
-from embcomp.torchrec.collections import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec.collection.layout import OPEN, Output, make_layout
+from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.contents import configs_of, weights_of
-from embcomp.torchrec.fused import FusedTables
-from embcomp.torchrec.integers import IntegerTables
-from embcomp.torchrec.layout import OPEN, Output, make_layout
+from embcomp.torchrec.fused.integers import IntegerTables
+from embcomp.torchrec.fused.tables import FusedTables
 
 Collection = EmbeddingBagCollection | EmbeddingCollection
 Compressed = CompressedEmbeddingBagCollection | CompressedEmbeddingCollection

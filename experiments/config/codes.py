@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from embcomp.semantic_ids import Neighbours, Tokenizer
-from embcomp.semantic_ids.pieces import PIECES
+from embcomp.semantic_ids.pieces.base import PIECES
 from experiments.config.options import hint, misfits, unknown
 
 

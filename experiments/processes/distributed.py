@@ -182,7 +182,7 @@ def spread(
         InputError: tables that cannot be sharded, or processes that differ.
     """
     from embcomp.torchrec import shard
-    from embcomp.torchrec.facts import check_same, facts_of
+    from embcomp.torchrec.sharded.same_on_ranks import check_same, facts_of
 
     try:
         if fused is None:

@@ -32,7 +32,7 @@ from data.batch import Batch
 from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
 from embcomp.torchrec.contents import configs_of
-from embcomp.torchrec.trained import trained_collections
+from embcomp.torchrec.trainable import trained_collections
 from experiments.files import write_json
 from experiments.processes.distributed import gathered_state
 from experiments.processes.machine import versions

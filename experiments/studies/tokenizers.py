@@ -23,7 +23,7 @@ import embcomp
 from data.registry import root_folder
 from embcomp import semantic_ids
 from embcomp.semantic_ids.content import Content
-from embcomp.semantic_ids.quality import Quality
+from embcomp.semantic_ids.tokenizers.quality import Quality
 from experiments.errors import InputError
 from experiments.files import write_json, write_text
 from experiments.processes.machine import hardware, versions

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import data
 from embcomp import SentencePieces
 from embcomp.semantic_ids import Neighbours, Tokenizer
-from embcomp.semantic_ids.pieces import PIECES
+from embcomp.semantic_ids.pieces.base import PIECES
 from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.tasks.text import vectors_file

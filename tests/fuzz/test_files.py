@@ -25,7 +25,7 @@ from embcomp.graph import ClusterMap, Clusters, Mixture
 from embcomp.sdim import SDIM, BehaviorEncoder, BehaviorStore
 from embcomp.semantic_ids import ResidualKMeans
 from embcomp.semantic_ids import load as load_tokenizer
-from embcomp.semantic_ids.resume import Checkpoint
+from embcomp.semantic_ids.tokenizers.resume import Checkpoint
 from experiments.training.checkpoint import Best
 from tests.fuzz.fuzzing import REFUSED, Tally, record
 

@@ -3,14 +3,14 @@
 import pytest
 
 from embcomp.ops import native
-from embcomp.torchrec.engines import FbgemmEngine, NativeEngine
+from embcomp.torchrec.fused.engines import FbgemmEngine, NativeEngine
 
 
 @pytest.fixture(params=["native", "torch", "fbgemm"])
 def engine(request, monkeypatch):
     """All that can serve: compiled kernels, their torch form, FBGEMM."""
     kind = FbgemmEngine if request.param == "fbgemm" else NativeEngine
-    monkeypatch.setattr("embcomp.torchrec.fused.make_engine", kind)
+    monkeypatch.setattr("embcomp.torchrec.fused.tables.make_engine", kind)
     if request.param == "torch":
         monkeypatch.setattr(native, "library", lambda: None)
     elif request.param == "native" and native.library() is None:

@@ -1,0 +1,149 @@
+"""The pieces that training items carry, and how many items carry each: which rows are trained, and by how much."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+import torch
+from torch import Tensor
+
+from embcomp import configs
+from embcomp.artifact import bytes_as_tensor
+from embcomp.semantic_ids.pieces.base import PIECES, Pieces, numbers
+from embcomp.settings import Within
+
+MAX_CODES = 2**31  # at a level: more is no code book
+CodeCount = Annotated[int, Within(1, MAX_CODES, text="in [1, 2^31]")]
+
+
+@configs.kind
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Pieces with their support: the number of training items that carry them.
+
+    It is recorded once, when training begins, and kept with the tokenizer (`tokenizer.vocabulary = ...`): items that
+    come later are judged by the support of that time.
+
+    Attributes:
+        pieces: their kind.
+        codebook_size: codes at each level.
+        keys: for each span (one for all where the kind has one namespace) the numbers of the supported pieces, sorted,
+            int64 [V].
+        support: how many items carry each, int64 [V].
+
+    Example:
+        >>> import torch, embcomp
+        >>> from embcomp.semantic_ids import Vocabulary
+        >>> codes = torch.tensor([[0, 1], [0, 2], [3, 1]])
+        >>> vocabulary = Vocabulary.of(codes[:2], embcomp.PrefixNgram(2), codebook_size=4)
+        >>> vocabulary.support_of(codes)
+        tensor([[2, 1],
+                [2, 1],
+                [0, 0]])
+    """
+
+    pieces: Pieces
+    levels: int
+    codebook_size: int
+    keys: Sequence[Tensor] = dataclasses.field(repr=False)
+    support: Sequence[Tensor] = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("keys", "support"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def of(cls, codes: Tensor, pieces: Pieces, *, codebook_size: int, counts: Tensor | None = None) -> Self:
+        """The vocabulary of training items.
+
+        Args:
+            codes: integers [N, levels], -1 for items without content, which carry no piece.
+            pieces: their kind.
+            codebook_size: codes at each level.
+            counts: how often each item occurs in training, [N]; by default all items do.
+
+        Raises:
+            ValueError: codes out of range; counts of another length.
+        """
+        columns, found = piece_numbers(codes, pieces, codebook_size)
+        carried = columns >= 0
+        if counts is not None:
+            if counts.shape != (codes.shape[0],):
+                raise ValueError(f"counts must have shape [{codes.shape[0]}], got {list(counts.shape)}")
+            carried = carried & (counts.cpu() > 0).unsqueeze(1)
+        groups = (
+            [(found.flatten(), carried.flatten())]
+            if pieces.one_namespace
+            else list(zip(found.unbind(1), carried.unbind(1), strict=True))
+        )
+        unique = [number[mask].unique(return_counts=True) for number, mask in groups]
+        return cls(pieces, codes.shape[1], codebook_size, [k for k, _ in unique], [s for _, s in unique])
+
+    def support_of(self, codes: Tensor) -> Tensor:
+        """The support of each piece of each item, int64 [N, pieces]; 0 for a piece that no training item carries."""
+        columns, found = piece_numbers(codes, self.pieces, self.codebook_size)
+        support = torch.zeros_like(found)
+        for j in range(found.shape[1]):
+            keys, counts = (
+                self.keys[0 if self.pieces.one_namespace else j],
+                self.support[0 if self.pieces.one_namespace else j],
+            )
+            if keys.numel():
+                place = torch.searchsorted(keys, found[:, j].contiguous()).clamp_(max=keys.numel() - 1)
+                known = (keys[place] == found[:, j]) & (columns[:, j] >= 0)
+                support[:, j] = torch.where(known, counts[place], 0)
+        return support
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """JSON values and tensors, for `Tokenizer.save`."""
+        fields = {f.name: getattr(self.pieces, f.name) for f in dataclasses.fields(self.pieces)}
+        tensors = {"model": bytes_as_tensor(fields.pop("model"))} if fields.get("model") else {}
+        fields.pop("model", None)
+        for j, (keys, support) in enumerate(zip(self.keys, self.support, strict=True)):
+            tensors |= {f"keys.{j}": keys, f"support.{j}": support}
+        kind = {"kind": type(self.pieces).__name__, **fields}
+        return {"pieces": kind, "levels": self.levels, "codebook_size": self.codebook_size}, tensors
+
+    @classmethod
+    def from_state(cls, values: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """What `state` gave."""
+        fields = dict(values["pieces"])
+        kind = PIECES[fields.pop("kind")]
+        if "model" in tensors:
+            fields["model"] = bytes(tensors["model"].tolist())
+        spans = sum(name.startswith("keys.") for name in tensors)
+        keys, support = ([tensors[f"{name}.{j}"] for j in range(spans)] for name in ("keys", "support"))
+        return cls(kind(**fields), values["levels"], values["codebook_size"], keys, support)
+
+
+def piece_numbers(codes: Tensor, pieces: Pieces, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """The pair (present, number), int64 [N, P] each; present < 0 where the item lacks the piece."""
+    codes = checked_codes(codes, codebook_size)
+    spans = pieces.spans(codes.shape[1])
+    columns = pieces.columns(codes, codebook_size)
+    found = numbers(columns.clamp(min=0), spans, pieces.size(codebook_size))
+    return torch.stack([columns[:, list(span)].amin(1) for span in spans], 1), torch.stack(found, 1)
+
+
+def checked_codes(codes: Any, codebook_size: int | None, name: str = "codes") -> Tensor:
+    """Codes as int64 [N, levels] on the CPU; an item has codes in [0, codebook_size), or -1 at all levels.
+
+    Raises:
+        ValueError: another shape or dtype, a code out of range; names the item.
+    """
+    codes = torch.as_tensor(codes, device="cpu")
+    if codes.dim() != 2 or codes.shape[1] == 0 or codes.is_floating_point() or codes.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers [items, levels], got {codes.dtype} {list(codes.shape)}")
+    codes = codes.long()
+    missing = (codes == -1).all(1)
+    limit = MAX_CODES if codebook_size is None else codebook_size
+    outside = (codes < 0) | (codes >= limit)
+    wrong = outside.any(1) & ~missing
+    if bool(wrong.any()):
+        item = int(wrong.nonzero()[0])
+        allowed = "in [0, 2^31)" if codebook_size is None else f"in [0, {codebook_size})"
+        raise ValueError(
+            f"{name} of item {item} are {codes[item].tolist()}, expected {allowed}, or -1 at all levels for an item "
+            "without content"
+        )
+    return codes

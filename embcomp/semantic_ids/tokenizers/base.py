@@ -1,0 +1,260 @@
+"""What every tokenizer does: content vectors -> codes, frozen once it is fitted."""
+
+import abc
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.artifact import checksum
+from embcomp.ops.kmeans import Progress, no_progress
+from embcomp.semantic_ids.checks import check_whole
+from embcomp.semantic_ids.content import Content, ContentLike, as_content
+from embcomp.semantic_ids.pieces.vocabulary import Vocabulary
+from embcomp.semantic_ids.tokenizers import files
+from embcomp.semantic_ids.tokenizers.nearest import ROWS, nearest
+from embcomp.semantic_ids.tokenizers.quality import Drift, Quality, baseline, drift, quality
+
+TOKENIZERS: dict[str, type["Tokenizer"]] = {}
+
+
+class Tokenizer(abc.ABC):
+    """Content vectors -> codes [N, levels], each below `codebook_size`, by residual quantization.
+
+    A tokenizer is fitted once and never changes afterwards: the codes of an item stay what they are, and new items are
+    encoded later. Codes do not depend on the device or the batch size (see `embcomp.semantic_ids.tokenizers.nearest`).
+
+    Attributes:
+        levels: codes of an item.
+        codebook_size: codes at each level.
+        width: of the content vectors.
+        tensors: what was fitted, by name; "codebooks" is float32 [levels, codebook_size, d].
+        baseline: error and use of the codes on what it was fitted on: what `drift` compares with.
+        vocabulary: pieces and their support in training, where one was attached (`Vocabulary`).
+    """
+
+    by_name: ClassVar[dict[str, type["Tokenizer"]]] = TOKENIZERS
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        TOKENIZERS[cls.__name__] = cls
+
+    def __init__(self, levels: int, codebook_size: int, seed: int, **settings: Any) -> None:
+        for name, value, least in (("levels", levels, 1), ("codebook_size", codebook_size, 2), ("seed", seed, 0)):
+            check_whole(type(self).__name__, name, value, least)
+        self.levels, self.codebook_size, self.seed, self.settings = levels, codebook_size, seed, settings
+        self.width = 0
+        self.tensors: dict[str, Tensor] = {}
+        self.baseline: dict[str, Any] = {}
+        self.vocabulary: Vocabulary | None = None
+        self._version = ""
+
+    def config(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {
+            "tokenizer": type(self).__name__, "levels": self.levels, "codebook_size": self.codebook_size,
+            "seed": self.seed, **self.settings,
+        }  # fmt: skip
+
+    @property
+    def fitted(self) -> bool:
+        return bool(self.tensors)
+
+    @property
+    def codebooks(self) -> Tensor:
+        """Float32 [levels, codebook_size, d]."""
+        self._check_fitted()
+        return self.tensors["codebooks"]
+
+    @property
+    def version(self) -> str:
+        """A checksum of configuration and tensors, made by `fit` and kept: equal versions give equal codes."""
+        self._check_fitted()
+        return self._version
+
+    def fit(
+        self,
+        content: ContentLike,
+        *,
+        column: str | None = None,
+        device: torch.device | str = "cpu",
+        progress: Progress = no_progress,
+        checkpoint: str | Path | None = None,
+    ) -> Self:
+        """Learns the codes, once.
+
+        Args:
+            content: vectors [N, width]: tensor, numpy array, path of an .npy or .parquet file.
+            column: of the parquet file.
+            device: where to compute; the fitted tensors come back to the CPU.
+            progress: called with (steps done, steps at most, text).
+            checkpoint: a file from which a fit that was stopped goes on, with the same result.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: NaN, infinite, zero or constant vectors, another dtype or shape, fewer items than codes, a
+                damaged file, a tokenizer that is fitted already; the text names it.
+        """
+        if self.fitted:
+            raise ValueError(f"this {type(self).__name__} is fitted and frozen ({self.version}): make a new one")
+        content = as_content(content, column)
+        if len(content) < self.codebook_size:
+            raise ValueError(
+                f"{content.name}: {len(content)} items are fewer than codebook_size {self.codebook_size}; choose a "
+                "smaller one"
+            )
+        self.width = content.width
+        tensors, sample = self._fit(
+            content, torch.device(device), progress, None if checkpoint is None else Path(checkpoint)
+        )
+        self.tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        self._version = self._checksum()
+        self.baseline = baseline(self, sample.cpu())
+        return self
+
+    @abc.abstractmethod
+    def _fit(
+        self, content: Content, device: torch.device, progress: Progress, checkpoint: Path | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The fitted tensors by name, and the vectors [n, width] that they were fitted on."""
+
+    def _latents(self, vectors: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """What is quantized, float32 [n, d], for vectors [n, width]; to the bit the same everywhere."""
+        return vectors
+
+    def _from_latents(self, latents: Tensor) -> Tensor:
+        """Back to vectors [n, width]."""
+        return latents
+
+    @torch.no_grad()
+    def encode(self, content: ContentLike, *, column: str | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """Codes of the items, read block by block.
+
+        Args:
+            content: as for `fit`.
+            column: of the parquet file.
+            device: where to compute; the codes do not depend on it.
+
+        Returns:
+            int32 [N, levels] on the CPU.
+
+        Raises:
+            ValueError: content that does not fit; a tokenizer that is not fitted.
+        """
+        self._check_fitted()
+        content = as_content(content, column)
+        content.check_width(self.width)
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        codes = torch.empty(len(content), self.levels, dtype=torch.int32)
+        start = 0
+        for block in content.blocks():
+            # What the levels leave stays in the cache of a CPU; a device gets whole blocks.
+            for part in block.split(ROWS if torch.device(device).type == "cpu" else block.shape[0]):
+                rest = self._latents(part.to(device), tensors)
+                stop = start + part.shape[0]
+                for level, codebook in enumerate(tensors["codebooks"]):
+                    index = nearest(rest, codebook)
+                    codes[start:stop, level] = index.cpu()
+                    if level + 1 < self.levels:
+                        rest = rest - codebook.index_select(0, index)
+                start = stop
+        return codes
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """The vectors that the codes stand for, float32 [N, width].
+
+        Raises:
+            ValueError: codes of another shape, or out of range; names the item and the code.
+        """
+        self._check_fitted()
+        codes = self.check_codes(codes)
+        return self._from_latents(torch.stack([self.codebooks[i][codes[:, i]] for i in range(self.levels)]).sum(0))
+
+    def check_codes(self, codes: Tensor) -> Tensor:
+        """`codes` as int64, after checking shape and range."""
+        codes = torch.as_tensor(codes)
+        if codes.dim() != 2 or codes.shape[1] != self.levels or codes.is_floating_point():
+            raise ValueError(f"codes must be integers [N, {self.levels}], got {codes.dtype} {list(codes.shape)}")
+        codes = codes.long().cpu()
+        outside = ((codes < 0) | (codes >= self.codebook_size)).any(1)
+        if bool(outside.any()):
+            item = int(outside.nonzero()[0])
+            raise ValueError(f"codes of item {item} are {codes[item].tolist()}, expected [0, {self.codebook_size})")
+        return codes
+
+    def quality(
+        self, codes: Tensor | None, content: ContentLike, *, column: str | None = None, seed: int = 0
+    ) -> Quality:
+        """How well the codes describe the content: see `embcomp.semantic_ids.Quality`."""
+        self._check_fitted()
+        return quality(self, codes, content, column=column, seed=seed)
+
+    def drift(self, new_content: ContentLike, *, column: str | None = None) -> Drift:
+        """Whether new items still look like those it was fitted on: see `embcomp.semantic_ids.Drift`."""
+        return drift(self, new_content, column=column)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the fitted tokenizer and its vocabulary into a folder, at once or not at all.
+
+        Raises:
+            ValueError: it is not fitted, or the folder holds a tokenizer of another version.
+        """
+        values: dict[str, Any] = {
+            "version": self.version,
+            "config": self.config(),
+            "width": self.width,
+            "baseline": self.baseline,
+            "vocabulary": None,
+        }
+        tensors = dict(self.tensors)
+        if self.vocabulary is not None:
+            values["vocabulary"], held = self.vocabulary.state()
+            tensors |= {f"vocabulary.{name}": tensor for name, tensor in held.items()}
+        files.write(Path(folder), values, tensors)
+
+    def _checksum(self) -> str:
+        """12 hexadecimal digits that stand for everything that codes depend on."""
+        parts = [self.config(), self.width, {name: checksum(tensor) for name, tensor in sorted(self.tensors.items())}]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise ValueError(f"this {type(self).__name__} is not fitted: call fit(content) or load one")
+
+    def __repr__(self) -> str:
+        state = f"fitted, version {self.version}" if self.fitted else "not fitted"
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "tokenizer")
+        return f"{type(self).__name__}({settings}) [{state}]"
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """Reads what `Tokenizer.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file was damaged or edited, or comes from a later version of the format; the text names it.
+
+    Example:
+        >>> import torch
+        >>> from embcomp import semantic_ids
+        >>> content = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+        >>> semantic_ids.ResidualKMeans(levels=2, codebook_size=16).fit(content).save("films")
+        >>> semantic_ids.load("films").encode(content).shape
+        torch.Size([300, 2])
+    """
+    values, tensors = files.read(Path(folder))
+    config = dict(values["config"])
+    name = config.pop("tokenizer")
+    if name not in TOKENIZERS:
+        raise ValueError(f"{folder} holds a {name!r}, which this version does not know; it knows {sorted(TOKENIZERS)}")
+    tokenizer = TOKENIZERS[name](config.pop("levels"), config.pop("codebook_size"), **config)
+    kept = {key.partition(".")[2]: tensors.pop(key) for key in list(tensors) if key.startswith("vocabulary.")}
+    tokenizer.tensors, tokenizer.width, tokenizer.baseline = tensors, values["width"], values["baseline"]
+    tokenizer._version = values["version"]  # as it was fitted: a later release may know more settings
+    if values["vocabulary"] is not None:
+        tokenizer.vocabulary = Vocabulary.from_state(values["vocabulary"], kept)
+    return tokenizer

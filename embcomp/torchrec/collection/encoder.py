@@ -1,0 +1,156 @@
+"""KeyedJaggedTensor of ids -> that of rows: the parameter-free part, which a training pipeline runs ahead."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from embcomp.methods.base import Encoder, Rows
+from embcomp.ops.bags import transformed
+from embcomp.ops.checks import readable
+from embcomp.torchrec.checks import check_features
+from embcomp.torchrec.collection.layout import Read
+from embcomp.torchrec.collection.together import Together, row_weights
+from embcomp.tracing import NotScripted, one_node
+
+
+class KeyedEncoder(NotScripted, nn.Module):
+    """Encodes the features that one inner collection reads. Called once per forward; holds buffers alone.
+
+    Args:
+        reads: the chunks to produce, in the order of the collection's features.
+        encoders: by table name.
+        weighted: whether the result carries weights, of the ids or of the method.
+        ids_weighted: whether the batch carries a weight for each id; where it should not, its weights are ignored, as
+            torchrec ignores them.
+    """
+
+    def __init__(
+        self, reads: Sequence[Read], encoders: dict[str, Encoder], weighted: bool, ids_weighted: bool = False
+    ) -> None:
+        super().__init__()
+        self.reads = tuple(reads)
+        self.weighted = weighted
+        self.ids_weighted = ids_weighted
+        self.encoders = nn.ModuleDict({read.table: encoders[read.table] for read in reads})
+        self.features = tuple(dict.fromkeys(read.feature for read in reads))
+        self.runs = _runs(self.reads)
+        self.counts = {read.table: read.chunks for read in reads}
+        self.whole = not weighted and all(len(run) == self.counts[run[0].table] for run in self.runs)
+        self.together = Together(self.reads, self.encoders, weighted)
+        self._orders: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor | None, Tensor | None]] = {}
+
+    @one_node
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Rows under the keys of the inner collection, with the lengths of the bags times the look-ups of each id.
+
+        Raises:
+            KeyError: a feature is missing.
+            ValueError: batches of varying size per feature; weights are missing.
+        """
+        check_features(features, self.features, self.ids_weighted)
+        ids, given = _by_feature(features, self.ids_weighted)
+        lengths = features.lengths().view(len(features.keys()), -1)
+        if _pays_together(features.values()):
+            values, weights = self.together(features, lengths, ids, given)
+        elif self.whole and len(self.runs) > 1 and readable(features.values()):
+            values, weights = [self._in_place(ids)], []
+        else:
+            values, weights = self._encode(ids, given)
+        order, times = self._order(tuple(features.keys()), lengths)
+        if order is not None:
+            lengths = lengths.index_select(0, order)
+        if times is not None:
+            lengths = lengths * times.to(lengths.dtype)
+        # Known on the host already: asking the lengths would synchronise a GPU.
+        sizes = None if torch.compiler.is_compiling() else [ids[r.feature].numel() * r.lookups for r in self.reads]
+        return KeyedJaggedTensor(
+            keys=[read.key for read in self.reads],
+            values=values[0] if len(values) == 1 else torch.cat(values),
+            weights=torch.cat(weights) if self.weighted else None,
+            lengths=lengths.reshape(-1),
+            stride=features.stride(),
+            length_per_key=sizes,
+        )
+
+    def _in_place(self, ids: dict[str, Tensor]) -> Tensor:
+        """The rows of `_encode`, written straight into one tensor; for unweighted collections."""
+        sizes = [ids[run[0].feature].numel() * sum(read.lookups for read in run) for run in self.runs]
+        out = torch.empty(sum(sizes), dtype=torch.int64, device="cpu")
+        for run, part in zip(self.runs, out.split(sizes), strict=True):
+            self.encoders[run[0].table].packed(ids[run[0].feature], part)  # pyright: ignore[reportCallIssue]
+        return out
+
+    def _encode(self, ids: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows, and weights where they are wanted, in the order of the reads."""
+        encoded: dict[tuple[str, str], list[Rows]] = {}
+        values: list[Tensor] = []
+        weights: list[Tensor] = []
+        for run in self.runs:
+            feature, table = run[0].feature, run[0].table
+            encoder = self.encoders[table]
+            if not self.weighted and len(run) == self.counts[table]:
+                values.append(encoder.packed(ids[feature]))  # pyright: ignore[reportCallIssue]
+                continue
+            if (feature, table) not in encoded:
+                encoded[feature, table] = encoder(ids[feature])
+            for read in run:
+                rows, fixed = encoded[feature, table][read.chunk]
+                values.append(rows.reshape(-1))
+                if self.weighted:
+                    weights.append(row_weights(rows, fixed, given.get(feature)).reshape(-1))
+        return values, weights
+
+    def _order(self, keys: tuple[str, ...], lengths: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Which feature each read takes, and how often it repeats an id's length; None where nothing changes."""
+        # What is made of tracing stand-ins, or under torch.func, is not to be kept.
+        if torch.compiler.is_compiling() or type(lengths) is not Tensor or transformed():
+            return self._make_order(keys, lengths.device)
+        if (keys, lengths.device) not in self._orders:
+            self._orders[keys, lengths.device] = self._make_order(keys, lengths.device)
+        return self._orders[keys, lengths.device]
+
+    def _make_order(self, keys: tuple[str, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        position = {key: i for i, key in enumerate(keys)}
+        order = [position[read.feature] for read in self.reads]
+        lookups = [[read.lookups] for read in self.reads]
+        same = order == list(range(len(keys)))
+        return (
+            None if same else torch.tensor(order, device=device),
+            None if all(n == [1] for n in lookups) else torch.tensor(lookups, device=device),
+        )
+
+
+def _runs(reads: tuple[Read, ...]) -> tuple[tuple[Read, ...], ...]:
+    """Reads that follow each other and are the chunks of one feature in one table, in order."""
+    runs: list[list[Read]] = []
+    for read in reads:
+        last = runs[-1][-1] if runs else None
+        if last and (last.feature, last.table, last.chunk + 1) == (read.feature, read.table, read.chunk):
+            runs[-1].append(read)
+        else:
+            runs.append([read])
+    return tuple(map(tuple, runs))
+
+
+def _by_feature(features: KeyedJaggedTensor, weighted: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The ids, and the weights where they are wanted, of each feature."""
+    keys = features.keys()
+    if torch.compiler.is_compiling():
+        jagged = features.to_dict()
+        ids = {key: jagged[key].values() for key in keys}
+        return ids, {key: jagged[key].weights() for key in keys} if weighted else {}
+    sizes = features.length_per_key()
+    ids = dict(zip(keys, features.values().split(sizes), strict=True))
+    return ids, dict(zip(keys, features.weights().split(sizes), strict=True)) if weighted else {}
+
+
+def _pays_together(values: Tensor) -> bool:
+    """Whether launches cost more than arithmetic: on a GPU, and in compiled graphs.
+
+    On a CPU C++ takes feature by feature. An exported graph keeps to operations that other runtimes know.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or transformed():  # pyright: ignore
+        return False
+    return torch.compiler.is_compiling() or values.device.type not in ("cpu", "meta")

@@ -1,0 +1,115 @@
+"""The features of a batch encoded together: as many operations for a hundred features as for two."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from embcomp.methods.together import Constants, Part, alike, encode_together
+from embcomp.torchrec.collection.layout import Read
+
+
+class Together:
+    """What the reads of one inner collection ask for, in groups of encoders that are encoded in one pass.
+
+    Args:
+        reads: in the order of the result.
+        encoders: by table name.
+        weighted: whether weights are wanted, of the ids or of the method.
+    """
+
+    def __init__(self, reads: Sequence[Read], encoders: nn.ModuleDict, weighted: bool) -> None:
+        self.reads, self.encoders, self.weighted = tuple(reads), encoders, weighted
+        self.constants = Constants()
+        groups: dict[Hashable, list[int]] = {}
+        for place, read in enumerate(reads):  # one that is encoded alone gives all of its chunks at once
+            groups.setdefault(alike(self._part(place)) or (read.feature, read.table), []).append(place)
+        self.groups = list(groups.values())
+
+    def __call__(
+        self,
+        features: KeyedJaggedTensor,
+        lengths: Tensor,
+        ids: Mapping[str, Tensor],
+        given: Mapping[str, Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows, flat, in one tensor or in one for each read, and so their weights where they are wanted.
+
+        Args:
+            features: the batch.
+            lengths: its lengths, [features, bags].
+            ids: its ids by feature.
+            given: its weights by feature, where the ids have some.
+
+        Raises:
+            ValueError: ids that are no integers.
+            RuntimeError: an id out of range, as an asynchronous assertion that names the tables of its group.
+        """
+        counts = lengths.sum(1)
+        values: dict[int, Tensor] = {}
+        weights: dict[int, Tensor] = {}
+        for group in self.groups:
+            if alike(self._part(group[0])) is None:
+                self._alone(group, ids, given, values, weights)
+                continue
+            rows, factors = self._group(group, features, counts, ids, given)
+            if len(self.groups) == 1:
+                return [rows], [] if factors is None else [factors]
+            sizes = [ids[self.reads[place].feature].numel() * self.reads[place].lookups for place in group]
+            values.update(zip(group, rows.split(sizes), strict=True))
+            if factors is not None:
+                weights.update(zip(group, factors.split(sizes), strict=True))
+        order = range(len(self.reads))
+        return [values[place] for place in order], [weights[place] for place in order] if self.weighted else []
+
+    def _part(self, place: int) -> Part:
+        return Part(self.encoders[self.reads[place].table], self.reads[place].chunk)
+
+    def _group(
+        self,
+        group: list[int],
+        features: KeyedJaggedTensor,
+        counts: Tensor,
+        ids: Mapping[str, Tensor],
+        given: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        read = [self.reads[place].feature for place in group]
+        keys = features.keys()
+        as_is = read == list(keys)
+        own = features.values() if as_is else torch.cat([ids[feature] for feature in read])
+        if not as_is:
+            place_of = {key: place for place, key in enumerate(keys)}
+            order = self.constants((tuple(place_of[feature] for feature in read),), counts)
+            counts = counts.index_select(0, order.view(-1))
+        number = torch.repeat_interleave(counts, output_size=own.numel())
+        rows, fixed = encode_together([self._part(place) for place in group], own, number, self.constants)
+        if not self.weighted:
+            return rows.reshape(-1), None
+        factors = None
+        if given:
+            factors = features.weights() if as_is else torch.cat([given[feature] for feature in read])
+        return rows.reshape(-1), row_weights(rows, fixed, factors).reshape(-1)
+
+    def _alone(
+        self,
+        group: list[int],
+        ids: Mapping[str, Tensor],
+        given: Mapping[str, Tensor],
+        values: dict[int, Tensor],
+        weights: dict[int, Tensor],
+    ) -> None:
+        feature = self.reads[group[0]].feature
+        chunks = self._part(group[0]).encoder(ids[feature])
+        for place in group:
+            rows, fixed = chunks[self.reads[place].chunk]
+            values[place] = rows.reshape(-1)
+            if self.weighted:
+                weights[place] = row_weights(rows, fixed, given.get(feature)).reshape(-1)
+
+
+def row_weights(rows: Tensor, fixed: Tensor | None, given: Tensor | None) -> Tensor:
+    """The factor of each row, [N, lookups]: the method's, times that of the id."""
+    if given is None:
+        return torch.ones(rows.shape, dtype=torch.float32, device=rows.device) if fixed is None else fixed
+    return given.unsqueeze(-1).expand(rows.shape) if fixed is None else fixed * given.unsqueeze(-1)

@@ -1,0 +1,1 @@
+"""Training on several processes, by torchrec's own engine."""

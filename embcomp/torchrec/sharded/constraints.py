@@ -1,0 +1,98 @@
+"""Which shardings suit compressed tables: what torchrec's planner may choose from, and on which devices."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import BaseEmbeddingSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from embcomp.ops.tables import FusedOptimizerSettings
+from embcomp.torchrec.fused.engines import fbgemm_settings
+
+TABLE_WISE, ROW_WISE = ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value
+_COLUMNS = {ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value, ShardingType.GRID_SHARD.value}
+
+
+class BagSharder(EmbeddingBagCollectionSharder):
+    """torchrec's sharder of EmbeddingBagCollection, which also offers row-wise on CPU; frozen tables stay whole."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(dict.fromkeys([*super().sharding_types(compute_device_type), ROW_WISE]))
+
+    def shardable_parameters(self, module: EmbeddingBagCollection) -> dict[str, nn.Parameter]:
+        return _trained(super().shardable_parameters(module))
+
+
+class SequenceSharder(EmbeddingCollectionSharder):
+    """torchrec's sharder of EmbeddingCollection; frozen tables stay whole."""
+
+    def shardable_parameters(self, module: EmbeddingCollection) -> dict[str, nn.Parameter]:
+        return _trained(super().shardable_parameters(module))
+
+
+def _trained(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in parameters.items() if weight.requires_grad}
+
+
+def make_sharders(settings: FusedOptimizerSettings, device: torch.device) -> list[BaseEmbeddingSharder]:
+    """Sharders whose tables are updated in the backward pass. Raises ValueError for what FBGEMM would ignore."""
+    fused = fbgemm_settings(settings, on_gpu=device.type == "cuda")
+    return [BagSharder(fused_params=fused), SequenceSharder(fused_params=fused)]
+
+
+def table_constraints(
+    rows: Mapping[str, int],
+    given: Mapping[str, ParameterConstraints] | None,
+    settings: FusedOptimizerSettings,
+    world_size: int,
+) -> dict[str, ParameterConstraints]:
+    """Constraints for every table: those given, and where they leave the sharding open, table-wise or row-wise.
+
+    Not data-parallel, which the planner would choose for small tables and where no fused optimizer runs; not
+    column-wise, which splits the state of row-wise optimizers. Fewer rows than ranks are not split.
+
+    Args:
+        rows: rows of each table by name.
+        given: by table name.
+        settings: the fused optimizer.
+        world_size: how many ranks.
+
+    Raises:
+        ValueError: constraints of a table that does not exist, or a sharding that cannot train it.
+    """
+    given = dict(given or {})
+    unknown = sorted(given.keys() - rows.keys())
+    if unknown:
+        raise ValueError(f"constraints name no table of the model: {unknown}; the tables are {sorted(rows)}")
+    for name, constraint in given.items():
+        _check(name, constraint.sharding_types or (), settings)
+    return {
+        name: constraint
+        if (constraint := given.get(name, ParameterConstraints())).sharding_types
+        else replace(constraint, sharding_types=[TABLE_WISE, ROW_WISE] if number >= world_size else [TABLE_WISE])
+        for name, number in rows.items()
+    }
+
+
+def _check(name: str, types: Iterable[str], settings: FusedOptimizerSettings) -> None:
+    known = {kind.value for kind in ShardingType}
+    for kind in types:
+        if kind not in known:
+            raise ValueError(f"table {name!r}: no sharding type {kind!r}; choose among {sorted(known)}")
+        if kind == ShardingType.DATA_PARALLEL.value:
+            raise ValueError(
+                f"table {name!r}: data_parallel tables are not updated by the optimizer inside the backward pass and "
+                "would never move; choose table_wise or row_wise"
+            )
+        if kind in _COLUMNS and settings.name == "rowwise_adagrad":
+            raise ValueError(
+                f"table {name!r}: {kind} gives each column shard a state of its own per row, so that row-wise Adagrad "
+                "would train otherwise than in one process, and its checkpoint would fit no other sharding; choose "
+                "table_wise or row_wise, or torch.optim.Adagrad or SGD"
+            )

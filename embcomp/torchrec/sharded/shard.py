@@ -1,0 +1,244 @@
+"""`shard`: a model with compressed tables on several processes, by torchrec's own engine."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardedModule, ShardingEnv, ShardingPlan
+
+from embcomp.holders import Spread, holders
+from embcomp.methods.base import Encoder
+from embcomp.ranks import Ranks
+from embcomp.torchrec.contents import configs_of
+from embcomp.torchrec.fused.loss_scale import LossScale, Scaler
+from embcomp.torchrec.fused.settings import optimizer_settings
+from embcomp.torchrec.holders import IntegerHolder
+from embcomp.torchrec.sharded.constraints import make_sharders, table_constraints
+from embcomp.torchrec.sharded.same_on_ranks import check_same, facts_of
+from embcomp.torchrec.trainable import plain_collections, trained_collections
+
+_BLOCK = 1 << 24  # values that are sent at a time: 64 MB of float32
+
+
+def shard(
+    model: nn.Module,
+    *,
+    optimizer: type[torch.optim.Optimizer],
+    optimizer_kwargs: Mapping[str, Any] | None = None,
+    device: torch.device | str,
+    pg: dist.ProcessGroup | None = None,
+    constraints: Mapping[str, ParameterConstraints] | None = None,
+    grad_scaler: Scaler = None,
+) -> DistributedModelParallel:
+    """Spreads the torchrec collections of a model, compressed or not, over the processes of a group.
+
+    Every rank calls it with the same model. The tables are split table-wise or row-wise, as torchrec's planner
+    chooses, and `optimizer` updates them inside the backward pass. All else is replicated and trained by an optimizer
+    of your own, its gradients averaged; encoders keep their maps on every rank. Values set before are kept: those of
+    rank 0. Tables on the meta device are drawn by their `init_fn`, differently on each rank. A collection whose tables
+    are all frozen stays whole on every rank.
+
+    Args:
+        model: holds torchrec collections; its modules are taken over, so use the result alone.
+        optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
+        optimizer_kwargs: `lr`, `eps`, and `weight_decay` where FBGEMM has it.
+        device: of this rank, "cpu" or "cuda:<n>".
+        pg: the process group, by default that of all processes.
+        constraints: for the planner, by the name of the inner table (a `UnifiedEmbedding` has "shared").
+        grad_scaler: the `torch.amp.GradScaler` that scales this rank's loss, if one does. The gradients that reach
+            this rank's rows are divided by its scale; those of a step that are not finite change none of them. False
+            says that the loss is not scaled, though other models of the process use a scaler.
+
+    Returns:
+        The sharded model. `fused_optimizer` of it holds the state and learning rate of the tables.
+
+    Raises:
+        ValueError: on every rank, with the model as it was: another version of embcomp, model, configuration, map or
+            setting on one rank (named, with the remedy); an optimizer or a sharding that cannot train these tables; no
+            collection to shard; a model that is sharded or fused already. The backward pass raises where a scaler is in
+            use that `grad_scaler` does not name.
+        RuntimeError: no process group; another process is gone.
+
+    Example:
+        >>> import torch, torch.distributed as dist
+        >>> import embcomp
+        >>> from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+        >>> from torchrec.optim import RowWiseAdagrad
+        >>> from embcomp.torchrec import CompressedEmbeddingBagCollection, shard
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun: no arguments
+        >>> tables = [EmbeddingBagConfig(name="item", num_embeddings=1000, embedding_dim=8, feature_names=["item"])]
+        >>> collection = CompressedEmbeddingBagCollection(tables, {"*": embcomp.HashingTrick(rows=100)})
+        >>> model = torch.nn.ModuleDict({"embeddings": collection})
+        >>> model = shard(model, optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1}, device="cpu")
+        >>> batch = KeyedJaggedTensor.from_lengths_sync(["item"], torch.tensor([3, 5]), torch.tensor([1, 1]))
+        >>> model.module["embeddings"](batch)["item"].shape
+        torch.Size([2, 8])
+        >>> dist.destroy_process_group()
+    """
+    group = _group(pg)
+    device = torch.device(device)
+    loss_scale = LossScale(grad_scaler, "shard")
+
+    def prepare():
+        settings = optimizer_settings(optimizer, optimizer_kwargs, "shard")
+        tables = _tables(model)
+        rows: dict[str, int] = {}
+        for table in tables:  # two collections may have tables of one name
+            rows[table.name] = min(table.num_embeddings, rows.get(table.name, table.num_embeddings))
+        limits = table_constraints(rows, constraints, settings, group.size())
+        said = {f"constraints of {name!r}": limit for name, limit in limits.items()}
+        facts = facts_of(model, {"optimizer": settings, "device": device.type, **said})
+        return make_sharders(settings, device), limits, facts
+
+    ranks = Ranks(group)
+    sharders, limits, facts = ranks.together(prepare)
+    check_same(ranks, facts)
+    plan = ranks.broadcast(lambda: _plan(model, sharders, limits, device, group))
+    sharded = _shard(model, plan, sharders, device, group)
+    _unscale(sharded, loss_scale)
+    return sharded
+
+
+def _group(pg: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    if not dist.is_initialized():
+        raise RuntimeError("shard needs a process group: start with torchrun, and call init_process_group first")
+    group = pg or dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _tables(model: nn.Module) -> list[Any]:
+    """The trained tables of the model. Raises ValueError where there is none, or what cannot be sharded."""
+    for holder in holders(model, opened=lambda holder: holder.form in ("plain", "compressed")):
+        path = holder.paths[0]
+        if isinstance(holder, IntegerHolder):
+            raise ValueError(
+                f"cannot shard {list(holder.tables)}: rows without a float copy (copy='none') are trained in one "
+                "process, by fuse_; for shard take copy='float'"
+            )
+        if holder.form == "fused":
+            raise ValueError(f"{path!r} is fused: give shard the model as it is before fuse_, which is for one process")
+        if isinstance(holder, Spread) and holder.sharded:
+            raise ValueError(f"{path!r} is sharded already")
+    owned = [name for name, weight in model.named_parameters() if hasattr(weight, "_optimizer_classes")]
+    if owned:
+        raise ValueError(f"{owned} have an optimizer in the backward pass already: leave it to shard")
+    tables = [config for collection in trained_collections(model, "shard") for config in configs_of(collection)]
+    if not tables:
+        raise ValueError("shard found no torchrec collection to train inside the model")
+    odd = {config.name: config.embedding_dim for config in tables if config.embedding_dim % 4}
+    if odd:
+        raise ValueError(f"FBGEMM reads rows whose width is a multiple of 4, got {odd}; choose other widths")
+    return tables
+
+
+def _plan(
+    model: nn.Module,
+    sharders: list[Any],
+    constraints: dict[str, ParameterConstraints],
+    device: torch.device,
+    group: dist.ProcessGroup,
+) -> ShardingPlan:
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    topology = Topology(
+        world_size=group.size(),
+        local_world_size=get_local_size(group.size()),
+        compute_device=device.type,
+        hbm_cap=memory,
+        created_by_factory=True,  # else it warns
+    )
+    # Not the exhaustive search, which is the default too: with two choices per table it takes minutes.
+    proposers = [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        constraints=constraints,
+        proposer=proposers,
+        storage_reservation=FixedPercentageStorageReservation(0.15),
+        debug=False,
+    )
+    return planner.plan(model, sharders)
+
+
+def _shard(
+    model: nn.Module, plan: ShardingPlan, sharders: list[Any], device: torch.device, group: dist.ProcessGroup
+) -> DistributedModelParallel:
+    rows = dict(_rows(model))
+    env = ShardingEnv.from_process_group(group)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
+        # Ranks mostly start from one seed; tables without values must not get the same rows on each.
+        torch.manual_seed(torch.initial_seed() + 1 + group.rank())
+        dmp = DistributedModelParallel(model, env, device, plan, sharders, init_data_parallel=False)
+        dmp.module.to(device)
+        state = dmp.state_dict()
+        for name in list(rows):
+            _fill(state[name], rows.pop(name), device, group)
+        held = list(_replicated(dmp.module))
+        for tensor in held:
+            _broadcast(tensor, group)
+        if any(tensor.requires_grad for tensor in held):  # else there is nothing for DDP to do, which it refuses
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # torchrec's call
+            dmp.init_data_parallel()
+    return dmp
+
+
+def _unscale(model: nn.Module, loss_scale: LossScale) -> None:
+    """Undoes the scale of the loss where gradients reach the rows of this rank."""
+
+    def unscaled(lookup: nn.Module, features: Any, values: Tensor) -> Tensor:
+        return loss_scale.unscaled(values)
+
+    for module in model.modules():
+        if isinstance(module, ShardedModule):
+            for lookup in module._lookups:  # pyright: ignore
+                lookup.register_forward_hook(unscaled)
+
+
+def _rows(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tables that have values, by state-dict name."""
+    for holder in plain_collections(model):
+        for name, weight in holder.module.named_parameters(prefix=holder.paths[0]):
+            if weight.requires_grad and not weight.is_meta:
+                yield name, weight.detach()
+
+
+def _fill(target: Any, rows: Tensor, device: torch.device, group: dist.ProcessGroup) -> None:
+    """Writes the rows of rank 0 into the shards of a table, block by block: no device holds all of them."""
+    height = max(1, _BLOCK // rows.shape[1])
+    for start in range(0, rows.shape[0], height):
+        own = rows[start : start + height]
+        block = own.to(device) if group.rank() == 0 else torch.empty_like(own, device=device)
+        dist.broadcast(block, group_src=0, group=group)
+        for shard in target.local_shards():
+            (row, column), (_, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+            begin, end = max(row, start), min(row + shard.tensor.shape[0], start + block.shape[0])
+            if begin < end:
+                values = block[begin - start : end - start, column : column + width]
+                shard.tensor.detach()[begin - row : end - row].copy_(values)
+
+
+def _replicated(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers that each rank holds, less the buffers of encoders, which are the same already."""
+    if isinstance(module, ShardedModule):
+        return
+    yield from (parameter for parameter in module._parameters.values() if parameter is not None)
+    if not isinstance(module, Encoder):
+        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+    for child in module.children():
+        yield from _replicated(child)
+
+
+def _broadcast(tensor: Tensor, group: dist.ProcessGroup) -> None:
+    """The values of rank 0 on all ranks, as bytes: gloo does not know every dtype."""
+    values = tensor.detach()
+    flat = values.reshape(-1).contiguous()
+    dist.broadcast(flat.view(torch.uint8), group_src=0, group=group)
+    values.copy_(flat.view_as(values))

@@ -1,0 +1,196 @@
+"""Encoding all features together: equal to feature by feature, in a number of operations that features do not raise."""
+
+import os
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+import embcomp
+from embcomp import Table
+from embcomp.methods.together import Part, alike
+from embcomp.testing.examples import EXAMPLES, KINDS, Example, counts_of
+from embcomp.torchrec import CompressedEmbeddingBagCollection
+from embcomp.torchrec.collection.encoder import KeyedEncoder
+from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch_lengths, sequences
+
+ALONE = (
+    "ProductCodes-hot",
+    "SoftGraphHash",
+    "LowBit-soft",
+    "SemanticIds",
+    "SemanticIds-concat",
+    "SemanticIds-hybrid",
+    "SemanticIds-neighbours",
+)
+TOGETHER = [example for example in EXAMPLES if example.name not in ALONE]
+COUNTED = [
+    example
+    for example in TOGETHER
+    if "EMBCOMP_TEST_ALL" in os.environ
+    or example.name
+    in {
+        "HashingTrick",
+        "DoubleHash",
+        "HashEmbedding-hashed",
+        "QuotientRemainder-mul",
+        "FrequencyHash-double",
+        "DoubleGraphHash-own",
+        "UnifiedEmbedding-balanced",
+    }
+]
+"""An encoder of each kind, in the form with the most operations."""
+
+
+def encoders_of(collection) -> list[KeyedEncoder]:
+    return [branch.encoder for branch in collection.branches.values()]
+
+
+def by_both(encoder: KeyedEncoder, features: KeyedJaggedTensor) -> tuple[KeyedJaggedTensor, KeyedJaggedTensor]:
+    """Together, as on a GPU, and feature by feature."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embcomp.torchrec.collection.encoder._pays_together", lambda values: True)
+        together = encoder(features)
+    return together, encoder(features)
+
+
+def assert_equal(encoder: KeyedEncoder, features: KeyedJaggedTensor) -> None:
+    mine, expected = by_both(encoder, features)
+    assert mine.keys() == expected.keys()
+    assert torch.equal(mine.values(), expected.values())
+    assert torch.equal(mine.lengths(), expected.lengths())
+    assert mine.length_per_key() == expected.length_per_key()
+    if expected.weights_or_none() is not None:
+        assert torch.equal(mine.weights(), expected.weights())
+
+
+@settings(max_examples=60)
+@given(
+    example=st.sampled_from(EXAMPLES),
+    make=st.sampled_from([bags, sequences]),
+    lengths=batch_lengths(),
+    weighted=st.booleans(),
+    kind=st.sampled_from([torch.int64, torch.int32, torch.uint8]),
+    data=st.data(),
+)
+def test_together_as_one_by_one(example, make, lengths, weighted, kind, data):
+    weighted = weighted and make is bags
+    collection, *_ = make(example, weighted=True) if weighted else make(example)
+    flat = torch.tensor(lengths).reshape(-1)
+    ids = data.draw(st.lists(st.integers(0, 11), min_size=int(flat.sum()), max_size=int(flat.sum())))
+    features = KeyedJaggedTensor(
+        keys=data.draw(st.permutations(FEATURES)),
+        values=torch.tensor(ids, dtype=kind),
+        lengths=flat,
+        weights=torch.rand(len(ids)) if weighted else None,
+    )
+    for encoder in encoders_of(collection):
+        assert_equal(encoder.eval(), features)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_large_ids_and_maps_of_different_sizes(data):
+    """Every id below 2^63 where the space is open; each table with a map, a range and a key of its own."""
+    configs, methods = [], {}
+    for name in FEATURES:
+        size = data.draw(st.sampled_from([1, 2, 40, 5000, 2**31 + 5, 2**60]))
+        table = Table(name, size, 8)
+        rows = data.draw(st.integers(2, 3000))
+        seed = data.draw(st.integers(0, 9))
+        kinds = [
+            embcomp.HashingTrick(rows=rows, seed=seed),
+            embcomp.MultiHash(rows=rows, num_hashes=3, seed=seed),
+            embcomp.HashingTrick(rows=rows, balanced=True),
+        ]
+        if size <= 5000:
+            clusters = embcomp.graph.ClusterMap.of(
+                (torch.arange(size) % rows).masked_fill(torch.arange(size) % 5 == 1, -1), rows
+            )
+            kinds += [
+                embcomp.QuotientRemainder(rows=rows),
+                embcomp.FrequencyHash(rows=rows, counts=counts_of([table]), tail="double"),
+                embcomp.FrequencyHash(rows=rows, counts=torch.zeros(size)),
+                embcomp.GraphHash(clusters),
+            ]
+        methods[name] = data.draw(st.sampled_from(kinds))
+        configs.append(EmbeddingBagConfig(name=name, num_embeddings=size, embedding_dim=8, feature_names=[name]))
+    collection = CompressedEmbeddingBagCollection(configs, methods)
+    ids = [data.draw(st.lists(st.integers(0, c.num_embeddings - 1), min_size=4, max_size=4)) for c in configs]
+    lengths = torch.tensor([[4, 0], [1, 3], [0, 4], [2, 2]]).reshape(-1)
+    features = KeyedJaggedTensor(FEATURES, values=torch.tensor(ids).reshape(-1), lengths=lengths)
+    for encoder in encoders_of(collection):
+        assert_equal(encoder, features)
+
+
+@pytest.mark.parametrize("example", [example for example in KINDS if example in TOGETHER], ids=str)
+def test_a_wrong_id_names_the_tables_of_its_group(example, monkeypatch):
+    monkeypatch.setattr("embcomp.torchrec.collection.encoder._pays_together", lambda values: True)
+    collection, *_ = bags(example)
+    features = KeyedJaggedTensor(FEATURES, values=torch.tensor([3, 3, 33, 3]), lengths=torch.ones(4, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match="films"):
+        collection(features)
+
+
+def operations(encoder: KeyedEncoder, features: KeyedJaggedTensor) -> Counter:
+    """Operations of torch by name, without those that others are made of."""
+    by_both(encoder, features)  # what is kept is made
+    with pytest.MonkeyPatch.context() as patch, profile(activities=[ProfilerActivity.CPU]) as profiler:
+        patch.setattr("embcomp.torchrec.collection.encoder._pays_together", lambda values: True)
+        patch.setattr(
+            "embcomp.torchrec.collection.encoder.check_features", lambda *given: None
+        )  # of a GPU it reads nothing
+        encoder(features)
+    events = [event for event in profiler.events() if event.name.startswith("aten::")]
+    return Counter(event.name for event in events if event.cpu_parent is None or event.cpu_parent.name[:6] != "aten::")
+
+
+def many(example: Example, number: int) -> tuple[CompressedEmbeddingBagCollection, KeyedJaggedTensor]:
+    names = [f"f{i}" for i in range(number)]
+    configs = [
+        EmbeddingBagConfig(name=name, num_embeddings=50 + i, embedding_dim=8, feature_names=[name])
+        for i, name in enumerate(names)
+    ]
+    collection = CompressedEmbeddingBagCollection(configs, {"*": example.make(as_tables(configs))})
+    ids = torch.randint(0, 50, (number * 8,))
+    features = KeyedJaggedTensor(names, ids, lengths=torch.ones(number * 8, dtype=torch.int64))
+    features.length_per_key()
+    return collection, features
+
+
+@pytest.mark.parametrize("example", COUNTED, ids=str)
+def test_operations_do_not_grow_with_the_features(example):
+    counts = []
+    for number in (26, 100):
+        collection, features = many(example, number)
+        counts.append([operations(encoder, features) for encoder in encoders_of(collection)])
+    assert counts[0] == counts[1]
+    for each in counts[0]:
+        assert 0 < each.total() <= 60, each
+
+
+def test_a_subclass_that_encodes_otherwise_is_encoded_alone():
+    class Next(embcomp.methods.hashing.HashEncoder):
+        def encode(self, ids):
+            return [embcomp.methods.base.Rows((rows.rows + 1) % self.ranges[0]) for rows in super().encode(ids)]
+
+    table = Table("a", 10, 8)
+    assert alike(Part(Next(table, {}, 0, [5], [1]), 0)) is None
+    assert alike(Part(embcomp.methods.hashing.HashEncoder(table, {}, 0, [5], [1]), 0)) is not None
+
+
+def test_a_map_that_is_swapped_is_read_at_once():
+    configs = bag_tables()
+    collection, *_ = bags(next(example for example in EXAMPLES if example.name == "GraphHash"))
+    (encoder,) = encoders_of(collection)
+    features = KeyedJaggedTensor(FEATURES, values=torch.tensor([3, 4, 5, 6]), lengths=torch.ones(4, dtype=torch.int64))
+    assert_equal(encoder, features)
+    for config in configs:
+        own = encoder.encoders[config.name]
+        own.set_map(embcomp.graph.ClusterMap.of(torch.arange(config.num_embeddings + 9) % 7, 7))
+    assert_equal(encoder, features)
