@@ -33,6 +33,7 @@ class Sequences:
         offsets: int64 [U + 1], where each user begins and ends.
         num_items: how many films there are.
         categories: int64 [num_items], the first genre of each film; None where it is not known.
+        values: the id of each item in its source [num_items]; None where the numbers are the ids.
     """
 
     items: np.ndarray
@@ -40,6 +41,7 @@ class Sequences:
     offsets: np.ndarray
     num_items: int
     categories: np.ndarray | None = None
+    values: np.ndarray | None = None
 
     def split(self) -> np.ndarray:
         """Which of `SPLITS` each event belongs to: uint8 [N]."""

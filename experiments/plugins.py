@@ -6,7 +6,7 @@
     from experiments.plugins import add_model
 
     class MyMethod(Method): ...                      # methods register themselves
-    add_model(MyModel)                               # a click-through or a retrieval model
+    add_model(MyModel)                               # a click-through, retrieval or sequence model
     DATASETS["mine"] = Dataset(read, files, "mine")  # also INTERACTIONS, SEQUENCES
     LOGGERS["mine"] = MyLogger                       # of experiments.loggers
 
@@ -32,8 +32,9 @@ from torch import nn
 from embcomp.methods import METHODS
 from experiments.config import RunConfig
 from experiments.errors import InputError
-from recsys_models.build import MODELS, RETRIEVAL_MODELS
+from recsys_models.build import MODELS, RETRIEVAL_MODELS, SEQUENCE_MODELS
 from recsys_models.retrieval import RetrievalModel
+from recsys_models.sequence import SequenceModel
 
 GROUP = "embcomp.experiments"
 _OURS = ("embcomp", "recsys_models", "data", "experiments")
@@ -61,12 +62,13 @@ def load(modules: Iterable[str] = ()) -> None:
 
 
 def add_model(model: type[nn.Module]) -> None:
-    """Make a model known under its class name: with the retrieval models where it is one, else with the others.
+    """Make a model known under its class name, with the others of its kind: retrieval, sequence or click-through.
 
     Raises:
         InputError: another model has this name.
     """
-    models: dict[str, Any] = RETRIEVAL_MODELS if issubclass(model, RetrievalModel) else MODELS
+    kinds: dict[type, dict[str, Any]] = {RetrievalModel: RETRIEVAL_MODELS, SequenceModel: SEQUENCE_MODELS}
+    models = next((models for kind, models in kinds.items() if issubclass(model, kind)), MODELS)
     if models.setdefault(model.__name__, model).__module__ != model.__module__:
         raise InputError(f"there is a model {model.__name__} already; give yours another name")
     models[model.__name__] = model
@@ -82,7 +84,7 @@ def code_key(run: RunConfig, read: Any) -> list[str]:
 
 
 def _files(run: RunConfig, read: Any) -> Iterator[str]:
-    models = {name.lower(): model for name, model in {**MODELS, **RETRIEVAL_MODELS}.items()}
+    models = {name.lower(): model for name, model in {**MODELS, **RETRIEVAL_MODELS, **SEQUENCE_MODELS}.items()}
     methods, method = [METHODS.get(run.method.method)], run.method.options.get("of")
     while isinstance(method, dict):
         methods.append(METHODS.get(str(method.get("method"))))

@@ -9,21 +9,26 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from recsys_models.bert4rec import BERT4Rec
 from recsys_models.dcn import DCN
 from recsys_models.dcnv2 import DCNv2
 from recsys_models.deepfm import DeepFM
 from recsys_models.dlrm import DLRM
 from recsys_models.features import Dims, Embeddings
 from recsys_models.gmf import GMF
+from recsys_models.gru4rec import GRU4Rec
 from recsys_models.lightgcn import LightGCN
 from recsys_models.mf import MF
 from recsys_models.neumf import NeuMF
 from recsys_models.ngcf import NGCF
 from recsys_models.retrieval import Embedding, RetrievalModel
+from recsys_models.sasrec import SASRec
+from recsys_models.sequence import SequenceModel
 from recsys_models.wide_deep import WideDeep
 
 MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (DLRM, DCN, DCNv2, DeepFM, GMF, WideDeep)}
 RETRIEVAL_MODELS: dict[str, type[RetrievalModel]] = {model.__name__: model for model in (MF, LightGCN, NGCF, NeuMF)}
+SEQUENCE_MODELS: dict[str, type[SequenceModel]] = {model.__name__: model for model in (GRU4Rec, SASRec, BERT4Rec)}
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -103,6 +108,28 @@ def build_retrieval(
             raise ValueError(f"{model.__name__} propagates along the edges of the training split: give edges")
         options["edges"] = edges
     return model(users, items, **options)
+
+
+def build_sequence(name: str, items: Embedding, *, length: int, **options: Any) -> SequenceModel:
+    """Build a sequence model by its name.
+
+    Args:
+        name: A key of `SEQUENCE_MODELS`; case, "_" and "-" are ignored.
+        items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        length: Events of a history, at most.
+        **options: Passed on to the model.
+
+    Raises:
+        ValueError: Unknown model or option (naming the nearest known one), and whatever the model rejects.
+
+    Example:
+        >>> import torch
+        >>> len(build_sequence("sasrec", torch.nn.Embedding(50, 16), length=20, blocks=3).blocks)
+        3
+    """
+    model = _known(name, SEQUENCE_MODELS)
+    _check_options(model, options, {"self", "items", "length"})
+    return model(items, length=length, **options)  # pyright: ignore[reportCallIssue]
 
 
 def _known(name: str, models: Mapping[str, type[_M]]) -> type[_M]:

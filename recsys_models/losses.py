@@ -1,7 +1,10 @@
-"""Losses of retrieval models."""
+"""Losses of retrieval and sequence models."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,6 +54,58 @@ def directau_loss(users: Tensor, items: Tensor, gamma: float = 1.0) -> Tensor:
     users, items = F.normalize(users, dim=-1), F.normalize(items, dim=-1)
     alignment = (users - items).square().sum(-1).mean()
     return alignment + gamma * (_uniformity(users) + _uniformity(items)) / 2
+
+
+def softmax_loss(queries: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy over all items, `mean -log softmax(q . v)[target]`: exact, with a score for each item.
+
+    Args:
+        queries: float `[N, D]`.
+        vectors: Of all items, `[num_items, D]`.
+        targets: The items to find, int64 `[N]`.
+
+    Example:
+        >>> import torch
+        >>> softmax_loss(torch.zeros(2, 4), torch.randn(8, 4), torch.tensor([1, 5]))  # log 8
+        tensor(2.0794)
+    """
+    return F.cross_entropy(queries @ vectors.T, targets)
+
+
+def sampled_softmax_loss(
+    queries: Tensor, positives: Tensor, targets: Tensor, negatives: Tensor, sampled: Tensor, log_q: Tensor
+) -> Tensor:
+    """Cross-entropy over the target and some drawn items, corrected for how often each is drawn.
+
+    The sum over all items is estimated by `exp(q . v_target) + sum_j exp(q . v_j - log(n Q(j)))` over the n drawn items
+    that are not the target (Bengio and Senecal 2008; log-Q of Yi et al. 2019). That is right in expectation. The
+    target, which is always there, takes no correction (Khrylchenko et al. 2025, arXiv 2507.09331).
+
+    Args:
+        queries: float `[N, D]`.
+        positives: Vectors of the targets, `[N, D]`.
+        targets: The items to find, int64 `[N]`.
+        negatives: Vectors of the drawn items, `[n, D]`, the same for all queries.
+        sampled: The drawn items, int64 `[n]`, with replacement.
+        log_q: Logarithm of the probability with which each of them is drawn, `[n]`.
+
+    Raises:
+        ValueError: No drawn item.
+
+    Example:
+        >>> import torch
+        >>> items, every = torch.randn(8, 4), torch.arange(8)
+        >>> queries, targets = torch.zeros(2, 4), torch.tensor([1, 5])
+        >>> log_q = torch.full((8,), 1 / 8).log()
+        >>> sampled_softmax_loss(queries, items[targets], targets, items, every, log_q)  # all drawn once: exact
+        tensor(2.0794)
+    """
+    if not len(sampled):
+        raise ValueError("sampled_softmax_loss needs one drawn item at least")
+    own = (queries * positives).sum(1, keepdim=True)
+    others = queries @ negatives.T - (log_q + math.log(len(sampled)))
+    others = others.masked_fill(targets.unsqueeze(1) == sampled, -math.inf)
+    return (torch.cat([own, others], 1).logsumexp(1) - own.squeeze(1)).mean()
 
 
 def _uniformity(vectors: Tensor) -> Tensor:

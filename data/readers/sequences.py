@@ -29,7 +29,7 @@ def read(folder: Path) -> Sequences:
     if genres is not None:
         first = pl.DataFrame({"item_id": films}).join(genres, on="item_id", how="left", maintain_order="left")
         categories = np.unique(first["genre"].fill_null("").to_numpy(), return_inverse=True)[1].astype(np.int64)
-    return Sequences(items.astype(np.int64), rows["rating"].to_numpy(), offsets, len(films), categories)
+    return Sequences(items.astype(np.int64), rows["rating"].to_numpy(), offsets, len(films), categories, films)
 
 
 def synthetic(**config: float) -> Sequences:

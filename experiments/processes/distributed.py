@@ -138,6 +138,10 @@ class Parallel(nn.Module):
         """Of retrieval models, which are replicated."""
         return self.inner(*inputs, method="look_up")
 
+    def examples(self, *inputs: Any) -> Any:
+        """Of sequence models, which are replicated."""
+        return self.inner(*inputs, method="examples")
+
     def _whole(self) -> nn.Module:
         replicated = isinstance(self.inner, nn.parallel.DistributedDataParallel)
         return self.inner.module.model if replicated else self.inner  # type: ignore[return-value,union-attr]

@@ -12,9 +12,10 @@ from experiments.errors import Infeasible, InputError
 from experiments.tasks.behavior import BEHAVIOR
 from experiments.tasks.clicks import CLICKS
 from experiments.tasks.kind import Kind, Task
+from experiments.tasks.next_items import NEXT_ITEMS
 from experiments.tasks.retrieval import RETRIEVAL
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLICKS, RETRIEVAL, BEHAVIOR)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLICKS, RETRIEVAL, BEHAVIOR, NEXT_ITEMS)}
 """The kinds of runs; one of your own is added as `KINDS["mine"] = Kind("mine", ...)`."""
 
 Prepared = deque[Task | Infeasible]

@@ -1,11 +1,14 @@
 """Losses against the formulas, pair by pair."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from recsys_models import bpr_loss, directau_loss
+from recsys_models import bpr_loss, directau_loss, sampled_softmax_loss, softmax_loss
 
 
 def test_bpr_is_the_mean_over_pairs():
@@ -49,3 +52,61 @@ def test_directau_is_alignment_and_uniformity(gamma):
 def test_directau_needs_two_pairs():
     with pytest.raises(ValueError, match="two pairs or more, got 1"):
         directau_loss(torch.ones(1, 2), torch.ones(1, 2))
+
+
+def test_softmax_is_over_all_items():
+    queries, vectors, targets = torch.randn(3, 4), torch.randn(6, 4), torch.tensor([5, 0, 0])
+    scores = [[float(q @ v) for v in vectors] for q in queries]
+    expected = sum(math.log(sum(map(math.exp, row))) - row[t] for row, t in zip(scores, targets, strict=True)) / 3
+    assert softmax_loss(queries, vectors, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def sampled(queries, vectors, targets, drawn, q):
+    drawn = torch.tensor(drawn, dtype=torch.int64)
+    return sampled_softmax_loss(queries, vectors[targets], targets, vectors[drawn], drawn, q[drawn].log())
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**16), number=st.integers(1, 3))
+def test_the_sum_over_all_items_is_right_in_expectation(seed, number):
+    """Over every draw there is, weighed by its probability; without the correction it is not."""
+    draw = torch.Generator().manual_seed(seed)
+    query, vectors = torch.randn(1, 4, generator=draw).double(), torch.randn(5, 4, generator=draw).double()
+    q = torch.rand(5, generator=draw).double() + 0.05
+    q /= q.sum()
+    target = torch.tensor([2])
+    own = float(query @ vectors[2])
+    draws = list(product(range(5), repeat=number))
+    chances = [math.prod(float(q[item]) for item in drawn) for drawn in draws]
+    assert sum(chances) == pytest.approx(1)
+
+    def expected(probabilities):
+        losses = [sampled(query, vectors, target, drawn, probabilities).item() for drawn in draws]
+        return sum(chance * math.exp(loss + own) for chance, loss in zip(chances, losses, strict=True))
+
+    whole = (query @ vectors.T).exp().sum().item()
+    assert expected(q) == pytest.approx(whole, rel=1e-9)
+    assert expected(torch.full((5,), 0.2).double()) != pytest.approx(whole, rel=1e-3)
+
+
+def test_all_items_drawn_once_give_the_whole_softmax_and_its_gradients():
+    queries = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    targets, q = torch.randint(6, (7,)), torch.full((6,), 1 / 6, dtype=torch.float64)
+    losses = sampled(queries, vectors, targets, [3, 1, 0, 5, 4, 2], q), softmax_loss(queries, vectors, targets)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, [queries, vectors]) for loss in losses))
+
+
+def test_many_draws_come_near_the_whole_softmax():
+    queries, vectors, targets = torch.randn(50, 4), torch.randn(100, 4), torch.randint(100, (50,))
+    q = torch.rand(100) + 0.1
+    q /= q.sum()
+    drawn = torch.multinomial(q, 20_000, replacement=True).tolist()
+    found = sampled(queries, vectors, targets, drawn, q)
+    torch.testing.assert_close(found, softmax_loss(queries, vectors, targets), atol=0.02, rtol=0.0)
+
+
+def test_nothing_drawn_is_an_error():
+    with pytest.raises(ValueError, match="one drawn item at least"):
+        sampled(torch.ones(1, 4), torch.ones(6, 4), torch.tensor([1]), [], torch.full((6,), 1 / 6))

@@ -174,16 +174,24 @@ SEQUENCES = {
     "slices": {"long": {"feature": "history", "min_count": 20}},
     "methods": [{"method": "UnifiedEmbedding", "share": 0.5, "options": {"chunk_dim": 4}}],
 }
+NEXT_ITEMS = {
+    **{name: SEQUENCES[name] for name in ("data", "optimizer", "methods")},
+    "experiment": "next",
+    "model": {"name": "SASRec", "embedding_dim": 8, "init_normal": 0.05, "options": {"dropout": 0.0}},
+    "training": {"batch_size": 9, "eval_batch_size": 7, "epochs": 2, "monitor": "valid/ndcg@10"},
+    "next_items": {"length": 20},
+}
 OTHERS = {
     "LightGCN": {**RANKED, "model": {"name": "LightGCN", "embedding_dim": 8}, "retrieval": {}},
     "DirectAU": {**RANKED, "model": {"name": "MF", "embedding_dim": 8}, "retrieval": {"loss": "directau"}},
     "bce": {**RANKED, "model": {"name": "NeuMF", "embedding_dim": 8}, "retrieval": {"loss": "bce"}},
     "behavior": SEQUENCES,
+    "next items": NEXT_ITEMS,
 }
 
 
 @pytest.mark.parametrize("sections", OTHERS.values(), ids=OTHERS.keys())
-def test_retrieval_and_behavior_runs_come_to_what_one_process_does(pair, sections, tmp_path):
+def test_runs_of_other_kinds_come_to_what_one_process_does(pair, sections, tmp_path):
     run = next(check(sections, "x.toml").runs())
     assert execute(run, Settings(tmp_path / "alone", tmp_path / "alone-out"), no_progress)[0] == "done"
     said = pair.run(execute_there, run, tmp_path, os.environ["XDG_CACHE_HOME"])

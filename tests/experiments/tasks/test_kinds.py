@@ -75,4 +75,4 @@ def test_what_is_wrong_with_its_section_is_said(small, sections, message):
 
 def test_the_sections_of_kinds_are_apart():
     keys = [kind.section.key for kind in KINDS.values()]
-    assert keys == ["graph", "retrieval", "behavior", "twice"]
+    assert keys == ["graph", "retrieval", "behavior", "next_items", "twice"]

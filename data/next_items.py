@@ -1,0 +1,164 @@
+"""Next items, one left out: of each user's events the last is test, the one before it valid, the others train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.schema import DataError
+from data.sequences import Sequences
+from data.splits import SPLITS
+
+_SORTED = 32  # batches whose windows are sorted by length
+
+
+@dataclass(frozen=True)
+class HistoryBatch:
+    """B histories as `recsys_models.sequence` takes them.
+
+    Attributes:
+        history: int64 [B, L], from the oldest event to the latest, then padding (0).
+        mask: bool [B, L], True for events.
+        users: int64 [B].
+    """
+
+    history: Tensor
+    mask: Tensor
+    users: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> HistoryBatch:
+        return HistoryBatch(*(value.to(device, non_blocking=non_blocking) for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class NextItems:
+    """The events of users, end to end, two of each held out.
+
+    Attributes:
+        items: int64 [N], below `num_items`.
+        offsets: int64 [U + 1], where each user begins and ends.
+        values: int64 [num_items], the number that each item has in the sequences from which these were made.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequences, core: int = 5) -> NextItems:
+        """The events of users and items that occur `core` times at least among each other; items are numbered anew.
+
+        Raises:
+            DataError: a core below 3, which leaves users without an event in each split, or one that nobody belongs to.
+        """
+        if core < 3:
+            raise DataError(f"core must be 3 or more, for each user to have an event in every split: {core}")
+        users, items = sequences.users(), sequences.items
+        while len(users):
+            often = (np.bincount(users)[users] >= core) & (np.bincount(items)[items] >= core)
+            if often.all():
+                break
+            users, items = users[often], items[often]
+        if not len(users):
+            raise DataError(f"no user and no item occurs {core} times: choose a smaller core")
+        values, numbers = np.unique(items, return_inverse=True)
+        starts = np.flatnonzero(np.diff(users, prepend=-1))
+        return cls(numbers.astype(np.int64), np.append(starts, len(users)).astype(np.int64), values)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.values)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.offsets) - 1
+
+    def ends(self, split: str) -> np.ndarray:
+        """Where the events end that come before the one to predict, in train the end of the split: int64 [U]."""
+        return self.offsets[1:] - {"train": 2, "valid": 2, "test": 1}[split]
+
+    def counts(self) -> Tensor:
+        """How often each item occurs in the train split: int64 [num_items]."""
+        return torch.from_numpy(self._counts)
+
+    def targets(self, split: str) -> Tensor:
+        """The item to predict for each user: int64 [U]."""
+        if split not in SPLITS[1:]:
+            raise DataError(f"targets are those of {' or '.join(SPLITS[1:])}, not of {split!r}")
+        return torch.from_numpy(self.items[self.ends(split)])
+
+    def known(self, split: str) -> Tensor:
+        """Pairs of user and item that come before the one to predict, sorted by user: int64 [2, M]."""
+        lengths = self.ends(split) - self.offsets[:-1]
+        events = np.concatenate([np.arange(*span) for span in zip(self.offsets[:-1], self.ends(split), strict=True)])
+        users = np.repeat(np.arange(self.num_users), lengths)
+        return torch.from_numpy(np.stack([users, self.items[events]]))
+
+    def histories(self, split: str, users: Tensor, length: int) -> HistoryBatch:
+        """The latest `length` events of some users before the one to predict."""
+        chosen = users.cpu().numpy()
+        ends = self.ends(split)[chosen]
+        return self._batch(np.maximum(self.offsets[chosen], ends - length), ends, chosen)
+
+    def windows(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Starts, ends and users of windows of the train split: its events cut from the latest on, int64 [W] each.
+
+        A window holds up to `length + 1` events, the first of which is the last of the window before, so that every
+        event but a user's first is predicted once.
+        """
+        ends = self.ends("train")
+        steps = np.maximum(-(-(ends - self.offsets[:-1] - 1) // length), 1)  # windows of each user
+        users = np.repeat(np.arange(self.num_users), steps)
+        number = np.arange(len(users)) - np.repeat(np.cumsum(steps) - steps, steps)
+        last = ends[users] - number * length
+        return np.maximum(self.offsets[users], last - length - 1), last, users
+
+    def batches(
+        self, length: int, batch_size: int, seed: int, epoch: int, start: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[HistoryBatch]:
+        """All windows, shuffled by (seed, epoch), from batch `start` on; those of a batch are of similar length.
+
+        With `share` (part, parts) of each batch only this part; one for which nothing is left holds no event.
+        """
+        starts, ends, users = self._windows_of(length)
+        draw = np.random.default_rng([seed, epoch])
+        order = draw.permutation(len(starts))
+        for begin in range(0, len(order), batch_size * _SORTED):
+            part = order[begin : begin + batch_size * _SORTED]
+            order[begin : begin + len(part)] = part[np.argsort((ends - starts)[part], kind="stable")]
+        for place in draw.permutation(range(0, len(order), batch_size)).tolist()[start:]:
+            chosen = order[place : place + batch_size]
+            mine = chosen[share[0] :: share[1]]
+            if len(mine):
+                yield self._batch(starts[mine], ends[mine], users[mine])
+            else:
+                yield self._batch(starts[:1], starts[:1], users[:1])
+
+    def num_batches(self, length: int, batch_size: int) -> int:
+        """How many batches an epoch has."""
+        return -(-len(self._windows_of(length)[0]) // batch_size)
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        train = np.arange(len(self.items)) < np.repeat(self.ends("train"), np.diff(self.offsets))
+        return np.bincount(self.items[train], minlength=self.num_items)
+
+    @cached_property
+    def _windows(self) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        return {}
+
+    def _windows_of(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if length not in self._windows:
+            self._windows[length] = self.windows(length)
+        return self._windows[length]
+
+    def _batch(self, starts: np.ndarray, ends: np.ndarray, users: np.ndarray) -> HistoryBatch:
+        place = starts[:, None] + np.arange(max((ends - starts).max(), 1))
+        mask = place < ends[:, None]
+        history = np.where(mask, self.items[np.where(mask, place, 0)], 0)
+        return HistoryBatch(*map(torch.from_numpy, (history, mask, users)))

@@ -1,0 +1,185 @@
+"""Next-item runs: a model reads each user's events and ranks all items for the last one, which is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from torch import Tensor, nn
+
+import data
+from data.next_items import HistoryBatch, NextItems
+from embcomp.graph.cluster_map import Side
+from embcomp.methods import Method, Table
+from experiments.config import ExperimentConfig, RunConfig
+from experiments.config.problems import data_problems, known_model, monitor_problems, unfitted_problems
+from experiments.config.section import NotNegative, Positive, Rate, Section, strict
+from experiments.errors import InputError
+from experiments.processes import distributed
+from experiments.tasks.datasets import load_data
+from experiments.tasks.kind import Kind
+from experiments.tasks.places import place_metrics, places_of
+from experiments.tasks.retrieval import embeddings
+from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
+from recsys_models.build import SEQUENCE_MODELS, build_sequence
+from recsys_models.losses import sampled_softmax_loss, softmax_loss
+from recsys_models.sequence import SequenceModel
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=strict)
+class NextItemsConfig(Section):
+    """What makes a run a next-item run: of each user's events the last is test, the one before it valid.
+
+    Attributes:
+        length: events of a history, at most; the train split is cut into windows of so many, of which
+            `training.batch_size` are a batch.
+        core: users and items with fewer events are left out, until none is left with fewer.
+        negatives: items drawn for each batch, by how often they occur in training to the power of `power`, with the
+            log-Q correction; 0 for cross-entropy over all items.
+        power: see `negatives`.
+        validate_every: epochs between two evaluations of the valid split.
+    """
+
+    key = "next_items"
+    compares_models = True
+
+    length: Positive = 200
+    core: Positive = 5
+    negatives: NotNegative = 0
+    power: Rate = 1.0
+    validate_every: Positive = 1
+
+
+def problems(experiment: ExperimentConfig) -> Iterator[str]:
+    """Say what is wrong with an experiment of next-item runs, as far as it can be known without data."""
+    yield from data_problems(experiment.data, data.SEQUENCES)
+    yield from monitor_problems(experiment, "ndcg@10")
+    yield from unfitted_problems(experiment)
+    for model in experiment.model:
+        yield from known_model(model, SEQUENCE_MODELS, {"self", "items", "length"})
+        if model.linear:
+            yield "model.linear: sequence models take no first-order weights; leave it out"
+    if any(optimizer.embedding for optimizer in experiment.optimizer):
+        yield "optimizer.embedding: tables of sequence models are not fused; leave it out"
+    for name, rows in experiment.slices.items():
+        if rows.feature != "item":
+            yield f"slices.{name}.feature: next-item runs have slices of 'item', not of {rows.feature!r}"
+
+
+@dataclass(frozen=True)
+class NextItemsTask:
+    """What a next-item run trains; see `experiments.tasks.task.Task`. Its table is "item"."""
+
+    shown = ("recall@10", "ndcg@10")
+
+    run: RunConfig
+    config: NextItemsConfig
+    data: NextItems
+    table: Table
+    method: Method
+    rows: int
+    full_nbytes: int
+
+    @classmethod
+    def prepare(cls, run: RunConfig) -> NextItemsTask:
+        config = run.section
+        assert isinstance(config, NextItemsConfig)
+        if run.method.table not in (None, "item"):
+            raise InputError(f"method.table: there is no table {run.method.table!r}, only 'item'")
+        events = _events(run, config.core)
+        table = Table("item", events.num_items, run.model.embedding_dim)
+        method, plan = sized(run, [table], NextItemsTraining(events))
+        rows = sum(store.rows for store in plan.stores.values())
+        return cls(run, config, events, table, method, rows, full_nbytes([table]))
+
+    def model(self, device: torch.device) -> BuiltModel:
+        torch.manual_seed(self.run.seed)
+        config = self.run.model
+        (items,) = embeddings(self.method.plan([self.table]), config)
+        try:
+            model = build_sequence(config.name, items, length=self.config.length, **config.options)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"model {config.name!r}: {error}") from error
+        return BuiltModel(model.to(device), items)
+
+    @property
+    def validate_every(self) -> int:
+        return self.config.validate_every
+
+    @property
+    def steps(self) -> int:
+        return self.data.num_batches(self.config.length, self.run.training.batch_size)
+
+    def batches(self, epoch: int, start_batch: int) -> Iterator[HistoryBatch]:
+        size, seed = self.run.training.batch_size, self.run.seed
+        return self.data.batches(self.config.length, size, seed, epoch, start_batch, distributed.share())
+
+    def loss(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
+        """Of this process's share, weighed."""
+        queries, targets, penalty = model.examples(batch.history, batch.mask)  # type: ignore[operator]
+        whole = distributed.local(model)
+        assert isinstance(whole, SequenceModel)
+        if not len(targets):  # nothing is left for this process, but all parameters need a gradient
+            return (queries.sum() + whole.vectors().sum()) * 0.0
+        if self.config.negatives:
+            log_q = self._log_q.to(queries.device)
+            sampled = torch.multinomial(log_q.exp(), self.config.negatives, replacement=True)
+            vectors = whole.vectors(torch.cat([targets, sampled]))  # one look-up for both
+            positives, negatives = vectors.split([len(targets), len(sampled)])
+            mean = sampled_softmax_loss(queries, positives, targets, negatives, sampled, log_q[sampled])
+        else:
+            mean = softmax_loss(queries, whole.vectors(), targets)
+        total = torch.tensor(len(targets), device=queries.device)
+        distributed.sum_(total)
+        mean = distributed.weighed(mean, len(targets), int(total))
+        return mean if penalty is None else mean + penalty
+
+    @cached_property
+    def _log_q(self) -> Tensor:
+        """Logarithm of the probability with which each item is drawn; one that never occurs counts as one event."""
+        weights = self.data.counts().clamp(min=1).double() ** self.config.power
+        return (weights / weights.sum()).log().float()
+
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
+        """All items are ranked but those of the user's own past; in the test split also by slices of the target."""
+        whole = distributed.local(model)
+        assert isinstance(whole, SequenceModel)
+        size = self.run.training.eval_batch_size
+        place = places_of(whole, self.data, split, self.config.length, size, device)
+        slices: dict[str, Tensor] = {}
+        seen = self.data.counts()[self.data.targets(split)]
+        for name, part in self.run.slices.items() if split == "test" else ():
+            slices[name] = seen >= part.min_count
+            if part.max_count is not None:
+                slices[name] &= seen <= part.max_count
+        return {f"{split}/{name}": value for name, value in place_metrics(place, slices).items()}
+
+
+@dataclass(frozen=True)
+class NextItemsTraining:
+    """The training split as methods see it; see `experiments.config.inputs.Training`."""
+
+    events: NextItems
+
+    def counts(self) -> Mapping[str, Tensor]:
+        return {"item": self.events.counts()}
+
+    def edges(self) -> Tensor:
+        raise InputError("next-item runs have no table of users; methods that need pairs need [retrieval]")
+
+    def sides(self) -> Mapping[str, Side]:
+        self.edges()  # says that there are none
+        return {}
+
+
+def _events(run: RunConfig, core: int) -> NextItems:
+    try:
+        return NextItems.of(load_data(data.load_sequences, run.data), core)
+    except data.DataError as error:
+        raise InputError(f"next_items.core: {error}") from error
+
+
+NEXT_ITEMS = Kind("next_items", NextItemsConfig, data.SEQUENCES, problems, NextItemsTask.prepare)

@@ -1,0 +1,88 @@
+"""Sequential recommendation by filling in masked items."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recsys_models.retrieval import Embedding
+from recsys_models.sequence import Examples, SequenceModel, last_of
+from recsys_models.transformer import Block, Places
+
+
+class BERT4Rec(SequenceModel):
+    """A transformer that sees both sides and fills in masked items (Sun et al. 2019, arXiv 1904.06690, section 3).
+
+    In training every event is masked with a probability, and some histories at their last event alone, which is what
+    the model is asked for later: the next item is what a mask behind the history stands for (section 3.6).
+
+    Args:
+        items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        length: Events of a history, at most.
+        blocks: Number of blocks.
+        heads: Heads of attention.
+        hidden: Width of the hidden layers, by default four times that of the items.
+        dropout: Probability of dropping a value of the input, or of what a block adds.
+        mask_share: Probability that an event is masked.
+        last_share: Probability that a history is masked at its last event alone.
+
+    Raises:
+        ValueError: An open id space, a length below 1, shares that are no probabilities, or heads that do not divide
+            the width.
+
+    Shapes: history int64 `[B, L]` and mask bool `[B, L]` -> queries `[B, D]`; see `SequenceModel`.
+
+    Example:
+        >>> import torch
+        >>> model = BERT4Rec(torch.nn.Embedding(500, 16), length=50)
+        >>> history = torch.tensor([[3, 1, 4], [7, 7, 0]])
+        >>> model(history, history > 0).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        items: Embedding,
+        *,
+        length: int = 200,
+        blocks: int = 2,
+        heads: int = 1,
+        hidden: int | None = None,
+        dropout: float = 0.2,
+        mask_share: float = 0.2,
+        last_share: float = 0.1,
+    ) -> None:
+        super().__init__(items, length)
+        if not 0 < mask_share <= 1 or not 0 <= last_share <= 1:
+            raise ValueError(f"mask_share={mask_share} and last_share={last_share} are probabilities, the first not 0")
+        dim = self.embedding_dim
+        self.mask_share, self.last_share = mask_share, last_share
+        self.masked = nn.Parameter(torch.randn(dim) * 0.02)
+        self.places = Places(length + 1, dim, dropout)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads=heads, hidden=hidden or 4 * dim, dropout=dropout) for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.out = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))
+
+    def states(self, history: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+        """The state at each event `[B, L, D]`, where `hidden`, bool `[B, L]`, says which of them are masked."""
+        x = self.places(torch.where(hidden.unsqueeze(2), self.masked, self.items(history)))
+        for block in self.blocks:
+            x = block(x, visible=mask)
+        return self.out(self.norm(x))
+
+    def forward(self, history: Tensor, mask: Tensor) -> Tensor:
+        asked = torch.zeros_like(self.check(history[:, :1]))
+        history, longer = torch.cat([self.check(history), asked], 1), torch.cat([mask, mask.new_zeros(len(mask), 1)], 1)
+        places = torch.arange(history.shape[1], device=history.device)
+        hidden = places == mask.sum(1, keepdim=True)  # one behind the last event
+        return last_of(self.states(history, longer | hidden, hidden), longer | hidden)
+
+    def examples(self, history: Tensor, mask: Tensor) -> Examples:
+        last = torch.arange(history.shape[1], device=history.device) == mask.sum(1, keepdim=True) - 1
+        alone = torch.rand(len(history), 1, device=history.device) < self.last_share
+        drawn = (torch.rand(history.shape, device=history.device) < self.mask_share) & mask
+        none = ~drawn.any(1, keepdim=True)  # every history is asked something
+        hidden = torch.where(alone | none, last, drawn)
+        return Examples(self.states(history, mask, hidden)[hidden], history[hidden])

@@ -1,0 +1,105 @@
+"""What sequence models share: one embedding of the items, queries that a history asks, scores of the next item."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recsys_models.retrieval import Embedding
+
+
+class Examples(NamedTuple):
+    """What a batch of histories trains.
+
+    Attributes:
+        queries: float `[N, D]`.
+        targets: int64 `[N]`, the item that each query is to find.
+        penalty: a scalar that a model adds to the loss; None for none.
+    """
+
+    queries: Tensor
+    targets: Tensor
+    penalty: Tensor | None = None
+
+
+class SequenceModel(nn.Module, abc.ABC):
+    """A model that reads the items of a user in their order and asks for the next.
+
+    The output is tied: an item scores the product of its own vector and the query. Histories are int64 `[B, L]`, from
+    the oldest event to the latest, then padding; their mask is bool `[B, L]`, True for events, one at least.
+
+    Args:
+        items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        length: Events of a history, at most.
+
+    Raises:
+        ValueError: An open id space, which cannot be ranked as a whole, or a length below 1.
+    """
+
+    def __init__(self, items: Embedding, length: int) -> None:
+        super().__init__()
+        if items.num_embeddings is None:
+            raise ValueError("items have an open id space, which cannot be ranked as a whole: give num_embeddings")
+        if length < 1:
+            raise ValueError(f"length is {length}: a history holds 1 event at least")
+        self.items, self.length = items, length
+        self.num_items, self.embedding_dim = items.num_embeddings, items.embedding_dim
+
+    @abc.abstractmethod
+    def forward(self, history: Tensor, mask: Tensor) -> Tensor:
+        """Queries for the item that comes next: `[B, D]`."""
+
+    @abc.abstractmethod
+    def examples(self, history: Tensor, mask: Tensor) -> Examples:
+        """What windows of histories, of up to `length + 1` events, train."""
+
+    def vectors(self, items: Tensor | None = None) -> Tensor:
+        """Output vectors of some items, int64 `[N]`, or of all: `[N, D]`, differentiable."""
+        return self.items.weight if items is None else self.items(items)
+
+    def scorer(self, items: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function (history, mask) -> scores `[B, N]` of the same candidates for all; call it many times.
+
+        Args:
+            items: The candidates, int64 `[N]`, in the order of the columns; all items by default.
+        """
+        vectors = self.vectors(items)
+        return lambda history, mask: self(history, mask) @ vectors.T
+
+    def check(self, history: Tensor) -> Tensor:
+        """The history itself; ValueError for one that is longer than `length`."""
+        if history.shape[1] > self.length:
+            raise ValueError(f"a history of {history.shape[1]} events is longer than length={self.length}: cut it")
+        return history
+
+
+class CausalModel(SequenceModel):
+    """A model whose state after each event asks for the next one, and depends on earlier events alone."""
+
+    @abc.abstractmethod
+    def states(self, history: Tensor) -> Tensor:
+        """The state after each event, `[B, L, D]`. Padding stands behind the events, so that it changes none."""
+
+    def forward(self, history: Tensor, mask: Tensor) -> Tensor:
+        return last_of(self.states(self.check(history)), mask)
+
+    def examples(self, history: Tensor, mask: Tensor) -> Examples:
+        asked = mask[:, 1:]
+        states = self.states(self.check(history[:, :-1]))
+        return Examples(states[asked], history[:, 1:][asked])
+
+
+def last_of(states: Tensor, mask: Tensor) -> Tensor:
+    """The state at the last event: `[B, L, D]` and bool `[B, L]` -> `[B, D]`.
+
+    Example:
+        >>> import torch
+        >>> last_of(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[True, True, False]]))
+        tensor([[2.]])
+    """
+    last = mask.sum(1) - 1
+    return states[torch.arange(len(states), device=states.device), last]
