@@ -1,4 +1,4 @@
-"""Interactions -> clusters -> the maps that graph methods read. Maps need torch alone, the rest the extra `graph`."""
+"""From interactions to clusters and maps for graph methods. Maps need torch alone, the rest needs the extra `graph`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""A fresh clustering for a trained table, numbered like the old one."""
+"""Alignment: a new clustering for a trained table, numbered like the old one."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def align(old: ClusterMap, new: ClusterMap) -> ClusterMap: ...
 @overload
 def align(old: Clusters, new: Clusters) -> Clusters: ...
 def align(old: ClusterMap | Clusters, new: ClusterMap | Clusters) -> ClusterMap | Clusters:
-    """Numbers the rows of a fresh clustering so that as many ids as possible keep theirs.
+    """Number the rows of a new clustering so that as many ids as possible keep their row.
 
-    The renumbering of largest overlap is a maximum weight matching of new and old rows, found exactly.
+    The renumbering is an exact maximum weight matching of new and old rows.
 
     Args:
         old: the map, or both maps, in use.
-        new: of the same kind, from a new clustering with as many rows or fewer.
+        new: the same kind, from a new clustering with at most as many rows.
 
     Returns:
-        `new` with other row numbers, over as many rows as `old`: those that a smaller clustering leaves are read by
-        nobody.
+        The new clustering with other row numbers, over as many rows as `old`; no id reads the rows that a smaller
+        clustering leaves over.
 
     Raises:
-        ValueError: `new` has more rows, or other kept rows.
+        ValueError: `new` has more rows, or another number of rows for unseen ids.
 
     Example:
         >>> from embcomp.graph import ClusterMap, align
@@ -67,10 +67,10 @@ def _aligned(old: ClusterMap, new: ClusterMap) -> ClusterMap:
 
 
 def _matching(before: np.ndarray, after: np.ndarray, rows: int) -> np.ndarray:
-    """For each new row its old number; a permutation, int64 [rows].
+    """The old number of each new row; a permutation, int64 [rows].
 
-    scipy wants matchings that leave nobody out, so every row gets a stand-in to be matched with, and the stand-ins of
-    matched rows can be matched, too. All matchings then have 2 * rows pairs, and 1 more for each pair changes nothing.
+    scipy needs complete matchings, so every row gets a stand-in to be matched with, and the stand-ins of matched rows
+    can be matched, too. All matchings then have 2 * rows pairs, so adding 1 to every weight changes nothing.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching

@@ -1,4 +1,4 @@
-"""`embcomp graphhash`: from a file of interactions to the maps of users and items."""
+"""The command `embcomp graphhash`: from files of interactions to the maps of users and items."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -72,7 +72,7 @@ def _rows(rows: int | None, user_rows: int | None, item_rows: int | None) -> int
 
 
 def _span(text: str) -> float | timedelta:
-    """A number, or one with a unit.
+    """Parse a number, or a number with a unit.
 
     Example:
         >>> _span("0.5"), _span("36h")
@@ -86,7 +86,7 @@ def _span(text: str) -> float | timedelta:
 
 
 def summary(clusters: Clusters) -> str:
-    """A text table: ids, rows, sizes of clusters, bytes of the maps.
+    """Return a text table of ids, rows, sizes of clusters, and bytes of the maps.
 
     Example:
         >>> import numpy as np
@@ -108,7 +108,7 @@ def summary(clusters: Clusters) -> str:
 
 
 def draw_sizes(clusters: Clusters, path: Path) -> None:
-    """A picture of how many ids each row has, largest first, on logarithmic axes."""
+    """Draw the number of ids of each row, largest first, on logarithmic axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")

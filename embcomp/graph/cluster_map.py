@@ -1,4 +1,4 @@
-"""`ClusterMap`: which row of a table each id reads, in few bits. Needs torch alone."""
+"""`ClusterMap`: the row of a table that each id reads, in few bits. Needs torch alone."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ MAX_IDS = 2**60
 @configs.kind
 @dataclass(frozen=True, eq=False)
 class ClusterMap:
-    """id -> row of a table. Made by `embcomp.graph.cluster` or `ClusterMap.of`; nothing in it is ever changed.
+    """A map from ids to rows of a table, made by `embcomp.graph.cluster` or `ClusterMap.of`; it is immutable.
 
-    Ids that no cluster holds are unseen: new ones, and those without an interaction. A method hashes them, into all
-    rows or, where `unseen_rows` is set, into the last rows of the table, which are kept for them.
+    Ids that are in no cluster are unseen: new ids, and ids without an interaction. A method hashes them, into all rows,
+    or if `unseen_rows` is set into the last rows of the table, which are reserved for them.
 
     Attributes:
         words: the packed map, int32 (`embcomp.ops.packing`), `bits` bits for each id.
-        labels: the cluster that each row stands for, int32 [rows - unseen_rows]; users and items that were clustered
-            together share these numbers. -1 marks a row of no cluster, which belongs to one id or to none.
-        num_ids: ids that it covers; ids beyond are unseen.
-        rows: rows of the table, those kept for unseen ids included.
-        unseen_rows: how many of them, the last ones, are kept for unseen ids.
-        has_unseen: whether an id below `num_ids` is unseen.
-        side: "users" or "items": the end of an edge that the ids are.
-        coherence: how well the interactions that it was made from fit it (see `drift`).
-        clustering: a name of the clustering, the same for its users and items.
+        labels: the cluster of each row, int32 [rows - unseen_rows]; users and items that were clustered together share
+            these numbers. -1 marks a row without a cluster, which belongs to one id or to none.
+        num_ids: the number of ids that it covers; ids beyond are unseen.
+        rows: the number of rows of the table, with those reserved for unseen ids.
+        unseen_rows: the number of last rows that are reserved for unseen ids.
+        has_unseen: True if an id below `num_ids` is unseen.
+        side: the side of an edge that the ids are, "users" or "items".
+        coherence: the fit of the interactions that it was made from (see `drift`).
+        clustering: the name of the clustering, the same for its users and items.
 
     Example:
         >>> import torch
@@ -82,13 +82,13 @@ class ClusterMap:
         """Pack a map.
 
         Args:
-            row_of_id: integers [num_ids], each in [0, rows - unseen_rows), or -1 for unseen.
-            rows: rows of the table.
-            unseen_rows: how many of them are kept for unseen ids.
+            row_of_id: the row of each id, integers [num_ids], each in [0, rows - unseen_rows), or -1 for unseen.
+            rows: the number of rows of the table.
+            unseen_rows: the number of them that are reserved for unseen ids.
             more: the other attributes.
 
         Raises:
-            ValueError: a row is out of range, or no integer.
+            ValueError: a row is out of range, or not an integer.
         """
         row_of_id = torch.as_tensor(row_of_id, device="cpu")
         rows, unseen_rows = _checked_rows(rows, unseen_rows, row_of_id.numel())
@@ -106,41 +106,41 @@ class ClusterMap:
         return cls(words, more.pop("labels"), row_of_id.numel(), rows, unseen_rows, has_unseen, **more)
 
     def remapped(self, row_of_id: Tensor, labels: Tensor | None = None) -> Self:
-        """The same clustering with other rows for ids, int64 [any number of ids]; more rows where `labels` has more."""
+        """Return the same clustering with other rows for ids, int64 [num_ids], and more rows if `labels` has more."""
         labels = self.labels if labels is None else labels
         more = {"side": self.side, "coherence": self.coherence, "clustering": self.clustering}
         return type(self).of(row_of_id, labels.numel() + self.unseen_rows, self.unseen_rows, labels=labels, **more)
 
     @property
     def own_rows(self) -> int:
-        """Rows that clusters read: all but those kept for unseen ids."""
+        """The number of rows of clusters: all rows but those reserved for unseen ids."""
         return self.rows - self.unseen_rows
 
     @property
     def bits(self) -> int:
-        """Bits of an id: ceil(log2(own rows)), where one more number stands for "unseen" if some id is."""
+        """The bits of an id: ceil(log2(own rows)), with one more number for "unseen" if some id is unseen."""
         return bits_for(self.own_rows + self.has_unseen)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed map: what a module stores beside its rows."""
+        """The bytes of the packed map, which a module stores beside its rows."""
         return self.words.nbytes
 
     def row_of(self, ids: Tensor) -> Tensor:
-        """int64 rows of int64 ids, -1 for unseen ones and for those beyond `num_ids`. Negative ids are no ids."""
+        """Return the rows of ids, int64; -1 for unseen ids and ids beyond `num_ids`. Negative ids are invalid."""
         return look_up(self.words, self.bits, self.num_ids, self.own_rows, ids)
 
     def assignment(self) -> Tensor:
-        """The row of every id, int64 [num_ids], -1 for unseen."""
+        """Return the row of every id, int64 [num_ids], -1 for unseen."""
         return self.row_of(torch.arange(self.num_ids, device="cpu"))
 
     def sizes(self) -> Tensor:
-        """How many ids each row has, int64 [own_rows]."""
+        """Return the number of ids of each row, int64 [own_rows]."""
         rows = self.assignment()
         return torch.bincount(rows[rows >= 0], minlength=self.own_rows)
 
     def with_own_rows(self, ids: Tensor | Sequence[int]) -> Self:
-        """The same map, except that each of `ids` reads a row that no other id reads.
+        """Return the map with a row for each of `ids` that no other id reads.
 
         The new rows follow those of the clusters. An id that is alone in its row keeps it.
 
@@ -157,17 +157,17 @@ class ClusterMap:
         return self.remapped(rows, torch.cat([self.labels, torch.full_like(moved, -1, dtype=torch.int32)]))
 
     def extend(self, new_edges: Edges, other: ClusterMap | None = None) -> ClusterMap:
-        """Places unseen ids by their neighbours' clusters. No id that has a row moves, so a trained table stays valid.
+        """Place unseen ids by their neighbours' clusters. No id that has a row moves, so a trained table stays valid.
 
-        An id takes the cluster that weighs most in its neighbourhood, half of which are its neighbours, by the weight
-        of the interactions, and half the placed ids that these interact with (as in `mixture`; among equals the one
-        with the fewest ids). Ids with nobody in a cluster around them stay unseen.
+        An id gets the cluster of the largest weight in its neighbourhood: half of the weight is that of its neighbours,
+        by the weight of the interactions, and half that of the placed ids which these interact with (as in `mixture`;
+        among equals the cluster with the fewest ids). Ids without a clustered neighbourhood stay unseen.
 
         Args:
-            new_edges: interactions of the new ids. With those of their neighbours besides, few first interactions place
-                an id better: its neighbours' own clusters alone are often a tie.
-            other: the map of the other ends, from the same clustering. Without it the other ends are given the cluster
-                of most of their own neighbours first (so `new_edges` should hold interactions of placed ids too).
+            new_edges: the interactions of the new ids. Those of their neighbours help, too: with few interactions the
+                neighbours' own clusters alone are often a tie.
+            other: the map of the other side, from the same clustering. Without it, each id of the other side first gets
+                the cluster of most of its own neighbours, so `new_edges` should also hold interactions of placed ids.
 
         Returns:
             A map over at least as many ids with the same rows.
@@ -181,35 +181,36 @@ class ClusterMap:
         return self if rows is None else self.remapped(torch.from_numpy(rows))
 
     def drift(self, new_edges: Edges, since: Edges | None = None) -> float:
-        """How much worse new interactions fit the clusters than earlier ones do, in [0, 1].
+        """Measure how much worse new interactions fit the clusters than earlier ones do, in [0, 1].
 
-        The fit (coherence) is the chance that an interaction's id shares its row with the id of another interaction of
-        the same neighbour: of two items that a user clicked, how often are both in one row. Drift is 1 - fit of the new
-        interactions / fit of the earlier ones; unseen ids share nothing.
+        The fit (coherence) is the probability that an interaction's id shares its row with the id of another
+        interaction of the same neighbour: for two items that a user clicked, that both are in one row. Drift is 1 - fit
+        of the new interactions / fit of the earlier ones; unseen ids share no row.
 
-        Clusters fit the interactions that they were made from better than any others, and much better where these are
-        few for each id. So give `since`, and cluster again when drift stays above 0.3 or so.
+        Clusters fit the interactions that they were made from better than any others, and much better if there are few
+        per id. So give `since`, and cluster again when drift stays above about 0.3.
 
         Args:
-            new_edges: of a day or a week, say.
-            since: of the first day or week after the clustering; by default those that the clusters were made from.
+            new_edges: the new interactions, of a day or a week, say.
+            since: the interactions of the first day or week after the clustering; by default those that the clusters
+                were made from.
 
         Raises:
-            ValueError: without `since`, the map has no such measure, because `cluster` did not make it.
+            ValueError: `since` is missing and the map has no measure of its own, because `cluster` did not make it.
         """
         from embcomp.graph.growth import drift  # which needs scipy
 
         return drift(self, new_edges, since)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the map as one file, with a checksum; a file that is there is replaced at once or not at all."""
+        """Write the map as one file, with a checksum. An existing file is replaced in one step or not at all."""
         names = ("num_ids", "rows", "unseen_rows", "has_unseen", "side", "coherence", "clustering")
         header = {name: getattr(self, name) for name in names}
         artifact.save(path, "cluster map", header, {"words": self.words, "labels": self.labels})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """A map that `save` wrote. Raises ValueError where the file is of another kind, truncated or edited.
+        """Read a map that `save` wrote. Raise ValueError if the file is of another kind, truncated or edited.
 
         Example:
             >>> from embcomp.graph import ClusterMap
@@ -235,15 +236,15 @@ def _checked_rows(rows: Any, unseen_rows: Any, num_ids: int) -> tuple[int, int]:
 
 
 def look_up(words: Tensor, bits: int, num_ids: int, own_rows: int, ids: Tensor, complete: bool = False) -> Tensor:
-    """Rows of ids in a packed map, -1 for unseen; compiles and exports.
+    """Look up the rows of ids in a packed map, -1 for unseen; this compiles and exports.
 
     Args:
         words: the packed map.
-        bits: of an entry.
-        num_ids: entries.
-        own_rows: the entry that stands for "unseen".
-        ids: int64 [N], not negative.
-        complete: promises that every id is in the map and none is unseen.
+        bits: the bits of an entry.
+        num_ids: the number of entries.
+        own_rows: the entry that means "unseen".
+        ids: the ids, int64 [N], not negative.
+        complete: True if every id is in the map and none is unseen.
     """
     if complete:
         return unpack(words, bits, ids)

@@ -1,4 +1,4 @@
-"""`cluster`: users and items of a graph into an exact number of rows."""
+"""`cluster`: the clustering of the users and items of a graph into an exact number of rows."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _LEIDEN_MERGES = 1.04  # Leiden ends with about 4 % fewer clusters than the Louv
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """The maps of both tables, from one clustering.
+    """The maps of users and items from one clustering.
 
     Attributes:
         users: the map of user ids.
         items: the map of item ids.
         quality: the objective of the final clusters.
-        resolution: at which it was found, and at which `quality` is measured.
+        resolution: the resolution of the clustering, at which `quality` is measured.
     """
 
     users: ClusterMap
@@ -46,9 +46,9 @@ class Clusters:
     resolution: float
 
     def extend(self, new_edges: Edges) -> Clusters:
-        """Places new users and new items by their neighbours' clusters; see `ClusterMap.extend`.
+        """Place new users and new items by their neighbours' clusters; see `ClusterMap.extend`.
 
-        New ids that meet only new ids are placed too, once one of their neighbours is.
+        New ids that interact only with new ids are placed once one of their neighbours is placed.
         """
         users, items = self.users, self.items
         for _ in range(2):
@@ -56,11 +56,11 @@ class Clusters:
         return replace(self, users=users, items=items)
 
     def with_own_rows(self, users: Sequence[int] = (), items: Sequence[int] = ()) -> Clusters:
-        """These ids read rows of their own besides; see `ClusterMap.with_own_rows`."""
+        """Return the maps with rows of their own for these ids; see `ClusterMap.with_own_rows`."""
         return replace(self, users=self.users.with_own_rows(users), items=self.items.with_own_rows(items))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `users.map`, `items.map` and `quality` into the folder, which is made."""
+        """Write `users.map`, `items.map` and `quality` into the folder, which is created if needed."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         about = {"quality": self.quality, "resolution": self.resolution, "clustering": self.users.clustering}
         artifact.save(Path(folder, "quality"), "quality of clusters", about, {})
@@ -69,10 +69,10 @@ class Clusters:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """What `save` wrote.
+        """Read the files that `save` wrote.
 
         Raises:
-            ValueError: a file is truncated or edited, or they are of different clusterings.
+            ValueError: a file is truncated or edited, or the files are of different clusterings.
         """
         users, items = (ClusterMap.load(Path(folder, f"{side}.map")) for side in ("users", "items"))
         about, _ = read_file(Path(folder, "quality"), "quality of clusters")
@@ -94,10 +94,11 @@ def cluster(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Clusters:
-    """Groups users and items so that those who click together share rows, in exactly `rows` rows.
+    """Group users and items so that those who click together share rows, in exactly `rows` rows.
 
-    The resolution is searched until the number of rows is close; then clusters are merged, or single ids leave theirs,
-    where that costs the least quality. With m the summed weight of the edges, d the degrees, and c the clusters:
+    The resolution is searched until the number of rows is close; then clusters are merged, or single ids leave their
+    clusters, where this costs the least quality. With m the summed weight of the edges, d the degrees, and c the
+    clusters:
 
     | objective | quality |
     |---|---|
@@ -107,22 +108,23 @@ def cluster(
     | "balanced" (after BACO, arXiv 2604.18351) | 1/m sum_ui (B_ui - r d_u / items) [c_u = c_i] |
 
     Args:
-        edges: from `interactions`. Ids without an edge join no cluster: they are unseen.
-        rows: of both tables together, split as the graph has it (a cluster with users and items is a row in each
-            table); or (rows for users, rows for items).
-        objective: what is maximised, see above.
+        edges: the edges, from `interactions`. Ids without an edge are in no cluster: they are unseen.
+        rows: the number of rows of both tables together, split by the graph (a cluster with users and items is a row in
+            each table); or (rows for users, rows for items).
+        objective: the objective to maximise, see above.
         algorithm: "leiden" (igraph, started from Louvain's result), "louvain", or "label_propagation" (five passes of
-            single moves, as in BACO: fast, and less good at the same number of rows).
-        backend: who clusters at one resolution. "igraph": our own moves and igraph's Leiden. "networkx", or the name of
-            a back end that networkx dispatches to: their Louvain (and Leiden, where the back end has it) for the two
-            modularities. networkx itself is plain Python, and far slower; rows are exact with all.
-        unseen_rows: of the rows, how many to keep for unseen ids: (users, items), or so many in each.
-        seed: of the order in which vertices take turns; the same seed gives the same clusters.
-        progress: whether to show what is done on the terminal; by default if it is one.
+            single moves, as in BACO: faster, but of lower quality at the same number of rows).
+        backend: the library that clusters at one resolution. "igraph": embcomp's own moves and igraph's Leiden.
+            "networkx", or the name of a back end that networkx dispatches to: their Louvain (and Leiden, if the back
+            end has it) for the two modularities. networkx itself is plain Python and far slower. The number of rows is
+            exact with each.
+        unseen_rows: the number of rows reserved for unseen ids: (users, items), or one number for each of them.
+        seed: the seed of the order in which vertices move; equal seeds give equal clusters.
+        progress: True to show progress on the terminal; by default if stderr is a terminal.
 
     Raises:
-        ValueError: no edges; fewer rows than one for each table, or more than ids with an edge; a negative seed; a back
-            end that cannot serve the objective or algorithm.
+        ValueError: there are no edges; there are fewer rows than one for each table, or more than ids with an edge; the
+            seed is negative; or the back end does not support the objective or algorithm.
 
     Example:
         >>> import numpy as np
@@ -157,7 +159,7 @@ def cluster(
 
 
 def _checked(rows: int | tuple[int, int], kept: tuple[int, int], graph: Problem) -> int | tuple[int, int]:
-    """The rows left for clusters. Raises where they cannot be met."""
+    """The number of rows left for clusters. Raise ValueError if it cannot be reached."""
     if (isinstance(rows, tuple) and len(rows) != 2) or len(kept) != 2:
         raise ValueError(f"rows must be an integer or a pair of integers, got {rows!r} (unseen_rows {kept})")
     for given in (*(rows if isinstance(rows, tuple) else (rows,)), *kept):
@@ -182,7 +184,7 @@ def _checked(rows: int | tuple[int, int], kept: tuple[int, int], graph: Problem)
 
 
 Partition = Callable[[Problem, float, int], np.ndarray]
-"""(problem, resolution, seed) -> labels int32 [n]."""
+"""A function (problem, resolution, seed) -> labels int32 [n]."""
 
 
 def _search(
@@ -193,7 +195,7 @@ def _search(
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, float]:
-    """Labels with nearly the wanted rows, and their resolution; `polished` by igraph's Leiden."""
+    """Search labels with nearly the wanted rows, and their resolution; if `polished`, igraph's Leiden improves them."""
     target = sum(wanted) if isinstance(wanted, tuple) else wanted
     ids = graph.out.size
     if target == ids:
@@ -227,7 +229,7 @@ def _search(
 
 
 def _next(tried: list[tuple[float, float]], aim: float) -> float | None:
-    """The next point (log resolution), where log rows should be `aim`; None where there is none left to try."""
+    """The next log resolution to try, for log rows of `aim`; None if there is none left to try."""
     below = max((p for p in tried if p[1] < aim), default=None)
     above = min((p for p in tried if p[1] >= aim), default=None)
     if below and above:
@@ -268,7 +270,7 @@ def _maps(edges: Edges, graph: Problem, labels: np.ndarray, kept: tuple[int, int
 
 @contextmanager
 def _reporting(progress: bool | None) -> Iterator[Callable[[str], None]]:
-    """A function that shows a line of status."""
+    """Give a function that shows a line of status."""
     if not (sys.stderr.isatty() if progress is None else progress):
         yield lambda text: None
         return

@@ -25,11 +25,11 @@ class Edges:
     """User-item pairs, each once, ordered by user and item.
 
     Attributes:
-        users: int32 [E].
-        items: int32 [E].
-        weights: float32 [E], above 0; None where every edge weighs 1.
-        num_users: ids of users are below it; those without an edge are isolated.
-        num_items: likewise.
+        users: the users, int32 [E].
+        items: the items, int32 [E].
+        weights: the weights, float32 [E], above 0; None if every edge weighs 1.
+        num_users: the bound of the user ids; users without an edge are isolated.
+        num_items: the bound of the item ids.
     """
 
     users: np.ndarray = field(repr=False)
@@ -42,26 +42,26 @@ class Edges:
         return self.users.size
 
     def ends(self, side: Side) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of that side, and those of the other side, edge by edge."""
+        """Return the ids of that side, and those of the other side, edge by edge."""
         check_side(side)
         return (self.users, self.items) if side == "users" else (self.items, self.users)
 
     def num_ids(self, side: Side) -> int:
-        """`num_users` or `num_items`."""
+        """Return `num_users` or `num_items`."""
         check_side(side)
         return self.num_users if side == "users" else self.num_items
 
     def degrees(self, side: Side) -> np.ndarray:
-        """The summed weight of the edges of each id, float64 [num_ids]."""
+        """Return the summed weight of the edges of each id, float64 [num_ids]."""
         return np.bincount(self.ends(side)[0], self.weights, minlength=self.num_ids(side)).astype(np.float64)
 
     def where(self, kept: np.ndarray) -> Edges:
-        """The edges that a bool array [E] marks; the numbers of ids stay."""
+        """Return the edges that a bool array [E] marks; the numbers of ids stay."""
         weights = None if self.weights is None else self.weights[kept]
         return Edges(self.users[kept], self.items[kept], weights, self.num_users, self.num_items)
 
     def most_frequent(self, side: Side, n: int) -> np.ndarray:
-        """The `n` ids of that side with the largest degrees (at least one edge), int64, ascending; ties by id."""
+        """Return the `n` ids of that side with the largest degrees (above zero), int64, ascending; ties by id."""
         degrees = self.degrees(side)
         order = np.argsort(-degrees, kind="stable")[: min(n, int((degrees > 0).sum()))]
         return np.sort(order).astype(np.int64)
@@ -82,29 +82,29 @@ def interactions(
 ) -> Edges:
     """Read interactions and merge the repeated ones.
 
-    Files are streamed: what is held is the distinct pairs, never the log.
+    Files are streamed: only the distinct pairs are held in memory.
 
     Args:
-        source: a polars LazyFrame or another data frame (polars, pandas, pyarrow), a parquet path, folder or glob, or
-            several of these, or two arrays (users, items); a mapping from column names to arrays gives arrays of
-            weights, labels and times as well.
-        user: column of user ids, integers in [0, 2^31).
-        item: column of item ids, likewise.
-        weight: column of weights, finite and not negative. Those of a repeated pair add up; 0 is no edge. Without it
-            (and without `half_life`) a pair counts once, however often it occurs.
-        label: column of labels or ratings, numbers or booleans: only interactions with a positive label join.
-        min_label: the least label that joins, instead of any above 0 (4 of 5 stars, say).
-        time: column of times, numbers or datetimes.
-        half_life: halves the weight of an interaction for each so much time between it and the latest one; in
-            the unit of the column, for datetimes a timedelta or seconds.
-        num_users: how many users there are; one more than the largest id by default.
-        num_items: likewise.
+        source: a polars LazyFrame or another data frame (polars, pandas, pyarrow); a parquet path, folder or glob, or
+            several of these; two arrays (users, items); or a mapping from column names to arrays, which may also hold
+            weights, labels and times.
+        user: the column of user ids, integers in [0, 2^31).
+        item: the column of item ids, integers in [0, 2^31).
+        weight: the column of weights, finite and not negative. The weights of a repeated pair are added up; a sum of 0
+            is no edge. Without `weight` and `half_life` a pair counts once, however often it occurs.
+        label: the column of labels or ratings, numbers or booleans: only interactions with a positive label are kept.
+        min_label: the smallest label to keep, instead of any above 0 (4 of 5 stars, say).
+        time: the column of times, numbers or datetimes.
+        half_life: the time before the latest interaction after which an interaction weighs half, in the unit of the
+            column; for datetimes a timedelta or seconds.
+        num_users: the number of users; by default one more than the largest id.
+        num_items: the number of items; by default one more than the largest id.
 
     Raises:
-        ValueError: ids that are negative, missing, no integers or 2^31 and above; weights, labels or times that are
-            missing, NaN, infinite or no numbers, negative weights; a missing column; half_life without time, time
-            without half_life, min_label without label; a file that is no parquet or is damaged, files whose columns
-            do not go together.
+        ValueError: ids are negative, missing, not integers, or 2^31 and above; weights, labels or times are missing,
+            NaN, infinite or not numbers, or weights are negative; a column is missing; half_life is given without time,
+            time without half_life, or min_label without label; a file is not parquet or is damaged, or the columns of
+            files do not go together.
 
     Example:
         >>> import numpy as np
@@ -161,7 +161,7 @@ def _edges_of(
 
 @contextmanager
 def _frame(source: Any, user: str, item: str, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
-    """Rows of any source; while they are read, errors in files say which file it is."""
+    """Give the rows of any source; while they are read, errors of files name the file."""
     paths = [source] if isinstance(source, str | os.PathLike) else source
     if isinstance(paths, Sequence) and paths and all(isinstance(part, str | os.PathLike) for part in paths):
         if any("://" in os.fspath(part) for part in paths):  # of a store that polars knows how to reach
@@ -214,7 +214,7 @@ def _check_columns(schema: pl.Schema, ids: Sequence[str], numbers: Sequence[str 
 
 
 def _half_lives(schema: pl.Schema, time: str | None, half_life: float | timedelta | None) -> pl.Expr:
-    """The column of times, counted in half-lives."""
+    """The column of times, in units of half-lives."""
     span = half_life.total_seconds() if isinstance(half_life, timedelta) else half_life
     if time is None or span is None or not 0 < span < math.inf:
         raise ValueError(f"interactions: half_life={half_life} needs a column of times (got {time}) and a span above 0")
@@ -247,7 +247,7 @@ def _check_labels(frame: pl.LazyFrame, value: pl.Expr, label: str) -> None:
 
 
 def _check(frame: pl.LazyFrame, user: str, item: str, weight: str) -> None:
-    """One pass over the columns: extremes and missing values."""
+    """Check extremes and missing values in one pass over the columns."""
     names = frame.collect_schema().names()
     asked = [f(pl.col(n)).alias(f"{n}.{k}") for n in names for k, f in _EXTREMES.items()]
     if "weight" in names:

@@ -1,7 +1,7 @@
-"""Maps and mixtures on disk: artifacts (`embcomp.artifact`), and files in the format of embcomp 0.1.
+"""The files of maps and mixtures: artifacts (`embcomp.artifact`), and files in the format of embcomp 0.1.
 
-That one: 8 bytes of magic and version, the header's length (4 bytes, little-endian), the header as JSON, the tensors'
-bytes one after the other, SHA-256 of all that.
+The latter format: 8 bytes of magic and version, the header's length (4 bytes, little-endian), the header as JSON, the
+tensors' bytes one after the other, and the SHA-256 of everything before it.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""New interactions on an old clustering: ids that get their place, and how well they still fit."""
+"""New interactions on an old clustering: placing new ids, and measuring how well the interactions still fit."""
 
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from embcomp.graph.walks import largest, neighbourhoods, row_of_entry
 
 
 class Rows(Protocol):
-    """What is read of a `ClusterMap`."""
+    """The part of a `ClusterMap` that is read here."""
 
     @property
     def num_ids(self) -> int: ...
@@ -31,10 +31,11 @@ class Rows(Protocol):
 
 
 def coherence(edges: Edges, side: Side, row_of_id: np.ndarray) -> float:
-    """The chance that an interaction's id shares its row with the id of another interaction of the same neighbour.
+    """Return the probability that an interaction's id shares its row with that of another one of the same neighbour.
 
-    With n_v the edges of neighbour v and n_vr those of them whose id is in row r:  sum_vr n_vr (n_vr - 1) / (n_v - 1)
-    over the edges of neighbours that have two or more. Ids in no row (-1) share nothing. 0 without such neighbours.
+    With n_v the edges of neighbour v and n_vr those of them whose id is in row r, it is  sum_vr n_vr (n_vr - 1) / (n_v
+    - 1), divided by the number of edges of neighbours that have two or more. Ids in no row (-1) share no row. It is 0
+    if there are no such neighbours.
     """
     ids, neighbours = edges.ends(side)
     degree = np.bincount(neighbours)
@@ -51,7 +52,7 @@ def coherence(edges: Edges, side: Side, row_of_id: np.ndarray) -> float:
 
 
 def drift(old: Rows, new_edges: Edges, since: Edges | None) -> float:
-    """See `ClusterMap.drift`."""
+    """Measure the drift of new interactions; see `ClusterMap.drift`."""
     if since is None and not old.clustering:
         raise ValueError(
             f"the map of {old.side} was not made by `cluster`: there is no fit to compare with; give `since`"
@@ -65,7 +66,7 @@ def drift(old: Rows, new_edges: Edges, since: Edges | None) -> float:
 
 
 def placed(old: Rows, new_edges: Edges, other: Rows | None) -> np.ndarray | None:
-    """The row of every id, int64, for `ClusterMap.extend`; None where there is nothing to place."""
+    """Return the row of every id, int64, for `ClusterMap.extend`; None if there is nothing to place."""
     if other is not None and (other.side == old.side or other.clustering != old.clustering):
         raise ValueError(
             f"a map of {old.side} (clustering {old.clustering!r}) cannot be extended by a map of {other.side} "
@@ -103,7 +104,7 @@ def placed(old: Rows, new_edges: Edges, other: Rows | None) -> np.ndarray | None
 
 
 def rows_in(mine: Rows, other: Rows, ids: np.ndarray) -> np.ndarray:
-    """For ids of the other side, the row of their cluster in the table of this side; -1 where it has none."""
+    """Return the row of this side's table that stands for the cluster of ids of the other side; -1 if there is none."""
     own, theirs = mine.labels.numpy(), other.labels.numpy()
     row_of_label = np.full(max(own.max(initial=-1), theirs.max(initial=-1)) + 1, -1, dtype=np.int64)
     row_of_label[own[own >= 0]] = np.flatnonzero(own >= 0)
@@ -115,7 +116,7 @@ def rows_in(mine: Rows, other: Rows, ids: np.ndarray) -> np.ndarray:
 def _majority(
     ids: np.ndarray, rows: np.ndarray, weights: np.ndarray | None, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each id once, and the row that weighs most for it; among equals that with the fewest ids, then the first."""
+    """Each id once, with its row of the largest weight; among equals the row with the fewest ids, then the first."""
     key, place = np.unique(ids.astype(np.int64) * sizes.size + rows, return_inverse=True)
     weight = np.bincount(place, weights, minlength=key.size)
     id, row = key // sizes.size, key % sizes.size

@@ -1,4 +1,4 @@
-"""`Mixture`: the clusters that an id is a weighted mean of, in few bits. Needs torch alone; `soft` computes it."""
+"""`Mixture`: the clusters whose weighted mean an id is, in few bits. Needs torch alone; `soft` computes mixtures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ HEAVIEST = 255
 @configs.kind
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """id -> k rows and their weights, heaviest first. Made by `embcomp.graph.mixture` or `Mixture.of`.
+    """A map from ids to k rows and their weights, heaviest first, made by `embcomp.graph.mixture` or `Mixture.of`.
 
     Attributes:
         words: the packed rows, int32 (`embcomp.ops.packing`), k entries of `bits` bits for each id.
-        weights: uint8 [num_ids, k], relative to the heaviest of the id, 255. An id without weights is unseen.
-        rows: rows of the table, those kept for unseen ids included.
-        unseen_rows: how many of them are kept for unseen ids.
-        side: "users" or "items".
+        weights: the weights, uint8 [num_ids, k], relative to the largest of the id, 255. An id without weights is
+            unseen.
+        rows: the number of rows of the table, with those reserved for unseen ids.
+        unseen_rows: the number of them that are reserved for unseen ids.
+        side: the side of an edge that the ids are, "users" or "items".
         clustering: the name of the clustering.
 
     Example:
@@ -67,12 +68,12 @@ class Mixture:
         """Pack a mixture.
 
         Args:
-            rows: int64 [num_ids, k], in [0, clusters.own_rows).
-            weights: floats [num_ids, k], not negative.
-            clusters: whose rows they are.
+            rows: the rows of each id, int64 [num_ids, k], in [0, clusters.own_rows).
+            weights: their weights, floats [num_ids, k], not negative.
+            clusters: the map of these rows.
 
         Raises:
-            ValueError: shapes differ, rows are no integers or out of range, or weights are negative or not finite.
+            ValueError: shapes differ, rows are not integers or out of range, or weights are negative or not finite.
         """
         if rows.shape != weights.shape or rows.ndim != 2 or rows.shape[1] < 1:
             raise ValueError(f"rows {list(rows.shape)} and weights {list(weights.shape)} must both be [num_ids, k]")
@@ -89,35 +90,35 @@ class Mixture:
 
     @property
     def num_ids(self) -> int:
-        """Ids that it covers; ids beyond are unseen."""
+        """The number of ids that it covers; ids beyond are unseen."""
         return self.weights.shape[0]
 
     @property
     def k(self) -> int:
-        """Rows of an id."""
+        """The number of rows of an id."""
         return self.weights.shape[1]
 
     @property
     def own_rows(self) -> int:
-        """Rows that clusters read."""
+        """The number of rows of clusters."""
         return self.rows - self.unseen_rows
 
     @property
     def bits(self) -> int:
-        """Bits of a row number."""
+        """The bits of a row number."""
         return bits_for(self.own_rows)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of rows and weights together."""
+        """The bytes of rows and weights together."""
         return self.words.nbytes + self.weights.nbytes
 
     def rows_of(self, ids: Tensor) -> Tensor:
-        """int64 [N, k] for ids in [0, num_ids)."""
+        """Return the rows of ids in [0, num_ids), int64 [N, k]."""
         return unpack(self.words, self.bits, ids, self.k).view(-1, self.k)
 
     def first(self, k: int) -> Self:
-        """The k heaviest rows of each id alone."""
+        """Return the mixture of only the k heaviest rows of each id."""
         if not 1 <= k <= self.k:
             raise ValueError(f"a mixture of {self.k} clusters has no {k} heaviest ones: compute it with k={k}")
         if k == self.k:
@@ -127,13 +128,14 @@ class Mixture:
         return type(self)(words, weights, self.rows, self.unseen_rows, self.side, self.clustering)
 
     def extend(self, new_edges: Edges, clusters: Clusters, k: int | None = None) -> Self:
-        """Ids that had no mixture get theirs from these interactions; the others keep theirs.
+        """Return the mixture with entries for ids that had none, from these interactions; other ids keep theirs.
 
         Args:
-            new_edges: interactions of new ids, and of their neighbours, as in `ClusterMap.extend`.
-            clusters: the same clustering, extended by them.
-            k: how many clusters a new id reads, the heaviest; all by default. The mean over clusters that were not
-                trained for the id is shorter, the more they are. Where vectors are ranked by inner products, take 1.
+            new_edges: the interactions of new ids, and of their neighbours, as in `ClusterMap.extend`.
+            clusters: the same clustering, extended by these interactions.
+            k: the number of clusters that a new id reads, the heaviest; by default all. The mean over clusters that
+                were not trained for the id is the shorter, the more clusters there are. If vectors are ranked by inner
+                products, take 1.
         """
         from embcomp.graph.shares import cluster_shares  # which needs scipy
 
@@ -158,6 +160,6 @@ class Mixture:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """A mixture that `save` wrote. Raises ValueError where the file is of another kind, truncated or edited."""
+        """Read a mixture that `save` wrote. Raise ValueError if the file is of another kind, truncated or edited."""
         header, tensors = read_file(path, "mixture")
         return cls(**header, **tensors)

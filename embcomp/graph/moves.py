@@ -1,4 +1,4 @@
-"""Local moving: each vertex joins the neighbouring cluster that gains most. Label propagation; a level of Louvain."""
+"""Local moves of label propagation and Louvain: each vertex joins the neighbouring cluster of the largest gain."""
 
 import ctypes
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ class Graph:
     """A symmetric graph without loops, and the volumes of its vertices.
 
     Attributes:
-        starts: int64 [n + 1], where the neighbours of a vertex start in `adjacency`.
-        adjacency: int32.
-        weights: float32, of the edges in `adjacency`; None where all weigh 1.
-        out: float64 [n], volume as the source of an edge.
-        inn: float64 [n], volume as the target of an edge.
+        starts: the start of each vertex's neighbours in `adjacency`, int64 [n + 1].
+        adjacency: the neighbours, int32.
+        weights: the weights of the edges in `adjacency`, float32; None if all weigh 1.
+        out: the volume of each vertex as the source of an edge, float64 [n].
+        inn: the volume of each vertex as the target of an edge, float64 [n].
     """
 
     starts: np.ndarray
@@ -30,7 +30,7 @@ class Graph:
 
 
 def symmetric(sources: np.ndarray, targets: np.ndarray, weights: np.ndarray | None, n: int) -> Adjacency:
-    """Starts, neighbours and weights (or None) of the graph with these edges in both directions; none are loops."""
+    """Return starts, neighbours and weights (or None) of the graph with these edges in both directions; no loops."""
     ends = np.concatenate([sources, targets])
     order = np.argsort(ends, kind="stable")
     starts = np.zeros(n + 1, dtype=np.int64)
@@ -43,18 +43,18 @@ def symmetric(sources: np.ndarray, targets: np.ndarray, weights: np.ndarray | No
 def local_moves(
     graph: Graph, gamma: float, tie: float, order: np.ndarray, passes: int, labels: np.ndarray
 ) -> np.ndarray:
-    """Pass over the vertices; see embcomp/native/graph.cpp for the rule.
+    """Move vertices between clusters in several passes; see embcomp/native/graph.cpp for the rule.
 
     Args:
         graph: the graph.
-        gamma: the gain of joining c is  weight of edges to c - gamma (out_v In_c + in_v Out_c).
-        tie: gains that differ by less are equal.
-        order: int32 [n], the vertices in the order of their turns.
-        passes: at most; fewer where a pass moves nothing.
-        labels: int32 [n], each in [0, n), where to start.
+        gamma: the price of volume: the gain of joining c is  weight of edges to c - gamma (out_v In_c + in_v Out_c).
+        tie: the difference of gains below which they are equal.
+        order: the order in which the vertices move, int32 [n].
+        passes: the maximum number of passes; there are fewer if a pass moves no vertex.
+        labels: the initial labels, int32 [n], each in [0, n).
 
     Returns:
-        int32 [n], the new labels.
+        The new labels, int32 [n].
     """
     labels = labels.astype(np.int32)  # a copy
     lib = native.library()
@@ -70,7 +70,7 @@ def local_moves(
 
 
 def _arrays(graph: Graph, order: np.ndarray, labels: np.ndarray) -> list[np.ndarray | None]:
-    """What C++ reads, as it reads it. Raises ValueError for arrays that do not fit each other."""
+    """The arrays in the form for C++. Raise ValueError if they do not fit each other."""
     n, edges = labels.size, graph.adjacency.size
     wanted: list[tuple[str, np.ndarray | None, type, int, int | None]] = [
         ("starts", graph.starts, np.int64, n + 1, edges + 1),
@@ -98,7 +98,7 @@ def _arrays(graph: Graph, order: np.ndarray, labels: np.ndarray) -> list[np.ndar
 def local_moves_reference(
     graph: Graph, gamma: float, tie: float, order: np.ndarray, passes: int, labels: np.ndarray
 ) -> np.ndarray:
-    """`local_moves` in Python: the definition, and what serves without a compiler."""
+    """Compute `local_moves` in Python: its definition, which is used without a compiler."""
     n = labels.size
     label = labels.tolist()
     out, inn = graph.out.tolist(), graph.inn.tolist()

@@ -1,4 +1,4 @@
-"""The door to other back ends: Louvain and Leiden of networkx, or of whatever its own dispatch reaches."""
+"""Other back ends: Louvain and Leiden of networkx, or of a library that it dispatches to."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,13 @@ _DIRECTED: dict[Objective, bool] = {"bipartite_modularity": True, "modularity": 
 def networkx_partition(
     graph: Problem, objective: Objective, algorithm: Algorithm, backend: str
 ) -> Callable[[Problem, float, int], np.ndarray]:
-    """A function (problem, resolution, seed) -> labels int32 [n], like those in `embcomp.graph.partition`.
+    """Return a function (problem, resolution, seed) -> labels int32 [n], like those in `embcomp.graph.partition`.
 
     Args:
-        graph: the problem that it will be called with; it becomes a networkx graph once.
+        graph: the problem of all calls, which is converted to a networkx graph once.
         objective: "bipartite_modularity" or "modularity".
-        algorithm: "louvain", or "leiden" where the back end has it.
-        backend: "networkx", or a back end that networkx dispatches to.
+        algorithm: "louvain", or "leiden" if the back end has it.
+        backend: "networkx", or the name of a back end that networkx dispatches to.
 
     Raises:
         ValueError: the back end cannot maximise this objective, or has no such algorithm.

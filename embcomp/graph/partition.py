@@ -1,7 +1,7 @@
-"""Clusters of the user-item graph at one resolution: what is maximised, and the algorithms that do it.
+"""The clustering of the user-item graph at one resolution: objectives, and the algorithms that maximise them.
 
-Vertices are the users with an edge, then the items with one. With W the edges inside clusters and Out_c, In_c the
-volumes of a cluster, every objective has the form  quality = (W - gamma sum_c Out_c In_c) / m,  so all share one code.
+The vertices are the users with an edge, then the items with one. With W the weight of the edges inside clusters and
+Out_c, In_c the volumes of a cluster, every objective has the form  quality = (W - gamma sum_c Out_c In_c) / m.
 """
 
 import itertools
@@ -27,14 +27,14 @@ class Problem:
     """A graph to cluster.
 
     Attributes:
-        users: ids of the users with an edge: vertices 0, 1, ...
-        items: ids of the items with an edge: the vertices after them.
-        sources: int32 [E], the user's vertex of each edge.
-        targets: int32 [E], the item's.
-        weights: float32 [E] or None.
-        out: float64 [n], what a vertex adds to Out of its cluster.
-        inn: float64 [n], what it adds to In.
-        scale: gamma = scale * resolution.
+        users: the ids of the users with an edge: vertices 0, 1, ...
+        items: the ids of the items with an edge: the vertices after those of the users.
+        sources: the user's vertex of each edge, int32 [E].
+        targets: the item's vertex of each edge, int32 [E].
+        weights: the weight of each edge, float32 [E]; None for 1.
+        out: the volume that a vertex adds to Out of its cluster, float64 [n].
+        inn: the volume that a vertex adds to In of its cluster, float64 [n].
+        scale: the factor in gamma = scale * resolution.
     """
 
     users: np.ndarray
@@ -52,32 +52,32 @@ class Problem:
         return Graph(*symmetric(self.sources, self.targets, self.weights, self.out.size), self.out, self.inn)
 
     def forget_graph(self) -> None:
-        """Free what `graph` holds, until it is asked for again."""
+        """Free the memory of `graph`; it is made again at the next access."""
         self.__dict__.pop("graph", None)
 
     @property
     def total(self) -> float:
-        """m, the summed weight of the edges."""
+        """The summed weight of the edges, m."""
         return float(self.sources.size if self.weights is None else self.weights.sum(dtype=np.float64))
 
     @property
     def tie(self) -> float:
-        """Gains that differ by less come from rounding."""
+        """The difference of gains that may come from rounding."""
         return 1e-9 * self.total / self.sources.size
 
     def inside(self, labels: np.ndarray) -> float:
-        """W, the weight of the edges within clusters."""
+        """Return the weight of the edges within clusters, W."""
         same = labels[self.sources] == labels[self.targets]
         return float(same.sum() if self.weights is None else self.weights[same].sum(dtype=np.float64))
 
     def quality(self, labels: np.ndarray, resolution: float) -> float:
-        """(W - gamma sum_c Out_c In_c) / m."""
+        """Return (W - gamma sum_c Out_c In_c) / m."""
         volume = np.bincount(labels, self.out) @ np.bincount(labels, self.inn)
         return (self.inside(labels) - self.scale * resolution * float(volume)) / self.total
 
 
 def problem(edges: Edges, objective: Objective) -> Problem:
-    """The graph of these edges with the volumes of an objective; see `embcomp.graph.cluster` for the formulas."""
+    """Make the graph of these edges with the volumes of an objective; see `embcomp.graph.cluster` for the formulas."""
     has_user, has_item = (np.bincount(ends, minlength=n) > 0 for ends, n in
                           ((edges.users, edges.num_users), (edges.items, edges.num_items)))  # fmt: skip
     users, items = np.flatnonzero(has_user), np.flatnonzero(has_item)
@@ -104,7 +104,7 @@ def problem(edges: Edges, objective: Objective) -> Problem:
 
 
 def louvain(problem: Problem, resolution: float, seed: int, levels: int = 100, passes: int = 100) -> np.ndarray:
-    """Local moves, then the same on the graph of clusters, until nothing moves (Blondel et al. 2008). int32 [n]."""
+    """Make local moves, then the same on the graph of clusters, until none moves (Blondel et al. 2008). int32 [n]."""
     rng = np.random.default_rng(seed)
     gamma, graph = problem.scale * resolution, problem.graph
     sources, targets, weights = problem.sources, problem.targets, problem.weights
@@ -126,7 +126,7 @@ def louvain(problem: Problem, resolution: float, seed: int, levels: int = 100, p
 def _aggregated(
     sources: np.ndarray, targets: np.ndarray, weights: np.ndarray | None, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Edges between clusters, those within left out, each pair once."""
+    """The edges between different clusters, each pair once."""
     low, high = np.minimum(sources, targets), np.maximum(sources, targets)
     between = low != high
     key = low[between].astype(np.int64) * n + high[between]
@@ -140,18 +140,20 @@ def _aggregated(
 
 
 def label_propagation(problem: Problem, resolution: float, seed: int) -> np.ndarray:
-    """Five passes of local moves in random order, without levels (BACO, arXiv 2604.18351). int32 [n]."""
+    """Make five passes of local moves in random order, without levels (BACO, arXiv 2604.18351). int32 [n]."""
     return louvain(problem, resolution, seed, levels=1, passes=PROPAGATION_PASSES)
 
 
 def leiden(problem: Problem, resolution: float, seed: int, start: np.ndarray | None = None) -> np.ndarray:
-    """Igraph's Leiden with edges from users to items and volumes as out- and in-weights (Traag et al. 2019). int32 [n].
+    """Run igraph's Leiden with edges from users to items (Traag et al. 2019). Returns labels, int32 [n].
 
     Args:
         problem: the graph.
-        resolution: of the objective.
+        resolution: the resolution of the objective.
         seed: the seed of igraph's generator, which is restored afterwards.
-        start: labels to improve, int [n]; single vertices by default.
+        start: the labels to improve, int [n]; by default each vertex is a cluster.
+
+    The volumes become the out- and in-weights of vertices.
     """
     try:
         import igraph
@@ -177,7 +179,7 @@ def leiden(problem: Problem, resolution: float, seed: int, start: np.ndarray | N
 
 
 def numbered(labels: np.ndarray) -> np.ndarray:
-    """Labels 0, 1, ... in the order of their first vertex, int32."""
+    """Number labels 0, 1, ... in the order of their first vertex, int32."""
     _, first, place = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty(first.size, dtype=np.int32)
     rank[np.argsort(first)] = np.arange(first.size, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""`remap_`: another map under a trained table. What modules it knows is registered by who knows them."""
+"""`remap_`: another map for a trained table. The modules that it supports are registered elsewhere."""
 
 from functools import singledispatch
 from typing import Any
@@ -21,24 +21,26 @@ def remap_(
 ) -> None:
     """Put a new map into a trained module of `GraphHash`, `DoubleGraphHash` or `SoftGraphHash`, in place.
 
-    After `extend` nothing but the map changes; after a new clustering rows are those of `warm_rows`, so `align` first.
-    Hashed rows stay what they are. The number of ids follows the map. State of the optimizer that has a row for each
-    row (sums of squared gradients, moments) becomes the same means; that of fused tables is found without `optimizer`.
+    After `extend` only the map changes; after a new clustering the rows are those of `warm_rows`, so `align` it first.
+    Hashed rows do not change. The table gets the number of ids of the map. Optimizer state with one row for each row
+    (sums of squared gradients, moments) is averaged in the same way; that of fused tables is found without `optimizer`.
 
-    Likewise for mixtures: after `Mixture.extend` nothing but the mixture changes; after a new clustering (`align` it,
-    then `mixture`) the rows become those by which the vectors of all ids stay as close as they can to what they were,
-    by least squares. State of the optimizer stays with the row numbers.
+    For mixtures: after `Mixture.extend` only the mixture changes; after a new clustering (`align` it, then `mixture`)
+    the rows are fitted by least squares, so that the vectors of all ids stay as close as possible to the previous ones.
+    Optimizer state stays with the row numbers.
 
     Args:
-        module: `CompressedEmbedding`, `CompressedEmbeddingBag`, or a compressed torchrec collection, plain or fused.
-        new: a map with as many rows; for `SoftGraphHash` a mixture over as many.
-        counts: as in `warm_rows`.
-        table: which table of a collection.
-        optimizer: what trains the rows outside the backward pass; without it its state stays with the row numbers.
+        module: a `CompressedEmbedding`, a `CompressedEmbeddingBag`, or a compressed torchrec collection, plain or
+            fused.
+        new: the new map with as many rows; for `SoftGraphHash` a mixture over as many rows.
+        counts: how often each id occurs, as in `warm_rows`.
+        table: the name of the table, if the module is a collection.
+        optimizer: the optimizer that trains the rows outside the backward pass; without it its state stays with the row
+            numbers.
 
     Raises:
-        ValueError: another method or module, a collection without that table, a sharded one, maps that differ in rows;
-            nothing has changed then.
+        ValueError: the method or module is another one, a collection is sharded or lacks the table, or the maps differ
+            in rows; nothing has changed then.
 
     Example:
         >>> import torch, embcomp

@@ -1,4 +1,4 @@
-"""The exact number of rows: merges and splits at the margin, each the one that costs the least quality.
+"""The exact number of rows: merges and splits of clusters, each time those that cost the least quality.
 
 A cluster gives a row to the users' table if it holds a user, and one to the items' table if it holds an item.
 """
@@ -9,22 +9,23 @@ from embcomp.graph.partition import Problem, numbered
 
 
 def count_rows(problem: Problem, labels: np.ndarray) -> tuple[int, int]:
-    """(rows for users, rows for items)."""
+    """Return (rows for users, rows for items)."""
     split = problem.users.size
     return int(np.unique(labels[:split]).size), int(np.unique(labels[split:]).size)
 
 
 def to_rows(problem: Problem, labels: np.ndarray, gamma: float, rows: int | tuple[int, int]) -> np.ndarray:
-    """Labels with exactly so many rows.
+    """Return labels with exactly so many rows.
 
     Args:
         problem: the graph.
-        labels: int32 [n], where to start.
+        labels: the initial labels, int32 [n].
         gamma: the price of volume, as in `Problem`.
-        rows: of both tables together, or (users, items); at least one each, at most one for each vertex.
+        rows: the number of rows of both tables together, or (users, items); at least one each, at most one for each
+            vertex.
 
     Returns:
-        int32 [n], numbered from 0.
+        The labels, int32 [n], numbered from 0.
     """
     labels = _merged(problem, numbered(labels), gamma, rows)
     users, items = count_rows(problem, labels)
@@ -72,7 +73,7 @@ def _merged(problem: Problem, labels: np.ndarray, gamma: float, rows: int | tupl
 
 
 def _pairs(problem: Problem, labels: np.ndarray, gamma: float, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of clusters with an edge between them, those first whose merge gains the most quality."""
+    """The pairs of clusters with an edge between them, in the order of the gain of their merge."""
     a, b = labels[problem.sources], labels[problem.targets]
     between = a != b
     key = np.minimum(a, b)[between].astype(np.int64) * n + np.maximum(a, b)[between]
@@ -88,7 +89,7 @@ def _pairs(problem: Problem, labels: np.ndarray, gamma: float, n: int) -> tuple[
 def _matching(
     first: np.ndarray, second: np.ndarray, saved: np.ndarray, excess: np.ndarray, n: int
 ) -> list[tuple[int, int]]:
-    """Pairs in order, each cluster once, as long as they save what is in excess."""
+    """Choose pairs in order, each cluster once, as long as they save rows that are in excess."""
     useful = saved[:, excess > 0].any(axis=1)
     free, left, chosen = [True] * n, excess.tolist(), []
     columns = range(len(left))
@@ -103,7 +104,7 @@ def _matching(
 
 
 def _split(problem: Problem, labels: np.ndarray, gamma: float, more: int, side: str) -> np.ndarray:
-    """The `more` vertices of a side that lose the least leave their clusters; one vertex of a side stays in each."""
+    """Move the `more` vertices of a side that lose least out of their clusters; one of a side stays in each."""
     if more == 0:
         return labels
     split, n = problem.users.size, labels.size

@@ -1,4 +1,4 @@
-"""How much of an id's neighbourhood each cluster is: what mixtures are made of."""
+"""The share of each cluster in an id's neighbourhood, from which mixtures are made."""
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from embcomp.graph.walks import counts, largest, neighbourhoods, row_of_entry
 
 
 def cluster_shares(edges: Edges, clusters: Clusters, side: Side, k: int) -> tuple[Tensor, Tensor, ClusterMap]:
-    """The k clusters that weigh most in the neighbourhood of each id (see `embcomp.graph.mixture`).
+    """Return the k clusters of the largest weight in the neighbourhood of each id (see `embcomp.graph.mixture`).
 
     Returns:
-        Rows, int64 [ids, k]; their weights, float64 [ids, k], all 0 for an unseen id; the map whose rows they are.
+        The rows, int64 [ids, k]; their weights, float64 [ids, k], all 0 for an unseen id; and the map of these rows.
     """
     mine, theirs = (clusters.users, clusters.items) if side == "users" else (clusters.items, clusters.users)
     ids, neighbours = edges.ends(side)
@@ -37,7 +37,7 @@ def cluster_shares(edges: Edges, clusters: Clusters, side: Side, k: int) -> tupl
 
 
 def own_rows_alone(mine: ClusterMap, rows: np.ndarray, share: np.ndarray) -> None:
-    """Leave nothing but the own row to ids that have one, in place."""
+    """Reduce ids that have a row of their own to that row, in place."""
     first = mine.row_of(torch.arange(rows.shape[0])).numpy()
     alone = (first >= 0) & (mine.labels.numpy()[first] < 0)
     share[alone] = 0.0

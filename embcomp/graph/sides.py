@@ -6,6 +6,6 @@ Side = Literal["users", "items"]
 
 
 def check_side(side: str) -> None:
-    """Raise ValueError for what names no side."""
+    """Raise ValueError if `side` is neither "users" nor "items"."""
     if side not in get_args(Side):
         raise ValueError(f"side must be 'users' or 'items', got {side!r}")

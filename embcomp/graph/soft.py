@@ -1,4 +1,4 @@
-"""Soft clusters: what the neighbours of an id, and theirs, belong to."""
+"""Soft clusters: the clusters of an id's neighbours, and of their neighbours."""
 
 import numpy as np
 import torch
@@ -14,20 +14,22 @@ from embcomp.graph.walks import counts, largest
 
 
 def mixture(edges: Edges, clusters: Clusters, side: Side, k: int = 4) -> Mixture:
-    """The k clusters that weigh most in an id's neighbourhood.
+    """Return the k clusters of the largest weight in the neighbourhood of each id.
 
-    With P the random walk from ids to neighbours and R that back, Y the cluster of each id and Z that of each neighbour
-    (as rows of this side's table), an id's weights are its row of  P Z + P R Y: half from the clusters of its
-    neighbours, half from those of the ids that these interact with, itself included. They are fixed, not trained.
+    With P the random walk from ids to neighbours, R the walk back, Y the cluster of each id and Z that of each
+    neighbour (as rows of this side's table), an id's weights are its row of  P Z + P R Y: half come from the clusters
+    of its neighbours, half from those of the ids that these interact with, itself included. They are fixed, not
+    trained.
 
     Args:
         edges: the interactions.
-        clusters: of these interactions.
-        side: whose ids.
-        k: rows of an id.
+        clusters: the clusters of these interactions.
+        side: the side of the ids, "users" or "items".
+        k: the number of rows of an id.
 
     Returns:
-        A mixture over all ids of that side. Ids without an edge are unseen; ids with a row of their own read it alone.
+        A mixture over all ids of that side. Ids without an edge are unseen; ids with a row of their own read only this
+        row.
 
     Example:
         >>> import numpy as np
@@ -43,15 +45,15 @@ def mixture(edges: Edges, clusters: Clusters, side: Side, k: int = 4) -> Mixture
 
 
 def second_clusters(edges: Edges, clusters: Clusters, side: Side = "users") -> Mixture:
-    """The cluster of an id and, with the same weight, the one of most of its other neighbours (BACO, arXiv 2604.18351).
+    """Return each id's cluster and, with equal weight, that of most of its other neighbours (BACO, arXiv 2604.18351).
 
     Args:
         edges: the interactions.
-        clusters: of these interactions.
-        side: whose ids; the paper gives users a second cluster.
+        clusters: the clusters of these interactions.
+        side: the side of the ids; the paper gives users a second cluster.
 
     Returns:
-        A mixture of k = 2; an id whose neighbours are all in its own cluster reads that alone.
+        A mixture with k = 2; an id whose neighbours are all in its own cluster reads only this cluster.
     """
     mine, theirs = (clusters.users, clusters.items) if side == "users" else (clusters.items, clusters.users)
     ids, neighbours = edges.ends(side)

@@ -1,4 +1,4 @@
-"""Random walks between ids and their neighbours, over the rows of a table: what `extend` and mixtures weigh."""
+"""Random walks between ids and their neighbours, over the rows of a table, for `extend` and mixtures."""
 
 from collections.abc import Iterator
 
@@ -12,17 +12,17 @@ _BLOCK = 1 << 22  # products at a time
 def neighbourhoods(
     edges: csr_array, seen: csr_array, row_of_id: np.ndarray, row_of_neighbour: np.ndarray, rows: int
 ) -> Iterator[tuple[int, csr_array]]:
-    """How much of each id's neighbourhood belongs to each row:  P Z + P R Y.
+    """Yield the share of each row in each id's neighbourhood:  P Z + P R Y.
 
-    P is the random walk along `edges`, R that back along `seen`, Y the row of each id and Z that of each neighbour:
+    P is the random walk along `edges`, R the walk back along `seen`, Y the row of each id and Z that of each neighbour:
     half of the weight is that of the neighbours, half that of the ids which these interact with.
 
     Args:
-        edges: weights [ids, neighbours] of the ids that are asked for.
-        seen: weights [all ids, neighbours].
-        row_of_id: int64 [all ids], -1 for none.
-        row_of_neighbour: int64 [neighbours], -1 for none.
-        rows: how many there are.
+        edges: the weights of the edges of the wanted ids, [ids, neighbours].
+        seen: the weights of all edges, [all ids, neighbours].
+        row_of_id: the row of each id, int64 [all ids], -1 for none.
+        row_of_neighbour: the row of each neighbour, int64 [neighbours], -1 for none.
+        rows: the number of rows.
 
     Yields:
         (first id, weights [some ids, rows]), the ids in order.
@@ -34,29 +34,29 @@ def neighbourhoods(
 
 
 def one_hot(rows: np.ndarray, width: int) -> csr_array:
-    """A 1 at (i, rows[i]); nothing where that is -1."""
+    """Return the matrix with a 1 at (i, rows[i]), and a row of zeros if that is -1."""
     known = np.flatnonzero(rows >= 0)
     return csr_array((np.ones(known.size), (known, rows[known])), shape=(rows.size, width))
 
 
 def walk(matrix: csr_array) -> csr_array:
-    """Rows divided by their sums."""
+    """Divide the rows of a matrix by their sums."""
     sums = np.bincount(row_of_entry(matrix), matrix.data, minlength=counts(matrix).size)
     return csr_array((matrix.data / sums[row_of_entry(matrix)], matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def counts(matrix: csr_array) -> np.ndarray:
-    """Entries of each row."""
+    """Return the number of entries of each row."""
     return np.diff(np.asarray(matrix.indptr))
 
 
 def row_of_entry(matrix: csr_array) -> np.ndarray:
-    """The row of each entry."""
+    """Return the row of each entry."""
     return np.repeat(np.arange(counts(matrix).size), counts(matrix))
 
 
 def largest(matrix: csr_array, k: int) -> csr_array:
-    """The k largest entries of each row, largest first, ties by column."""
+    """Keep the k largest entries of each row, largest first, ties by column."""
     row = row_of_entry(matrix)
     data, columns = np.asarray(matrix.data), np.asarray(matrix.indices)
     order = np.lexsort((columns, np.negative(data), row))
@@ -68,7 +68,7 @@ def largest(matrix: csr_array, k: int) -> csr_array:
 
 
 def blocks(cumulative: np.ndarray, size: int) -> list[tuple[int, int]]:
-    """Ranges of rows whose work is about `size`."""
+    """Split rows into ranges whose work is about `size`."""
     if not cumulative.size:
         return []
     cuts = np.searchsorted(cumulative, np.arange(size, cumulative[-1] + size, size), side="left") + 1

@@ -1,4 +1,4 @@
-"""Rows for a fresh clustering from those that were trained under the old one. Needs torch alone."""
+"""Rows for a new clustering from those that were trained under the old one. Needs torch alone."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,19 @@ from embcomp.graph.cluster_map import ClusterMap
 
 @torch.no_grad()
 def warm_rows(weight: Tensor, old: ClusterMap, new: ClusterMap, counts: Tensor | None = None) -> Tensor:
-    """Rows for a new map from those trained under an old one.
+    """Return rows for a new map from those trained under an old one.
 
-    A row becomes the mean of what its ids read before, weighted by `counts`; where all read one row, exactly that one.
-    Rows without such ids stay as they are.
+    A row becomes the mean of the rows that its ids read before, weighted by `counts`; if all of them read one row,
+    exactly that row. Rows without such ids stay as they are.
 
     Args:
-        weight: trained rows, [old.rows, dim].
+        weight: the trained rows, [old.rows, dim].
         old: the map that they were trained under.
-        new: the map to come, with as many rows (see `align`).
-        counts: how often each id occurs, [old.num_ids]; all alike by default.
+        new: the new map, with as many rows (see `align`).
+        counts: how often each id occurs, [old.num_ids]; by default all weigh alike.
 
     Returns:
-        [new.rows, dim], new memory.
+        The rows, [new.rows, dim], in new memory.
 
     Raises:
         ValueError: shapes do not fit.

@@ -1,8 +1,8 @@
-"""Bags of the rows of a table that can be differentiated as often, and in as many ways, as plain arithmetic.
+"""Bags of table rows that can be differentiated as often, and in as many ways, as plain arithmetic.
 
-torch's `embedding_bag` is fast and has one derivative, backwards. Here the first derivative is its own, and its
-derivatives are those of plain torch operations, made where they are asked for: by `create_graph=True`. Under torch.func
-(jvp, vmap, hessian) and in forward mode the bag itself is made of plain operations.
+torch's `embedding_bag` is fast, but has only a first derivative, in backward mode. Here the first derivative is that of
+torch; with `create_graph=True` it is built from plain torch operations, so that it has derivatives itself. Under
+torch.func (jvp, vmap, hessian) and in forward mode the bag itself is built from plain operations.
 """
 
 from typing import Any
@@ -24,18 +24,18 @@ def pool_rows(
     mode: str = "sum",
     sparse: bool = False,
 ) -> Tensor:
-    """Pooled rows, as `torch.nn.functional.embedding_bag` with `include_last_offset` pools them.
+    """Pool rows as `torch.nn.functional.embedding_bag` does with `include_last_offset`.
 
     Args:
-        table: floats [rows, dim].
-        rows: integers [N].
-        offsets: integers [B + 1].
-        weights: of the table's dtype, [N]; with mode "sum" alone.
-        mode: "sum", "mean" or "max".
-        sparse: the table's gradient is sparse.
+        table: the table, floats [rows, dim].
+        rows: the rows to read, integers [N].
+        offsets: the bounds of the bags, integers [B + 1].
+        weights: a weight for each read row, [N] in the table's dtype; only with mode "sum".
+        mode: the pooling, "sum", "mean" or "max".
+        sparse: True for a sparse gradient of the table.
 
     Returns:
-        [B, dim].
+        The pooled rows, [B, dim].
 
     Example:
         >>> import torch
@@ -55,21 +55,21 @@ def pool_rows(
 
 
 def transformed() -> bool:
-    """Whether torch.func or forward mode is at work, which take plain operations alone."""
+    """Return whether torch.func or forward mode is active, which support plain operations only."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # pyright: ignore
 
 
 def eager(*tensors: Tensor | None) -> bool:
-    """Whether these are plain tensors, and nothing records what is done with them."""
+    """Return whether all tensors are plain, and operations on them are done rather than recorded."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
         return False
     return all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
 def pool_plainly(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, mode: str = "sum") -> Tensor:
-    """`pool_rows` by operations that torch differentiates in every way; not for "max"."""
+    """Pool rows like `pool_rows`, by operations that torch differentiates in every way; not for mode "max"."""
     each = F.embedding(rows, table)
     if weights is not None:
         each = each * weights.unsqueeze(-1)
@@ -79,7 +79,7 @@ def pool_plainly(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor |
 
 
 def bag_of_rows(rows: Tensor, offsets: Tensor) -> Tensor:
-    """The number of the bag that each row lies in, int64 [N]; to torch, rows behind the last offset are in the last."""
+    """The index of the bag of each row, int64 [N]; as in torch, rows after the last offset are in the last bag."""
     order = torch.arange(rows.shape[-1], device=rows.device)
     return torch.searchsorted(offsets[1:-1].contiguous().long(), order, right=True)
 
@@ -89,7 +89,7 @@ def _lengths(offsets: Tensor) -> Tensor:
 
 
 class _Bags(torch.autograd.Function):
-    """`embedding_bag` whose derivative has derivatives."""
+    """An `embedding_bag` whose derivative has derivatives."""
 
     @staticmethod
     def forward(
@@ -132,13 +132,13 @@ class _Bags(torch.autograd.Function):
 
 
 def each_gradient(grad: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
-    """The gradient of its bag for each row, [N, dim]."""
+    """The gradient of each row's bag, [N, dim]."""
     padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
     return padded.index_select(0, bag_of_rows(rows, offsets))
 
 
 def _of_largest(grad: Tensor, largest: Tensor, shape: torch.Size) -> Tensor:
-    """The gradient of a table whose entry (largest[b, d], d) was the largest of bag b; -1 where the bag is empty."""
+    """The gradient of a table whose entry (largest[b, d], d) was the maximum of bag b; -1 for an empty bag."""
     columns = torch.arange(shape[1], device=grad.device).expand_as(largest)
     chosen = grad.masked_fill(largest < 0, 0.0)
     return grad.new_zeros(shape).index_put((largest.clamp(min=0).long(), columns), chosen, accumulate=True)

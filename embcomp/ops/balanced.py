@@ -1,8 +1,8 @@
 """Balanced hashing: a keyed permutation of a known id space, cut into rows (specified in docs/hashing.md).
 
-A hash draws rows with replacement, so that of n ids in n rows a third share none and some share with three. Where the
-id space is known, [0, n), its ids are permuted instead: a row is read by n / rows ids, rounded up or down, and by one
-where there are rows for all `places`.
+A hash draws rows with replacement, so that of n ids in n rows about a third have a row alone, and some share a row with
+three others. If the id space is known to be [0, n), its ids are permuted instead: each row is read by n / rows ids,
+rounded up or down, and by one id if there are rows for all `places`.
 
 The permutation is an unbalanced Feistel network of 4 half rounds over pairs (high, low), each a multiply-shift hash
 with two 64-bit numbers of the key (Dietzfelbinger 1996, strongly universal).
@@ -26,7 +26,7 @@ Number = int | Tensor
 
 
 def balanced_key(seed: int, table: str, chunk: int) -> list[int]:
-    """The 8 signed 64-bit numbers of one balanced hash of one table: SHA-512 of the text whose SHA-256 is `hash_key`.
+    """Return the 8 signed 64-bit numbers of one balanced hash: SHA-512 of the text whose SHA-256 is `hash_key`.
 
     Example:
         >>> len(balanced_key(seed=0, table="user_id", chunk=0))
@@ -38,10 +38,11 @@ def balanced_key(seed: int, table: str, chunk: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Domain:
-    """What is permuted: high * 2^low_bits + low, with `high` values of high; then scaled to rows by multiply-shift.
+    """The domain of a permutation, high * 2^low_bits + low with `high` values of high, and its scaling to rows.
 
-    It is the smallest of this shape that holds the ids, less than their square root larger (`places`); or, where the
-    rows are more, the largest that fits into them, so that the ids spread over all.
+    It is the smallest domain of this shape that holds the ids, which exceeds their number by less than its square root
+    (`places`). If there are more rows, it is the largest domain that fits into them, so that the ids spread over all
+    rows. The scaling is a multiply-shift.
     """
 
     low_bits: int
@@ -51,7 +52,7 @@ class Domain:
 
     @property
     def numbers(self) -> tuple[int, int, int, int, int, int]:
-        """low_bits, a mask of as many bits, what shifts 64 bits to them, high, scale, shift."""
+        """The numbers low_bits, mask of low_bits bits, shift from 64 bits to low_bits, high, scale and shift."""
         mask = (1 << self.low_bits) - 1
         return self.low_bits, mask, min(64 - self.low_bits, 63), self.high, self.scale, self.shift
 
@@ -69,7 +70,7 @@ class Domain:
 
 
 def places(num_embeddings: int) -> int:
-    """How many rows keep all ids apart: num_embeddings, made larger by less than its square root.
+    """Return how many rows keep all ids apart: num_embeddings plus less than its square root.
 
     Example:
         >>> [places(n) for n in (1, 2, 7, 18, 1000)]
@@ -80,7 +81,7 @@ def places(num_embeddings: int) -> int:
 
 
 def balanced_rows_reference(ids: Tensor, keys: Tensor, domain: Domain) -> Tensor:
-    """`balanced_rows` in plain torch: any device, traceable by torch.compile and torch.export."""
+    """Compute `balanced_rows` in plain torch: on any device, traceable by torch.compile and torch.export."""
     return balanced_rows_each(ids, [keys[:, i, None] for i in range(KEY_WORDS)], *domain.numbers)
 
 
@@ -94,17 +95,17 @@ def balanced_rows_each(
     scale: Number,
     shift: Number,
 ) -> Tensor:
-    """Rows under keys and domains that may differ from id to id, in plain torch.
+    """Compute rows under keys and domains that may differ from id to id, in plain torch.
 
     Args:
-        ids: int64, of any shape.
+        ids: the ids, int64 of any shape.
         keys: the `KEY_WORDS` numbers of the keys, int64 of a shape that broadcasts with that of the ids.
-        low_bits: the first of `Domain.numbers`; each a number, or int64 that broadcasts.
-        low_mask: the second.
-        low_shift: the third.
-        high_places: the fourth.
-        scale: the fifth.
-        shift: the sixth.
+        low_bits: the first of `Domain.numbers`; this and the following are numbers, or int64 that broadcasts.
+        low_mask: the second of `Domain.numbers`.
+        low_shift: the third of `Domain.numbers`.
+        high_places: the fourth of `Domain.numbers`.
+        scale: the fifth of `Domain.numbers`.
+        shift: the sixth of `Domain.numbers`.
     """
     high, low = ids >> low_bits, ids & low_mask
     for i in range(0, KEY_WORDS, 4):
@@ -115,23 +116,23 @@ def balanced_rows_each(
 
 
 def _upper(x: Tensor) -> Tensor:
-    """The upper 32 bits, as a number without sign."""
+    """The upper 32 bits, as an unsigned number."""
     return (x >> 32) & _WORD
 
 
 def balanced_rows(ids: Tensor, keys: Tensor, num_embeddings: int, rows: int, out: Tensor | None = None) -> Tensor:
-    """Rows of `ids` under each key, the keys first.
+    """Compute the rows of `ids` under each key, [keys, ids].
 
     Args:
-        ids: int64 [N], in the range below, which is not checked.
-        keys: int64 [K, 8], from `balanced_key`.
-        num_embeddings: how many ids there are, from 0.
-        rows: the range, 1 .. 2^31 - 1.
-        out: where to write them: int64 [K, N], contiguous.
+        ids: the ids, int64 [N], each in [0, num_embeddings), which is not checked.
+        keys: the keys, int64 [K, 8], from `balanced_key`.
+        num_embeddings: the number of ids.
+        rows: the number of rows, 1 .. 2^31 - 1.
+        out: a tensor to write into, int64 [K, N], contiguous.
 
     Returns:
-        int64 [K, N] in [0, rows). Under each key at most ceil(places / rows) ids have the same row, where `places` is
-        num_embeddings, made larger by less than its square root.
+        The rows, int64 [K, N] in [0, rows). Under each key at most ceil(places / rows) ids have the same row, where
+        `places` is num_embeddings plus less than its square root.
 
     Example:
         >>> import torch

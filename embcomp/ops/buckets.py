@@ -1,8 +1,8 @@
-"""Rows summed up by bucket, and read again: on CPU by C++, with torch beside it for everything else.
+"""Sums of rows by bucket, and reads of these: by C++ on CPU, and by torch for everything else.
 
 A history of events has a table of buckets [groups, width]; in each group every event lies in one bucket, its code. An
-event's codes are packed into its signature (`embcomp.sdim.signatures`). Summing events into buckets and reading buckets
-back for them are each the other's gradient.
+event's codes are packed into its signature (`embcomp.sdim.signatures`). Summing events into buckets, and reading the
+buckets of events, are the gradients of each other.
 """
 
 import ctypes
@@ -30,15 +30,15 @@ _FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 class Events(NamedTuple):
-    """Events of B histories, end to end, T in all; each is a row of a matrix [N, D] with a signature for each row.
+    """The events of B histories, end to end, T in all; each is a row of a matrix [N, D] with a signature per row.
 
     Attributes:
-        signatures: int64 [N, words], of the rows.
-        offsets: int64 [B + 1], where each history begins and ends.
-        groups: of a signature.
-        hash_width: bits of a group, which has 2^hash_width buckets.
-        mask: bool [T], True for events that count; None for all.
-        places: int64 [T], the row of each event; None where event t is row t, and so N = T.
+        signatures: the signatures of the rows, int64 [N, words].
+        offsets: the bounds of the histories, int64 [B + 1].
+        groups: the number of groups of a signature.
+        hash_width: the bits of a group, which has 2^hash_width buckets.
+        mask: True for events that count, bool [T]; None if all count.
+        places: the row of each event, int64 [T]; None if event t is row t, and so N = T.
     """
 
     signatures: Tensor
@@ -54,12 +54,12 @@ class Events(NamedTuple):
 
 
 def words_for(groups: int, hash_width: int) -> int:
-    """How many int64 hold a signature: one for up to 63 bits."""
+    """Return how many int64 hold a signature: one for up to 63 bits."""
     return -(-groups // (63 // hash_width))
 
 
 def sign_codes(x: Tensor, hash_width: int) -> Tensor:
-    """Signs to numbers, `hash_width` to a number, the first the lowest bit: float [..., m] -> int64 [..., m / width].
+    """Pack signs into numbers of `hash_width` bits, the first sign lowest: float [..., m] -> int64 [..., m / width].
 
     Example:
         >>> import torch
@@ -71,15 +71,15 @@ def sign_codes(x: Tensor, hash_width: int) -> Tensor:
 
 
 def fast(values: Tensor) -> bool:
-    """Whether the functions below serve these values: float32 on CPU, outside of compiled graphs, with a library."""
+    """Return whether the functions below accept these values: float32 on CPU, not in a compiled graph, and compiled."""
     return values.dtype == torch.float32 and readable(values) and native.library() is not None
 
 
 def sign_signatures(x: Tensor, matrix: Tensor | None, hash_width: int) -> Tensor:
-    """The signs of x · matrix, or of x alone, packed; where `fast`: float32 [..., D] and [D, m] -> int64 [..., words].
+    """Pack the signs of x · matrix, or of x alone: float32 [..., D] and [D, m] -> int64 [..., words]; only if `fast`.
 
-    A row's signature does not depend on the rows beside it, which a matrix product of BLAS does not promise: it adds up
-    in another order for another shape, and a sum near zero may change its sign.
+    A row's signature does not depend on the other rows. A matrix product of BLAS does not guarantee that: its order of
+    summation depends on the shape, and a sum near zero may change its sign.
     """
     number = x.shape[-1] if matrix is None else matrix.shape[1]
     words = words_for(number // hash_width, hash_width)
@@ -94,32 +94,32 @@ def sign_signatures(x: Tensor, matrix: Tensor | None, hash_width: int) -> Tensor
 
 
 def scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
-    """Bucket sums of histories and how many events each holds, with gradients to values [N, D]; where `fast`.
+    """Sum events into the buckets of their histories, and count them; gradients go to values [N, D]; only if `fast`.
 
     Returns:
-        sums float32 [B, groups, 2^hash_width, D], counts float32 [B, groups, 2^hash_width].
+        The sums, float32 [B, groups, 2^hash_width, D], and the counts, float32 [B, groups, 2^hash_width].
 
     Raises:
-        IndexError: a place that is no row.
+        IndexError: a place is not a row of the values.
     """
     return _Scatter.apply(values, _checked(len(values), events))  # pyright: ignore[reportReturnType]
 
 
 def gather(sums: Tensor, events: Events) -> Tensor:
-    """The sum of each event's buckets in its history, one of each group, with gradients; where `fast`.
+    """Sum the buckets of each event in its history, one per group, with gradients to the sums; only if `fast`.
 
     Args:
-        sums: float32 [B, groups, 2^hash_width, D].
-        events: who reads; without places.
+        sums: the bucket sums, float32 [B, groups, 2^hash_width, D].
+        events: the events that read, without places.
 
     Returns:
-        float32 [T, D].
+        The sum of each event's buckets, float32 [T, D].
     """
     return _Gather.apply(sums, _checked(len(events.signatures), events))  # pyright: ignore[reportReturnType]
 
 
 def unit_rows(rows: Tensor, scale: float = 1.0) -> Tensor:
-    """Rows [..., D] divided by their length, times `scale`; zeros stay zeros, with a gradient of zero; where `fast`."""
+    """Divide rows [..., D] by their lengths, times `scale`; zeros stay zeros with zero gradient; only if `fast`."""
     return _Unit.apply(rows, scale)  # pyright: ignore[reportReturnType]
 
 
@@ -133,21 +133,21 @@ def query(
     unit: bool,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """`sign_signatures`, what changes buckets, and `gather` in one call, without gradients; where `fast`.
+    """Run `sign_signatures`, a rescaling of the buckets and `gather` in one call, without gradients; if `fast`.
 
     Args:
-        asked: float32 [B, C, D], the candidates.
-        signatures: int64 [B, C, words], theirs where they are known; else the signs of asked · `matrix` are.
-        matrix: float32 [D, m].
-        sums: float32 [B, groups, 2^hash_width, D].
-        counts: float32 [B, groups, 2^hash_width] divides what each candidate finds by the events in it; or None.
-        hash_width: bits of a group.
-        unit: divide each bucket by its length (`unit_rows`), and the sum by the number of groups.
-        weights: float32 [B, hash_width + 1], without `unit`: a candidate finds all buckets of a group, each times the
-            weight of how many of its bits differ from the candidate's.
+        asked: the candidates, float32 [B, C, D].
+        signatures: the signatures of the candidates, int64 [B, C, words]; None for the signs of asked · `matrix`.
+        matrix: the projection, float32 [D, m].
+        sums: the bucket sums, float32 [B, groups, 2^hash_width, D].
+        counts: the bucket counts, float32 [B, groups, 2^hash_width], by which each candidate's sum is divided; or None.
+        hash_width: the bits of a group.
+        unit: True to divide each bucket by its length (`unit_rows`), and the sum by the number of groups.
+        weights: only without `unit`, float32 [B, hash_width + 1]: a candidate reads all buckets of a group, each
+            weighted by the number of bits that differ from the candidate's code.
 
     Returns:
-        float32 [B, C, D].
+        The result for each candidate, float32 [B, C, D].
     """
     asked, signatures, matrix, sums, counts, weights = _plain(asked, signatures, matrix, sums, counts, weights)
     out = torch.empty(asked.shape, dtype=torch.float32, device="cpu")
@@ -167,20 +167,20 @@ def query(
 
 
 def collide(values: Tensor, events: Events, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """The events that agree with candidates, summed up by group, with gradients to values [N, D]; where `fast`.
+    """Sum the events that agree with candidates, by group, with gradients to values [N, D]; only if `fast`.
 
-    What candidates would read from the buckets, without the buckets that none of them reads.
+    This equals the candidates' reads from the buckets, without computing the buckets that no candidate reads.
 
     Args:
-        values: float32 [N, D].
-        events: of the histories.
-        asked: int64 [B, C, words], the signatures of each history's candidates.
+        values: the values, float32 [N, D].
+        events: the events of the histories.
+        asked: the signatures of each history's candidates, int64 [B, C, words].
 
     Returns:
-        sums float32 [B, C, groups, D], counts float32 [B, C, groups].
+        The sums, float32 [B, C, groups, D], and the counts, float32 [B, C, groups].
 
     Raises:
-        IndexError: a place that is no row.
+        IndexError: a place is not a row of the values.
     """
     return _Collide.apply(values, _checked(len(values), events), asked)  # pyright: ignore[reportReturnType]
 
@@ -296,7 +296,7 @@ def _gather(sums: Tensor, events: Events, rows: int) -> Tensor:
 
 
 def _checked(rows: int, events: Events) -> Events:
-    """As C++ reads them. Raises ValueError or IndexError for events that do not fit so many rows."""
+    """Make the tensors contiguous. Raise ValueError or IndexError if the events do not fit so many rows."""
     signatures, offsets, mask, places = _plain(events.signatures, events.offsets, events.mask, events.places)
     events = events._replace(signatures=signatures, offsets=offsets, mask=mask, places=places)
     check_offsets(offsets, rows if places is None else places.numel())
@@ -314,7 +314,7 @@ def _versions(events: Events) -> tuple[int | None, ...]:
 
 
 def _arguments(events: Events, rows: int, dim: int) -> tuple[Any, ...]:
-    """EMBCOMP_EVENTS of the C++ file, for so many rows."""
+    """The arguments of the macro EMBCOMP_EVENTS of the C++ file, for so many rows."""
     total = rows if events.places is None else events.places.numel()
     words = words_for(events.groups, events.hash_width)
     return (
@@ -325,13 +325,13 @@ def _arguments(events: Events, rows: int, dim: int) -> tuple[Any, ...]:
 
 
 def _asked(events: Events, asked: Tensor) -> tuple[Any, Any]:
-    """The signatures of candidates, and how many each history has."""
+    """The signatures of the candidates, and the number of candidates of each history."""
     words = words_for(events.groups, events.hash_width)
     return int64("asked", asked, events.batch, asked.shape[1], words), size(asked.shape[1])
 
 
 def _plain(*tensors: Any) -> Any:
-    """As C++ reads them."""
+    """Make tensors contiguous, as C++ reads them."""
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 

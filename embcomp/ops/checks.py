@@ -1,8 +1,8 @@
-"""What is looked at before C++ reads an array, and before a public call uses an argument: the one place for both.
+"""The one place for checks before C++ reads an array, and before a public call uses an argument.
 
 Arrays reach C++ as addresses, so every call passes them by `int64`, `float32` and the like, which check device, type,
-shape and contiguity. Values that C++ uses as places (ids, rows, offsets, lengths) are checked in one pass each. On a
-GPU and inside compiled or exported graphs nothing here asks for a value, which would synchronise.
+shape and contiguity. Values that C++ uses as indices (ids, rows, offsets, lengths) are checked in one pass each. On a
+GPU and inside compiled or exported graphs no check reads a value, which would synchronise.
 """
 
 import ctypes
@@ -16,27 +16,27 @@ from embcomp.ops import native
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MOST_ROWS = 2**32 - 1
-"""The most rows of a table, and look-ups of a call, that compiled functions number."""
+"""The maximum number of rows of a table, and of look-ups of a call, that compiled functions support."""
 
 
 class Address(ctypes.c_void_p):
-    """An address that keeps the tensor whose it is."""
+    """An address that keeps its tensor alive."""
 
     tensor: Tensor
 
 
 def pointer(name: str, tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> ctypes.c_void_p:
-    """The address of a tensor for a C function; None gives a null pointer.
+    """Return the address of a tensor for a C function; None gives a null pointer.
 
     Args:
-        name: the argument's name, for the error.
-        tensor: a contiguous tensor on the CPU. It lives as long as the address.
-        dtype: the type that the C function reads.
+        name: the name of the argument, for errors.
+        tensor: a contiguous tensor on the CPU, which lives as long as the address.
+        dtype: the dtype that the C function reads.
         shape: the shape that the C function reads.
 
     Raises:
-        RuntimeError: the tensor is on another device, whose addresses say nothing here.
-        ValueError: another dtype or shape, or memory that is not contiguous.
+        RuntimeError: the tensor is on another device, whose addresses are invalid here.
+        ValueError: the dtype or shape differs, or the memory is not contiguous.
     """
     if tensor is None:
         return ctypes.c_void_p(None)
@@ -51,20 +51,20 @@ def pointer(name: str, tensor: Tensor | None, dtype: torch.dtype, *shape: int) -
 
 
 def int64(name: str, tensor: Tensor | None, *shape: int) -> ctypes.c_void_p:
-    """`pointer` of int64."""
+    """Return the `pointer` of an int64 tensor."""
     return pointer(name, tensor, torch.int64, *shape)
 
 
 def float32(name: str, tensor: Tensor | None, *shape: int) -> ctypes.c_void_p:
-    """`pointer` of float32."""
+    """Return the `pointer` of a float32 tensor."""
     return pointer(name, tensor, torch.float32, *shape)
 
 
 def size(number: int) -> ctypes.c_size_t:
-    """A number as C's size_t.
+    """Convert a number to C's size_t.
 
     Raises:
-        ValueError: a negative number, which C would read as a huge one.
+        ValueError: the number is negative, which C would read as a huge one.
     """
     if number < 0:
         raise ValueError(f"a size must not be negative, got {number}")
@@ -72,31 +72,31 @@ def size(number: int) -> ctypes.c_size_t:
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether a C function may read them: real memory of this process, and nothing records what is done with it."""
+    """Return whether a C function may read the tensors: real CPU memory, and operations are not recorded."""
     if _records():
         return False
     return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not _wrapped(t) for t in tensors)
 
 
 def is_recorded(tensor: Tensor) -> bool:
-    """Whether what is done with it is recorded (compiled, exported, traced, transformed), not done."""
+    """Return whether operations on the tensor are recorded (compiled, exported, traced, transformed), not done."""
     return _records() or type(tensor) is not Tensor or _wrapped(tensor)
 
 
 def _records() -> bool:
-    """Whether operations are recorded now: by torch.compile, torch.export, torch.jit.trace or a mode, as make_fx's."""
+    """Return whether operations are recorded: by torch.compile, torch.export, torch.jit.trace or a dispatch mode."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
         return True
     return torch._C._len_torch_dispatch_stack() > 0
 
 
 def versions(*tensors: Tensor | None) -> tuple[int | None, ...]:
-    """How often each tensor has been written to, for `check_unchanged`; None where nobody counts."""
+    """Return the write counter of each tensor, for `check_unchanged`; None for tensors without a counter."""
     return tuple(None if t is None or t.is_inference() else t._version for t in tensors)
 
 
 def check_unchanged(before: tuple[int | None, ...], *tensors: Tensor | None) -> None:
-    """Raise RuntimeError, as torch does, where a tensor of the forward pass has been written to since."""
+    """Raise RuntimeError, as torch does, if a tensor of the forward pass has been written to since."""
     if versions(*tensors) != before:
         raise RuntimeError(
             "ids, offsets or weights of a look-up were modified by an inplace operation before its backward pass: "
@@ -108,7 +108,7 @@ def check_unchanged(before: tuple[int | None, ...], *tensors: Tensor | None) -> 
 
 
 def check_tensor(value: Any, name: str) -> None:
-    """Raise TypeError for what is no tensor, ValueError for sparse, nested and quantised ones; `name` in the text."""
+    """Raise TypeError if `value` is not a tensor, ValueError if sparse, nested or quantised; the text has `name`."""
     if not isinstance(value, Tensor):
         if isinstance(value, torch.fx.Proxy):  # being traced
             return
@@ -121,7 +121,7 @@ def check_tensor(value: Any, name: str) -> None:
 
 
 def check_same_device(tensor: Tensor, name: str, home: torch.device) -> None:
-    """Raise ValueError where one of the two is on the meta device, which has no values, and the other is not."""
+    """Raise ValueError if one is on the meta device, which has no values, and the other is not."""
     if (tensor.device.type == "meta") != (home.type == "meta"):
         raise ValueError(f"{name}: a tensor is on {tensor.device}, others are on {home}; move one of them")
 
@@ -130,15 +130,15 @@ def check_same_device(tensor: Tensor, name: str, home: torch.device) -> None:
 
 
 def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
-    """`ids` as int64, after checking that each lies in [0, num_embeddings), or is not negative when that is None.
+    """Check that each id lies in [0, num_embeddings), or is not negative if that is None; return the ids as int64.
 
     On CPU the error names the value. On a GPU and inside torch.compile or torch.export the check is an asynchronous
     assertion, which costs no synchronisation.
 
     Raises:
-        TypeError: what is no tensor.
-        ValueError: ids of a floating, complex or boolean dtype; sparse or nested ones.
-        IndexError: an id out of range (a RuntimeError of the device where the assertion is asynchronous).
+        TypeError: `ids` is not a tensor.
+        ValueError: the ids have a floating, complex or boolean dtype, or are sparse or nested.
+        IndexError: an id is out of range (a RuntimeError of the device if the assertion is asynchronous).
     """
     check_tensor(ids, f"table {table!r}: ids")
     if ids.dtype not in INTEGERS:
@@ -168,21 +168,21 @@ def check_ids(ids: Tensor, num_embeddings: int | None, table: str) -> Tensor:
 
 
 def check_rows_inside(rows: Tensor, offsets: Tensor, num_rows: int) -> None:
-    """Raise IndexError when one of rows[offsets[0] : offsets[-1]] is no row of the table: C code would not notice."""
+    """Raise IndexError if one of rows[offsets[0] : offsets[-1]] is not in the table, which C code does not check."""
     check_inside(rows[int(offsets[0]) : int(offsets[-1])], num_rows)
 
 
 def check_inside(rows: Tensor, number: int, what: str = "row", of: str = "the table") -> None:
-    """Raise IndexError when one of int64 `rows`, readable, lies outside of [0, number)."""
+    """Raise IndexError if one of the int64 `rows`, which must be readable, lies outside of [0, number)."""
     if _any_outside(rows, number):
         wrong = rows[_outside(rows, number)]
         raise IndexError(f"{what} {int(wrong[0])} is out of range, {of} has {number} {what}s")
 
 
 def check_offsets(offsets: Tensor, end: int, first: int | None = None, given: Tensor | None = None) -> None:
-    """Raise ValueError unless int64 offsets [n], readable, rise from 0 to at most `end`, and n > 0.
+    """Raise ValueError unless int64 offsets [n], which must be readable, rise from 0 to at most `end`, with n > 0.
 
-    They may also begin later, where `first` does not say where. The text shows `given`, if anything.
+    If `first` is None they may begin later. The text shows `given`, or by default the offsets.
     """
     if offsets.dim() != 1 or offsets.numel() == 0:
         raise ValueError(f"offsets must have one dimension and not be empty, got shape {list(offsets.shape)}")
@@ -199,7 +199,7 @@ def check_offsets(offsets: Tensor, end: int, first: int | None = None, given: Te
 
 
 def assert_offsets(offsets: Tensor, end: int) -> None:
-    """`check_offsets` from 0 as an asynchronous assertion, for tensors that are not readable."""
+    """Check offsets that are not readable, from 0 as in `check_offsets`, by an asynchronous assertion."""
     if offsets.is_meta or (not torch.compiler.is_compiling() and _wrapped(offsets)):
         return
     fits = (offsets[0] == 0) & (offsets[-1] <= end) & (offsets.diff() >= 0).all()
@@ -207,7 +207,7 @@ def assert_offsets(offsets: Tensor, end: int) -> None:
 
 
 def lengths_fit(lengths: Tensor, sizes: Tensor) -> bool:
-    """Whether lengths int64 [keys, stride], readable, are not negative and add up to sizes int64 [keys], on CPU."""
+    """Return whether lengths int64 [keys, stride] are not negative and add up to sizes int64 [keys]; CPU tensors."""
     lib = native.library()
     if lib is None:
         each = (lengths >= 0) & (lengths <= sizes.unsqueeze(1))
@@ -219,7 +219,7 @@ def lengths_fit(lengths: Tensor, sizes: Tensor) -> bool:
 
 
 def _some(tensor: Tensor) -> str:
-    """The values, or the first of many."""
+    """Format the values, or the first of many."""
     values = tensor.flatten()[:20].tolist()
     return f"{values}" if tensor.numel() <= 20 else f"{values[:-1]} and {tensor.numel() - 19} more"
 
@@ -229,7 +229,7 @@ def _wrapped(tensor: Tensor) -> bool:
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
-    """The memory below torch.func's transforms: vmap knows no assertions, and a C function reads no wrapper."""
+    """The tensor below torch.func's transforms: vmap has no assertions, and a C function cannot read a wrapper."""
     while not torch.compiler.is_compiling() and _wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)  # pyright: ignore
     return tensor

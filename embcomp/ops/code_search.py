@@ -1,4 +1,4 @@
-"""The rows of largest product with a query: exact, in blocks of rows, so that no matrix of all scores is held."""
+"""The exact search for the rows of largest product with a query, in blocks, so that no matrix of all scores is held."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,11 +15,11 @@ _QUERIES = 1 << 12  # queries at a time
 
 
 class Found(NamedTuple):
-    """What a search found, best first; of equal scores the lower row.
+    """The result of a search, best first; among equal scores the lower row.
 
     Attributes:
-        scores: float32 [queries, k].
-        rows: int64 [queries, k].
+        scores: the scores, float32 [queries, k].
+        rows: the rows, int64 [queries, k].
     """
 
     scores: Tensor
@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
 
 def best_of(scores: Tensor, rows: Tensor, k: int) -> Found:
-    """The k best of each line, of equal scores the lower row: float32 [Q, n] and int64 [Q, n] or [n] -> [Q, k].
+    """Return the k best of each line, among equal scores the lower row: float32 [Q, n], int64 [Q, n] or [n] -> [Q, k].
 
     Example:
         >>> import torch
@@ -50,13 +50,13 @@ def best_of(scores: Tensor, rows: Tensor, k: int) -> Found:
 
 
 def search_blocks(vectors: Callable[[Tensor], Tensor], rows: int, queries: Tensor, k: int) -> Found:
-    """The k rows of largest inner product with each query, in plain torch.
+    """Return the k rows of largest inner product with each query, in plain torch.
 
     Args:
-        vectors: int64 [n] -> float32 [n, width], the vectors of rows.
-        rows: how many rows there are.
-        queries: float32 [Q, width].
-        k: at most `rows`.
+        vectors: a function from rows, int64 [n], to their vectors, float32 [n, width].
+        rows: the number of rows.
+        queries: the queries, float32 [Q, width].
+        k: the number of results, at most `rows`.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ def search_blocks(vectors: Callable[[Tensor], Tensor], rows: int, queries: Tenso
 
 
 def code_search_reference(codes: PackedColumns, scales: Tensor | None, queries: Tensor, k: int) -> Found:
-    """`code_search` by its definition, in plain torch: any device."""
+    """Compute `code_search` by its definition, in plain torch on any device."""
 
     def vectors(rows: Tensor) -> Tensor:
         centered = codes.centered(rows)
@@ -89,19 +89,19 @@ def code_search_reference(codes: PackedColumns, scales: Tensor | None, queries: 
 
 @torch.no_grad()
 def code_search(codes: PackedColumns, scales: Tensor | None, queries: Tensor, k: int) -> Found:
-    """The k rows of largest scale * query . (codes - middle of their columns).
+    """Return the k rows of largest scale * query . (codes - middle of their columns).
 
-    The compiled form first takes products of integers of 8 bits, which say what may be among the k best; those alone
-    are computed in full. It runs on the calling thread.
+    The compiled form first computes products of 8-bit integers, which bound the scores, and then in full only the
+    scores that may be among the k best. It runs on the calling thread.
 
     Args:
         codes: the rows.
-        scales: positive float32 [rows]; all are 1 without.
-        queries: finite float32 [Q, columns].
-        k: 1 to `codes.rows`.
+        scales: the scale of each row, positive float32 [rows]; None for 1.
+        queries: the queries, finite float32 [Q, columns].
+        k: the number of results, 1 to `codes.rows`.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: a shape does not fit.
 
     Example:
         >>> import torch

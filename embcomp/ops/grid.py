@@ -19,12 +19,12 @@ from embcomp.ops.checks import float32, is_recorded, pointer, readable, size
 
 @dataclass(frozen=True)
 class RowGrid:
-    """The grid that the rows of one table are rounded to, for look-ups that round while they read.
+    """The grid to which the rows of one table are rounded, for look-ups that round as they read.
 
     Attributes:
-        step: positive float32 [steps].
-        shared: how many rows that follow each other share a step; 0 where all do.
-        bits: 1 to 8.
+        step: the steps, positive float32 [steps].
+        shared: the number of consecutive rows that share a step; 0 if all rows share one.
+        bits: the bits of a value, 1 to 8.
         scale: the factor of the gradient of `step`.
     """
 
@@ -34,16 +34,16 @@ class RowGrid:
     scale: float = 1.0
 
     def place(self, rows: Tensor) -> Tensor:
-        """Which step each row has."""
+        """Return the index of each row's step."""
         return rows // self.shared if self.shared else torch.zeros_like(rows)
 
     def snapped(self, table: Tensor) -> Tensor:
-        """All rows as they will be served, without gradients, [rows, dim]."""
+        """Return all rows as they will be served, without gradients, [rows, dim]."""
         step = self.step.detach()[self.place(torch.arange(len(table), device=table.device))].unsqueeze(-1)
         return _rounded(table.detach(), step, self.bits, stochastic=False)
 
     def pass_back(self, values: Tensor, rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients [n, dim] of rounded rows -> those of the rows, whose values are given, and of `step`, [steps]."""
+        """Turn gradients [n, dim] of rounded rows into those of the rows, with these values, and of `step`, [steps]."""
         place = self.place(rows)
         step = self.step.detach()[place].unsqueeze(-1)
         inside, slope = _derivatives(values, step, _rounded(values, step, self.bits, stochastic=False), self.bits)
@@ -53,19 +53,19 @@ class RowGrid:
 
 
 def levels(values: Tensor, step: Tensor, bits: int) -> Tensor:
-    """The number k of the nearest level of each value, as floats: -2^(bits-1) <= k < 2^(bits-1); NaN stays NaN."""
+    """Return the index k of each value's nearest level, as floats: -2^(bits-1) <= k < 2^(bits-1); NaN stays NaN."""
     half = 2 ** (bits - 1)
     return (values / step).floor().clamp(-half, half - 1)
 
 
 def stochastic_levels(values: Tensor, step: Tensor, bits: int) -> Tensor:
-    """Like `levels`, but one of the two levels next to each value, drawn so that the mean is the value."""
+    """Draw one of the two levels next to each value, so that the mean is the value; otherwise like `levels`."""
     half = 2 ** (bits - 1)
     return (values / step - 0.5 + torch.rand_like(values)).floor().clamp(-half, half - 1)
 
 
 def _derivatives(values: Tensor, step: Tensor, output: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Whether each value lies inside the grid, and the derivative of its level for the step."""
+    """The mask of values inside the grid, and the derivative of their levels by the step."""
     half = 2 ** (bits - 1)
     scaled = values / step
     inside = (scaled >= -half) & (scaled < half)
@@ -73,7 +73,7 @@ def _derivatives(values: Tensor, step: Tensor, output: Tensor, bits: int) -> tup
 
 
 def _library(values: Tensor, step: Tensor, *others: Tensor) -> ctypes.CDLL | None:
-    """The compiled functions, where they take these: float32 with one step, or one for each row."""
+    """The compiled functions, if they support these tensors: float32 with one step, or one step for each row."""
     if any(t.dtype != torch.float32 for t in (values, step, *others)) or not values.is_contiguous():
         return None
     fits = values.dim() and (step.numel() == 1 or (step.shape == (*values.shape[:-1], 1) and step.is_contiguous()))
@@ -81,7 +81,7 @@ def _library(values: Tensor, step: Tensor, *others: Tensor) -> ctypes.CDLL | Non
 
 
 def _arguments(values: Tensor, step: Tensor, bits: int) -> tuple[Any, ...]:
-    """Values, steps, how many rows share one, and bits, as C++ takes them."""
+    """The values, steps, number of rows that share one, and bits, in the form for C++."""
     dim = values.shape[-1]
     return (
         float32("values", values, *values.shape), size(values.numel() // max(1, dim)), size(dim),
@@ -90,7 +90,7 @@ def _arguments(values: Tensor, step: Tensor, bits: int) -> tuple[Any, ...]:
 
 
 class _Snap(torch.autograd.Function):
-    """`snap_reference` in fewer passes over memory, for plain tensors: in one where the compiled form takes them."""
+    """A form of `snap_reference` with fewer passes over memory, for plain tensors; a single pass if compiled."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, bits: int, scale: float, stochastic: bool) -> Tensor:
@@ -126,7 +126,7 @@ def _rounded(values: Tensor, step: Tensor, bits: int, stochastic: bool) -> Tenso
 
 
 def snap_reference(values: Tensor, step: Tensor, bits: int, scale: float = 1.0, stochastic: bool = False) -> Tensor:
-    """`snap` in torch operations that every transform and compiler knows: the levels, and a zero with the gradients."""
+    """Compute `snap` by torch operations that every transform and compiler supports."""
     fixed, at = values.detach(), step.detach()
     output = _rounded(fixed, at, bits, stochastic)
     inside, slope = _derivatives(fixed, at, output, bits)
@@ -135,14 +135,14 @@ def snap_reference(values: Tensor, step: Tensor, bits: int, scale: float = 1.0, 
 
 
 def snap(values: Tensor, step: Tensor, bits: int, scale: float = 1.0, stochastic: bool = False) -> Tensor:
-    """The values of the nearest levels, straight through for the gradient.
+    """Round to the nearest levels, with straight-through gradients.
 
     Args:
-        values: floats [..., dim].
-        step: positive floats that broadcast to `values`, such as [] or [..., 1].
-        bits: 1 to 8.
+        values: the values, floats [..., dim].
+        step: the steps, positive floats that broadcast to `values`, such as [] or [..., 1].
+        bits: the bits of a value, 1 to 8.
         scale: the factor of the gradient of `step`.
-        stochastic: round up or down at random, so that the mean is the value.
+        stochastic: True to round up or down at random, so that the mean is the value.
 
     Example:
         >>> import torch
@@ -155,10 +155,10 @@ def snap(values: Tensor, step: Tensor, bits: int, scale: float = 1.0, stochastic
 
 
 def best_step(values: Tensor, bits: int) -> Tensor:
-    """The step that loses least in the mean square, for each row: floats [rows, n] -> [rows, 1].
+    """Find the step of least mean squared error for each row: floats [rows, n] -> [rows, 1].
 
-    Candidates between a twentieth of the step that reaches the largest value and that step are tried, then the
-    neighbourhood of the best one. Where all values are 0, and where none is finite, the step is 1.
+    Candidates from 1/20 of the step that reaches the largest value up to that step are tried, then the neighbourhood of
+    the best one. If all values are 0, or none is finite, the step is 1.
     """
     values = values.detach().float()
     largest = values.abs().nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)

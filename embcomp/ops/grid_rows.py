@@ -12,7 +12,7 @@ from embcomp.ops.packed_rows import gather_lines, line_nbytes, read_rows, rows_o
 
 
 def decode(codes: Tensor, bits: int, step: Tensor) -> Tensor:
-    """The values step * (code + 1/2 - 2^(bits-1)): uint8 [N, dim] and float32 [1] or [N, 1] -> float32 [N, dim].
+    """Return the values step * (code + 1/2 - 2^(bits-1)): uint8 [N, dim], float32 [1] or [N, 1] -> float32 [N, dim].
 
     Example:
         >>> import torch
@@ -23,7 +23,7 @@ def decode(codes: Tensor, bits: int, step: Tensor) -> Tensor:
 
 
 def steps_of_rows(step: Tensor, shared: int, rows: Tensor) -> Tensor:
-    """The step of each row, [1] or [N, 1]: `shared` rows that follow each other share one, 0 stands for all."""
+    """Return the step of each row, [1] or [N, 1]: `shared` consecutive rows share one; 0 means that all do."""
     if not shared:
         return step
     return step[rows if shared == 1 else rows // shared].unsqueeze(-1)
@@ -33,9 +33,9 @@ _WORDS = {8: torch.float32, 4: torch.int64, 2: torch.complex128}  # as wide as t
 
 
 def _by_bytes(packed: Tensor, bits: int, dim: int, step: Tensor, shared: int, rows: Tensor) -> Tensor:
-    """Vectors of rows whose bytes hold whole values: each byte is looked up in a table of 256, its values as one word.
+    """Decode rows whose bytes hold whole values: a table of 256 entries gives the values of a byte as one word.
 
-    torch does so in a third of the time of shifting, masking and converting each value.
+    In torch this takes a third of the time of shifting, masking and converting each value.
     """
     each = torch.arange(256, dtype=torch.int32, device=packed.device).unsqueeze(1)
     codes = (each >> torch.arange(0, 8, bits, dtype=torch.int32, device=packed.device)) & (2**bits - 1)
@@ -57,7 +57,7 @@ def grid_bags_reference(
     weights: Tensor | None = None,
     mode: str = "sum",
 ) -> Tensor:
-    """`grid_bags` in plain torch: any device, traceable by torch.compile and torch.export."""
+    """Compute `grid_bags` in plain torch: on any device, traceable by torch.compile and torch.export."""
     if bits in _WORDS and dim * bits % 8 == 0:
         vectors = _by_bytes(packed, bits, dim, step, shared, rows)
     else:
@@ -79,24 +79,24 @@ def grid_bags(
     weights: Tensor | None = None,
     mode: str = "sum",
 ) -> Tensor:
-    """Bags of decoded rows.
+    """Pool bags of decoded rows.
 
     Args:
-        packed: uint8 [lines, bytes], from `embcomp.ops.packed_rows.pack_rows`.
-        bits: of a value.
-        dim: values of a row.
-        step: float32 [1], or a step for every `shared` rows.
-        shared: how many rows that follow each other share a step; 0 where all do.
-        rows: int64 [N].
-        offsets: int64 [bags + 1]; without them each row comes out by itself.
-        weights: float32 [N], a factor for each row.
-        mode: "sum" or "mean"; empty bags are zero.
+        packed: the packed rows, uint8 [lines, bytes], from `embcomp.ops.packed_rows.pack_rows`.
+        bits: the bits of a value.
+        dim: the number of values of a row.
+        step: the step, float32 [1], or a step for every `shared` rows.
+        shared: the number of consecutive rows that share a step; 0 if all do.
+        rows: the rows to read, int64 [N].
+        offsets: the bounds of the bags, int64 [bags + 1]; None returns each row by itself.
+        weights: a factor for each row, float32 [N].
+        mode: the pooling, "sum" or "mean"; empty bags are zero.
 
     Returns:
-        float32 [bags, dim], or [N, dim].
+        The bags, float32 [bags, dim], or the rows, [N, dim].
 
     Raises:
-        IndexError: a row that the table does not have.
+        IndexError: a row is not in the table.
 
     Example:
         >>> import torch

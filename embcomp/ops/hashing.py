@@ -1,8 +1,8 @@
-"""From ids to rows: the hash of embcomp, specified in docs/hashing.md so that other languages compute the same rows.
+"""The hash of embcomp from ids to rows, specified in docs/hashing.md so that other languages compute the same rows.
 
-key  = first 8 bytes, little-endian, of SHA-256("embcomp/1/<seed>/<chunk>/<table>")
-z    = splitmix64_finaliser(id XOR key)          (all arithmetic modulo 2^64)
-row  = ((z >> 32) * rows) >> 32                  (multiply-shift instead of a division)
+key  = first 8 bytes, little-endian, of SHA-256("embcomp/1/<seed>/<chunk>/<table>") z    = splitmix64_finaliser(id XOR
+key)          (all arithmetic modulo 2^64) row  = ((z >> 32) * rows) >> 32                  (multiply-shift instead of a
+division)
 """
 
 import ctypes
@@ -32,7 +32,7 @@ _C2 = 0x94D049BB133111EB - 2**64
 
 
 def hash_key(seed: int, table: str, chunk: int) -> int:
-    """The 64-bit key, as a signed integer, of one hash function of one table.
+    """Return the 64-bit key, as a signed integer, of one hash function of one table.
 
     Example:
         >>> hash_key(seed=0, table="user_id", chunk=0) == hash_key(seed=0, table="user_id", chunk=1)
@@ -43,17 +43,17 @@ def hash_key(seed: int, table: str, chunk: int) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift of int64: torch's `>>` copies the sign bit, and uint64 has no shifts on CPU."""
+    """Shift int64 right logically: torch's `>>` copies the sign bit, and uint64 has no shifts on CPU."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def hash_rows_reference(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
-    """`hash_rows` in plain torch: any device, traceable by torch.compile and torch.export."""
+    """Compute `hash_rows` in plain torch: on any device, traceable by torch.compile and torch.export."""
     return hash_rows_each(ids.unsqueeze(-1), keys, rows)
 
 
 def hash_rows_each(ids: Tensor, keys: Tensor, rows: int | Tensor) -> Tensor:
-    """Rows of ids under keys and ranges that may differ from id to id, all of shapes that broadcast, in plain torch."""
+    """Compute rows in plain torch under keys and ranges that may differ from id to id, all of broadcastable shapes."""
     z = ids ^ keys
     z = (z ^ _shift_right(z, 30)) * _C1
     z = (z ^ _shift_right(z, 27)) * _C2
@@ -62,15 +62,15 @@ def hash_rows_each(ids: Tensor, keys: Tensor, rows: int | Tensor) -> Tensor:
 
 
 def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
-    """Rows of `ids` under each key.
+    """Compute the rows of `ids` under each key.
 
     Args:
-        ids: int64 [N], any values.
-        keys: int64 [K], from `hash_key`.
-        rows: the range, 1 .. 2^31 - 1; a row's probability differs from 1 / rows by less than 2^-32.
+        ids: the ids, int64 [N], any values.
+        keys: the keys, int64 [K], from `hash_key`.
+        rows: the number of rows, 1 .. 2^31 - 1; the probability of a row differs from 1 / rows by less than 2^-32.
 
     Returns:
-        int64 [N, K] in [0, rows).
+        The rows, int64 [N, K] in [0, rows).
 
     Example:
         >>> import torch
@@ -87,9 +87,9 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
 
 
 def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
-    """`hash_rows` with the keys first, [K, N]: each key's rows lie together, as chunks of a vector want them.
+    """Compute `hash_rows` transposed, [K, N]: the rows of each key lie together, as the chunks of a vector need them.
 
-    They are written into `out`, where it is given: int64 [K, N], contiguous.
+    If `out` is given, int64 [K, N] and contiguous, the rows are written into it.
     """
     if out is not None and (out.shape != (keys.numel(), ids.numel()) or not out.is_contiguous()):
         raise ValueError(f"out must be contiguous {[keys.numel(), ids.numel()]}, got {list(out.shape)}")
@@ -105,7 +105,7 @@ def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = 
 
 
 def _arguments(ids: Tensor, keys: Tensor, rows: int) -> tuple[Any, ...]:
-    """What both C functions take, less `out`."""
+    """The arguments that both C functions take, without `out`."""
     if not 1 <= rows <= MAX_ROWS:
         raise ValueError(f"rows must be in [1, 2^31), got {rows}")
     given, theirs = int64("ids", ids, ids.numel()), int64("keys", keys, keys.numel())

@@ -1,11 +1,11 @@
-"""Tables whose rows are integers, without a float copy: look-ups, and updates that round at random.
+"""Tables whose rows are integers, without a float copy: look-ups, and updates with random rounding.
 
-An integer c of `bits` bits, 8 or 4, stands for step * (c + 1/2 - 2^(bits-1)), as in `embcomp.ops.grid`. A row lies in
-whole bytes, so that it can be written alone; two integers of 4 bits share a byte, the first in its lower half. Behind
-them a byte e says the step of the row, 2^((e - 192) / 8). It is kept while the row fits, since each change rounds all
-values anew. An update reads a row, moves it as `embcomp.ops.tables` does, and writes it again, each value rounded up or
-down at random so that its mean is the value (Gupta et al. 2015, arXiv 1502.02551, section 4). CPU alone; compiled, and
-a torch form beside it.
+An integer c of `bits` bits, 8 or 4, stands for step * (c + 1/2 - 2^(bits-1)), as in `embcomp.ops.grid`. A row takes
+whole bytes, so that it can be written alone; two integers of 4 bits share a byte, the first in its lower half. A last
+byte e encodes the step of the row, 2^((e - 192) / 8). The step is kept while the row fits, since each change rounds all
+values again. An update reads a row, moves it as `embcomp.ops.tables` does, and writes it with each value rounded up or
+down at random so that its mean is the value (Gupta et al. 2015, arXiv 1502.02551, section 4). It runs on CPU only,
+compiled or in torch.
 """
 
 import ctypes
@@ -25,34 +25,34 @@ from embcomp.ops.tables import (
 
 BITS = (8, 4)
 STEPS = torch.exp2((torch.arange(256, dtype=torch.float64, device="cpu") - 192) / 8).float()
-"""The step for each last byte of a row, float32 [256]."""
+"""The step for each value of a row's last byte, float32 [256]."""
 _SLACK = 16  # steps that a row may be too large
 _WORD = 0xFFFFFFFF
 
 
 def row_nbytes(dim: int, bits: int) -> int:
-    """Bytes of a row: its integers, and one for its step."""
+    """The bytes of a row: its integers, and one byte for its step."""
     return -(-dim * bits // 8) + 1
 
 
 def codes_of(packed: Tensor, dim: int, bits: int) -> Tensor:
-    """The integers of rows, uint8 [n, bytes] -> uint8 [n, dim]."""
+    """Return the integers of rows, uint8 [n, bytes] -> uint8 [n, dim]."""
     codes = packed[:, :-1]
     return codes if bits == 8 else torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)[:, :dim]
 
 
 def steps_of(packed: Tensor) -> Tensor:
-    """The step of each row, uint8 [n, bytes] -> float32 [n, 1]."""
+    """Return the step of each row, uint8 [n, bytes] -> float32 [n, 1]."""
     return STEPS.to(packed.device)[packed[:, -1:].long()]
 
 
 def read_rows(packed: Tensor, dim: int, bits: int) -> Tensor:
-    """The values of rows, uint8 [n, bytes] -> float32 [n, dim]."""
+    """Return the values of rows, uint8 [n, bytes] -> float32 [n, dim]."""
     return (codes_of(packed, dim, bits).float() - (2 ** (bits - 1) - 0.5)) * steps_of(packed)
 
 
 def _random_bits(seed: int, place: Tensor) -> Tensor:
-    """32 random bits for each place, as int64: the finaliser of MurmurHash3."""
+    """Return 32 random bits for each place, as int64, by the finaliser of MurmurHash3."""
     x = ((place & _WORD) * 0x9E3779B1 & _WORD) ^ seed
     x = (x ^ x >> 16) * 0x85EBCA6B & _WORD
     x = (x ^ x >> 13) * 0xC2B2AE35 & _WORD
@@ -60,10 +60,10 @@ def _random_bits(seed: int, place: Tensor) -> Tensor:
 
 
 def _fitting(largest: Tensor, bits: int, now: Tensor | None) -> Tensor:
-    """Which step a row with a value of this size gets.
+    """Choose the index of the step for a row with this largest value.
 
-    The one it has, where that is neither too small nor much too large; else the second smallest that reaches the value,
-    so that it lasts.
+    The current step is kept if it is neither too small nor much too large. Otherwise it is the second smallest step
+    that reaches the value, so that it lasts.
     """
     least = torch.searchsorted(2 ** (bits - 1) * STEPS.to(largest.device), largest.contiguous(), right=True)
     new = (least + 1).clamp_(max=255)
@@ -73,17 +73,17 @@ def _fitting(largest: Tensor, bits: int, now: Tensor | None) -> Tensor:
 def write_rows(
     packed: Tensor, values: Tensor, bits: int, seed: int | None = None, rows: Tensor | None = None
 ) -> Tensor:
-    """The rows that hold these values.
+    """Return rows that hold these values.
 
     Args:
-        packed: uint8 [n, bytes], what the rows were.
-        values: finite float32 [n, dim].
-        bits: 8 or 4.
-        seed: of random rounding, 32 bits; None rounds to the nearest, with steps of their own.
-        rows: int64 [n], their numbers in the table, for random rounding.
+        packed: the previous rows, uint8 [n, bytes].
+        values: the values, finite float32 [n, dim].
+        bits: the bits of a value, 8 or 4.
+        seed: the seed of random rounding, 32 bits; None rounds to the nearest level and chooses new steps.
+        rows: the indices of the rows in the table, int64 [n], for random rounding.
 
     Returns:
-        uint8 [n, bytes].
+        The rows, uint8 [n, bytes].
     """
     half, dim = 2 ** (bits - 1), values.shape[1]
     largest = values.abs().amax(1)
@@ -102,15 +102,15 @@ def write_rows(
 
 
 def draw_seed() -> int:
-    """A seed for one update, from torch's generator: runs that start from one seed stay alike."""
+    """Draw a seed for one update from torch's generator, so that runs with equal seeds stay equal."""
     return int(torch.randint(_WORD + 1, (), device="cpu"))
 
 
 def empty_state(settings: FusedOptimizerSettings, rows: int) -> Tensor:
-    """The sums of squared gradients before the first update, bfloat16 [rows]; empty for SGD.
+    """Return the initial sums of squared gradients, bfloat16 [rows]; empty for SGD.
 
     Raises:
-        ValueError: an optimizer that keeps a number for each value.
+        ValueError: the optimizer keeps a number for each value.
     """
     if settings.name == "adagrad":
         raise ValueError(
@@ -121,7 +121,7 @@ def empty_state(settings: FusedOptimizerSettings, rows: int) -> Tensor:
 
 
 def pool_integers_reference(packed: Tensor, dim: int, bits: int, bags: Bags, out: Tensor) -> None:
-    """`pool_integers` in plain torch."""
+    """Compute `pool_integers` in plain torch."""
     pool_bags_reference(read_rows(packed, dim, bits), bags, out)
 
 
@@ -159,7 +159,7 @@ def update_integers_reference(
     settings: FusedOptimizerSettings,
     seed: int,
 ) -> None:
-    """`update_integers` in plain torch."""
+    """Compute `update_integers` in plain torch."""
     mine = bags.own()
     rows, where = torch.unique(mine.rows, return_inverse=True)
     each = grad[mine.columns_of_rows(dim)]
@@ -188,19 +188,19 @@ def update_integers(
     settings: FusedOptimizerSettings,
     seed: int,
 ) -> None:
-    """One optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
+    """Make one optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
 
-    A row whose summed gradient, or whose values would no longer be finite, stays as it is.
+    A row is left unchanged if its summed gradient, or its new values, are not finite.
 
     Args:
-        packed: uint8 [rows, bytes], updated in place.
-        dim: values of a row.
-        bits: 8 or 4.
-        state: as `empty_state` makes it, updated in place.
-        bags: what was read.
-        grad: float32 [batch, columns], row-major.
-        settings: optimizer and its constants.
-        seed: of the random rounding, 32 bits.
+        packed: the rows, uint8 [rows, bytes], updated in place.
+        dim: the number of values of a row.
+        bits: the bits of a value, 8 or 4.
+        state: the optimizer state from `empty_state`, updated in place.
+        bags: the reads of the batch.
+        grad: the gradient of the bags, float32 [batch, columns], row-major.
+        settings: the optimizer and its constants.
+        seed: the seed of the random rounding, 32 bits.
     """
     rows, width = packed.shape[0], grad.shape[1]
     bags.check((rows, dim), width)

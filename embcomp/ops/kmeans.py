@@ -1,4 +1,4 @@
-"""k-means."""
+"""The k-means algorithm."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 ROWS = 4096  # vectors at a time: their scores stay in the cache
 SEEDING = 1 << 14  # vectors among which the first centroids are drawn
 Progress = Callable[[int, int, str], None]
-"""(steps done, steps at most, text) -> None."""
+"""A function that is told (steps done, maximum of steps, text)."""
 
 
 def no_progress(done: int, total: int, text: str) -> None:
@@ -17,9 +17,10 @@ def no_progress(done: int, total: int, text: str) -> None:
 
 
 def assign(vectors: Tensor, centroids: Tensor, by_direction: bool = False) -> tuple[Tensor, Tensor]:
-    """The nearest centroid of each vector, int64 [N], and half the squared distance less |v|^2 / 2, float32 [N].
+    """Return the nearest centroid of each vector, int64 [N], and |v - c|^2 / 2 - |v|^2 / 2, float32 [N].
 
-    For training: near ties fall by rounding. `by_direction`: the centroid of the largest cosine, and -|v| times that.
+    It is meant for training: rounding decides near ties. With `by_direction` it returns the centroid of the largest
+    cosine, and -|v| times that cosine.
     """
     if by_direction:
         centroids = F.normalize(centroids)
@@ -34,7 +35,7 @@ def assign(vectors: Tensor, centroids: Tensor, by_direction: bool = False) -> tu
 
 
 def means(vectors: Tensor, index: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the vectors of each centroid, and how many there are; a centroid without vectors stays."""
+    """Return the mean of the vectors of each centroid, and their number; a centroid without vectors stays."""
     counts = torch.bincount(index, minlength=centroids.shape[0])
     starts = counts.cumsum(0) - counts
     new = F.embedding_bag(index.argsort(), vectors, starts, mode="mean")
@@ -52,24 +53,25 @@ def kmeans(
     progress: Progress = no_progress,
     fewer: bool = False,
 ) -> Tensor:
-    """Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007); empty clusters move to the worst vectors.
+    """Run Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007).
 
-    The first clusters are those of the seeds by distance or by direction, whichever lie closer to their means.
+    Empty clusters move to the worst vectors. The first clusters are those of the seeds by distance or by direction,
+    whichever have the lower error.
 
     Args:
-        vectors: float32 [N, d].
-        k: centroids.
-        iterations: at most so many.
-        tolerance: stop when an iteration lowers the error by less than this share.
-        seed: of the first centroids.
-        progress: told of each iteration.
-        fewer: where there are fewer than k different vectors, return as many centroids.
+        vectors: the vectors, float32 [N, d].
+        k: the number of centroids.
+        iterations: the maximum number of iterations.
+        tolerance: the relative decrease of the error below which the iteration stops.
+        seed: the seed of the first centroids.
+        progress: a function that is told of each iteration.
+        fewer: True to return fewer centroids if there are fewer than k different vectors.
 
     Returns:
-        float32 [k, d].
+        The centroids, float32 [k, d].
 
     Raises:
-        ValueError: fewer than k different vectors, and not `fewer`.
+        ValueError: there are fewer than k different vectors, and `fewer` is not set.
     """
     centroids = _start(vectors, _seed(vectors, k, seed, fewer))
     squares = torch.linalg.vector_norm(vectors, dim=1).square()
@@ -90,10 +92,10 @@ def kmeans(
 
 
 def _start(vectors: Tensor, seeds: Tensor) -> Tensor:
-    """The means of the clusters of the seeds, float32 [k, d]: by distance or by direction, the lower error of the two.
+    """The means of the seeds' clusters, float32 [k, d]: by distance or by direction, whichever has the lower error.
 
-    Where residuals are all but orthogonal, every one of them is closest to the seed of the smallest norm, and k-means
-    ends with one cluster and k - 1 lonely vectors, at an error that looks no worse. Directions have no such favourite.
+    If vectors are nearly orthogonal, all of them are closest to the seed of the smallest norm, and k-means ends with
+    one large cluster and k - 1 single vectors, at an error that looks no worse. Directions do not have this problem.
     """
     starts = [means(vectors, assign(vectors, seeds, by_direction)[0], seeds) for by_direction in (False, True)]
     # The error of a clustering about its means is the sum of |v|^2 less this.

@@ -1,9 +1,9 @@
-"""Compiles the C++ sources of `embcomp/native` once per machine and loads them with ctypes.
+"""The compiled functions: builds the C++ sources of `embcomp/native` once per machine, and loads them with ctypes.
 
-The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`; `$EMBCOMP_CXXFLAGS` adds options) and is kept
-in a cache folder (`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). It takes some ten
-seconds, so the logger `embcomp` says that it begins. Without a compiler, or with `EMBCOMP_NATIVE=0`, `library()`
-returns None, the torch forms serve, and a warning says so once.
+The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`; `$EMBCOMP_CXXFLAGS` adds options) and is kept in
+a cache folder (`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). It takes about ten seconds,
+so the logger `embcomp` announces it. Without a compiler, or with `EMBCOMP_NATIVE=0`, `library()` returns None and the
+torch forms are used; without a compiler a warning says so once.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ _log = logging.getLogger("embcomp")
 
 
 class NativeUnavailable(RuntimeError):
-    """No compiled form on this machine; the text says why."""
+    """The error that there is no compiled form on this machine; the text gives the reason."""
 
 
 def _compiler() -> list[str]:
@@ -42,7 +42,7 @@ def _compiler() -> list[str]:
 
 
 def _flags() -> list[str]:
-    """What `$EMBCOMP_CXXFLAGS` says comes last, so that it holds."""
+    """The options of the compiler; those of `$EMBCOMP_CXXFLAGS` come last, so that they take precedence."""
     return [*_FLAGS, *shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))]
 
 
@@ -56,7 +56,7 @@ def _cache_folder() -> Path:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on, so that a home folder shared by machines keeps one build for each."""
+    """The facts that `-march=native` depends on, so that machines with a shared home folder keep separate builds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
@@ -73,7 +73,7 @@ def _run(command: list[str]) -> str:
 
 
 def build() -> Path:
-    """The shared library's path, compiled first where this machine has none yet. Raises `NativeUnavailable`."""
+    """Return the path of the shared library, compiling it first if needed. Raise `NativeUnavailable` if that fails."""
     compiler = _compiler()
     built = [*compiler, *_flags()]
     sources = sorted(_SOURCES.glob("*.cpp"))
@@ -94,7 +94,7 @@ def build() -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where they cannot be had (said once, as a warning).
+    """Return the compiled functions, or None if they are unavailable, with one warning.
 
     Example:
         >>> from embcomp.ops import native

@@ -12,11 +12,11 @@ from embcomp.ops.packed_rows import line_nbytes, pack_rows, packed_nbytes, read_
 _ALIGNED = 8  # groups begin at a multiple, so that they can be read as long words
 
 Groups = tuple[tuple[int, int], ...]
-"""(columns, bits) of each group of neighboring columns."""
+"""The number of columns and the bits of each group of adjacent columns."""
 
 
 def groups_nbytes(rows: int, groups: Groups) -> int:
-    """Bytes of packed rows.
+    """The bytes of packed rows.
 
     Example:
         >>> groups_nbytes(100, ((2, 4), (5, 1)))
@@ -27,12 +27,12 @@ def groups_nbytes(rows: int, groups: Groups) -> int:
 
 @dataclass(frozen=True)
 class PackedColumns:
-    """Packed rows.
+    """Packed rows whose columns differ in width.
 
     Attributes:
-        data: uint8 [bytes], the groups one after the other, each from `embcomp.ops.packed_rows.pack_rows`.
-        rows: how many rows there are.
-        groups: how many columns follow each other with how many bits, 1 to 8.
+        data: the groups one after the other, each from `embcomp.ops.packed_rows.pack_rows`, uint8 [bytes].
+        rows: the number of rows.
+        groups: the number of columns and the bits, 1 to 8, of each group of adjacent columns.
     """
 
     data: Tensor
@@ -41,10 +41,10 @@ class PackedColumns:
 
     @classmethod
     def of(cls, codes: Tensor, groups: Groups) -> "PackedColumns":
-        """Pack uint8 [rows, columns].
+        """Pack codes, uint8 [rows, columns].
 
         Raises:
-            ValueError: a code that does not fit its column.
+            ValueError: a code does not fit its column.
 
         Example:
             >>> import torch
@@ -60,16 +60,16 @@ class PackedColumns:
 
     @property
     def columns(self) -> int:
-        """How many columns a row has."""
+        """The number of columns of a row."""
         return sum(columns for columns, _ in self.groups)
 
     @property
     def levels(self) -> Tensor:
-        """How many values a column takes, int64 [columns]."""
+        """The number of values of each column, int64 [columns]."""
         return torch.cat([torch.full((columns,), 1 << bits) for columns, bits in self.groups]).to(self.data.device)
 
     def bounds(self) -> Iterator[tuple[int, int]]:
-        """Where each group begins and ends, in bytes."""
+        """Yield the first byte of each group, and its end."""
         start = 0
         for columns, bits in self.groups:
             nbytes = packed_nbytes(self.rows, columns, bits)
@@ -77,7 +77,7 @@ class PackedColumns:
             start += -(-nbytes // _ALIGNED) * _ALIGNED
 
     def read(self, rows: Tensor) -> Tensor:
-        """The codes of rows, int64 [n] -> uint8 [n, columns]."""
+        """Return the codes of rows, int64 [n] -> uint8 [n, columns]."""
         found = []
         for (start, end), (columns, bits) in zip(self.bounds(), self.groups, strict=True):
             lines = self.data[start:end].view(-1, line_nbytes(columns, bits))
@@ -85,5 +85,5 @@ class PackedColumns:
         return torch.cat(found, 1) if len(found) > 1 else found[0]
 
     def centered(self, rows: Tensor) -> Tensor:
-        """The codes of rows less the middle of their column, float32 [n, columns]."""
+        """Return the codes of rows minus the middle of their column, float32 [n, columns]."""
         return self.read(rows).float() - (self.levels - 1).float() / 2

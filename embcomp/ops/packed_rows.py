@@ -1,7 +1,8 @@
 """Rows of small integers, packed one after the other: value j of row i is bits [(i * n + j) * bits, ...) of the stream.
 
-The stream is little-endian. Rows lie in lines, the fewest that follow each other and end with a byte: one where
-n * bits is a multiple of 8, at most 8. All in plain torch, on any device, traceable by torch.compile and torch.export.
+The stream is little-endian. Rows are grouped into lines, the fewest consecutive rows that end at a byte: one row if n *
+bits is a multiple of 8, at most 8 rows. Everything is plain torch, on any device, traceable by torch.compile and
+torch.export.
 """
 
 import math
@@ -15,7 +16,7 @@ _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 def rows_of_line(values: int, bits: int) -> int:
-    """How many rows lie in a line.
+    """The number of rows in a line.
 
     Example:
         >>> rows_of_line(16, bits=4), rows_of_line(10, bits=2)
@@ -25,7 +26,7 @@ def rows_of_line(values: int, bits: int) -> int:
 
 
 def line_nbytes(values: int, bits: int) -> int:
-    """Bytes of a line.
+    """The bytes of a line.
 
     Example:
         >>> line_nbytes(16, bits=4), line_nbytes(10, bits=2)
@@ -35,7 +36,7 @@ def line_nbytes(values: int, bits: int) -> int:
 
 
 def packed_nbytes(rows: int, values: int, bits: int) -> int:
-    """Bytes of packed rows, the last line whole.
+    """The bytes of packed rows, with a whole last line.
 
     Example:
         >>> packed_nbytes(1000, 10, bits=2)
@@ -45,23 +46,23 @@ def packed_nbytes(rows: int, values: int, bits: int) -> int:
 
 
 def _group(bits: int) -> tuple[int, int]:
-    """The fewest bytes that hold whole values, and how many they hold."""
+    """The smallest number of bytes that holds whole values, and the number of these values."""
     nbytes = math.lcm(bits, 8) // 8
     return nbytes, 8 * nbytes // bits
 
 
 def pack_rows(values: Tensor, bits: int) -> Tensor:
-    """Pack rows.
+    """Pack rows of small integers.
 
     Args:
-        values: uint8 [rows, n], each below 2^bits.
-        bits: 1 to 8.
+        values: the values, uint8 [rows, n], each below 2^bits.
+        bits: the bits of a value, 1 to 8.
 
     Returns:
-        uint8 [lines, bytes of a line]; the bits behind the last row are 0.
+        The packed rows, uint8 [lines, bytes of a line]; the bits after the last row are 0.
 
     Raises:
-        ValueError: a value that does not fit.
+        ValueError: a value does not fit.
 
     Example:
         >>> import torch
@@ -88,10 +89,9 @@ def pack_rows(values: Tensor, bits: int) -> Tensor:
 
 
 def gather_lines(packed: Tensor, lines: Tensor) -> Tensor:
-    """Lines of a packed table: uint8 [all, bytes], int64 [N] -> uint8 [N, bytes].
+    """Gather lines of a packed table: uint8 [all, bytes], int64 [N] -> uint8 [N, bytes].
 
-    Short ones are read as a few long words of one flat array, which takes torch a third of the time of a line that
-    is copied.
+    Short lines are read as a few long words of one flat array, which takes torch a third of the time of copying lines.
     """
     width = packed.shape[1]
     word = math.gcd(width, 8)
@@ -105,15 +105,15 @@ def gather_lines(packed: Tensor, lines: Tensor) -> Tensor:
 
 
 def unpack_lines(packed: Tensor, bits: int, values: int) -> Tensor:
-    """The values of packed lines.
+    """Unpack the values of lines.
 
     Args:
-        packed: uint8 [N, ceil(values * bits / 8)].
-        bits: 1 to 8.
-        values: how many a line has.
+        packed: the lines, uint8 [N, ceil(values * bits / 8)].
+        bits: the bits of a value, 1 to 8.
+        values: the number of values of a line.
 
     Returns:
-        uint8 [N, values].
+        The values, uint8 [N, values].
 
     Example:
         >>> import torch
@@ -139,16 +139,16 @@ def unpack_lines(packed: Tensor, bits: int, values: int) -> Tensor:
 
 
 def read_rows(packed: Tensor, bits: int, values: int, rows: Tensor) -> Tensor:
-    """The values of rows.
+    """Unpack the values of rows.
 
     Args:
-        packed: uint8 [lines, bytes of a line], from `pack_rows`.
-        bits: 1 to 8.
-        values: how many a row has.
-        rows: int64 [N].
+        packed: the packed rows, uint8 [lines, bytes of a line], from `pack_rows`.
+        bits: the bits of a value, 1 to 8.
+        values: the number of values of a row.
+        rows: the rows to read, int64 [N].
 
     Returns:
-        uint8 [N, values].
+        The values, uint8 [N, values].
 
     Example:
         >>> import torch

@@ -1,6 +1,6 @@
 """Arrays of small integers without spare bits: entry i is bits [i * bits, (i + 1) * bits) of a stream of int32 words.
 
-The stream is little-endian. Two spare words end it, so that every entry can be read by one load of 64 bits.
+The stream is little-endian. It ends with two spare words, so that every entry can be read by one load of 64 bits.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _BLOCK = 1 << 20  # entries at a time; a multiple of 32, so that blocks end with
 
 
 def bits_for(values: int) -> int:
-    """Bits of an entry that takes `values` different values: ceil(log2(values)), at least 1.
+    """The bits of an entry with `values` different values: ceil(log2(values)), at least 1.
 
     Example:
         >>> bits_for(2), bits_for(4096), bits_for(4097)
@@ -26,7 +26,7 @@ def bits_for(values: int) -> int:
 
 
 def packed_words(entries: int, bits: int) -> int:
-    """How many int32 words hold `entries` entries, the two spare ones included."""
+    """The number of int32 words that hold `entries` entries, with the two spare ones."""
     return -(-entries * bits // 32) + 2
 
 
@@ -34,11 +34,11 @@ def pack(values: Tensor, bits: int) -> Tensor:
     """Pack integers into words.
 
     Args:
-        values: integers of any shape, on CPU, each in [0, 2^bits).
-        bits: 1 .. 31.
+        values: the integers, of any shape, on CPU, each in [0, 2^bits).
+        bits: the bits of an entry, 1 to 31.
 
     Returns:
-        int32 [packed_words(values.numel(), bits)].
+        The words, int32 [packed_words(values.numel(), bits)].
 
     Raises:
         ValueError: `bits` is out of range, a value does not fit, or there are 2^32 entries or more.
@@ -67,14 +67,14 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack_reference(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
-    """`unpack` in plain torch: any device, traceable by torch.compile and torch.export."""
+    """Compute `unpack` in plain torch: on any device, traceable by torch.compile and torch.export."""
     if width > 1:
         ids = ids.unsqueeze(-1) * width + torch.arange(width, device=ids.device)
     return unpack_at(words, ids * bits, (1 << bits) - 1)
 
 
 def unpack_at(words: Tensor, at: Tensor, mask: int | Tensor) -> Tensor:
-    """Entries that start at these bits, int64 of any shape, in plain torch; `mask` has their bits, which may differ."""
+    """Read the entries that start at these bits, int64 of any shape, in plain torch; each may have its own `mask`."""
     word = at >> 5
     low = words[word].long() & 0xFFFFFFFF
     high = words[word + 1].long()
@@ -82,20 +82,20 @@ def unpack_at(words: Tensor, at: Tensor, mask: int | Tensor) -> Tensor:
 
 
 def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
-    """Read entries.
+    """Read entries of packed words.
 
     Args:
-        words: int32, from `pack`.
-        bits: of an entry.
-        ids: int64 [N], which entries.
-        width: how many entries an id has; id i reads entries i * width .. i * width + width - 1.
+        words: the words, int32, from `pack`.
+        bits: the bits of an entry.
+        ids: the ids to read, int64 [N].
+        width: the number of entries of an id; id i reads entries i * width .. i * width + width - 1.
 
     Returns:
-        int64 [N], or [N, width] where width > 1.
+        The entries, int64 [N], or [N, width] if width > 1.
 
     Raises:
-        IndexError: an entry that the words do not hold.
-        ValueError: arrays that `pack` did not make.
+        IndexError: the words do not hold an entry.
+        ValueError: `pack` did not make such arrays.
 
     Example:
         >>> import torch
@@ -122,7 +122,7 @@ def unpack(words: Tensor, bits: int, ids: Tensor, width: int = 1) -> Tensor:
 
 
 def _room(words: Tensor, bits: int) -> int:
-    """How many entries can be read from words."""
+    """The number of entries that can be read from words."""
     if not 1 <= bits <= MAX_BITS:
         raise ValueError(f"bits must be in [1, {MAX_BITS}], got {bits}")
     if words.numel() < 2:
@@ -131,7 +131,7 @@ def _room(words: Tensor, bits: int) -> int:
 
 
 def unpack_known_reference(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:
-    """`unpack_known` in plain torch."""
+    """Compute `unpack_known` in plain torch."""
     found = unpack_reference(words, bits, ids.clamp(max=max(entries - 1, 0)))
     return found.masked_fill((ids >= entries) | (found >= values), -1)
 
@@ -140,18 +140,18 @@ def unpack_known(words: Tensor, bits: int, ids: Tensor, entries: int, values: in
     """Read entries that may be missing.
 
     Args:
-        words: int32, from `pack`.
-        bits: of an entry.
-        ids: int64 [N], not negative, which entries.
-        entries: how many there are; ids beyond have none.
-        values: an entry that is not below it stands for nothing.
+        words: the words, int32, from `pack`.
+        bits: the bits of an entry.
+        ids: the ids to read, int64 [N], not negative.
+        entries: the number of entries; ids beyond have none.
+        values: the bound of valid entries; an entry at or above it means "none".
 
     Returns:
-        int64 [N], -1 where there is no entry or it stands for nothing.
+        The entries, int64 [N]; -1 if there is no entry or it means "none".
 
     Raises:
-        IndexError: a negative entry.
-        ValueError: words that do not hold so many entries.
+        IndexError: an id is negative.
+        ValueError: the words do not hold so many entries.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Product codes (Jégou et al. 2011): the nearest code of each part of a vector, and the vectors of codes."""
+"""Product codes (Jégou et al. 2011): from vectors to the nearest code of each part, and from codes to vectors."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ _LANES = 8  # codes that are compared at a time
 
 
 def nearest_codes_reference(values: Tensor, books: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """`nearest_codes` by its definition, in plain torch: any device, every transform and compiler."""
+    """Compute `nearest_codes` by its definition, in plain torch: for any device, transform and compiler."""
     parts, codes, width = books.shape
     squares = (values.unflatten(-1, (parts, 1, width)) - books).square()
     distances = squares[..., 0]
@@ -28,15 +28,15 @@ def nearest_codes_reference(values: Tensor, books: Tensor, allowed: Tensor | Non
 
 @torch.no_grad()
 def nearest_codes(values: Tensor, books: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """The nearest code of each part, by Euclidean distance; of equal distances the lower code.
+    """Find the nearest code of each part, by Euclidean distance; among equal distances the lower code.
 
     Args:
-        values: floats [..., dim].
-        books: floats [parts, codes, dim / parts].
-        allowed: int64 [...], how many codes, from the first on, each vector may have; without it all of them.
+        values: the vectors, floats [..., dim].
+        books: the code books, floats [parts, codes, dim / parts].
+        allowed: the number of codes, from the first on, that each vector may have, int64 [...]; None allows all.
 
     Returns:
-        int64 [..., parts].
+        The codes, int64 [..., parts].
 
     Example:
         >>> import torch
@@ -70,7 +70,7 @@ def nearest_codes(values: Tensor, books: Tensor, allowed: Tensor | None = None) 
 
 
 def vectors_of(codes: Tensor, books: Tensor) -> Tensor:
-    """The vectors of codes, with gradients for the books: int64 [..., parts] -> [..., dim].
+    """Return the vectors of codes, with gradients for the books: int64 [..., parts] -> [..., dim].
 
     Example:
         >>> import torch
@@ -92,23 +92,23 @@ def decode(
     weights: Tensor | None = None,
     mode: str = "sum",
 ) -> Tensor:
-    """Vectors of packed codes, or bags of them, in plain torch.
+    """Decode vectors of packed codes, or bags of them, in plain torch.
 
     Args:
-        packed: uint8 [lines, bytes], from `embcomp.ops.packed_rows.pack_rows`.
-        bits: of the codes there, and of what `more` puts above them.
-        books: float32 [parts, codes, dim / parts].
-        rows: int64 [N].
-        more: the upper bits of the codes of the first rows, packed alike, and how many rows these are.
-        offsets: int64 [bags + 1]; without them each row comes out by itself.
-        weights: float32 [N], a factor for each row.
-        mode: "sum", "mean" or "max"; empty bags are zero.
+        packed: the packed codes, uint8 [lines, bytes], from `embcomp.ops.packed_rows.pack_rows`.
+        bits: the bits of these codes, and the bits that `more` adds above them.
+        books: the code books, float32 [parts, codes, dim / parts].
+        rows: the rows to read, int64 [N].
+        more: the upper bits of the codes of the first rows, packed in the same way, and the number of these rows.
+        offsets: the bounds of the bags, int64 [bags + 1]; None returns each row by itself.
+        weights: a factor for each row, float32 [N].
+        mode: the pooling, "sum", "mean" or "max"; empty bags are zero.
 
     Returns:
-        float32 [N, dim], or [bags, dim].
+        The vectors, float32 [N, dim], or the bags, [bags, dim].
 
     Raises:
-        IndexError: a row that the table does not have.
+        IndexError: a row is not in the table.
     """
     own, above = bits
     codes = read_rows(packed, own, len(books), rows).long()

@@ -1,13 +1,13 @@
-"""Search in sorted numbers, in a form that other runtimes know, too."""
+"""The search in sorted numbers, in a form that other runtimes support, too."""
 
 import torch
 from torch import Tensor
 
 
 def lower_bound(numbers: Tensor, wanted: Tensor) -> Tensor:
-    """How many of the sorted `numbers` [n] are below each of `wanted` [N], of the same integer type: int64 [N].
+    """Count how many of the sorted `numbers` [n] are below each of `wanted` [N], of the same integer type: int64 [N].
 
-    In an exported graph it is halving by plain operations, because ONNX has no `torch.searchsorted`.
+    In an exported graph it halves by plain operations, because ONNX has no `torch.searchsorted`.
 
     Example:
         >>> import torch

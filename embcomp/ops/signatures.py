@@ -8,7 +8,7 @@ from embcomp.ops.buckets import words_for
 
 
 def pack(codes: Tensor, hash_width: int) -> Tensor:
-    """Codes int64 [..., G], each below 2^hash_width -> signatures int64 [..., words].
+    """Pack codes int64 [..., G], each below 2^hash_width, into signatures int64 [..., words].
 
     Example:
         >>> import torch
@@ -22,7 +22,7 @@ def pack(codes: Tensor, hash_width: int) -> Tensor:
 
 
 def unpack(signatures: Tensor, groups: int, hash_width: int) -> Tensor:
-    """Signatures int64 [..., words] -> codes int64 [..., groups]; undoes `pack`.
+    """Unpack signatures int64 [..., words] into codes int64 [..., groups]: the inverse of `pack`.
 
     Example:
         >>> import torch

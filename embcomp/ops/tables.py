@@ -1,7 +1,7 @@
-"""Pooled look-ups and fused optimizers over plain float32 tables on CPU: the facade, and a torch form beside it.
+"""Pooled look-ups and fused optimizers over plain float32 tables on CPU: the compiled form, and a form in torch.
 
-FBGEMM's table-batched embedding does the same; this form is faster where many narrow rows are read from one large table
-(`python -m experiments bench lookup`), which is what Unified Embedding asks for.
+FBGEMM's table-batched embedding does the same. This form is faster if many narrow rows are read from one large table
+(`python -m experiments bench lookup`), as in Unified Embedding.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ _FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 @dataclass
 class FusedOptimizerSettings:
-    """What a row's update needs: w -= lr * g / (sqrt(state) + eps), g the summed gradient + weight_decay * w."""
+    """The settings of an update: w -= lr * g / (sqrt(state) + eps), with g the summed gradient + weight_decay * w."""
 
     name: OptimizerName
     lr: float
@@ -49,14 +49,14 @@ class FusedOptimizerSettings:
 
 @dataclass(frozen=True)
 class Bags:
-    """Rows of several features that read one table.
+    """Bags of rows of several features that read one table.
 
     Attributes:
-        rows: int64, feature by feature, bag by bag; may hold those of other tables before and after.
-        offsets: int64 [features * batch + 1] into `rows`.
-        weights: float32 like `rows`, or None (all ones).
-        columns: int64 [features], the first output column of each feature.
-        name: of the table, for errors.
+        rows: the rows, int64, feature by feature and bag by bag; rows of other tables may precede and follow.
+        offsets: the bounds of the bags in `rows`, int64 [features * batch + 1].
+        weights: the weights of the rows, float32 like `rows`; None for 1.
+        columns: the first output column of each feature, int64 [features].
+        name: the name of the table, for errors.
     """
 
     rows: Tensor
@@ -66,11 +66,11 @@ class Bags:
     name: str = ""
 
     def check(self, shape: Sequence[int], width: int) -> None:
-        """Raise where these bags cannot be read from a table of this shape, [rows, dim], into columns below `width`.
+        """Raise if these bags cannot be read from a table of this shape, [rows, dim], into columns below `width`.
 
         Raises:
-            ValueError: shapes, offsets or columns that do not fit.
-            IndexError: a row that the table does not have.
+            ValueError: shapes, offsets or columns do not fit.
+            IndexError: a row is not in the table.
         """
         (rows, dim), features = shape, self.columns.numel()
         try:
@@ -87,7 +87,7 @@ class Bags:
             raise type(error)(f"table {self.name!r}: {error}") from None
 
     def arguments(self) -> tuple[Any, ...]:
-        """Rows, offsets, weights, features and batch, as C++ takes them."""
+        """The rows, offsets, weights, features and batch, in the form for C++."""
         total, features = self.rows.numel(), self.columns.numel()
         return (
             int64("rows", self.rows, total), int64("offsets", self.offsets, self.offsets.numel()),
@@ -95,13 +95,13 @@ class Bags:
         )  # fmt: skip
 
     def own(self) -> "Bags":
-        """Without what belongs to other tables: offsets from 0, rows and weights cut to them."""
+        """The bags without rows of other tables: offsets from 0, and rows and weights cut to them."""
         first, last = int(self.offsets[0]), int(self.offsets[-1])
         weights = None if self.weights is None else self.weights[first:last]
         return Bags(self.rows[first:last], self.offsets - first, weights, self.columns, self.name)
 
     def columns_of_rows(self, dim: int) -> tuple[Tensor, Tensor]:
-        """For each row the place of its gradient: batch positions [N, 1] and output columns [N, dim]."""
+        """The position of each row's gradient: batch positions [N, 1] and output columns [N, dim]."""
         bag = torch.repeat_interleave(torch.arange(self.offsets.numel() - 1, device="cpu"), self.offsets.diff())
         columns = self.columns[bag // self.batch].unsqueeze(-1) + torch.arange(dim, device="cpu")
         return (bag % self.batch).unsqueeze(-1), columns
@@ -118,17 +118,17 @@ def bags_of_tables(
     columns: Sequence[Tensor],
     names: Sequence[str] = (),
 ) -> list[Bags]:
-    """What each table is asked for, where the features of one table follow each other; see `Bags.check`.
+    """Split the bags of a batch into those of each table, whose features are consecutive; see `Bags.check`.
 
     Args:
-        rows: int64 [N], contiguous.
-        offsets: int64 [features * batch + 1], contiguous.
-        weights: float32 [N], contiguous, or None.
+        rows: the rows, int64 [N], contiguous.
+        offsets: the bounds of the bags, int64 [features * batch + 1], contiguous.
+        weights: the weights of the rows, float32 [N], contiguous, or None.
         columns: for each table the first output column of each of its features.
-        names: of the tables, for errors.
+        names: the names of the tables, for errors.
 
     Raises:
-        ValueError: offsets that do not cover the rows, or do not fit the features.
+        ValueError: the offsets do not cover the rows, or do not fit the features.
     """
     features = sum(own.numel() for own in columns)
     if features == 0 or (offsets.numel() - 1) % features:
@@ -146,11 +146,11 @@ def bags_of_tables(
 
 
 class SumBags(torch.autograd.Function):
-    """Sum-pooled bags of several tables, float32 on CPU, with dense gradients.
+    """The function of sum-pooled bags of several tables, float32 on CPU, with dense gradients.
 
-    `SumBags.apply(rows, offsets, weights, columns, *tables)`: int64 [N], int64 [features * batch + 1], float32 [N] or
-    None, for each table the first output column of each of its features (int64, on CPU), [rows, dim] each
-    -> [batch, sum of widths].
+    `SumBags.apply(rows, offsets, weights, columns, *tables)` takes int64 [N], int64 [features * batch + 1], float32 [N]
+    or None, for each table the first output column of each of its features (int64, on CPU), and the tables, [rows, dim]
+    each. It returns [batch, sum of widths].
     """
 
     @staticmethod
@@ -192,7 +192,7 @@ class SumBags(torch.autograd.Function):
 def _gradients(
     grad: Tensor, bags: Sequence[Bags], weights: Tensor | None, shapes: Sequence[torch.Size], tables: Sequence[Tensor]
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """The gradients of the weights, where they learn, and of the tables, by operations that torch differentiates."""
+    """The gradients of the weights, if they are trained, and of the tables, by operations that torch differentiates."""
     of_weights, of_tables = [], []
     for i, (own, shape) in enumerate(zip(bags, shapes, strict=True)):
         first, last = int(own.offsets[0]), int(own.offsets[-1])
@@ -207,7 +207,7 @@ def _gradients(
 
 
 def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
-    """`table_gradient` in plain torch."""
+    """Compute `table_gradient` in plain torch."""
     own = bags.own()
     each = grad[own.columns_of_rows(shape[1])]
     if own.weights is not None:
@@ -216,7 +216,7 @@ def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor) -> Ten
 
 
 def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
-    """The dense gradient of a table of this shape, [rows, dim], from that of its bags, [batch, columns]."""
+    """Compute the dense gradient of a table of this shape, [rows, dim], from that of its bags, [batch, columns]."""
     bags.check(shape, grad.shape[1])
     lib = native.library()
     if lib is None:
@@ -230,12 +230,12 @@ def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
 
 
 def state_shape(optimizer: OptimizerName, rows: int, dim: int) -> tuple[int, ...]:
-    """The shape of the sum of squared gradients: per row, per element, or none."""
+    """The shape of the sums of squared gradients: per row, per element, or empty."""
     return {"sgd": (0,), "adagrad": (rows, dim), "rowwise_adagrad": (rows,)}[optimizer]
 
 
 def empty_table(*shape: int) -> Tensor:
-    """float32 memory for a table. Large ones ask for huge pages: random rows then cost no page walk."""
+    """Allocate float32 memory for a table. Large tables ask for huge pages: random rows then cost no page walk."""
     table = torch.empty(*shape, **_FLOAT)
     huge = 1 << 21
     start = -(-table.data_ptr() // huge) * huge
@@ -249,7 +249,7 @@ def empty_table(*shape: int) -> Tensor:
 
 
 def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = None) -> None:
-    """`pool_bags` in plain torch."""
+    """Compute `pool_bags` in plain torch."""
     table = table if grid is None else grid.snapped(table)
     bags, features, dim = bags.own(), bags.columns.numel(), table.shape[1]
     pooled = torch.nn.functional.embedding_bag(
@@ -262,7 +262,7 @@ def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | 
 def pool_bags(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = None) -> None:
     """Write the sum of each bag's rows into `out` [batch, columns], float32, row-major.
 
-    Rows are read as they are, or on their grid.
+    The rows are read as they are, or rounded to their grid.
     """
     bags.check(table.shape, out.shape[1])
     lib = native.library()
@@ -278,7 +278,7 @@ def pool_bags(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = Non
 
 
 def grid_arguments(grid: RowGrid | None, rows: int) -> tuple[Any, ...]:
-    """Steps, how many rows share one, and bits, as C++ takes them."""
+    """The steps, the number of rows that share one, and the bits, in the form for C++."""
     if grid is None:
         return ctypes.c_void_p(None), ctypes.c_int64(0), ctypes.c_int(0)
     steps = -(-rows // grid.shared) if grid.shared else 1
@@ -293,7 +293,7 @@ def update_rows_reference(
     settings: FusedOptimizerSettings,
     grid: RowGrid | None = None,
 ) -> Tensor | None:
-    """`update_rows` in plain torch."""
+    """Compute `update_rows` in plain torch."""
     bags, dim = bags.own(), table.shape[1]
     each = grad[bags.columns_of_rows(dim)]
     if bags.weights is not None:
@@ -322,15 +322,15 @@ def update_rows(
     settings: FusedOptimizerSettings,
     grid: RowGrid | None = None,
 ) -> Tensor | None:
-    """One optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
+    """Make one optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
 
     Args:
-        table: float32 [rows, dim], updated in place.
-        state: as `state_shape` says, updated in place.
-        bags: what was read.
-        grad: float32 [batch, columns], row-major.
-        settings: optimizer and its constants.
-        grid: on which the rows were read, if they were.
+        table: the table, float32 [rows, dim], updated in place.
+        state: the optimizer state, of `state_shape`, updated in place.
+        bags: the reads of the batch.
+        grad: the gradient of the bags, float32 [batch, columns], row-major.
+        settings: the optimizer and its constants.
+        grid: the grid on which the rows were read, if any.
 
     Returns:
         The gradient of the grid's steps, [steps].
@@ -353,6 +353,6 @@ def update_rows(
 
 
 def weight_gradient(table: Tensor, bags: Bags, grad: Tensor, grid: RowGrid | None = None) -> Tensor:
-    """The gradient of the weights of `bags.own()`: each row's product with the gradient of its bag."""
+    """Compute the gradient of the weights of `bags.own()`: each row's product with the gradient of its bag."""
     bags, table = bags.own(), table if grid is None else grid.snapped(table)
     return (grad[bags.columns_of_rows(table.shape[1])] * table[bags.rows]).sum(1)
