@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -127,6 +128,7 @@ def _work(end: Any, rank: int, number: int, address: str, timeout: timedelta) ->
 
     os.environ["LOCAL_WORLD_SIZE"] = str(number)  # what torchrun says
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported before the fork is searched and copied by no pass of the garbage collector
     try:
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=number, timeout=timeout)
     except Exception:  # another process has died
