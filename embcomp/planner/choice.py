@@ -1,4 +1,4 @@
-"""What `choose` came to: a method for each table, shown, saved, drawn."""
+"""The result of `choose`: a method for each table, to be shown, saved and drawn."""
 
 import hashlib
 import json
@@ -23,18 +23,18 @@ UNITS = {1: "of what the tables are worth", 2: "in the loss given", 3: "in the l
 
 @dataclass(frozen=True)
 class TableChoice:
-    """What was chosen for one table.
+    """The choice for one table.
 
     Attributes:
-        name: the table.
-        method: its method.
-        served: bytes of the served form, its part of a shared store included.
-        training: bytes of the training form.
-        full: bytes of the full table in float32.
-        worth: what the table is worth: the rise of the loss where all its ids have one vector.
-        loss: the expected rise of the loss that the method costs.
-        more: what the next tenth of the budget would change it to, or nothing.
-        note: what else is to be said.
+        name: the name of the table.
+        method: the chosen method.
+        served: the bytes of the served form, with its share of a shared store.
+        training: the bytes of the training form.
+        full: the bytes of the full table in float32.
+        worth: the worth of the table: the rise of the loss if all its ids had one vector.
+        loss: the expected rise of the loss that the method causes.
+        more: the method that a tenth more budget would choose; "" for the same.
+        note: a further remark, or "".
     """
 
     name: str
@@ -61,15 +61,16 @@ class Choice:
     """A method and a size for every table.
 
     Attributes:
-        tables: one for each table.
-        budget: the bytes asked for.
-        count: which bytes they are of.
-        level: what the choice knew: 1 sizes and counts, 2 a trained model and batches, 3 short trainings too.
-        loss: the expected rise of the loss; with level 1 as a share of what the tables are worth.
+        tables: the choice for each table.
+        budget: the budget in bytes.
+        count: "served" or "training", the form whose bytes the budget limits.
+        level: the knowledge that the choice is based on: 1 sizes and counts, 2 a trained model and batches, 3 short
+            trainings too.
+        loss: the expected rise of the loss; at level 1 as a share of the worth of the tables.
         curve: the least expected loss at other budgets.
-        gain: by how much the loss would fall with a tenth of the budget more.
-        failed: probes that could not be made.
-        seconds: the time that it took.
+        gain: the decrease of the loss with a tenth more budget.
+        failed: the probes that failed.
+        seconds: the time that the choice took, in seconds.
 
     Example:
         >>> import torch, embcomp
@@ -98,7 +99,7 @@ class Choice:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the form that the budget is of."""
+        """The bytes of the form that the budget limits."""
         return self.served_nbytes if self.count == "served" else self.training_nbytes
 
     @property
@@ -125,7 +126,7 @@ class Choice:
         """Write the choice as JSON, and the tensors that its methods hold beside it, as `<path>.safetensors`.
 
         Raises:
-            OSError: it cannot be written; what was there stays.
+            OSError: the file cannot be written; an existing file stays.
         """
         tensors: dict[str, Tensor] = {}
         values = {
@@ -148,8 +149,8 @@ class Choice:
         """Read a choice that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is none.
-            embcomp.files.Damaged: it was damaged or edited.
+            FileNotFoundError: there is no such file.
+            embcomp.files.Damaged: the file was damaged or edited.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -191,7 +192,7 @@ class Choice:
 
 
 def kind(method: Method) -> str:
-    """A method in a few words: LowBit(LowRank 4)."""
+    """The name of a method with those of the methods inside: LowBit(LowRank 4)."""
     inner, rank = getattr(method, "of", None), getattr(method, "rank", None)
     name = type(method).__name__ + (f" {rank}" if rank is not None else "")
     if not isinstance(inner, Method) or isinstance(inner, Full):

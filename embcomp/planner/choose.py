@@ -1,4 +1,4 @@
-"""`choose`: a byte budget and a model in, a method and a size for every table out."""
+"""`choose`: from a byte budget and a model to a method and a size for every table."""
 
 import contextlib
 import math
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 LEAST = 0.005
-"""Of its loss, what a trained model owes to its tables, at the least."""
+"""The minimum share of a trained model's loss that its tables must account for."""
 
 
 def choose(
@@ -63,46 +63,47 @@ def choose(
 ) -> Choice:
     """Choose a method and a size for every table, so that all fit a byte budget and the model loses least.
 
-    There are three levels of knowledge, each better than the one before. With sizes and counts alone, written rules say
-    what bits, ranks and shared rows cost (`embcomp.planner.rules`). With a trained model and held-out batches, the loss
-    says what each table is worth, and what ranks and codes lose of it, table by table and then together. With `train`,
-    the best plans are trained for a short while, by successive halving. The choice is a multiple-choice knapsack,
-    solved exactly.
+    There are three levels of knowledge, each better than the one before. With sizes and counts alone, fixed rules
+    estimate the cost of bits, ranks and shared rows (`embcomp.planner.rules`). With a trained model and held-out
+    batches, the loss shows the worth of each table, and how much of it ranks and codes lose, table by table and then
+    together. With `train`, the best plans are trained for a short while, by successive halving. The choice is a
+    multiple-choice knapsack, solved exactly.
 
     Args:
-        model_or_tables: a model as `compress_` takes it, or tables.
-        nbytes: the budget for all tables and maps: bytes, "50MB", or "10%" of the full tables in float32.
-        count: "served" for the bytes of the served form, "training" for those of the training form.
-        data: held-out batches; the model is a trained one then.
-        loss: a model and a batch -> the mean loss of the batch; by default the log-loss of logits, for batches of
-            (inputs..., labels).
-        options: methods to choose from, for all tables or by pattern; by default own rows of 8 to 1 bits, low rank,
+        model_or_tables: a model that `compress_` accepts, or tables.
+        nbytes: the budget for all tables and maps: a number of bytes, "50MB", or "10%" of the full tables in float32.
+        count: "served" to limit the bytes of the served form, "training" those of the training form.
+        data: held-out batches, if the model is trained.
+        loss: a function from a model and a batch to the mean loss of the batch; by default the log-loss of logits, for
+            batches of (inputs..., labels).
+        options: the methods to choose from, for all tables or by pattern; by default own rows of 8 to 1 bits, low rank,
             product codes and shared rows. A method whose tables share a store is one option for all its tables.
-        keep: patterns of tables that stay as they are. Their bytes count.
+        keep: patterns of tables that stay unchanged. Their bytes count.
         counts: how often each id occurs in training, [num_embeddings], by table name.
-        edges: clicks as a graph, which offers clusters for the tables of its two sides.
-        content: semantic codes of ids, int64 [num_embeddings, levels], by table name, which offer `SemanticIds`.
-        seed: of hashes and clusterings.
-        worth: what tables are worth in any unit, by table name, where that is known without a trained model:
+        edges: interactions as a graph, which add clusters as options for the tables of its two sides.
+        content: semantic codes of ids, int64 [num_embeddings, levels], by table name, which add `SemanticIds` as
+            options.
+        seed: the seed of hashes and clusterings.
+        worth: the worth of tables in any unit, by table name, if it is known without a trained model:
             `embcomp.rank_features(clicks, ...).scores`, say.
-        sides: "users" or "items" by table name, where the numbers of ids do not say which tables `edges` is of.
-        init: how the tables will start: with "fit" nothing is trained afterwards, and options cost what a probe shows;
-            with "fresh" and "warm" training follows, and restores much of what bits and ranks lose at first.
-        train: a model and a share of a full training -> trains the model for so long.
-        effort: of a full training, for all short trainings together.
-        seconds: the time for probes; what is not measured by then is judged by rules.
-        cache: a file that keeps the probes, so that a second call, or one after a stop, goes on.
-        widths: "fbgemm" for rows that are a multiple of 4 wide, which `shard` needs; by default for torchrec
+        sides: "users" or "items" by table name, if the numbers of ids do not determine the tables of `edges`.
+        init: how the tables will start. With "fit" no training follows, and options cost what a probe measures; with
+            "fresh" and "warm" training follows, which recovers much of the initial loss of bits and ranks.
+        train: a function that trains a model for a share of a full training.
+        effort: the share of a full training that all short trainings together may take.
+        seconds: the time limit of the probes, in seconds; options that are not measured by then are estimated by rules.
+        cache: a file that keeps the probes, so that a second call, or a call after an interruption, continues.
+        widths: "fbgemm" for rows whose width is a multiple of 4, which `shard` needs; by default for torchrec
             collections that are not on the CPU.
-        progress: whether to show progress on stderr; by default in a terminal.
+        progress: True to show progress on stderr; by default if stderr is a terminal.
 
     Returns:
-        The choice; `compress_(model, choice.methods)` carries it out.
+        The choice; `compress_(model, choice.methods)` applies it.
 
     Raises:
-        TypeError: arguments of other kinds; data for tables without a model.
-        ValueError: a budget below the least possible, which is said with the table that needs most of it; options that
-            fit no table; data without labels or of one class; a model that is not trained; a loss that is not finite.
+        TypeError: an argument has another type, or data is given for tables without a model.
+        ValueError: the budget is below the minimum, which the text gives with the table that needs most of it; options
+            fit no table; data has no labels or one class; the model is not trained; or a loss is not finite.
         ImportError: SciPy is not installed.
 
     Example:
@@ -146,7 +147,7 @@ def choose(
 def _raced(
     model: nn.Module, search: Search, judge: ByProbes, train: Train, effort: float
 ) -> tuple[list[Option], list[str]]:
-    """The plan that short trainings show to be the best."""
+    """Train the best plans for a short while and return the best of them."""
     if not 0 < effort <= 10:
         raise ValueError(f"effort must be a share of a full training, such as .2, got {effort!r}")
     plans = [search.grown(plan) for plan in sorted(search.candidates(), key=judge.joint)[:8]]
@@ -174,7 +175,7 @@ def _probes(
     seconds: float | None,
     heard: Callable[[str], None],
 ) -> Probes:
-    """The measurements, once the model is seen to be a trained one."""
+    """Make the measurements. Raise ValueError if the model does not seem to be trained."""
     if not batches:
         raise ValueError("data holds no batch: give held-out batches, a list of them or a loader")
     empty = [table.name for table in held if table.weight is not None and table.weight.is_meta]
@@ -200,7 +201,7 @@ def _budget(held: Sequence[Held], nbytes: Budget) -> int:
 
 
 def _worth(held: Sequence[Held], given: Mapping[str, float] | None) -> dict[str, float]:
-    """Numbers by table name; scores of features that are no tables here are left out."""
+    """The given worth by table name; scores of features that are not tables are left out."""
     given = checked(given, Mapping[str, float] | None, "worth")
     found = {table.name: float(value) for name, value in (given or {}).items() for table in held if name in table.names}
     if given and not found:
@@ -214,7 +215,7 @@ def _table(held: Sequence[Held], name: str) -> Table:
 
 @contextlib.contextmanager
 def _progress(shown: bool | None) -> Iterator[Callable[[str], None]]:
-    """One line on stderr that is written over, and ended at the end."""
+    """Give a function that rewrites one line on stderr, which is ended at the end."""
     number = 0
 
     def heard(text: str) -> None:

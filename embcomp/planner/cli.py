@@ -1,4 +1,4 @@
-"""`embcomp choose`: a byte budget and the sizes of tables in, a method and a size for each out."""
+"""The command `embcomp choose`: from a byte budget and the sizes of tables to a method and a size for each."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,15 +15,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     tables: Annotated[list[str], typer.Argument(help="Tables as NAME=IDSxWIDTH, such as item=30000x16.")],
     nbytes: Annotated[str, typer.Option(help="The budget for all of them: 10%, 50MB, or a number of bytes.")],
-    count: Annotated[str, typer.Option(help="Which bytes: served or training.")] = "served",
-    keep: Annotated[list[str] | None, typer.Option(help="A pattern of tables that stay as they are.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the hashes.")] = 0,
+    count: Annotated[str, typer.Option(help="The form whose bytes the budget limits: served or training.")] = "served",
+    keep: Annotated[list[str] | None, typer.Option(help="A pattern of tables that stay unchanged.")] = None,
+    seed: Annotated[int, typer.Option(help="The seed of the hashes.")] = 0,
     save: Annotated[Path | None, typer.Option(help="Write the choice to this JSON file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw loss against bytes into this file.")] = None,
 ) -> None:
     """Choose a method and a size for every table by rules, from sizes alone.
 
-    A trained model and held-out batches know more: call `embcomp.choose` with them.
+    A trained model and held-out batches give better choices: call `embcomp.choose` with them.
     """
     try:
         budget = int(nbytes) if nbytes.isdecimal() else nbytes

@@ -1,4 +1,4 @@
-"""The expected loss of every option: by rules alone, or from a trained model and what probes show of it."""
+"""The expected loss of every option: by rules alone, or from probes of a trained model."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -15,51 +15,51 @@ from embcomp.planner.probes import Probes
 from embcomp.planner.tables import Held
 
 After = Literal["fresh", "warm", "fit"]
-"""What follows: training from scratch, training on, or none."""
+"""The training that follows the choice: from scratch, from a warm start, or none."""
 
 UNTRAINED = 10.0
-"""How many times more an option costs that is served without training, about, where the time was too short to see."""
+"""The approximate factor by which an option costs more without training, for options that were not measured."""
 
 
 class Estimates(Protocol):
-    """What options cost."""
+    """An estimate of the loss that options cause."""
 
     @property
     def worth(self) -> Sequence[float]:
-        """What each table is worth to the model."""
+        """The worth of each table to the model."""
         ...
 
     @property
     def silent(self) -> Collection[int]:
-        """Tables that say nothing, as far as is known."""
+        """The tables that seem to carry no information."""
         ...
 
     def loss(self, option: Option) -> float:
-        """The expected loss of an option, as far as it is known."""
+        """Return the expected loss of an option, by what is known so far."""
         ...
 
     def learn(self, option: Option) -> bool:
-        """Look closer at an option; whether that changed its loss."""
+        """Examine an option closer; return whether its loss changed."""
         ...
 
     def joint(self, plan: Sequence[Option]) -> float:
-        """The expected loss of options together."""
+        """Return the expected loss of options together."""
         ...
 
 
 class ByRules:
-    """Level 1: sizes and counts alone. What tables are worth is guessed by the information of their ids.
+    """The estimate of level 1, from sizes and counts. The worth of a table is guessed from the entropy of its ids.
 
-    Losses are shares of what all tables together are worth to the model.
+    Losses are shares of the worth of all tables together.
 
     Args:
         held: the tables.
         counts: how often each id occurs, by table name.
-        given: what tables are worth, in any unit, by table name.
+        given: the worth of tables, in any unit, by table name.
 
     Attributes:
-        worth: of each table.
-        silent: tables that are given as worth nothing.
+        worth: the worth of each table.
+        silent: the tables whose given worth is 0.
     """
 
     def __init__(self, held: Sequence[Held], counts: Mapping[str, Tensor], given: Mapping[str, float]) -> None:
@@ -90,22 +90,22 @@ class ByRules:
 
 
 class ByProbes:
-    """Level 2: what each table is worth to a trained model, and what an option loses of it, on held-out batches.
+    """The estimate of level 2: worth and losses are measured on held-out batches with a trained model.
 
-    Where training follows, ranks and codes are measured, and rounding and sharing go by `rules`, as training changes
-    what a probe would show of them. Where none follows, every option is measured as it is.
+    If training follows, ranks and codes are measured, and rounding and sharing are estimated by `rules`, because
+    training changes their loss. If no training follows, every option is measured as it is.
 
-    Options that were not measured yet are taken for as good as they can be, so that the cheapest plan, measured until
-    nothing in it is new, is the best one.
+    Options that were not measured yet are assumed to be as good as possible, so that the cheapest plan, once all its
+    options are measured, is the best one.
 
     Args:
         held: the tables.
         probes: the measurements.
-        after: what follows.
+        after: the training that follows.
 
     Attributes:
-        worth: of each table.
-        silent: tables whose worth is not above two standard errors.
+        worth: the worth of each table.
+        silent: the tables whose worth is not above two standard errors.
     """
 
     def __init__(self, held: Sequence[Held], probes: Probes, after: After) -> None:
@@ -142,7 +142,7 @@ class ByProbes:
         return expected != before
 
     def joint(self, plan: Sequence[Option]) -> float:
-        """The sum of the losses, and what the measured parts cost together beyond their sum."""
+        """Return the sum of the losses, plus what the measured parts cost together beyond their sum."""
         alone = sum(map(self.loss, plan))
         parts = [(option.tables, bare) for option in plan if (bare := self._bare(option)) is not None]
         rises = [self.probes.rise(tables, bare) for tables, bare in parts]
@@ -155,7 +155,7 @@ class ByProbes:
         return alone + (beyond if self.after == "fit" else rules.RECOVERED * beyond)
 
     def _bare(self, option: Option) -> Method | None:
-        """What a probe would compress with, or None where it would say nothing."""
+        """The method that a probe compresses with; None if a probe would not be informative."""
         if isinstance(option.method, Full) or any(self.held[i].weight is None for i in option.tables):
             return None
         if self.after == "fit":
@@ -169,7 +169,7 @@ class ByProbes:
 
 
 def _information(held: Held, counts: Tensor | None) -> float:
-    """Bits that an id of the table carries: the entropy of the counts, or the logarithm of the number of ids."""
+    """The bits of information of a table's id: the entropy of its counts, or the logarithm of the number of ids."""
     if counts is not None and bool((counts > 0).any()):
         shares = counts.double() / counts.double().sum()
         return float(torch.special.entr(shares).sum()) / math.log(2)

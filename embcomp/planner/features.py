@@ -1,4 +1,4 @@
-"""`rank_features`: what each feature of a click log says of the label, before any model is trained."""
+"""`rank_features`: the information of each feature of a click log about the label, before any model is trained."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ def rank_features(
     max_values: int = 1 << 24,
     seed: int = 0,
 ) -> FeatureRanking:
-    """Ranks features by what they say of the label beyond what their number of values alone would.
+    """Rank features by their information about the label, beyond that of noise with as many values.
 
-    The score of OutRank (Skrlj and Mramor, RecSys 2023, arXiv 2309.01552): a feature X cuts the rows into groups, and
-    any cut into many small groups seems to explain the label Y. So the score is H(Y | noise) - H(Y | X), with noise
-    that cuts the rows into groups of the same sizes. OutRank draws the noise once, by shifting labels; here it is the
-    exact expectation over all ways to deal the labels out, which depends on the sizes alone: the same score on
-    average, without the noise of a draw, and as good on logs in the order of time, where a shifted label is no noise.
-    A value seen once adds nothing, as in the paper: its entropy is 0 on both sides.
+    The score is that of OutRank (Skrlj and Mramor, RecSys 2023, arXiv 2309.01552): a feature X splits the rows into
+    groups, and any split into many small groups seems to explain the label Y. So the score is H(Y | noise) - H(Y | X),
+    with noise that splits the rows into groups of the same sizes. OutRank draws the noise once, by shifting labels.
+    Here it is the exact expectation over all assignments of the labels, which depends on the sizes alone: the same
+    score on average, without the noise of a draw, and valid on logs ordered by time, where a shifted label is not
+    noise. A value seen once adds nothing, as in the paper: its entropy is 0 in both terms.
 
-    A feature is useless if its score is one that noise reaches, or below `least` of H(Y), alone and in every pair that
-    was counted. Where labels are spread more evenly than chance (negatives were drawn for each user, so all users have
-    one click rate), nothing is advised but to look at pairs. Rows are taken to be independent; where they are not
-    (sessions, a drift in time), noise reaches somewhat more. A feature is redundant with another if it follows from it
-    (the city from the user); it may still help where the finer one has few rows.
+    A feature is useless if noise reaches its score, or if the score is below `least` of H(Y), alone and in every pair
+    that was counted. If labels are distributed more evenly than by chance (negatives were drawn for each user, so all
+    users have one click rate), the only advice is to look at pairs. Rows are assumed to be independent; if they are not
+    (sessions, a drift in time), noise reaches somewhat higher scores. A feature is redundant with another if the other
+    determines it (the user determines the city); it may still help if the finer one has few rows per value.
 
-    All is counted in one pass, batch by batch. In memory are 24 bytes for each distinct value of each feature (32 of
-    each pair), twice that while parts are added up, one batch of 2^19 rows, and a sample of 200,000 rows to 400,000.
-    Values are known by a hash of 64 bits. Above `max_values` only a random share of the values of the largest features
-    is counted, each in full; their scores are then estimates, marked by "~".
+    Everything is counted in one pass, batch by batch. Memory holds 24 bytes for each distinct value of each feature (32
+    for each pair), twice that while parts are merged, one batch of 2^19 rows, and a sample of 200,000 to 400,000 rows.
+    Values are identified by a hash of 64 bits. Above `max_values` only a random share of the values of the largest
+    features is counted, each value in full; the scores are then estimates, marked by "~".
 
     Args:
         clicks: a path, folder or glob of parquet files, a list of these, or a polars DataFrame or LazyFrame.
         label: the column of labels, 0 and 1 or booleans.
-        features: the columns to rank; all but the label by default. A missing value is a value of its own.
-        pairs: the number of best pairs to report, by what crossing them surely adds, True for 10. All pairs are
+        features: the columns to rank; by default all but the label. A missing value is a value of its own.
+        pairs: the number of best pairs to report, by the certain gain of crossing them; True for 10. All pairs are
             counted, which takes F (F - 1) / 2 times as long as one feature.
         least: the share of H(Y) below which a feature is useless, however sure its score.
         max_values: the largest number of distinct values to hold, over all features and pairs.
-        seed: of the hashes, which decide what is sampled.
+        seed: the seed of the hashes, which decide what is sampled.
 
     Raises:
-        ValueError: a column that does not exist, labels that are missing, other than 0 and 1, or all the same, no
-            rows, no features, NaN in a column, a nested column, numbers out of range; files that cannot be read.
-        FileNotFoundError: a path, folder or glob without parquet files.
-        ModuleNotFoundError: polars is missing; says how to install it.
+        ValueError: a column does not exist, is nested or holds NaN; labels are missing, other than 0 and 1, or all the
+            same; there are no rows or features; a number is out of range; or files cannot be read.
+        FileNotFoundError: a path, folder or glob has no parquet files.
+        ModuleNotFoundError: polars is missing; the text says how to install it.
 
     Example:
         >>> import numpy as np, polars as pl, embcomp

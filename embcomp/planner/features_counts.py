@@ -1,4 +1,4 @@
-"""Counts of values and labels of a log that streams by, in a memory that does not grow beyond a bound."""
+"""Counts of values and labels of a streamed log, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ODD = 0x9E3779B97F4A7C15
 
 
 class ValueCounts:
-    """Rows and positive labels of each value of one feature, or of each pair of values of two, by their hashes.
+    """The rows and positive labels of each value of one feature, or of each pair of values of two, by their hashes.
 
-    Above a bound only values whose hash lies in the lowest half, quarter, ... go on to be counted: a random share of
-    the values, each of them counted in full.
+    Above a bound only values whose hash lies in the lowest half, quarter, ... are counted further: a random share of
+    the values, each counted in full.
 
     Attributes:
         keys: the names of the features.
-        share: of the values that are counted.
+        share: the share of the values that are counted.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ class ValueCounts:
             self.merged()
 
     def merged(self) -> pl.DataFrame:
-        """All counts added up: the keys, ROWS and POSITIVES, int64, in no order."""
+        """Return all counts added up: the keys, ROWS and POSITIVES, int64, in no order."""
         import polars as pl
 
         if len(self._parts) > 1:
@@ -50,16 +50,16 @@ class ValueCounts:
         return self._parts[0]
 
     def result(self) -> pl.DataFrame:
-        """All counts, as `merged`, by ascending keys: sums over them are the same in every run."""
+        """Return all counts, as `merged`, by ascending keys: sums over them are the same in every run."""
         return self.merged().sort(self.keys)
 
     def halve(self) -> None:
-        """Leave out half of the values from here on, and what was counted of them."""
+        """Leave out half of the values from now on, and also from the counts so far."""
         self.share /= 2
         self._parts = [self._kept(self.merged())]
 
     def __len__(self) -> int:
-        """How many counts are held; parts that are not yet added up count on their own."""
+        """Return the number of counts that are held; parts that are not merged yet count separately."""
         return sum(part.height for part in self._parts)
 
     def _kept(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -72,7 +72,7 @@ class ValueCounts:
 
 
 def bound(counts: Sequence[ValueCounts], most: int) -> None:
-    """Hold at most so many counts: halves the largest until they fit."""
+    """Keep at most so many counts: halve the largest until they fit."""
     while sum(map(len, counts)) > most:
         largest = max(counts, key=len)
         held = len(largest)
@@ -81,14 +81,14 @@ def bound(counts: Sequence[ValueCounts], most: int) -> None:
 
 
 class RowSample:
-    """Rows drawn at random, each with the same probability, whatever the batches in which they come."""
+    """A uniform random sample of rows, independent of the batches in which they arrive."""
 
     def __init__(self, most: int, seed: int) -> None:
         self._most, self._seed, self._share, self._seen = most, seed, 1.0, 0
         self._rows: list[pl.DataFrame] = []
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Check the next rows."""
+        """Add the next rows."""
         import polars as pl
 
         order = pl.int_range(self._seen, self._seen + rows.height, dtype=pl.UInt64).hash(self._seed)
@@ -99,7 +99,7 @@ class RowSample:
             self._rows = [_lowest(part, pl.col(_ORDER), self._share) for part in self._rows]
 
     def result(self) -> pl.DataFrame:
-        """The rows, in a random order."""
+        """Return the rows, in a random order."""
         import polars as pl
 
         return pl.concat(self._rows).sort(_ORDER).head(self._most).drop(_ORDER)

@@ -1,4 +1,4 @@
-"""What noise would say: the information that groups of rows carry when labels are dealt at random.
+"""The information that groups of rows carry under noise, when labels are assigned at random.
 
 A group of `n` rows with `k` positive labels, among rows whose share of positives is p, carries
 
@@ -18,15 +18,15 @@ _CHUNK = 1 << 21  # terms at once
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of rows, which labels are dealt to within wholes: the log, or the rows of one value of a feature.
+    """Groups of rows within wholes; labels are assigned within a whole: the log, or the rows of one value of a feature.
 
     Attributes:
-        sizes: rows of each group, int64 [V].
-        positives: labels that are 1 in each, int64 [V].
-        whole: the whole that each is of, int64 [V].
-        rows: of each whole, int64 [W].
-        dealt: labels that are 1 in each whole, int64 [W], above 0 and below `rows`.
-        share: of all groups, drawn at random, that these are.
+        sizes: the rows of each group, int64 [V].
+        positives: the positive labels of each group, int64 [V].
+        whole: the whole of each group, int64 [V].
+        rows: the rows of each whole, int64 [W].
+        dealt: the positive labels of each whole, int64 [W], above 0 and below `rows`.
+        share: the share of all groups, drawn at random, that these are.
     """
 
     sizes: Tensor
@@ -39,12 +39,12 @@ class Groups:
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of D of each group under noise, float64 [V].
+    """The moments of each group's D under noise, float64 [V].
 
     Attributes:
-        mean: exact, of labels that are dealt without replacement.
-        variance: of labels that are drawn independently.
-        slope: the covariance of D and k, likewise.
+        mean: the exact mean, for labels assigned without replacement.
+        variance: the variance, for labels drawn independently.
+        slope: the covariance of D and k, for labels drawn independently.
     """
 
     mean: Tensor
@@ -56,7 +56,7 @@ class Moments:
 
     @classmethod
     def of(cls, sizes: Tensor, rows: Tensor, dealt: Tensor) -> "Moments":
-        """Sum over all `k` that are not astronomically rare, O(sqrt(n)) terms for each distinct size and whole."""
+        """Sum over all `k` that are not extremely rare: O(sqrt(n)) terms for each distinct size and whole."""
         kinds, kind = (rows * (rows.max() + 1) + dealt).unique(return_inverse=True)
         base = int(sizes.max()) + 1
         distinct, at = (kind * base + sizes).unique(return_inverse=True)
@@ -66,10 +66,10 @@ class Moments:
 
 
 def beyond(groups: Groups, moments: Moments) -> tuple[float, float, float]:
-    """What groups say of the label beyond noise, and how sure that is.
+    """Return the information of groups about the label beyond noise, and its significance.
 
     Returns:
-        Bits, over all groups; the standard deviation of that under noise; how far beyond noise it is, in standard
+        The bits over all groups; their standard deviation under noise; and their distance from noise in standard
         deviations of a normal distribution.
     """
     sizes, positives, wholes = groups.sizes.double(), groups.positives.double(), len(groups.rows)
@@ -92,7 +92,7 @@ def beyond(groups: Groups, moments: Moments) -> tuple[float, float, float]:
 
 
 def entropy(rate: float) -> float:
-    """Bits of a label that is 1 at this rate."""
+    """The entropy in bits of a label that is 1 at this rate."""
     return -sum(p * math.log2(p) for p in (rate, 1 - rate) if p > 0)
 
 
@@ -137,13 +137,13 @@ def _moments_of(
 
 
 def _normalized(logits: Tensor, group: Tensor, number: int) -> Tensor:
-    """A softmax within each group."""
+    """The softmax within each group."""
     top = torch.full((number,), -math.inf, dtype=torch.float64).scatter_reduce_(0, group, logits, "amax")
     weights = (logits - top[group]).exp()
     return weights / torch.zeros(number, dtype=torch.float64).index_add_(0, group, weights)[group]
 
 
 def _as_normal(value: float, mean: float, variance: float) -> float:
-    """Standard deviations of a gamma variable, by Wilson and Hilferty: information of few groups is skewed."""
+    """Convert a gamma variable to standard deviations, by Wilson and Hilferty: information of few groups is skewed."""
     ninth = variance / (9 * mean**2)
     return (math.copysign(abs(value / mean) ** (1 / 3), value) - (1 - ninth)) / math.sqrt(ninth)

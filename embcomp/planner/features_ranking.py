@@ -1,4 +1,4 @@
-"""What `rank_features` found: a table to print, names, JSON."""
+"""The result of `rank_features`: a table to print, names, JSON."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from embcomp.files import StrPath, write
 
 @dataclass(frozen=True)
 class FeatureScore:
-    """What one feature says of the label.
+    """The information of one feature about the label.
 
     Attributes:
         feature: the name of the column.
-        values: how many it takes, a missing value among them.
-        score: H(Y | noise of the same partition sizes) - H(Y | X), in bits a row; below 0 where X says less than noise.
-        share: the score over H(Y).
-        sureness: how far the score is from what noise reaches, in standard deviations of noise, 0 for noise itself.
-        redundant_with: a better or finer feature from which this one follows, or None.
-        useless: whether a model loses nothing by dropping it, as far as was looked at.
-        even: whether labels are spread over its values more evenly than chance would, as where negatives were drawn
-            for each user: then its score says nothing of its use, which only pairs show.
-        exact: whether all values were counted, rather than a random share of them.
+        values: the number of its values, a missing value included.
+        score: H(Y | noise of the same partition sizes) - H(Y | X), in bits per row; below 0 if X tells less than noise.
+        share: the score divided by H(Y).
+        sureness: the distance of the score from noise, in standard deviations of noise; 0 for noise itself.
+        redundant_with: a better or finer feature that determines this one, or None.
+        useless: True if a model seems to lose nothing by dropping it.
+        even: True if labels are distributed over its values more evenly than by chance, as when negatives were drawn
+            for each user; its score then tells nothing about its use, which only pairs show.
+        exact: True if all values were counted, rather than a random share of them.
     """
 
     feature: str
@@ -39,16 +39,16 @@ class FeatureScore:
 
 @dataclass(frozen=True)
 class PairScore:
-    """What two features say together that neither says alone.
+    """The information that two features carry together beyond each alone.
 
     Attributes:
-        features: their names.
-        values: pairs of values that occur.
-        gain: what one says within the values of the other, beyond noise, less its own score, in bits a row. Below 0
-            where they repeat each other, or their pairs are too rare to say.
-        share: the gain over H(Y).
+        features: the names of the two features.
+        values: the number of pairs of values that occur.
+        gain: the information of one within the values of the other, beyond noise, minus its own score, in bits per row.
+            Below 0 if they repeat each other, or if their pairs are too rare.
+        share: the gain divided by H(Y).
         sureness: the gain in standard deviations of noise.
-        exact: whether all values and pairs of values were counted.
+        exact: True if all values and pairs of values were counted.
     """
 
     features: tuple[str, str]
@@ -64,12 +64,12 @@ class FeatureRanking:
     """The features of a log, the best first; see `rank_features`.
 
     Attributes:
-        label: the name of its column.
-        rows: how many were read.
+        label: the name of the label's column.
+        rows: the number of rows read.
         click_rate: the share of labels that are 1.
-        entropy: H(Y), bits a row: what a model that knew all would be told.
-        features: a FeatureScore each, the highest score first.
-        pairs: the best pairs, by the gain that is sure; empty unless asked for.
+        entropy: H(Y), bits per row: the information of a perfect model.
+        features: the score of each feature, the highest first.
+        pairs: the best pairs, by their certain gain; empty unless requested.
     """
 
     label: str
@@ -81,18 +81,18 @@ class FeatureRanking:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Bits by the name of the feature, the best first."""
+        """The score in bits by the name of the feature, the best first."""
         return {score.feature: score.score for score in self.features}
 
     @property
     def useless(self) -> list[str]:
-        """The features that a model can do without, the one of most values first."""
+        """The features that a model can do without, those with the most values first."""
         found = [score for score in self.features if score.useless]
         return [score.feature for score in sorted(found, key=lambda score: -score.values)]
 
     @property
     def advice(self) -> str:
-        """What to do about useless features, and about those that cannot be judged; "" where there are none."""
+        """The advice about useless features, and about those that cannot be judged; "" if there are none."""
         said = []
         if self.useless:
             values = sum(score.values for score in self.features if score.useless)
@@ -134,7 +134,7 @@ class FeatureRanking:
         """Write the ranking as JSON, whole or not at all.
 
         Raises:
-            OSError: the file could not be written.
+            OSError: the file cannot be written.
         """
         write(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
@@ -143,7 +143,7 @@ class FeatureRanking:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file holds something else; names it.
+            ValueError: the file holds something else; the text names it.
         """
         try:
             found = json.loads(Path(path).read_text())

@@ -1,4 +1,4 @@
-"""The rows that `rank_features` reads, batch by batch, and what it refuses."""
+"""The rows that `rank_features` reads, batch by batch, and the input that it refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 1 << 19
 def batches(
     clicks: Any, label: str, features: Sequence[str] | None, seed: int
 ) -> tuple[list[str], Iterator[pl.DataFrame]]:
-    """The names of the features, and batches of rows: a column of hashes for each, and POSITIVES, the labels, int64."""
+    """Return the names of the features, and batches of rows: their hashes, and POSITIVES, the labels, int64."""
     try:
         import polars as pl
     except ModuleNotFoundError as error:

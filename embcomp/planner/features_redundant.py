@@ -1,4 +1,4 @@
-"""Which features follow from another: what a sample of rows says of a dependence A = f(B)."""
+"""Dependences between features: whether A = f(B) holds in a sample of rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _EXPECTED = 50  # disagreements by chance, fewer of which say nothing
 
 
 def redundant_with(rows: pl.DataFrame, values: dict[str, float], told: Sequence[str]) -> dict[str, str]:
-    """For features that follow from another the name of that other one.
+    """Return for each feature that follows from another the name of the other.
 
-    Two rows of one value of B are of one value of A where A follows from B; how often they would be by chance is
-    known from how often two rows are of one value of A.
+    If A follows from B, two rows with equal B have equal A; how often they would by chance is known from how often any
+    two rows have equal A.
 
     Args:
-        rows: a sample, in random order, one column of hashes for each feature.
-        values: how many values each feature has.
-        told: the features that say something of the label, the best first; others make nothing redundant.
+        rows: a sample of rows, in random order, with one column of hashes for each feature.
+        values: the number of values of each feature.
+        told: the features that are informative about the label, the best first; others make nothing redundant.
     """
     import numpy as np
 

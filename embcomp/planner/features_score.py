@@ -1,4 +1,4 @@
-"""From counts to scores: of one feature, and of a feature within the values of another."""
+"""The scores from counts: of one feature, and of a feature within the values of another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WHOLE, _WHOLE_ROWS, _DEALT = "\0whole", "\0whole rows", "\0dealt"
 
 
 def feature_scores(counts: Sequence[ValueCounts], rows: int, positives: int, least: float) -> dict[str, FeatureScore]:
-    """A score for each feature, by its name."""
+    """Compute the score of each feature, by its name."""
     information = entropy(positives / rows)
     log = torch.tensor([rows]), torch.tensor([positives])
     sizes = torch.cat([_column(each.merged(), ROWS).unique() for each in counts]).unique()
@@ -48,9 +48,10 @@ def feature_scores(counts: Sequence[ValueCounts], rows: int, positives: int, lea
 
 
 def pair_score(pair: ValueCounts, better: ValueCounts, other: FeatureScore, rows: int, information: float) -> PairScore:
-    """What the other feature says within each value of the better one, beyond noise, less what it says alone.
+    """Compute the information of the other feature within each value of the better one, minus its own score.
 
-    Labels are dealt within each value of the better feature, so what that one says is no gain of the pair.
+    The noise assigns labels within each value of the better feature, so the information of that feature is not part of
+    the pair's gain.
     """
     import polars as pl
 
@@ -75,12 +76,12 @@ def pair_score(pair: ValueCounts, better: ValueCounts, other: FeatureScore, rows
 
 
 def sure_gain(pair: PairScore) -> float:
-    """The gain less what noise might add: by this pairs of many values do not pass better ones by chance."""
+    """Return the gain minus what noise might add, so that pairs with many values do not win by chance."""
     return pair.gain * (1 - _SURE_PAIR / pair.sureness) if pair.sureness else pair.gain
 
 
 def speaks(pair: PairScore, least: float) -> bool:
-    """Whether the features of a pair say something together that neither says alone."""
+    """Return whether the features of a pair carry information together that neither carries alone."""
     return pair.sureness >= _SURE_PAIR and pair.share >= least
 
 

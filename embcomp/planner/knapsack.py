@@ -1,4 +1,4 @@
-"""The choice of one option for each table, within a budget: a multiple-choice knapsack, solved exactly."""
+"""The choice of one option for each table within a budget: a multiple-choice knapsack, solved exactly."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Item:
     """One way to store some tables.
 
     Attributes:
-        tables: the numbers of the tables that it stores, in rising order; several where they share a store.
-        nbytes: what it takes.
-        loss: what it costs.
+        tables: the indices of the tables that it stores, in rising order; several if they share a store.
+        nbytes: its bytes.
+        loss: its loss.
     """
 
     tables: tuple[int, ...]
@@ -29,10 +29,10 @@ class Solution:
     """Items that store each table once.
 
     Attributes:
-        items: their numbers, in rising order.
-        nbytes: of all together.
-        loss: of all together.
-        gap: how much less the loss of the best solution may be, at most.
+        items: the indices of the items, in rising order.
+        nbytes: the bytes of all items together.
+        loss: the loss of all items together.
+        gap: an upper bound of the difference to the loss of the best solution.
     """
 
     items: tuple[int, ...]
@@ -44,22 +44,22 @@ class Solution:
 def best(
     items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60.0, near: float = 0.0
 ) -> Solution | None:
-    """The items of least loss that store every table once, in at most `nbytes`; None where none do.
+    """Return the items of least loss that store every table once in at most `nbytes`; None if there are none.
 
-    minimise sum_i loss_i x_i over x_i in {0, 1}, where sum over the items of a table = 1 for each table and
-    sum_i nbytes_i x_i <= nbytes: the multiple-choice knapsack (Sinha and Zoltners 1979), with items over several
-    tables. Solved by branch and cut (HiGHS, by `scipy.optimize.milp`).
+    minimise sum_i loss_i x_i over x_i in {0, 1}, where sum over the items of a table = 1 for each table and sum_i
+    nbytes_i x_i <= nbytes: the multiple-choice knapsack (Sinha and Zoltners 1979), with items over several tables.
+    Solved by branch and cut (HiGHS, by `scipy.optimize.milp`).
 
     Args:
-        items: what there is to choose from.
-        tables: how many tables there are.
-        nbytes: the budget.
-        seconds: the time limit; the best solution until then is returned, with its gap.
-        near: how far from the best the loss may be, as a share of it.
+        items: the items to choose from.
+        tables: the number of tables.
+        nbytes: the budget in bytes.
+        seconds: the time limit in seconds; the best solution until then is returned, with its gap.
+        near: the allowed distance of the loss from the best, as a share of it.
 
     Raises:
         ImportError: SciPy is not installed.
-        ValueError: a table that no item stores, a loss that is not finite.
+        ValueError: no item stores a table, or a loss is not finite.
 
     Example:
         >>> items = [Item((0,), 100, 0.0), Item((0,), 10, 2.0), Item((1,), 50, 0.0), Item((1,), 5, 1.0)]
@@ -72,7 +72,7 @@ def best(
 def ranked(
     items: Sequence[Item], tables: int, nbytes: int, *, seconds: float = 60.0, near: float = 0.0
 ) -> Iterator[Solution]:
-    """All solutions of `best`, that of least loss first: each is cut off before the next is looked for."""
+    """Yield all solutions of `best`, that of least loss first: each is excluded before the next is searched."""
     _check(items, tables)
     useful = _undominated(items)
     cuts: list[tuple[int, ...]] = []
@@ -82,7 +82,7 @@ def ranked(
 
 
 def least_nbytes(items: Sequence[Item], tables: int) -> int:
-    """The fewest bytes in which every table can be stored."""
+    """Return the fewest bytes in which every table can be stored."""
     _check(items, tables)
     alone = [min((i.nbytes for i in items if i.tables == (t,)), default=None) for t in range(tables)]
     if all(len(item.tables) == 1 for item in items):
@@ -103,7 +103,7 @@ def _check(items: Sequence[Item], tables: int) -> None:
 
 
 def _undominated(items: Sequence[Item]) -> list[int]:
-    """The numbers of the items that none of the same tables betters in bytes and loss alike."""
+    """The indices of the items that no other item of the same tables beats in both bytes and loss."""
     kept: list[int] = []
     lowest: dict[tuple[int, ...], float] = {}
     for i in sorted(range(len(items)), key=lambda i: (items[i].nbytes, items[i].loss)):

@@ -1,4 +1,4 @@
-"""The loss of a click model on batches of (inputs..., labels), where the user gives none."""
+"""The default loss: that of a click model on batches of (inputs..., labels)."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from embcomp.settings import shown
 
 
 def log_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The mean log-loss of a model whose output are logits, for a batch of (inputs..., labels).
+    """Compute the mean log-loss of a model that outputs logits, for a batch of (inputs..., labels).
 
     Args:
-        model: the model; `model(*inputs)` gives logits of as many values as there are labels.
+        model: the model; `model(*inputs)` returns as many logits as there are labels.
         batch: a tuple or list, the labels (0 or 1) last.
 
     Raises:
-        ValueError: a batch of another form.
+        ValueError: the batch has another form.
 
     Example:
         >>> model = nn.Linear(3, 1)
@@ -37,10 +37,10 @@ def log_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def check_labels(batches: Sequence[Any]) -> float:
-    """Labels of both classes in all batches together; their entropy in nats.
+    """Check that the labels of all batches together have both classes; return their entropy in nats.
 
     Raises:
-        ValueError: labels that are neither 0 nor 1, or all alike.
+        ValueError: labels are neither 0 nor 1, or all equal.
     """
     labels = torch.cat([_parts(batch)[-1].reshape(-1).double() for batch in batches])
     if not bool(((labels == 0) | (labels == 1)).all()):

@@ -1,4 +1,4 @@
-"""Options that need more than numbers: clusters of a graph of clicks, semantic codes."""
+"""The options that need more than sizes: clusters of an interaction graph, and semantic codes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from embcomp.graph.edges import Edges
 
 CLUSTERED = (0.25, 0.19, 0.125, 0.0625, 0.03, 0.015)
-"""Of the ids of a side that have clicks: how many clusters there may be."""
+"""The numbers of clusters to offer, as shares of the ids of a side that have clicks."""
 
 MIXED = (2, 4, 8)
-"""Clusters that an id may be a mixture of."""
+"""The numbers of clusters to offer for mixtures."""
 
 
 def offers(
@@ -35,18 +35,19 @@ def offers(
     content: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, list[Method]]:
-    """Methods by table that rest on a graph or on content.
+    """Return methods by table that are based on a graph or on content.
 
     Args:
         held: the tables.
-        count: which bytes are scarce: with "served" rows are rounded, too.
-        edges: clicks.
-        sides: which tables they are of, where the numbers of ids do not say it.
-        content: codes [num_embeddings, levels] by table.
-        seed: of the clusterings.
+        count: the form whose bytes are limited; with "served" the rows are rounded, too.
+        edges: the interactions.
+        sides: the tables of the two sides, if the numbers of ids do not determine them.
+        content: the codes [num_embeddings, levels] by table.
+        seed: the seed of the clusterings.
 
     Raises:
-        ValueError: no table has as many ids as the graph has users or items, or several do; codes of another length.
+        ValueError: no table has as many ids as the graph has users or items, several tables do, or codes have another
+            length.
     """
     found: dict[str, list[Method]] = {}
     if edges is not None:

@@ -1,4 +1,4 @@
-"""What there is to choose from: ways to store one table, or several that share a store."""
+"""The options to choose from: ways to store one table, or several tables that share a store."""
 
 import dataclasses
 import math
@@ -26,14 +26,14 @@ Options = Sequence[Method] | Mapping[str, Sequence[Method]]
 Maker = Callable[[Held], Iterator[Method]]
 
 SHARES = [2 ** (-step / 2) for step in range(1, 21)]
-"""Of the values of a table, from .71 to .001: what shared rows may take."""
+"""The sizes of shared rows to offer, as shares of the values of a table, from .71 to .001."""
 
 
 MANY = 100
-"""Tables from which on there are fewer options for each: 40 or so instead of 90."""
+"""The number of tables above which each gets fewer options: about 40 instead of 90."""
 
 MOST_GROUPS = 6
-"""Tables of the smaller groups that may share one store, at most."""
+"""The maximum number of tables in the smaller groups that may share one store."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Option:
     """One way to store some tables.
 
     Attributes:
-        tables: their numbers, in rising order.
-        method: of all of them.
-        served: bytes of the served form.
-        training: bytes of the training form.
-        grows: whether its rows may be enlarged by what is left of a budget.
+        tables: the indices of the tables, in rising order.
+        method: the method of all of them.
+        served: the bytes of the served form.
+        training: the bytes of the training form.
+        grows: True if its rows may be enlarged by the rest of a budget.
     """
 
     tables: tuple[int, ...]
@@ -55,7 +55,7 @@ class Option:
     grows: bool = False
 
     def nbytes(self, count: Count) -> int:
-        """Of the form that the budget is of."""
+        """Return the bytes of the form that the budget limits."""
         return self.served if count == "served" else self.training
 
 
@@ -68,20 +68,20 @@ def options_of(
     extra: Mapping[str, Sequence[Method]] | None = None,
     seed: int = 0,
 ) -> list[Option]:
-    """All options of the tables: those given, or the usual ones.
+    """Return all options of the tables: the given ones, or the usual ones.
 
     Args:
         held: the tables.
-        count: which bytes are scarce: with "training" nothing is offered that saves served bytes alone.
-        given: methods for all tables, or by pattern; tables that no pattern matches have the usual ones. A method whose
+        count: the form whose bytes are limited; with "training" no option saves served bytes alone.
+        given: methods for all tables, or by pattern; tables that no pattern matches get the usual ones. A method whose
             tables share a store is one option for all tables that it is given to.
-        counts: how often each id occurs, by table name: offers rows of their own to frequent ids.
-        extra: further options by table name, beside the usual ones.
-        seed: of the hashes.
+        counts: how often each id occurs, by table name; adds options with own rows for frequent ids.
+        extra: further options by table name, in addition to the usual ones.
+        seed: the seed of the hashes.
 
     Raises:
-        TypeError: options that are no methods.
-        ValueError: a pattern that matches no table, a table that none of its options fits.
+        TypeError: an option is not a method.
+        ValueError: a pattern matches no table, or no option fits a table.
     """
     asked = _by_table(held, given)
     options: list[Option] = []
@@ -133,7 +133,7 @@ def _by_table(held: Sequence[Held], given: Options | None) -> dict[int, list[Met
 def _priced(
     numbers: Sequence[int], held: Sequence[Held], methods: Sequence[Method], grows: bool = False
 ) -> list[Option]:
-    """Options with their bytes; methods that do not fit are left out."""
+    """The options with their bytes; methods that do not fit are left out."""
     tables, priced = [table.table for table in held], []
     for method in methods:
         try:
@@ -157,7 +157,7 @@ def _refusal(table: Held, method: Method) -> str:
 
 
 def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: bool) -> Iterator[Method]:
-    """Fewer bits, narrower rows, codes, shared rows; for small tables bits alone."""
+    """Yield the usual methods: fewer bits, narrower rows, codes, shared rows; for small tables only bits."""
     ids, width = held.table.num_embeddings, held.table.embedding_dim
     if ids is None:
         yield from (HashingTrick(rows=2**k, seed=seed) for k in range(4, 27))
@@ -196,7 +196,7 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
 
 
 def _ranks(width: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, ... up to three quarters of the width."""
+    """The ranks to offer: 1, 2, 3, 4, 6, 8, 12, ... up to three quarters of the width."""
     steps = sorted({int(base * 2**k) for base in (1, 1.5) for k in range(width.bit_length())})
     return [rank for rank in steps if 1 <= rank <= 0.75 * width]
 
@@ -211,7 +211,7 @@ def _unified(held: Sequence[Held], share: float, seed: int) -> UnifiedEmbedding:
 
 
 def _shared(held: Sequence[Held], asked: Mapping[int, Sequence[Method]], count: Count, seed: int) -> list[Option]:
-    """Options over several tables of one home: one store for all large ones, and what was asked for."""
+    """The options over several tables of one home: one store for all large ones, and the requested ones."""
     options = []
     for home in dict.fromkeys(table.home for table in held):
         free = [i for i, t in enumerate(held) if t.home == home and not t.kept]
@@ -233,7 +233,7 @@ def _shared(held: Sequence[Held], asked: Mapping[int, Sequence[Method]], count: 
 
 
 def _groups(held: Sequence[Held], large: Sequence[int]) -> Iterator[list[int]]:
-    """Tables that may share one store: all large ones of a home, and the largest 2, 3, ... of them."""
+    """Yield tables that may share one store: all large ones of a home, and the largest 2, 3, ... of them."""
     order = sorted(large, key=lambda i: -held[i].nbytes)
     for size in sorted({*range(2, min(len(order), MOST_GROUPS) + 1), len(order)} - {0, 1}):
         members = sorted(order[:size])
@@ -242,7 +242,7 @@ def _groups(held: Sequence[Held], large: Sequence[int]) -> Iterator[list[int]]:
 
 
 def with_rows(method: Method, rows: int) -> Method | None:
-    """The same method with other rows of its store, also inside of another; None where it has no number of rows."""
+    """Return the method with another number of rows, also inside of a wrapper; None if it has no number of rows."""
     fields: dict[str, Any] = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
     if isinstance(fields.get("rows"), int):
         return dataclasses.replace(method, rows=rows)
@@ -253,7 +253,7 @@ def with_rows(method: Method, rows: int) -> Method | None:
 
 
 def rows_of(method: Method) -> int | None:
-    """The rows that `with_rows` changes."""
+    """Return the number of rows that `with_rows` changes."""
     rows = getattr(method, "rows", None)
     inner = getattr(method, "of", None)
     return rows if isinstance(rows, int) else rows_of(inner) if isinstance(inner, Method) else None

@@ -1,4 +1,4 @@
-"""What each option costs a trained model on held-out batches: measured, kept on disk, within a time limit."""
+"""Probes: the loss of each option for a trained model on held-out batches, kept on disk, within a time limit."""
 
 import hashlib
 import json
@@ -23,16 +23,16 @@ from embcomp.notes import CompressionWarning
 from embcomp.planner.tables import Held
 
 Loss = Callable[[nn.Module, Any], Any]
-"""A model and a batch -> the mean loss of the batch."""
+"""A function from a model and a batch to the mean loss of the batch."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A probe that could not be made.
+    """A probe that failed.
 
     Attributes:
-        tables: which tables were compressed.
-        method: how.
+        tables: the tables that were compressed.
+        method: the method.
         why: the error.
     """
 
@@ -43,28 +43,28 @@ class Failure:
 
 @dataclass
 class Probes:
-    """Measures how the loss rises when tables are compressed after training, without a gradient.
+    """The measurements of how the loss rises when tables are compressed after training, without gradients.
 
-    The vectors that a method gives (`init="warm"`) take the place of the trained ones, the loss is taken on all
-    batches, and the trained ones are put back. Every figure is kept, in memory and, given a file, on disk: a second
-    call, or one that goes on where another was stopped, measures nothing twice.
+    The vectors of a method (`init="warm"`) replace the trained ones, the loss is computed on all batches, and the
+    trained vectors are put back. Every figure is kept in memory and, if a file is given, on disk: a second call, or a
+    call after an interruption, measures nothing twice.
 
     Args:
         model: the trained model.
-        held: its tables.
+        held: the tables of the model.
         batches: held-out batches.
-        loss: a model and a batch -> the mean loss of the batch.
+        loss: a function from a model and a batch to the mean loss of the batch.
         counts: how often each id occurs, by table name.
-        cache: a file for the figures, one a line.
-        seconds: the time after which nothing more is measured.
-        heard: is told of each figure.
+        cache: a file for the figures, one per line.
+        seconds: the time in seconds after which nothing more is measured.
+        heard: a function that is told of each figure.
 
     Attributes:
-        base: the loss of the model as it is.
-        failed: probes that could not be made.
+        base: the loss of the unchanged model.
+        failed: the probes that failed.
 
     Raises:
-        ValueError: no batches; a loss that is not finite, or no number.
+        ValueError: there are no batches, or a loss is not a finite number.
     """
 
     model: nn.Module
@@ -92,27 +92,27 @@ class Probes:
 
     @property
     def spent(self) -> float:
-        """Seconds since the first batch."""
+        """The seconds since the first batch."""
         return time.monotonic() - self._started
 
     @property
     def late(self) -> bool:
-        """Whether the time is over."""
+        """True if the time is over."""
         return self.seconds is not None and self.spent > self.seconds
 
     def worth(self, tables: Sequence[int]) -> tuple[float, float] | None:
-        """The rise where all ids of each of these tables have their mean vector, and its standard error.
+        """Return the rise of the loss if all ids of each table have their mean vector, and its standard error.
 
-        None once the time is over. The error is 0 for a single batch.
+        None if the time is over. The error is 0 for a single batch.
         """
         return self._kept("mean", tables, lambda: [(i, _mean(self.held[i], self._weights(i))) for i in tables])
 
     def rise(self, tables: Sequence[int], method: Method) -> float | None:
-        """The rise where a method stores these tables; None where it failed, or the time is over."""
+        """Return the rise of the loss if a method stores these tables; None if the probe failed or the time is over."""
         return self.together([(tables, method)])
 
     def together(self, plan: Sequence[tuple[Sequence[int], Method]]) -> float | None:
-        """The rise where several methods store the tables beside each."""
+        """Return the rise of the loss if several methods store the tables given with each."""
         tables = [i for numbers, _ in plan for i in numbers]
         text = json.dumps([[list(numbers), plain(method)] for numbers, method in plan], sort_keys=True)
         kept = self._kept(text, tables, lambda: [pair for numbers, m in plan for pair in self._vectors(numbers, m)])
@@ -147,7 +147,7 @@ class Probes:
 
     @torch.no_grad()
     def _with(self, vectors: Sequence[tuple[int, Tensor]]) -> list[float]:
-        """The losses with other vectors in the place of the trained ones, which are put back whatever happens."""
+        """The losses with other vectors in the place of the trained ones, which are always put back."""
         kept = []
         try:
             for i, new in vectors:
@@ -182,7 +182,7 @@ class Probes:
         return None if counts is None else counts.float()
 
     def _vectors(self, tables: Sequence[int], method: Method) -> list[tuple[int, Tensor]]:
-        """What a method makes of the trained vectors."""
+        """The vectors that a method makes of the trained ones."""
         root = nn.Module()
         for i in tables:
             held = self.held[i]
@@ -231,7 +231,7 @@ def _put(root: nn.Module, path: str, module: nn.Module) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module is as it was afterwards."""
+    """Set evaluation mode, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -250,7 +250,7 @@ def _hash(*parts: str) -> str:
 
 
 def _error(rises: Sequence[float]) -> float:
-    """The standard error of their mean; 0 for one alone."""
+    """The standard error of the mean; 0 for a single value."""
     if len(rises) < 2:
         return 0.0
     mean = sum(rises) / len(rises)
@@ -258,7 +258,7 @@ def _error(rises: Sequence[float]) -> float:
 
 
 def _append(path: Path, key: str, rise: float, error: float) -> None:
-    """Add a figure, on a line of its own even where a killed process left one unfinished."""
+    """Append a figure on a new line, even if a killed process left an unfinished one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(
@@ -271,7 +271,7 @@ def _append(path: Path, key: str, rise: float, error: float) -> None:
 
 
 def _read(path: Path) -> dict[str, tuple[float, float]]:
-    """The figures of a file; lines that are not whole are measured again."""
+    """The figures of a file; incomplete lines are skipped, and measured again."""
     known = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -1,8 +1,8 @@
-"""What a method costs a table after training: rules, with constants that this library measured.
+"""The rules for the loss of a method after training, with constants measured with this library.
 
-The unit is what the table is worth to the model: the rise of its loss where all ids of the table had one vector. In
-that unit trained tables lost about the same on data sets whose losses differ by ten, MovieLens-1M / Frappe with DCNv2,
-whose tables are worth .26 and 1.6 of log-loss (`python -m experiments run lowbit-ctr-ml1m lowbit-ctr-frappe
+The unit is the worth of the table: the rise of the model's loss if all ids of the table had one vector. In this unit
+trained tables lost about the same on data sets whose losses differ by a factor of ten: MovieLens-1M / Frappe with
+DCNv2, whose tables are worth .26 and 1.6 of log-loss (`python -m experiments run lowbit-ctr-ml1m lowbit-ctr-frappe
 hashing-ctr-ml1m hashing-ctr-frappe lowbit-beauty`):
 
 | what | of the worth |
@@ -33,10 +33,10 @@ from embcomp.methods.table import Table
 from embcomp.methods.unified import UnifiedEmbedding
 
 ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0.007, 1: 0.033}
-"""Of the worth, by bits, for rows that are trained on their grid."""
+"""The loss as a share of the worth, by bits, for rows that are trained on their grid."""
 
 NARROW = {8: 0.0005, 7: 0.0008, 6: 0.0012, 5: 0.002, 4: 0.003, 3: 0.01, 2: 0.03, 1: 0.1}
-"""The same for rows of a low rank, without values to spare: rank 5 with 3 bits lost .009, rank 4 with 4 bits 0."""
+"""The same for rows of low rank, which lose more: rank 5 with 3 bits lost .009, rank 4 with 4 bits 0."""
 
 SPREAD = {
     "UnifiedEmbedding": 0.022,
@@ -52,29 +52,29 @@ SPREAD = {
     "SoftGraphHash": 0.03,
     "SemanticIds": 0.03,
 }
-"""What sharing costs: so much times (share^-1/2 - 1), of the worth, by method; .035 for others."""
+"""The loss of sharing, as a share of the worth: this factor times (share^-1/2 - 1), by method; .035 for others."""
 
 ALONE = 1.4
-"""How many times more `UnifiedEmbedding` costs a table that has the store to itself: collisions inside a feature."""
+"""The factor by which `UnifiedEmbedding` costs more for a single table, because of collisions inside a feature."""
 
 OPEN = 2**20
-"""Ids of an open id space, about."""
+"""The assumed number of ids of an open id space."""
 
 RECOVERED = 0.35
-"""Of the loss just after vectors were projected to a rank: what is left when the narrow rows are trained."""
+"""The share of the loss just after a projection to a rank that remains when the narrow rows are trained."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A method taken apart.
+    """The parts of a method.
 
     Attributes:
-        bits: of a served value; None for floats.
-        rank: of the vectors; None where they keep their width.
-        codes: bits of a value under product codes; None without.
-        sharing: values of the stores for each value of the tables, at most 1.
-        spread: how dear sharing is, see `SPREAD`.
-        bare: the method without bits; what a probe shows of it lasts through training.
+        bits: the bits of a served value; None for floats.
+        rank: the rank of the vectors; None if they keep their width.
+        codes: the bits of a value under product codes; None without.
+        sharing: the values of the stores divided by those of the tables, at most 1.
+        spread: the cost factor of sharing, see `SPREAD`.
+        bare: the method without bits; the loss that a probe measures for it lasts through training.
     """
 
     bits: int | None
@@ -86,7 +86,7 @@ class Anatomy:
 
 
 def anatomy(method: Method, tables: Sequence[Table]) -> Anatomy:
-    """Take a method apart: what it rounds, projects, codes and shares."""
+    """Split a method into its parts: rounding, projection, codes and sharing."""
     bits = rank = codes = None
     bare = method
     if isinstance(method, LowBit):
@@ -113,7 +113,7 @@ def anatomy(method: Method, tables: Sequence[Table]) -> Anatomy:
 
 
 def rounding(bits: float | None, costs: Mapping[int, float] = ROUNDING) -> float:
-    """What bits cost, of the worth; between two whole numbers of bits as on a line."""
+    """Return the loss of rounding as a share of the worth; interpolated between whole numbers of bits."""
     if bits is None or bits > 8:
         return 0.0
     low = max(1, math.floor(bits))
@@ -122,18 +122,18 @@ def rounding(bits: float | None, costs: Mapping[int, float] = ROUNDING) -> float
 
 
 def projection(rank: int | None, width: int) -> float:
-    """A guess of what a rank costs, of the worth; the two data sets differ by far (0 and .02 at a quarter)."""
+    """Return a guess of the loss of a rank, as a share of the worth; data sets differ much (0 and .02 at 1/4)."""
     return 0.0 if rank is None or rank >= width else 0.004 * (width / rank - 1) ** 0.85
 
 
 def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | None = None) -> float:
-    """The rise of the loss that a method costs some tables once it has been trained.
+    """Return the rise of the loss that a method causes for some tables after training.
 
     Args:
-        method: of the tables, together.
-        tables: what it stores.
-        worth: of the tables.
-        probed: the rise just after `anatomy(method).bare` took the place of the trained tables; without it guesses.
+        method: the method of all the tables.
+        tables: the tables that it stores.
+        worth: the worth of the tables.
+        probed: the rise just after `anatomy(method).bare` replaced the trained tables; None to guess.
     """
     parts = anatomy(method, tables)
     share = rounding(parts.bits, ROUNDING if parts.rank is None else NARROW)
@@ -146,9 +146,9 @@ def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | 
 
 
 def measurable(method: Method, tables: Sequence[Table]) -> bool:
-    """Whether a probe says more than the rules.
+    """Return whether a probe tells more than the rules.
 
-    Of ranks and codes it does; of rounded and of shared rows, which training changes most, it does not.
+    It does for ranks and codes, but not for rounded or shared rows, which training changes most.
     """
     parts = anatomy(method, tables)
     return (parts.rank is not None or parts.codes is not None) and parts.sharing == 1.0

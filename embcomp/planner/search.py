@@ -1,4 +1,4 @@
-"""The search for the best plan: a knapsack over expected losses, which are looked at closer as they are used."""
+"""The search for the best plan: a knapsack over expected losses, which are examined closer when they are used."""
 
 import itertools
 import math
@@ -20,14 +20,14 @@ from embcomp.sizes import grouped
 Allowed = Callable[[Option], bool]
 
 PRICE = 1e-5
-"""What all of the budget costs, of the worth of all tables, so that no byte is spent for nothing."""
+"""The price of the whole budget as a share of the worth of all tables, so that no byte is spent without need."""
 
 TOGETHER = 10
-"""Plans that are measured together, as the losses of tables that meet in a product do not simply add."""
+"""The number of plans to measure as a whole, as the losses of tables that meet in a product do not simply add up."""
 
 
 class Search:
-    """The search over options that an estimate judges."""
+    """The search over options, with losses by an estimate."""
 
     def __init__(
         self, held: Sequence[Held], options: Sequence[Option], judge: Estimates, count: Count, budget: int
@@ -36,7 +36,7 @@ class Search:
         self.count: Count = count
 
     def items(self, allowed: Allowed = lambda option: True) -> tuple[list[Option], list[Item]]:
-        """The options that are allowed and did not fail, as a knapsack sees them."""
+        """Return the options that are allowed and did not fail, and their items for the knapsack."""
         options = [o for o in self.options if math.isfinite(self.judge.loss(o)) and (allowed(o) or self._only(o))]
         price = PRICE * sum(self.judge.worth) / max(1, self.budget)
         sizes = [option.nbytes(self.count) for option in options]
@@ -50,7 +50,7 @@ class Search:
         return isinstance(option.method, Full) and bool(self.held[option.tables[0]].kept)
 
     def check(self) -> None:
-        """Raise ValueError where even the smallest options are too large."""
+        """Raise ValueError if even the smallest options exceed the budget."""
         options, items = self.items()
         if self._smallest(items) > self.budget and (least := least_nbytes(items, len(self.held))) > self.budget:
             alone = [o for o in options if len(o.tables) == 1]
@@ -64,7 +64,7 @@ class Search:
             )
 
     def _smallest(self, items: Sequence[Item]) -> float:
-        """The bytes of the smallest options of each table alone, which is the least but for shared stores."""
+        """The bytes of the smallest options of each table alone, which is the minimum unless tables share stores."""
         smallest = [math.inf] * len(self.held)
         for item in items:
             if len(item.tables) == 1:
@@ -74,7 +74,7 @@ class Search:
     def solved(
         self, allowed: Callable[[Option], bool] = lambda option: True, times: float = 1.0
     ) -> list[Option] | None:
-        """The best plan from the options that are allowed, after a closer look at all that is in it."""
+        """Return the best plan from the allowed options, after examining all options in it."""
         for _ in range(10 * len(self.options)):
             options, items = self.items(allowed)
             try:
@@ -89,12 +89,12 @@ class Search:
         raise AssertionError("an option is learned of once")
 
     def _learned(self, plan: Sequence[Option]) -> bool:
-        """Look closer at every option of a plan; whether any loss changed."""
+        """Examine every option of a plan; return whether any loss changed."""
         changed = [self.judge.learn(option) for option in plan]
         return any(changed)
 
     def candidates(self) -> list[list[Option]]:
-        """Plans worth a closer look: the best one of each kind of method, and those next to the best of all."""
+        """Return plans to examine closer: the best one of each kind of method, and the runners-up of all."""
         plans: list[list[Option]] = []
 
         def add(plan: list[Option] | None) -> None:
@@ -115,7 +115,7 @@ class Search:
         return plans
 
     def best(self) -> list[Option]:
-        """The plan of least loss, those that look best measured together."""
+        """Return the plan of least loss; the most promising ones are measured together."""
         if isinstance(self.judge, ByRules):
             plan = self.solved()
             assert plan is not None  # `check` was passed
@@ -123,7 +123,7 @@ class Search:
         return self.grown(min(self.candidates(), key=self.judge.joint))
 
     def grown(self, plan: list[Option]) -> list[Option]:
-        """The plan with shared rows enlarged by what is left of the budget, those of most loss first."""
+        """Return the plan with shared rows enlarged by the rest of the budget, those of the largest loss first."""
         left = self.budget - sum(option.nbytes(self.count) for option in plan)
         grown = list(plan)
         for place in sorted(range(len(plan)), key=lambda place: -self.judge.loss(plan[place])):
@@ -153,7 +153,7 @@ class Search:
         return grown
 
     def choice(self, plan: Sequence[Option], level: int) -> Choice:
-        """The plan as its user sees it."""
+        """Make the `Choice` of a plan."""
         of_table = {i: option for option in plan for i in option.tables}
         loss = self.judge.joint(plan)
         richer = self.solved(times=1.1) or list(plan)
@@ -181,7 +181,7 @@ class Search:
         )
 
     def curve(self) -> list[Point]:
-        """The least expected loss from the least bytes to the full tables, as far as it is known."""
+        """Return the least expected loss from the fewest bytes to the full tables, by what is known so far."""
         _, items = self.items()
         smallest = self._smallest(items)
         low = max(1, int(smallest) if math.isfinite(smallest) else least_nbytes(items, len(self.held)))
@@ -206,7 +206,7 @@ def _bits(method: Method) -> str:
 
 
 def _part(size: int, sizes: Mapping[int, int], i: int) -> int:
-    """The part of `size` bytes that falls to table i, in proportion to the full tables; the parts add up to it."""
+    """The share of `size` bytes that falls to table i, in proportion to the full tables; shares sum to `size`."""
     whole, before = sum(sizes.values()), 0
     for j, own in sizes.items():
         if j == i:
@@ -236,6 +236,6 @@ def _shared_alone(option: Option) -> bool:
 
 
 def _halves_alone(option: Option) -> bool:
-    """Quotient and remainder side by side: better than one shared store on some data, and worse on other."""
+    """Return whether the option is a concatenated quotient and remainder, better than a shared store on some data."""
     method = option.method.of if isinstance(option.method, LowBit) else option.method
     return (isinstance(method, QuotientRemainder) and method.combine == "concat") or _bits_alone(option)

@@ -1,4 +1,4 @@
-"""The tables that a plan is made for: those of a model, or numbers alone."""
+"""The tables that a plan is made for: those of a model, or sizes alone."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -25,13 +25,13 @@ class Held:
     """One table of the model.
 
     Attributes:
-        table: its numbers.
-        names: what a pattern may match, the name that `compress_` knows it by first.
-        home: tables of one home may share a store.
-        widths: "fbgemm" where rows must be a multiple of 4 wide.
-        weight: the trained vectors [num_embeddings, embedding_dim]; None without a model.
-        padding: the id whose vector is stored apart, if any.
-        kept: why it stays as it is, or nothing.
+        table: its name, number of ids and width.
+        names: the names that a pattern may match; the first is the one that `compress_` uses.
+        home: a key; tables of one home may share a store.
+        widths: "fbgemm" if the width of rows must be a multiple of 4.
+        weight: the trained vectors, [num_embeddings, embedding_dim]; None without a model.
+        padding: the id whose vector is stored separately, or None.
+        kept: the reason why the table stays unchanged, or "".
     """
 
     table: Table
@@ -48,23 +48,23 @@ class Held:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the full table in float32; 0 for an open id space."""
+        """The bytes of the full table in float32; 0 for an open id space."""
         return (self.table.num_embeddings or 0) * self.table.embedding_dim * FLOAT_BYTES
 
 
 def held_tables(
     asked: nn.Module | Sequence[Table], keep: str | Collection[str] | None, widths: Widths | None = None
 ) -> list[Held]:
-    """The tables of a model, or those given, with what must stay as it is.
+    """Return the tables of a model, or the given ones, with the reasons why some must stay unchanged.
 
     Args:
-        asked: a model or tables.
-        keep: glob patterns of tables that stay as they are.
-        widths: which widths rows may have; None for "fbgemm" where a torchrec collection is not on the CPU.
+        asked: a model, or tables.
+        keep: glob patterns of tables that stay unchanged.
+        widths: the allowed widths of rows; None for "fbgemm" if a torchrec collection is not on the CPU.
 
     Raises:
-        TypeError: neither a model nor tables, patterns that are no texts.
-        ValueError: no table; two of one name; a pattern that matches none.
+        TypeError: `asked` is neither a model nor tables, or a pattern is not a text.
+        ValueError: there is no table, two have one name, or a pattern matches none.
     """
     if isinstance(asked, nn.Module):
         held = [table for holder in plain_holders(asked) for table in _of(asked, holder, widths)]
@@ -88,15 +88,15 @@ def held_tables(
 
 
 def matches(held: Held, pattern: str) -> bool:
-    """Whether a glob pattern matches a name of the table."""
+    """Return whether a glob pattern matches a name of the table."""
     return fits(pattern, held.names)
 
 
 def by_name(held: Sequence[Held], given: Mapping[str, object] | None, what: str) -> dict[str, object]:
-    """Values by the name of the table that each is of.
+    """Return values by the name of their table.
 
     Raises:
-        ValueError: a name that no table bears.
+        ValueError: no table has a name.
     """
     result: dict[str, object] = {}
     for name, value in (given or {}).items():
@@ -122,7 +122,7 @@ def _of(model: nn.Module, holder: Plain, widths: Widths | None) -> list[Held]:
 
 
 def _why_kept(model: nn.Module, holder: Plain) -> str:
-    """What forbids to swap a module, or nothing."""
+    """The reason why a module cannot be swapped, or ""."""
     try:
         holder.check(dict.fromkeys(holder.tables, Full()))
         check_not_held(model, [holder])

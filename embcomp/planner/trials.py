@@ -12,7 +12,7 @@ from embcomp.methods.base import Method
 from embcomp.notes import CompressionWarning
 
 Train = Callable[[nn.Module, float], Any]
-"""A model, and the share of a full training for which it is to be trained."""
+"""A function that trains a model for a share of a full training."""
 
 
 def halved(
@@ -26,19 +26,19 @@ def halved(
 ) -> tuple[int, list[float]]:
     """Train a copy of the model for each plan, and go on with the better half until one is left.
 
-    Each round takes the same part of the effort, so that those that are left are trained twice as long as before.
+    Each round takes the same part of the effort, so that the remaining plans are trained twice as long as before.
 
     Args:
         model: the trained model; each copy starts at its tables (`init="warm"`).
-        plans: methods by table, as `compress_` takes them.
-        train: trains a model for a share of a full training.
-        judge: the loss of a model on held-out batches.
-        effort: of one full training, for all plans together.
-        heard: is told of each training.
+        plans: the methods of each plan by table, as `compress_` takes them.
+        train: a function that trains a model for a share of a full training.
+        judge: a function that returns the loss of a model on held-out batches.
+        effort: the share of one full training that all plans together may take.
+        heard: a function that is told of each training.
 
     Returns:
-        The number of the plan that is left, and the last loss of each plan. Plans that left early were judged after a
-        shorter training, so that the least of all losses need not be the winner's.
+        The index of the remaining plan, and the last loss of each plan. Plans that were dropped early were judged after
+        a shorter training, so the winner's loss need not be the lowest.
     """
     rounds = max(1, (len(plans) - 1).bit_length())
     racing: dict[int, nn.Module] = {}

@@ -1,4 +1,4 @@
-"""Models that are trained again tomorrow: vectors that stay near yesterday's, or are turned back to them."""
+"""Retraining: vectors that stay near those of an earlier training, or are turned back to them."""
 
 from embcomp.retrain.align import Alignment, align_
 from embcomp.retrain.anchor import anchor_loss

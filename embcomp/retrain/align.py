@@ -1,4 +1,4 @@
-"""Tables of a new training, turned so that they come as near as they can to those of an earlier one."""
+"""The alignment of a retrained model's tables with those of an earlier training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _SAMPLE = 1000  # ids whose vectors are looked at afterwards
 
 @dataclass(frozen=True)
 class Alignment:
-    """What `align_` did.
+    """The result of `align_`.
 
     Attributes:
-        rotation: orthogonal, float64 [dim, dim]; the new vectors were multiplied by it from the right.
+        rotation: the orthogonal matrix, float64 [dim, dim], by which the new vectors were multiplied from the right.
         before: the mean cosine of new and old vectors before.
-        after: the same afterwards.
+        after: the mean cosine afterwards.
     """
 
     rotation: Tensor
@@ -40,28 +40,28 @@ def align_(
     *,
     products_only: bool = False,
 ) -> Alignment:
-    """Turn the tables of a retrained model onto those of an earlier one, in place; no dot product of theirs changes.
+    """Turn the tables of a retrained model towards those of an earlier one, in place, keeping their dot products.
 
-    Tables that meet in dot products alone may all be turned by one orthogonal matrix Q without changing the model. The
-    Q of least sum |e_new(id) Q - e_old(id)|^2 over the ids that both know is U V^T of the singular value decomposition
-    of sum e_new(id)^T e_old(id) (orthogonal Procrustes, Schönemann 1966). An index of the old item vectors then answers
-    new queries in part (`docs/retrain.md`); a warm start or `anchor_loss` needs no repair.
+    Tables that meet only in dot products may all be turned by one orthogonal matrix Q without changing the model. The Q
+    that minimises sum |e_new(id) Q - e_old(id)|^2 over the common ids is U V^T of the singular value decomposition of
+    sum e_new(id)^T e_old(id) (orthogonal Procrustes, Schönemann 1966). An index of the old item vectors then answers
+    new queries in part (`docs/retrain.md`). With a warm start or `anchor_loss` this is not needed.
 
     Args:
         new: the retrained model.
-        old: the earlier model, or tables (or their vectors) by the same names.
-        tables: paths of the modules that hold them in `new`: all tables that meet in these products.
-        ids: by table, those that both trainings saw, int64 [n]; by default all that both have.
-        products_only: True says that nothing in the model reads single coordinates of these vectors, though it has
-            other parameters.
+        old: the earlier model, or its tables (or their vectors) by the same names.
+        tables: the paths of the tables' modules in `new`: all tables that meet in these products.
+        ids: the ids that both trainings saw, int64 [n], by table; by default all ids that both tables have.
+        products_only: True to assert that nothing in the model reads single coordinates of these vectors, although it
+            has other parameters.
 
     Returns:
         The rotation and the mean cosines.
 
     Raises:
-        ValueError: the model has a tower (other parameters, which read coordinates); tables of different widths; a
-            table that cannot be turned exactly (rounded or coded rows, rows narrower than the vectors); no common ids.
-        AttributeError: a path that the model does not have.
+        ValueError: the model has other parameters, which may read coordinates; tables differ in width; a table cannot
+            be turned exactly (rounded or coded rows, rows narrower than the vectors); or there are no common ids.
+        AttributeError: the model does not have a path.
 
     Example:
         >>> import torch, embcomp
@@ -122,7 +122,7 @@ def _common(name: str, new: Any, old: Any, given: Tensor | None) -> Tensor:
 
 
 def _check_turnable(name: str, table: nn.Module, model: nn.Module, held: Mapping[str, nn.Module]) -> None:
-    """Refuse a table whose vectors are no linear image of rows as wide as they."""
+    """Refuse a table whose vectors are not a linear function of rows of the same width."""
     if not isinstance(table, CompressedTable):
         return
     remedy = "align the full table, then compress_ it with init='warm'"

@@ -1,4 +1,4 @@
-"""A loss that holds vectors near those of an earlier training."""
+"""A loss that keeps vectors near those of an earlier training."""
 
 import torch
 from torch import Tensor
@@ -7,23 +7,23 @@ from embcomp.retrain.vectors import Vectors, rows_of, vectors_of
 
 
 def anchor_loss(module: Vectors, old: Vectors, ids: Tensor, *, weight: float = 0.1) -> Tensor:
-    """The squared distance of a batch's vectors to those of an earlier training, to be added to the loss.
+    """Compute the squared distance of a batch's vectors to those of an earlier training, to be added to the loss.
 
-    weight * mean over the ids of |e(id) - e_old(id)|^2. An index of yesterday's vectors then answers today's queries
-    without a repair (`docs/retrain.md`). It reads combined vectors, so it serves every method.
+    It is weight * mean over the ids of |e(id) - e_old(id)|^2. An index of yesterday's vectors then answers today's
+    queries without alignment (`docs/retrain.md`). It reads combined vectors, so it works with every method.
 
     Args:
-        module: the table that is trained: an embedding or its drop-in, or what gives vectors for ids.
-        old: the earlier one, or its vectors [n, embedding_dim]; no gradient goes into it.
-        ids: integers of any shape, those of the batch. Ids beyond the earlier table are new, and left out.
-        weight: of the loss.
+        module: the table in training: an embedding or its drop-in, or a function from ids to vectors.
+        old: the earlier table, or its vectors [n, embedding_dim]; it gets no gradient.
+        ids: the ids of the batch, integers of any shape. Ids beyond the earlier table are new, and left out.
+        weight: the weight of the loss.
 
     Returns:
-        A scalar; 0 where all ids are new.
+        A scalar; 0 if all ids are new.
 
     Raises:
-        TypeError: something that holds no vectors.
-        ValueError: vectors of different widths, a negative weight.
+        TypeError: an argument holds no vectors.
+        ValueError: the vectors differ in width, or the weight is negative.
 
     Example:
         >>> import torch, embcomp

@@ -1,4 +1,4 @@
-"""Whether new queries and old items, or the other way round, still find each other."""
+"""Compatibility of two trainings: whether new queries find old items, and the other way round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from embcomp.sizes import text_table
 _BLOCK = 1024  # queries at a time
 
 Pair = tuple[Tensor, Tensor]
-"""Vectors of queries [Q, dim] and of items [I, dim]."""
+"""The vectors of queries [Q, dim] and of items [I, dim]."""
 
 
 @dataclass(frozen=True)
 class Compatibility:
-    """Recall at k of queries of one training on items of another; `print` shows the table.
+    """The recall at k of queries of one training on items of another; `print` shows it as a table.
 
     Attributes:
-        k: how many items are looked at.
-        new_new: new queries on new items.
-        new_old: new queries on old items: today's model on yesterday's index.
-        old_new: old queries on new items.
-        half: new queries on an index of which every second item is new: in the middle of a refill.
-        old_old: old queries on old items.
+        k: the number of items that are looked at.
+        new_new: the recall of new queries on new items.
+        new_old: the recall of new queries on old items: today's model on yesterday's index.
+        old_new: the recall of old queries on new items.
+        half: the recall of new queries on an index in which every second item is new, as in the middle of a refill.
+        old_old: the recall of old queries on old items.
     """
 
     k: int
@@ -46,20 +46,20 @@ class Compatibility:
 def compatible(
     new: Pair, old: Pair, queries: Tensor, *, k: int = 10, known: Tensor | None = None, seed: int = 0
 ) -> Compatibility:
-    """Recall of every mixture of two trainings: what an index that is not refilled yet costs.
+    """Measure the recall of every mixture of two trainings: the cost of an index that is not refilled yet.
 
-    Ids that only the new training has are left out, so that all mixtures answer the same questions.
+    Ids that only the new training has are left out, so that all mixtures answer the same queries.
 
     Args:
-        new: vectors of queries and of items of the new training.
-        old: those of the earlier one, of as many or fewer ids and the same width.
+        new: the vectors of queries and of items of the new training.
+        old: those of the earlier training, with at most as many ids and the same width.
         queries: pairs of a query and an item that it should find, int64 [2, E].
-        k: how many items are looked at.
-        known: pairs that are not to be found again (the training's), int64 [2, N].
-        seed: which items a half refilled index has anew.
+        k: the number of items that are looked at.
+        known: pairs to leave out of the results (those of the training), int64 [2, N].
+        seed: the seed of the items that are new in a half refilled index.
 
     Raises:
-        ValueError: vectors of other widths, pairs beyond them, k beyond the items, NaN.
+        ValueError: vectors differ in width or hold NaN, pairs are out of range, or k exceeds the number of items.
 
     Example:
         >>> import torch, embcomp
@@ -107,7 +107,7 @@ def _pairs(pairs: Tensor, numbers: tuple[int, int], name: str) -> Tensor:
 
 
 def _recall(queries: Tensor, items: Tensor, wanted: Tensor, known: Tensor | None, k: int) -> float:
-    """The mean over queries of the share of wanted items among the k best, over at most k of them."""
+    """The mean over queries of the share of wanted items among the k best, relative to at most k."""
     asked, place, number = wanted[0].unique(return_inverse=True, return_counts=True)
     hits = torch.zeros(len(asked))
     for start in range(0, len(asked), _BLOCK):

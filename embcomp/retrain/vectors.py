@@ -10,15 +10,15 @@ from embcomp.ops.checks import check_tensor
 from embcomp.settings import shown
 
 Vectors = nn.Module | Tensor | Callable[[Tensor], Tensor]
-"""A table, its vectors [num_embeddings, embedding_dim], or what gives the vectors of ids."""
+"""A table, its vectors [num_embeddings, embedding_dim], or a function from ids to vectors."""
 
 
 def vectors_of(table: Any, ids: Tensor, name: str) -> Tensor:
-    """The vectors of ids: [n] -> [n, embedding_dim]; differentiable where the table is trained.
+    """Return the vectors of ids, [n] -> [n, embedding_dim], differentiably if the table is trained.
 
     Raises:
-        TypeError: what holds no vectors; ids that are no integers.
-        IndexError: an id beyond the table.
+        TypeError: `table` holds no vectors, or ids are not integers.
+        IndexError: an id is beyond the table.
     """
     check_tensor(ids, "ids")
     if ids.is_floating_point() or ids.ndim != 1:
@@ -40,7 +40,7 @@ def vectors_of(table: Any, ids: Tensor, name: str) -> Tensor:
 
 
 def rows_of(table: Any) -> int | None:
-    """How many ids it knows; None where it does not say."""
+    """Return the number of ids of a table; None if it is unknown."""
     if isinstance(table, Tensor):
         return len(table)
     return getattr(table, "num_embeddings", None)

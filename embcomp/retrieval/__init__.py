@@ -1,4 +1,4 @@
-"""Item vectors small enough to serve: grids of few bits, signs, product codes, and exact search in them."""
+"""Item vectors that are small enough to serve: grids of few bits, signs, product codes, and exact search in them."""
 
 from embcomp.ops.code_search import Found
 from embcomp.retrieval.choose import way

@@ -1,4 +1,4 @@
-"""What vectors, queries and candidates must be: wrong ones are refused by name."""
+"""The checks of vectors, queries and candidates; errors name the argument."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ _BLOCK = 1 << 18  # rows at a time
 
 
 def check_matrix(value: Tensor, name: str, width: int | None = None, cosine: bool = False) -> Tensor:
-    """Vectors as contiguous float32 [n, width], after a look at every value.
+    """Check vectors, every value included, and return them as contiguous float32 [n, width].
 
     Raises:
-        TypeError: what is no tensor.
-        ValueError: other dtypes, shapes or widths; NaN or infinite values; rows of zeros where `cosine`.
+        TypeError: `value` is not a tensor.
+        ValueError: the dtype, shape or width differs; values are NaN or infinite; or with `cosine` a row is zero.
     """
     check_tensor(value, name)
     if value.dtype not in FLOATS:
@@ -36,7 +36,7 @@ def check_matrix(value: Tensor, name: str, width: int | None = None, cosine: boo
 
 
 def check_version(given: str | None, held: str, name: str) -> None:
-    """Raise ValueError where `name` is said to be of another version than the codes."""
+    """Raise ValueError if the given version of `name` differs from that of the codes."""
     if given is not None and given != held:
         raise ValueError(
             f"{name} are of version {given!r}, the codes of {held!r}: vectors of two trainings do not compare; "
@@ -45,7 +45,7 @@ def check_version(given: str | None, held: str, name: str) -> None:
 
 
 def check_device(value: Tensor, name: str, home: torch.device) -> None:
-    """Raise ValueError where a tensor is on another device than the codes."""
+    """Raise ValueError if a tensor is on another device than the codes."""
     check_tensor(value, name)
     if value.device != home:
         raise ValueError(f"{name} are on {value.device}, the codes on {home}: move one of them with .to(...)")
@@ -60,11 +60,11 @@ def check_k(k: int, rows: int) -> None:
 
 
 def check_candidates(candidates: Tensor, queries: int, rows: int) -> Tensor:
-    """Candidates as int64 [queries, n].
+    """Check candidates and return them as int64 [queries, n].
 
     Raises:
-        ValueError: other dtypes or shapes.
-        IndexError: rows that there are not.
+        ValueError: the dtype or shape differs.
+        IndexError: a row is out of range.
     """
     check_tensor(candidates, "candidates")
     if candidates.dtype not in INTEGERS:

@@ -1,4 +1,4 @@
-"""The way that the arguments of a call name."""
+"""The choice of a way to code by the arguments of a call."""
 
 from embcomp.retrieval.sign_sums import SignSums
 from embcomp.retrieval.ways import Grid, Product, Signs, Spread, Way
@@ -14,11 +14,11 @@ def way(
     signs: int | None = None,
     **settings: object,
 ) -> Way:
-    """The way that these arguments of `embcomp.retrieval.compress` name, to ask for its bytes or to fit it.
+    """Return the way that these arguments of `embcomp.retrieval.compress` name, to ask for its bytes or to fit it.
 
     Raises:
-        ValueError: none or several of bits, levels, parts, row_bits and signs, or a value that cannot be.
-        TypeError: a setting that the way does not have.
+        ValueError: none or several of bits, levels, parts, row_bits and signs are given, or a value is invalid.
+        TypeError: the way does not have a setting.
 
     Example:
         >>> way(bits=4).nbytes(rows=1000, dim=64)  # codes, a byte and 256 sizes for the rows, a factor for each column

@@ -1,4 +1,4 @@
-"""One call from item vectors to codes."""
+"""`compress`: one call from item vectors to codes."""
 
 import dataclasses
 import hashlib
@@ -36,34 +36,35 @@ def compress(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> VectorCodes:
-    """Codes vectors, such as those of `CompressedEmbedding.materialize()`, by one of five ways.
+    """Code vectors, such as those of `CompressedEmbedding.materialize()`, in one of five ways.
 
     Args:
-        vectors: floats [n, dim], the final vectors of items.
-        bits: a grid of so many bits for each value, 1 to 8.
-        levels: recurrent sign codes: signs of the vector, of what is left, and so on, 1 to 4 of them.
-        parts: product codes of so many parts.
-        codes: vectors of each part, 2 to 256; 256 without.
-        row_bits: grids of 0 to 8 bits, so many together for each vector, the more the more a direction varies.
-        signs: so many signs for each vector, and the vectors that they add up, fitted in turn (`SignSums`).
-        width: how many values of each vector are kept; all without.
-        rotation: the directions that are coded: None for the values as they are; "svd" for those of most spread, or
-            with `queries` for those that keep most of the products with them; "itq" for those where signs lose least;
-            "random". The default is "svd" for `row_bits`, else None.
-        scale: what has a step of its own with `bits`: each "row" (the default), each "column", or the "table".
-        metric: "dot", or "cosine" for vectors and queries that are normalized first.
-        queries: floats [m, dim], a sample of what will be asked, for rotation="svd".
-        version: a stamp of the model that the vectors come from; a checksum of the vectors without.
-        seed: of draws and code books.
-        progress: told (steps done, steps, text).
+        vectors: the final vectors of items, floats [n, dim].
+        bits: the bits of a value on a grid, 1 to 8.
+        levels: the number of levels of recurrent sign codes, 1 to 4: signs of the vector, then of the remainder, and so
+            on.
+        parts: the number of parts of product codes.
+        codes: with `parts`, the number of code vectors of each part, 2 to 256; by default 256.
+        row_bits: the bits of a whole vector on grids of 0 to 8 bits; directions of more variance get more bits.
+        signs: the number of signs of each vector, which add up vectors that are fitted in turn (`SignSums`).
+        width: the number of values of each vector to keep; by default all.
+        rotation: the directions to code along: None for the values as they are; "svd" for the directions of largest
+            spread, or with `queries` for those that keep most of the products with them; "itq" for those in which signs
+            lose least; "random". The default is "svd" for `row_bits`, else None.
+        scale: with `bits`, the unit that has its own step: each "row" (the default), each "column", or the "table".
+        metric: "dot", or "cosine" to normalize vectors and queries first.
+        queries: a sample of queries, floats [m, dim], for rotation="svd".
+        version: a stamp of the model of the vectors; by default a checksum of the vectors.
+        seed: the seed of draws and code books.
+        progress: a function that is told (steps done, steps, text).
 
     Returns:
         The codes.
 
     Raises:
-        TypeError: vectors that are no tensor; a setting that the way does not have.
-        ValueError: NaN, rows of zeros under "cosine", fewer vectors than codes, a width beyond theirs, none or several
-            of bits, levels, parts, row_bits and signs.
+        TypeError: vectors are not a tensor, or the way does not have a setting.
+        ValueError: values are NaN, a row is zero with "cosine", there are fewer vectors than codes, the width exceeds
+            that of the vectors, or none or several of bits, levels, parts, row_bits and signs are given.
 
     Example:
         >>> import torch
@@ -102,7 +103,7 @@ def compress(
 
 
 def stamp_of(vectors: Tensor) -> str:
-    """The checksum of vectors that stands for a version where none is given."""
+    """Return a checksum of vectors, which is the version if none is given."""
     digest = hashlib.sha256(f"{list(vectors.shape)}".encode())
     digest.update(artifact.memory(vectors.cpu().contiguous()))
     return digest.hexdigest()[:16]

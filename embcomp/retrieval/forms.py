@@ -1,4 +1,4 @@
-"""How coded vectors are held: codes on grids behind a matrix, or product codes."""
+"""The forms of coded vectors: codes on grids with a matrix, or product codes."""
 
 import abc
 import dataclasses
@@ -18,9 +18,10 @@ _NOTHING = 1e-30  # the size of a row of zeros: searches divide by sizes
 
 
 def quantized_scales(scales: Tensor) -> tuple[Tensor, Tensor]:
-    """A byte for each row and the 256 sizes that bytes stand for: not negative float32 [rows] -> uint8, float32 [256].
+    """Quantise non-negative row sizes, float32 [rows], to a byte each, uint8 [rows], with a table, float32 [256].
 
-    Sizes rise in equal ratios from the smallest row to the largest, at most by 10,000; byte 0 is for rows of size 0.
+    The sizes of the table rise in equal ratios from the smallest row to the largest, at most by a factor of 10,000;
+    byte 0 is for rows of size 0.
     """
     most = scales.max().clamp(min=_NOTHING * 1e4)
     least = torch.where(scales > 0, scales, most).min().clamp(min=most * 1e-4)
@@ -32,28 +33,28 @@ def quantized_scales(scales: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Form(abc.ABC):
-    """Coded vectors, as they are held in memory and in files. Subclasses are frozen dataclasses.
+    """Coded vectors as they are held in memory and in files. Subclasses are frozen dataclasses.
 
-    A query is first brought to where the codes are (`asked`), once, and then compared with them.
+    A query is first transformed once into the space of the codes (`asked`), and then compared with them.
     """
 
     @property
     @abc.abstractmethod
     def rows(self) -> int:
-        """How many vectors there are."""
+        """The number of vectors."""
 
     @property
     @abc.abstractmethod
     def width(self) -> int:
-        """Values of a vector."""
+        """The number of values of a vector."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is held."""
+        """The bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is held, by name."""
+        """Return all tensors, by name."""
         found = {}
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
@@ -66,40 +67,40 @@ class Form(abc.ABC):
     @property
     @abc.abstractmethod
     def packed(self) -> PackedColumns:
-        """The codes."""
+        """The packed codes."""
 
     @abc.abstractmethod
     def decode(self, rows: Tensor) -> Tensor:
-        """Vectors of rows: int64 [n] -> float32 [n, width]."""
+        """Decode the vectors of rows, int64 [n] -> float32 [n, width]."""
 
     @abc.abstractmethod
     def asked(self, queries: Tensor) -> Tensor:
-        """Queries as codes meet them: float32 [Q, width] -> [Q, columns]."""
+        """Transform queries into the space of the codes: float32 [Q, width] -> [Q, columns]."""
 
     @abc.abstractmethod
     def coded(self, queries: Tensor) -> Tensor:
-        """`asked` of queries that are coded in as many bits as the vectors have, and decoded again."""
+        """Transform queries like `asked`, after coding them in as many bits as the vectors and decoding them again."""
 
     @abc.abstractmethod
     def scores(self, asked: Tensor, rows: Tensor, scaled: bool = True) -> Tensor:
-        """Products of asked queries with rows, float32 [Q, n]; not `scaled`: as if all rows were of one size."""
+        """Return products of transformed queries with rows, float32 [Q, n]; unless `scaled`, of rows of one size."""
 
     @abc.abstractmethod
     def search(self, asked: Tensor, k: int, scaled: bool = True) -> Found:
-        """The k rows of largest score."""
+        """Return the k rows of largest score."""
 
 
 @dataclass(frozen=True)
 class GridForm(Form):
-    """Vector i is sizes[scales[i]] * (codes[i] - middle) @ basis.
+    """Vectors coded on grids: vector i is sizes[scales[i]] * (codes[i] - middle) @ basis.
 
     Attributes:
-        codes: packed.
-        basis: floats [columns, width]; or [columns], what each column is multiplied by, where none is turned.
-        scales: uint8 [rows], or None where all are 1.
-        sizes: float32 [256].
-        width_: values of a vector.
-        levels: how many times as many signs as values there are: those of recurrent sign codes lie side by side.
+        codes: the packed codes.
+        basis: the matrix, floats [columns, width]; without a rotation the factor of each column, [columns].
+        scales: the index of each row's size, uint8 [rows]; None if all sizes are 1.
+        sizes: the sizes, float32 [256].
+        width_: the number of values of a vector.
+        levels: the number of signs for each value; those of recurrent sign codes are side by side.
     """
 
     codes: PackedColumns
@@ -122,7 +123,7 @@ class GridForm(Form):
         return self.codes
 
     def scale(self, rows: Tensor | None = None) -> Tensor | None:
-        """The size of each row, or of some."""
+        """Return the size of each row, or of some rows."""
         if self.scales is None or self.sizes is None:
             return None
         return self.sizes[(self.scales if rows is None else self.scales[rows]).long()]
@@ -149,11 +150,11 @@ class GridForm(Form):
 
     @property
     def is_signs(self) -> bool:
-        """Whether every column holds a sign."""
+        """True if every column holds a sign."""
         return all(bits == 1 for _, bits in self.codes.groups)
 
     def signs(self, queries: Tensor) -> Tensor:
-        """Recurrent signs of queries, -1 and 1, [Q, columns], as rows were coded: each level of what is left."""
+        """Return the recurrent signs of queries, -1 and 1, [Q, columns], coded like the rows, level by level."""
         found, left, each = [], F.normalize(queries), self.codes.columns // self.levels
         for level in range(self.levels):
             chosen = slice(level * each, (level + 1) * each)
@@ -164,7 +165,7 @@ class GridForm(Form):
         return torch.cat(found, 1)
 
     def of_signs(self, signs: Tensor, queries: Tensor) -> Tensor:
-        """Queries that signs stand for, as codes meet them."""
+        """Transform the queries that signs stand for into the space of the codes."""
         decoded = self._on_basis(signs / 2)
         factor = (queries * decoded).sum(1, keepdim=True) / decoded.square().sum(1, keepdim=True)
         return self.asked(decoded * factor.nan_to_num(0.0))
@@ -189,13 +190,13 @@ class GridForm(Form):
 
 @dataclass(frozen=True)
 class ProductForm(Form):
-    """Vector i is the codes' vectors, part by part, @ basis.
+    """Vectors of product codes: vector i is the concatenation of its code vectors, @ basis.
 
     Attributes:
-        codes: packed, a column for each part.
-        books: float16 [parts, codes, columns of a part].
-        basis: floats [columns, width], or None.
-        width_: values of a vector.
+        codes: the packed codes, a column for each part.
+        books: the code books, float16 [parts, codes, columns of a part].
+        basis: the matrix, floats [columns, width], or None.
+        width_: the number of values of a vector.
     """
 
     codes: PackedColumns

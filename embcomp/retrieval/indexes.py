@@ -1,4 +1,4 @@
-"""The same codes in the indexes of faiss and usearch, which are imported here alone."""
+"""The indexes of faiss and usearch over the same codes; only this module imports these libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embcomp.retrieval.forms import Form, GridForm, ProductForm
 
 
 class Coded(Protocol):
-    """What is read of `VectorCodes`."""
+    """The part of `VectorCodes` that is read here."""
 
     form: Form
     settings: dict[str, Any]
@@ -23,7 +23,7 @@ class Coded(Protocol):
 
 
 def to_faiss(codes: Coded) -> Any:
-    """An index of faiss that holds the same codes and finds the same neighbors.
+    """Return a faiss index that holds the same codes and finds the same neighbours.
 
     | codes | index | asked with | as `how` |
     |---|---|---|---|
@@ -31,12 +31,12 @@ def to_faiss(codes: Coded) -> Any:
     | `bits` 4, 6 or 8, `scale` "column" or "table" | `IndexScalarQuantizer` | floats | "float query" |
     | product codes | `IndexPQ` | floats | "float query" |
 
-    Where directions were turned, the index turns queries itself (`IndexPreTransform`). Floats are compared by inner
-    product; under metric "cosine" normalize them first.
+    With a rotation, the index rotates queries itself (`IndexPreTransform`). Floats are compared by inner product; with
+    metric "cosine" normalize them first.
 
     Raises:
         ImportError: faiss is missing.
-        ValueError: codes that no index of faiss holds; says what to change.
+        ValueError: no faiss index holds these codes; the text says what to change.
     """
     try:
         import faiss  # pyright: ignore[reportMissingImports]
@@ -81,15 +81,15 @@ def to_faiss(codes: Coded) -> Any:
 
 
 def to_usearch(codes: Coded) -> Any:
-    """An index of usearch over the same codes, key i for row i; exact with `index.search(..., exact=True)`.
+    """Return a usearch index over the same codes, key i for row i; exact with `index.search(..., exact=True)`.
 
-    Signs become bits under the Hamming distance, asked with `codes.signs(queries).numpy()`. Grids of 2 to 7 bits with
-    `scale="table"` and without rotation become integers of 8 bits under the inner product, asked with integers, too:
-    the neighbors are those of the integers.
+    Signs become bits with the Hamming distance, to be queried with `codes.signs(queries).numpy()`. Grids of 2 to 7 bits
+    with `scale="table"` and without rotation become integers of 8 bits with the inner product, to be queried with
+    integers, too: the neighbours are those of the integers.
 
     Raises:
         ImportError: usearch is missing.
-        ValueError: codes that usearch does not hold; says what to change.
+        ValueError: usearch does not hold these codes; the text says what to change.
     """
     try:
         from usearch.index import Index  # pyright: ignore[reportMissingImports]
@@ -119,7 +119,7 @@ def _add(faiss: Any, index: Any, packed: torch.Tensor, rows: int, code_size: int
 
 
 def _turning(faiss: Any, index: Any, basis: torch.Tensor | None, width: int | None = None) -> Any:
-    """The index behind the matrix that turns queries; those of a few first columns are cut by the same."""
+    """The index behind the matrix that turns queries; a matrix also cuts queries to their first columns."""
     if basis is None:
         if width is None or width == index.d:
             return index

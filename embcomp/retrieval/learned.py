@@ -1,4 +1,4 @@
-"""Learned signs: BEBR's recurrent binarization, trained on vectors alone."""
+"""Learned signs: the recurrent binarization of BEBR, trained on vectors alone."""
 
 import torch
 from torch import Tensor
@@ -39,34 +39,35 @@ def learn(
 ) -> VectorCodes:
     """Train the recurrent binarization of BEBR (arXiv 2302.08714) on vectors, and code them with it.
 
-    The loss is InfoNCE between codes (cosine, temperature .05): each is to be closer to its pair than to those of the
-    rest of the batch, of which the `hard` closest count; vectors near the same query are no others. Pairs are a vector
-    and the same with noise, or with `queries` a query and one of the vectors nearest to it. With `old` the codes of an
-    earlier model are added as pairs, so that queries of the new model can be asked of the old codes. How decoded
-    vectors lie is fitted by least squares, so that float queries work, too.
+    The loss is InfoNCE between codes (cosine, temperature .05): each code should be closer to its pair than to the
+    other codes of the batch, of which the `hard` closest count; vectors near the same query do not count as others. A
+    pair is a vector and the vector with noise, or with `queries` a query and one of the vectors nearest to it. With
+    `old` the codes of an earlier model are added as pairs, so that queries of the new model work on the old codes. The
+    decoding matrix is fitted by least squares, so that float queries work, too.
 
     Args:
-        vectors: floats [n, dim].
-        signs: of each level; as many as values without.
-        levels: 1 to 4: how often the signs of what is left are added.
-        hidden: width of the hidden layers.
-        queries: floats [m, dim], a sample of what will be asked.
-        old: learned codes of the vectors of an earlier model, row by row; of as many signs and levels.
-        metric: "dot", or "cosine" for vectors and queries that are normalized first.
-        epochs: passes over the vectors, or over the queries where there are some.
-        batch_size: pairs in a batch.
-        lr: learning rate of Adam, which falls to 0.
-        noise: length of the noise, as a share of the vector.
-        hard: how many of the other vectors of a batch each is compared with.
-        version: a stamp of the model; a checksum of the vectors without.
-        seed: of everything that is drawn.
-        progress: told (steps done, steps, loss).
+        vectors: the vectors, floats [n, dim].
+        signs: the number of signs of each level; by default as many as values.
+        levels: the number of levels, 1 to 4; each adds the signs of the remainder.
+        hidden: the width of the hidden layers.
+        queries: a sample of queries, floats [m, dim].
+        old: the learned codes of an earlier model's vectors, row by row, with as many signs and levels.
+        metric: "dot", or "cosine" to normalize vectors and queries first.
+        epochs: the number of passes over the vectors, or over the queries if there are some.
+        batch_size: the number of pairs in a batch.
+        lr: the learning rate of Adam, which falls to 0.
+        noise: the length of the noise, as a share of the vector's.
+        hard: the number of other vectors of a batch that each is compared with.
+        version: a stamp of the model; by default a checksum of the vectors.
+        seed: the seed of all draws.
+        progress: a function that is told (steps done, steps, loss).
 
     Returns:
         The codes; their `network` codes queries.
 
     Raises:
-        ValueError: NaN, rows of zeros under "cosine", fewer than two vectors, old codes that do not fit.
+        ValueError: values are NaN, a row is zero with "cosine", there are fewer than two vectors, or the old codes do
+            not fit.
 
     Example:
         >>> import torch
@@ -138,7 +139,7 @@ def _code(network: SignNetwork, vectors: Tensor) -> Tensor:
 
 
 def _contrast(first: Tensor, second: Tensor, pairs: Tensor, hard: int) -> Tensor:
-    """InfoNCE of pairs against the hardest others of the batch; `pairs`, bool [n, n], are no others."""
+    """The InfoNCE of pairs against the hardest others of the batch; `pairs`, bool [n, n], are not others."""
     scores = F.normalize(first) @ F.normalize(second).T / _TEMPERATURE
     right = scores.diagonal().unsqueeze(1)
     hardest = scores.masked_fill(pairs, -torch.inf).topk(min(hard, len(scores)), 1).values
@@ -158,7 +159,7 @@ def _old_codes(old: VectorCodes, rows: int, signs: int, levels: int) -> Tensor:
 
 @torch.no_grad()
 def _coded(network: SignNetwork, vectors: Tensor) -> GridForm:
-    """All vectors by a trained network, and the matrix by which codes decode best."""
+    """Code all vectors by a trained network, and fit the matrix that decodes them best."""
     codes = torch.cat([network.signs(part) for part in vectors.split(_BLOCK)]) / 2
     unit = F.normalize(vectors).double()
     gram = codes.double().T @ codes.double()

@@ -1,4 +1,4 @@
-"""The network of BEBR (Gan et al. 2023, arXiv 2302.08714): recurrent signs, each of what the earlier miss."""
+"""The network of BEBR (Gan et al. 2023, arXiv 2302.08714): recurrent signs, each level of the previous remainder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class _Sign(torch.autograd.Function):
-    """The sign, with the gradient of the identity between -1 and 1."""
+    """The sign function, with the gradient of the identity between -1 and 1."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -29,16 +29,16 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class SignNetwork(nn.Module):
-    """Vectors -> recurrent signs: b = sign(W x), then b += 2^-u sign(R_u(x - normalized B_u(b))) for 1 <= u < levels.
+    """The network: b = sign(W x), then b += 2^-u sign(R_u(x - normalized B_u(b))) for 1 <= u < levels.
 
     W, R_u and B_u are networks of one hidden layer. In place of a residual connection, W and R_u add a linear map, from
     which training starts.
 
     Args:
-        width: of a vector.
-        signs: of a level.
-        levels: 1 to 4.
-        hidden: width of the hidden layers.
+        width: the width of a vector.
+        signs: the number of signs of a level.
+        levels: the number of levels, 1 to 4.
+        hidden: the width of the hidden layers.
     """
 
     def __init__(self, width: int, signs: int, levels: int, hidden: int) -> None:
@@ -49,15 +49,15 @@ class SignNetwork(nn.Module):
         self.back = nn.ModuleList(_mlp(signs, hidden, width) for _ in range(levels - 1))
 
     def config(self) -> dict[str, int]:
-        """The arguments of the class."""
+        """Return the arguments of the constructor."""
         return {"width": self.width, "signs": self.number, "levels": self.levels, "hidden": self.hidden}
 
     def copied(self) -> SignNetwork:
-        """A copy, with its own parameters."""
+        """Return a copy with its own parameters."""
         return copy.deepcopy(self)
 
     def forward(self, vectors: Tensor) -> list[Tensor]:
-        """The signs of each level, -1 and 1, with gradients: floats [n, width] -> `levels` times [n, signs]."""
+        """Return the signs of each level, -1 and 1, with gradients: floats [n, width] -> `levels` times [n, signs]."""
         vectors = F.normalize(vectors)
         found: list[Tensor] = []
         total = vectors.new_zeros(len(vectors), self.number)
@@ -69,12 +69,12 @@ class SignNetwork(nn.Module):
         return found
 
     def signs(self, vectors: Tensor) -> Tensor:
-        """The signs of all levels side by side, [n, levels * signs]."""
+        """Return the signs of all levels side by side, [n, levels * signs]."""
         return torch.cat(self(vectors), 1)
 
 
 def total(signs: Tensor, levels: int) -> Tensor:
-    """The code of BEBR: the signs of the levels, each half of the one before, [n, levels * signs] -> [n, signs].
+    """Combine signs into BEBR's code, each level half of the one before: [n, levels * signs] -> [n, signs].
 
     Example:
         >>> import torch
@@ -86,5 +86,5 @@ def total(signs: Tensor, levels: int) -> Tensor:
 
 
 def beside(code: Tensor, levels: int) -> Tensor:
-    """What signs side by side meet where they are to give the product of codes: [n, signs] -> [n, levels * signs]."""
+    """Expand a code so that its product with signs side by side is that of codes: [n, signs] -> [n, levels * signs]."""
     return torch.cat([2.0**-level * code for level in range(levels)], 1)

@@ -1,4 +1,4 @@
-"""The directions that vectors are coded along: drawn, of most spread, or those in which signs lose least."""
+"""The directions that vectors are coded along: random, of largest spread, or those in which signs lose least."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ _ROUNDS = 40  # of ITQ; 50 in the paper, and the error stands still before
 
 
 def sample(vectors: Tensor, seed: int, most: int = _SAMPLE) -> Tensor:
-    """At most so many of the vectors, drawn."""
+    """Draw at most so many of the vectors."""
     if len(vectors) <= most:
         return vectors
     generator = torch.Generator().manual_seed(seed)
@@ -21,14 +21,14 @@ def sample(vectors: Tensor, seed: int, most: int = _SAMPLE) -> Tensor:
 
 
 def directions(vectors: Tensor, kind: Rotation, width: int, seed: int) -> Tensor | None:
-    """Orthonormal rows, float32 [width, dim]; None stands for the first columns as they are.
+    """Return orthonormal rows, float32 [width, dim], or None for the first columns as they are.
 
     Args:
-        vectors: float32 [n, dim].
-        kind: "svd" takes the directions of largest square sums; "itq" those of "svd", turned so that the signs of the
-            normalized vectors lie closest to them (Gong et al. 2013, iterative quantization); "random" draws.
-        width: how many.
-        seed: of draws.
+        vectors: the vectors, float32 [n, dim].
+        kind: "svd" for the directions of largest square sums; "itq" for those of "svd", turned so that the signs of the
+            normalized vectors are closest to them (Gong et al. 2013, iterative quantization); "random" for drawn ones.
+        width: the number of directions.
+        seed: the seed of draws.
     """
     if kind is None:
         return None
@@ -50,15 +50,15 @@ def directions(vectors: Tensor, kind: Rotation, width: int, seed: int) -> Tensor
 
 
 def of_products(vectors: Tensor, queries: Tensor, width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Directions that keep most of the products with queries, and how they are read: two of float32 [width, dim].
+    """Return directions that keep most of the products with queries, and how to read them: two float32 [width, dim].
 
     The coordinates of a vector are `vector @ second.T`, and coordinates y stand for `y @ first`.
 
     Args:
-        vectors: float32 [n, dim].
-        queries: float32 [m, dim], a sample.
-        width: how many.
-        seed: of the samples.
+        vectors: the vectors, float32 [n, dim].
+        queries: a sample of queries, float32 [m, dim].
+        width: the number of directions.
+        seed: the seed of the samples.
     """
     rows, asked = sample(vectors, seed).double(), sample(queries, seed).double()
     spread, axes = torch.linalg.eigh(asked.T @ asked / len(asked))

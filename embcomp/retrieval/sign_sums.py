@@ -1,4 +1,4 @@
-"""Sums of signed vectors: a row is its size times the sum of +-b_j, the signs and the vectors b_j fitted in turn."""
+"""Sums of signed vectors: a row is its size times the sum of +-b_j, with signs and vectors b_j fitted in turn."""
 
 from dataclasses import dataclass
 
@@ -21,15 +21,15 @@ _SAMPLE = 1 << 15  # rows that the vectors are fitted to
 
 @dataclass(frozen=True, kw_only=True)
 class SignSums(Way):
-    """So many signs for each vector, of any number: the binary case of additive codes (Babenko and Lempitsky 2014).
+    """A way with any number of signs per vector: binary additive codes (Babenko and Lempitsky 2014).
 
-    In turn each sign of a row becomes the one that loses less, the others given, and the vectors b_j those that lose
-    least squares; from recurrent sign codes, and again from grids along the directions of most spread, of which the
-    better end is kept. For one or two bits a value: beyond that signs end far from the best ones, and grids lose less.
-    Takes minutes for millions of rows.
+    In turn each sign of a row is set to the one that loses less, given the others, and the vectors b_j are fitted by
+    least squares. It starts from recurrent sign codes, and again from grids along the directions of largest spread, and
+    keeps the better result. It suits one or two bits per value: with more, signs end far from the optimum, and grids
+    lose less. It takes minutes for millions of rows.
 
     Attributes:
-        signs: of a row.
+        signs: the number of signs of a row.
     """
 
     signs: int
@@ -77,7 +77,7 @@ class SignSums(Way):
 
 
 def _recurrent(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Recurrent sign codes, the last level of fewer: vectors [number, dim] and signs [rows, number]."""
+    """The recurrent sign codes, with a smaller last level: vectors [number, dim] and signs [rows, number]."""
     bases, signs, left = [], [], unit
     while (missing := number - sum(map(len, bases))) > 0:
         turn = directions(left, "itq", min(unit.shape[1], missing), seed + len(bases))
@@ -91,7 +91,7 @@ def _recurrent(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _spread(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Grids along the directions of most spread, as `Spread` has them: b bits are b signs, each twice the next."""
+    """The grids along the directions of largest spread, as in `Spread`: b bits are b signs, each twice the next."""
     turn = directions(unit, "svd", unit.shape[1], seed)
     assert turn is not None
     values = unit @ turn.T
@@ -108,7 +108,7 @@ def _spread(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _descend(unit: Tensor, signs: Tensor, basis: Tensor, sweeps: int) -> Tensor:
-    """Each sign in turn as the one that loses less, the others given."""
+    """Set each sign in turn to the one that loses less, given the others."""
     squares = basis.square().sum(1).tolist()
     found: list[Tensor] = []
     for rows, held_ in zip(unit.split(_BLOCK), signs.split(_BLOCK), strict=True):
@@ -127,7 +127,7 @@ def _descend(unit: Tensor, signs: Tensor, basis: Tensor, sweeps: int) -> Tensor:
 
 
 def _fitted(unit: Tensor, signs: Tensor, weights: Tensor) -> Tensor:
-    """The vectors that lose least squares, rows weighed by the squares of their sizes."""
+    """The vectors that minimise the squared error, rows weighted by the squares of their sizes."""
     weighed = (signs * weights).double()
     gram = weighed.T @ signs.double()
     ridge = 1e-4 * float(weights.sum()) * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
@@ -135,7 +135,7 @@ def _fitted(unit: Tensor, signs: Tensor, weights: Tensor) -> Tensor:
 
 
 def _code(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Signs and sizes of rows for vectors that stay: twice, the second time with the sizes that fit the codes."""
+    """The signs and sizes of rows for fixed vectors, computed twice: first with the norms, then with fitted sizes."""
     size = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
     left = rows / size
     signs = torch.empty(len(rows), len(basis), device=rows.device)

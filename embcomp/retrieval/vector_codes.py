@@ -1,4 +1,4 @@
-"""Coded vectors: scores, exact search, rescoring, and one file."""
+"""Coded vectors: scores, exact search, rescoring, and files."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class VectorCodes:
     """Vectors in few bits, from `embcomp.retrieval.compress` or `embcomp.retrieval.learn`.
 
     Attributes:
-        form: how they are held.
-        metric: "dot", or "cosine" where vectors and queries are normalized first.
-        version: the stamp of what was coded: the user's string, or a checksum of the vectors.
-        settings: what they were made with, JSON values.
-        network: what codes queries where codes are learned, else None.
+        form: the codes and constants.
+        metric: "dot", or "cosine" if vectors and queries are normalized first.
+        version: the stamp of the vectors: the user's string, or a checksum of the vectors.
+        settings: the settings they were made with, as JSON values.
+        network: the network that codes queries if the codes are learned, else None.
 
     Example:
         >>> import torch
@@ -68,31 +68,31 @@ class VectorCodes:
 
     @property
     def width(self) -> int:
-        """Values of a vector."""
+        """The number of values of a vector."""
         return self.form.width
 
     @property
     def device(self) -> torch.device:
-        """Where the codes are."""
+        """The device of the codes."""
         return self.form.packed.data.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, sizes, matrices and code books; a learned network, which codes queries, is not among them."""
+        """The bytes of codes, sizes, matrices and code books, without the network of learned codes."""
         return self.form.nbytes
 
     def to(self, device: torch.device | str) -> VectorCodes:
-        """The same on another device."""
+        """Return a copy on another device."""
         moved = {name: tensor.to(device) for name, tensor in self.form.tensors().items()}
         form = _with_tensors(self.form, moved)
         network = None if self.network is None else self.network.copied().to(device)
         return VectorCodes(form, metric=self.metric, version=self.version, settings=self.settings, network=network)
 
     def decode(self, rows: Tensor | None = None) -> Tensor:
-        """The vectors that the codes stand for, float32 [n, width].
+        """Decode the vectors, float32 [n, width].
 
         Args:
-            rows: int64 [n]; all without.
+            rows: the rows to decode, int64 [n]; by default all.
         """
         if rows is None:
             rows = torch.arange(len(self), device=self.device)
@@ -101,21 +101,22 @@ class VectorCodes:
     def score(
         self, queries: Tensor, how: How = "float query", *, rows: Tensor | None = None, version: str | None = None
     ) -> Tensor:
-        """The score of every row for every query.
+        """Return the score of every row for every query.
 
         Args:
-            queries: floats [Q, width], from the same model as the vectors.
-            how: "float query" for products of queries with decoded vectors; "codes" for queries in as many bits as the
-                vectors; "hamming" for signs alone, without sizes: those that agree less those that differ; learned
-                ones of several levels each worth half of the one before.
-            rows: int64 [n], some rows; all without.
-            version: the stamp of the model of the queries; another than that of the codes is refused.
+            queries: the queries, floats [Q, width], from the same model as the vectors.
+            how: "float query" for products of queries with decoded vectors; "codes" to code queries in as many bits as
+                the vectors; "hamming" to compare signs alone, without sizes: the number that agree minus the number
+                that differ; each level of learned signs counts half as much as the one before.
+            rows: the rows to score, int64 [n]; by default all.
+            version: the stamp of the queries' model; it must equal that of the codes.
 
         Returns:
-            float32 [Q, n].
+            The scores, float32 [Q, n].
 
         Raises:
-            ValueError: queries of another width, dtype, device or version, NaN in them; a `how` that the codes lack.
+            ValueError: queries have another width, dtype, device or version, or hold NaN, or the codes do not support
+                `how`.
         """
         asked, scaled = self._asked(queries, how, version)
         if rows is None:
@@ -124,19 +125,19 @@ class VectorCodes:
         return torch.cat([self.form.scores(asked, part, scaled) for part in parts], 1)
 
     def search(self, queries: Tensor, k: int, how: How = "float query", *, version: str | None = None) -> Found:
-        """The k rows of largest score for each query: exact, in blocks, without a matrix of all scores.
+        """Return the k rows of largest score for each query: exact, in blocks, without a matrix of all scores.
 
         Args:
             queries: as in `score`.
-            k: how many, 1 to the number of vectors.
+            k: the number of results, 1 to the number of vectors.
             how: as in `score`.
             version: as in `score`.
 
         Returns:
-            Scores float32 [Q, k] and rows int64 [Q, k], best first, of equal scores the lower row.
+            The scores, float32 [Q, k], and rows, int64 [Q, k], best first, among equal scores the lower row.
 
         Raises:
-            ValueError: as `score`; k beyond the number of vectors.
+            ValueError: as in `score`, or k exceeds the number of vectors.
         """
         check_k(k, len(self))
         asked, scaled = self._asked(queries, how, version)
@@ -146,21 +147,22 @@ class VectorCodes:
         self, queries: Tensor, candidates: Tensor, vectors: Tensor | VectorCodes, k: int | None = None, *,
         version: str | None = None,
     ) -> Found:  # fmt: skip
-        """Order candidates by the vectors themselves, or by finer codes of them.
+        """Order candidates by the vectors themselves, or by codes of them with more bits.
 
         Args:
-            queries: floats [Q, width].
-            candidates: integers [Q, n], rows that `search` found.
-            vectors: floats [rows, width], or codes of the same vectors in more bits.
-            k: how many are kept; all without.
+            queries: the queries, floats [Q, width].
+            candidates: the rows that `search` found, integers [Q, n].
+            vectors: the vectors, floats [rows, width], or codes of the same vectors in more bits.
+            k: the number of results; by default all.
             version: the stamp of the model of queries and vectors.
 
         Returns:
-            As `search`.
+            The scores and rows, as in `search`.
 
         Raises:
-            ValueError: queries as in `score`; vectors of another number, width or version; k beyond the candidates.
-            IndexError: a candidate out of range.
+            ValueError: queries are invalid as in `score`, vectors have another number, width or version, or k exceeds
+                the candidates.
+            IndexError: a candidate is out of range.
         """
         queries = self._queries(queries, version)
         candidates = check_candidates(candidates, len(queries), len(self)).to(self.device)
@@ -186,10 +188,10 @@ class VectorCodes:
         return best_of(scores, candidates, k)
 
     def signs(self, queries: Tensor) -> Tensor:
-        """Queries as a binary index asks them, uint8 [Q, bytes]: packed signs, to search what `to_faiss` gives.
+        """Return queries for a binary index as packed signs, uint8 [Q, bytes], to search the index of `to_faiss`.
 
         Raises:
-            ValueError: as `score` with "hamming".
+            ValueError: as in `score` with "hamming".
         """
         asked, _ = self._asked(queries, "hamming", None)
         if self.form.packed.columns % 8:
@@ -197,19 +199,19 @@ class VectorCodes:
         return pack_rows((asked > 0).to(torch.uint8), 1)
 
     def to_faiss(self) -> Any:
-        """An index of faiss with the same codes and the same neighbors; see `embcomp.retrieval.indexes.to_faiss`."""
+        """Return a faiss index with the same codes and neighbours; see `embcomp.retrieval.indexes.to_faiss`."""
         from embcomp.retrieval.indexes import to_faiss
 
         return to_faiss(self)
 
     def to_usearch(self) -> Any:
-        """An index of usearch over the same codes; see `embcomp.retrieval.indexes.to_usearch`."""
+        """Return a usearch index over the same codes; see `embcomp.retrieval.indexes.to_usearch`."""
         from embcomp.retrieval.indexes import to_usearch
 
         return to_usearch(self)
 
     def save(self, path: StrPath) -> None:
-        """Write one safetensors file with a checksum; a file that is there is replaced at once or not at all."""
+        """Write one safetensors file with a checksum. An existing file is replaced in one step or not at all."""
         name = next(name for name, kind in _FORMS.items() if isinstance(self.form, kind))
         header = {
             "form": name, "rows": len(self), "width": self.width, "groups": self.form.packed.groups,
@@ -224,16 +226,16 @@ class VectorCodes:
 
     @staticmethod
     def load(path: StrPath, version: str | None = None) -> VectorCodes:
-        """Read what `save` wrote.
+        """Read codes that `save` wrote.
 
         Args:
             path: the file.
-            version: the stamp that the codes must have; any without.
+            version: the stamp that the codes must have; None accepts any.
 
         Raises:
-            Damaged: a file that is cut, was changed, or is none of embcomp's; names it.
-            ValueError: a file of another kind, or codes of another version.
-            FileNotFoundError: there is none.
+            Damaged: the file is cut short, was changed, or is not one of embcomp's; the text names it.
+            ValueError: the file is of another kind, or the codes have another version.
+            FileNotFoundError: there is no such file.
 
         Example:
             >>> import torch
@@ -267,7 +269,7 @@ class VectorCodes:
 
     @torch.no_grad()
     def _asked(self, queries: Tensor, how: str, version: str | None) -> tuple[Tensor, bool]:
-        """Queries as the codes meet them, and whether the sizes of rows count."""
+        """The queries in the space of the codes, and whether the sizes of rows count."""
         if how not in HOWS:
             raise ValueError(f"how must be one of {', '.join(map(repr, HOWS))}, got {how!r}")
         queries = self._queries(queries, version)
@@ -289,7 +291,7 @@ def _with_tensors(form: Form, tensors: Mapping[str, Tensor]) -> Form:
 
 
 def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Form:
-    """A form from a file, its sizes checked against each other."""
+    """Make a form from a file, after checking its sizes against each other."""
     groups = tuple((int(columns), int(bits)) for columns, bits in header["groups"])
     packed = PackedColumns(tensors["codes"], header["rows"], groups)
     if packed.data.shape != (groups_nbytes(packed.rows, groups),):

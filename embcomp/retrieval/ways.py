@@ -1,4 +1,4 @@
-"""The ways to code vectors: what each costs in bytes, and how it is fitted."""
+"""The ways to code vectors: their bytes, and how they are fitted."""
 
 import abc
 from collections.abc import Callable
@@ -32,9 +32,9 @@ class Way(abc.ABC):
     """A way to code vectors.
 
     Attributes:
-        width: how many values of a vector are kept; all without. They are the first ones, or those along the directions
-            of `rotation`.
-        rotation: see `embcomp.retrieval.compress`.
+        width: the number of values of a vector to keep, None for all: the first ones, or those along the directions of
+            `rotation`.
+        rotation: the directions to code along, see `embcomp.retrieval.compress`.
     """
 
     width: int | None = None
@@ -47,30 +47,30 @@ class Way(abc.ABC):
             raise ValueError(f"width must be at least 1, got {self.width}")
 
     def columns(self, dim: int) -> int:
-        """How many values of each vector are kept."""
+        """Return how many values of each vector are kept."""
         return dim if self.width is None else self.width
 
     def check(self, rows: int, dim: int) -> None:
-        """Raise ValueError where vectors of this width, or so few, cannot be coded."""
+        """Raise ValueError if vectors of this width, or so few vectors, cannot be coded."""
         if self.columns(dim) > dim:
             raise ValueError(f"width={self.width} values cannot be kept of vectors of {dim}: lower it")
 
     @abc.abstractmethod
     def nbytes(self, rows: int, dim: int) -> int:
-        """Bytes of so many vectors of `dim` values as they will be held, constants included."""
+        """Return the bytes of so many coded vectors of `dim` values, constants included."""
 
     @abc.abstractmethod
     def fit(
         self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = no_progress
     ) -> Form:
-        """Codes vectors, float32 [rows, dim]; `queries` [m, dim], a sample, says which directions matter."""
+        """Code vectors, float32 [rows, dim]; `queries` [m, dim], a sample, tells which directions matter."""
 
     def _basis_nbytes(self, dim: int, levels: int = 1) -> int:
         columns = self.columns(dim) * levels
         return FLOAT32 * columns if self.rotation is None else FLOAT16 * columns * dim
 
     def _turned(self, vectors: Tensor, queries: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-        """The values to be coded, [rows, columns], and the basis that they stand for: [columns, dim] or [columns]."""
+        """The values to code, [rows, columns], and the basis of these: [columns, dim] or [columns]."""
         columns = self.columns(vectors.shape[1])
         if self.rotation == "svd" and queries is not None:
             first, second = of_products(vectors, queries, columns, seed)
@@ -83,12 +83,12 @@ class Way(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Way):
-    """A symmetric grid of `bits` bits without a zero (`embcomp.ops.grid`).
+    """A way with a symmetric grid of `bits` bits without a zero (`embcomp.ops.grid`).
 
     Attributes:
-        bits: 1 to 8.
-        scale: "row" for a step of its own for each row, as a byte (with rotation="svd" times the spread of the column);
-            "column" or "table" for shared ones.
+        bits: the bits of a value, 1 to 8.
+        scale: "row" for a step of each row, stored as a byte (with rotation="svd" times the spread of the column);
+            "column" or "table" for shared steps.
     """
 
     bits: int
@@ -129,13 +129,13 @@ class Grid(Way):
 
 @dataclass(frozen=True, kw_only=True)
 class Spread(Way):
-    """Grids of 0 to 8 bits for the columns, `row_bits` together, the more the more a column varies.
+    """A way with grids of 0 to 8 bits per column, `row_bits` together: columns of more variance get more bits.
 
-    Reverse water-filling: each further bit goes to the column where it takes away most of the square error. Needs
+    It is reverse water-filling: each further bit goes to the column where it reduces the squared error most. It needs
     directions that differ in spread: `rotation="svd"`.
 
     Attributes:
-        row_bits: of a row.
+        row_bits: the bits of a row.
     """
 
     row_bits: int
@@ -152,7 +152,7 @@ class Spread(Way):
             raise ValueError(f"row_bits={self.row_bits} do not fit {self.columns(dim)} values of 8 bits: lower it")
 
     def nbytes(self, rows: int, dim: int) -> int:
-        """At most so many: columns without a bit have no direction, and each width of columns ends with whole bytes."""
+        """Return an upper bound: columns without bits need no direction, and each group of columns ends at a byte."""
         together = min(8, self.row_bits)  # widths
         basis = FLOAT16 * self.columns(dim) * dim
         return -(-rows * self.row_bits // 8) + 16 * together + basis + rows + SIZES_NBYTES
@@ -174,7 +174,7 @@ class Spread(Way):
         return GridForm(packed, held(turned[order] * steps.T), scales, sizes, vectors.shape[1])
 
     def _grids(self, values: Tensor, size: Tensor, seed: int) -> tuple[Tensor, Tensor, list[int], Tensor]:
-        """Levels of the columns that have bits, which columns these are, their bits and their steps."""
+        """The levels of the columns that have bits, the indices of these columns, their bits and their steps."""
         unit = values / size.clamp(min=1e-30)
         few = sample(unit, seed)
         each = spread_bits(few.square().mean(0), self.row_bits)
@@ -189,10 +189,10 @@ class Spread(Way):
 
 @dataclass(frozen=True, kw_only=True)
 class Signs(Way):
-    """Recurrent signs: those of the vector, of what is left then, and so on: the recursion of BEBR without a network.
+    """A way with recurrent signs: of the vector, then of the remainder, and so on: BEBR's recursion without a network.
 
     Attributes:
-        levels: 1 to 4 signs for each value.
+        levels: the number of signs for each value, 1 to 4.
     """
 
     levels: int
@@ -229,11 +229,11 @@ class Signs(Way):
 
 @dataclass(frozen=True, kw_only=True)
 class Product(Way):
-    """A code for each part of the vector, and the vectors of codes by k-means (Jégou et al. 2011).
+    """A way with a code for each part of the vector, and code vectors by k-means (Jégou et al. 2011).
 
     Attributes:
-        parts: into how many equal parts the values are cut.
-        codes: vectors of a part, 2 to 256.
+        parts: the number of equal parts of a vector.
+        codes: the number of code vectors of a part, 2 to 256.
     """
 
     parts: int
@@ -276,12 +276,12 @@ class Product(Way):
 
 
 def held(values: Tensor) -> Tensor:
-    """Constants as they are held: matrices as float16."""
+    """Convert constants to the form in which they are held: matrices as float16."""
     return values.half().contiguous() if values.dim() > 1 else values.float().contiguous()
 
 
 def spread_bits(variances: Tensor, total: int) -> Tensor:
-    """Bits of columns, int64 [columns], each further one where it lowers the square error most; at most 8 a column.
+    """Return the bits of columns, int64 [columns], each where it lowers the squared error most; at most 8 per column.
 
     Example:
         >>> import torch
@@ -298,7 +298,7 @@ def spread_bits(variances: Tensor, total: int) -> Tensor:
 
 
 def least_squares(values: Tensor, decoded: Tensor) -> Tensor:
-    """The factor of each row that brings what was decoded closest to the values, [rows, 1]; never negative."""
+    """Return the factor of each row that brings the decoded row closest to the values, [rows, 1]; never negative."""
     return (
         ((values * decoded).sum(1, keepdim=True) / decoded.square().sum(1, keepdim=True)).nan_to_num(0.0).clamp(min=0)
     )
