@@ -29,7 +29,7 @@ from embcomp.ops.checks import (
 _FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
-class Events(NamedTuple):
+class Histories(NamedTuple):
     """The events of B histories, end to end, T in all; each is a row of a matrix [N, D] with a signature per row.
 
     Attributes:
@@ -93,7 +93,7 @@ def sign_signatures(x: Tensor, matrix: Tensor | None, hash_width: int) -> Tensor
     return signatures
 
 
-def scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
+def scatter(values: Tensor, events: Histories) -> tuple[Tensor, Tensor]:
     """Sum events into the buckets of their histories, and count them; gradients go to values [N, D]; only if `fast`.
 
     Returns:
@@ -105,7 +105,7 @@ def scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
     return _Scatter.apply(values, _checked(len(values), events))  # pyright: ignore[reportReturnType]
 
 
-def gather(sums: Tensor, events: Events) -> Tensor:
+def gather(sums: Tensor, events: Histories) -> Tensor:
     """Sum the buckets of each event in its history, one per group, with gradients to the sums; only if `fast`.
 
     Args:
@@ -128,9 +128,10 @@ def query(
     signatures: Tensor | None,
     matrix: Tensor | None,
     sums: Tensor,
-    counts: Tensor | None,
     hash_width: int,
-    unit: bool,
+    *,
+    counts: Tensor | None = None,
+    unit: bool = False,
     weights: Tensor | None = None,
 ) -> Tensor:
     """Run `sign_signatures`, a rescaling of the buckets and `gather` in one call, without gradients; if `fast`.
@@ -140,8 +141,8 @@ def query(
         signatures: the signatures of the candidates, int64 [B, C, words]; None for the signs of asked · `matrix`.
         matrix: the projection, float32 [D, m].
         sums: the bucket sums, float32 [B, groups, 2^hash_width, D].
-        counts: the bucket counts, float32 [B, groups, 2^hash_width], by which each candidate's sum is divided; or None.
         hash_width: the bits of a group.
+        counts: the bucket counts, float32 [B, groups, 2^hash_width], by which each candidate's sum is divided; or None.
         unit: True to divide each bucket by its length (`unit_rows`), and the sum by the number of groups.
         weights: only without `unit`, float32 [B, hash_width + 1]: a candidate reads all buckets of a group, each
             weighted by the number of bits that differ from the candidate's code.
@@ -166,7 +167,7 @@ def query(
     return out
 
 
-def collide(values: Tensor, events: Events, asked: Tensor) -> tuple[Tensor, Tensor]:
+def collide(values: Tensor, events: Histories, asked: Tensor) -> tuple[Tensor, Tensor]:
     """Sum the events that agree with candidates, by group, with gradients to values [N, D]; only if `fast`.
 
     This equals the candidates' reads from the buckets, without computing the buckets that no candidate reads.
@@ -188,7 +189,7 @@ def collide(values: Tensor, events: Events, asked: Tensor) -> tuple[Tensor, Tens
 class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, values: Tensor, events: Events
+        ctx: Any, values: Tensor, events: Histories
     ) -> tuple[Tensor, Tensor]:
         ctx.events, ctx.rows, ctx.versions = events, len(values), _versions(events)
         sums, counts = _scatter(values, events)
@@ -204,7 +205,7 @@ class _Scatter(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, sums: Tensor, events: Events) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, sums: Tensor, events: Histories) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.events, ctx.versions = events, _versions(events)
         return _gather(sums, events, len(events.signatures))
 
@@ -243,7 +244,7 @@ class _Unit(torch.autograd.Function):
 class _Collide(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, values: Tensor, events: Events, asked: Tensor
+        ctx: Any, values: Tensor, events: Histories, asked: Tensor
     ) -> tuple[Tensor, Tensor]:
         asked = asked.contiguous()
         ctx.events, ctx.asked, ctx.rows = events, asked, len(values)
@@ -272,7 +273,7 @@ class _Collide(torch.autograd.Function):
         return out, None, None
 
 
-def _scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
+def _scatter(values: Tensor, events: Histories) -> tuple[Tensor, Tensor]:
     shape = (events.batch, events.groups, 2**events.hash_width)
     sums, counts = torch.zeros(*shape, values.shape[1], **_FLOAT), torch.zeros(shape, **_FLOAT)
     (values,) = _plain(values)
@@ -283,7 +284,7 @@ def _scatter(values: Tensor, events: Events) -> tuple[Tensor, Tensor]:
     return sums, counts
 
 
-def _gather(sums: Tensor, events: Events, rows: int) -> Tensor:
+def _gather(sums: Tensor, events: Histories, rows: int) -> Tensor:
     dim = sums.shape[3]
     whole = events.places is None and (int(events.offsets[0]), int(events.offsets[-1])) == (0, rows)
     out = (torch.empty if whole else torch.zeros)(rows, dim, **_FLOAT)  # rows without an event are not written
@@ -295,7 +296,7 @@ def _gather(sums: Tensor, events: Events, rows: int) -> Tensor:
     return out
 
 
-def _checked(rows: int, events: Events) -> Events:
+def _checked(rows: int, events: Histories) -> Histories:
     """Make the tensors contiguous. Raise ValueError or IndexError if the events do not fit so many rows."""
     signatures, offsets, mask, places = _plain(events.signatures, events.offsets, events.mask, events.places)
     events = events._replace(signatures=signatures, offsets=offsets, mask=mask, places=places)
@@ -305,15 +306,15 @@ def _checked(rows: int, events: Events) -> Events:
     return events
 
 
-def _tensors(events: Events) -> tuple[Tensor | None, ...]:
+def _tensors(events: Histories) -> tuple[Tensor | None, ...]:
     return events.signatures, events.offsets, events.mask, events.places
 
 
-def _versions(events: Events) -> tuple[int | None, ...]:
+def _versions(events: Histories) -> tuple[int | None, ...]:
     return versions(*_tensors(events))
 
 
-def _arguments(events: Events, rows: int, dim: int) -> tuple[Any, ...]:
+def _arguments(events: Histories, rows: int, dim: int) -> tuple[Any, ...]:
     """The arguments of the macro EMBCOMP_EVENTS of the C++ file, for so many rows."""
     total = rows if events.places is None else events.places.numel()
     words = words_for(events.groups, events.hash_width)
@@ -324,7 +325,7 @@ def _arguments(events: Events, rows: int, dim: int) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _asked(events: Events, asked: Tensor) -> tuple[Any, Any]:
+def _asked(events: Histories, asked: Tensor) -> tuple[Any, Any]:
     """The signatures of the candidates, and the number of candidates of each history."""
     words = words_for(events.groups, events.hash_width)
     return int64("asked", asked, events.batch, asked.shape[1], words), size(asked.shape[1])

@@ -25,21 +25,39 @@ def pool_reference(
     Returns:
         float [B, C, D].
     """
-    groups = candidate_codes.shape[-1]
-    if weight is not None:
-        differ = candidate_codes[:, :, None] ^ sequence_codes[:, None]  # [B, C, L, G]
-        bits = sum((differ >> bit) & 1 for bit in range(len(weight) - 1))
-        weights = weight[bits].sum(-1) * mask[:, None]  # pyright: ignore[reportArgumentType, reportCallIssue]
-        return weights @ sequence / (groups * mask.sum(1).clamp(min=1))[:, None, None]
-    total, units, collisions = 0, 0, 0
-    for group in range(groups):
-        same = candidate_codes[:, :, None, group] == sequence_codes[:, None, :, group]
-        same = (same & mask[:, None, :]).to(sequence.dtype)
-        found = torch.einsum("bcl,bld->bcd", same, sequence)
-        length = found.norm(dim=-1, keepdim=True)
-        units = units + torch.where(length > 0, found / torch.where(length > 0, length, 1.0), 0.0)
-        total = total + found
+    return _REFERENCES[rule](candidate_codes, sequence_codes, sequence, mask, weight)
+
+
+def _kernel(asked: Tensor, known: Tensor, sequence: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+    assert weight is not None
+    differ = asked[:, :, None] ^ known[:, None]  # [B, C, L, G]
+    bits = sum((differ >> bit) & 1 for bit in range(len(weight) - 1))
+    weights = weight[bits].sum(-1) * mask[:, None]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return weights @ sequence / (asked.shape[-1] * mask.sum(1).clamp(min=1))[:, None, None]
+
+
+def _l2(asked: Tensor, known: Tensor, sequence: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+    total = torch.zeros(())
+    for group in range(asked.shape[-1]):
+        same = _agree(asked, known, mask, group).to(sequence.dtype)
+        sums = torch.einsum("bcl,bld->bcd", same, sequence)
+        length = sums.norm(dim=-1, keepdim=True)
+        total = total + torch.where(length > 0, sums / torch.where(length > 0, length, 1.0), 0.0)
+    return total / asked.shape[-1]
+
+
+def _mean(asked: Tensor, known: Tensor, sequence: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+    total, collisions = torch.zeros(()), torch.zeros(())
+    for group in range(asked.shape[-1]):
+        same = _agree(asked, known, mask, group).to(sequence.dtype)
+        total = total + torch.einsum("bcl,bld->bcd", same, sequence)
         collisions = collisions + same.sum(-1, keepdim=True)
-    if rule == "l2":
-        return units / groups  # pyright: ignore[reportReturnType]
-    return total / collisions.clamp(min=1)  # pyright: ignore
+    return total / collisions.clamp(min=1)
+
+
+def _agree(asked: Tensor, known: Tensor, mask: Tensor, group: int) -> Tensor:
+    """Which events are in a candidate's bucket of one group: bool [B, C, L]."""
+    return (asked[:, :, None, group] == known[:, None, :, group]) & mask[:, None, :]
+
+
+_REFERENCES = {"l2": _l2, "mean": _mean, "kernel": _kernel}

@@ -7,17 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from embcomp.ops.buckets import Events, collide, fast, gather, query, scatter, sign_codes, unit_rows, words_for
-from embcomp.ops.checks import check_tensor
+from embcomp.ops.buckets import Histories, collide, fast, gather, query, scatter, sign_codes, words_for
 from embcomp.ops.signatures import unpack
 from embcomp.sdim.buckets import Buckets, read, segments, sum_jagged, sum_padded, unit
+from embcomp.sdim.checks import check_buckets, check_candidates, check_signatures, check_sizes, check_vectors
 from embcomp.sdim.projection import PROJECTIONS
-from embcomp.sdim.sequences import Sequences, check_device, check_floats, taken
-
-Rule = Literal["l2", "mean", "kernel"]
-RULES = ("l2", "mean", "kernel")
-_KERNEL_WIDTH = 8
-"""The most bits of a group with the rule "kernel", whose matrix is 2^bits x 2^bits."""
+from embcomp.sdim.rules import RULES, CollisionRule, Rule
+from embcomp.sdim.sequences import Sequences, check_device, taken
 
 
 class SDIM(nn.Module):
@@ -65,23 +61,14 @@ class SDIM(nn.Module):
         hash_width: int = 3,
         seed: int = 0,
         *,
-        rule: Rule = "l2",
+        rule: Literal["l2", "mean", "kernel"] = "l2",
         projection: Literal["dense", "hadamard"] = "dense",
     ) -> None:
         super().__init__()
-        for name, value in (("embedding_dim", embedding_dim), ("num_hashes", num_hashes), ("hash_width", hash_width)):
-            if value < 1:
-                raise ValueError(f"SDIM: {name} must be at least 1, got {value}")
-        if hash_width > 16:
-            raise ValueError(f"SDIM: hash_width {hash_width} makes 2^{hash_width} buckets in a group; give at most 16")
-        if num_hashes % hash_width:
-            below = num_hashes // hash_width * hash_width
-            near = " or ".join(str(n) for n in (below, below + hash_width) if n)
-            raise ValueError(f"SDIM: num_hashes={num_hashes} is not a multiple of hash_width={hash_width}: give {near}")
+        check_sizes(embedding_dim, num_hashes, hash_width)
         if rule not in RULES:
             raise ValueError(f"SDIM: rule must be one of {', '.join(RULES)}, got {rule!r}")
-        if rule == "kernel" and hash_width > _KERNEL_WIDTH:
-            raise ValueError(f"SDIM: rule 'kernel' takes a hash_width of at most {_KERNEL_WIDTH}, got {hash_width}")
+        weight = RULES[rule].start(hash_width)
         if projection not in PROJECTIONS:
             raise ValueError(f"SDIM: projection must be one of {', '.join(PROJECTIONS)}, got {projection!r}")
         self.embedding_dim = embedding_dim
@@ -92,8 +79,8 @@ class SDIM(nn.Module):
         self.rule = rule
         self.kind = projection
         self.projection = PROJECTIONS[projection](embedding_dim, num_hashes, seed)
-        if rule == "kernel":
-            self.weight = nn.Parameter(torch.ones(hash_width + 1))
+        if weight is not None:
+            self.weight = nn.Parameter(weight)
 
     def forward(
         self,
@@ -129,10 +116,10 @@ class SDIM(nn.Module):
             ValueError: shapes or types that do not fit.
             IndexError: a place outside of `sequence`.
         """
-        self._check_candidates(candidates)
+        check_candidates(candidates, self.embedding_dim)
         several = candidates.dim() == 3
         if candidate_signatures is not None:
-            candidate_signatures = self._signed(candidates, candidate_signatures)
+            candidate_signatures = self._signatures_of(candidates, candidate_signatures)
         if not several:
             candidates = candidates.unsqueeze(1)
             candidate_signatures = None if candidate_signatures is None else candidate_signatures.unsqueeze(1)
@@ -140,13 +127,16 @@ class SDIM(nn.Module):
         check_device(candidates, "candidates", sequence)
         if len(candidates) != given.batch:
             raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {given.batch} histories")
+        rule = self._weighted_rule()
         if expected:
-            pooled = self._expected(candidates, *given.events(), given.offsets)
-        elif self._skips_buckets(candidates.shape[1], given):
-            asked = self._signed(candidates, candidate_signatures)
-            pooled = self._collide(asked, given) if fast(sequence) else self._attend(asked, given)
+            pooled = self._expected(rule, candidates, *given.events(), given.offsets)
+        elif isinstance(rule, CollisionRule) and self._skips_buckets(candidates.shape[1], given):
+            asked = self._signatures_of(candidates, candidate_signatures)
+            pooled = (
+                self._pool_collisions(rule, asked, given) if fast(sequence) else self._pool_pairs(rule, asked, given)
+            )
         else:  # from here on buckets are fewer than what all candidates read
-            pooled = self.query(candidates, self._encode(given), candidate_signatures)
+            pooled = self.query(candidates, self._buckets_of(given), candidate_signatures)
         return pooled if several else pooled.squeeze(1)
 
     def encode(
@@ -159,7 +149,7 @@ class SDIM(nn.Module):
         signatures: Tensor | None = None,
     ) -> Buckets:
         """The buckets of B histories: sums [B, groups, 2^hash_width, D] and counts; arguments as in `forward`."""
-        return self._encode(self._checked(Sequences(sequence, mask, offsets, places, signatures)))
+        return self._buckets_of(self._checked(Sequences(sequence, mask, offsets, places, signatures)))
 
     def query(self, candidates: Tensor, buckets: Buckets, signatures: Tensor | None = None) -> Tensor:
         """What candidates [B, D] or [B, C, D] read from the buckets of their row; of the same shape.
@@ -167,102 +157,68 @@ class SDIM(nn.Module):
         One look-up of `groups` rows for each candidate (`embedding_bag`). A single user's buckets are a batch of one:
         candidates [1, C, D].
         """
-        self._check_candidates(candidates)
+        check_candidates(candidates, self.embedding_dim)
         if candidates.dim() == 2:
-            known = None if signatures is None else self._signed(candidates, signatures).unsqueeze(1)
+            known = None if signatures is None else self._signatures_of(candidates, signatures).unsqueeze(1)
             return self.query(candidates.unsqueeze(1), buckets, known).squeeze(1)
-        for name, tensor in (("sums", buckets.sums), ("counts", buckets.counts)):
-            check_tensor(tensor, f"SDIM: {name}")
-            check_device(candidates, "candidates", tensor)
-        if buckets.sums.shape[1:] != (self.groups, self.width, self.embedding_dim):
-            raise ValueError(
-                f"SDIM: buckets have shape {list(buckets.sums.shape)}, expected "
-                f"[B, {self.groups}, {self.width}, {self.embedding_dim}]: encode them with the same configuration"
-            )
-        if buckets.counts.shape != buckets.sums.shape[:3]:
-            raise ValueError(
-                f"SDIM: counts have shape {list(buckets.counts.shape)}, expected {list(buckets.sums.shape[:3])}"
-            )
-        if buckets.sums.shape[0] != candidates.shape[0]:
-            raise ValueError(f"SDIM: {len(candidates)} rows of candidates, {len(buckets.sums)} histories")
-        sums, counts = buckets.sums, buckets.counts.float()
-        learning = torch.is_grad_enabled() and (
-            sums.requires_grad or (self.rule == "kernel" and self.weight.requires_grad)
-        )
-        if fast(sums) and fast(candidates) and not learning:
-            return self._read(candidates, sums, counts, signatures)
-        if self.rule == "kernel":
-            # Every bucket becomes the weighted sum of all buckets of its group, so that one row says it all.
-            mixed = self.weight.to(sums.dtype)[_distances(self.hash_width, sums.device)] @ sums
-            sums = (mixed / (_events(counts) * self.groups).view(-1, 1, 1, 1)).to(sums.dtype)
-        if fast(sums):
-            asked = self._signed(candidates, signatures)
-            readers = self._listed(asked, _starts(*asked.shape[:2]))
-            found = gather(unit_rows(sums, 1 / self.groups) if self.rule == "l2" else sums, readers)
-            if self.rule == "mean":
-                found = _divided(found, gather(counts.unsqueeze(-1), readers))
-            return found.view(candidates.shape)
-        codes = self._codes(candidates, signatures)
-        if self.rule == "l2":
-            return read(unit(sums) / self.groups, codes)
-        return read(sums, codes) if self.rule == "kernel" else _divided(read(sums, codes), _counted(counts, codes))
-
-    def _read(self, candidates: Tensor, sums: Tensor, counts: Tensor, signatures: Tensor | None) -> Tensor:
-        """`query` of candidates [B, C, D] in one call, without gradients."""
-        matrix = self.projection.matrix if self.kind == "dense" else None
-        known = self._signed(candidates, signatures) if signatures is not None or matrix is None else None
-        counted = counts if self.rule == "mean" else None
-        weights = None
-        if self.rule == "kernel":
-            weights = self.weight.detach().float() / (_events(counts) * self.groups).unsqueeze(1)
-        return query(candidates, known, matrix, sums, counted, self.hash_width, self.rule == "l2", weights)
+        check_buckets(buckets, candidates, (self.groups, self.width, self.embedding_dim))
+        sums, counts, rule = buckets.sums, buckets.counts.float(), self._weighted_rule()
+        trained = sums.requires_grad or (rule.weight is not None and rule.weight.requires_grad)
+        if not fast(sums):
+            codes = self._codes_of(candidates, signatures)
+            return rule.of_buckets(sums, counts, lambda rows: read(rows, codes))
+        if fast(candidates) and not (torch.is_grad_enabled() and trained):  # in one call
+            matrix = getattr(self.projection, "matrix", None)
+            known = None
+            if signatures is not None or matrix is None:
+                known = self._signatures_of(candidates, signatures)
+            return query(candidates, known, matrix, sums, self.hash_width, **rule.query_settings(counts))
+        asked = self._signatures_of(candidates, signatures)
+        readers = self._histories(asked, _starts(*asked.shape[:2]))
+        return rule.of_buckets(sums, counts, lambda rows: gather(rows, readers).unflatten(0, candidates.shape[:2]))
 
     def signatures(self, vectors: Tensor) -> Tensor:
         """The buckets of vectors in all groups, packed: float [..., D] -> int64 [..., words], a word for 63 bits."""
-        self._check_width(vectors, "vectors")
+        check_vectors(vectors, "vectors", self.embedding_dim)
         return self.projection.signatures(vectors, self.hash_width)  # pyright: ignore[reportCallIssue]
 
     def collision_probability(self, cosine: Tensor) -> Tensor:
         """How likely vectors of this cosine agree in a group: (1 - arccos(cosine) / pi)^hash_width, in [0, 1]."""
-        edge = 1 - torch.finfo(cosine.dtype).eps  # beyond it the gradient of arccos is infinite
-        return (1 - cosine.clamp(-edge, edge).arccos() / math.pi) ** self.hash_width
+        return (1 - _angle(cosine)) ** self.hash_width
 
     def event_weight(self, cosine: Tensor) -> Tensor:
         """How much an event of this cosine with the candidate counts, with infinitely many hashes.
 
         The collision probability; with the rule "kernel", `sum_d weight[d] P(d bits of a group differ)`.
         """
-        if self.rule != "kernel":
-            return self.collision_probability(cosine)
-        edge = 1 - torch.finfo(cosine.dtype).eps
-        angle, tau = cosine.clamp(-edge, edge).arccos() / math.pi, self.hash_width
-        chances = [math.comb(tau, d) * (1 - angle) ** (tau - d) * angle**d for d in range(tau + 1)]
-        return sum((w * p for w, p in zip(self.weight, chances, strict=True)), torch.zeros_like(angle))
+        return self._weighted_rule().event_weight(_angle(cosine))
 
-    def _signed(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
-        """The signature of each vector: float [..., D] -> int64 [..., words]."""
+    def _weighted_rule(self) -> Rule:
+        """The rule with the weights as they are now: modules replace their parameters when they move."""
+        return RULES[self.rule](self.hash_width, getattr(self, "weight", None))
+
+    def _signatures_of(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
+        """The signature of each vector, checked where it is given: float [..., D] -> int64 [..., words]."""
         if signatures is None:
             return self.signatures(vectors)
-        check_tensor(signatures, "SDIM: signatures")
-        check_device(signatures, "signatures", vectors)
-        words = words_for(self.groups, self.hash_width)
-        if signatures.shape != (*vectors.shape[:-1], words) or signatures.dtype != torch.int64:
-            raise ValueError(
-                f"SDIM: signatures {signatures.dtype} {list(signatures.shape)} do not fit vectors "
-                f"{list(vectors.shape)}: expected torch.int64 {[*vectors.shape[:-1], words]}"
-            )
+        check_signatures(signatures, vectors, words_for(self.groups, self.hash_width))
         return signatures
 
-    def _codes(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
+    def _codes_of(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
         """The bucket of each vector in each group: float [..., D] -> int64 [..., groups]."""
         if signatures is not None:
-            return unpack(self._signed(vectors, signatures), self.groups, self.hash_width)
+            return unpack(self._signatures_of(vectors, signatures), self.groups, self.hash_width)
         with torch.no_grad():
             return sign_codes(self.projection(vectors), self.hash_width)
 
-    def _encode(self, given: Sequences) -> Buckets:
+    def _event_codes(self, given: Sequences) -> Tensor:
+        """The bucket of each event in each group: int64 [B, L, groups], or [T, groups]."""
+        codes = self._codes_of(given.vectors, given.signatures)
+        return codes if given.places is None else taken(codes, given.places)
+
+    def _buckets_of(self, given: Sequences) -> Buckets:
         if fast(given.vectors):
-            return Buckets(*scatter(*self._native(given)))
+            return Buckets(*scatter(*self._rows_and_histories(given)))
         (vectors, mask), codes = given.events(), self._event_codes(given)
         if given.offsets is None:
             return sum_padded(codes, vectors, mask, self.width)
@@ -270,81 +226,50 @@ class SDIM(nn.Module):
 
     def _skips_buckets(self, candidates: int, given: Sequences) -> bool:
         """True where comparing every event with each candidate is cheaper than building all buckets."""
-        if self.rule == "kernel":
-            return False
         if fast(given.vectors):
             return candidates <= self.width // 2
         return candidates <= self.width and given.offsets is None
 
-    def _collide(self, asked: Tensor, given: Sequences) -> Tensor:
-        """Few candidates, by their signatures: what they read is added up event by event, without other buckets."""
-        sums, counts = collide(*self._native(given), asked)
-        if self.rule == "mean":
-            return _divided(sums.sum(2), counts.sum(2).unsqueeze(-1))
-        return unit_rows(sums, 1 / self.groups).sum(2)
+    def _pool_collisions(self, rule: CollisionRule, asked: Tensor, given: Sequences) -> Tensor:
+        """Adds up, event by event, what candidates of these signatures would read, without the other buckets."""
+        return rule.of_groups(*collide(*self._rows_and_histories(given), asked))
 
-    def _attend(self, asked: Tensor, given: Sequences) -> Tensor:
-        """`_collide` in torch, by products with zeros and ones."""
+    def _pool_pairs(self, rule: CollisionRule, asked: Tensor, given: Sequences) -> Tensor:
+        """Does what `_pool_collisions` does in torch, by products with zeros and ones."""
         (vectors, mask), known = given.events(), self._event_codes(given)
         codes = unpack(asked, self.groups, self.hash_width)
         agree = codes.unsqueeze(-1) == known.transpose(1, 2).unsqueeze(1)  # [B, C, groups, L]
-        agree = (agree & mask[:, None, None, :]).to(vectors.dtype)
-        if self.rule == "mean":
-            weights = agree.sum(2)
-            return _divided(weights @ vectors, weights.sum(-1, keepdim=True))
-        sums = agree.flatten(1, 2) @ vectors
-        return unit(sums).view(*codes.shape, self.embedding_dim).mean(2)
+        return rule.of_pairs((agree & mask[:, None, None, :]).to(vectors.dtype), vectors)
 
-    def _expected(self, candidates: Tensor, sequence: Tensor, mask: Tensor, offsets: Tensor | None) -> Tensor:
+    def _expected(
+        self, rule: Rule, candidates: Tensor, sequence: Tensor, mask: Tensor, offsets: Tensor | None
+    ) -> Tensor:
+        """Pools histories as infinitely many hashes would, by the angles of all pairs."""
         asked, known = unit(candidates), unit(sequence)
         if offsets is None:
-            weights = self.event_weight(asked @ known.transpose(1, 2)) * mask.unsqueeze(1)
-            sums, total = weights @ sequence, weights.sum(-1, keepdim=True)
-            events = mask.sum(1)
-        else:
-            row = segments(offsets, len(sequence))
-            weights = self.event_weight(torch.einsum("tcd,td->tc", asked[row], known)).unsqueeze(-1)
-            sums = torch.zeros_like(candidates).index_add(0, row, weights * sequence.unsqueeze(1))
-            total = weights.new_zeros(*candidates.shape[:2], 1).index_add(0, row, weights)
-            events = offsets.diff()
-        if self.rule == "kernel":
-            return sums / events.clamp(min=1)[:, None, None]
-        return unit(sums) if self.rule == "l2" else _divided(sums, total)
+            weights = rule.event_weight(_angle(asked @ known.transpose(1, 2))) * mask.unsqueeze(1)
+            return rule.expected(weights @ sequence, weights.sum(-1, keepdim=True), mask.sum(1))
+        row = segments(offsets, len(sequence))
+        weights = rule.event_weight(_angle(torch.einsum("tcd,td->tc", asked[row], known))).unsqueeze(-1)
+        sums = torch.zeros_like(candidates).index_add(0, row, weights * sequence.unsqueeze(1))
+        total = weights.new_zeros(*candidates.shape[:2], 1).index_add(0, row, weights)
+        return rule.expected(sums, total, offsets.diff())
 
-    def _native(self, given: Sequences) -> tuple[Tensor, Events]:
-        """Vectors [N, D] and the events that they are of, for compiled functions, which never read masked ones."""
+    def _rows_and_histories(self, given: Sequences) -> tuple[Tensor, Histories]:
+        """Vectors [N, D] and the histories made of them, for compiled functions, which never read masked events."""
         offsets = _starts(*given.shape) if given.offsets is None else given.offsets
         mask, places = (None if tensor is None else tensor.flatten() for tensor in (given.mask, given.places))
-        known = self._signed(given.vectors, given.signatures)
-        return given.vectors.reshape(-1, self.embedding_dim), self._listed(known, offsets, mask, places)
+        known = self._signatures_of(given.vectors, given.signatures)
+        return given.vectors.reshape(-1, self.embedding_dim), self._histories(known, offsets, mask, places)
 
-    def _listed(
+    def _histories(
         self, signatures: Tensor, offsets: Tensor, mask: Tensor | None = None, places: Tensor | None = None
-    ) -> Events:
-        return Events(signatures.flatten(0, -2), offsets, self.groups, self.hash_width, mask, places)
-
-    def _event_codes(self, given: Sequences) -> Tensor:
-        codes = self._codes(given.vectors, given.signatures)
-        return codes if given.places is None else taken(codes, given.places)
+    ) -> Histories:
+        return Histories(signatures.flatten(0, -2), offsets, self.groups, self.hash_width, mask, places)
 
     def _checked(self, given: Sequences) -> Sequences:
-        self._check_width(given.vectors, "sequence")
+        check_vectors(given.vectors, "sequence", self.embedding_dim)
         return given.check()
-
-    def _check_candidates(self, candidates: Tensor) -> None:
-        check_floats(candidates, "candidates")
-        if candidates.dim() not in (2, 3):
-            raise ValueError(f"SDIM: candidates have shape {list(candidates.shape)}: give [B, D] or [B, C, D]")
-        self._check_width(candidates, "candidates")
-
-    def _check_width(self, vectors: Tensor, what: str) -> None:
-        check_floats(vectors, what)
-        if not vectors.dim():
-            raise ValueError(f"SDIM: {what} have no dimension, expected [..., {self.embedding_dim}]")
-        if vectors.shape[-1] != self.embedding_dim:
-            raise ValueError(
-                f"SDIM: {what} have width {vectors.shape[-1]}, expected embedding_dim {self.embedding_dim}"
-            )
 
     def settings(self) -> dict[str, Any]:
         """What decides the buckets, next to the projection itself: saved with the model."""
@@ -376,27 +301,12 @@ class SDIM(nn.Module):
         return f"{self.embedding_dim}, num_hashes={self.num_hashes}, hash_width={self.hash_width}, rule={self.rule!r}"
 
 
-def _divided(sums: Tensor, counts: Tensor) -> Tensor:
-    """Sums / counts, and zero where nothing was counted."""
-    return (sums / torch.where(counts > 0, counts, 1.0)).to(sums.dtype)
-
-
-def _events(counts: Tensor) -> Tensor:
-    """How many events each history has, 1 at least: [B]; every group counts all of them."""
-    return counts[:, 0].sum(1).clamp(min=1)
+def _angle(cosine: Tensor) -> Tensor:
+    """The angle in parts of pi, in [0, 1]."""
+    edge = 1 - torch.finfo(cosine.dtype).eps  # beyond it the gradient of arccos is infinite
+    return cosine.clamp(-edge, edge).arccos() / math.pi
 
 
 def _starts(batch: int, length: int) -> Tensor:
+    """Where histories of one length begin and end: int64 [batch + 1]."""
     return length * torch.arange(batch + 1, device="cpu")
-
-
-def _distances(hash_width: int, device: torch.device) -> Tensor:
-    """How many bits of two buckets differ: int64 [2^hash_width, 2^hash_width]."""
-    buckets = torch.arange(2**hash_width, device=device)
-    differ = buckets.unsqueeze(1) ^ buckets
-    return sum(((differ >> bit) & 1 for bit in range(hash_width)), torch.zeros_like(differ))
-
-
-def _counted(counts: Tensor, codes: Tensor) -> Tensor:
-    """How many events the buckets of each candidate hold together: [B, G, width], [B, C, G] -> [B, C, 1]."""
-    return counts.gather(2, codes.transpose(1, 2)).sum(1).unsqueeze(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from embcomp.graph.moves import Graph, local_moves, local_moves_reference, symmetric
 from embcomp.ops import buckets, native, tables
 from embcomp.ops.balanced import Domain, balanced_rows, balanced_rows_reference
-from embcomp.ops.buckets import Events
+from embcomp.ops.buckets import Histories
 from embcomp.ops.hashing import hash_rows, hash_rows_by_key, hash_rows_reference
 from embcomp.ops.packing import pack, unpack, unpack_known, unpack_known_reference, unpack_reference
 from embcomp.ops.tables import Bags, FusedOptimizerSettings
@@ -64,8 +64,8 @@ def _bags(a: Arrays) -> Bags:
     return Bags(a["rows"], a["offsets"], a["weights"], a["columns"])
 
 
-def _events(a: Arrays) -> Events:
-    return Events(a["signatures"], a["offsets"], 1, 3, a["mask"], a["places"])
+def _events(a: Arrays) -> Histories:
+    return Histories(a["signatures"], a["offsets"], 1, 3, a["mask"], a["places"])
 
 
 def _pooled(pool: Callable[..., None], a: Arrays) -> Tensor:
@@ -138,7 +138,7 @@ OPS: dict[str, tuple[Callable[[Arrays], Tensor], Callable[[Arrays], Tensor]]] = 
     "scatter": (lambda a: buckets.scatter(a["values"], _events(a))[0], _by_loops),
     "collide": (lambda a: buckets.collide(a["values"], _events(a), a["asked"])[0], _collided),
     "gather": (
-        lambda a: buckets.gather(a["sums"], Events(a["signatures"][:5], a["offsets"], 1, 3, a["mask"])),
+        lambda a: buckets.gather(a["sums"], Histories(a["signatures"][:5], a["offsets"], 1, 3, a["mask"])),
         _gathered,
     ),
 }  # fmt: skip

@@ -87,7 +87,7 @@ def expected(case: Case) -> torch.Tensor:
     asked_codes, event_codes = codes("candidate_signatures", asked), codes("sequence_signatures", sequence)
     if (places := args.get("places")) is not None:
         sequence, event_codes = sequence[places], event_codes[places]
-    weight = sdim.weight.double() if sdim.rule == "kernel" else None
+    weight = next((weight.double() for weight in sdim.parameters()), None)
     found = torch.zeros(asked.shape, dtype=torch.float64)
     for b in range(len(asked)):
         if (offsets := args.get("offsets")) is not None:

@@ -33,7 +33,7 @@ class Case:
         mask = torch.rand(total, generator=draw) < 0.7 if masked else None
         places = torch.randint(rows, (total,), generator=draw) if placed else None
         offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
-        self.events = buckets.Events(pack(self.codes, tau), offsets, groups, tau, mask, places)
+        self.events = buckets.Histories(pack(self.codes, tau), offsets, groups, tau, mask, places)
         self.counted = [
             (b, t, t if places is None else int(places[t]))
             for b in range(len(sizes))
@@ -121,8 +121,8 @@ def test_memory_need_not_be_aligned(dim):
         (lambda x: buckets.scatter(x, case.events)[0], case.values),
         (lambda x: buckets.collide(x, case.events, asked)[0], case.values),
         (lambda x: buckets.gather(x, case.events), sums),
-        (lambda x: buckets.query(draw, asked, None, x, None, 3, True), sums),
-        (lambda x: buckets.query(draw, asked, None, x, None, 3, False, weights), sums),
+        (lambda x: buckets.query(draw, asked, None, x, 3, unit=True), sums),
+        (lambda x: buckets.query(draw, asked, None, x, 3, weights=weights), sums),
     ):
         results = []
         for moved in (lambda x: x, elsewhere):
@@ -204,5 +204,5 @@ def test_a_query_is_its_parts(case, change, counted, known, num):
     if counted:
         found = found / counts[chosen].sum(2, keepdim=True).clamp(min=1)
     counts, known = counts if counted else None, signatures if known else None
-    made = buckets.query(asked, known, matrix, sums, counts, tau, change == "unit", weights)
+    made = buckets.query(asked, known, matrix, sums, tau, counts=counts, unit=change == "unit", weights=weights)
     torch.testing.assert_close(made, found, **CLOSE)

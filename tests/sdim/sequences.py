@@ -5,8 +5,8 @@ import torch
 
 from embcomp.sdim import SDIM
 from embcomp.sdim.reference import pool_reference
+from embcomp.sdim.rules import RULES
 
-RULES = ["l2", "mean", "kernel"]
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
@@ -32,14 +32,14 @@ def codes(sdim: SDIM, vectors: torch.Tensor) -> torch.Tensor:
 def make(*args, rule="l2", **options) -> SDIM:
     """With weights that tell the distances apart, as training leaves them."""
     sdim = SDIM(*args, rule=rule, **options)
-    if rule == "kernel":
-        with torch.no_grad():
-            sdim.weight.copy_(torch.linspace(8, -1, len(sdim.weight)))
+    with torch.no_grad():
+        for weight in sdim.parameters():
+            weight.copy_(torch.linspace(8, -1, len(weight)))
     return sdim
 
 
 def reference(sdim: SDIM, asked, sequence, mask) -> torch.Tensor:
-    weight = sdim.weight if sdim.rule == "kernel" else None
+    weight = getattr(sdim, "weight", None)
     return pool_reference(codes(sdim, asked), codes(sdim, sequence), sequence, mask, sdim.rule, weight)
 
 

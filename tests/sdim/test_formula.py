@@ -13,7 +13,7 @@ from tests.sdim.sequences import RULES, by_item, clustered, codes, every_rule, j
 
 @settings(max_examples=15)
 @given(
-    rule=st.sampled_from(RULES),
+    rule=st.sampled_from(list(RULES)),
     projection=st.sampled_from(["dense", "hadamard"]),
     tau=st.sampled_from([1, 2, 3, 5, 7]),
     groups=st.integers(1, 15),
