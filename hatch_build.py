@@ -1,21 +1,86 @@
-"""What the build adds to pyproject.toml: the README as an index shows it, where relative links would lead nowhere."""
+"""What the build adds to pyproject.toml: the README as an index shows it, and the runner under names of its own."""
 
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _IMAGE = re.compile(r"!\[[^\]]*\]\((?!https://)[^)]*\)\n*")
-_LINK = re.compile(r"\[([^\]]*)\]\((?!https://)[^)]*\)")
+_LINK = re.compile(r"\[([^\]]*)\]\((?!https://)([^)]*)\)")
+
+SHIPPED = {"experiments": "embcomp_experiments", "data": "embcomp_data"}
+"""Packages of the checkout whose names are too common for an environment, and their names in the wheel."""
+
+_LEFT_OUT = {"__pycache__", "results"}
+# Imports, names of modules in quotes, and commands. `"data.` in quotes is a key of a TOML file.
+_NAMES = [
+    (re.compile(r"^(\s*)import (experiments|data)$", re.MULTILINE), r"\1import embcomp_\2 as \2"),
+    (re.compile(r"^(\s*(?:from|import) )(experiments|data)(?=[. ])", re.MULTILINE), r"\1embcomp_\2"),
+    (re.compile(r"(?<=[\"'])experiments(?=\.[a-z_]+\.)"), "embcomp_experiments"),
+    (re.compile(r"(?<=-m )(experiments|data)\b"), r"embcomp_\1"),
+    (re.compile(r"\bexperiments/configs\b"), "embcomp_experiments/configs"),
+    (re.compile(r"\bexperiments/results\b"), "results"),
+]
 
 
 class CustomMetadataHook(MetadataHookInterface):
-    """Sets the field `readme`."""
+    """Sets the fields `readme` and `urls`.
+
+    No address of the project is known here: whoever publishes it names one in EMBCOMP_PROJECT_URL, and links of the
+    README into the checkout then lead there.
+    """
 
     def update(self, metadata: dict[str, Any]) -> None:
-        """Puts README.md into `metadata`, its relative links as their text, its relative pictures left out."""
+        """Puts README.md into `metadata`: relative links become those of the address, or their text without one."""
+        address = os.environ.get("EMBCOMP_PROJECT_URL", "").rstrip("/")
+        if address:
+            metadata["urls"] = {
+                "Homepage": address,
+                "Changelog": f"{address}/blob/main/CHANGELOG.md",
+                "Documentation": f"{address}/tree/main/docs",
+                "Issues": f"{address}/issues",
+            }
+        link = rf"[\1]({address}/blob/main/\2)" if address else r"\1"
         parts = _FENCE.split((Path(self.root) / "README.md").read_text(encoding="utf-8"))
-        parts[::2] = [_LINK.sub(r"\1", _IMAGE.sub("", part)) for part in parts[::2]]  # the others are code
+        parts[::2] = [_LINK.sub(link, _IMAGE.sub("", part)) for part in parts[::2]]  # the others are code
         metadata["readme"] = {"content-type": "text/markdown", "text": "".join(parts)}
+
+
+class CustomBuildHook(BuildHookInterface):
+    """Adds `experiments` and `data` to the wheel as `embcomp_experiments` and `embcomp_data`."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Writes the packages under their new names to a temporary folder, from which the build takes them."""
+        if self.target_name != "wheel" or version == "editable":
+            return
+        self.folder = Path(tempfile.mkdtemp())
+        for package, name in SHIPPED.items():
+            for path in sorted((Path(self.root) / package).rglob("*")):
+                inside = path.relative_to(Path(self.root) / package)
+                if path.is_dir() or _LEFT_OUT & set(inside.parts) or path.suffix == ".pyc":
+                    continue
+                new = self.folder / name / inside
+                new.parent.mkdir(parents=True, exist_ok=True)
+                if path.suffix == ".py":
+                    new.write_text(renamed(path.read_text(encoding="utf-8")), encoding="utf-8")
+                else:
+                    shutil.copyfile(path, new)
+                build_data["force_include"][str(new)] = f"{name}/{inside}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Removes the temporary folder."""
+        if hasattr(self, "folder"):
+            shutil.rmtree(self.folder)
+
+
+def renamed(code: str) -> str:
+    """Returns code with the packages of `SHIPPED` under the names that they have in the wheel."""
+    for pattern, new in _NAMES:
+        code = pattern.sub(new, code)
+    return code

@@ -1,4 +1,4 @@
-"""Methods, models, readers and loggers of one's own, which live outside of this checkout.
+"""Methods, models, readers and loggers of one's own, which live outside of this project.
 
     # mine.py
     from data.registry import DATASETS, Dataset
@@ -12,6 +12,7 @@
 
     python -m experiments run my.toml --import mine
 
+From an installed wheel the packages are called `embcomp_data` and `embcomp_experiments`, and so is the command.
 Installed packages are found without `--import`, by the entry point group `embcomp.experiments`, each a module.
 """
 
@@ -37,7 +38,7 @@ from recsys_models.retrieval import RetrievalModel
 from recsys_models.sequence import SequenceModel
 
 GROUP = "embcomp.experiments"
-_OURS = ("embcomp", "recsys_models", "data", "experiments")
+_OURS = ("embcomp", "recsys_models", "data", "experiments", "embcomp_data", "embcomp_experiments")  # see hatch_build.py
 
 
 def load(modules: Iterable[str] = ()) -> None:

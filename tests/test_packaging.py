@@ -1,5 +1,7 @@
 """The wheel, installed beside torch and nothing else, works; the pinned lists hold what the project declares."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,12 +12,14 @@ import venv
 import zipfile
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import embcomp
+from hatch_build import CustomMetadataHook
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -74,17 +78,71 @@ def run_clean(python: Path, code: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
-def test_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_its_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {name.split("/")[0] for name in names} == {
         "embcomp",
+        "embcomp_data",
+        "embcomp_experiments",
         "recsys_models",
         f"embcomp_recsys-{embcomp.__version__}.dist-info",
     }
     files = [path for package in ("embcomp", "recsys_models") for path in (ROOT / package).rglob("*") if path.suffix]
     sources = {str(path.relative_to(ROOT)) for path in files if path.suffix in {".py", ".cpp", ".h", ".typed"}}
     assert {"embcomp/py.typed", "recsys_models/py.typed"} <= sources <= names
+    configs = {path.name for path in (ROOT / "experiments" / "configs").glob("*.toml")}
+    assert {name.rsplit("/", 1)[1] for name in names if name.startswith("embcomp_experiments/configs/")} == configs
+    assert not [name for name in names if "/results/" in name]
+
+
+def test_the_runner_in_the_wheel_imports_nothing_under_its_names_in_the_checkout(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        sources = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")}
+    imported = set()
+    for name, source in sources.items():
+        for node in ast.walk(ast.parse(source, name)):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported |= {module.split(".")[0] for module in modules}
+    assert {"embcomp_data", "embcomp_experiments"} <= imported
+    assert not {"data", "experiments"} & imported
+    named = re.compile(r"[\"'](?:data|experiments)(?:\.\w+)*\.\w+[\"']")
+    modules = {
+        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in ROOT.glob("experiments/**/*.py")
+    }
+    left = {text.strip("\"'") for name in sources for text in named.findall(sources[name])}
+    assert not left & modules
+
+
+def test_own_methods_are_trained_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+    """Beside what the runner needs: a folder of one's own, which may hold a package called `data`."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("raise ImportError('of the user')")
+    (tmp_path / "mine.py").write_text(
+        "import embcomp\n"
+        "from embcomp_data.registry import DATASETS\n"
+        "from embcomp_experiments.plugins import add_model\n"
+        "from recsys_models.dlrm import DLRM\n"
+        "class MyHash(embcomp.HashingTrick): ...\n"
+        "class MyModel(DLRM): ...\n"
+        "add_model(MyModel)\n"
+        "assert 'synthetic' in DATASETS\n"
+    )
+    (tmp_path / "mine.toml").write_text(
+        "experiment = 'mine'\nseeds = 0\n[data]\nname = 'synthetic'\noptions = { num_rows = 3000 }\n"
+        "[model]\nname = 'MyModel'\nembedding_dim = 4\n"
+        "[optimizer]\nname = 'Adam'\nlr = 1e-2\n[training]\nbatch_size = 512\nepochs = 1\n"
+        "[[methods]]\nmethod = 'MyHash'\nshare = 0.1\n"
+    )
+    command = [sys.executable, "-m", "embcomp_experiments", "run", "mine.toml", "--import", "mine.py"]
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    variables.pop("EMBCOMP_DATA", None)
+    ended = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(list((tmp_path / "results" / "mine").glob("*MyHash*.json"))) == 1
 
 
 def test_source_archive_holds_what_tests_and_experiments_read(tmp_path: Path) -> None:
@@ -112,6 +170,16 @@ def test_the_page_on_an_index_has_no_link_that_leads_nowhere(wheel: Path) -> Non
     assert "[`HashingTrick`]" not in page
     assert "| `HashingTrick` |" in page
     assert re.findall(r"\]\((?!https://)[^)]*\)", page) == []
+
+
+def test_whoever_publishes_says_where_the_project_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBCOMP_PROJECT_URL", "https://example.org/embcomp/")
+    metadata: dict[str, Any] = {}
+    CustomMetadataHook(str(ROOT), {}).update(metadata)
+    assert metadata["urls"]["Changelog"] == "https://example.org/embcomp/blob/main/CHANGELOG.md"
+    links = re.findall(r"\]\(https://example.org/embcomp/blob/main/([^)#]*)[^)]*\)", metadata["readme"]["text"])
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_import_needs_torch_alone(clean_python: Path, tmp_path: Path) -> None:

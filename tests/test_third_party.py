@@ -19,7 +19,7 @@ from torch_rechub.models import ranking
 from torch_rechub.trainers import CTRTrainer
 
 import embcomp
-from experiments.third_party.__main__ import RESULTS
+from experiments.third_party.__main__ import THIRD_PARTY
 from experiments.third_party.libraries import PACKAGES
 from experiments.third_party.trial import METHODS, try_exact, try_method
 
@@ -256,7 +256,7 @@ def test_models_of_other_libraries_do_as_recorded(library):
         except ImportError as error:
             pytest.skip(f"{PACKAGES[library]}: {error} (requirements/third-party.txt)")
         recorded = {
-            row["model"]: row["outcomes"].keys() for row in json.loads((RESULTS / f"{library}.json").read_text())
+            row["model"]: row["outcomes"].keys() for row in json.loads((THIRD_PARTY / f"{library}.json").read_text())
         }
         assert "wrong" not in {outcome for outcomes in recorded.values() for outcome in outcomes}
         for name, build in builds.items():

@@ -20,7 +20,8 @@ from experiments.runs.state import data_config, data_key, reader
 from experiments.tasks.task import Task
 from experiments.training.train import Outcome
 
-RESULTS = Path(__file__).parents[1] / "results"
+_PACKAGE = Path(__file__).parents[1]
+RESULTS = _PACKAGE / "results" if _PACKAGE.name == "experiments" else Path("results")  # not into an installed package
 FORMAT = 1  # raise it when results of the same configuration change: all files are then stale
 
 

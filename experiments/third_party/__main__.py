@@ -19,18 +19,18 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import embcomp
 from experiments.files import write_json
+from experiments.runs.results import RESULTS
 from experiments.third_party.counts import counts
 from experiments.third_party.libraries import PACKAGES
 from experiments.third_party.trial import METHODS, Build, try_exact, try_method
 
-RESULTS = Path(__file__).parents[1] / "results" / "third-party"
+THIRD_PARTY = RESULTS / "third-party"
 REQUIREMENTS = "requirements/third-party.txt"
 LIMIT = 300.0
 """Seconds for one model with all methods."""
@@ -93,7 +93,7 @@ def _short(tries: Tries) -> dict[str, Any]:
 def _library(name: str, again: bool, matching: str) -> list[dict[str, Any]] | None:
     """A row for each model of one library, also those that stand in its file; None where it is not installed."""
     package = PACKAGES[name]
-    file = RESULTS / f"{name}.json"
+    file = THIRD_PARTY / f"{name}.json"
     try:
         builds = importlib.import_module(f"experiments.third_party.libraries.{name}").models()
         versions = {package: metadata.version(package), "embcomp": embcomp.__version__, "torch": torch.__version__}
