@@ -35,14 +35,14 @@ class HistoryBatch:
         return HistoryBatch(*(value.to(device, non_blocking=non_blocking) for value in vars(self).values()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NextItems:
-    """The events of users, end to end, two of each held out.
+    """The events of users, end to end, two of each held out. Compared by identity.
 
     Attributes:
         items: int64 [N], below `num_items`.
         offsets: int64 [U + 1], where each user begins and ends.
-        values: int64 [num_items], the number that each item has in the sequences from which these were made.
+        values: the id of each item in the source [num_items].
     """
 
     items: np.ndarray
@@ -66,7 +66,8 @@ class NextItems:
             users, items = users[often], items[often]
         if not len(users):
             raise DataError(f"no user and no item occurs {core} times: choose a smaller core")
-        values, numbers = np.unique(items, return_inverse=True)
+        own, numbers = np.unique(items, return_inverse=True)
+        values = own if sequences.values is None else sequences.values[own]
         starts = np.flatnonzero(np.diff(users, prepend=-1))
         return cls(numbers.astype(np.int64), np.append(starts, len(users)).astype(np.int64), values)
 

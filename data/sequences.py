@@ -23,9 +23,9 @@ from data.splits import SPLITS
 TASKS = ("like", "next")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sequences:
-    """The events of U users, end to end.
+    """The events of U users, end to end. Compared by identity, so that they may be keys of a cache.
 
     Attributes:
         items: int64 [N], below `num_items`.

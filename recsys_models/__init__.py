@@ -20,12 +20,14 @@ from recsys_models.build import (
     build_retrieval,
     build_sequence,
 )
+from recsys_models.contrastive import multi_positive_loss
 from recsys_models.dcn import DCN
 from recsys_models.dcnv2 import DCNv2
 from recsys_models.deepfm import DeepFM
 from recsys_models.dlrm import DLRM
 from recsys_models.gmf import GMF
 from recsys_models.gru4rec import GRU4Rec
+from recsys_models.h2rec import H2Rec
 from recsys_models.lightgcn import LightGCN
 from recsys_models.losses import bpr_loss, directau_loss, sampled_softmax_loss, softmax_loss
 from recsys_models.mf import MF
@@ -48,6 +50,7 @@ __all__ = [
     "DCNv2",
     "DeepFM",
     "GRU4Rec",
+    "H2Rec",
     "LightGCN",
     "NeuMF",
     "SASRec",
@@ -57,6 +60,7 @@ __all__ = [
     "build_retrieval",
     "build_sequence",
     "directau_loss",
+    "multi_positive_loss",
     "sampled_softmax_loss",
     "softmax_loss",
 ]

@@ -17,6 +17,7 @@ from recsys_models.dlrm import DLRM
 from recsys_models.features import Dims, Embeddings
 from recsys_models.gmf import GMF
 from recsys_models.gru4rec import GRU4Rec
+from recsys_models.h2rec import H2Rec
 from recsys_models.lightgcn import LightGCN
 from recsys_models.mf import MF
 from recsys_models.neumf import NeuMF
@@ -28,7 +29,9 @@ from recsys_models.wide_deep import WideDeep
 
 MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (DLRM, DCN, DCNv2, DeepFM, GMF, WideDeep)}
 RETRIEVAL_MODELS: dict[str, type[RetrievalModel]] = {model.__name__: model for model in (MF, LightGCN, NGCF, NeuMF)}
-SEQUENCE_MODELS: dict[str, type[SequenceModel]] = {model.__name__: model for model in (GRU4Rec, SASRec, BERT4Rec)}
+SEQUENCE_MODELS: dict[str, type[SequenceModel]] = {
+    model.__name__: model for model in (GRU4Rec, SASRec, BERT4Rec, H2Rec)
+}
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -110,17 +113,28 @@ def build_retrieval(
     return model(users, items, **options)
 
 
-def build_sequence(name: str, items: Embedding, *, length: int, **options: Any) -> SequenceModel:
+def build_sequence(
+    name: str,
+    items: Embedding,
+    *,
+    length: int,
+    codes: Tensor | None = None,
+    codebook_size: int | None = None,
+    **options: Any,
+) -> SequenceModel:
     """Build a sequence model by its name.
 
     Args:
         name: A key of `SEQUENCE_MODELS`; case, "_" and "-" are ignored.
         items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
         length: Events of a history, at most.
+        codes: Semantic codes of the items, integers `[num_items, levels]`, for the models that read them.
+        codebook_size: Codes of a level.
         **options: Passed on to the model.
 
     Raises:
-        ValueError: Unknown model or option (naming the nearest known one), and whatever the model rejects.
+        ValueError: Unknown model or option (naming the nearest known one), a model of codes without them, and whatever
+            the model rejects.
 
     Example:
         >>> import torch
@@ -128,8 +142,17 @@ def build_sequence(name: str, items: Embedding, *, length: int, **options: Any) 
         3
     """
     model = _known(name, SEQUENCE_MODELS)
-    _check_options(model, options, {"self", "items", "length"})
-    return model(items, length=length, **options)  # pyright: ignore[reportCallIssue]
+    _check_options(model, options, {"self", "items", "length", "codes", "codebook_size"})
+    if reads_codes(model):
+        if codes is None:
+            raise ValueError(f"{model.__name__} reads semantic codes of the items: give codes")
+        options |= {"codes": codes, "codebook_size": codebook_size}
+    return model(items, length=length, **options)
+
+
+def reads_codes(model: type[SequenceModel]) -> bool:
+    """Whether a sequence model takes semantic codes of the items."""
+    return "codes" in inspect.signature(model.__init__).parameters
 
 
 def _known(name: str, models: Mapping[str, type[_M]]) -> type[_M]:

@@ -128,6 +128,8 @@ def _inside(of: Any, key: str) -> Iterable[str]:
     settings = {name: value for name, value in of.items() if name != "method"}
     yield from unknown(key, settings, [*fields, *cls.budget_settings])
     yield from misfits(key, settings, cls)
+    if "pieces" in fields:
+        yield from code_problems(key, settings)
     yield from _inside(of.get("of"), f"{key}.of")
 
 

@@ -40,6 +40,11 @@ class Section:
         """The seeds in place of the experiment's; None where there are none."""
         return None
 
+    @property
+    def needs_content(self) -> bool:
+        """Whether the runs read content vectors, whatever their method."""
+        return False
+
     def variants(self) -> Sequence[Section]:
         """The sections of the runs, where an experiment compares settings of its section."""
         return [self]

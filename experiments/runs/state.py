@@ -12,6 +12,7 @@ from data.fingerprint import fingerprint
 from data.registry import Dataset, content_of
 from experiments.config import RunConfig
 from experiments.errors import InputError
+from experiments.tasks.content import needs_codes
 from experiments.tasks.task import KINDS
 from experiments.tasks.text import vectors_file
 
@@ -52,7 +53,7 @@ def data_key(run: RunConfig) -> str | None:
     if not files:
         return None
     content = vectors_file(run.data.name)
-    if (run.method.content or isinstance(run.method.options.get("codes"), Mapping)) and content.is_file():
+    if (run.method.content or needs_codes(run.method.options) or run.section.needs_content) and content.is_file():
         files = [*files, ("content", fingerprint(content))]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 

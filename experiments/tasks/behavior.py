@@ -176,7 +176,7 @@ class BehaviorTask:
         """Examples of a split. Seeds draw the negatives of training; those of the other splits are always the same."""
         seed = self.run.seed if split == "train" else 0
         config = self.config
-        return _requests(_Key(self.data), config.task, split, seed, config.request, config.length)
+        return _requests(self.data, config.task, split, seed, config.request, config.length)
 
     @property
     def steps(self) -> int:
@@ -253,23 +253,10 @@ class BehaviorTraining:
         return self.sequences.split() == SPLITS.index("train")
 
 
-class _Key:
-    """Sequences as the key of a cache: by identity, since the arrays cannot be hashed."""
-
-    def __init__(self, sequences: data.Sequences) -> None:
-        self.sequences = sequences
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.sequences is other.sequences
-
-    def __hash__(self) -> int:
-        return id(self.sequences)
-
-
 @lru_cache(maxsize=3)  # the three splits of one run
-def _requests(key: _Key, task: str, split: str, seed: int, size: int, length: int) -> Requests:
+def _requests(sequences: data.Sequences, task: str, split: str, seed: int, size: int, length: int) -> Requests:
     try:
-        return Requests.of(key.sequences, examples(key.sequences, task, split, seed), size, length)
+        return Requests.of(sequences, examples(sequences, task, split, seed), size, length)
     except data.DataError as error:
         raise InputError(f"task {task!r}: {error}") from error
 

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import data
+from data.next_items import NextItems
 from embcomp import SentencePieces
 from embcomp.semantic_ids import Neighbours, Tokenizer
 from embcomp.semantic_ids.pieces.base import PIECES
@@ -37,38 +39,97 @@ if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
 
 
+class Content(Protocol):
+    """Content of the ids of one table; equal ones, by which codes are kept, have equal content."""
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors of the ids that have some, float32 [n, dim], and which these are, bool [num_embeddings]."""
+        ...
+
+    def counts(self) -> Tensor:
+        """How often each id occurs in training: int64 [num_embeddings]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClickContent:
+    """Content of a feature of clicks."""
+
+    folder: Path
+    feature: str
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return content_of(data.ClickData(self.folder), self.feature)
+
+    def counts(self) -> Tensor:
+        return data.ClickData(self.folder).counts(self.feature)
+
+
+@dataclass(frozen=True)
+class ItemContent:
+    """Content of the items of sequences, by the vectors that `experiments.tasks.text` has made."""
+
+    name: str
+    events: NextItems
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return by_id(self.name, map(str, self.events.values.tolist()))
+
+    def counts(self) -> Tensor:
+        return self.events.counts()
+
+
 def resolved(run: RunConfig, clicks: data.ClickData) -> RunConfig:
-    """The run with codes and pieces in the place of what its method's options say of them; see `resolve`."""
-    if not isinstance(run.method.options.get("codes"), Mapping):
+    """The run with codes and pieces in the place of what its method's options say of them; see `resolve`.
+
+    Raises:
+        InputError: no table, and what `resolve` raises.
+    """
+    if not needs_codes(run.method.options):
         return run
-    options = resolve(run.method.options, clicks, run.method.table)
-    return dataclasses.replace(run, method=dataclasses.replace(run.method, options=options))
+    if not isinstance(run.method.table, str):
+        raise InputError("SemanticIds: say in method.table which feature has the content")
+    return with_codes(run, ClickContent(clicks.folder, run.method.table))
 
 
-def resolve(
-    options: Mapping[str, Any], clicks: data.ClickData, feature: str | tuple[str, ...] | None
-) -> dict[str, Any]:
+def with_codes(run: RunConfig, content: Content) -> RunConfig:
+    """The run with codes and pieces, of its method and of those inside."""
+    return dataclasses.replace(
+        run, method=dataclasses.replace(run.method, options=resolve(run.method.options, content))
+    )
+
+
+def needs_codes(options: Mapping[str, Any]) -> bool:
+    """Whether a method's options, or those of a method inside, say how codes are made."""
+    inside = options.get("of")
+    return isinstance(options.get("codes"), Mapping) or (isinstance(inside, Mapping) and needs_codes(inside))
+
+
+def resolve(options: Mapping[str, Any], content: Content) -> dict[str, Any]:
     """Options with codes and pieces in the place of what the configuration says of them.
 
     Raises:
-        InputError: no table, no content vectors, unknown names, settings that do not fit.
+        InputError: no content vectors, unknown names, settings that do not fit.
     """
-    if not isinstance(feature, str):
-        raise InputError("SemanticIds: say in method.table which feature has the content")
     found = dict(options)
+    if isinstance(found.get("of"), Mapping):
+        found["of"] = resolve(found["of"], content)
+    if not isinstance(found.get("codes"), Mapping):
+        return found
     try:
-        text = json.dumps(found["codes"], sort_keys=True)
-        found["codes"], found["codebook_size"] = _codes(clicks.folder, feature, text)
+        found["codes"], found["codebook_size"] = codes_of(content, found["codes"])
         if "neighbours" in found:
-            found["neighbours"] = _neighbours(clicks, feature, **found["neighbours"])
+            vectors, known = content.vectors()
+            ids = known.nonzero().squeeze(1)
+            found["neighbours"] = Neighbours.of(vectors, content.counts(), ids=ids, **found["neighbours"])
         settings = dict(found["pieces"])
         kind = settings.pop("kind")
         if kind not in PIECES:
             raise InputError(f"pieces.kind: unknown kind {kind!r}; there are {', '.join(PIECES)}")
         found["pieces"] = PIECES[kind](**settings)
         if isinstance(found["pieces"], SentencePieces):
-            counts = clicks.counts(feature)
-            found["pieces"] = found["pieces"].train(found["codes"], counts, codebook_size=found["codebook_size"])
+            size = found["codebook_size"]
+            found["pieces"] = found["pieces"].train(found["codes"], content.counts(), codebook_size=size)
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
             f"SemanticIds: codes = {options['codes']}, pieces = {options.get('pieces')}: {error}"
@@ -76,24 +137,29 @@ def resolve(
     return found
 
 
+def codes_of(content: Content, settings: Mapping[str, Any]) -> tuple[Tensor, int]:
+    """Codes of all ids, int32 [num_embeddings, levels], -1 without content, and the size of the code books.
+
+    Raises:
+        InputError: an unknown tokenizer, no content vectors.
+        TypeError, KeyError, ValueError: settings that do not fit.
+    """
+    return _codes(content, json.dumps(settings, sort_keys=True))
+
+
 @cache
-def _codes(folder: Path, feature: str, text: str) -> tuple[Tensor, int]:
-    clicks, settings = data.ClickData(folder), json.loads(text)
+def _codes(content: Content, text: str) -> tuple[Tensor, int]:
+    settings = json.loads(text)
     name = settings.pop("tokenizer")
     if name not in Tokenizer.by_name:
         raise InputError(f"codes.tokenizer: unknown tokenizer {name!r}; there are {', '.join(Tokenizer.by_name)}")
-    vectors, known = content_of(clicks, feature)
-    seen = clicks.counts(feature)[known] > 0
+    vectors, known = content.vectors()
+    seen = content.counts()[known] > 0
     tokenizer = Tokenizer.by_name[name](settings.pop("levels"), settings.pop("codebook_size"), **settings)
     tokenizer.fit(vectors[seen])
     codes = torch.full((len(known), tokenizer.levels), -1, dtype=torch.int32)
     codes[known] = tokenizer.encode(vectors)
     return codes, tokenizer.codebook_size
-
-
-def _neighbours(clicks: data.ClickData, feature: str, **settings: Any) -> Neighbours:
-    vectors, known = content_of(clicks, feature)
-    return Neighbours.of(vectors, clicks.counts(feature), ids=known.nonzero().squeeze(1), **settings)
 
 
 def content_of(clicks: data.ClickData, feature: str) -> tuple[Tensor, Tensor]:
@@ -102,17 +168,28 @@ def content_of(clicks: data.ClickData, feature: str) -> tuple[Tensor, Tensor]:
     own = clicks.content(feature)
     if own is not None:
         return own, torch.ones(size, dtype=torch.bool)
-    path = vectors_file(clicks.name)
-    if not path.is_file():
-        raise InputError(f"{clicks.name}: no content vectors; `python -m experiments text {clicks.name}` makes them")
-    with np.load(path) as arrays:
-        place = {str(id): i for i, id in enumerate(arrays["ids"].tolist())}
-        vectors = torch.from_numpy(arrays["vectors"])
+    if not vectors_file(clicks.name).is_file():
+        raise _no_vectors(clicks.name)
     values = clicks.vocabulary(feature)
     if values is None:
         raise InputError(f"{clicks.name}: feature {feature!r} has no vocabulary to find its vectors by")
-    rows = torch.tensor([place.get(value, -1) for value in values.to_list()])
+    return by_id(clicks.name, values.to_list())
+
+
+def by_id(name: str, ids: Iterable[str | None]) -> tuple[Tensor, Tensor]:
+    """The vectors that `experiments.tasks.text` has made, for ids of the source; see `Content.vectors`."""
+    path = vectors_file(name)
+    if not path.is_file():
+        raise _no_vectors(name)
+    with np.load(path) as arrays:
+        place: dict[str | None, int] = {str(id): i for i, id in enumerate(arrays["ids"].tolist())}
+        vectors = torch.from_numpy(arrays["vectors"])
+    rows = torch.tensor([place.get(id, -1) for id in ids])
     return vectors[rows[rows >= 0]], rows >= 0
+
+
+def _no_vectors(name: str) -> InputError:
+    return InputError(f"{name}: no content vectors; `python -m experiments text {name}` makes them")
 
 
 def dense_content(clicks: data.ClickData, feature: str) -> Tensor:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor, nn
 
 import data
+import embcomp
 from data.next_items import HistoryBatch, NextItems
 from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from experiments.config import ExperimentConfig, RunConfig
+from experiments.config.codes import code_problems
+from experiments.config.options import plain
 from experiments.config.problems import data_problems, known_model, monitor_problems, unfitted_problems
 from experiments.config.section import NotNegative, Positive, Rate, Section, strict
 from experiments.errors import InputError
 from experiments.processes import distributed
+from experiments.tasks.content import ItemContent, codes_of, with_codes
 from experiments.tasks.datasets import load_data
 from experiments.tasks.kind import Kind
 from experiments.tasks.places import place_metrics, places_of
 from experiments.tasks.retrieval import embeddings
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
-from recsys_models.build import SEQUENCE_MODELS, build_sequence
+from recsys_models.build import SEQUENCE_MODELS, build_sequence, reads_codes
+from recsys_models.h2rec import CodeLevels
 from recsys_models.losses import sampled_softmax_loss, softmax_loss
 from recsys_models.sequence import SequenceModel
 
@@ -41,6 +47,8 @@ class NextItemsConfig(Section):
             log-Q correction; 0 for cross-entropy over all items.
         power: see `negatives`.
         validate_every: epochs between two evaluations of the valid split.
+        codes: tokenizer of the items' content and its settings, as of SemanticIds, for models that read codes (H2Rec).
+            Rows and codes of the levels count as bytes of the tables.
     """
 
     key = "next_items"
@@ -51,15 +59,30 @@ class NextItemsConfig(Section):
     negatives: NotNegative = 0
     power: Rate = 1.0
     validate_every: Positive = 1
+    codes: dict[str, Any] | None = None
+
+    @property
+    def needs_content(self) -> bool:
+        return self.codes is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name != "codes" or value is not None}
 
 
 def problems(experiment: ExperimentConfig) -> Iterator[str]:
     """Say what is wrong with an experiment of next-item runs, as far as it can be known without data."""
+    config = experiment.section
     yield from data_problems(experiment.data, data.SEQUENCES)
     yield from monitor_problems(experiment, "ndcg@10")
+    if config.codes is not None:
+        yield from code_problems("next_items", {"codes": config.codes})
     yield from unfitted_problems(experiment)
     for model in experiment.model:
-        yield from known_model(model, SEQUENCE_MODELS, {"self", "items", "length"})
+        yield from known_model(model, SEQUENCE_MODELS, {"self", "items", "length", "codes", "codebook_size"})
+        cls = {plain(name): cls for name, cls in SEQUENCE_MODELS.items()}.get(plain(model.name))
+        if cls is not None and reads_codes(cls) and config.codes is None:
+            yield f"next_items.codes: {cls.__name__} reads semantic codes: name a tokenizer, levels and codebook_size"
         if model.linear:
             yield "model.linear: sequence models take no first-order weights; leave it out"
     if any(optimizer.embedding for optimizer in experiment.optimizer):
@@ -82,6 +105,7 @@ class NextItemsTask:
     method: Method
     rows: int
     full_nbytes: int
+    codes: Mapping[str, Any]
 
     @classmethod
     def prepare(cls, run: RunConfig) -> NextItemsTask:
@@ -89,21 +113,24 @@ class NextItemsTask:
         assert isinstance(config, NextItemsConfig)
         if run.method.table not in (None, "item"):
             raise InputError(f"method.table: there is no table {run.method.table!r}, only 'item'")
-        events = _events(run, config.core)
+        events = _events(load_data(data.load_sequences, run.data), config.core)
+        content = ItemContent(run.data.name, events)
+        codes, added = _codes(run, config, content)
         table = Table("item", events.num_items, run.model.embedding_dim)
-        method, plan = sized(run, [table], NextItemsTraining(events))
+        method, plan = sized(with_codes(run, content), [table], NextItemsTraining(events), added=added)
         rows = sum(store.rows for store in plan.stores.values())
-        return cls(run, config, events, table, method, rows, full_nbytes([table]))
+        return cls(run, config, events, table, method, rows, full_nbytes([table]), codes)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
         config = self.run.model
         (items,) = embeddings(self.method.plan([self.table]), config)
         try:
-            model = build_sequence(config.name, items, length=self.config.length, **config.options)
+            model = build_sequence(config.name, items, length=self.config.length, **self.codes, **config.options)
         except (ValueError, TypeError) as error:
             raise InputError(f"model {config.name!r}: {error}") from error
-        return BuiltModel(model.to(device), items)
+        tables = [items, *(part for part in model.modules() if isinstance(part, CodeLevels))]
+        return BuiltModel(model.to(device), nn.ModuleList(tables))
 
     @property
     def validate_every(self) -> int:
@@ -175,11 +202,24 @@ class NextItemsTraining:
         return {}
 
 
-def _events(run: RunConfig, core: int) -> NextItems:
+@lru_cache(maxsize=1)
+def _events(sequences: data.Sequences, core: int) -> NextItems:
     try:
-        return NextItems.of(load_data(data.load_sequences, run.data), core)
+        return NextItems.of(sequences, core)
     except data.DataError as error:
         raise InputError(f"next_items.core: {error}") from error
+
+
+def _codes(run: RunConfig, config: NextItemsConfig, content: ItemContent) -> tuple[dict[str, Any], int]:
+    """What a model that reads codes takes beside its options, and the bytes that it holds for them."""
+    if config.codes is None:
+        return {}, 0
+    try:
+        codes, size = codes_of(content, config.codes)
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"next_items.codes = {config.codes}: {error}") from error
+    levels = CodeLevels(codes, run.model.embedding_dim, size)
+    return {"codes": codes, "codebook_size": size}, embcomp.served_nbytes(levels)
 
 
 NEXT_ITEMS = Kind("next_items", NextItemsConfig, data.SEQUENCES, problems, NextItemsTask.prepare)

@@ -35,15 +35,24 @@ class BuiltModel:
         return embcomp.served_nbytes(self.embeddings)
 
 
-def sized(run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0) -> tuple[Method, Plan]:
-    """The run's method at its budget, and its plan; `extra` bytes of the budget are spent already.
+def sized(
+    run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0, added: int = 0
+) -> tuple[Method, Plan]:
+    """The run's method at its budget, and its plan.
+
+    Args:
+        run: its configuration.
+        tables: what the method compresses.
+        training: what it sees of the train split.
+        extra: bytes of the budget that are spent already on other tables, which full tables have, too.
+        added: bytes of the budget that are spent already on what full tables do not need.
 
     Raises:
         InputError: options that the method rejects at any budget.
         Infeasible: the method cannot serve this budget.
     """
     options = _options(run.method.method, run.method.options, run, training)
-    return size(run.method.method, tables, options, run.budget, full_nbytes(tables) + extra, extra)
+    return size(run.method.method, tables, options, run.budget, full_nbytes(tables) + extra, extra + added)
 
 
 def _options(name: str, given: Mapping[str, Any], run: RunConfig, training: Training) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def table(method=None, seed=0):
 
 @pytest.fixture(params=SEQUENCE_MODELS)
 def model(request):
-    return build_sequence(request.param, table(), length=LENGTH, dropout=0.0)
+    return build_sequence(request.param, table(), length=LENGTH, codes=CODES, dropout=0.0)
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_padding_changes_nothing(model, histories):
     torch.testing.assert_close(model(other, mask), together)
 
 
-@pytest.mark.parametrize("name", ["GRU4Rec", "SASRec"])
+@pytest.mark.parametrize("name", ["GRU4Rec", "SASRec", "H2Rec"])
 def test_a_causal_example_asks_what_its_prefix_asks(name, histories):
-    model = build_sequence(name, table(), length=LENGTH, dropout=0.0)
+    model = build_sequence(name, table(), length=LENGTH, codes=CODES, dropout=0.0).eval()
     history, mask = histories
     queries, targets, penalty = model.examples(history, mask)
     prefixes = [history[row, :n] for row in range(3) for n in range(1, int(mask[row].sum()))]
@@ -141,8 +141,9 @@ def test_bert4rec_asks_a_mask_behind_the_history(histories):
 def test_outputs_are_the_table_and_train_it(name, method, histories):
     """Scores and gradients of a tied compressed table are those of its full table, and reach the rows by it."""
     history, mask = histories
-    model = build_sequence(name, table(method), length=LENGTH, dropout=0.0)
-    torch.testing.assert_close(model.scorer()(history, mask), model(history, mask) @ model.items.weight.T)
+    model = build_sequence(name, table(method), length=LENGTH, codes=CODES, dropout=0.0)
+    torch.testing.assert_close(model.scorer()(history, mask), model(history, mask) @ model.vectors().T)
+    torch.testing.assert_close(model.vectors()[:, :DIM], model.items.weight + 0)
     some = torch.tensor([5, 3, 3])
     torch.testing.assert_close(model.scorer(some)(history, mask), model.scorer()(history, mask)[:, some])
 
@@ -176,6 +177,7 @@ def test_a_model_is_compressed_where_it_stands(histories):
         ("SASRec", {"length": 0}, "length is 0"),
         ("BERT4Rec", {"mask_share": 0.0}, "mask_share=0.0"),
         ("GRU4Rec", {"blocks": 1}, "GRU4Rec takes no option 'blocks'"),
+        ("H2Rec", {}, "H2Rec reads semantic codes of the items: give codes"),
         ("SAS", {}, "model 'SAS' is not known"),
     ],
 )

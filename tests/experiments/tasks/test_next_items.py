@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import embcomp
 from data.next_items import NextItems
 from data.sequences import Sequences
 from embcomp.ops.kmeans import no_progress
-from experiments.errors import Diverged, InputError
+from embcomp.semantic_ids import ResidualKMeans
+from experiments.errors import Diverged, Infeasible, InputError
 from experiments.load import check
 from experiments.runs.runner import Settings, execute
+from experiments.tasks import content as semantic
 from experiments.tasks.places import place_metrics, places_of
 from experiments.tasks.task import prepare
 from experiments.training.train import Trainer
@@ -161,9 +164,67 @@ def test_an_interrupted_epoch_goes_on(small, tmp_path):
     assert not any("head" in name for name in outcome.progress.history[0])
 
 
+CODES = {"tokenizer": "ResidualKMeans", "levels": 2, "codebook_size": 4}
+SEMANTIC = {"codes": CODES, "pieces": {"kind": "PrefixNgram", "n": 2}}
+
+
+@pytest.fixture
+def content(monkeypatch, tmp_path):
+    """Content vectors of the synthetic items but the first."""
+    ids = np.arange(1, 90)
+    vectors = np.random.default_rng(0).normal(size=(89, 6)).astype(np.float32)
+    np.savez(tmp_path / "vectors.npz", ids=ids, vectors=vectors)
+    monkeypatch.setattr(semantic, "vectors_file", lambda name: tmp_path / "vectors.npz")
+    return dict(zip(ids.tolist(), torch.from_numpy(vectors), strict=True))
+
+
+def codes_by_hand(content, events):
+    """Of the items of training, by their own vectors."""
+    known = [item for item in range(events.num_items) if int(events.values[item]) in content]
+    vectors = torch.stack([content[int(events.values[item])] for item in known])
+    seen = events.counts()[known] > 0
+    tokenizer = ResidualKMeans(2, 4).fit(vectors[seen])
+    codes = torch.full((events.num_items, 2), -1, dtype=torch.int32)
+    codes[known] = tokenizer.encode(vectors)
+    return codes
+
+
+def test_codes_come_from_content(small, content):
+    small["methods"] = [
+        {"method": "SemanticIds", "share": 0.5, "options": SEMANTIC},
+        {"method": "LowBit", "share": 0.2, "options": {"bits": 4, "of": {"method": "SemanticIds", **SEMANTIC}}},
+    ]
+    tasks = [prepare(run) for run in check(small, "x").runs()]
+    expected = codes_by_hand(content, tasks[0].data)
+    assert tasks[0].data is tasks[1].data  # made once, and so are the codes
+    for method, task in ((tasks[0].method, tasks[0]), (tasks[1].method.of, tasks[1])):
+        assert torch.equal(method.codes, expected)
+        assert torch.equal(method.counts["item"], task.data.counts())
+        assert task.model(CPU).nbytes <= task.run.budget[1] * task.full_nbytes
+
+
+def test_h2rec_pays_for_its_levels(small, content, tmp_path):
+    small["model"] |= {"name": "H2Rec"}
+    small["next_items"]["codes"] = CODES
+    small["methods"] = [{"method": "HashingTrick", "share": 0.5}]
+    run = next(check(small, "x").runs())
+    task = prepare(run)
+    built = task.model(CPU)
+    assert torch.equal(built.model.codes.codes, codes_by_hand(content, task.data).remainder(5).to(torch.uint8))
+    levels = 4 * 2 * 4 * 8 + 2 * task.data.num_items
+    assert built.nbytes == levels + embcomp.served_nbytes(built.model.items)
+    assert 0.45 * task.full_nbytes < built.nbytes <= 0.5 * task.full_nbytes
+    assert execute(run, Settings(tmp_path, tmp_path / "out"), no_progress)[0] == "done"
+    small["methods"] = [{"method": "HashingTrick", "nbytes": levels}]
+    with pytest.raises(Infeasible):
+        prepare(next(check(small, "x").runs()))
+
+
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
+        ("model", {"name": "H2Rec"}, "next_items.codes: H2Rec reads semantic codes: name a tokenizer"),
+        ("next_items", {"codes": {**CODES, "tokenizer": "VQ"}}, "next_items.codes.tokenizer: unknown tokenizer 'VQ'"),
         ("model", {"name": "DCN"}, "model.name: unknown model 'DCN'"),
         ("model", {"name": "SASRek"}, "did you mean 'SASRec'"),
         ("model", {"options": {"block": 1}}, "did you mean 'blocks'"),

@@ -1,0 +1,216 @@
+"""Rows of items' own and semantic codes in one sequence model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys_models.contrastive import multi_positive_loss
+from recsys_models.retrieval import Embedding
+from recsys_models.sequence import CausalModel, Examples, last_of
+from recsys_models.transformer import Block, Places
+
+
+class CodeLevels(nn.Module):
+    """A row for each code of each level.
+
+    Args:
+        codes: Codes of the items, integers `[num_items, levels]`, -1 at all levels for an item without content.
+        dim: Width D of a row.
+        codebook_size: Codes of a level, by default the largest and one.
+
+    Raises:
+        ValueError: Codes of another shape, or beyond the code book.
+
+    Shapes: ids int64 `[*]` -> `[*, levels, D]`, zeros without content.
+    """
+
+    codes: Tensor
+
+    def __init__(self, codes: Tensor, dim: int, codebook_size: int | None = None) -> None:
+        super().__init__()
+        if codes.dim() != 2 or codes.is_floating_point() or not codes.numel():
+            raise ValueError(f"codes must be integers [num_items, levels], got {codes.dtype} {list(codes.shape)}")
+        size = int(codes.max()) + 1 if codebook_size is None else codebook_size
+        if int(codes.max()) >= size or int(codes.min()) < -1:
+            raise ValueError(f"codes lie within {int(codes.min())} .. {int(codes.max())}, but a level has {size} codes")
+        self.levels, self.size = codes.shape[1], size
+        # one row more at each level, which stays zero, for items without content
+        known = torch.where(codes < 0, size, codes).to(torch.uint8 if size < 256 else torch.int32)
+        self.register_buffer("codes", known)
+        self.rows = nn.Parameter(torch.randn(self.levels, size, dim) * 0.02 * self.levels**0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        codes = self.codes[ids].long()
+        first = torch.arange(self.levels, device=ids.device) * self.size
+        known = (codes < self.size).unsqueeze(-1)
+        rows = F.embedding(first + codes.clamp(max=self.size - 1), self.rows.flatten(0, 1))
+        return torch.where(known, rows, 0.0)
+
+    def groups(self) -> Tensor:
+        """Items with the same codes at all levels but the last belong together: int64 `[num_items]`.
+
+        Items without content, and those of a single level, are alone.
+        """
+        alone = torch.arange(len(self.codes), device=self.codes.device)
+        if self.levels == 1:
+            return alone
+        _, number = self.codes[:, :-1].unique(dim=0, return_inverse=True)
+        return torch.where(self.codes[:, 0] < self.size, number, alone + len(alone))
+
+
+class CrossAttention(nn.Module):
+    """Events of one sequence look at those of another up to their own place, around a residual: `[B, L, D]` both."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {dim}: choose another number")
+        self.heads = heads
+        self.norm, self.norm_seen = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key_value, self.join = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        query = self.query(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        key, value = self.key_value(self.norm_seen(seen)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return x + self.dropout(self.join(attended.transpose(1, 2).flatten(2)))
+
+
+class H2Rec(CausalModel):
+    """Own rows and semantic codes side by side (H2Rec, arXiv 2512.10388).
+
+    Own rows remember items that occur often, codes share what is known of similar ones. Each level of the codes looks
+    at the events' own vectors, a gate that reads the latest of these weighs the levels, and the same transformer reads
+    their sum and, in a second pass, own vectors that have looked at the mean of the codes. A query is both states side
+    by side, `[B, 2 D]`, and an item's output its own vector beside the mean of its codes.
+
+    The penalty aligns own and code vectors of the batch's items, where those with the same codes but for the last are
+    positives of each other, and the codes' state with that of a view from which half of the levels, those of low
+    weight, are masked. Of the paper, hard negatives and the filter of positives are left out.
+
+    Args:
+        items: Embedding of the items' own rows, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        codes: Codes of the items, integers `[num_items, levels]`, -1 at all levels for an item without content.
+        codebook_size: Codes of a level, by default the largest and one.
+        length: Events of a history, at most.
+        blocks: Number of blocks.
+        heads: Heads of attention.
+        hidden: Width of the hidden layers, by default that of the items.
+        dropout: Probability of dropping a value of the input, or of what a block adds.
+        align: Weight of the alignment of items.
+        view: Weight of the alignment of views.
+        temperature: Of both.
+
+    Raises:
+        ValueError: An open id space, a length below 1, heads that do not divide the width, codes that do not fit.
+
+    Shapes: history int64 `[B, L]` and mask bool `[B, L]` -> queries `[B, 2 D]`; see `SequenceModel`.
+
+    Example:
+        >>> import torch
+        >>> codes = torch.randint(8, (500, 3))
+        >>> model = H2Rec(torch.nn.Embedding(500, 16), codes=codes, length=50)
+        >>> history = torch.tensor([[3, 1, 4], [7, 7, 0]])
+        >>> model(history, history > 0).shape
+        torch.Size([2, 32])
+    """
+
+    groups: Tensor
+    prior: Tensor
+
+    def __init__(
+        self,
+        items: Embedding,
+        *,
+        codes: Tensor,
+        codebook_size: int | None = None,
+        length: int = 200,
+        blocks: int = 2,
+        heads: int = 1,
+        hidden: int | None = None,
+        dropout: float = 0.2,
+        align: float = 0.1,
+        view: float = 0.1,
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__(items, length)
+        if len(codes) != self.num_items:
+            raise ValueError(f"there are codes of {len(codes)} items, but {self.num_items} items")
+        dim = self.embedding_dim
+        self.align, self.view, self.temperature = align, view, temperature
+        self.codes = CodeLevels(codes, dim, codebook_size)
+        self.register_buffer("groups", self.codes.groups(), persistent=False)
+        levels = self.codes.levels
+        # finer codes begin with less weight
+        self.register_buffer("prior", torch.linspace(1, 0.2, levels), persistent=False)
+        self.to_own = nn.ModuleList(CrossAttention(dim, heads, dropout) for _ in range(levels))
+        self.to_codes = CrossAttention(dim, heads, dropout)
+        self.gate = nn.Sequential(nn.Linear(dim + levels, dim), nn.GELU(), nn.Linear(dim, levels))
+        self.places = Places(length, dim, dropout)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads=heads, hidden=hidden or dim, dropout=dropout) for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def vectors(self, items: Tensor | None = None) -> Tensor:
+        every = torch.arange(self.num_items, device=self.groups.device) if items is None else items
+        return torch.cat([super().vectors(items), self.codes(every).mean(-2)], 1)
+
+    def states(self, history: Tensor) -> Tensor:
+        own, codes = self.items(history), self.codes(history)
+        return torch.cat([self._of_own(own, codes), self._of_codes(own, codes, self.weights(own))], 2)
+
+    def examples(self, history: Tensor, mask: Tensor) -> Examples:
+        found = super().examples(history, mask)
+        return found._replace(penalty=self.penalty(history[:, :-1], mask[:, :-1])) if self.training else found
+
+    def penalty(self, history: Tensor, mask: Tensor) -> Tensor:
+        """What aligns own rows with codes, and views with each other; a scalar."""
+        met = history[mask].unique()
+        if not len(met):
+            return self.prior.new_zeros(())
+        both = self.items(met), self.codes(met).mean(1)
+        penalty = self.align * multi_positive_loss(*both, self.groups[met], self.temperature)
+        if not self.view:
+            return penalty
+        some = mask.any(1)
+        history, mask = history[some], mask[some]
+        own, codes = self.items(history), self.codes(history)
+        weights = self.weights(own)
+        views = [last_of(self._of_codes(own, codes, each), mask) for each in (weights, masked_levels(weights))]
+        apart = torch.arange(len(history), device=history.device)
+        return penalty + self.view * multi_positive_loss(views[0], views[1], apart, self.temperature)
+
+    def weights(self, own: Tensor) -> Tensor:
+        """The weight of each level at each event, from its own vector: `[B, L, D]` -> `[B, L, levels]`."""
+        prior = self.prior.expand(*own.shape[:2], -1)
+        return (self.gate(torch.cat([own, prior], 2)) + prior).softmax(2)
+
+    def _of_codes(self, own: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
+        looked = torch.stack([look(codes[:, :, level], own) for level, look in enumerate(self.to_own)], 2)
+        return self._backbone((weights.unsqueeze(3) * looked).sum(2))
+
+    def _of_own(self, own: Tensor, codes: Tensor) -> Tensor:
+        return self._backbone(self.to_codes(own, codes.mean(2)))
+
+    def _backbone(self, x: Tensor) -> Tensor:
+        x = self.places(x)
+        for block in self.blocks:
+            x = block(x, causal=True)
+        return self.norm(x)
+
+
+def masked_levels(weights: Tensor) -> Tensor:
+    """Weights `[*, levels]` without the lower half of the levels, scaled to the same sum.
+
+    Example:
+        >>> import torch
+        >>> masked_levels(torch.tensor([0.125, 0.5, 0.25, 0.125]))
+        tensor([0.0000, 0.6667, 0.3333, 0.0000])
+    """
+    kept = weights.topk(-(-weights.shape[-1] // 2), dim=-1).indices
+    mask = torch.zeros_like(weights).scatter(-1, kept, 1.0)
+    return weights * mask * (weights.sum(-1, keepdim=True) / (weights * mask).sum(-1, keepdim=True))
