@@ -4,6 +4,7 @@ import gc
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.autograd.function import once_differentiable
@@ -17,13 +18,14 @@ class LossScale:
     Args:
         scaler: the one that scales the loss; False where none does; None where it has not been said. Then the scalers
             of the process are looked at from time to time, and one that is in use is an error.
-        verb: what has put the optimizer into the backward pass, for messages.
+        verb: the function that put the optimizer into the backward pass, for messages.
+        group: the processes that hold the rows together. A step that overflows for one of them is left out by all.
     """
 
-    def __init__(self, scaler: Scaler = None, verb: str = "fuse_") -> None:
+    def __init__(self, scaler: Scaler = None, verb: str = "fuse_", group: dist.ProcessGroup | None = None) -> None:
         if not (scaler is None or scaler is False or isinstance(scaler, GradScaler)):
             raise ValueError(f"grad_scaler must be a torch.amp.GradScaler, False or None, got {scaler!r}")
-        self.scaler, self.verb = scaler, verb
+        self.scaler, self.verb, self.group = scaler, verb, group
         self.calls = 0
 
     def __reduce__(self) -> Any:
@@ -73,8 +75,10 @@ class _Unscale(torch.autograd.Function):
         if not scaler.is_enabled() or scaler._scale is None:
             return grad, None
         grad = grad.float() / scaler._scale.to(grad.device)
-        finite = torch.isfinite(grad).all()  # as the scaler leaves out the step of an optimizer
-        return torch.where(finite, grad, 0.0), None
+        finite = torch.isfinite(grad).all().float()  # as the scaler leaves out the step of an optimizer
+        if ctx.scale.group is not None:
+            dist.all_reduce(finite, dist.ReduceOp.MIN, group=ctx.scale.group)
+        return torch.where(finite > 0, grad, 0.0), None
 
 
 class _Scale(torch.autograd.Function):

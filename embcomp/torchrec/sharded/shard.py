@@ -55,8 +55,9 @@ def shard(
         pg: the process group, by default that of all processes.
         constraints: for the planner, by the name of the inner table (a `UnifiedEmbedding` has "shared").
         grad_scaler: the `torch.amp.GradScaler` that scales this rank's loss, if one does. The gradients that reach
-            this rank's rows are divided by its scale; those of a step that are not finite change none of them. False
-            says that the loss is not scaled, though other models of the process use a scaler.
+            this rank's rows are divided by its scale; a step with gradients that are not finite on any rank changes no
+            row of that collection on all. False says that the loss is not scaled, though other models of the process
+            use a scaler.
 
     Returns:
         The sharded model. `fused_optimizer` of it holds the state and learning rate of the tables.
@@ -86,7 +87,7 @@ def shard(
     """
     group = _group(pg)
     device = torch.device(device)
-    loss_scale = LossScale(grad_scaler, "shard")
+    loss_scale = LossScale(grad_scaler, "shard", group if group.size() > 1 else None)
 
     def prepare():
         settings = optimizer_settings(optimizer, optimizer_kwargs, "shard")

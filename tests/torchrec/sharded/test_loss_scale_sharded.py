@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import nn
+from torchrec.distributed.planner import ParameterConstraints
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -14,6 +15,7 @@ from tests.torchrec.batches import bag_tables, sequence_tables
 
 PLAIN = EmbeddingBagConfig(name="plain", num_embeddings=12, embedding_dim=8, feature_names=["tag"])
 STEPS = (0, 1)
+KEYS = ["user@users", "friend", "film", "user@films", "tag"]
 
 
 def sharded(**settings) -> nn.Module:
@@ -72,6 +74,25 @@ def overflows() -> list[str]:
 
 def test_a_step_that_overflows_changes_no_row(pair) -> None:
     assert pair.run(overflows) == [[], []]
+
+
+def overflows_on_one_rank() -> list[str]:
+    """The tables of `bags` that have changed after a step whose gradients overflow for one feature of one rank."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    whole = {name: ParameterConstraints(sharding_types=["table_wise"]) for name in ("users", "tags", "shared")}
+    model = sharded(grad_scaler=scaler, constraints=whole)
+    before = rows(model)
+    features = batch(0, slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)).sparse
+    pooled = model.module["bags"](features)
+    large = {KEYS[0]: 2.0**40} if dist.get_rank() else {}
+    scaler.scale(sum(large.get(key, 1.0) * pooled[key].sum() for key in KEYS)).backward()
+    after = rows(model)
+    return [name for name, value in before.items() if not torch.equal(value, after[name])]
+
+
+def test_a_step_that_overflows_on_one_rank_changes_no_row_on_any(pair) -> None:
+    """As of dense parameters, whose gradients are averaged before the scaler looks at them."""
+    assert pair.run(overflows_on_one_rank) == [[], []]
 
 
 def unnamed() -> tuple[str, list[str]]:
