@@ -1,4 +1,4 @@
-"""Checkpoints of a training, in one process or many, from which it goes on exactly. Needs torch alone."""
+"""Checkpoints of a training, in one process or many, from which it continues exactly. Needs torch alone."""
 
 from embcomp.checkpoints.checkpoints import Checkpoints, Progress
 from embcomp.files import Damaged

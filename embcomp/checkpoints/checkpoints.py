@@ -1,4 +1,4 @@
-"""`Checkpoints`: all that a training needs to go on exactly, saved by torch.distributed.checkpoint."""
+"""`Checkpoints`: everything that a training needs to continue exactly, saved by torch.distributed.checkpoint."""
 
 import dataclasses
 import functools
@@ -44,11 +44,11 @@ _RANDOM = "random state"
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a training stands.
+    """The progress of a training.
 
     Attributes:
-        step: as given to `Checkpoints.save`.
-        position: as given to `Checkpoints.save`: where the data stood.
+        step: the step given to `Checkpoints.save`.
+        position: the position in the data given to `Checkpoints.save`.
     """
 
     step: int
@@ -56,34 +56,35 @@ class Progress:
 
 
 class Checkpoints:
-    """Checkpoints of one training in a folder, from which it goes on exactly, in one process or many.
+    """The checkpoints of one training in a folder, from which it continues exactly, in one process or many.
 
     A checkpoint holds the weights, the state and settings of the optimizers, the maps of the encoders, the random state
-    of each process, where the data stood, and what is named in `parts`. It is a folder of torch.distributed.checkpoint:
-    what two processes have saved under one sharding is loaded by any number of them, under another sharding, or into
-    the same model unsharded. Models: plain modules, torchrec's DistributedModelParallel, DistributedDataParallel, FSDP2
-    (`fully_shard`).
+    of each process, the position in the data, and the given `parts`. It is a folder of torch.distributed.checkpoint: a
+    checkpoint that two processes have saved under one sharding can be loaded by any number of processes, under another
+    sharding, or into the same model unsharded. Supported models are plain modules, torchrec's DistributedModelParallel,
+    DistributedDataParallel and FSDP2 (`fully_shard`).
 
-    Every process makes the object and calls its methods, all in the same order. An error in one of them is raised in
-    all. The folder must be on a file system that all of them see.
+    Every process makes the object and calls its methods, all in the same order. An error in one process is raised in
+    all. The folder must be on a file system that all processes see.
 
     Args:
-        folder: of the checkpoints of this one training.
-        model: saved, and loaded in place.
-        optimizers: those that train it, torch's or torchrec's, and `fused_optimizer(model)` after `fuse_`. The fused
-            optimizers of a DistributedModelParallel are found without being named; what one of the two has saved, the
-            other loads. Without optimizers weights and maps alone are loaded.
-        parts: what else belongs to the training, by name. An object with `state_dict` and `load_state_dict` (a
-            scheduler) is saved as rank 0 has it, and loaded on all ranks; the state holds values (see
-            `embcomp.nested.flatten`). Of a file or folder, given by its path (a
-            tokenizer, a map), a copy is kept; loading puts it back where it is gone, and refuses another one. Bytes are
-            kept and compared likewise.
-        keep: how many checkpoints stay.
-        timeout: how long a process waits for one that hangs, or has more to write. One that dies is noticed at once.
+        folder: the folder of the checkpoints of this one training.
+        model: the model to save, and to load in place.
+        optimizers: the optimizers that train it, torch's or torchrec's, and `fused_optimizer(model)` after `fuse_`. The
+            fused optimizers of a DistributedModelParallel are found without being given; each of the two kinds can load
+            the state of the other. Without optimizers only weights and maps are loaded.
+        parts: other parts of the training, by name. An object with `state_dict` and `load_state_dict` (a scheduler) is
+            saved in the state of rank 0, and loaded on all ranks; its state must hold values (see
+            `embcomp.nested.flatten`). A file or folder (a tokenizer, a map) is given by its path, and a copy of it is
+            saved; loading restores it if it is missing, and refuses a different one. Bytes are saved and compared
+            likewise.
+        keep: the number of checkpoints to keep.
+        timeout: the time to wait for a process that hangs, or has more to write. A process that dies is noticed at
+            once.
 
     Raises:
-        ValueError: `keep` below 1, a `timeout` that is not positive, a part's name that is no plain word.
-        TypeError: a part that cannot be saved.
+        ValueError: `keep` is below 1, `timeout` is not positive, or the name of a part is not a plain word.
+        TypeError: a part cannot be saved.
 
     Example:
         >>> import torch, embcomp
@@ -123,24 +124,24 @@ class Checkpoints:
         self._known: set[str] = set()  # checkpoints of the folder that this training has saved, loaded or passed over
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, the newest first."""
+        """Return the steps of the existing checkpoints, the newest first."""
         return list(dict.fromkeys(step_of(name) for name in self.folder.names()))
 
     def save(self, step: int, position: Mapping[str, Any] | None = None, *, asynchronous: bool = False) -> None:
-        """Save a checkpoint. Those beyond `keep`, and later ones that `load` has passed over, go once it is complete.
+        """Save a checkpoint. When it is complete, those beyond `keep`, and later ones that `load` skipped, are removed.
 
         Args:
-            step: its number, which grows.
-            position: where the data stands (epoch, batch, seed), the same on all ranks: numbers, texts, lists, tuples
-                and dictionaries, which come back as they were.
-            asynchronous: copy everything in memory, and write it in the background. An error is raised by the next call
-                of `save`, `load` or `wait`; call `wait` before the process ends.
+            step: the number of the checkpoint, which must grow.
+            position: the position in the data (epoch, batch, seed), the same on all ranks: numbers, texts, lists,
+                tuples and dictionaries, which are restored exactly.
+            asynchronous: True to copy everything in memory, and write it in the background. An error is raised by the
+                next call of `save`, `load` or `wait`; call `wait` before the process ends.
 
         Raises:
-            ValueError: the folder holds a checkpoint of this step or a later one, which has not been loaded; the ranks
-                differ in step, position, map, configuration or version of embcomp.
+            ValueError: the folder holds a checkpoint of this step or a later one, which has not been loaded, or the
+                ranks differ in step, position, map, configuration or version of embcomp.
             TypeError: a state of a part holds more than values.
-            OSError: it could not be written (a full disk); the checkpoints before it stay as they are.
+            OSError: the checkpoint cannot be written (a full disk, say); earlier checkpoints stay.
             RuntimeError: another process is gone, or has hung for `timeout`.
         """
         from embcomp.checkpoints.contents import Contents, check_alike, merged
@@ -161,7 +162,7 @@ class Checkpoints:
             write()
 
     def wait(self) -> None:
-        """Wait for a save in the background. Raises what `save` raises."""
+        """Wait for a save in the background. Raise the errors of `save`."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -170,19 +171,21 @@ class Checkpoints:
         """Load the newest sound checkpoint, or that of a step, into model, optimizers, parts and random generators.
 
         A damaged checkpoint is named in a warning, and the one before it is loaded. Nothing is changed before the
-        checkpoint is found to be sound and to fit, and the parts have taken their states. Nothing in it is executed.
+        checkpoint was found to be sound and to fit, and the parts have taken their states. No code in it is executed.
 
         Args:
-            step: load this one.
-            random: also set the random generators of this process. A rank beyond those that saved keeps its own.
+            step: the step to load; by default the newest.
+            random: True to also set the random generators of this process. A rank beyond those that saved keeps its own
+                state.
 
         Returns:
-            Where the training stood; None where the folder holds no checkpoint.
+            The progress of the training; None if the folder holds no checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of another model, map, configuration or optimizer; the text says what differs.
-            Damaged: no checkpoint is sound (a ValueError, too).
-            FileNotFoundError: there is none of this step.
+            ValueError: the checkpoint is of another model, map, configuration or optimizer; the text names the
+                difference.
+            Damaged: no checkpoint is sound (also a ValueError).
+            FileNotFoundError: there is no checkpoint of this step.
         """
         from embcomp.checkpoints import storage
         from embcomp.checkpoints.contents import Contents, check_fits, some
@@ -238,7 +241,7 @@ class Checkpoints:
         return None
 
     def _verified(self, path: Path) -> dict[str, Any]:
-        """The manifest, once this rank's share of the files has been compared with it."""
+        """The manifest, after this rank's share of the files has been compared with it."""
         saved = read_manifest(path)
         share = list(saved["files"].items())[self._ranks.rank :: self._ranks.world_size]
         verify(path, dict(share))
@@ -254,7 +257,7 @@ class Checkpoints:
         return self.folder.begin(step)
 
     def _take(self, found: dict[str, Any], copy: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """What this rank writes: tensors, parts (rank 0), random state; with `copy` as they are now."""
+        """The data that this rank writes: tensors, parts (rank 0) and random state; with `copy` as a snapshot."""
         from embcomp.checkpoints.storage import snapshot
 
         return snapshot(found) if copy else found, taken(self.parts) if self._ranks.first else {}, random_state()
@@ -281,7 +284,7 @@ class Checkpoints:
         self._known.add(name_of(facts["step"]))
 
     def _write_own(self, part: Path, parts: dict[str, Any], state: dict[str, Any]) -> dict[str, list[Any]]:
-        """This rank's own files; the checksums of all that it wrote."""
+        """Write this rank's own files; return the checksums of all files that it wrote."""
         rank = self._ranks.rank
         nested.save(part / _random_file(rank), _RANDOM, state)
         write_parts(part / "parts", parts)
@@ -319,7 +322,7 @@ def _random_file(rank: int) -> str:
 
 
 def _saved_random(path: Path, rank: int) -> Any:
-    """The random state of a rank; None where fewer ranks have saved than load."""
+    """The random state of a rank; None if fewer ranks have saved than load."""
     for file in (path / _random_file(rank), path / f"rank-{rank}.pt"):
         if file.exists():
             return nested.load(file, _RANDOM)

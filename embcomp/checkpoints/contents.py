@@ -1,4 +1,4 @@
-"""What of a model and its optimizers goes into a checkpoint, and comes back out of it."""
+"""The contents of a checkpoint: the state of a model and its optimizers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,14 +20,14 @@ class Contents:
         self.weights: dict[str, Any] = dict(self.model.state_dict())
 
     def tensors(self) -> dict[str, Any]:
-        """Names as torch.distributed.checkpoint gives them to `{"model": ..., "optimizer": ...}`."""
+        """Return the tensors by the names that the engine gives to `{"model": ..., "optimizer": ...}`."""
         found = {f"model.{name}": value for name, value in self.weights.items()}
         for optimizer in self.optimizers:
             found |= {f"optimizer.{name}": value for name, value in optimizer.tensors().items()}
         return found
 
     def described(self, loading: bool = False) -> dict[str, Any]:
-        """Encoders and optimizers as JSON values, shapes of the weights."""
+        """Describe encoders and optimizers as JSON values, and the shapes of the weights."""
         return {
             "encoders": encoders_of(self.weights),
             "optimizers": merged(optimizer.described(loading) for optimizer in self.optimizers),
@@ -35,7 +35,7 @@ class Contents:
         }
 
     def targets(self, saved: Mapping[str, Any], shapes: storage.Shapes) -> dict[str, Any]:
-        """What to read a checkpoint into. Makes optimizer state where there is none yet."""
+        """Return the tensors to read a checkpoint into. Optimizer state is made if there is none yet."""
         found: dict[str, Any] = {}
         for name, value in self.weights.items():
             shape = shapes[f"model.{name}"]
@@ -54,7 +54,7 @@ class Contents:
         return found
 
     def load(self, saved: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
-        """Take over what was read into `targets`."""
+        """Load the values that were read into `targets`."""
         self.model.load_state_dict({name: filled[f"model.{name}"] for name in self.weights})
         state = {
             name.removeprefix("optimizer."): value for name, value in filled.items() if name.startswith("optimizer.")
@@ -64,12 +64,12 @@ class Contents:
 
 
 def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The dictionaries in one."""
+    """Merge the dictionaries into one."""
     return {name: value for part in parts for name, value in part.items()}
 
 
 def check_alike(ranks: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError where a rank has another map, configuration, version or position than rank 0."""
+    """Raise ValueError if a rank differs from rank 0 in map, configuration, version or position."""
     for rank, facts in enumerate(ranks):
         lines = difference(facts["encoders"], ranks[0]["encoders"], f"rank {rank}", "rank 0", names_count=True)
         for name in ("step", "position", "version"):
@@ -80,7 +80,7 @@ def check_alike(ranks: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_fits(saved: Mapping[str, Any], shapes: storage.Shapes, ranks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What of a checkpoint does not fit the model and the optimizers of these ranks; a line each."""
+    """List, a line each, how a checkpoint does not fit the model and the optimizers of these ranks."""
     for facts in ranks:
         if lines := difference(saved["encoders"], facts["encoders"], "saved", "here"):
             return lines
@@ -91,6 +91,6 @@ def check_fits(saved: Mapping[str, Any], shapes: storage.Shapes, ranks: Sequence
 
 
 def some(lines: Sequence[str]) -> str:
-    """The first differences."""
+    """Join the first differences."""
     more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return "; ".join(lines[:_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Maps and configurations of a model, as a checkpoint remembers them: its state fits no others."""
+"""The maps and configurations of a model in a checkpoint, whose state fits no others."""
 
 import json
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ Encoders = dict[str, dict[str, Any]]
 
 
 def encoders_of(state: Mapping[str, Any]) -> Encoders:
-    """For each encoder in a model's state dict its table, configuration and the checksums of its maps.
+    """Return the table, configuration and map checksums of each encoder in a model's state dict.
 
-    Of `SDIM`, the other module of ours that says how it is configured, the configuration alone.
+    For `SDIM`, the other module of embcomp that stores its configuration, only the configuration.
     """
     found: Encoders = {}
     for key, value in state.items():
@@ -32,9 +32,10 @@ def encoders_of(state: Mapping[str, Any]) -> Encoders:
 
 
 def difference(one: Encoders, other: Encoders, whose: str, others: str, names_count: bool = False) -> list[str]:
-    """What differs, a line for each table; `whose` and `others` say what the two are.
+    """List the differences, a line for each table; `whose` and `others` name the two sides.
 
-    Names of tables do not count in a checkpoint: they travel with the state, and the hash keys that follow from them.
+    Names of tables do not count in a checkpoint, because they are part of the state, as are the hash keys that depend
+    on them.
     """
     lines = []
     for path in sorted({*one, *other}):
@@ -61,7 +62,7 @@ def _short(value: Any) -> str:
 
 
 def _config(value: Any) -> dict[str, Any] | None:
-    """The configuration in the extra state of a module of ours; None for that of others."""
+    """The configuration in the extra state of a module of embcomp; None for that of other modules."""
     if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
         return None
     try:

@@ -1,11 +1,9 @@
 """A folder of checkpoints on disk: each appears whole or not at all, and damage is found by checksums.
 
 <folder>/step-0000000120/    one checkpoint
-             manifest.json   step, position, what the model was, length and SHA-256 of every file
-             .metadata       of torch.distributed.checkpoint, as the *.distcp
-             __0_0.distcp    tensors that rank 0 wrote
-             rank-0.safetensors  random state of rank 0
-             parts/          what the user gave beside the model
+             manifest.json   step, position, what the model was, length and SHA-256 of every file .metadata       of
+             torch.distributed.checkpoint, as the *.distcp __0_0.distcp    tensors that rank 0 wrote rank-0.safetensors
+             random state of rank 0 parts/          what the user gave beside the model
          .step-...part       being written, or left by a process that was killed: never read, removed by the next save
 """
 
@@ -26,20 +24,20 @@ _NAME = re.compile(r"step-(\d{10,})(\.replaced)?")
 
 
 class Folder:
-    """The checkpoints below `path`."""
+    """The folder `path` with its checkpoints."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
 
     def names(self) -> list[str]:
-        """The checkpoints that are there, the newest first; one that is being replaced follows its replacement."""
+        """Return the existing checkpoints, the newest first; one that is being replaced follows its replacement."""
         if not self.path.is_dir():
             return []
         found = [match for entry in self.path.iterdir() if (match := _NAME.fullmatch(entry.name))]
         return [match[0] for match in sorted(found, key=lambda match: (-int(match[1]), match[2] or ""))]
 
     def begin(self, step: int) -> Path:
-        """An empty folder to write a checkpoint into; removes what killed saves have left."""
+        """Make an empty folder to write a checkpoint into, and remove the remains of killed saves."""
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(".step-*.part"):
             shutil.rmtree(left, ignore_errors=True)
@@ -48,7 +46,7 @@ class Folder:
         return part
 
     def publish(self, part: Path, step: int) -> None:
-        """Make a complete checkpoint visible in one step. One of the same step stays until the new one is there."""
+        """Make a complete checkpoint visible in one step. One of the same step stays until the new one is in place."""
         path = self.path / name_of(step)
         old = path.with_name(f"{path.name}.replaced")
         if path.exists():
@@ -67,17 +65,17 @@ class Folder:
 
 
 def name_of(step: int) -> str:
-    """The folder of a step."""
+    """Return the folder name of a step."""
     return f"step-{step:010d}"
 
 
 def step_of(name: str) -> int:
-    """The step of a folder."""
+    """Return the step of a folder name."""
     return int(name.partition("-")[2].partition(".")[0])
 
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
-    """The last file of a checkpoint; with it all others are sure to be on disk."""
+    """Write the last file of a checkpoint, and sync its folders; all other files are then on the disk."""
     values = {"format": FORMAT, **values}
     values["position"], _ = nested.flatten(values["position"], "position")
     write_sealed(path / MANIFEST, values)
@@ -86,11 +84,11 @@ def write_manifest(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote.
+    """Read the manifest that `write_manifest` wrote.
 
     Raises:
-        Damaged: it is missing, cut short or edited.
-        ValueError: it is of a later version of embcomp.
+        Damaged: the file is missing, cut short or edited.
+        ValueError: the file is of a later version of embcomp.
     """
     file = path / MANIFEST
     values = read_sealed(file)

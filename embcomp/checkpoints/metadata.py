@@ -1,4 +1,4 @@
-"""Reads what torch.distributed.checkpoint writes without executing it: its metadata is a pickle, its bytes are, too."""
+"""A reader for the pickles of torch.distributed.checkpoint (metadata and bytes) that executes no code."""
 
 import io
 import pickle
@@ -33,7 +33,7 @@ _FILE = re.compile(r"[\w-]+\.distcp")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes the classes of the engine's own metadata and nothing else."""
+    """An unpickler that makes only the classes of the engine's own metadata."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
@@ -46,10 +46,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 class Reader(FileSystemReader):
-    """A reader that takes metadata of the engine, and files of the checkpoint's own folder, alone."""
+    """A reader that accepts only the engine's metadata, and files in the checkpoint's own folder."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
-        """The metadata. Raises Damaged for anything else than what the engine writes."""
+        """Read the metadata. Raise Damaged for anything else than the engine writes."""
         path = self._get_metadata_path(kwargs.get("rank"))
         try:
             with open(path, "rb") as file:
@@ -69,10 +69,10 @@ class Reader(FileSystemReader):
 
 
 class Planner(DefaultLoadPlanner):
-    """The engine's planner, which reads what is not a tensor as values, never as code."""
+    """The engine's planner, changed to read non-tensors as values, never as code."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        """Check that the bytes hold values. Raises pickle.UnpicklingError where they hold code."""
+        """Check that the bytes hold values. Raise pickle.UnpicklingError if they hold code."""
         torch.load(value, map_location="cpu", weights_only=True)
         value.seek(0)
         super().load_bytes(read_item, value)

@@ -1,8 +1,8 @@
-"""The state of optimizers by the names of parameters, so that it fits another sharding and another order of groups.
+"""The state of optimizers by parameter name, so that it fits another sharding and another order of groups.
 
-Three kinds: torch's own, whose state is made by their first step; torchrec's keyed ones (the fused optimizers of a
-DistributedModelParallel, and wrappers), which know the names themselves; and embcomp's, of tables that one process has
-fused. The fused ones of both go under the same names, so that a checkpoint of one fits the other.
+There are three kinds: torch's own, whose state is made by their first step; torchrec's keyed optimizers (the fused ones
+of a DistributedModelParallel, and wrappers), which know the names themselves; and embcomp's, of tables that one process
+has fused. Both kinds of fused optimizers use the same names, so that a checkpoint of one fits the other.
 """
 
 import sys
@@ -24,12 +24,12 @@ _FUSED = [("torchrec.optim.fused", "FusedOptimizer"), ("embcomp.torchrec.fused.o
 
 
 def loaded(module: str, *names: str) -> tuple[type, ...]:
-    """The classes of a module that needs an extra; none where nobody imported it: no model or optimizer is one."""
+    """Return classes of a module that needs an extra; empty if it was not imported, since no object can be of them."""
     return tuple(getattr(sys.modules[module], name) for name in names) if module in sys.modules else ()
 
 
 class OptimizerState:
-    """One optimizer and the names of what it trains (below `prefix`, where it knows them itself).
+    """One optimizer and the names of its parameters (below `prefix`, if it knows them itself).
 
     Raises:
         ValueError: it trains a parameter that the model does not have.
@@ -54,9 +54,9 @@ class OptimizerState:
             self.names = {parameter: known[parameter] for parameter in trained}
 
     def described(self, loading: bool = False) -> Described:
-        """For each parameter the kind and the settings of its optimizer, and the shapes of its state by name.
+        """Return for each parameter the kind and settings of its optimizer, and the shapes of its state by name.
 
-        `loading`: None in the place of the shapes where any would do, because the state is made to fit.
+        With `loading` the shapes are None if the state is made to fit any shapes.
         """
         found: Described = {}
         for group in self.optimizer.param_groups:
@@ -71,10 +71,10 @@ class OptimizerState:
         return found
 
     def tensors(self) -> dict[str, Any]:
-        """The state as it is: "<parameter>.<state>" -> tensor.
+        """Return the current state, from "<parameter>.<state>" to tensor.
 
         Raises:
-            ValueError: a state that is not a tensor.
+            ValueError: a state is not a tensor.
         """
         found: dict[str, Any] = {}
         for parameter, name in self.names.items():
@@ -94,7 +94,7 @@ class OptimizerState:
             self.optimizer.zero_grad()
 
     def targets(self, saved: Described, shapes: Mapping[str, tuple[torch.dtype, torch.Size]]) -> dict[str, Any]:
-        """What to load into: the state itself where it exists by now, else new tensors of the saved shapes."""
+        """Return the tensors to load into: the state itself if it exists, else new tensors of the saved shapes."""
         if self.in_place:
             return self.tensors()
         found: dict[str, Any] = {}
@@ -109,7 +109,7 @@ class OptimizerState:
         return found
 
     def load(self, saved: Described, tensors: Mapping[str, Any]) -> None:
-        """Take settings and state over, once `tensors` (those of `targets`) are filled."""
+        """Load settings and state, after `tensors` (those of `targets`) were filled."""
         settings = [self._settings(group, saved) for group in self.optimizer.param_groups]
         if self.in_place:  # the tensors are its own
             for group, values in zip(self.optimizer.param_groups, settings, strict=True):
@@ -132,7 +132,7 @@ class OptimizerState:
         self.optimizer.load_state_dict({"state": held, "param_groups": groups})
 
     def _settings(self, group: Mapping[str, Any], saved: Described) -> dict[str, Any]:
-        """The saved settings of a group, each in the type that it has here."""
+        """The saved settings of a group, each converted to the type that it has here."""
         found: dict[str, Any] = {}
         if not group["params"]:
             return found
@@ -160,10 +160,10 @@ class OptimizerState:
 
 
 def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[OptimizerState]:
-    """The optimizers one by one: those that others combine, and the fused ones that a sharded model brings along.
+    """Return all single optimizers: the parts of combined ones, and the fused ones of a sharded model.
 
     Raises:
-        ValueError: a sharded part of the model whose fused optimizer cannot be found.
+        ValueError: the fused optimizer of a sharded part of the model cannot be found.
     """
     fused = getattr(model, "fused_optimizer", None)
     given = [*([fused] if isinstance(fused, loaded(*_KEYED)) else []), *optimizers]
@@ -179,7 +179,7 @@ def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[Optimi
 
 
 def compare(saved: Described, here: Described) -> list[str]:
-    """What differs, a line for each parameter."""
+    """List the differences, a line for each parameter."""
     lines = []
     for name in sorted({*saved, *here}):
         if name not in here:
@@ -197,7 +197,7 @@ _NOT_PLAIN = object()
 
 
 def _plain(value: Any) -> Any:
-    """A setting as a JSON value."""
+    """Convert a setting to a JSON value, or return _NOT_PLAIN."""
     numpy = sys.modules.get("numpy")
     if (isinstance(value, Tensor) and value.numel() == 1) or (numpy and isinstance(value, numpy.generic)):
         return value.item()

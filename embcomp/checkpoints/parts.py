@@ -1,4 +1,4 @@
-"""What a user saves beside the model: schedulers and the like by their state, tokenizers and maps by their files."""
+"""The parts that a user saves beside the model: objects by their state, tokenizers and maps by their files."""
 
 import contextlib
 import copy
@@ -18,11 +18,11 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def check_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts, paths as `Path`.
+    """Check the parts, and return them with paths as `Path`.
 
     Raises:
-        TypeError: something that cannot be saved.
-        ValueError: a name that is no plain word.
+        TypeError: a part cannot be saved.
+        ValueError: a name is not a plain word.
     """
     found: dict[str, Any] = {}
     for name, part in parts.items():
@@ -41,16 +41,16 @@ def check_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def taken(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts as they are now: a state is copied, bytes and paths do not change.
+    """Take a snapshot of the parts: states are copied, bytes and paths do not change.
 
     Raises:
-        TypeError: a state with something in it that is no value; names the part and the place.
+        TypeError: a state holds something that is not a value; the text names the part and the place.
     """
     return {name: part if isinstance(part, bytes | Path) else _State(part, name) for name, part in parts.items()}
 
 
 def write_parts(folder: Path, found: Mapping[str, Any]) -> None:
-    """Write what `taken` took."""
+    """Write the snapshot that `taken` returned."""
     for name, part in found.items():
         if isinstance(part, _State):
             artifact.save(folder / f"{name}.safetensors", _KIND, {"value": part.structure}, part.tensors)
@@ -64,7 +64,7 @@ def write_parts(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def check_saved(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Raise ValueError where a part was not saved, or bytes or files are others than those saved."""
+    """Raise ValueError if a part was not saved, or if bytes or files differ from those saved."""
     for name, part in parts.items():
         saved = _saved(folder, name, part)
         if isinstance(part, bytes) and part != saved.read_bytes():
@@ -77,19 +77,19 @@ def check_saved(folder: Path, parts: Mapping[str, Any]) -> None:
 
 
 def saved_states(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the states of the parts that have some; nothing is changed. Raises Damaged for a file of something else."""
+    """Read the states of the parts that have one; nothing is changed. Raise Damaged for a file of something else."""
     states = {name: part for name, part in parts.items() if not isinstance(part, bytes | Path)}
     return {name: nested.load(_saved(folder, name, part), _KIND) for name, part in states.items()}
 
 
 def states_now(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy of the states as they are, to go back to."""
+    """Copy the current states, to restore them after an error."""
     states = {name: part for name, part in parts.items() if not isinstance(part, bytes | Path)}
     return {name: copy.deepcopy(part.state_dict()) for name, part in states.items()}
 
 
 def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    """Return each part its state. Raises ValueError, naming the part, where it refuses."""
+    """Load the state of each part. Raise ValueError, naming the part, if it refuses."""
     for name, state in states.items():
         try:
             parts[name].load_state_dict(state)
@@ -98,14 +98,14 @@ def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
 
 
 def go_back(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    """Return each part the state of `states_now`."""
+    """Restore the states of `states_now`."""
     for name, state in states.items():
         with contextlib.suppress(Exception):  # the error that led here is the one to hear of
             parts[name].load_state_dict(state)
 
 
 def restore_files(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Restore files and folders that are gone."""
+    """Restore files and folders that are missing."""
     for name, part in parts.items():
         if isinstance(part, Path) and not part.exists():
             saved = _saved(folder, name, part)
@@ -114,7 +114,7 @@ def restore_files(folder: Path, parts: Mapping[str, Any]) -> None:
 
 
 class _State:
-    """A state as it was when this was made."""
+    """A snapshot of a state."""
 
     def __init__(self, part: Any, name: str) -> None:
         self.structure, tensors = nested.flatten(part.state_dict(), f"the state of part {name!r}")

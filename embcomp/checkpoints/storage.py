@@ -1,4 +1,4 @@
-"""What torch.distributed.checkpoint writes and reads: tensors of this process, sharded or not, by name."""
+"""The tensors that torch.distributed.checkpoint writes and reads: those of this process, sharded or not, by name."""
 
 import copy
 import warnings
@@ -26,7 +26,7 @@ Shapes = dict[str, tuple[torch.dtype, torch.Size] | None]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module whose names a checkpoint bears: without DistributedDataParallel and torch.compile around it."""
+    """Return the module that names are relative to, without DistributedDataParallel and torch.compile around it."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -37,7 +37,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def snapshot(tensors: dict[str, Any]) -> dict[str, Any]:
-    """A copy in the memory of the host, which training does not change."""
+    """Copy tensors to the memory of the host, where training does not change them."""
     return {name: _copied(value) for name, value in tensors.items()}
 
 
@@ -51,7 +51,7 @@ def _copied(value: Any) -> Any:
 
 
 def shapes(tensors: dict[str, Any]) -> Shapes:
-    """Data type and whole size of each; None for what is not a tensor."""
+    """Return the dtype and whole shape of each value; None for values that are not tensors."""
     return {name: _shape(value) for name, value in tensors.items()}
 
 
@@ -62,7 +62,7 @@ def _shape(value: Any) -> tuple[torch.dtype, torch.Size] | None:
 
 
 def saved_shapes(path: Path) -> Shapes:
-    """The shapes in a checkpoint."""
+    """Return the shapes in a checkpoint."""
     found = Reader(path).read_metadata().state_dict_metadata
     return {
         name: (value.properties.dtype, value.size) if isinstance(value, TensorStorageMetadata) else None
@@ -71,7 +71,7 @@ def saved_shapes(path: Path) -> Shapes:
 
 
 def compare(saved: Shapes, here: Shapes) -> list[str]:
-    """What differs, a line for each tensor."""
+    """List the differences, a line for each tensor."""
     lines = []
     for name in sorted({*saved, *here}):
         if name not in here or name not in saved:
@@ -89,7 +89,7 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
     """Write the tensors of all ranks into a folder.
 
     Raises:
-        OSError: a disk is full, say; on all ranks, saying which it was.
+        OSError: a disk is full, say; raised on all ranks, with the rank in its note.
         RuntimeError: another process is gone.
     """
     _quiet()
@@ -108,7 +108,7 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
 
 
 def read(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
-    """Fill the tensors from a folder; what is not a tensor is replaced in the dictionary. Raises as `write` does."""
+    """Fill the tensors from a folder, and replace other values in the dictionary. Raise the errors of `write`."""
     _quiet()
     try:
         load(
@@ -135,7 +135,7 @@ class _Writer(FileSystemWriter):
 
 
 def _quiet() -> None:
-    """What torch says of itself: that there is no process group, that torchrec's tensors are of an old kind."""
+    """Silence torch's warnings about itself: a missing process group, and torchrec's deprecated tensors."""
     for text, kind in _NOISE.items():
         # Only where something else comes first: each call makes Python show all other warnings again.
         if not any(known is not None and known.pattern == text for _, known, *_ in warnings.filters[: len(_NOISE)]):
@@ -143,7 +143,7 @@ def _quiet() -> None:
 
 
 def _plain(error: CheckpointException) -> Exception:
-    """The error of one rank in the place of the report on all."""
+    """The error of one rank, in place of the report on all ranks."""
     rank, (failed, _) = min(error.failures.items())
     failed = failed if isinstance(failed, Exception) else RuntimeError(f"{type(failed).__name__}: {failed}")
     failed.add_note(f"on rank {rank}")

@@ -1,4 +1,4 @@
-"""`embcomp.export`: a trained model as one file that serves it, its tables quantised."""
+"""`embcomp.export`: a trained model as one file to serve, with quantised tables."""
 
 from embcomp.serving.archive import load
 from embcomp.serving.export import export

@@ -1,7 +1,7 @@
-"""The file of an exported program: torch's archive, and in its comment a checksum of all before it.
+"""The file of an exported program: torch's archive, with a checksum of everything before it in its comment.
 
-The last 64 bytes of a file are the SHA-256 of the others, in hexadecimal digits. torch reads past the comment, so that
-a server needs no embcomp; `load` compares it first.
+The last 64 bytes of a file are the SHA-256 of the other bytes, in hexadecimal digits. torch ignores the comment, so
+that a server does not need embcomp; `load` checks it first.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _END = b"PK\5\6"  # of the last record of an archive, 22 bytes with an empty com
 
 
 def save(program: ExportedProgram, path: StrPath) -> None:
-    """Write a program; a file that is there is replaced at once or not at all. Raises OSError, naming the file."""
+    """Write a program. An existing file is replaced in one step or not at all. Raise OSError, naming the file."""
     with replacing(path) as part, part.open("w+b") as file:
         stream = _Stream(file)
         torch.export.save(program, stream)  # pyright: ignore[reportArgumentType]
@@ -39,7 +39,7 @@ def save(program: ExportedProgram, path: StrPath) -> None:
 
 
 class _Stream(io.RawIOBase):
-    """A file for torch's writer, which ends the process where a write raises: the first error is kept for later."""
+    """A file for torch's writer, which ends the process if a write raises: the first error is kept for later."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__()
@@ -65,18 +65,18 @@ class _Stream(io.RawIOBase):
 
 
 def load(path: StrPath) -> ExportedProgram:
-    """Load what `embcomp.export` wrote, once its checksum fits.
+    """Load a program that `embcomp.export` wrote, after checking its checksum.
 
-    As `torch.export.load`, which it calls, it may run code that the file holds: load the files of those alone whose
-    code you would run.
+    Like `torch.export.load`, which it calls, it may run code from the file: load only files from sources whose code you
+    would run.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Raises:
-        Damaged: the file is cut or was changed (a ValueError, too).
-        ValueError: it is no exported program, or one that needs packages which are not imported.
-        FileNotFoundError: there is none.
+        Damaged: the file is cut short or was changed (also a ValueError).
+        ValueError: the file is not an exported program, or needs packages that are not imported.
+        FileNotFoundError: there is no such file.
 
     Example:
         >>> import torch, embcomp
@@ -107,7 +107,7 @@ def load(path: StrPath) -> ExportedProgram:
 
 
 def _check_old(path: Path) -> None:
-    """Of embcomp 0.1, without a checksum of the whole: those of the records. Raises Damaged."""
+    """Check the records of a file of embcomp 0.1, which has no checksum of the whole. Raise Damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()

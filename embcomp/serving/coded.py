@@ -1,4 +1,4 @@
-"""Stores of tables that were trained in few bits: what a codec wrote, packed."""
+"""The served stores of tables that were trained in few bits: the packed codes of a codec."""
 
 import torch
 from torch import Tensor
@@ -9,15 +9,15 @@ from embcomp.serving.stores import ServedStore
 
 
 class CodedStore(ServedStore):
-    """Packed codes, and what decodes them. A program that is traced holds plain torch; called here, compiled forms do.
+    """A store of packed codes and their constants. A traced program uses plain torch, a call here the compiled forms.
 
     Args:
-        codec: what trained the rows.
-        coded: its served form.
-        dtype: of the vectors that come out.
+        codec: the codec of the trained rows.
+        coded: the served form of the rows.
+        dtype: the dtype of the returned vectors.
 
     Attributes:
-        bits: of a code.
+        bits: the bits of a code.
     """
 
     def __init__(self, codec: Codec, coded: Coded, dtype: torch.dtype) -> None:
@@ -43,16 +43,16 @@ class CodedStore(ServedStore):
 
 
 def serve_coded(rows: Tensor, codec: Codec, out: torch.dtype, table: str) -> CodedStore:
-    """The store of trained rows that have a codec.
+    """Make the store of trained rows that have a codec.
 
     Args:
-        rows: floats [rows, width], as they were trained.
-        codec: theirs.
-        out: dtype of the vectors that come out.
-        table: a table that reads the rows, for the error.
+        rows: the rows as they were trained, floats [rows, width].
+        codec: the codec of the rows.
+        out: the dtype of the returned vectors.
+        table: the name of a table that reads the rows, for errors.
 
     Raises:
-        ValueError: rows, or what decodes them, that are not finite.
+        ValueError: rows or constants are not finite.
     """
     if not bool(rows.isfinite().all()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`export`: a trained model -> one file that serves it."""
+"""`export`: from a trained model to one file that serves it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,31 +23,31 @@ def export(
 ) -> ExportReport:
     """Write a trained model as a `torch.export` program with quantised tables, which is served without embcomp.
 
-    Tables of every kind are served: `embcomp.nn`'s and `torch.nn`'s, compressed and plain collections of torchrec, with
-    fused optimizers or without. Their maps and hashes go along. An integer row has a scale and a bias of its own (rows
-    narrower than 32 share them with the next ones), and each value comes out within half the scale.
+    Tables of every kind are served: those of `embcomp.nn` and `torch.nn`, and compressed and plain collections of
+    torchrec, with or without fused optimizers. Their maps and hashes are included. An integer row has its own scale and
+    bias (rows narrower than 32 share them with the next rows), and each value is exact to half the scale.
 
-    Load the file with `torch.export.load(path).module()` and call it as the model is called, with one difference: in
-    the place of a KeyedJaggedTensor it takes the tuple (values [N], lengths [keys, B]), and weights [N] where the
-    example has them; keys in the order of the example. It answers with tensors: a KeyedTensor becomes a dictionary, a
-    JaggedTensor a tuple (values, lengths). Batch size and number of ids may vary, down to 0. The program runs on CPUs.
+    Load the file with `torch.export.load(path).module()` and call it like the model, with one difference: instead of a
+    KeyedJaggedTensor it takes the tuple (values [N], lengths [keys, B]), and weights [N] if the example has them, with
+    keys in the order of the example. It returns tensors: a KeyedTensor becomes a dictionary, a JaggedTensor a tuple
+    (values, lengths). The batch size and the number of ids may vary, down to 0. The program runs on CPUs.
 
     Args:
-        model: trained, in one process; it does not change. It is exported in evaluation mode.
-        path: where the file goes, "model.pt2"; it is complete or absent.
-        example: the arguments of a call, with at least two bags and two ids; only types and sizes are kept.
+        model: the trained model, in one process; it does not change. It is exported in evaluation mode.
+        path: the file to write, "model.pt2"; it is complete or absent.
+        example: the arguments of a call, with at least two bags and two ids; only their types and sizes are kept.
         dtype: "int8", "int4", "float16" or "float32"; or one for each table, by glob patterns over module paths and
-            torchrec table names: the first match wins, and a table that no pattern matches stays as it is.
+            torchrec table names: the first match wins, and a table that no pattern matches is not quantised.
 
     Returns:
-        Bytes before and after, table by table; `print` shows them.
+        The bytes before and after, table by table; `print` shows them.
 
     Raises:
-        ValueError: an unknown dtype, a pattern without a table, tables on one store with different dtypes; values that
-            the dtype cannot hold; a sharded or wrapped model; a path whose folder does not exist; an example too small,
-            or a model that fixes its sizes.
-        TypeError: inputs or outputs that are not tensors.
-        OSError: the file cannot be written (a full disk); names it.
+        ValueError: the dtype is unknown; a pattern matches no table; tables on one store have different dtypes; the
+            dtype cannot hold the values; the model is sharded or wrapped; the folder of the path does not exist; the
+            example is too small; or the model fixes its sizes.
+        TypeError: inputs or outputs are not tensors.
+        OSError: the file cannot be written (a full disk, say); the text names it.
 
     Example:
         >>> import torch, embcomp

@@ -1,4 +1,4 @@
-"""A model as a traced program: plain tensors in and out, any batch size and number of ids."""
+"""The traced program of a model: plain tensors in and out, any batch size and number of ids."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +15,15 @@ _PACKAGES = {"fbgemm": "fbgemm_gpu"}
 
 @dataclass(frozen=True)
 class _Jagged:
-    """A KeyedJaggedTensor of the example; the program takes its tensors alone."""
+    """The keys of a KeyedJaggedTensor of the example, in whose place the program takes its tensors."""
 
     keys: list[str]
 
 
 class Plain(nn.Module):
-    """A model called with plain tensors; where it takes or gives a KeyedJaggedTensor, there is a tuple.
+    """A model called with plain tensors; each KeyedJaggedTensor is replaced by a tuple.
 
-    That tuple is (values [N], lengths [keys, B]), and weights [N] where the example has them.
+    The tuple is (values [N], lengths [keys, B]), and weights [N] if the example has them.
     """
 
     def __init__(self, model: nn.Module, example: Sequence[Any]) -> None:
@@ -37,16 +37,16 @@ class Plain(nn.Module):
 
 
 def trace(model: nn.Module, example: Sequence[Any]) -> tuple[ExportedProgram, str]:
-    """The program of a model, and its inputs as text.
+    """Return the program of a model, and its inputs as text.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        example: what the model is called with: tensors, KeyedJaggedTensors, None, and tuples, lists and dictionaries of
+        model: the model, in evaluation mode, on the CPU.
+        example: the arguments of a call: tensors, KeyedJaggedTensors, None, and tuples, lists and dictionaries of
             these.
 
     Raises:
-        TypeError: an input or an output of another type.
-        ValueError: the program would take batches of one size only.
+        TypeError: an input or an output has another type.
+        ValueError: the program would accept only batches of one size.
     """
     wrapped = Plain(model, example)
     plain = tuple(to_plain(value, f"example[{i}]") for i, value in enumerate(example))
@@ -89,7 +89,7 @@ def trace(model: nn.Module, example: Sequence[Any]) -> tuple[ExportedProgram, st
 
 
 def neutral(plain: tuple[Any, ...], templates: list[Any]) -> tuple[Any, ...]:
-    """Inputs of the same types and sizes that say nothing: zeros, and all ids in the first bag."""
+    """Return inputs of the same types and sizes without information: zeros, with all ids in the first bag."""
 
     def zeros(path: str, tensor: Tensor, axis: int | None) -> Tensor:
         found = torch.zeros_like(tensor)
@@ -102,7 +102,7 @@ def neutral(plain: tuple[Any, ...], templates: list[Any]) -> tuple[Any, ...]:
 
 
 def packages(program: ExportedProgram) -> tuple[str, ...]:
-    """What has to be imported before a program is loaded, torch first."""
+    """Return the packages to import before a program is loaded, torch first."""
     found = {"torch": None}
     for node in _nodes(program):
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _TORCH:
@@ -111,14 +111,14 @@ def packages(program: ExportedProgram) -> tuple[str, ...]:
 
 
 def _nodes(program: ExportedProgram) -> Iterator[torch.fx.Node]:
-    """Of the graph, and of those inside it."""
+    """Yield the nodes of the graph, and of the graphs inside it."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             yield from module.graph.nodes
 
 
 def to_plain(value: Any, path: str) -> Any:
-    """Tensors in tuples, lists and dictionaries; torchrec's types as such. Raises TypeError for another type."""
+    """Convert torchrec's types to tensors, in tuples, lists and dictionaries. Raise TypeError for another type."""
     if value is None or isinstance(value, Tensor):
         return value
     if isinstance(value, dict):
@@ -153,7 +153,7 @@ def _template(value: Any) -> Any:
 
 
 def _map(value: Any, template: Any, path: str, leaf: Callable[[str, Tensor, int | None], Any]) -> Any:
-    """`leaf` for each tensor of a plain structure; it is told which axis varies, where that is known."""
+    """Call `leaf` for each tensor of a plain structure, with the axis that varies if this is known."""
     if isinstance(template, _Jagged):
         parts = zip(("values", "lengths", "weights"), value, (0, 1, 0), strict=False)
         return tuple(leaf(f"{path}.{name}", tensor, axis) for name, tensor, axis in parts)
@@ -181,7 +181,7 @@ def _from_plain(value: Any, template: Any) -> Any:
 
 
 def _signature(plain: tuple[Any, ...], templates: list[Any], sizes: list[torch.Size]) -> str:
-    """Types and shapes, a name for each size that varies: float32 [n0, 13], (int64 [n1], int64 [26, n0])."""
+    """The types and shapes, with a name for each size that varies: float32 [n0, 13], (int64 [n1], int64 [26, n0])."""
     waiting = iter(sizes)
     names: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""Rows as small integers, each row with a scale and a bias of its own: value = bias + scale * code."""
+"""Rows as small integers, with a scale and a bias for each row: value = bias + scale * code."""
 
 from typing import NamedTuple
 
@@ -9,31 +9,32 @@ _BLOCK = 1 << 20  # values at a time, so that a large table needs no second copy
 
 
 class Quantized(NamedTuple):
-    """`codes` uint8 [rows, dim] below 2^bits; `scale` and `bias` float32 [rows, 1]."""
+    """Quantised rows: `codes` uint8 [rows, dim] below 2^bits; `scale` and `bias` float32 [rows, 1]."""
 
     codes: Tensor
     scale: Tensor
     bias: Tensor
 
     def dequantize(self) -> Tensor:
-        """Back to float32 [rows, dim]."""
+        """Return the values, float32 [rows, dim]."""
         return self.bias + self.scale * self.codes
 
 
 def quantize(rows: Tensor, bits: int, half: bool) -> Quantized:
-    """The nearest code of each value on its row's grid from the row's minimum to its maximum.
+    """Find the nearest code of each value on its row's grid from the row's minimum to its maximum.
 
     Args:
-        rows: floats [rows, dim], finite.
-        bits: 8 or 4.
-        half: scale and bias are to be stored as float16. They are then rounded outwards, so that the grid still
+        rows: the rows, floats [rows, dim], finite.
+        bits: the bits of a code, 8 or 4.
+        half: True if scale and bias will be stored as float16. They are then rounded outwards, so that the grid still
             covers the row.
 
     Returns:
-        Codes, scales and biases; each value is within scale / 2 of its own, up to the rounding of float32.
+        The codes, scales and biases; each decoded value is within scale / 2 of its original, up to the rounding of
+        float32.
 
     Raises:
-        OverflowError: a scale or a bias has no place in its floating type.
+        OverflowError: a scale or a bias exceeds its floating type.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What `export` did, in bytes."""
+"""The report of `export`, in bytes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,13 @@ from embcomp.sizes import grouped, nbytes, text_table
 
 @dataclass(frozen=True)
 class TableExport:
-    """One table, before and after. Bytes include its map and its part of a shared store, in the file as in memory.
+    """One table, before and after. Bytes include its map and its share of a shared store, in the file as in memory.
 
     Attributes:
-        dtypes: how its stores are kept, each once: a dtype, or the bits of a table that was trained in them.
-        bytes_full: of one float32 row for each id; None where the id space is open.
-        bytes_trained: as it was trained, `embcomp.training_nbytes`.
-        bytes_exported: as it is served.
+        dtypes: the forms of its stores, each once: a dtype, or the bits of a table that was trained in them.
+        bytes_full: the bytes of one float32 row for each id; None for an open id space.
+        bytes_trained: the bytes of the training form, `embcomp.training_nbytes`.
+        bytes_exported: the bytes of the served form.
 
     Example:
         >>> import torch, embcomp
@@ -36,20 +36,20 @@ class TableExport:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the table is than as it was trained."""
+        """The factor by which the table is smaller than its training form."""
         return self.bytes_trained / max(1, self.bytes_exported)
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export` wrote; `print(report)` shows it as a table.
+    """The result of `export`; `print(report)` shows it as a table.
 
     Attributes:
-        tables: one line each.
+        tables: the report of each table.
         path: the file.
-        bytes_file: its size: the tables, the other parameters, the program.
-        inputs: what the program is called with, as text.
-        needs: what has to be imported before the file is loaded; torch alone is ("torch",).
+        bytes_file: the size of the file: the tables, the other parameters and the program.
+        inputs: the inputs of the program, as text.
+        needs: the packages to import before the file is loaded; ("torch",) if only torch is needed.
 
     Example:
         >>> import torch, embcomp
@@ -67,7 +67,7 @@ class ExportReport:
 
     @property
     def bytes_full(self) -> int | None:
-        """None where a table has an open id space."""
+        """The bytes of all full tables; None if a table has an open id space."""
         sizes = [table.bytes_full for table in self.tables]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
@@ -81,7 +81,7 @@ class ExportReport:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller all tables together are than as they were trained."""
+        """The factor by which all tables together are smaller than their training form."""
         return self.bytes_trained / max(1, self.bytes_exported)
 
     def __str__(self) -> str:
@@ -101,9 +101,9 @@ def _sizes(of: TableExport | ExportReport) -> tuple[str, str, str, str]:
 
 
 def table_lines(served: Served) -> list[TableExport]:
-    """A line for each table; the bytes of a store that several tables read are split by their full sizes.
+    """Report each table; the bytes of a store that several tables read are split in proportion to their full sizes.
 
-    A map that tables share counts for the first of them.
+    A map that several tables share is counted for the first of them.
     """
     users: dict[int, list[Held]] = {}
     for table in served.tables:
@@ -134,7 +134,7 @@ def table_lines(served: Served) -> list[TableExport]:
 
 
 def _share(size: int, users: list[Held], mine: Held) -> int:
-    """The part of `size` bytes that one of the users bears, in proportion to ids x width; the parts add up exactly."""
+    """The share of `size` bytes that falls to one user, in proportion to ids x width; shares sum to `size`."""
     weights = [(user.table.num_embeddings or 1) * user.table.embedding_dim for user in users]
     place, whole = next(i for i, user in enumerate(users) if user is mine), sum(weights)
     upto = [sum(weights[:i]) * size // whole for i in (place, place + 1)]

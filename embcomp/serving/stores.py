@@ -1,8 +1,8 @@
-"""Stores of a served model: the calls of `PlainStore`, fewer bytes, no gradients.
+"""The stores of a served model: the calls of `PlainStore`, with fewer bytes and without gradients.
 
-Integer rows are read by the kernels that torch itself brings for them (FBGEMM's, where the processor has them), so
-torch alone serves a file with them. These kernels want a scale and a bias in each row. Narrow rows would spend half of
-their bytes on these, so several of them lie side by side in one row of at most 32 values: a row of 16 takes 20 bytes as
+Integer rows are read by kernels that are part of torch (FBGEMM's, if the processor supports them), so torch alone
+serves a file with them. These kernels need a scale and a bias in each row. Narrow rows would spend half of their bytes
+on these, so several of them are stored side by side in one row of at most 32 values: a row of 16 takes 20 bytes as
 int8, 10 as int4.
 """
 
@@ -26,13 +26,13 @@ class ServedStore(nn.Module, abc.ABC):
     """Rows as they are served.
 
     Args:
-        rows: how many.
-        dim: their width.
-        dtype: of the vectors that come out.
+        rows: the number of rows.
+        dim: the width of a row.
+        dtype: the dtype of the returned vectors.
 
     Attributes:
-        kind: how the rows are stored.
-        table: what is stored.
+        kind: the form in which the rows are stored.
+        table: the stored tensor.
     """
 
     kind: str
@@ -48,21 +48,21 @@ class ServedStore(nn.Module, abc.ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is stored."""
+        """The bytes of all buffers."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
     @abc.abstractmethod
     def _pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None, mode: str) -> Tensor:
-        """Bags over rows [N], float32 weights [N], offsets [B + 1] -> float32 [B, dim]."""
+        """Pool bags over rows [N], float32 weights [N], offsets [B + 1] -> float32 [B, dim]."""
 
     def look_up(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        """See `PlainStore.look_up`."""
+        """Sum the look-ups of each id, as `PlainStore.look_up` does."""
         count, lookups = rows.shape
         offsets = torch.arange(count + 1, device=rows.device) * lookups
         return self._pool(rows.reshape(-1), offsets, _flat(weights), "sum").to(self.dtype)
 
     def pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, mode: str = "sum") -> Tensor:
-        """See `PlainStore.pool`; "mean" where each id reads one row."""
+        """Pool bags, as `PlainStore.pool` does; mode "mean" only if each id reads one row."""
         return self._pool(rows.reshape(-1), offsets * rows.shape[-1], _flat(weights), mode).to(self.dtype)
 
 
@@ -75,11 +75,11 @@ def _flat(weights: Tensor | None) -> Tensor | None:
 
 
 class FloatsStore(ServedStore):
-    """Float rows in one of the dtypes.
+    """A store made from float rows, in one of the dtypes.
 
     Args:
-        rows: floats [rows, dim]; copied.
-        dtype: of the vectors that come out.
+        rows: the rows, floats [rows, dim], which are copied.
+        dtype: the dtype of the returned vectors.
     """
 
     def __init__(self, rows: Tensor, dtype: torch.dtype) -> None:
@@ -88,11 +88,11 @@ class FloatsStore(ServedStore):
 
     @abc.abstractmethod
     def _stored(self, rows: Tensor) -> Tensor:
-        """The table that holds these rows, on the CPU. Raises OverflowError where it cannot."""
+        """Make the table that holds these rows, on the CPU. Raise OverflowError if it cannot hold them."""
 
 
 class Float32Store(FloatsStore):
-    """Rows as they are."""
+    """A store of rows in single precision."""
 
     kind = "float32"
 
@@ -106,7 +106,7 @@ class Float32Store(FloatsStore):
 
 
 class Float16Store(FloatsStore):
-    """Rows in half precision, added up in single precision."""
+    """A store of rows in half precision, added up in single precision."""
 
     kind = "float16"
 
@@ -121,7 +121,7 @@ class Float16Store(FloatsStore):
 
 
 class Int8Store(FloatsStore):
-    """8 bits a value; after them, scale and bias as float32."""
+    """A store with 8 bits per value, followed by scale and bias as float32."""
 
     kind = "int8"
 
@@ -130,7 +130,7 @@ class Int8Store(FloatsStore):
         return torch.cat([codes, torch.cat([scale, bias], 1).view(torch.uint8)], 1)
 
     def _side_by_side(self, rows: Tensor) -> Tensor:
-        """[rows / 2^shift, 2^shift x dim]; repeats the last row where the number does not fit."""
+        """Arrange rows as [rows / 2^shift, 2^shift x dim]; the last row is repeated to fill up."""
         self.shift = 0
         while 2 ** (self.shift + 1) * self.dim <= _SIDE_BY_SIDE and 2**self.shift < self.rows:
             self.shift += 1
@@ -161,7 +161,7 @@ class Int8Store(FloatsStore):
 
 
 class Int4Store(Int8Store):
-    """4 bits a value, the first of a pair in the low half; after them, scale and bias as float16."""
+    """A store with 4 bits per value, the first of a pair in the low half, followed by scale and bias as float16."""
 
     kind = "int4"
 
@@ -179,13 +179,13 @@ _STORES: dict[str, type[FloatsStore]] = {s.kind: s for s in (Int8Store, Int4Stor
 
 
 def serve(rows: Tensor, dtype: Dtype, out: torch.dtype, table: str) -> FloatsStore:
-    """The store of these rows.
+    """Make the store of these rows.
 
     Args:
-        rows: floats [rows, dim].
-        dtype: how to store them.
-        out: dtype of the vectors that come out.
-        table: a table that reads the rows, for the error.
+        rows: the rows, floats [rows, dim].
+        dtype: the form in which to store them.
+        out: the dtype of the returned vectors.
+        table: the name of a table that reads the rows, for errors.
 
     Raises:
         ValueError: the dtype cannot hold the values.

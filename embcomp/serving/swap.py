@@ -1,4 +1,4 @@
-"""A copy of a model in which tables are served: found, given a dtype each, and put in the place of the trained ones."""
+"""A copy of a model with served tables: tables are found, given a dtype each, and replaced."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ from embcomp.serving.stores import DTYPES, Dtype, ServedStore, serve
 
 @dataclass(frozen=True)
 class Served:
-    """A model that serves, and what became of its tables.
+    """A model ready to serve, with its tables.
 
     Attributes:
-        stores: for each trained weight, by id, what serves its rows; weights that stay as they are have none.
+        stores: the served store of each trained weight, by the weight's id; weights that are not quantised have none.
     """
 
     model: nn.Module
@@ -36,7 +36,7 @@ def find_tables(model: nn.Module) -> list[Holder]:
     """Find every module with tables, in the order of the model.
 
     Raises:
-        ValueError: a module is wrapped or sharded for several processes, or a weight has no memory.
+        ValueError: a module is wrapped or sharded for several processes, or a weight is on the meta device.
     """
     remedy = "build the model in one process, load the checkpoint there, and export that"
     found = holders(model, if_wrapped="export its .module", if_sharded=remedy)
@@ -47,7 +47,7 @@ def find_tables(model: nn.Module) -> list[Holder]:
 
 
 def names_of(table: Held) -> list[str]:
-    """The names that a pattern may match, the one for reports first; a model may be a table itself."""
+    """Return the names that a pattern may match, the one for reports first; a model may itself be a table."""
     return [name or "embedding" for name in table.names]
 
 
@@ -61,13 +61,13 @@ def _check_rows(table: Held) -> None:
 
 
 def choose(tables: Sequence[Held], dtype: Dtype | Mapping[str, Dtype]) -> dict[int, Dtype]:
-    """For each weight of floats, by id, its dtype; those of tables that no pattern matches are left out.
+    """Choose the dtype of each weight of floats, by id; weights of tables that no pattern matches are left out.
 
-    Coded rows have no dtype: they are served in the bits in which they were trained, whatever patterns match them.
+    Coded rows have no dtype: they are served in the bits in which they were trained, whichever patterns match.
 
     Raises:
-        ValueError: an unknown dtype, a pattern without a table or for coded tables alone, tables on one store that are
-            to differ.
+        ValueError: a dtype is unknown, a pattern matches no table or only coded tables, or tables on one store would
+            differ.
     """
     patterns: Mapping[str, Dtype] = dtype if isinstance(dtype, Mapping) else {"*": dtype}
     for pattern, wanted in patterns.items():
@@ -97,13 +97,13 @@ def choose(tables: Sequence[Held], dtype: Dtype | Mapping[str, Dtype]) -> dict[i
 
 @singledispatch
 def served_form(holder: Any, stores: Mapping[int, ServedStore]) -> dict[int, Any]:
-    """What takes the places of a holder's parts in a copy of the model that serves, by id of the part.
+    """Return the replacements of a holder's parts in a served copy of the model, by id of the part.
 
     Each kind of holder registers its own.
 
     Args:
         holder: the module with tables, one of whose weights is served.
-        stores: what serves each weight, by its id; other weights stay as they are.
+        stores: the served store of each weight, by the weight's id; other weights stay.
 
     Raises:
         ValueError: the module does more than look up.
@@ -112,13 +112,13 @@ def served_form(holder: Any, stores: Mapping[int, ServedStore]) -> dict[int, Any
 
 
 def swap(model: nn.Module, dtype: Dtype | Mapping[str, Dtype]) -> Served:
-    """A copy of the model, on the CPU and in evaluation mode, whose tables are served; the model does not change.
+    """Copy the model to the CPU, in evaluation mode, with served tables; the model does not change.
 
-    Everything but the tables is copied; the rows are not, but for what serves them.
+    Everything but the tables is copied; of the rows only the served form is made.
 
     Raises:
-        ValueError: no table; what `find_tables`, `choose` and `embcomp.serving.stores.serve` refuse; a table whose
-            module does more than look up.
+        ValueError: there is no table; `find_tables`, `choose` or `embcomp.serving.stores.serve` refuse one; or the
+            module of a table does more than look up.
     """
     found = find_tables(model)
     tables = [table for holder in found for table in holder.tables.values()]
@@ -148,7 +148,7 @@ def _(holder: CompressedHolder, stores: Mapping[int, ServedStore]) -> dict[int, 
 
 @served_form.register
 def _(holder: TorchHolder, stores: Mapping[int, ServedStore]) -> dict[int, Any]:
-    """The drop-in with `Full()` over its rows."""
+    """Replace the module by the drop-in with `Full()` over its rows."""
     module, (table,) = holder.module, holder.tables.values()
     where = f"cannot export {names_of(table)[0]!r}"
     remedy = "leave it out of the patterns of dtype, and it stays as it is"
@@ -170,7 +170,7 @@ def _(holder: TorchHolder, stores: Mapping[int, ServedStore]) -> dict[int, Any]:
 def serving_plan(
     part: TablePlan, stores: Mapping[int, ServedStore], rows: list[Tensor]
 ) -> tuple[Plan, TablePlan, dict[str, Any]]:
-    """What `from_plan` takes: the plan, the table's part of it, and by name the stores that serve its rows."""
+    """Return the arguments of `from_plan`: the plan, the table's part of it, and its served stores by name."""
     names = list(dict.fromkeys(chunk.store for chunk in part.chunks))
     served = {name: stores[id(weight)] for name, weight in zip(names, rows, strict=True)}
     plan = Plan({name: Store(store.rows, store.dim) for name, store in served.items()}, [part])

@@ -1,4 +1,4 @@
-"""What the author of a method runs: `check_method` holds it to the contract that every method keeps.
+"""Tests for authors of methods: `check_method` checks a method against the contract of all methods.
 
 Needs the extra `testing`. The checks are plain functions with assertions, and run without pytest, too.
 """
@@ -16,16 +16,16 @@ __all__ = ["CHECKS", "Example", "check_method"]
 
 
 def check_method(example: Example) -> None:
-    """Hold a method to the contract in plain torch (docs/contract.md): one promise after the other.
+    """Check a method against the contract in plain torch (docs/contract.md), one promise after the other.
 
-    Ids of every shape and dtype, bags against their definition, gradients against finite differences, padding, wrong
-    ids, state dicts, copies, devices, bytes, budgets. It takes some seconds.
+    It covers ids of every shape and dtype, bags against their definition, gradients against finite differences,
+    padding, wrong ids, state dicts, copies, devices, bytes and budgets, and takes some seconds.
 
     Args:
         example: a configuration of the method.
 
     Raises:
-        AssertionError: a promise that the method breaks; its traceback names it.
+        AssertionError: the method breaks a promise; the traceback names it.
 
     Example:
         >>> import embcomp

@@ -1,4 +1,4 @@
-"""Drop-ins of an example method with random rows, and what tests ask of them."""
+"""The drop-ins of an example method with random rows, and helpers of their tests."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def randomize(module: M, seed: int = 0) -> M:
-    """All parameters N(0, 1), weights that start at 1 included: an error in them would not show there."""
+    """Draw all parameters from N(0, 1), also weights that start at 1, where an error would not show."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -25,29 +25,29 @@ def randomize(module: M, seed: int = 0) -> M:
 
 
 def is_coded(module: nn.Module) -> bool:
-    """Whether rows are rounded: differences are then no gradients, and another dtype may round to the next level."""
+    """Return whether rows are rounded: finite differences are then not gradients, and dtypes may round differently."""
     return any(isinstance(part, Codec) for part in module.modules())
 
 
 def embedding(example: Example, n: int | None = N, dim: int = D, **settings: Any) -> CompressedEmbedding:
-    """The drop-in of `nn.Embedding`, with random rows."""
+    """Make the drop-in of `nn.Embedding`, with random rows."""
     return randomize(CompressedEmbedding(n, dim, example.make([Table("embedding", n, dim)]), **settings))
 
 
 def bag(example: Example, n: int | None = N, dim: int = D, **settings: Any) -> CompressedEmbeddingBag:
-    """The drop-in of `nn.EmbeddingBag`, with random rows."""
+    """Make the drop-in of `nn.EmbeddingBag`, with random rows."""
     return randomize(CompressedEmbeddingBag(n, dim, example.make([Table("embedding", n, dim)]), **settings))
 
 
 def singles(module: nn.Module, n: int = N) -> Tensor:
-    """The vector of each id, asked for one by one."""
+    """Return the vector of each id, looked up one by one."""
     if isinstance(module, CompressedEmbeddingBag):
         return torch.stack([module.materialize(torch.tensor(i)) for i in range(n)])
     return torch.stack([module(torch.tensor(i)) for i in range(n)])
 
 
 def gradients(module: nn.Module, loss: Tensor) -> list[Tensor]:
-    """Dense gradients of all parameters; zeros for those that the loss does not reach."""
+    """Return dense gradients of all parameters; zeros for those that the loss does not depend on."""
     parameters = list(module.parameters())
     given = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [

@@ -11,9 +11,10 @@ class Example:
     """One configuration of a method.
 
     Attributes:
-        name: the method's class, and after a dash what tells this example from others of it.
-        make: builds it for tables, whose widths are multiples of 8. Few rows make collisions, which tests want.
-        open_ids: whether num_embeddings may be None.
+        name: the name of the method's class, and after a dash the variant.
+        make: a function that makes it for tables, whose widths are multiples of 8. Few rows make collisions, which
+            tests need.
+        open_ids: True if num_embeddings may be None.
     """
 
     name: str
@@ -25,5 +26,5 @@ class Example:
 
     @property
     def method(self) -> type[Method]:
-        """The class, named before the first dash."""
+        """The class of the method, named before the first dash."""
         return METHODS[self.name.partition("-")[0]]

@@ -1,8 +1,8 @@
-"""Example configurations of every method of the library, for tests that hold for all of them.
+"""Example configurations of every method of the library, for tests that apply to all methods.
 
-In tests `@pytest.mark.parametrize("example", EXAMPLES, ids=str)`; `example.make(tables)` is a configuration for these
-tables. Their widths must be multiples of 8, so that chunks are multiples of 4 (what FBGEMM can read). Rows are few:
-collisions are what tests want. A method that is registered but missing here fails in tests/test_matrix.py and
+Use it in tests as `@pytest.mark.parametrize("example", EXAMPLES, ids=str)`; `example.make(tables)` is a configuration
+for these tables. Their widths must be multiples of 8, so that chunks are multiples of 4 (required by FBGEMM). There are
+few rows, because tests need collisions. A method that is registered but missing here fails in tests/test_matrix.py and
 tests/torchrec.
 """
 
@@ -43,19 +43,19 @@ ROWS = 7
 
 
 def counts_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
-    """Training frequencies with ties and ids that never occur."""
+    """Return training frequencies with ties and ids that never occur."""
     return {t.name: (torch.arange(t.ids_or_raise("counts")) * 7919 % 11).float() for t in tables}
 
 
 def clusters_of(tables: Sequence[Table], unseen_rows: int = 0) -> Mapping[str, ClusterMap]:
-    """A map of each table, with ids that have no cluster; of an open id space the first 20 ids."""
+    """Return a map of each table, with ids that have no cluster; for an open id space, of the first 20 ids."""
     ids = {t.name: torch.arange(t.num_embeddings or 20) for t in tables}
     rows = {name: (n * 7919 % 11).clamp(max=ROWS) - 1 for name, n in ids.items()}
     return {name: ClusterMap.of(row, ROWS + unseen_rows, unseen_rows) for name, row in rows.items()}
 
 
 def mixtures_of(tables: Sequence[Table]) -> Mapping[str, Mixture]:
-    """Three of the clusters for each id; ids that are multiples of 5 have none."""
+    """Return a mixture of three clusters for each id; ids that are multiples of 5 have none."""
     found = {}
     for name, clusters in clusters_of(tables).items():
         ids = torch.arange(clusters.num_ids).unsqueeze(1)
@@ -65,7 +65,7 @@ def mixtures_of(tables: Sequence[Table]) -> Mapping[str, Mixture]:
 
 
 def edges_of(table: Table) -> tuple[Edges, str]:
-    """Interactions of the table's ids with 9 others."""
+    """Return interactions of the table's ids with 9 others."""
     ids = np.arange(3 * table.ids_or_raise("edges"))
     kept = ids % 4 > 0
     log = (ids[kept] // 3, ids[kept] * 7919 % 9)
@@ -73,7 +73,7 @@ def edges_of(table: Table) -> tuple[Edges, str]:
 
 
 def items_of(tables: Sequence[Table]) -> dict[str, Any]:
-    """Codes of 3 levels with collisions and items without content, and counts; of 30 items where ids are open."""
+    """Return codes of 3 levels with collisions and items without content, and counts; 30 items if ids are open."""
     sizes = {t.name: t.num_embeddings or 30 for t in tables}
     codes = {
         name: torch.arange(n).unsqueeze(1) * torch.tensor([3, 7, 5]) % torch.tensor([4, 5, 3])
@@ -85,7 +85,7 @@ def items_of(tables: Sequence[Table]) -> dict[str, Any]:
 
 
 def neighbours_of(tables: Sequence[Table]) -> Mapping[str, Neighbours]:
-    """Of every third item the next five, some of which have no content."""
+    """Return for every third item the next five, some of which have no content."""
     found = {}
     for name, codes in items_of(tables)["codes"].items():
         ids = torch.arange(0, len(codes), 3)
@@ -201,6 +201,6 @@ learned or by a map, two tables multiplied, side by side, a store of several tab
 
 
 def missing() -> set[str]:
-    """Registered methods of the library without an example (methods that tests define are their own affair)."""
+    """Return the registered methods of the library without an example; methods that tests define do not count."""
     own = {name for name, method in METHODS.items() if method.__module__.startswith("embcomp.")}
     return own - {example.method.__name__ for example in EXAMPLES}

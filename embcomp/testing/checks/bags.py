@@ -1,4 +1,4 @@
-"""Bags are the pooled vectors of their ids."""
+"""The checks that bags are the pooled vectors of their ids."""
 
 import torch
 from hypothesis import example as always
@@ -17,7 +17,7 @@ BAGS = st.lists(st.lists(st.integers(0, N - 1), max_size=4), max_size=5)
 def pooled(
     vectors: Tensor, bags: list[list[int]], mode: str, weights: list[list[float]], padding: int | None
 ) -> Tensor:
-    """The definition, id by id."""
+    """Pool bags by the definition, id by id."""
     out = torch.zeros(len(bags), vectors.shape[1], dtype=vectors.dtype)
     for b, ids in enumerate(bags):
         counted = [weights[b][i] * vectors[id] for i, id in enumerate(ids) if id != padding]
@@ -29,7 +29,7 @@ def pooled(
 
 @check
 def a_bag_is_the_pooled_single_vectors(example: Example) -> None:
-    """Against the definition, and, gradients too, against torch's own function on the materialised table."""
+    """Compare with the definition and, gradients included, with torch's own function on the materialised table."""
     for mode, weighted in (("sum", False), ("mean", False), ("max", False), ("sum", True)):
         for padding in (None, 5):
             _bags_are_pooled(example, mode, weighted, padding)
@@ -72,7 +72,7 @@ def _bags_are_pooled(example: Example, mode: str, weighted: bool, padding: int |
 
 @check
 def a_row_of_ids_is_a_bag(example: Example) -> None:
-    """Ids [B, n] are B bags, as with offsets, in every mode, weighted or not."""
+    """Check that ids [B, n] are B bags, as with offsets, in every mode, weighted or not."""
     ids, weights = torch.randint(N, (4, 3)), torch.rand(4, 3)
     offsets = torch.arange(0, 12, 3)
     for mode in ("sum", "mean", "max"):

@@ -1,4 +1,4 @@
-"""Every byte is counted, and budgets are filled and never exceeded."""
+"""The checks that every byte is counted, and that budgets are filled and never exceeded."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from embcomp.testing.example import Example
 
 @check
 def bytes_count_every_parameter_and_buffer(example: Example) -> None:
-    """`nbytes` is the sum over all tensors, and what the plan said before anything was built."""
+    """Check that `nbytes` is the sum over all tensors, and equals the bytes of the plan before anything was built."""
     module = embedding(example)
     tensors = [*module.parameters(), *module.buffers()]
     assert embcomp.nbytes(module) == sum(t.numel() * t.element_size() for t in tensors)
@@ -38,11 +38,11 @@ TABLES = st.lists(st.tuples(st.integers(1, 3000), st.sampled_from([8, 16])), min
 
 @check
 def budgets_are_filled_and_never_exceeded(example: Example) -> None:
-    """Served bytes of the built model, not of the plan. A gap of one row for each table is allowed: rows are whole.
+    """Check the served bytes of the built model, not of the plan; a gap of one row for each table is allowed.
 
     `Full` has one size, `LowRank` one for each rank. `QuotientRemainder` has no size below its smallest pair and none
-    above its largest; between them one more remainder row may need fewer quotient rows. `GraphHash` and those of its
-    kind have the size of the clusters that they are given (tests/methods/test_graphhash.py fills budgets from edges).
+    above its largest; between them one more remainder row may need fewer quotient rows. `GraphHash` and its variants
+    have the size of the given clusters (tests/methods/test_graphhash.py fills budgets from edges).
     """
 
     @settings(max_examples=8)

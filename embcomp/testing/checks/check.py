@@ -1,11 +1,11 @@
-"""The list of what every method keeps; a check joins it by its decorator."""
+"""The list of the promises that every method keeps; a check joins it by its decorator."""
 
 from collections.abc import Callable
 
 from embcomp.testing.example import Example
 
 CHECKS: list[Callable[[Example], None]] = []
-"""What every method keeps in plain torch, one function for each promise; each raises AssertionError."""
+"""The promises that every method keeps in plain torch, one function each, which raises AssertionError."""
 
 
 def check(function: Callable[[Example], None]) -> Callable[[Example], None]:

@@ -1,4 +1,4 @@
-"""Gradients are right, in every form, and train."""
+"""The checks that gradients are right, in every form, and train."""
 
 import warnings
 
@@ -14,7 +14,7 @@ from embcomp.testing.example import Example
 
 @check
 def gradients_are_those_of_finite_differences(example: Example) -> None:
-    """Where nothing is rounded; tests/ops/test_grid.py has the gradients of what is."""
+    """Compare with finite differences if nothing is rounded; tests/ops/test_grid.py tests rounded rows."""
     ids, offsets = torch.tensor([1, 4, 1, 0, 5]), torch.tensor([0, 2, 2, 4])
     if is_coded(bag(example)):
         return
@@ -33,7 +33,7 @@ def gradients_are_those_of_finite_differences(example: Example) -> None:
 
 @check
 def gradients_of_single_samples(example: Example) -> None:
-    """torch.func: vmap over grad, as differential privacy asks for, against one sample after the other."""
+    """Compare vmap over grad, as differential privacy uses it, with one sample after the other."""
     module = embedding(example, padding_idx=2)
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
 
@@ -53,7 +53,7 @@ def gradients_of_single_samples(example: Example) -> None:
 
 @check
 def sparse_gradients_hold_the_same_numbers(example: Example) -> None:
-    """With sparse=True the gradients are sparse, and equal."""
+    """Check that gradients are sparse with sparse=True, and equal to the dense ones."""
     ids = torch.tensor([[1, 4, 1], [0, 5, 39]])
     dense, sparse = embedding(example), embedding(example, sparse=True)
     factors = torch.randn(2, 3, D)
@@ -72,7 +72,7 @@ def sparse_gradients_hold_the_same_numbers(example: Example) -> None:
 
 @check
 def training_moves_the_vectors_that_were_read(example: Example) -> None:
-    """A few steps bring vectors near what they should be."""
+    """Check that a few steps bring vectors near their targets."""
     module, ids = embedding(example), torch.tensor([1, 5, 5, 9])
     target = torch.randn(4, D)
     optimizer = torch.optim.Adagrad(module.parameters(), lr=0.3)

@@ -1,4 +1,4 @@
-"""What ids are taken, what they give, and which are refused."""
+"""The checks of ids: accepted ones, their vectors, and refused ones."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from embcomp.testing.example import Example
 
 @check
 def vectors_do_not_depend_on_the_shape_or_type_of_the_ids(example: Example) -> None:
-    """Ids of any shape, stride and integer type give the vectors of the single ids."""
+    """Check that ids of any shape, stride and integer dtype give the vectors of the single ids."""
     module = embedding(example)
     table = singles(module)
     assert table.shape == (N, D)
@@ -29,7 +29,7 @@ def vectors_do_not_depend_on_the_shape_or_type_of_the_ids(example: Example) -> N
 
 @check
 def dtypes_and_devices_are_those_asked_for(example: Example) -> None:
-    """Parameters and outputs have the dtype and the device of the constructor."""
+    """Check that parameters and outputs have the dtype and the device of the constructor."""
     ids, offsets = torch.tensor([3, 1, 3, 0]), torch.tensor([0, 1, 1])
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         module = embedding(example, dtype=dtype, device="cpu")
@@ -42,7 +42,7 @@ def dtypes_and_devices_are_those_asked_for(example: Example) -> None:
 
 @check
 def the_padding_id_is_zero_and_gets_no_gradient(example: Example) -> None:
-    """The padding id gives zeros, and all other gradients are as without it."""
+    """Check that the padding id gives zeros, and that all other gradients are as without it."""
     ids = torch.tensor([[3, 1, 39], [39, 0, 3]])
     for padding, place in ((3, 3), (-1, N - 1), (-N, 0)):
         plain, module = embedding(example), embedding(example, padding_idx=padding)
@@ -62,7 +62,7 @@ def the_padding_id_is_zero_and_gets_no_gradient(example: Example) -> None:
 
 @check
 def wrong_ids_are_refused_by_name_and_value(example: Example) -> None:
-    """Ids out of range or of another type raise, with the table and the value, and change nothing."""
+    """Check that ids out of range or of another dtype raise, naming the table and the value, and change nothing."""
     for module, rest in ((embedding(example), ()), (bag(example), (torch.tensor([0, 1]),))):
         before = singles(module)
         for wrong in (-1, -(2**63), N, 2**62, 2**63 - 1):
@@ -78,7 +78,7 @@ def wrong_ids_are_refused_by_name_and_value(example: Example) -> None:
 
 @check
 def an_open_id_space_takes_any_id_or_is_refused(example: Example) -> None:
-    """With num_embeddings=None any non-negative int64 is an id, or the method says that it needs the number."""
+    """Check that with num_embeddings=None any non-negative int64 is an id, or the method raises."""
     if not example.open_ids:
         counted = example.make([Table("embedding", N, D)])
         with pytest.raises(ValueError, match=r"table 'embedding'.*num_embeddings, got None"):

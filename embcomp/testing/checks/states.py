@@ -1,4 +1,4 @@
-"""State dicts, copies, conversions and the meta device keep the vectors."""
+"""The checks that state dicts, copies, conversions and the meta device keep the vectors."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ from embcomp.testing.example import Example
 
 @check
 def a_state_dict_makes_the_same_module_elsewhere(example: Example) -> None:
-    """A state dict, saved by torch or safetensors, makes another module the same."""
+    """Check that a state dict, saved by torch or safetensors, makes another module equal."""
     source, ids = embedding(example), torch.arange(N)
     expected, state = source(ids), source.state_dict()
     buffer = io.BytesIO()
@@ -36,7 +36,7 @@ def a_state_dict_makes_the_same_module_elsewhere(example: Example) -> None:
 
 @check
 def a_state_carries_the_name_that_its_hashes_come_from(example: Example) -> None:
-    """The name of a table is part of its state, as hashes depend on it."""
+    """Check that the name of a table is part of its state, as hashes depend on it."""
     holder: Any = nn.ModuleDict({"films": nn.Embedding(N, D)})
     embcomp.compress_(holder, {"films": example.make([Table("films", N, D)])})
     if isinstance(holder["films"], nn.Embedding):
@@ -52,7 +52,7 @@ def a_state_carries_the_name_that_its_hashes_come_from(example: Example) -> None
 
 @check
 def a_state_of_another_configuration_is_refused_whole(example: Example) -> None:
-    """A state of other sizes or of another method raises, says what differs, and changes nothing."""
+    """Check that a state of other sizes or of another method raises, names the difference, and changes nothing."""
     target, other = embedding(example), embedding(example, n=N + 1)
     before = copy.deepcopy(target.state_dict())
     with pytest.raises(ValueError, match=f"table 'embedding'.*num_embeddings: saved {N + 1}, here {N}"):
@@ -71,7 +71,7 @@ def a_state_of_another_configuration_is_refused_whole(example: Example) -> None:
 
 @check
 def copies_and_conversions_keep_the_rows(example: Example) -> None:
-    """`deepcopy`, pickling, dtypes and devices keep the vectors."""
+    """Check that `deepcopy`, pickling, dtypes and devices keep the vectors."""
     module = embedding(example, padding_idx=4).eval()
     expected = module.materialize()
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), embedding(example, padding_idx=4)):
@@ -92,7 +92,7 @@ def copies_and_conversions_keep_the_rows(example: Example) -> None:
 
 @check
 def meta_modules_have_shapes_and_become_real(example: Example) -> None:
-    """Modules on the meta device give shapes, and become real by loading or by `to_empty`."""
+    """Check that modules on the meta device give shapes, and become real by loading or by `to_empty`."""
     source, ids = embedding(example), torch.arange(N)
     expected = source(ids)
     on_meta = torch.empty(2, 3, dtype=torch.int64, device="meta")
