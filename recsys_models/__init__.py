@@ -1,4 +1,4 @@
-"""Models over any embedding modules, compressed or not.
+"""The models over any embedding modules, compressed or not.
 
 Click-through models: `(dense [B, num_dense], KeyedJaggedTensor) -> logits [B]`. Each takes its embedding collection as
 an argument: torchrec's, a compressed or a sharded one.

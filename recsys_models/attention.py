@@ -1,8 +1,8 @@
-"""A history as a candidate sees it, at a cost per candidate that grows with the history.
+"""Attention of candidates over a history, at a cost per candidate that grows with the length of the history.
 
-Each layer maps candidates `[B, C, D]` and histories `[B, L, D]` with their mask `[B, L]` (True for events) to
-`[B, C, D]`, zeros where a history has no events. Histories may also differ by candidate, `[B, C, L, D]` and
-`[B, C, L]`, as a search gives them.
+Each layer maps candidates `[B, C, D]` and histories `[B, L, D]` with their mask `[B, L]` (True for events) to `[B, C,
+D]`, zeros where a history has no events. Histories may also differ by candidate, `[B, C, L, D]` and `[B, C, L]`, as a
+search gives them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from recsys_models.layers import MLP
 
 
 class AveragePooling(nn.Module):
-    """The mean of the events, the same for every candidate.
+    """A pooling to the mean of the events, the same for every candidate.
 
     Args:
-        dim: Width D; any.
+        dim: the width D, of any value.
 
     Example:
         >>> import torch
@@ -38,10 +38,10 @@ class AveragePooling(nn.Module):
 
 
 class DotProductAttention(nn.Module):
-    """Target attention, `softmax(q . s / sqrt(D))` (Vaswani et al. 2017, arXiv 1706.03762, eq. 1), without projections.
+    """A target attention without projections, `softmax(q . s / sqrt(D))` (Vaswani et al. 2017, arXiv 1706.03762).
 
     Args:
-        dim: Width D.
+        dim: the width D.
 
     Example:
         >>> import torch
@@ -69,13 +69,13 @@ class DotProductAttention(nn.Module):
 class DINAttention(nn.Module):
     """The activation unit of DIN (Zhou et al. 2018, arXiv 1706.06978, section 4.3).
 
-    A network on candidate, event, difference and product weighs each event. Weights are not normalised, so that the
-    sum keeps how strong an interest is.
+    A network on candidate, event, difference and product weighs each event. The weights are not normalised, so that the
+    sum preserves the strength of an interest.
 
     Args:
-        dim: Width D.
-        units: Hidden layers of the network; 36 in the paper's figure 2.
-        unit_activation: Activation of the hidden layers, one of `recsys_models.layers.ACTIVATIONS`.
+        dim: the width D.
+        units: the widths of the network's hidden layers; 36 in the paper's figure 2.
+        unit_activation: the activation of the hidden layers, one of `recsys_models.layers.ACTIVATIONS`.
 
     Example:
         >>> import torch
@@ -101,7 +101,7 @@ class DINAttention(nn.Module):
         return (weights @ sequence).view(shape)
 
     def _weights(self, candidates: Tensor, sequence: Tensor) -> Tensor:
-        """What the network says of each candidate [B, C, D] and event [B, L, D]: [B, C, L]."""
+        """Compute the network's weight of each candidate [B, C, D] and event [B, L, D]: [B, C, L]."""
         # The first layer on (q, s, q - s, q * s) is q (Wq + Wd) + s (Ws - Wd + diag(q) Wp): for each candidate a matrix
         # that all events are multiplied with, and no copy of an event for each candidate.
         first = self.unit[0]
@@ -116,7 +116,7 @@ class DINAttention(nn.Module):
 
 
 def _aligned(candidates: Tensor, sequence: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates [B, C, D], sequence [B, 1 or C, L, D] with zeros where masked, mask [B, 1 or C, L]."""
+    """Return candidates [B, C, D], the masked sequence [B, 1 or C, L, D] and the mask [B, 1 or C, L]."""
     if sequence.dim() == 3:
         sequence, mask = sequence.unsqueeze(1), mask.unsqueeze(1)
     return candidates, sequence.masked_fill(~mask.unsqueeze(-1), 0.0), mask

@@ -1,4 +1,4 @@
-"""A click-through model on candidates and a behavior sequence, with the pooling of the sequence to choose."""
+"""A click-through model on candidates and a behavior sequence, with a choice of poolings of the sequence."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ POOLINGS: dict[str, type[nn.Module]] = {
 
 
 class BehaviorModel(nn.Module):
-    """Embed, pool the history as the candidate sees it, and decide by an MLP (Zhou et al. 2018, arXiv 1706.06978).
+    """A model that pools the history for each candidate and applies an MLP (Zhou et al. 2018, arXiv 1706.06978).
 
     With the pooling "din" this is DIN. The MLP reads candidate, pooled history and their product, and dense columns.
 
     Args:
-        items: Embedding of candidates and history alike: `nn.Embedding`, `embcomp.nn.CompressedEmbedding` or any
-            module with an `embedding_dim`, int64 `[*]` -> `[*, D]`.
-        pooling: A key of `POOLINGS`.
-        last: Use this many of the latest events only, as "DIN (short)" does; None for all.
-        categories: Category of each item, int64 `[num_items]`; for "sim", which needs it.
-        num_dense: Number of dense columns, possibly 0.
-        hidden: Hidden layers of the MLP.
-        activation: See `MLP`.
-        dropout: See `MLP`.
-        batch_norm: See `MLP`.
-        **options: Passed on to the pooling.
+        items: the embedding of candidates and history: `nn.Embedding`, `embcomp.nn.CompressedEmbedding` or any module
+            with an `embedding_dim`, int64 `[*]` -> `[*, D]`.
+        pooling: the pooling of the history, a key of `POOLINGS`.
+        last: the number of latest events to use, as in "DIN (short)"; None for all.
+        categories: the category of each item, int64 `[num_items]`; needed by "sim".
+        num_dense: the number of dense columns, possibly 0.
+        hidden: the widths of the MLP's hidden layers.
+        activation: the activation, see `MLP`.
+        dropout: the dropout probability, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
+        **options: further arguments of the pooling.
 
     Raises:
-        ValueError: An unknown pooling or option, `last` below 1, or categories that are missing or not asked for.
+        ValueError: a pooling or option is unknown, `last` is below 1, or categories are missing or not needed.
 
     Shapes: candidates int64 `[B]` or `[B, C]`, history int64 `[B, L]` from the oldest event to the latest, mask bool
     `[B, L]` (True for events), dense float `[B, num_dense]` or `[B, C, num_dense]` -> logits as candidates.
@@ -111,9 +111,9 @@ class BehaviorModel(nn.Module):
         return self.head(asked, pooled, dense)
 
     def head(self, asked: Tensor, pooled: Tensor, dense: Tensor | None = None) -> Tensor:
-        """Logits [B, C] of candidates' vectors [B, C, D] and the histories that they found, of the same shape.
+        """Compute logits [B, C] from candidates' vectors [B, C, D] and their pooled histories, of the same shape.
 
-        What remains of the model where a `BehaviorStore` answers for the histories.
+        It is the part of the model that remains if a `BehaviorStore` pools the histories.
         """
         inputs = [asked, pooled, asked * pooled]
         if self.num_dense or dense is not None:
@@ -125,7 +125,7 @@ class BehaviorModel(nn.Module):
         return self.mlp(rows).view(asked.shape[:-1])
 
     def _by_item(self, sdim: SDIM, candidates: Tensor, history: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of candidates and what they find, with one look-up of distinct items, each of them hashed once."""
+        """Return candidates' vectors and pooled histories, with one look-up and one hash for each distinct item."""
         items, places = distinct(history)
         vectors = self.items(torch.cat((candidates.flatten(), items)))
         asked, events = vectors.split((candidates.numel(), len(items)))
@@ -133,14 +133,14 @@ class BehaviorModel(nn.Module):
         return asked, sdim(asked, events, mask, places=places)
 
     def _same(self, candidates: Tensor, history: Tensor) -> tuple[Tensor, ...]:
-        """Whether candidate and event share their category, bool [B, C, L], for the pooling that asks."""
+        """Return whether candidate and event share their category, bool [B, C, L], for the pooling that needs it."""
         if self.categories is None:
             return ()
         return (self.categories[candidates].unsqueeze(2) == self.categories[history].unsqueeze(1),)
 
 
 def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct ids, ascending, and the place of each id among them, as `torch.unique` has them.
+    """Return the distinct ids, ascending, and the position of each id among them, like `torch.unique`.
 
     Example:
         >>> import torch
@@ -157,7 +157,7 @@ def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def latest(history: Tensor, mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The last `most` events of each history, wherever the padding is, in their order.
+    """Return the last `most` events of each history in their order, wherever the padding is.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Sequential recommendation by filling in masked items."""
+"""BERT4Rec: sequential recommendation by filling in masked items."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from recsys_models.transformer import Block, Places
 class BERT4Rec(SequenceModel):
     """A transformer that sees both sides and fills in masked items (Sun et al. 2019, arXiv 1904.06690, section 3).
 
-    In training every event is masked with a probability, and some histories at their last event alone, which is what
-    the model is asked for later: the next item is what a mask behind the history stands for (section 3.6).
+    In training every event is masked with a probability, and some histories only at their last event. The latter
+    matches inference, where a mask after the history stands for the next item (section 3.6).
 
     Args:
-        items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        length: Events of a history, at most.
-        blocks: Number of blocks.
-        heads: Heads of attention.
-        hidden: Width of the hidden layers, by default four times that of the items.
-        dropout: Probability of dropping a value of the input, or of what a block adds.
-        mask_share: Probability that an event is masked.
-        last_share: Probability that a history is masked at its last event alone.
+        items: the embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        length: the maximum number of events of a history.
+        blocks: the number of blocks.
+        heads: the number of attention heads.
+        hidden: the width of the hidden layers, by default four times that of the items.
+        dropout: the probability of dropping a value of the input, or of a block's output.
+        mask_share: the probability that an event is masked.
+        last_share: the probability that a history is masked only at its last event.
 
     Raises:
-        ValueError: An open id space, a length below 1, shares that are no probabilities, or heads that do not divide
-            the width.
+        ValueError: the id space is open, the length is below 1, a share is not a probability, or the heads do not
+            divide the width.
 
     Shapes: history int64 `[B, L]` and mask bool `[B, L]` -> queries `[B, D]`; see `SequenceModel`.
 
@@ -66,7 +66,7 @@ class BERT4Rec(SequenceModel):
         self.out = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))
 
     def states(self, history: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-        """The state at each event `[B, L, D]`, where `hidden`, bool `[B, L]`, says which of them are masked."""
+        """Return the state at each event `[B, L, D]`; `hidden`, bool `[B, L]`, marks the masked events."""
         x = self.places(torch.where(hidden.unsqueeze(2), self.masked, self.items(history)))
         for block in self.blocks:
             x = block(x, visible=mask)

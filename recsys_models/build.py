@@ -1,4 +1,4 @@
-"""Models by name, for configuration files."""
+"""The construction of models by name, for configuration files."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def build(
     """Build a model by its name.
 
     Args:
-        name: A key of `MODELS`; case, "_", "-" and "&" are ignored, so "wide_deep" is WideDeep.
-        embeddings: Embedding collection, called with the sparse features.
-        feature_names: Keys to read from its result.
-        num_dense: Number of dense columns, possibly 0.
-        dims: Widths of the features: one for all, one each, or a mapping by name.
-        embedding_dim: The width of all features; another way to give `dims`.
-        linear: Second collection, for the models that take one (DeepFM, WideDeep).
-        **options: Passed on to the model.
+        name: the name of the model, a key of `MODELS`; case, "_", "-" and "&" are ignored, so "wide_deep" is WideDeep.
+        embeddings: the embedding collection, called with the sparse features.
+        feature_names: the keys to read from its result.
+        num_dense: the number of dense columns, possibly 0.
+        dims: the widths of the features: one for all, one each, or a mapping by name.
+        embedding_dim: the width of all features, as an alternative to `dims`.
+        linear: a second collection, for the models that take one (DeepFM, WideDeep).
+        **options: further arguments of the model.
 
     Raises:
-        ValueError: Unknown model or option (naming the nearest known one), neither or both of `dims` and
-            `embedding_dim`, and whatever the model rejects.
+        ValueError: the model or an option is unknown (the text names the nearest known one), neither or both of `dims`
+            and `embedding_dim` are given, or the model rejects an argument.
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
@@ -87,15 +87,15 @@ def build_retrieval(
     """Build a retrieval model by its name.
 
     Args:
-        name: A key of `RETRIEVAL_MODELS`; case, "_" and "-" are ignored.
-        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        items: Embedding of the items, as wide.
-        edges: Pairs of the training split, int64 `[2, E]`, for the models that propagate along them.
-        **options: Passed on to the model.
+        name: the name of the model, a key of `RETRIEVAL_MODELS`; case, "_" and "-" are ignored.
+        users: the embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        items: the embedding of the items, of the same width.
+        edges: the pairs of the training split, int64 `[2, E]`, for the models that propagate along them.
+        **options: further arguments of the model.
 
     Raises:
-        ValueError: Unknown model or option (naming the nearest known one), a graph model without edges, and whatever
-            the model rejects.
+        ValueError: the model or an option is unknown (the text names the nearest known one), a graph model has no
+            edges, or the model rejects an argument.
 
     Example:
         >>> import torch
@@ -125,16 +125,16 @@ def build_sequence(
     """Build a sequence model by its name.
 
     Args:
-        name: A key of `SEQUENCE_MODELS`; case, "_" and "-" are ignored.
-        items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        length: Events of a history, at most.
+        name: the name of the model, a key of `SEQUENCE_MODELS`; case, "_" and "-" are ignored.
+        items: the embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        length: the maximum number of events of a history.
         codes: Semantic codes of the items, integers `[num_items, levels]`, for the models that read them.
         codebook_size: Codes of a level.
-        **options: Passed on to the model.
+        **options: further arguments of the model.
 
     Raises:
-        ValueError: Unknown model or option (naming the nearest known one), a model of codes without them, and whatever
-            the model rejects.
+        ValueError: the model or an option is unknown (the text names the nearest known one), or the model rejects an
+            argument.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Deep & Cross Network."""
+"""DCN: the Deep & Cross Network."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ if TYPE_CHECKING:
 
 
 class DCN(nn.Module):
-    """Deep & Cross Network (Wang et al. 2017, arXiv 1708.05123).
+    """A Deep & Cross Network (Wang et al. 2017, arXiv 1708.05123).
 
-    `x0` is the features and the dense columns side by side (eq. 2). Cross layers multiply it with a learned projection
-    of the layer before, `x' = x0 (x . w) + b + x` (eq. 3), so that l of them reach interactions of degree l + 1. A
-    deep network (eq. 4) works on `x0` beside them, and both outputs go through one linear layer (eq. 5).
+    `x0` is the concatenation of the features and the dense columns (eq. 2). Cross layers multiply it with a learned
+    projection of the layer before, `x' = x0 (x . w) + b + x` (eq. 3), so that l of them reach interactions of degree l
+    + 1. A deep network (eq. 4) is applied to `x0` in parallel, and both outputs go through one linear layer (eq. 5).
 
     One cross layer and one 192-wide layer, `cross_layers=1, hidden=[192]`, is the set-up in which Unified Embedding
     (Coleman et al. 2023, arXiv 2305.12102) was replicated.
 
     Args:
-        embeddings: Embedding collection, called with the sparse features.
-        feature_names: Keys to read from its result.
-        dims: Their widths, which may differ.
-        num_dense: Number of dense columns, possibly 0.
-        cross_layers: Number of cross layers.
-        hidden: Hidden layers of the deep network.
-        structure: "parallel" as in the paper, or "stacked", the deep network then reading the cross layers' output.
-        activation: See `MLP`.
-        dropout: See `MLP`.
-        batch_norm: See `MLP`.
+        embeddings: the embedding collection, called with the sparse features.
+        feature_names: the keys to read from its result.
+        dims: the widths of the features, which may differ.
+        num_dense: the number of dense columns, possibly 0.
+        cross_layers: the number of cross layers.
+        hidden: the widths of the deep network's hidden layers.
+        structure: "parallel" as in the paper, or "stacked", where the deep network reads the output of the cross
+            layers.
+        activation: the activation, see `MLP`.
+        dropout: the dropout probability, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
 
     Raises:
-        ValueError: An unknown structure, or a number or width below 1.
+        ValueError: the structure is unknown, or a number or width is below 1.
 
     Shapes: dense float `[B, num_dense]`, sparse KeyedJaggedTensor of stride B -> logits `[B]`.
 

@@ -1,4 +1,4 @@
-"""Deep & Cross Network, version 2."""
+"""DCNv2: the Deep & Cross Network, version 2."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ if TYPE_CHECKING:
 
 
 class DCNv2(nn.Module):
-    """Improved Deep & Cross Network (Wang et al. 2021, arXiv 2008.13535).
+    """An improved Deep & Cross Network (Wang et al. 2021, arXiv 2008.13535).
 
-    Cross layers `x' = x0 * (W x + b) + x` (eq. 1) with a full matrix, one of low rank (eq. 2), or a gated mixture of
-    low-rank experts (eqs. 3, 4), then or beside them a deep network.
+    It has cross layers `x' = x0 * (W x + b) + x` (eq. 1) with a full matrix, a low-rank matrix (eq. 2), or a gated
+    mixture of low-rank experts (eqs. 3, 4), and a deep network after them or in parallel.
 
     Args:
-        embeddings: Embedding collection, called with the sparse features.
-        feature_names: Keys to read from its result.
-        dims: Their widths, which may differ.
-        num_dense: Number of dense columns, possibly 0.
-        cross_layers: Number of cross layers.
-        low_rank: Rank of the cross matrices; None for full ones.
-        experts: Number of low-rank experts; 1 for a plain low-rank matrix.
-        hidden: Hidden layers of the deep network.
-        structure: "stacked", the deep network reading the cross layers' output, or "parallel" (the paper's figure 1).
-        activation: See `MLP`.
-        dropout: See `MLP`.
-        batch_norm: See `MLP`.
+        embeddings: the embedding collection, called with the sparse features.
+        feature_names: the keys to read from its result.
+        dims: the widths of the features, which may differ.
+        num_dense: the number of dense columns, possibly 0.
+        cross_layers: the number of cross layers.
+        low_rank: the rank of the cross matrices; None for full ones.
+        experts: the number of low-rank experts; 1 for a plain low-rank matrix.
+        hidden: the widths of the deep network's hidden layers.
+        structure: "stacked", where the deep network reads the output of the cross layers, or "parallel" (the paper's
+            figure 1).
+        activation: the activation, see `MLP`.
+        dropout: the dropout probability, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
 
     Raises:
-        ValueError: An unknown structure, a number or width below 1, or several experts without `low_rank`.
+        ValueError: the structure is unknown, a number or width is below 1, or there are several experts without
+            `low_rank`.
 
     Shapes: dense float `[B, num_dense]`, sparse KeyedJaggedTensor of stride B -> logits `[B]`.
 

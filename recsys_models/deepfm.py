@@ -1,4 +1,4 @@
-"""DeepFM."""
+"""DeepFM: a factorization machine and a deep network."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 class DeepFM(nn.Module):
-    """DeepFM (Guo et al. 2017, arXiv 1703.04247).
+    """The DeepFM model (Guo et al. 2017, arXiv 1703.04247).
 
-    The logit is `y_FM + y_DNN` (eq. 1): a factorization machine, `<w, x>` plus the inner products of all pairs of
-    field vectors (eq. 2), and a deep network over the same vectors (eqs. 3, 4). A dense column is a field as well, its
-    value times a learned vector.
+    The logit is `y_FM + y_DNN` (eq. 1): a factorization machine, `<w, x>` plus the inner products of all pairs of field
+    vectors (eq. 2), and a deep network over the same vectors (eqs. 3, 4). A dense column is a field as well, its value
+    times a learned vector.
 
     Args:
-        embeddings: Embedding collection, called with the sparse features.
-        feature_names: Keys to read from its result.
-        dims: Their width, equal for all.
-        num_dense: Number of dense columns, possibly 0.
-        linear: A second collection for the first-order weights of the sparse features, all of whose columns are
-            summed; without it they are a learned linear map of the embeddings.
-        hidden: Hidden layers of the deep network.
-        activation: See `MLP`.
-        dropout: See `MLP`.
-        batch_norm: See `MLP`.
+        embeddings: the embedding collection, called with the sparse features.
+        feature_names: the keys to read from its result.
+        dims: the width of the features, equal for all.
+        num_dense: the number of dense columns, possibly 0.
+        linear: a second collection for the first-order weights of the sparse features, all of whose columns are summed;
+            by default these are a learned linear map of the embeddings.
+        hidden: the widths of the deep network's hidden layers.
+        activation: the activation, see `MLP`.
+        dropout: the dropout probability, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
 
     Raises:
-        ValueError: Widths differ.
+        ValueError: the features differ in width.
 
     Shapes: dense float `[B, num_dense]`, sparse KeyedJaggedTensor of stride B -> logits `[B]`.
 

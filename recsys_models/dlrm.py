@@ -1,4 +1,4 @@
-"""DLRM."""
+"""DLRM: the Deep Learning Recommendation Model."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class DLRM(nn.Module):
-    """Deep Learning Recommendation Model (Naumov et al. 2019, arXiv 1906.00091, section 2.2 and figure 1).
+    """The Deep Learning Recommendation Model (Naumov et al. 2019, arXiv 1906.00091, section 2.2 and figure 1).
 
     The bottom MLP turns the dense columns into one more vector of the embeddings' width. The inner products of all
-    pairs of vectors, beside the bottom MLP's output, go through the top MLP. Without dense columns there is no bottom
-    MLP, and the top MLP sees the inner products alone.
+    pairs of vectors, and the output of the bottom MLP, go through the top MLP. Without dense columns there is no bottom
+    MLP, and the top MLP reads only the inner products.
 
     Args:
-        embeddings: Embedding collection, called with the sparse features.
-        feature_names: Keys to read from its result.
-        dims: Their width, equal for all.
-        num_dense: Number of dense columns, possibly 0.
-        bottom_hidden: Hidden layers of the bottom MLP; a last layer of the embeddings' width follows.
-        hidden: Hidden layers of the top MLP.
-        activation: See `MLP`; of both MLPs.
-        dropout: Of the top MLP.
-        batch_norm: Of the top MLP.
+        embeddings: the embedding collection, called with the sparse features.
+        feature_names: the keys to read from its result.
+        dims: the width of the features, equal for all.
+        num_dense: the number of dense columns, possibly 0.
+        bottom_hidden: the widths of the bottom MLP's hidden layers; a last layer of the embeddings' width follows.
+        hidden: the widths of the top MLP's hidden layers.
+        activation: the activation of both MLPs, see `MLP`.
+        dropout: the dropout probability of the top MLP.
+        batch_norm: True to use batch norm in the top MLP.
 
     Raises:
-        ValueError: Widths differ, or there is a single vector and so no pair.
+        ValueError: the features differ in width, or there is only one vector and so no pair.
 
     Shapes: dense float `[B, num_dense]`, sparse KeyedJaggedTensor of stride B -> logits `[B]`.
 

@@ -1,4 +1,4 @@
-"""What every model reads: dense columns and embedded features, by name."""
+"""The inputs of every model: dense columns and embedded features, by name."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ Embeddings: TypeAlias = "Callable[[KeyedJaggedTensor], KeyedTensor]"
 """An embedding collection: torchrec's, embcomp's, a sharded one, or any callable with the same types."""
 
 Dims: TypeAlias = int | Sequence[int] | Mapping[str, int]
-"""Widths of the embedded features: one for all, one per feature in order, or a mapping by feature name."""
+"""The widths of the embedded features: one for all, one per feature in order, or a mapping by feature name."""
 
 
 class Inputs(nn.Module):
-    """Check the dense columns and put the embedded features into a fixed order.
+    """A module that checks the dense columns and puts the embedded features into a fixed order.
 
-    Sharded collections return their keys in another order, so features are addressed by key. This is a module of its
-    own because torchrec's training pipelines trace a model with torch.fx, which treats a submodule as one step.
+    Sharded collections return their keys in another order, so features are addressed by key. It is a separate module
+    because torchrec's training pipelines trace a model with torch.fx, which treats a submodule as one step.
 
     Args:
-        feature_names: Keys to read from the KeyedTensor, in the order in which the model sees them.
-        dims: Width of the features.
-        num_dense: Number of dense columns, possibly 0.
+        feature_names: the keys to read from the KeyedTensor, in the order in which the model sees them.
+        dims: the widths of the features.
+        num_dense: the number of dense columns, possibly 0.
 
     Raises:
-        ValueError: No feature, a string for a list, one named twice, one without a width, or a width below 1.
+        ValueError: there is no feature, feature_names is a string, a feature is named twice or has no width, or a width
+            is below 1.
 
     Shapes: dense float `[B, num_dense]`, embedded KeyedTensor -> dense as it was, features `[B, sum(dims)]`.
 
@@ -59,14 +60,14 @@ class Inputs(nn.Module):
 
     @property
     def width(self) -> int:
-        """Columns of all features together: `sum(dims)`."""
+        """The number of columns of all features together, `sum(dims)`."""
         return sum(self.dims)
 
     def equal_dim(self, model: str) -> int:
         """Return the one width that all features have.
 
         Raises:
-            ValueError: Two features differ; names the model and the features.
+            ValueError: two features differ in width; the text names the model and the features.
         """
         for name, dim in zip(self.feature_names, self.dims, strict=True):
             if dim != self.dims[0]:
@@ -77,10 +78,10 @@ class Inputs(nn.Module):
         return self.dims[0]
 
     def forward(self, dense: Tensor, embedded: KeyedTensor) -> tuple[Tensor, Tensor]:
-        """See the class.
+        """Check and order the inputs, see the class.
 
         Raises:
-            ValueError: `dense` has another number of columns, a feature is missing or of another width than `dims`.
+            ValueError: `dense` has another number of columns, or a feature is missing or has another width than `dims`.
         """
         if dense.dim() != 2 or dense.shape[1] != self.num_dense:
             raise ValueError(

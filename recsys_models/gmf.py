@@ -1,4 +1,4 @@
-"""The dot product of two features, as clicks."""
+"""GMF: the dot product of two features, as a click-through model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class GMF(nn.Module):
-    """Generalised matrix factorisation without output weights: logit = e_u . e_i.
+    """A generalised matrix factorisation without output weights: logit = e_u . e_i.
 
-    Equation 9 of He et al. 2017 (arXiv 1708.05031) with h = 1, as in github.com/thomasahle/cce.
+    It is equation 9 of He et al. 2017 (arXiv 1708.05031) with h = 1, as in github.com/thomasahle/cce.
 
-    What the two tables mean is their products alone, so that they may be rewritten together
+    The model depends only on the products of the two tables, so that they may be rewritten together
     (`embcomp.align_dot_product_`).
 
     Args:
-        embeddings: Embedding collection, called with the sparse features.
-        feature_names: The two of them.
-        dims: Their width, one for both.
-        num_dense: Number of dense columns, which must be 0.
+        embeddings: the embedding collection, called with the sparse features.
+        feature_names: the two features.
+        dims: the width of both features.
+        num_dense: the number of dense columns, which must be 0.
 
     Raises:
-        ValueError: Other than two features, features of different widths, or dense columns.
+        ValueError: there are not exactly two features, they differ in width, or there are dense columns.
 
     Shapes: dense float `[B, 0]`, sparse KeyedJaggedTensor of stride B -> logits `[B]`.
 

@@ -1,4 +1,4 @@
-"""Recurrent recommendation of the next item."""
+"""GRU4Rec: recurrent recommendation of the next item."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class GRU4Rec(CausalModel):
     """A recurrent network over the items of a session or a user (Hidasi et al. 2016, arXiv 1511.06939, section 3).
 
     Args:
-        items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        length: Events of a history, at most.
-        layers: Recurrent layers.
-        hidden: Width of the state, by default that of the items.
-        dropout: Probability of dropping a value of the input, and between layers.
+        items: the embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        length: the maximum number of events of a history.
+        layers: the number of recurrent layers.
+        hidden: the width of the state, by default that of the items.
+        dropout: the probability of dropping a value of the input, and between layers.
 
     Raises:
-        ValueError: An open id space, or a length below 1.
+        ValueError: the id space is open, or the length is below 1.
 
     Shapes: history int64 `[B, L]` and mask bool `[B, L]` -> queries `[B, D]`; see `SequenceModel`.
 

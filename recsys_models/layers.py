@@ -1,4 +1,4 @@
-"""Layers that the models share. Every one maps `[B, ...]` to `[B, ...]` and knows nothing of features or tables."""
+"""The layers that the models share. Each maps `[B, ...]` to `[B, ...]`, and none knows features or tables."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(nn.Sequential):
-    """Hidden layers (linear, batch norm, activation, dropout), then a plain linear layer where `out_features` is given.
+    """A stack of hidden layers (linear, batch norm, activation, dropout), and an optional last linear layer.
 
     Args:
-        in_features: Width of the input.
-        hidden: Width of each hidden layer; empty for none.
-        out_features: Width of the last, linear layer; None leaves it out.
-        activation: One of `ACTIVATIONS`.
-        dropout: Probability of dropping a hidden unit.
-        batch_norm: Put batch norm before each activation.
+        in_features: the width of the input.
+        hidden: the width of each hidden layer; empty for none.
+        out_features: the width of the last, linear layer; None to omit it.
+        activation: the activation, one of `ACTIVATIONS`.
+        dropout: the probability of dropping a hidden unit.
+        batch_norm: True to put batch norm before each activation.
 
     Raises:
-        ValueError: Unknown activation, or a width below 1.
+        ValueError: the activation is unknown, or a width is below 1.
 
     Shapes: `[B, in_features]` -> `[B, self.out_features]`.
 
@@ -76,7 +76,7 @@ class MLP(nn.Sequential):
 
 
 class FirstOrder(nn.Module):
-    """The linear part of a model, `w . x + b`, starting at zero. Unlike `nn.Linear` it may have no input: a mere bias.
+    """The linear part of a model, `w . x + b`, starting at zero. Unlike `nn.Linear` it may have no input, only a bias.
 
     Shapes: `[B, in_features]` -> `[B]`.
     """
@@ -91,9 +91,9 @@ class FirstOrder(nn.Module):
 
 
 class DotInteraction(nn.Module):
-    """Inner products of all pairs i < j of `num_vectors` vectors, in the order (0, 1), (0, 2), ..., (1, 2), ...
+    """The inner products of all pairs i < j of `num_vectors` vectors, in the order (0, 1), (0, 2), ..., (1, 2), ...
 
-    DLRM (Naumov et al. 2019, arXiv 1906.00091), section 2.2.
+    See DLRM (Naumov et al. 2019, arXiv 1906.00091), section 2.2.
 
     Shapes: `[B, num_vectors, D]` -> `[B, num_vectors * (num_vectors - 1) / 2]`.
     """
@@ -111,7 +111,7 @@ class DotInteraction(nn.Module):
 
 
 def fm_interaction(vectors: Tensor) -> Tensor:
-    """Sum of the inner products of all pairs of vectors, in linear time (Rendle 2010, Lemma 3.1).
+    """Sum the inner products of all pairs of vectors, in linear time (Rendle 2010, Lemma 3.1).
 
     Shapes: `[B, F, D]` -> `[B]`.
 
@@ -126,10 +126,10 @@ def fm_interaction(vectors: Tensor) -> Tensor:
 
 
 def check_cross(cross_layers: int, structure: str) -> None:
-    """Check what DCN and DCNv2 have in common.
+    """Check the arguments that DCN and DCNv2 have in common.
 
     Raises:
-        ValueError: No cross layer, or an unknown structure.
+        ValueError: there is no cross layer, or the structure is unknown.
     """
     if cross_layers < 1:
         raise ValueError(f"cross_layers is {cross_layers}: give at least 1")
@@ -138,7 +138,7 @@ def check_cross(cross_layers: int, structure: str) -> None:
 
 
 class VectorCross(nn.Module):
-    """DCN's cross layer, `x0 (x . w) + b + x` (Wang et al. 2017, arXiv 1708.05123, eq. 3).
+    """The cross layer of DCN, `x0 (x . w) + b + x` (Wang et al. 2017, arXiv 1708.05123, eq. 3).
 
     Shapes: x0 and x `[B, d]` -> `[B, d]`.
     """
@@ -153,11 +153,11 @@ class VectorCross(nn.Module):
 
 
 class MatrixCross(nn.Module):
-    """DCNv2's cross layer, `x0 * (W x + b) + x` (Wang et al. 2021, arXiv 2008.13535, eq. 1).
+    """The cross layer of DCNv2, `x0 * (W x + b) + x` (Wang et al. 2021, arXiv 2008.13535, eq. 1).
 
     Args:
-        d: Width.
-        low_rank: Rank r of `W = U V^T`, U and V `[d, r]` (eq. 2); None for a full matrix.
+        d: the width.
+        low_rank: the rank r of `W = U V^T`, U and V `[d, r]` (eq. 2); None for a full matrix.
 
     Shapes: x0 and x `[B, d]` -> `[B, d]`.
     """
@@ -174,15 +174,15 @@ class MatrixCross(nn.Module):
 
 
 class MixtureCross(nn.Module):
-    """DCNv2's mixture of low-rank experts, `sum_i G_i(x) E_i(x) + x` (Wang et al. 2021, arXiv 2008.13535, eq. 3).
+    """The mixture of low-rank experts of DCNv2, `sum_i G_i(x) E_i(x) + x` (Wang et al. 2021, arXiv 2008.13535, eq. 3).
 
-    Each expert crosses in its own subspace, `E_i(x) = x0 * (U_i tanh(C_i tanh(V_i^T x)) + b)` (eq. 4). The gates
-    `G` are a softmax over the experts of a linear map of x.
+    Each expert crosses in its own subspace, `E_i(x) = x0 * (U_i tanh(C_i tanh(V_i^T x)) + b)` (eq. 4). The gates `G`
+    are a softmax over the experts of a linear map of x.
 
     Args:
-        d: Width.
-        low_rank: Width of each expert's subspace.
-        experts: Number of experts.
+        d: the width.
+        low_rank: the width of each expert's subspace.
+        experts: the number of experts.
 
     Shapes: x0 and x `[B, d]` -> `[B, d]`.
     """

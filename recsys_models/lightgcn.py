@@ -1,4 +1,4 @@
-"""LightGCN."""
+"""LightGCN: propagation over the user-item graph."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from recsys_models.retrieval import DotProduct, Embedding
 
 
 class LightGCN(DotProduct):
-    """LightGCN (He et al. 2020, arXiv 2002.02126, eq. 3-8): vectors are averaged over the graph, and nothing else.
+    """The LightGCN model (He et al. 2020, arXiv 2002.02126, eq. 3-8): vectors are averaged over the graph.
 
-    `E^(k+1) = D^-1/2 A D^-1/2 E^(k)` (eq. 7), the final vectors are the mean of `E^(0) .. E^(K)` (eq. 4 with
-    `a_k = 1 / (K + 1)`), and the score is their inner product (eq. 5).
+    `E^(k+1) = D^-1/2 A D^-1/2 E^(k)` (eq. 7), the final vectors are the mean of `E^(0) .. E^(K)` (eq. 4 with `a_k = 1 /
+    (K + 1)`), and the score is their inner product (eq. 5).
 
     Args:
-        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        items: Embedding of the items, as wide.
-        edges: Pairs of the training split, int64 `[2, E]`, users above items.
-        num_layers: K.
+        users: the embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        items: the embedding of the items, of the same width.
+        edges: the pairs of the training split, int64 `[2, E]`, users in the first row.
+        num_layers: the number of layers, K.
 
     Raises:
-        ValueError: A negative `num_layers`, and what `NormalizedAdjacency` rejects.
+        ValueError: `num_layers` is negative, or `NormalizedAdjacency` rejects the edges.
 
     Shapes: users int64 `[B]`, items int64 `[B, n]` -> scores `[B, n]`.
 

@@ -1,4 +1,4 @@
-"""Losses of retrieval and sequence models."""
+"""The losses of retrieval and sequence models."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 
 def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
-    """Bayesian Personalised Ranking, `mean -log sigmoid(s+ - s-)` (Rendle et al. 2009, arXiv 1205.2618, section 4.1).
+    """Compute Bayesian Personalised Ranking, `mean -log sigmoid(s+ - s-)` (Rendle et al. 2009, arXiv 1205.2618).
 
     Args:
-        positive: Scores of items that the users met, `[B]` or `[B, 1]`.
-        negative: Scores of others, a shape to which `positive` broadcasts, such as `[B, n]`.
+        positive: the scores of items that the users met, `[B]` or `[B, 1]`.
+        negative: the scores of other items, of a shape to which `positive` broadcasts, such as `[B, n]`.
 
     Returns:
-        The mean over all pairs, a scalar. Regularisation is the optimizer's (weight decay).
+        The mean over all pairs, a scalar. Regularisation is left to the optimizer (weight decay).
 
     Example:
         >>> import torch
@@ -28,21 +28,21 @@ def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def directau_loss(users: Tensor, items: Tensor, gamma: float = 1.0) -> Tensor:
-    """Alignment and uniformity of a batch of positive pairs (Wang et al. 2022, arXiv 2206.12811, eq. 4 and 5).
+    """Compute alignment and uniformity of positive pairs (DirectAU, Wang et al. 2022, arXiv 2206.12811, eq. 4 and 5).
 
     With vectors normalised to length 1: `mean ||u - i||^2 + gamma (uniform(users) + uniform(items)) / 2` with
     `uniform(x) = log mean exp(-2 ||x - x'||^2)` over the pairs of different places in the batch.
 
     Args:
-        users: Vectors of the users, `[B, D]`.
-        items: Vectors of the items that they met, `[B, D]`.
-        gamma: Weight of uniformity.
+        users: the vectors of the users, `[B, D]`.
+        items: the vectors of the items that they met, `[B, D]`.
+        gamma: the weight of uniformity.
 
     Returns:
         A scalar. No negatives are needed.
 
     Raises:
-        ValueError: Fewer than two pairs, which have no distance between them.
+        ValueError: there are fewer than two pairs, which have no distance between them.
 
     Example:
         >>> import torch
@@ -57,12 +57,12 @@ def directau_loss(users: Tensor, items: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def softmax_loss(queries: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy over all items, `mean -log softmax(q . v)[target]`: exact, with a score for each item.
+    """Compute the cross-entropy over all items, `mean -log softmax(q . v)[target]`: exact, with a score for each item.
 
     Args:
-        queries: float `[N, D]`.
-        vectors: Of all items, `[num_items, D]`.
-        targets: The items to find, int64 `[N]`.
+        queries: the queries, float `[N, D]`.
+        vectors: the vectors of all items, `[num_items, D]`.
+        targets: the items to find, int64 `[N]`.
 
     Example:
         >>> import torch
@@ -75,22 +75,22 @@ def softmax_loss(queries: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
 def sampled_softmax_loss(
     queries: Tensor, positives: Tensor, targets: Tensor, negatives: Tensor, sampled: Tensor, log_q: Tensor
 ) -> Tensor:
-    """Cross-entropy over the target and some drawn items, corrected for how often each is drawn.
+    """Compute the cross-entropy over the target and some drawn items, corrected for how often each is drawn.
 
     The sum over all items is estimated by `exp(q . v_target) + sum_j exp(q . v_j - log(n Q(j)))` over the n drawn items
-    that are not the target (Bengio and Senecal 2008; log-Q of Yi et al. 2019). That is right in expectation. The
-    target, which is always there, takes no correction (Khrylchenko et al. 2025, arXiv 2507.09331).
+    that are not the target (Bengio and Senecal 2008; log-Q of Yi et al. 2019). The estimate of the sum is unbiased. The
+    target, which is always present, is not corrected (Khrylchenko et al. 2025, arXiv 2507.09331).
 
     Args:
-        queries: float `[N, D]`.
-        positives: Vectors of the targets, `[N, D]`.
-        targets: The items to find, int64 `[N]`.
-        negatives: Vectors of the drawn items, `[n, D]`, the same for all queries.
-        sampled: The drawn items, int64 `[n]`, with replacement.
-        log_q: Logarithm of the probability with which each of them is drawn, `[n]`.
+        queries: the queries, float `[N, D]`.
+        positives: the vectors of the targets, `[N, D]`.
+        targets: the items to find, int64 `[N]`.
+        negatives: the vectors of the drawn items, `[n, D]`, the same for all queries.
+        sampled: the drawn items, int64 `[n]`, with replacement.
+        log_q: the logarithm of the probability with which each of them is drawn, `[n]`.
 
     Raises:
-        ValueError: No drawn item.
+        ValueError: there is no drawn item.
 
     Example:
         >>> import torch
@@ -109,7 +109,7 @@ def sampled_softmax_loss(
 
 
 def _uniformity(vectors: Tensor) -> Tensor:
-    """||x - y||^2 = 2 - 2 x.y for vectors of length 1, so one matrix product gives all distances."""
+    """Compute the uniformity; ||x - y||^2 = 2 - 2 x.y for unit vectors, so one matrix product gives all distances."""
     size = len(vectors)
     closeness = (4 * (vectors @ vectors.T - 1)).exp()
     different = closeness.sum() - closeness.diagonal().sum()

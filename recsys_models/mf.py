@@ -1,4 +1,4 @@
-"""Matrix factorisation."""
+"""MF: matrix factorisation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from recsys_models.retrieval import DotProduct, Embedding
 
 
 class MF(DotProduct):
-    """Matrix factorisation (Koren et al. 2009; with `bpr_loss` Rendle et al. 2009, arXiv 1205.2618, section 4.3.1).
+    """A matrix factorisation (Koren et al. 2009; with `bpr_loss` Rendle et al. 2009, arXiv 1205.2618, section 4.3.1).
 
-    The score of item i for user u is `e_u . e_i`. Only the vectors of a batch are looked up; a batch with more ids than
-    the table has takes them from all vectors, so that a compressed table computes none of them twice.
+    The score of item i for user u is `e_u . e_i`. Only the vectors of a batch are looked up. If a batch has more ids
+    than the table, they are taken from all vectors, so that a compressed table computes none of them twice.
 
     Args:
-        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        items: Embedding of the items, as wide.
+        users: the embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        items: the embedding of the items, of the same width.
 
     Shapes: users int64 `[B]`, items int64 `[B, n]` -> scores `[B, n]`.
 

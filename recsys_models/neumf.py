@@ -1,4 +1,4 @@
-"""NeuMF."""
+"""NeuMF: neural matrix factorisation."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _BLOCK = 1 << 24  # floats of the first hidden layer that a full ranking holds a
 
 
 class NeuMF(RetrievalModel):
-    """Neural matrix factorisation (He et al. 2017, arXiv 1708.05031, eq. 12).
+    """The NeuMF model, a neural matrix factorisation (He et al. 2017, arXiv 1708.05031, eq. 12).
 
-    The score is `h . [p_G * q_G, MLP([p_M, q_M])]` (`*` by element): a generalised matrix factorisation beside a deep
-    network, each with vectors of its own. A user's embedding is `[p_G, p_M]`, an item's `[q_G, q_M]`.
+    The score is `h . [p_G * q_G, MLP([p_M, q_M])]` (`*` by element): a generalised matrix factorisation and a deep
+    network in parallel, each with separate vectors. A user's embedding is `[p_G, p_M]`, an item's `[q_G, q_M]`.
 
     Args:
-        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        items: Embedding of the items, as wide.
-        gmf_dim: Width of `p_G` and `q_G`, by default half of the embedding.
-        hidden: Hidden layers of the network, each with a ReLU.
-        dropout: See `MLP`; after each hidden layer but the first.
+        users: the embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        items: the embedding of the items, of the same width.
+        gmf_dim: the width of `p_G` and `q_G`, by default half of the embedding.
+        hidden: the widths of the network's hidden layers, each with a ReLU.
+        dropout: the dropout probability after each hidden layer but the first, see `MLP`.
 
     Raises:
-        ValueError: `gmf_dim` leaves nothing for one of the two parts, or no hidden layer.
+        ValueError: `gmf_dim` leaves nothing for one of the two parts, or there is no hidden layer.
 
     Shapes: users int64 `[B]`, items int64 `[B, n]` -> scores (logits) `[B, n]`.
 
@@ -78,7 +78,7 @@ class NeuMF(RetrievalModel):
         return score
 
     def _of_users(self, vectors: Tensor) -> list[Tensor]:
-        """Vectors [*, D] -> p_G and the first layer's part of p_M."""
+        """Split vectors [*, D] into p_G and the first layer's part of p_M."""
         gmf, mlp = vectors.split(self.parts, dim=-1)
         return [gmf, self.first_of_user(mlp)]
 

@@ -1,4 +1,4 @@
-"""NGCF."""
+"""NGCF: neural graph collaborative filtering."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from recsys_models.retrieval import DotProduct, Embedding
 
 
 class NGCF(DotProduct):
-    """Neural Graph Collaborative Filtering (Wang et al. 2019, arXiv 1905.08108, section 2).
+    """The NGCF model, neural graph collaborative filtering (Wang et al. 2019, arXiv 1905.08108, section 2).
 
-    With `L = D^-1/2 A D^-1/2` each layer is `E^(l) = LeakyReLU((L + I) E^(l-1) W_1 + (L E^(l-1) * E^(l-1)) W_2)`
-    (eq. 7, `*` by element), the final vectors are all layers side by side (eq. 9), and the score is their inner
-    product (eq. 10).
+    With `L = D^-1/2 A D^-1/2` each layer is `E^(l) = LeakyReLU((L + I) E^(l-1) W_1 + (L E^(l-1) * E^(l-1)) W_2)` (eq.
+    7, `*` by element), the final vectors are all layers side by side (eq. 9), and the score is their inner product (eq.
+    10).
 
     Args:
-        users: Embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        items: Embedding of the items, as wide.
-        edges: Pairs of the training split, int64 `[2, E]`, users above items.
-        hidden: Widths of the layers.
-        dropout: Share of each layer's entries that is dropped in training (message dropout, section 2.4.2).
+        users: the embedding of the users, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        items: the embedding of the items, of the same width.
+        edges: the pairs of the training split, int64 `[2, E]`, users in the first row.
+        hidden: the widths of the layers.
+        dropout: the share of each layer's entries that is dropped in training (message dropout, section 2.4.2).
 
     Raises:
-        ValueError: No layer, and what `NormalizedAdjacency` rejects.
+        ValueError: there is no layer, or `NormalizedAdjacency` rejects the edges.
 
     Shapes: users int64 `[B]`, items int64 `[B, n]` -> scores `[B, n]`.
 

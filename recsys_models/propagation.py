@@ -1,4 +1,4 @@
-"""Propagation over the graph of users and items."""
+"""The propagation over the graph of users and items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class NormalizedAdjacency(nn.Module):
-    """Multiplies by the symmetrically normalised adjacency matrix D^-1/2 A D^-1/2 of a bipartite graph.
+    """A product with the symmetrically normalised adjacency matrix D^-1/2 A D^-1/2 of a bipartite graph.
 
     A = [[0, R], [R^T, 0]] with R[u, i] = 1 for each edge (Wang et al. 2019, arXiv 1905.08108, eq. 8; He et al. 2020,
     arXiv 2002.02126, eq. 6 and 7). Row u is user u, row `num_users` + i is item i. A node without edges gets zeros.
@@ -21,13 +21,13 @@ class NormalizedAdjacency(nn.Module):
     twice as fast on a CPU as torch's sparse product. The matrix is not saved: it follows from the edges.
 
     Args:
-        edges: int64 `[2, E]`, users above items; an edge that occurs more than once counts once.
-        num_users: Number of users.
-        num_items: Number of items.
+        edges: the edges, int64 `[2, E]`, users in the first row; an edge that occurs more than once counts once.
+        num_users: the number of users.
+        num_items: the number of items.
 
     Raises:
-        ValueError: Edges of another shape or type, or none.
-        IndexError: An id out of range.
+        ValueError: the edges have another shape or type, or there are none.
+        IndexError: an id is out of range.
 
     Shapes: `[num_users + num_items, D]` -> the same.
 
@@ -62,9 +62,9 @@ class NormalizedAdjacency(nn.Module):
         return _Symmetric.apply(vectors, self._product)
 
     def layer_mean(self, vectors: Tensor, num_layers: int) -> Tensor:
-        """The mean of E, AE, .., A^K E for vectors E and K layers: LightGCN's propagation, in one step each way.
+        """Return the mean of E, AE, .., A^K E for vectors E and K layers: LightGCN's propagation, in one step each way.
 
-        A polynomial of a symmetric matrix is symmetric, so that the backward pass is the same polynomial again.
+        A polynomial of a symmetric matrix is symmetric, so the backward pass is the same polynomial.
 
         Example:
             >>> import torch

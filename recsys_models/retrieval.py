@@ -1,4 +1,4 @@
-"""What retrieval models share: two embedding modules, scores of pairs, scores of all items."""
+"""The base of retrieval models: two embedding modules, scores of pairs, scores of all items."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 
 class Embedding(Protocol):
-    """What a model asks of its tables: `nn.Embedding` and `embcomp.nn.CompressedEmbedding` have it.
+    """The interface of tables that models need: `nn.Embedding` and `embcomp.nn.CompressedEmbedding` have it.
 
     Attributes:
-        num_embeddings: Ids are 0 <= id < num_embeddings. None, an open id space, cannot be ranked as a whole.
-        embedding_dim: Width of a vector.
-        weight: All vectors, `[num_embeddings, embedding_dim]`, differentiable.
+        num_embeddings: the bound of ids, 0 <= id < num_embeddings. None, an open id space, cannot be ranked as a whole.
+        embedding_dim: the width of a vector.
+        weight: all vectors, `[num_embeddings, embedding_dim]`, differentiable.
     """
 
     @property
@@ -27,7 +27,7 @@ class Embedding(Protocol):
     def weight(self) -> Tensor: ...
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """int64 `[*]` -> `[*, embedding_dim]`."""
+        """Look up the vectors of ids, int64 `[*]` -> `[*, embedding_dim]`."""
         ...
 
 
@@ -35,11 +35,11 @@ class RetrievalModel(nn.Module, abc.ABC):
     """A model that scores items for users.
 
     Args:
-        users: Embedding of the users, a module: see `Embedding`.
-        items: Embedding of the items, as wide.
+        users: the embedding of the users, a module, see `Embedding`.
+        items: the embedding of the items, of the same width.
 
     Raises:
-        ValueError: Users and items of different width, or a module with an open id space.
+        ValueError: users and items differ in width, or a module has an open id space.
     """
 
     def __init__(self, users: Embedding, items: Embedding) -> None:
@@ -55,14 +55,14 @@ class RetrievalModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of n items for each user: int64 `[B]` and int64 `[B, n]` -> `[B, n]`."""
+        """Score n items for each user: int64 `[B]` and int64 `[B, n]` -> `[B, n]`."""
 
     @abc.abstractmethod
     def scorer(self, items: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """A function users `[B]` -> scores `[B, N]` of the same candidates for all; call it many times.
+        """Return a function users `[B]` -> scores `[B, N]` of the same candidates for all; call it many times.
 
         Args:
-            items: The candidates, int64 `[N]`, in the order of the columns; all items by default.
+            items: the candidates, int64 `[N]`, in the order of the columns; by default all items.
         """
 
 
@@ -71,10 +71,10 @@ class DotProduct(RetrievalModel):
 
     @abc.abstractmethod
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Final vectors of all users `[num_users, D]` and all items `[num_items, D]`."""
+        """Return the final vectors of all users `[num_users, D]` and all items `[num_items, D]`."""
 
     def look_up(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Final vectors of some: int64 `[B]` and `[B, n]` -> `[B, D]` and `[B, n, D]`."""
+        """Return the final vectors of some users and items: int64 `[B]` and `[B, n]` -> `[B, D]` and `[B, n, D]`."""
         all_users, all_items = self.vectors()
         return F.embedding(users, all_users), F.embedding(items, all_items)
 

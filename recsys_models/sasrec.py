@@ -1,4 +1,4 @@
-"""Self-attentive sequential recommendation."""
+"""SASRec: self-attentive sequential recommendation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from recsys_models.transformer import Block, Places
 
 
 class SASRec(CausalModel):
-    """A transformer that sees the past alone (Kang and McAuley 2018, arXiv 1808.09781, section III).
+    """A transformer that sees only the past (Kang and McAuley 2018, arXiv 1808.09781, section III).
 
-    Layers are normalised before rather than after, and the network of a block has a hidden layer of its own width. With
-    cross-entropy over all items in place of one negative it is the strong form of Klenitskiy and Vasilev 2023
-    (arXiv 2309.07602).
+    Layers are normalised before rather than after, and the hidden layer of a block's network has its own width. With
+    cross-entropy over all items instead of one negative it is the strong form of Klenitskiy and Vasilev 2023 (arXiv
+    2309.07602).
 
     Args:
-        items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        length: Events of a history, at most.
-        blocks: Number of blocks.
-        heads: Heads of attention.
-        hidden: Width of the hidden layers, by default that of the items.
-        dropout: Probability of dropping a value of the input, or of what a block adds.
+        items: the embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        length: the maximum number of events of a history.
+        blocks: the number of blocks.
+        heads: the number of attention heads.
+        hidden: the width of the hidden layers, by default that of the items.
+        dropout: the probability of dropping a value of the input, or of a block's output.
 
     Raises:
-        ValueError: An open id space, a length below 1, or heads that do not divide the width.
+        ValueError: the id space is open, the length is below 1, or the heads do not divide the width.
 
     Shapes: history int64 `[B, L]` and mask bool `[B, L]` -> queries `[B, D]`; see `SequenceModel`.
 

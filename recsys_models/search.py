@@ -1,4 +1,4 @@
-"""Attention over the few events of a long history that a search finds for each candidate."""
+"""Attention over the few events of a long history that a search selects for each candidate."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ATTENTIONS: dict[str, type[nn.Module]] = {"din": DINAttention, "dot": DotProduct
 
 
 class Search(nn.Module):
-    """Base: the `top` events of the highest relevance, then attention over these.
+    """The base of searches: it selects the `top` events of highest relevance, and attends to these.
 
     Args:
-        dim: Width D.
-        top: Events that are looked at.
-        attention: A key of `ATTENTIONS`.
-        **options: Of the attention.
+        dim: the width D.
+        top: the number of selected events.
+        attention: the attention, a key of `ATTENTIONS`.
+        **options: further arguments of the attention.
 
     Shapes: candidates `[B, C, D]`, sequence `[B, L, D]`, mask `[B, L]` -> `[B, C, D]`.
     """
@@ -35,16 +35,16 @@ class Search(nn.Module):
         self.attention = ATTENTIONS[attention](dim, **options)
 
     def attend(self, candidates: Tensor, sequence: Tensor, relevance: Tensor) -> Tensor:
-        """Attention over the events of the highest relevance, int64 `[B, C, L]`; those below zero are no candidates."""
+        """Attend to the events of highest relevance, int64 `[B, C, L]`; events below zero are not selected."""
         found, place = relevance.topk(min(self.top, relevance.shape[-1]), dim=-1)
         rows = torch.arange(len(sequence), device=sequence.device)[:, None, None]
         return self.attention(candidates, sequence[rows, place], found >= 0)
 
 
 class SIM(Search):
-    """Search-based interest model, hard search (Pi et al. 2020, arXiv 2006.05639, section 3.2).
+    """A search-based interest model with hard search (Pi et al. 2020, arXiv 2006.05639, section 3.2).
 
-    Looks at the latest events of the candidate's category. See `Search` for the arguments.
+    It selects the latest events of the candidate's category. See `Search` for the arguments.
 
     Example:
         >>> import torch
@@ -60,16 +60,16 @@ class SIM(Search):
 
 
 class ETA(Search):
-    """End-to-end target attention (Chen et al. 2021, arXiv 2108.04468).
+    """An end-to-end target attention (Chen et al. 2021, arXiv 2108.04468).
 
-    Looks at the events whose SimHash differs from the candidate's in the fewest bits.
+    It selects the events whose SimHash differs from the candidate's in the fewest bits.
 
     Args:
-        dim: Width D.
-        top: Events that are looked at.
-        num_hashes: Bits.
-        seed: Of the hashes, which are fixed and saved with the model.
-        **options: See `Search`.
+        dim: the width D.
+        top: the number of selected events.
+        num_hashes: the number of bits.
+        seed: the seed of the hashes, which are fixed and saved with the model.
+        **options: further arguments, see `Search`.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What sequence models share: one embedding of the items, queries that a history asks, scores of the next item."""
+"""The base of sequence models: one embedding of the items, queries from histories, scores of the next item."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from recsys_models.retrieval import Embedding
 
 
 class Examples(NamedTuple):
-    """What a batch of histories trains.
+    """The training examples of a batch of histories.
 
     Attributes:
-        queries: float `[N, D]`.
-        targets: int64 `[N]`, the item that each query is to find.
+        queries: the queries, float `[N, D]`.
+        targets: the item that each query should find, int64 `[N]`.
         penalty: a scalar that a model adds to the loss; None for none.
     """
 
@@ -27,17 +27,18 @@ class Examples(NamedTuple):
 
 
 class SequenceModel(nn.Module, abc.ABC):
-    """A model that reads the items of a user in their order and asks for the next.
+    """A model that reads the items of a user in their order and predicts the next.
 
-    The output is tied: an item scores the product of its own vector and the query. Histories are int64 `[B, L]`, from
-    the oldest event to the latest, then padding; their mask is bool `[B, L]`, True for events, one at least.
+    The output is tied: the score of an item is the product of its own vector and the query. Histories are int64 `[B,
+    L]`, from the oldest event to the latest, then padding; their mask is bool `[B, L]`, True for events, at least one
+    in each history.
 
     Args:
-        items: Embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        length: Events of a history, at most.
+        items: the embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
+        length: the maximum number of events of a history.
 
     Raises:
-        ValueError: An open id space, which cannot be ranked as a whole, or a length below 1.
+        ValueError: the id space is open, so it cannot be ranked as a whole, or the length is below 1.
     """
 
     def __init__(self, items: Embedding, length: int) -> None:
@@ -51,38 +52,38 @@ class SequenceModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, history: Tensor, mask: Tensor) -> Tensor:
-        """Queries for the item that comes next: `[B, D]`."""
+        """Return queries for the next item, `[B, D]`."""
 
     @abc.abstractmethod
     def examples(self, history: Tensor, mask: Tensor) -> Examples:
-        """What windows of histories, of up to `length + 1` events, train."""
+        """Return the training examples of windows of histories, of up to `length + 1` events."""
 
     def vectors(self, items: Tensor | None = None) -> Tensor:
-        """Output vectors of some items, int64 `[N]`, or of all: `[N, D]`, differentiable."""
+        """Return the output vectors of some items, int64 `[N]`, or of all: `[N, D]`, differentiable."""
         return self.items.weight if items is None else self.items(items)
 
     def scorer(self, items: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-        """A function (history, mask) -> scores `[B, N]` of the same candidates for all; call it many times.
+        """Return a function (history, mask) -> scores `[B, N]` of the same candidates for all; call it many times.
 
         Args:
-            items: The candidates, int64 `[N]`, in the order of the columns; all items by default.
+            items: the candidates, int64 `[N]`, in the order of the columns; by default all items.
         """
         vectors = self.vectors(items)
         return lambda history, mask: self(history, mask) @ vectors.T
 
     def check(self, history: Tensor) -> Tensor:
-        """The history itself; ValueError for one that is longer than `length`."""
+        """Return the history. Raise ValueError if it is longer than `length`."""
         if history.shape[1] > self.length:
             raise ValueError(f"a history of {history.shape[1]} events is longer than length={self.length}: cut it")
         return history
 
 
 class CausalModel(SequenceModel):
-    """A model whose state after each event asks for the next one, and depends on earlier events alone."""
+    """A model whose state after each event predicts the next one, and depends only on earlier events."""
 
     @abc.abstractmethod
     def states(self, history: Tensor) -> Tensor:
-        """The state after each event, `[B, L, D]`. Padding stands behind the events, so that it changes none."""
+        """Return the state after each event, `[B, L, D]`. Padding comes after the events, so it changes none."""
 
     def forward(self, history: Tensor, mask: Tensor) -> Tensor:
         return last_of(self.states(self.check(history)), mask)
@@ -94,7 +95,7 @@ class CausalModel(SequenceModel):
 
 
 def last_of(states: Tensor, mask: Tensor) -> Tensor:
-    """The state at the last event: `[B, L, D]` and bool `[B, L]` -> `[B, D]`.
+    """Return the state at the last event: `[B, L, D]` and bool `[B, L]` -> `[B, D]`.
 
     Example:
         >>> import torch

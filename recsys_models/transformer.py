@@ -1,4 +1,4 @@
-"""The block of the transformers among sequence models."""
+"""The block of the sequence models that are transformers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Self-attention and a network for each event, both around a residual, normalised before (Xiong et al. 2020).
+    """A block of self-attention and a network, both residual and normalised before (Xiong et al. 2020).
 
-    Attention is that of Vaswani et al. 2017 (arXiv 1706.03762, section 3.2), its weights without dropout.
+    The attention is that of Vaswani et al. 2017 (arXiv 1706.03762, section 3.2), without dropout on its weights.
 
     Args:
-        dim: Width D.
-        heads: Heads of attention; they divide D.
-        hidden: Width of the network's hidden layer.
-        dropout: Probability of dropping a value of what either adds.
+        dim: the width D.
+        heads: the number of attention heads, which must divide D.
+        hidden: the width of the network's hidden layer.
+        dropout: the probability of dropping a value of either output.
 
     Raises:
-        ValueError: Heads that do not divide the width.
+        ValueError: the heads do not divide the width.
 
     Shapes: `[B, L, D]` -> `[B, L, D]`.
 
@@ -40,12 +40,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, *, visible: Tensor | None = None, causal: bool = False) -> Tensor:
-        """Let events see each other.
+        """Apply the block to the events.
 
         Args:
-            x: Events, `[B, L, D]`.
-            visible: Bool `[B, L]`, the events that others may see; all by default.
-            causal: Events see none that come after them.
+            x: the events, `[B, L, D]`.
+            visible: the events that others may see, bool `[B, L]`; by default all.
+            causal: True to hide later events from each event.
         """
         x = x + self.dropout(self.join(self._attention(self.norm(x), visible, causal)))
         return x + self.dropout(self.network(self.norm_hidden(x)))
@@ -58,9 +58,9 @@ class Block(nn.Module):
 
 
 class Places(nn.Module):
-    """Learned vectors of the places in a sequence, added to the events: `[B, L, D]` -> `[B, L, D]`.
+    """Learned vectors of the positions in a sequence, added to the events: `[B, L, D]` -> `[B, L, D]`.
 
-    Events are scaled by sqrt(D) before, as their vectors start small where the output is tied to them.
+    Events are scaled by sqrt(D) before, because their vectors start small if the output is tied to them.
     """
 
     def __init__(self, length: int, dim: int, dropout: float = 0.0) -> None:

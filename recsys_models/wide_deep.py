@@ -1,4 +1,4 @@
-"""Wide & Deep."""
+"""Wide & Deep: a linear part and a deep network."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class WideDeep(nn.Module):
-    """Wide & Deep (Cheng et al. 2016, arXiv 1606.07792).
+    """The Wide & Deep model (Cheng et al. 2016, arXiv 1606.07792).
 
     The logit is `w_wide . [x, phi(x)] + w_deep . a + b` (eq. 3), where `a` is the last layer of a deep network (eq. 2)
-    over the embeddings. The wide weights live in the collection `linear`, one row per id; crossed features `phi(x)`
-    (eq. 1) are features that only `linear` holds. Without `linear` the wide part is a linear map of the embeddings.
+    over the embeddings. The wide weights are in the collection `linear`, one row per id; crossed features `phi(x)` (eq.
+    1) are features that only `linear` holds. Without `linear` the wide part is a linear map of the embeddings.
 
     Args:
-        embeddings: Embedding collection, called with the sparse features.
-        feature_names: Keys to read from its result.
-        dims: Their widths, which may differ.
-        num_dense: Number of dense columns, possibly 0.
-        linear: Collection of the wide weights; all of its columns are summed.
-        hidden: Hidden layers of the deep network.
-        activation: See `MLP`.
-        dropout: See `MLP`.
-        batch_norm: See `MLP`.
+        embeddings: the embedding collection, called with the sparse features.
+        feature_names: the keys to read from its result.
+        dims: the widths of the features, which may differ.
+        num_dense: the number of dense columns, possibly 0.
+        linear: the collection of the wide weights; all of its columns are summed.
+        hidden: the widths of the deep network's hidden layers.
+        activation: the activation, see `MLP`.
+        dropout: the dropout probability, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
 
     Raises:
-        ValueError: A width below 1, or features without one.
+        ValueError: a width is below 1, or a feature has none.
 
     Shapes: dense float `[B, num_dense]`, sparse KeyedJaggedTensor of stride B -> logits `[B]`.
 
