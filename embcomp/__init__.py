@@ -8,6 +8,7 @@ from embcomp.align import align_dot_product_
 from embcomp.compress import CompressionReport, TableReport, compress_
 from embcomp.methods import (
     METHODS,
+    ROBE,
     DoubleGraphHash,
     DoubleHash,
     FrequencyHash,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "ROBE",
     "Choice",
     "CompressionReport",
     "CompressionWarning",

@@ -37,6 +37,8 @@ class Moments:
 
         In a product of two factors, each factor carries the square root of |mean| / rms; only the second has the scale.
         """
+        if init == "centred":
+            return 0.0, self.std * summands**-0.5
         if init not in ("unit", "factor"):
             return self.mean / summands, self.std * summands**-0.5
         size = math.hypot(self.mean, self.std)
@@ -109,6 +111,9 @@ def draw_rows(weight: Tensor, init: str, summands: int, like: Rule) -> None:
         found = moments_of(drawn)
         if init != "unit" and not found.mean:  # keeps the shape of the rule's distribution
             weight.mul_(summands**-0.5)
+            return
+        if init == "centred":
+            weight.sub_(found.mean).mul_(summands**-0.5)
             return
         if init == "table":
             weight.sub_(found.mean).mul_(summands**-0.5).add_(found.mean / summands)

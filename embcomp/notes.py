@@ -58,11 +58,12 @@ def different_vectors(plan: TablePlan, dims: Mapping[str, int], padding: int | N
         return number
     training = encoder.training
     encoder.eval()  # what is dropped at random is not what ids share
-    read = encoder(ids)
+    read, handed = encoder(ids), encoder.hand(ids)
     encoder.train(training)
     # Random rows in the place of those in the stores, which may be equal by chance (ones) or elsewhere (meta).
     chunks = zip(read, plan.chunks, strict=True)
-    vectors = plan.combiner([_read(rows, chunk.store, dims[chunk.store]) for rows, chunk in chunks])
+    looked_up = [_read(rows, chunk.store, dims[chunk.store]) for rows, chunk in chunks]
+    vectors = plan.combiner([*looked_up, *(values.cpu() for values in handed)])
     return len((vectors * 1e4).round().unique(dim=0)) + (padding is not None)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,13 +35,22 @@ class Trained:
     def is_linear(self) -> bool:
         """True if the vectors depend on the unknowns linearly."""
         combiner = self.plan.combiner
-        return (combiner.linear or bool(combiner.neutral)) and not any(True for _ in combiner.parameters())
+        linear = combiner.linear or combiner.linear_in_rows or bool(combiner.neutral)
+        return linear and not any(True for _ in combiner.parameters())
 
-    def blocks(self) -> Iterator[tuple[list[Rows], Tensor, Tensor]]:
-        """Yield the rows, vectors and counts of a block of ids at a time."""
+    def blocks(self) -> Iterator[tuple["Read", Tensor, Tensor]]:
+        """Yield what is read, the vectors and the counts of a block of ids at a time."""
         for start in range(0, self.vectors.shape[0], BLOCK):
             ids = torch.arange(start, min(start + BLOCK, self.vectors.shape[0]), device=self.vectors.device)
-            yield self.plan.encoder(ids), self.vectors[ids].float(), self.counts[ids].float().unsqueeze(-1)
+            read = Read(self.plan.encoder(ids), self.plan.encoder.hand(ids))
+            yield read, self.vectors[ids].float(), self.counts[ids].float().unsqueeze(-1)
+
+
+class Read(NamedTuple):
+    """What the ids of a block read: the rows of each chunk, and what the encoder hands to the combiner."""
+
+    rows: list[Rows]
+    handed: list[Tensor]
 
 
 @torch.no_grad()
@@ -98,6 +108,10 @@ def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> No
     used = _usage(trained, targets)
     linear = all(table.is_linear for table in trained)
     x = {name: target.float().clone() for name, target in targets.items()}
+    for table in trained:
+        known = table.plan.combiner.rows_of(table.vectors, table.counts)
+        for chunk, rows in zip(table.plan.chunks, known or (), strict=known is not None):
+            x[chunk.store] = rows.to(x[chunk.store])
     if linear:
         for name in x:
             x[name][(used[name] > 0).squeeze(-1)] = 0.0  # zeros, so that what cannot be determined stays there
@@ -115,7 +129,7 @@ def _usage(trained: list[Trained], targets: Mapping[str, Tensor]) -> Unknowns:
     used = {name: torch.zeros(len(target), 1, device=target.device) for name, target in targets.items()}
     for table in trained:
         total = 0.0
-        for rows, _, counts in table.blocks():
+        for (rows, _), _, counts in table.blocks():
             total += float(counts.sum())
             for i, store in table.learned:
                 share = counts * _factors(rows[i]).square()
@@ -183,10 +197,10 @@ def _sum(
     result = {name: torch.zeros_like(target) for name, target in x.items()}
     for table in trained:
         combine, names = _combination(table)
-        for rows, vectors, counts in table.blocks():
+        for (rows, handed), vectors, counts in table.blocks():
             inputs = tuple(value.requires_grad_() for value in _inputs(table, rows, x, names))
             with torch.enable_grad():
-                out = combine(*inputs)
+                out = combine(handed, *inputs)
             along = None if direction is None else _inputs(table, rows, direction, names)
             tangent = vectors if along is None else _tangent(out, inputs, along)
             pulled = _pull(out, inputs, counts * value(out.detach(), vectors, tangent))
@@ -213,15 +227,15 @@ def _tangent(out: Tensor, inputs: tuple[Tensor, ...], direction: tuple[Tensor, .
 
 
 def _combination(table: Trained) -> tuple[Callable[..., Tensor], list[str]]:
-    """The combiner as a function of its learned chunks and its parameters, with the names of the parameters."""
+    """The combiner as a function of what is handed, its learned chunks and its parameters; the names of the last."""
     combiner, learned = table.plan.combiner, [i for i, _ in table.learned]
     inner = [name for name, _ in combiner.named_parameters()]
 
-    def combine(*inputs: Tensor) -> Tensor:
+    def combine(handed: Sequence[Tensor], *inputs: Tensor) -> Tensor:
         given = dict(zip(learned, inputs, strict=False))
         first = inputs[0]
         constants = {i: first.new_full(first.shape, value) for i, value in combiner.neutral.items()}
-        chunks = [(given | constants)[i] for i in range(len(table.plan.chunks))]
+        chunks = [*((given | constants)[i] for i in range(len(table.plan.chunks))), *handed]
         if not inner:
             return combiner(chunks)
         return functional_call(combiner, dict(zip(inner, inputs[len(learned) :], strict=True)), (chunks,))
@@ -230,7 +244,7 @@ def _combination(table: Trained) -> tuple[Callable[..., Tensor], list[str]]:
 
 
 def _inputs(table: Trained, rows: list[Rows], x: Unknowns, names: list[str]) -> tuple[Tensor, ...]:
-    """The inputs of `_combination`: the learned chunks of a block, then the parameters."""
+    """The inputs of `_combination` after what is handed: the learned chunks of a block, then the parameters."""
     read = [(x[store][rows[i].rows] * _factors(rows[i]).unsqueeze(-1)).sum(1) for i, store in table.learned]
     return *read, *(x[name].detach().clone() for name in names)
 
@@ -244,8 +258,9 @@ def _error(trained: list[Trained], x: Unknowns) -> float:
     total = 0.0
     for table in trained:
         combine, names = _combination(table)
-        for rows, vectors, counts in table.blocks():
-            total += float((counts * (vectors - combine(*_inputs(table, rows, x, names))).square()).double().sum())
+        for (rows, handed), vectors, counts in table.blocks():
+            missed = vectors - combine(handed, *_inputs(table, rows, x, names))
+            total += float((counts * missed.square()).double().sum())
     return total
 
 
@@ -254,8 +269,8 @@ def _check(trained: list[Trained], x: Unknowns) -> None:
     lost = whole = 0.0
     for table in trained:
         combine, names = _combination(table)
-        for rows, vectors, counts in table.blocks():
-            missed = vectors - combine(*_inputs(table, rows, x, names))
+        for (rows, handed), vectors, counts in table.blocks():
+            missed = vectors - combine(handed, *_inputs(table, rows, x, names))
             lost += float((counts * missed.square()).double().sum())
             whole += float((counts * vectors.square()).double().sum())
             break

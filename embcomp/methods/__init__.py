@@ -10,12 +10,14 @@ from embcomp.methods.low_rank import LowRank
 from embcomp.methods.lsh import LSHash
 from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.quotient_remainder import QuotientRemainder
+from embcomp.methods.robe import ROBE
 from embcomp.methods.semantic_ids import SemanticIds
 from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.methods.unified import UnifiedEmbedding
 
 __all__ = [
     "METHODS",
+    "ROBE",
     "DoubleGraphHash",
     "DoubleHash",
     "FrequencyHash",

@@ -28,7 +28,7 @@ def settings_around(cls: type[Method], fixed: Mapping[str, Any]) -> tuple[type[M
     rest = {name: value for name, value in fixed.items() if name not in own and name != "of"}
     given = fixed.get("of", Full)
     if isinstance(given, Method):
-        rest = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if f.name != "rows"} | rest
+        rest = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if f.name != given.sized_by} | rest
     inner = METHODS.get(given) if isinstance(given, str) else type(given) if isinstance(given, Method) else given
     if not isinstance(inner, type) or not issubclass(inner, Method):
         raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from embcomp import configs
 from embcomp.methods.budget import Ladder, can_balance, share_rows
-from embcomp.methods.combiners import COMBINERS, Combiner, Concat, Product, Sum, WeightedSum
+from embcomp.methods.combiners import COMBINERS, Combiner, Concat, Product, Sum, WeightedSum, start_like
 from embcomp.methods.encoder import ENCODERS, Encoder, Rows
 from embcomp.methods.plan import FLOAT_BYTES, KEY_BYTES, Chunk, Plan, Sizes, Store, TablePlan
 from embcomp.methods.request import Budget, Count, Tables, request
@@ -56,6 +56,7 @@ __all__ = [
     "per_table",
     "plain",
     "side_store",
+    "start_like",
 ]
 
 METHODS: dict[str, type["Method"]] = {}
@@ -100,6 +101,7 @@ class Method(abc.ABC, metaclass=_Configurable):
 
     Attributes:
         shares_store: True if the tables of a group read one store, and so must live in one module tree.
+        sized_by: the setting that `for_budget` chooses.
         budget_settings: the settings that `for_budget` takes beside the fields.
         expected: the text that tells users how to make a configuration, for errors.
 
@@ -113,6 +115,7 @@ class Method(abc.ABC, metaclass=_Configurable):
     """
 
     shares_store: ClassVar[bool] = False
+    sized_by: ClassVar[str] = "rows"
     budget_settings: ClassVar[tuple[str, ...]] = ()
     expected: ClassVar[str] = "a method's configuration, such as embcomp.HashingTrick(rows=1000)"
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp import configs
+from embcomp.initial_rows import Moments
 
 COMBINERS: dict[str, type["Combiner"]] = {}
 """The combiners by class name, so that a plan can be written and read."""
@@ -18,11 +19,18 @@ class Combiner(nn.Module, abc.ABC):
 
     A `linear` combiner commutes with pooling, so bags are pooled inside the look-up; other combiners combine before
     pooling. `neutral` maps a chunk to the constant at which the rest is linear; warm starts fix the chunk at that
-    value.
+    value. `linear_in_rows` marks a combiner that cannot pool inside, because its encoder hands it numbers of each id,
+    and is linear in the rows nevertheless.
+
+    Attributes:
+        like: the moments of the replaced table, for combiners that draw something by themselves (`draws`).
     """
 
     linear: ClassVar[bool] = True
+    linear_in_rows: ClassVar[bool] = False
     neutral: ClassVar[Mapping[int, float]] = {}
+    draws: ClassVar[bool] = False
+    like: Moments = Moments()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -33,11 +41,29 @@ class Combiner(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
-        """Combine chunks [..., dim of chunk] into vectors [..., embedding_dim]."""
+        """Combine chunks [..., dim of chunk] into vectors [..., embedding_dim].
+
+        What the encoder hands (`Encoder.handed`) follows the chunks.
+        """
+
+    def reset_parameters(self) -> None:
+        """Draw what the combiner learns; by default that is nothing."""
 
     @abc.abstractmethod
     def dim(self, dims: Sequence[int]) -> int:
         """Return the width of the result for chunks of these widths."""
+
+    def rows_of(self, vectors: Tensor, counts: Tensor) -> list[Tensor] | None:
+        """Find rows in trained vectors from which a warm start goes on.
+
+        Args:
+            vectors: [num_embeddings, embedding_dim].
+            counts: the weight of each id, [num_embeddings].
+
+        Returns:
+            The rows of each chunk's store, [rows, dim]; None where the warm start goes on from the rows as they are.
+        """
+        return None
 
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple["Combiner", Tensor] | None:
         """Fit the parameters of the combiner to trained vectors, before a warm start fits the rows.
@@ -51,6 +77,14 @@ class Combiner(nn.Module, abc.ABC):
             nothing was fitted; the warm start then goes on from the current parameters.
         """
         return None
+
+
+def start_like(combiner: Combiner, like: Moments) -> None:
+    """Draw what a combiner, or one inside, draws by itself, for vectors of these moments."""
+    for part in combiner.modules():
+        if isinstance(part, Combiner) and part.draws:
+            part.like = like
+            part.reset_parameters()
 
 
 class Concat(Combiner):

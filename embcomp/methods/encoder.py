@@ -34,6 +34,8 @@ class Encoder(nn.Module, abc.ABC):
     """
 
     constant_buffers: ClassVar[bool] = True
+    hands: ClassVar[bool] = False
+    """True if `handed` gives anything."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -103,12 +105,40 @@ class Encoder(nn.Module, abc.ABC):
             self._buffers[name] = buffer if device.type == "meta" else buffer.to(device)
         return self
 
+    def handed(self, ids: Tensor) -> list[Tensor]:
+        """Return fixed numbers of each checked id, [N, ...] each, that the combiner gets after the chunks.
+
+        By default there are none; an encoder that gives some says so in `hands`.
+        """
+        return []
+
+    def hand(self, ids: Tensor) -> list[Tensor]:
+        """Check `ids` as `forward` does, and return `handed`."""
+        if not self.hands:
+            return []
+        ids = check_ids(ids, self.table.num_embeddings, self.table.name)
+        if ids.is_meta and any(not buffer.is_meta for buffer in self.buffers()):
+            on_meta = {f"encoder.{name}": buffer.to("meta") for name, buffer in self.named_buffers()}
+            return torch.func.functional_call(_Handed(self), on_meta, (ids,))
+        return self.handed(ids)
+
     def lookups_of(self, chunk: int) -> int:
         """Return how many rows a chunk reads for each id."""
         return 1
 
     def reset_buffers(self) -> None:
         """Recompute the buffers that depend on the table's name, after it has changed."""
+
+
+class _Handed(nn.Module):
+    """What an encoder hands, as the forward of a module."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids: Tensor) -> list[Tensor]:
+        return self.encoder.handed(ids)
 
 
 def _defaults(method: str | None) -> dict[str, Any]:

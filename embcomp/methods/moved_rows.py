@@ -55,6 +55,14 @@ class MovedRows(Encoder):
             self.register_buffer(f"hot_{number}", words)
             self.register_buffer(f"before_{number}", before)
 
+    @property
+    def hands(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the encoder inside."""
+        return self.inner.hands
+
+    def handed(self, ids: Tensor) -> list[Tensor]:
+        return self.inner.handed(ids)
+
     def encode(self, ids: Tensor) -> list[Rows]:
         read = self.inner.encode(ids)
         return [Rows(self._moved(rows.rows, n), rows.weights) for rows, n in zip(read, self.numbers, strict=True)]

@@ -22,8 +22,8 @@ class Store:
 
     Attributes:
         init: the initial rows. "table": the combined vector gets the mean and the deviation of the replaced table.
-            "unit" and "factor": the two factors of a product that gets them; the first has mean square 1. "ones": all 1
-            (weights).
+            "unit" and "factor": the two factors of a product that gets them; the first has mean square 1. "centred":
+            the deviation alone, the mean is up to the combiner. "ones": all 1 (weights).
         summands: the number of rows of this store that add up to one coordinate of a vector.
         coding: the coding of the rows, which decodes them into the served vectors; None serves the rows as they are.
     """

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from embcomp import configs
+from embcomp.initial_rows import Moments
 from embcomp.methods.base import COMBINERS, ENCODERS, Chunk, Method, Plan, Store, Table, TablePlan
 
 _BLANK = frozenset(vars(nn.Module()))
@@ -41,7 +42,7 @@ def _make(cls: type, parts: Mapping[str, Any]) -> Any:
 
 configs.register("encoder", ENCODERS, _parts, _make)
 configs.register("combiner", COMBINERS, _parts, _make)
-for _kind in (Table, Chunk, Store, TablePlan):
+for _kind in (Table, Chunk, Store, TablePlan, Moments):
     configs.kind(_kind)
 
 

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from embcomp.holders import Held, HeldStore, Holder, Spread, holder_of
 from embcomp.initial_rows import Moments, pooled
-from embcomp.methods.base import Method, Plan, Store, Table, TablePlan
+from embcomp.methods.base import Method, Plan, Store, Table, TablePlan, start_like
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.stores import PlainStore, check_floats
@@ -196,6 +196,7 @@ def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Mome
         )
         for name in plan.stores
     }
+    drawn_like = {part.table.name: own for own, part in zip(moments, plan.tables, strict=True)}
     stores: dict[str, PlainStore] = {}
     parts, replacements = [], []
     for holder, part in zip(members, plan.tables, strict=True):
@@ -206,6 +207,7 @@ def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Mome
                 check_floats(store, holder.paths[0])
                 home = old.weight.device, old.weight.dtype
                 stores[chunk.store] = PlainStore(store, old.sparse, *home, like=drawn[chunk.store])
+        start_like(part.combiner, drawn_like[part.table.name])
         parts.append(Part(holder, method, part))
         replacements.append((holder, holder.replacement(method, plan, part, stores)))
     return Swap(parts, {name: store.weight for name, store in stores.items()}, replacements)

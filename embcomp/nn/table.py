@@ -119,7 +119,7 @@ class CompressedTable(NotScripted, nn.Module):
         """Look up ids [N] -> [N, embedding_dim]; the padding id gives zeros."""
         encoded = self.encoder(ids)
         chunks = [self._store(i).look_up(*rows) for i, rows in enumerate(encoded)]
-        vectors = self.combiner(chunks)
+        vectors = self.combiner([*chunks, *self.encoder.hand(ids)] if self.encoder.hands else chunks)
         if self.padding_idx is not None:
             vectors = vectors.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
         return vectors
@@ -205,7 +205,9 @@ def move_combiner(combiner: nn.Module, device: torch.device, dtype: torch.dtype)
     if device.type != "meta" and any(parameter.is_meta for parameter in combiner.parameters()):
         combiner.to_empty(device=device)
         reset_combiner(combiner)
-    combiner.to(device, dtype)
+    combiner.to(device)  # buffers keep their dtype, as an encoder's do
+    for parameter in combiner.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def reset_combiner(combiner: nn.Module) -> None:

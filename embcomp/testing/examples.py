@@ -18,6 +18,7 @@ from embcomp import Ngram, PrefixNgram, Unigram
 from embcomp.graph import ClusterMap, Edges, Mixture, interactions
 from embcomp.methods import (
     METHODS,
+    ROBE,
     DoubleGraphHash,
     DoubleHash,
     FrequencyHash,
@@ -157,6 +158,8 @@ EXAMPLES = [
         ),
         open_ids=False,
     ),
+    Example("ROBE", lambda tables: ROBE(size=96, block=4)),
+    Example("ROBE-whole", lambda tables: ROBE(size=80, block=min(t.embedding_dim for t in tables), seed=2)),
     Example("SemanticIds", lambda tables: SemanticIds(items_of(tables)["codes"], PrefixNgram(3), ROWS)),
     Example("SemanticIds-concat", lambda ts: SemanticIds(**items_of(ts), pieces=Ngram(2), rows=ROWS, combine="concat")),
     Example("SemanticIds-hybrid", lambda ts: SemanticIds(**items_of(ts), pieces=Unigram(), rows=16, id_rows=3)),
@@ -194,6 +197,7 @@ KINDS = [
         "LowBit-row",
         "LowRank-multi",
         "ProductCodes-hot",
+        "ROBE",
     }
 ]
 """One for each kind of look-up, for tests of seconds that know of no method: several rows added up, weighed by what is

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from embcomp.methods.base import Combiner, Product, WeightedSum
 from embcomp.methods.low_rank import Projection
+from embcomp.methods.robe import Blocks
 
 
 def steps(rows: Tensor, dtype: str) -> Tensor:
@@ -31,8 +32,14 @@ def steps(rows: Tensor, dtype: str) -> Tensor:
     return out + rows.abs().max() * 1e-6
 
 
-def combined(combiner: Combiner, chunks: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
+def combined(
+    combiner: Combiner, chunks: Sequence[Tensor], errors: Sequence[Tensor], handed: Sequence[Tensor] = ()
+) -> Tensor:
     """How far a vector may be off when its chunks are off by `errors`."""
+    if isinstance(combiner, Blocks):
+        sizes = [values.abs() for values in handed]
+        largest = combiner([*(chunk.abs() + error for chunk, error in zip(chunks, errors, strict=True)), *sizes])
+        return largest - combiner([*(chunk.abs() for chunk in chunks), *sizes])
     if isinstance(combiner, Product):
         (a, b), (da, db) = chunks, errors
         return a.abs() * db + b.abs() * da + da * db
@@ -43,5 +50,5 @@ def combined(combiner: Combiner, chunks: Sequence[Tensor], errors: Sequence[Tens
             total += weight * error + off * vector.abs() + off * error
         return total
     if isinstance(combiner, Projection):
-        return combined(combiner.inner, chunks, errors) @ combiner.matrix.detach().abs().to(errors[0].dtype)
+        return combined(combiner.inner, chunks, errors, handed) @ combiner.matrix.detach().abs().to(errors[0].dtype)
     return combiner(list(errors))  # sums and concatenations

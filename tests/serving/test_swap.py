@@ -29,7 +29,7 @@ def bounds(module: CompressedEmbedding, ids: torch.Tensor, dtype: str) -> torch.
         factor = factor.unsqueeze(-1).double()
         chunks.append((held[module.reads[i]].double()[rows] * factor).sum(1))
         errors.append((grids[module.reads[i]][rows] * factor.abs()).sum(1))
-    return combined(module.combiner, chunks, errors) + 1e-5
+    return combined(module.combiner, chunks, errors, module.encoder.hand(ids)) + 1e-5
 
 
 @every_method

@@ -50,7 +50,8 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
     def inner(sizes: list[tuple[int, int]], share: float, more: float) -> None:
         tables = [Table(f"t{i}", n, dim) for i, (n, dim) in enumerate(sizes)]
         method = example.make(tables)
-        fixed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name != "rows"}
+        fixed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+        fixed.pop("rows" if hasattr(method, "of") else method.sized_by, None)
         full = sum(n * dim * 4 for n, dim in sizes)
 
         def built(budget: int) -> int:

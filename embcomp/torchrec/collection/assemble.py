@@ -29,7 +29,8 @@ def sequence_chunks(output: Output, features: KeyedJaggedTensor, branches: Branc
             weights = fixed[read.chunk] if read.weighted else None
             values = values.sum(1) if weights is None else (values * weights.unsqueeze(-1)).sum(1)
         chunks.append(values)
-    return chunks
+    encoder = output.plan.encoder
+    return [*chunks, *encoder.hand(features[output.feature].values())] if encoder.hands else chunks
 
 
 def _combiners(outputs: Sequence[Output]) -> nn.ModuleList:

@@ -23,12 +23,14 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from embcomp.codecs.integers import Integers
-from embcomp.initial_rows import Rule, draw_rows, shared_rule
+from embcomp.initial_rows import Moments, Rule, draw_rows, moments_of, shared_rule
 from embcomp.match import match
-from embcomp.methods.base import Chunk, Method, Plan, Store, Table, TablePlan
+from embcomp.methods.base import Chunk, Combiner, Method, Plan, Store, Table, TablePlan, start_like
 from embcomp.methods.full import Full
 
 OPEN = 2**63 - 1  # num_embeddings of an open id space, where torchrec's configuration wants a number
+_MOST_OPEN = 1 << 20  # ids by which the vectors of an open id space are scaled, where no rows are
+_SAMPLE = 4096  # vectors by which the moments of an `init_fn` are known
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def make_layout(
     keys = get_embedding_names_by_table(named)  # pyright: ignore[reportArgumentType]
     single = _single_look_up_stores(planned, weighted)
     rules = _init_rules(named, planned)
+    for config in named:
+        _start_combiner(config, planned[config.name][1].combiner)
     outputs: list[Output] = []
     inner: dict[str, dict[str, EmbeddingBagConfig | EmbeddingConfig]] = {}
     for config, table_keys in zip(named, keys, strict=True):
@@ -242,6 +246,18 @@ def _init_rule(config: BaseEmbeddingConfig) -> Rule | None:
     rule = config.init_fn
     own = isinstance(rule, functools.partial) and rule.func is torch.nn.init.uniform_ and rule.keywords == bounds
     return None if default and own else rule
+
+
+def _start_combiner(config: BaseEmbeddingConfig, combiner: Combiner) -> None:
+    """Draws what a combiner draws by itself, for vectors with the moments of the table replaced."""
+    if not any(isinstance(part, Combiner) and part.draws for part in combiner.modules()):
+        return
+    rule = _init_rule(config) or functools.partial(_uniform, rows=min(config.num_embeddings, _MOST_OPEN))
+    if not isinstance(rule, Moments):
+        sample = torch.empty(min(config.num_embeddings, _SAMPLE), config.embedding_dim, device="cpu")
+        rule(sample)
+        rule = moments_of(sample)
+    start_like(combiner, rule)
 
 
 def _uniform(weight: Tensor, rows: int) -> None:

@@ -1,0 +1,181 @@
+"""One flat array that all vectors are read from, at any place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from embcomp.methods.base import Chunk, Combiner, Ladder, Method, Plan, Rows, Sizes, Store, Table, TablePlan
+from embcomp.methods.hashing import HashEncoder
+from embcomp.methods.together import Parts
+from embcomp.ops.hashing import MAX_ROWS, hash_rows, hash_rows_each
+from embcomp.settings import MAX_READS, Width, Within
+
+_WIDE = 4  # rows are multiples of so many floats, which FBGEMM can read
+
+
+class Blocks(Combiner):
+    """Cuts each block out of the two rows that it may lie in, and gives it its sign.
+
+    Chunks 2 b and 2 b + 1 are the rows of block b; the encoder hands where it starts in them, [N, blocks], and the
+    signs, [N, blocks].
+
+    Attributes:
+        centre: float32 [1], the mean of the table replaced, around which the signs turn; it is not trained.
+    """
+
+    linear = False
+    linear_in_rows = True
+    draws = True
+    centre: Tensor
+
+    def __init__(self, blocks: int, block: int) -> None:
+        super().__init__()
+        self.blocks, self.block = blocks, block
+        self.register_buffer("centre", torch.zeros(1, device=_real_device()))
+
+    def reset_parameters(self) -> None:
+        self.centre.fill_(self.like.mean)
+
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
+        *rows, starts, signs = chunks
+        pairs = torch.stack(rows, dim=-2)
+        pairs = pairs.reshape(*pairs.shape[:-2], self.blocks, 2 * pairs.shape[-1])
+        columns = starts.unsqueeze(-1) + torch.arange(self.block, device=starts.device)
+        read = pairs.gather(-1, columns) * signs.unsqueeze(-1).to(pairs.dtype)
+        return read.flatten(-2) + self.centre.to(read.dtype)
+
+    def dim(self, dims: Sequence[int]) -> int:
+        return self.blocks * self.block
+
+
+def _real_device() -> str | None:
+    """Not the meta device: it follows from the configuration, so nobody would load it."""
+    return "cpu" if torch.get_default_device().type == "meta" else None
+
+
+class BlockEncoder(HashEncoder):
+    """Where each block of an id starts in the array: the row that holds the place, and the next one."""
+
+    hands: ClassVar[bool] = True
+
+    def __init__(self, table: Table, config: Mapping[str, Any], seed: int, rows: int, width: int, blocks: int) -> None:
+        super().__init__(table, config, seed, [rows * width, 2], [blocks, blocks])
+        self.rows, self.width = rows, width
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        first = self._places(ids) // self.width
+        after = (first + 1) % self.rows  # the array wraps
+        pairs = zip(first.unbind(1), after.unbind(1), strict=True)
+        return [Rows(rows.unsqueeze(-1)) for pair in pairs for rows in pair]
+
+    def handed(self, ids: Tensor) -> list[Tensor]:
+        signs = 2 * hash_rows(ids, self.keys[self.lookups[0] :], 2) - 1
+        return [self._places(ids) % self.width, signs.float()]
+
+    def lookups_of(self, chunk: int) -> int:
+        return 1
+
+    @classmethod
+    def encode_together(cls, asked: Parts) -> Rows:
+        """Rows of several encoders (`embcomp.methods.together`)."""
+        encoders = [part.encoder for part in asked.parts]
+        keys = zip(asked.starts("keys"), asked.parts, strict=True)
+        at, size, width, rows, after = asked.each(
+            [start + part.chunk // 2 for start, part in keys],
+            [encoder.ranges[0] for encoder in encoders],
+            [encoder.width for encoder in encoders],
+            [encoder.rows for encoder in encoders],
+            [part.chunk % 2 for part in asked.parts],
+        )
+        places = hash_rows_each(asked.ids, asked.joined("keys")[at], size)
+        return Rows((places // width + after) % rows)
+
+    def _places(self, ids: Tensor) -> Tensor:
+        """int64 [N, blocks], below the size of the array."""
+        return hash_rows(ids, self.keys[: self.lookups[0]], self.ranges[0])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ROBE(Method):
+    """Blocks of a vector at hashed places of one array, each with a hashed sign (Desai et al. 2022, arXiv 2108.02191).
+
+    Coordinates b Z to (b + 1) Z - 1 of e(id) are g_b(id) A[h_b(id)], ..., g_b(id) A[h_b(id) + Z - 1], with Z = `block`
+    and the index modulo `size` (random offset block embedding, section 4). All tables of an instance read one array,
+    at any place of it: blocks overlap. In memory the array is a table whose rows follow each other, so that what
+    trains, shards and rounds tables does so with it; a block is cut out of two of them.
+
+    Args:
+        size: floats of the array; a multiple of the row, which is `block` rounded up to a multiple of 4.
+        block: coordinates that are read together; must divide the widths. The larger, the fewer look-ups.
+        seed: another seed gives other places and signs.
+
+    Raises:
+        ValueError: a block that does not divide a width, a size that is no multiple of the row.
+
+    Example:
+        >>> import torch, embcomp
+        >>> emb = embcomp.nn.CompressedEmbedding(100_000, 16, embcomp.ROBE(size=4000, block=8))
+        >>> emb(torch.tensor([3, 99_999])).shape
+        torch.Size([2, 16])
+        >>> embcomp.nbytes(emb) == 4 * 4000 + 2 * 2 * 8 + 4  # the array, keys, the centre
+        True
+    """
+
+    shares_store: ClassVar[bool] = True
+    sized_by: ClassVar[str] = "size"
+
+    size: Annotated[int, Within(_WIDE, MAX_ROWS, text="in [4, 2^31)")]
+    block: Width = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        row = _row(self.block)
+        if self.size % row:
+            raise ValueError(
+                f"ROBE: size={self.size} is not a multiple of {row}, the row of block={self.block}; take "
+                f"{max(1, self.size // row) * row}"
+            )
+
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        row = _row(self.block)
+        keys = sum(2 * self._blocks(table) for table in tables) * HashEncoder.key_nbytes
+        return Sizes({group: Store(self.size // row, row, init="centred")}, keys + 4 * len(tables))
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        (store,) = self.sizes(tables, group).stores.values()
+        plans = []
+        for table in tables:
+            blocks = self._blocks(table)
+            encoder = BlockEncoder(table, self.config(), self.seed, store.rows, store.dim, blocks)
+            plans.append(TablePlan(table, encoder, (Chunk(group),) * (2 * blocks), Blocks(blocks, self.block)))
+        return Plan({group: store}, plans)
+
+    def _blocks(self, table: Table) -> int:
+        """How many blocks a vector has."""
+        blocks, rest = divmod(table.embedding_dim, self.block)
+        if rest:
+            raise ValueError(
+                f"table {table.name!r}: block={self.block} does not divide embedding_dim {table.embedding_dim}; choose "
+                "a divisor"
+            )
+        if 2 * blocks > MAX_READS:
+            raise ValueError(f"table {table.name!r}: {blocks} blocks are too many look-ups; choose a larger block")
+        return blocks
+
+    @classmethod
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """As `Method.ladder`, by the rows of the array."""
+        row = _row(fixed.get("block", cls.block))
+
+        def make(rows: int) -> Self:
+            return cls(size=rows * row, **fixed)
+
+        return Ladder(make, lambda rows: make(rows).sizes(tables), most=MAX_ROWS // row)
+
+
+def _row(block: int) -> int:
+    """Floats of a row of the table that holds the array; a block never touches more than two."""
+    return -(-block // _WIDE) * _WIDE
