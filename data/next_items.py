@@ -132,8 +132,8 @@ class NextItems:
         for begin in range(0, len(order), batch_size * _SORTED):
             part = order[begin : begin + batch_size * _SORTED]
             order[begin : begin + len(part)] = part[np.argsort((ends - starts)[part], kind="stable")]
-        for place in draw.permutation(range(0, len(order), batch_size)).tolist()[start:]:
-            chosen = order[place : place + batch_size]
+        for first in draw.permutation(range(0, len(order), batch_size)).tolist()[start:]:
+            chosen = order[first : first + batch_size]
             mine = chosen[share[0] :: share[1]]
             if len(mine):
                 yield self._batch(starts[mine], ends[mine], users[mine])
@@ -159,7 +159,7 @@ class NextItems:
         return self._windows[length]
 
     def _batch(self, starts: np.ndarray, ends: np.ndarray, users: np.ndarray) -> HistoryBatch:
-        place = starts[:, None] + np.arange(max((ends - starts).max(), 1))
-        mask = place < ends[:, None]
-        history = np.where(mask, self.items[np.where(mask, place, 0)], 0)
+        position = starts[:, None] + np.arange(max((ends - starts).max(), 1))
+        mask = position < ends[:, None]
+        history = np.where(mask, self.items[np.where(mask, position, 0)], 0)
         return HistoryBatch(*map(torch.from_numpy, (history, mask, users)))

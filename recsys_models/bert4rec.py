@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from recsys_models.retrieval import Embedding
 from recsys_models.sequence import Examples, SequenceModel, last_of
-from recsys_models.transformer import Block, Places
+from recsys_models.transformer import Block, Positions
 
 
 class BERT4Rec(SequenceModel):
@@ -58,7 +58,7 @@ class BERT4Rec(SequenceModel):
         dim = self.embedding_dim
         self.mask_share, self.last_share = mask_share, last_share
         self.masked = nn.Parameter(torch.randn(dim) * 0.02)
-        self.places = Places(length + 1, dim, dropout)
+        self.positions = Positions(length + 1, dim, dropout)
         self.blocks = nn.ModuleList(
             Block(dim, heads=heads, hidden=hidden or 4 * dim, dropout=dropout) for _ in range(blocks)
         )
@@ -67,7 +67,7 @@ class BERT4Rec(SequenceModel):
 
     def states(self, history: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
         """Return the state at each event `[B, L, D]`; `hidden`, bool `[B, L]`, marks the masked events."""
-        x = self.places(torch.where(hidden.unsqueeze(2), self.masked, self.items(history)))
+        x = self.positions(torch.where(hidden.unsqueeze(2), self.masked, self.items(history)))
         for block in self.blocks:
             x = block(x, visible=mask)
         return self.out(self.norm(x))
@@ -75,8 +75,8 @@ class BERT4Rec(SequenceModel):
     def forward(self, history: Tensor, mask: Tensor) -> Tensor:
         asked = torch.zeros_like(self.check(history[:, :1]))
         history, longer = torch.cat([self.check(history), asked], 1), torch.cat([mask, mask.new_zeros(len(mask), 1)], 1)
-        places = torch.arange(history.shape[1], device=history.device)
-        hidden = places == mask.sum(1, keepdim=True)  # one behind the last event
+        positions = torch.arange(history.shape[1], device=history.device)
+        hidden = positions == mask.sum(1, keepdim=True)  # one behind the last event
         return last_of(self.states(history, longer | hidden, hidden), longer | hidden)
 
     def examples(self, history: Tensor, mask: Tensor) -> Examples:

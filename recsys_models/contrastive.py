@@ -13,23 +13,23 @@ def multi_positive_loss(
 ) -> Tensor:
     """InfoNCE both ways, every vector with all of its group as positives (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
 
-    With unit vectors a of `first` and b of `second`, and P(i) the places of i's group, one way is
+    With unit vectors a of `first` and b of `second`, and P(i) the members of i's group, one way is
     `mean_i mean_(p in P(i)) -log( exp(a_i . b_p / t) / sum_j exp(a_i . b_j / t) )`. No tensor of all pairs is made: the
     mean over positives is a product with the mean of the group, which is a sum by group, and the sum over j is taken
-    `block` places at a time and computed once more in the backward pass.
+    `block` vectors at a time and computed once more in the backward pass.
 
     Args:
         first: float `[n, D]`, of any length.
         second: float `[n, D]`.
-        groups: The group of each place, integers `[n]`; all different for one positive each.
+        groups: The group of each vector, integers `[n]`; all different for one positive each.
         temperature: t.
-        block: Places at a time; `block * n` values are held.
+        block: Vectors at a time; `block * n` values are held.
 
     Returns:
         The mean of both ways, a scalar.
 
     Raises:
-        ValueError: No place, vectors that do not fit each other or the groups, a temperature that is not positive.
+        ValueError: No vector, vectors that do not fit each other or the groups, a temperature that is not positive.
 
     Example:
         >>> import torch
@@ -43,15 +43,18 @@ def multi_positive_loss(
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}: choose one above 0")
     first, second = F.normalize(first, dim=1), F.normalize(second, dim=1)
-    _, places = groups.unique(return_inverse=True)
-    ways = (_one_way(first, second, places, temperature, block), _one_way(second, first, places, temperature, block))
+    _, group_of = groups.unique(return_inverse=True)
+    ways = (
+        _one_way(first, second, group_of, temperature, block),
+        _one_way(second, first, group_of, temperature, block),
+    )
     return (ways[0] + ways[1]) / 2
 
 
-def _one_way(asking: Tensor, asked: Tensor, places: Tensor, temperature: float, block: int) -> Tensor:
-    sums = torch.zeros_like(asked).index_add(0, places, asked)
-    sizes = torch.bincount(places, minlength=len(asked)).clamp(min=1).unsqueeze(1)
-    positive = (asking * (sums / sizes)[places]).sum(1) / temperature
+def _one_way(asking: Tensor, asked: Tensor, group_of: Tensor, temperature: float, block: int) -> Tensor:
+    sums = torch.zeros_like(asked).index_add(0, group_of, asked)
+    sizes = torch.bincount(group_of, minlength=len(asked)).clamp(min=1).unsqueeze(1)
+    positive = (asking * (sums / sizes)[group_of]).sum(1) / temperature
     every = [
         checkpoint(_log_sum, part, asked, temperature, use_reentrant=False)  # pyright: ignore[reportArgumentType]
         for part in asking.split(block)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from recsys_models.contrastive import multi_positive_loss
 from recsys_models.retrieval import Embedding
 from recsys_models.sequence import CausalModel, Examples, last_of
-from recsys_models.transformer import Block, Places
+from recsys_models.transformer import Block, Positions
 
 
 class CodeLevels(nn.Module):
@@ -61,7 +61,7 @@ class CodeLevels(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Events of one sequence look at those of another up to their own place, around a residual: `[B, L, D]` both."""
+    """Events of one sequence look at those of another up to their own position, around a residual: `[B, L, D]` both."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class H2Rec(CausalModel):
         self.to_own = nn.ModuleList(CrossAttention(dim, heads, dropout) for _ in range(levels))
         self.to_codes = CrossAttention(dim, heads, dropout)
         self.gate = nn.Sequential(nn.Linear(dim + levels, dim), nn.GELU(), nn.Linear(dim, levels))
-        self.places = Places(length, dim, dropout)
+        self.positions = Positions(length, dim, dropout)
         self.blocks = nn.ModuleList(
             Block(dim, heads=heads, hidden=hidden or dim, dropout=dropout) for _ in range(blocks)
         )
@@ -164,8 +164,10 @@ class H2Rec(CausalModel):
         return torch.cat([self._of_own(own, codes), self._of_codes(own, codes, self.weights(own))], 2)
 
     def examples(self, history: Tensor, mask: Tensor) -> Examples:
-        found = super().examples(history, mask)
-        return found._replace(penalty=self.penalty(history[:, :-1], mask[:, :-1])) if self.training else found
+        examples = super().examples(history, mask)
+        if not self.training:
+            return examples
+        return examples._replace(penalty=self.penalty(history[:, :-1], mask[:, :-1]))
 
     def penalty(self, history: Tensor, mask: Tensor) -> Tensor:
         """What aligns own rows with codes, and views with each other; a scalar."""
@@ -197,7 +199,7 @@ class H2Rec(CausalModel):
         return self._backbone(self.to_codes(own, codes.mean(2)))
 
     def _backbone(self, x: Tensor) -> Tensor:
-        x = self.places(x)
+        x = self.positions(x)
         for block in self.blocks:
             x = block(x, causal=True)
         return self.norm(x)

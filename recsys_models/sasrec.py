@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from recsys_models.retrieval import Embedding
 from recsys_models.sequence import CausalModel
-from recsys_models.transformer import Block, Places
+from recsys_models.transformer import Block, Positions
 
 
 class SASRec(CausalModel):
@@ -51,14 +51,14 @@ class SASRec(CausalModel):
     ) -> None:
         super().__init__(items, length)
         dim = self.embedding_dim
-        self.places = Places(length, dim, dropout)
+        self.positions = Positions(length, dim, dropout)
         self.blocks = nn.ModuleList(
             Block(dim, heads=heads, hidden=hidden or dim, dropout=dropout) for _ in range(blocks)
         )
         self.norm = nn.LayerNorm(dim)
 
     def states(self, history: Tensor) -> Tensor:
-        x = self.places(self.items(history))
+        x = self.positions(self.items(history))
         for block in self.blocks:
             x = block(x, causal=True)
         return self.norm(x)

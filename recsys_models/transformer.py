@@ -57,7 +57,7 @@ class Block(nn.Module):
         return attended.transpose(1, 2).flatten(2)
 
 
-class Places(nn.Module):
+class Positions(nn.Module):
     """Learned vectors of the positions in a sequence, added to the events: `[B, L, D]` -> `[B, L, D]`.
 
     Events are scaled by sqrt(D) before, because their vectors start small if the output is tied to them.

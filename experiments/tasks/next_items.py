@@ -26,7 +26,7 @@ from experiments.processes import distributed
 from experiments.tasks.content import ItemContent, codes_of, with_codes
 from experiments.tasks.datasets import load_data
 from experiments.tasks.kind import Kind
-from experiments.tasks.places import place_metrics, places_of
+from experiments.tasks.next_ranks import next_item_metrics, ranks_of
 from experiments.tasks.retrieval import embeddings
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import SEQUENCE_MODELS, build_sequence, reads_codes
@@ -175,14 +175,14 @@ class NextItemsTask:
         whole = distributed.local(model)
         assert isinstance(whole, SequenceModel)
         size = self.run.training.eval_batch_size
-        place = places_of(whole, self.data, split, self.config.length, size, device)
+        ranks = ranks_of(whole, self.data, split, self.config.length, size, device)
         slices: dict[str, Tensor] = {}
         seen = self.data.counts()[self.data.targets(split)]
         for name, part in self.run.slices.items() if split == "test" else ():
             slices[name] = seen >= part.min_count
             if part.max_count is not None:
                 slices[name] &= seen <= part.max_count
-        return {f"{split}/{name}": value for name, value in place_metrics(place, slices).items()}
+        return {f"{split}/{name}": value for name, value in next_item_metrics(ranks, slices).items()}
 
 
 @dataclass(frozen=True)

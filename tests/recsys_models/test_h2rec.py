@@ -78,7 +78,7 @@ def test_states_are_two_passes_of_one_transformer(model, histories):
                 fused[b, t] += weights[v] * model.to_own[v](codes[b : b + 1, : t + 1, v], own[b : b + 1, : t + 1])[0, t]
 
     def backbone(x):
-        x = x * DIM**0.5 + model.places.weight[:6]
+        x = x * DIM**0.5 + model.positions.weight[:6]
         for block in model.blocks:
             x = block(x, causal=True)
         return model.norm(x)

@@ -85,7 +85,7 @@ def test_a_block_is_the_encoder_layer_of_torch(causal):
 def test_sasrec_is_places_then_blocks(histories):
     model = SASRec(table(), length=LENGTH, blocks=3, dropout=0.0)
     history, mask = histories
-    x = model.items.weight[history] * DIM**0.5 + model.places.weight[:9]
+    x = model.items.weight[history] * DIM**0.5 + model.positions.weight[:9]
     for block in model.blocks:
         x = block(x, causal=True)
     last = torch.stack([model.norm(x)[row, int(n) - 1] for row, n in enumerate(mask.sum(1))])

@@ -1,4 +1,4 @@
-"""Next-item runs: places against plain Python, metrics and their slices, resuming, what is refused."""
+"""Next-item runs: ranks against plain Python, metrics and their slices, resuming, what is refused."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from experiments.errors import Diverged, Infeasible, InputError
 from experiments.load import check
 from experiments.runs.runner import Settings, execute
 from experiments.tasks import content as semantic
-from experiments.tasks.places import place_metrics, places_of
+from experiments.tasks.next_ranks import next_item_metrics, ranks_of
 from experiments.tasks.task import prepare
 from experiments.training.train import Trainer
 from recsys_models import SASRec
@@ -51,7 +51,7 @@ class Rounded(SASRec):
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**16), split=st.sampled_from(["valid", "test"]), size=st.integers(1, 9))
-def test_places_by_hand(seed, split, size):
+def test_ranks_by_hand(seed, split, size):
     """Sorted by score, then by the fixed order, without what the user has met."""
     draw = np.random.default_rng(seed)
     lengths = draw.integers(5, 12, size=8)
@@ -59,7 +59,7 @@ def test_places_by_hand(seed, split, size):
     events = NextItems(items, np.cumsum([0, *lengths]), np.arange(20))
     torch.manual_seed(seed)
     model = Rounded(nn.Embedding(20, 4), length=6)
-    found = places_of(model, events, split, 6, size, CPU)
+    found = ranks_of(model, events, split, 6, size, CPU)
     assert model.training
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
     back = {"valid": 2, "test": 1}[split]
@@ -76,9 +76,9 @@ def test_places_by_hand(seed, split, size):
 
 
 def test_metrics_by_hand():
-    place = torch.tensor([1, 3, 10, 11, 60])
+    ranks = torch.tensor([1, 3, 10, 11, 60])
     slices = {"head": torch.tensor([True, False, True, False, False]), "none": torch.zeros(5, dtype=torch.bool)}
-    found = place_metrics(place, slices)
+    found = next_item_metrics(ranks, slices)
     assert found == pytest.approx({
         "recall@10": 3 / 5, "ndcg@10": (1 + 1 / 2 + 1 / math.log2(11)) / 5,
         "recall@50": 4 / 5, "ndcg@50": (1 + 1 / 2 + 1 / math.log2(11) + 1 / math.log2(12)) / 5,
@@ -94,7 +94,7 @@ def test_scores_that_are_no_numbers_are_said(bad):
     model = SASRec(nn.Embedding(7, 4), length=6)
     nn.init.constant_(model.norm.bias, bad)
     with pytest.raises(Diverged, match="NaN or infinite scores"):
-        places_of(model, events, "test", 6, 1, CPU)
+        ranks_of(model, events, "test", 6, 1, CPU)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The place of the next item in a ranking of all items, and what it says of a model: no sampled metrics."""
+"""The rank of the next item among all items, and what it says of a model: no sampled metrics."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from recsys_models.sequence import SequenceModel
 KS = (10, 50)
 
 
-def places_of(
+def ranks_of(
     model: SequenceModel, events: NextItems, split: str, length: int, batch_size: int, device: torch.device
 ) -> Tensor:
-    """The place of each user's next item, from 1, among all items that do not occur in the user's past: int64 [U].
+    """The rank of each user's next item, from 1, among all items that do not occur in the user's past: int64 [U].
 
     Compressed tables give items equal vectors and so equal scores. Ties fall by a fixed random order of the items, not
     by their ids, which may say something of their popularity. Several processes take turns with the users.
@@ -39,48 +39,48 @@ def places_of(
     column = torch.argsort(order)
     known, wanted = events.known(split), column[events.targets(split)]
     begins = torch.searchsorted(known[0], torch.arange(events.num_users + 1)).tolist()
-    place = torch.zeros(events.num_users, dtype=torch.int64)
+    ranks = torch.zeros(events.num_users, dtype=torch.int64)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             scorer = model.scorer(order.to(device))
-            part, parts = distributed.share()
-            for users in torch.arange(events.num_users).split(batch_size)[part::parts]:
+            turn, turns = distributed.share()
+            for users in torch.arange(events.num_users).split(batch_size)[turn::turns]:
                 batch = events.histories(split, users, length).to(device)
                 scores = scorer(batch.history, batch.mask).float().cpu()
                 if not bool(scores.isfinite().all()):
-                    place[users] = -1  # all processes are to hear of it
+                    ranks[users] = -1  # all processes are to hear of it
                     break
                 past = known[:, begins[int(users[0])] : begins[int(users[-1]) + 1]]
                 scores[past[0] - users[0], column[past[1]]] = -math.inf
                 target = wanted[users].unsqueeze(1)
                 own = scores.gather(1, target)
                 before = torch.arange(events.num_items) < target
-                place[users] = 1 + ((scores > own) | ((scores == own) & before)).sum(1)
+                ranks[users] = 1 + ((scores > own) | ((scores == own) & before)).sum(1)
     finally:
         model.train(training)
-    place = place.to(device)
-    distributed.sum_(place)
-    if bool((place < 1).any()):
+    ranks = ranks.to(device)
+    distributed.sum_(ranks)
+    if bool((ranks < 1).any()):
         raise Diverged("the model answers NaN or infinite scores; lower the learning rate")
-    return place.cpu()
+    return ranks.cpu()
 
 
-def place_metrics(place: Tensor, slices: Mapping[str, Tensor], ks: tuple[int, ...] = KS) -> dict[str, float]:
-    """Means over users of `recall@k`, whether the item is among the first k, and `ndcg@k`, 1 / log2(place + 1) if so.
+def next_item_metrics(ranks: Tensor, slices: Mapping[str, Tensor], ks: tuple[int, ...] = KS) -> dict[str, float]:
+    """Means over users of `recall@k`, whether the item is among the first k, and `ndcg@k`, 1 / log2(rank + 1) if so.
 
     Args:
-        place: int64 [U], from 1.
+        ranks: int64 [U], from 1.
         slices: users, bool [U], by the name of a slice: `<metric>/<slice>` and `rows/<slice>`.
-        ks: how many of the first places count.
+        ks: how many of the first ranks count.
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for k in ks:
-        hit = (place <= k).double()
-        values = {f"recall@{k}": hit, f"ndcg@{k}": hit / (place + 1).double().log2()}
-        found |= {name: value.mean().item() for name, value in values.items()}
-        for part, users in slices.items():
+        hit = (ranks <= k).double()
+        values = {f"recall@{k}": hit, f"ndcg@{k}": hit / (ranks + 1).double().log2()}
+        metrics |= {name: value.mean().item() for name, value in values.items()}
+        for slice_name, users in slices.items():
             if bool(users.any()):
-                found |= {f"{name}/{part}": value[users].mean().item() for name, value in values.items()}
-    return found | {f"rows/{part}": int(users.sum()) for part, users in slices.items()}
+                metrics |= {f"{name}/{slice_name}": value[users].mean().item() for name, value in values.items()}
+    return metrics | {f"rows/{slice_name}": int(users.sum()) for slice_name, users in slices.items()}
