@@ -43,11 +43,13 @@ class NextItems:
         items: int64 [N], below `num_items`.
         offsets: int64 [U + 1], where each user begins and ends.
         values: the id of each item in the source [num_items].
+        content: float32 [num_items, dim], vectors of what the items are about; None where there are none.
     """
 
     items: np.ndarray
     offsets: np.ndarray
     values: np.ndarray
+    content: np.ndarray | None = None
 
     @classmethod
     def of(cls, sequences: Sequences, core: int = 5) -> NextItems:
@@ -67,9 +69,13 @@ class NextItems:
         if not len(users):
             raise DataError(f"no user and no item occurs {core} times: choose a smaller core")
         own, numbers = np.unique(items, return_inverse=True)
-        values = own if sequences.values is None else sequences.values[own]
         starts = np.flatnonzero(np.diff(users, prepend=-1))
-        return cls(numbers.astype(np.int64), np.append(starts, len(users)).astype(np.int64), values)
+        return cls(
+            numbers.astype(np.int64),
+            np.append(starts, len(users)).astype(np.int64),
+            own if sequences.values is None else sequences.values[own],
+            None if sequences.content is None else sequences.content[own],
+        )
 
     @property
     def num_items(self) -> int:

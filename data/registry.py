@@ -71,6 +71,7 @@ INTERACTIONS: dict[str, Dataset] = {
 
 SEQUENCES: dict[str, Dataset] = {
     "ml-1m": Dataset(sequences.read, sequences.files, "ml-1m"),
+    "globo": Dataset(sequences.read_globo, globo.files, "globo"),
     "synthetic": Dataset(sequences.synthetic, defaults=asdict(synthetic.Config())),
 }
 

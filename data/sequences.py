@@ -34,6 +34,7 @@ class Sequences:
         num_items: how many films there are.
         categories: int64 [num_items], the first genre of each film; None where it is not known.
         values: the id of each item in its source [num_items]; None where the numbers are the ids.
+        content: float32 [num_items, dim], vectors of what the items are about; None where there are none.
     """
 
     items: np.ndarray
@@ -42,6 +43,7 @@ class Sequences:
     num_items: int
     categories: np.ndarray | None = None
     values: np.ndarray | None = None
+    content: np.ndarray | None = None
 
     def split(self) -> np.ndarray:
         """Which of `SPLITS` each event belongs to: uint8 [N]."""

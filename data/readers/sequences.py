@@ -1,4 +1,4 @@
-"""Reads behavior sequences: those of MovieLens-1M, or synthetic ones."""
+"""Reads behavior sequences: those of MovieLens-1M and Globo.com, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data.readers import ml_1m
+from data.readers import globo, ml_1m
 from data.readers.synthetic import Config, generate
 from data.sequences import Sequences
 
@@ -30,6 +30,25 @@ def read(folder: Path) -> Sequences:
         first = pl.DataFrame({"item_id": films}).join(genres, on="item_id", how="left", maintain_order="left")
         categories = np.unique(first["genre"].fill_null("").to_numpy(), return_inverse=True)[1].astype(np.int64)
     return Sequences(items.astype(np.int64), rows["rating"].to_numpy(), offsets, len(films), categories, films)
+
+
+def read_globo(folder: Path) -> Sequences:
+    """The first click of each user on each article of Globo.com that has a content vector, as a rating of 5."""
+    clicks, _, embeddings = globo.files(folder)
+    with np.load(embeddings) as arrays:
+        order = np.argsort(arrays["article_id"])
+        articles, vectors = arrays["article_id"][order], arrays["embedding"][order]
+    known = pl.DataFrame({"click_article_id": articles, "item": np.arange(len(articles), dtype=np.int64)})
+    rows = (
+        pl.read_parquet(clicks, columns=["user_id", "click_article_id", "click_timestamp"])
+        .join(known, on="click_article_id")
+        .sort("user_id", "click_timestamp", "click_article_id")
+        .unique(["user_id", "click_article_id"], keep="first", maintain_order=True)
+    )
+    _, starts = np.unique(rows["user_id"].to_numpy(), return_index=True)
+    offsets = np.append(starts, len(rows)).astype(np.int64)
+    ratings = np.full(len(rows), 5, np.int8)
+    return Sequences(rows["item"].to_numpy(), ratings, offsets, len(articles), values=articles, content=vectors)
 
 
 def synthetic(**config: float) -> Sequences:

@@ -67,13 +67,15 @@ class ClickContent:
 
 @dataclass(frozen=True)
 class ItemContent:
-    """Content of the items of sequences, by the vectors that `experiments.tasks.text` has made."""
+    """Content of the items of sequences: their own, or the vectors that `experiments.tasks.text` has made."""
 
     name: str
     events: NextItems
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        return by_id(self.name, map(str, self.events.values.tolist()))
+        if self.events.content is None:
+            return by_id(self.name, map(str, self.events.values.tolist()))
+        return torch.from_numpy(self.events.content), torch.ones(self.events.num_items, dtype=torch.bool)
 
     def counts(self) -> Tensor:
         return self.events.counts()

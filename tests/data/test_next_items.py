@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ import data
 from data.next_items import NextItems
 from data.schema import DataError
 from data.sequences import Sequences
+from tests.globo_clicks import write_clicks
 
 
 def sequences_of(users):
@@ -107,6 +109,23 @@ def test_a_core_that_cannot_be_is_said(core, message):
         NextItems.of(sequences_of([[0, 1, 2, 0, 1, 2]] * 3), core)
     with pytest.raises(DataError, match="not of 'train'"):
         NextItems.of(sequences_of([[0, 1, 2, 0, 1, 2]] * 3), 3).targets("train")
+
+
+def test_globo_is_the_first_clicks_in_their_order(tmp_path):
+    (tmp_path / "globo").mkdir()
+    write_clicks(tmp_path / "globo")
+    sequences = data.load_sequences("globo", root=tmp_path)
+    rows = pl.read_parquet(tmp_path / "globo" / "clicks.parquet").rows()
+    clicks = sorted((user, time, article) for user, article, time, *_ in rows if article < 112)
+    firsts = {}
+    for user, _, article in clicks:
+        firsts.setdefault(user, {}).setdefault(article)
+    assert [sequences.values[part].tolist() for part in np.split(sequences.items, sequences.offsets[1:-1])] == [
+        list(articles) for articles in firsts.values()
+    ]
+    events = NextItems.of(sequences, 3)
+    assert events.content is not None
+    assert np.array_equal(events.content[:, 0], events.values)
 
 
 @pytest.mark.skipif(not os.environ.get("EMBCOMP_DATA"), reason="needs EMBCOMP_DATA")
