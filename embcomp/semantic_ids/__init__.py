@@ -1,4 +1,4 @@
-"""Content vectors -> tokenizer -> codes -> pieces: what `embcomp.SemanticIds` makes rows from."""
+"""Semantic ids: from content vectors to codes by a tokenizer, and from codes to pieces, for `embcomp.SemanticIds`."""
 
 from embcomp.semantic_ids.neighbours import Neighbours
 from embcomp.semantic_ids.pieces.base import Ngram, Pieces, PrefixNgram, Unigram

@@ -1,9 +1,9 @@
-"""Checks that tokenizers and pieces share."""
+"""The checks that tokenizers and pieces share."""
 
 from typing import Any
 
 
 def check_whole(name: str, setting: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError where a setting is no integer of at least `least`."""
+    """Raise ValueError if a setting is not an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: {setting} must be an integer of at least {least}, got {value!r}")

@@ -24,12 +24,12 @@ from embcomp.semantic_ids.tokenizers.rqvae import RQVAE
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Content vectors -> codes: what embcomp.SemanticIds makes rows from.",
+    help="From content vectors to codes, from which embcomp.SemanticIds makes rows.",
 )
 
 
 class Kind(StrEnum):
-    """Which tokenizer to fit."""
+    """The kinds of tokenizers to fit."""
 
     residual_kmeans = "residual-kmeans"
     rqvae = "rqvae"
@@ -49,8 +49,8 @@ def fit(
     levels: Annotated[int, typer.Option(help="Codes of an item.")] = 3,
     codebook_size: Annotated[int, typer.Option(help="Codes to choose from at each level.")] = 256,
     column: Column = None,
-    seed: Annotated[int, typer.Option(help="Of samples and first codes.")] = 0,
-    checkpoint: Annotated[Path | None, typer.Option(help="File from which a stopped fit goes on.")] = None,
+    seed: Annotated[int, typer.Option(help="The seed of samples and first codes.")] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(help="File from which an interrupted fit continues.")] = None,
     device: Device = "cpu",
 ) -> None:
     """Learn a tokenizer and save it."""
@@ -89,7 +89,7 @@ def quality(
     codes: Annotated[Path | None, typer.Option(help="Codes as .npy; without, the content is encoded.")] = None,
     column: Column = None,
 ) -> None:
-    """Say how well codes describe items, and whether the content has drifted away from the tokenizer."""
+    """Measure how well codes describe items, and whether the content has drifted away from the tokenizer."""
     with _bad_input_ends():
         tokenizer, vectors = load(folder), Content(content, column)
         given = None if codes is None else _read_codes(codes)
@@ -117,7 +117,7 @@ def _check_device(name: str) -> None:
 
 @contextmanager
 def _bad_input_ends() -> Iterator[None]:
-    """One message and exit code 2."""
+    """Print one message and exit with code 2 on bad input."""
     try:
         yield
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -1,4 +1,4 @@
-"""Content vectors from memory or disk, read block by block and checked."""
+"""The content vectors from memory or disk, read block by block and checked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from embcomp.columns import parquet_files
 from embcomp.extras import install
 
 ContentLike: TypeAlias = "Tensor | PathLike[str] | str | Any"
-"""A tensor or numpy array [N, width], the path of an .npy file, or of parquet files with a column of lists."""
+"""A tensor or numpy array [N, width], or the path of an .npy file or of parquet files with a column of lists."""
 
 BLOCK = 1 << 16  # rows at a time, at most,
 NUMBERS = 1 << 24  # and numbers (64 MiB)
@@ -21,19 +21,19 @@ READ = 1 << 20  # numbers that pyarrow reads at a time; it takes several times t
 
 
 class Content:
-    """N content vectors of one width, which need not fit in memory.
+    """The content vectors of N items, all of one width, which need not fit in memory.
 
     Every block is checked as it is read: floating dtype, finite, no vector of zeros.
 
     Args:
-        source: [N, width] as a torch tensor or numpy array (also memory-mapped), the path of an .npy file, of a
-            .parquet file, or of a folder or a glob of them, read in the order of their names.
-        column: of the parquet files: lists of floats, all of one length.
+        source: the vectors [N, width] as a torch tensor or numpy array (also memory-mapped), or the path of an .npy
+            file, of a .parquet file, or of a folder or a glob of these, read in the order of their names.
+        column: the column of the parquet files, with lists of floats of one length.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another type of file, dtype or shape; no rows; a damaged file; the text names the file and the
-            value.
+        ValueError: the type of the file, the dtype or the shape is not supported, there are no rows, or a file is
+            damaged; the text names the file and the value.
 
     Example:
         >>> import torch
@@ -99,10 +99,10 @@ class Content:
         return self._rows
 
     def blocks(self, size: int | None = None) -> Iterator[Tensor]:
-        """All vectors in order: float32 [at most `size`, width] each; by default blocks of 64 MiB, at most.
+        """Yield all vectors in order, float32 [at most `size`, width] each; by default blocks of at most 64 MiB.
 
         Raises:
-            ValueError: NaN, infinite or zero vectors, lists of another length; the text names the row.
+            ValueError: a vector is NaN, infinite or zero, or a list has another length; the text names the row.
         """
         start = 0
         for raw in self._raw(size or max(1, min(BLOCK, NUMBERS // self.width))):
@@ -168,7 +168,7 @@ class Content:
             )
 
     def sample(self, most: int, seed: int) -> Tensor:
-        """At most `most` vectors, drawn without replacement in one pass, in their order: float32 [n, width]."""
+        """Draw at most `most` vectors without replacement in one pass, in their order: float32 [n, width]."""
         if most >= self._rows:
             return torch.cat(list(self.blocks()))
         generator = torch.Generator().manual_seed(seed)
@@ -181,18 +181,18 @@ class Content:
         return torch.cat(parts)
 
     def check_width(self, width: int) -> None:
-        """Raises ValueError where the vectors are not `width` wide."""
+        """Raise ValueError if the vectors are not `width` wide."""
         if self.width != width:
             raise ValueError(f"{self.name}: vectors are {self.width} wide, but the tokenizer was fitted on {width}")
 
 
 def as_content(content: ContentLike, column: str | None = None) -> Content:
-    """`content` as it is, or opened."""
+    """Return `content` itself if it is a `Content`, else open it."""
     return content if isinstance(content, Content) else Content(content, column)
 
 
 def _as_tensor(values: Any) -> Tensor:
-    """A copy as float32, of any floating type and byte order; what is too large for float32 becomes infinite."""
+    """Copy to float32, from any floating type and byte order; values too large for float32 become infinite."""
     with _numpy().errstate(over="ignore"):
         return torch.from_numpy(_numpy().asarray(values).astype("float32"))
 

@@ -1,4 +1,4 @@
-"""The training items nearest to new ones by content: `SemanticIds(neighbours=...)` mixes the rows that they read."""
+"""The training items nearest to new items by content, whose rows `SemanticIds(neighbours=...)` mixes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ VECTORS = 1 << 14  # vectors at a time that they are compared with
 @configs.kind
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """New items, and for each the k training items of the nearest content. Made by `Neighbours.of`.
+    """New items, and for each the k training items of the nearest content, made by `Neighbours.of`.
 
     Attributes:
-        ids: of the items that do not occur in training, int64 [n], ascending.
-        nearest: ids of training items, nearest first, int32 [n, k]; -1 after the last where there are fewer than k.
-        weights: how much each says of the new item, float32 [n, k], not negative; 0 where there is none.
+        ids: the ids of the items that do not occur in training, int64 [n], ascending.
+        nearest: the ids of training items, nearest first, int32 [n, k]; -1 after the last if there are fewer than k.
+        weights: the weight of each training item, float32 [n, k], not negative; 0 where there is none.
 
     Example:
         >>> import torch
@@ -53,23 +53,24 @@ class Neighbours:
         column: str | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Compares every new item with every training item, by the cosine of their vectors.
+        """Compare every new item with every training item, by the cosine of their vectors.
 
         The content may be larger than memory; the vectors of the new items must fit.
 
         Args:
-            content: vectors [n, width]: tensor, numpy array, path of an .npy or .parquet file.
+            content: the vectors [n, width]: a tensor, a numpy array, or the path of an .npy or .parquet file.
             counts: how often each id occurs in training, [num_embeddings]; new items are those with 0.
-            ids: whose vectors they are, [n]; by default every id has one, in order. Ids without a vector are left out.
-            k: neighbours of an item.
-            temperature: weights are proportional to exp(cosine / temperature): the lower, the more the nearest count.
-            column: of the parquet file.
-            device: where to compute; rounding may swap neighbours that are equally near.
+            ids: the ids of the vectors, [n]; by default every id has one, in order. Ids without a vector are left out.
+            k: the number of neighbours of an item.
+            temperature: the temperature of the weights, which are proportional to exp(cosine / temperature): the lower,
+                the more the nearest items count.
+            column: the column of the parquet file.
+            device: the device of the computation; rounding may swap neighbours that are equally near.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: content that does not fit (see `Tokenizer.fit`), ids out of range or given twice, no training
-                item with a vector.
+            ValueError: the content is invalid (see `Tokenizer.fit`), ids are out of range or given twice, or no
+                training item has a vector.
         """
         check_whole("Neighbours", "k", k)
         if not temperature > 0:
@@ -109,13 +110,13 @@ class Neighbours:
         return cls(ids[new][order], found.cpu(), weights.cpu())
 
     def save(self, path: StrPath) -> None:
-        """Writes the neighbors as one file, with a checksum; a file that is there is replaced at once or not at all."""
+        """Write the neighbours as one file, with a checksum. An existing file is replaced in one step or not at all."""
         tensors = {"ids": self.ids, "nearest": self.nearest, "weights": self.weights}
         artifact.save(path, "neighbours", {}, tensors)
 
     @classmethod
     def load(cls, path: StrPath) -> Self:
-        """Neighbors that `save` wrote. Raises ValueError where the file is of another kind, truncated or edited.
+        """Read neighbours that `save` wrote. Raise ValueError if the file is of another kind, truncated or edited.
 
         Example:
             >>> import torch
@@ -147,7 +148,7 @@ class Neighbours:
 
 
 def _blocks(content: Content, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(unit vectors, which of them are wanted) of each block."""
+    """Yield (unit vectors, mask of the wanted ones) of each block."""
     start = 0
     for block in content.blocks(VECTORS):
         part = torch.nn.functional.normalize(block.cpu(), dim=1)

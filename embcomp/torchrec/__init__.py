@@ -1,4 +1,4 @@
-"""Drop-ins for torchrec's collections. Needs torchrec and FBGEMM (the `torchrec` extra; docs/index.md, "Install")."""
+"""The drop-ins for torchrec's collections. Needs torchrec and FBGEMM (extra `torchrec`; docs/index.md, "Install")."""
 
 from embcomp.extras import install
 

@@ -1,4 +1,4 @@
-"""What a batch of torchrec must be before it is looked up; torchrec itself believes what it is told."""
+"""The checks of a torchrec batch before it is looked up; torchrec itself does not check it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,21 +14,21 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_features(features: Any, needed: Sequence[str], weighted: bool) -> None:
-    """Checks a batch: everything that decides which memory is read.
+    """Check everything in a batch that decides which memory is read.
 
-    Values are looked at on CPU alone. On a GPU they are checked by asynchronous assertions, which cost no
-    synchronisation; compiled and exported graphs keep the checks of shapes and types.
+    Values are read only on CPU. On a GPU they are checked by asynchronous assertions, which cost no synchronisation;
+    compiled and exported graphs keep the checks of shapes and types.
 
     Args:
         features: the batch.
         needed: the features that are looked up.
-        weighted: whether the weights of the ids are used.
+        weighted: True if the weights of the ids are used.
 
     Raises:
-        TypeError: no KeyedJaggedTensor, or one that holds something else than tensors.
+        TypeError: `features` is not a KeyedJaggedTensor, or holds something else than tensors.
         KeyError: a feature is missing.
-        ValueError: missing weights, batches that differ in size, or lengths, offsets, values, weights and stride that
-            contradict each other; the text names the feature where one is to blame.
+        ValueError: weights are missing; batches differ in size; or lengths, offsets, values, weights and stride
+            contradict each other; the text names the feature if one is at fault.
     """
     if not isinstance(features, KeyedJaggedTensor):
         if isinstance(features, torch.fx.Proxy):  # being traced
@@ -50,7 +50,7 @@ def check_features(features: Any, needed: Sequence[str], weighted: bool) -> None
 
 
 def check_meta(features: Any, collection: nn.Module) -> None:
-    """Raises ValueError where a batch is on the meta device, without values, and the collection is not."""
+    """Raise ValueError if a batch is on the meta device, without values, and the collection is not."""
     if isinstance(features, KeyedJaggedTensor) and isinstance(features.values(), Tensor) and features.values().is_meta:
         home = next((parameter.device for parameter in collection.parameters()), features.values().device)
         check_same_device(features.values(), "features", home)
@@ -77,7 +77,7 @@ def _check_types(features: KeyedJaggedTensor, weighted: bool) -> None:
 
 
 def _check_sizes(features: KeyedJaggedTensor) -> None:
-    """What the host knows, then what tensors say."""
+    """Check the sizes that the host knows, then the values of tensors."""
     keys, values, total = features.keys(), features.values(), features.values().numel()
     given, weights = features.offsets_or_none(), features.weights_or_none()
     if given is not None and given.numel() == 0 and keys:
@@ -126,7 +126,7 @@ def _raise_misfit(keys: Sequence[str], lengths: Tensor, told: list[int] | None, 
 
 
 def _check_offsets(keys: Sequence[str], offsets: Tensor, lengths: Tensor) -> None:
-    """Given offsets say what the lengths say, beginning at 0."""
+    """Check that given offsets agree with the lengths and begin at 0."""
     if int(offsets[0]) != 0:
         raise ValueError(f"the batch: offsets begin at {int(offsets[0])}, not at 0")
     differ = (offsets.diff() != lengths.reshape(-1)).nonzero()

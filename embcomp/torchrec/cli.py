@@ -1,4 +1,4 @@
-"""`embcomp plan`: what sharded training of full and compressed tables would take on so many GPUs."""
+"""The command `embcomp plan`: the cost of sharded training of full and compressed tables on so many GPUs."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ def plan(
     ids_per_bag: Annotated[float, typer.Option(help="Mean length of a bag.")] = 1.0,
     markdown: Annotated[bool, typer.Option(help="A Markdown table.")] = False,
 ) -> None:
-    """Memory and bytes sent per step by torchrec's planner, without a GPU and without allocating a table."""
+    """Estimate memory and bytes sent per step with torchrec's planner, without a GPU and without allocating tables."""
     tables = [
         EmbeddingBagConfig(name=f"t{i}", num_embeddings=int(ids), embedding_dim=dim, feature_names=[f"f{i}"])
         for i in range(features)
@@ -63,7 +63,7 @@ def plan(
 def _candidates(
     tables: Sequence[EmbeddingBagConfig], names: Sequence[str], shares: Sequence[float]
 ) -> Iterator[tuple[str, Mapping[str, Method]]]:
-    """The full tables, then each method at each share of their bytes."""
+    """Yield the full tables, then each method at each share of their bytes."""
     yield "Full", {"*": Full()}
     asked = [Table(t.name, t.num_embeddings, t.embedding_dim) for t in tables]
     for share in shares:
@@ -83,7 +83,7 @@ def _candidates(
 
 
 def _parts(tables: Sequence[Table], number: int) -> list[Sequence[Table]]:
-    """As equal as can be."""
+    """Split tables into parts of nearly equal number."""
     bounds = [len(tables) * i // number for i in range(number + 1)]
     return [tables[first:last] for first, last in pairwise(bounds)]
 

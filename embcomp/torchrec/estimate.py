@@ -1,13 +1,13 @@
-"""What sharded training would take, before there is a GPU: torchrec's planner on tables that have no memory.
+"""An estimate of sharded training before there is a GPU: torchrec's planner on tables without memory.
 
-A sharded look-up sends three things. Encoded ids, and how many each bag has, go to the GPUs that hold rows of the
-table; sums of rows come back to the GPU of the bag; gradients of these sums go the way of the ids. With W GPUs, B bags
-on each, L rows read per bag, D floats in a row, and S GPUs that hold rows of the table (1 for table-wise, all of a node
-for table-row-wise, W for row-wise), a GPU sends on average, for each feature that reads the table,
+A sharded look-up sends three things. Encoded ids, and the lengths of the bags, go to the GPUs that hold rows of the
+table; sums of rows come back to the GPU of the bag; gradients of these sums go the same way as the ids. With W GPUs, B
+bags on each, L rows read per bag, D floats in a row, and S GPUs that hold rows of the table (1 for table-wise, all of a
+node for table-row-wise, W for row-wise), a GPU sends on average, for each feature that reads the table,
 
     ids        (W - 1) / W * B * (L * 8 + S * 8)       int64 ids (with weights L * 12), an int64 length for each holder
-    vectors    (W - 1) / W * B * S * D * 4             each holder sends its part of the sum
-    gradients  as many bytes as vectors
+    vectors    (W - 1) / W * B * S * D * 4             each holder sends its part of the sum gradients  as many bytes as
+    vectors
 
 Tables that are looked up id by id send a vector for each row instead, from the one GPU that holds it: B * L * D * 4.
 """
@@ -45,7 +45,7 @@ _SHARDINGS = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
 
 @dataclass(frozen=True)
 class Sent:
-    """Bytes that a GPU sends to others in one training step, on average over the GPUs."""
+    """The bytes that a GPU sends to others in one training step, on average over the GPUs."""
 
     ids: float
     vectors: float
@@ -58,16 +58,16 @@ class Sent:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a model's tables take on so many GPUs.
+    """The cost of a model's tables on a number of GPUs.
 
     Attributes:
-        gpus: how many.
-        nbytes: bytes of tables and maps, as `embcomp.nbytes` counts them.
-        state: bytes of the optimizer's state.
-        sharding: how many stores are sharded in which way; empty where they do not fit.
-        memory: bytes on each GPU, with the planner's buffers for ids and vectors; empty where they do not fit.
-        sent: bytes sent in a step, or None where they do not fit.
-        problem: why they do not fit, "" where they do.
+        gpus: the number of GPUs.
+        nbytes: the bytes of tables and maps, as `embcomp.nbytes` counts them.
+        state: the bytes of the optimizer's state.
+        sharding: the number of stores with each sharding; empty if they do not fit.
+        memory: the bytes on each GPU, with the planner's buffers for ids and vectors; empty if they do not fit.
+        sent: the bytes sent in a step; None if they do not fit.
+        problem: the reason why they do not fit, or "".
     """
 
     gpus: int
@@ -81,7 +81,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Store:
-    """One torchrec table: rows read per bag by each of its features."""
+    """One torchrec table, with the rows that each of its features reads per bag."""
 
     lookups: tuple[int, ...]
     dim: int
@@ -100,22 +100,22 @@ def estimate(
     batch_size: int = 8192,
     ids_per_bag: float = 1.0,
 ) -> Estimate:
-    """The plan that torchrec's planner makes for compressed tables, trained with fused row-wise Adagrad.
+    """Return the plan of torchrec's planner for compressed tables, trained with fused row-wise Adagrad.
 
-    Nothing is allocated, and no GPU is asked. All rows live in GPU memory.
+    Nothing is allocated, and no GPU is needed. All rows are in GPU memory.
 
     Args:
         tables: the uncompressed tables.
-        methods: as in `CompressedEmbeddingBagCollection`.
-        gpus: GPUs together; full nodes where they are more than one node has.
-        gpus_per_node: GPUs that reach each other fast.
-        gpu_bytes: memory of a GPU.
+        methods: a method for each table, as in `CompressedEmbeddingBagCollection`.
+        gpus: the number of all GPUs; full nodes if there are more than one node has.
+        gpus_per_node: the number of GPUs with fast links to each other.
+        gpu_bytes: the memory of a GPU in bytes.
         reserve: the share of it that is left to dense layers and activations.
-        batch_size: samples on each GPU.
-        ids_per_bag: mean length of a bag.
+        batch_size: the number of samples on each GPU.
+        ids_per_bag: the mean length of a bag.
 
     Raises:
-        ValueError: settings out of range, GPUs that fill no node, or what the methods refuse.
+        ValueError: a setting is out of range, GPUs do not fill their nodes, or a method refuses a table.
 
     Example:
         >>> import embcomp
@@ -224,7 +224,7 @@ def _problem(needed: int, maps: int, usable: int, gpus: int) -> str:
 
 
 def readable_bytes(number: float) -> str:
-    """Three digits and a decimal unit.
+    """Format a number of bytes with three digits and a decimal unit.
 
     Example:
         >>> readable_bytes(6.656e12), readable_bytes(68e9), readable_bytes(0)

@@ -1,4 +1,4 @@
-"""`fuse_`: one process trains tables without dense gradients, the optimizer running inside the backward pass."""
+"""`fuse_`: training in one process without dense gradients, with the optimizer inside the backward pass."""
 
 from typing import Any
 
@@ -18,27 +18,27 @@ def fuse_(
     optimizer_kwargs: dict[str, Any] | None = None,
     grad_scaler: Scaler = None,
 ) -> nn.Module:
-    """Puts a fused optimizer under every torchrec collection of a model, compressed or not, in this process.
+    """Put a fused optimizer under every torchrec collection of a model, compressed or not, in this process.
 
-    A row is updated inside `backward()`, from the summed gradients of the batch, and no dense gradient is made. The
-    other parameters are trained by an optimizer as usual; `fused_optimizer(model)` holds the state and the learning
-    rate of the fused ones. Values set before are kept, and state-dict keys do not change.
+    A row is updated inside `backward()`, from the summed gradients of the batch, and no dense gradient is made. Other
+    parameters are trained by an optimizer as usual; `fused_optimizer(model)` holds the state and the learning rate of
+    the fused tables. Current values are kept, and state-dict keys do not change.
 
     Args:
-        model: changed in place.
-        optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
-        optimizer_kwargs: `lr`, `eps` and `weight_decay`.
-        grad_scaler: the `torch.amp.GradScaler` that scales the loss, if one does. The tables' gradients are divided by
-            its scale; those of a batch that are not finite change nothing. False says that the loss is not scaled,
-            though other models of the process use a scaler.
+        model: the model, changed in place.
+        optimizer: the class of the optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
+        optimizer_kwargs: the settings `lr`, `eps` and `weight_decay`.
+        grad_scaler: the `torch.amp.GradScaler` that scales the loss, if any. The tables' gradients are divided by its
+            scale; gradients of a batch that are not finite change nothing. False asserts that the loss is not scaled,
+            although other models of the process use a scaler.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: another optimizer, an unknown setting, no collection to train, tables partly frozen, a weight that
-            another module holds too, or what FBGEMM cannot do. The backward pass raises where a scaler is in use that
-            `grad_scaler` does not name.
+        ValueError: the optimizer or a setting is not supported, there is no collection to train, tables are partly
+            frozen, another module holds the same weight, or FBGEMM cannot do what is asked. The backward pass raises if
+            a scaler is in use that `grad_scaler` does not name.
 
     Example:
         >>> import torch, embcomp

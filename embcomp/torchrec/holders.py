@@ -1,4 +1,4 @@
-"""torchrec's modules with tables, and those that stand in their places, as holders."""
+"""The holders of torchrec's modules with tables, and of their replacements."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +27,13 @@ Compressed = CompressedEmbeddingBagCollection | CompressedEmbeddingCollection
 
 
 class KeyedHolder(Holder):
-    """A module that is called as a torchrec collection: one module, several tables.
+    """A module that is called like a torchrec collection: one module, several tables.
 
     Attributes:
-        configs: the configurations of the tables, as they were asked for.
-        bags: whether it answers with bags, a KeyedTensor; else id by id.
-        weighted: whether its batches carry a weight for each id.
-        need_indices: whether its answers carry the ids.
+        configs: the configurations of the tables, before compression.
+        bags: True if it returns bags, as a KeyedTensor; False for vectors per id.
+        weighted: True if its batches have a weight for each id.
+        need_indices: True if its results include the ids.
     """
 
     configs: list[Any]
@@ -43,11 +43,11 @@ class KeyedHolder(Holder):
 
     @property
     def outputs(self) -> list[Output]:
-        """The keys of its answer, and what each is combined from."""
+        """The keys of its result, with the reads that each is combined from."""
         return make_layout(self.configs, {}, self.weighted).outputs
 
     def names(self, table: str) -> list[str]:
-        """The names that a pattern may match for a table."""
+        """Return the names that a pattern may match for a table."""
         return [table, *[f"{path}.{table}" for path in self.paths if path]]
 
     def _plain_tables(self, states: Mapping[str, Tensor]) -> Iterator[Held]:
@@ -60,7 +60,7 @@ class KeyedHolder(Holder):
 
 
 class CollectionHolder(KeyedHolder, Plain):
-    """An EmbeddingBagCollection or EmbeddingCollection."""
+    """The holder of an EmbeddingBagCollection or EmbeddingCollection."""
 
     module: Collection
 
@@ -91,7 +91,7 @@ class CollectionHolder(KeyedHolder, Plain):
         chosen: Mapping[Plain, Mapping[str, Method]],
         moments: Mapping[Plain, Mapping[str, Moments]],
     ) -> list[Swap]:
-        """Collections, each whole: tables without a method go along as they are."""
+        """Replace whole collections; tables without a method are included unchanged."""
         swaps = []
         for holder in members:
             new = holder.replacement(chosen[holder], moments[holder])
@@ -101,7 +101,7 @@ class CollectionHolder(KeyedHolder, Plain):
         return swaps
 
     def replacement(self, methods: Mapping[str, Method], like: Mapping[str, Moments]) -> Compressed:
-        """The compressed collection, its rows drawn like the tables; those without a method keep their trained rows."""
+        """Make the compressed collection, rows drawn like the tables; tables without a method keep trained rows."""
         old: Any = self.module
         device = next(old.parameters()).device
         weights = weights_of(old)
@@ -124,7 +124,7 @@ class CollectionHolder(KeyedHolder, Plain):
 
 
 class FusedHolder(KeyedHolder):
-    """What `fuse_` puts in the place of a collection."""
+    """The holder of the tables that `fuse_` puts in the place of a collection."""
 
     form = "fused"
     module: FusedTables
@@ -139,7 +139,7 @@ class FusedHolder(KeyedHolder):
 
 
 class IntegerHolder(KeyedHolder):
-    """Rows that are integers without a float copy, which `fuse_` trains in their place."""
+    """The holder of rows that are integers without a float copy, which `fuse_` trains in place."""
 
     form = "fused"
     module: IntegerTables
@@ -155,7 +155,7 @@ class IntegerHolder(KeyedHolder):
 
 
 class CompressedCollectionHolder(KeyedHolder):
-    """A compressed collection; what is under it may be fused, sharded or quantised."""
+    """The holder of a compressed collection, whose inner collections may be fused, sharded or quantised."""
 
     form = "compressed"
     module: Compressed
@@ -204,7 +204,7 @@ class CompressedCollectionHolder(KeyedHolder):
         return self.tables[table], lambda: self._resize(table)
 
     def _resize(self, table: str) -> None:
-        """Takes the number of ids of a table from its encoder."""
+        """Take the number of ids of a table from its encoder."""
         module: Any = self.module
         encoder = next(o.plan.encoder for o in self.outputs if o.plan.table.name == table)
         module.assemble.outputs = tuple(
@@ -236,7 +236,7 @@ def _(module: nn.Module, paths: list[str]) -> Holder:
 
 
 def stores_of(collection: Compressed) -> dict[str, nn.Parameter]:
-    """The rows of each store of a compressed collection, by name."""
+    """Return the rows of each store of a compressed collection, by name."""
     return {name: weight for branch in _branches(collection) for name, weight in weights_of(branch.collection).items()}
 
 
@@ -252,7 +252,7 @@ def _states(collection: Any) -> dict[str, Tensor]:
 
 
 def _store(weight: Tensor, codec: Any) -> Store:
-    """The store of trained rows; how they were drawn is over."""
+    """The store of trained rows, without the rule that drew them."""
     rows, width = weight.shape
     return Store(rows, width) if codec is None else Store(rows, codec.dim, coding=codec.coding)
 

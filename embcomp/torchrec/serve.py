@@ -1,6 +1,6 @@
-"""torchrec's collections as they are served: the same calls, by plain torch and the drop-ins of `embcomp.nn`.
+"""The served form of torchrec's collections: the same calls, in plain torch and the drop-ins of `embcomp.nn`.
 
-A program traced from it holds no operator of torchrec or FBGEMM, so torch alone loads it.
+A program traced from it contains no operators of torchrec or FBGEMM, so torch alone loads it.
 """
 
 import copy
@@ -28,11 +28,11 @@ def _(holder: KeyedHolder, stores: Mapping[int, ServedStore]) -> dict[int, Any]:
 
 
 class ServedCollection(nn.Module):
-    """Takes the place of a collection of bags or sequences, compressed or not.
+    """The replacement of a collection of bags or sequences, compressed or not.
 
     Args:
         holder: the trained collection, which does not change.
-        stores: what serves each weight, by its id; the other weights are served as float32.
+        stores: the served store of each weight, by the weight's id; other weights are served as float32.
     """
 
     def __init__(self, holder: KeyedHolder, stores: Mapping[int, ServedStore]) -> None:
@@ -58,7 +58,7 @@ class ServedCollection(nn.Module):
             self.tables.append(table)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
-        """As the collection replaced."""
+        """Look up the features like the replaced collection."""
         check_features(features, [feature for _, feature, *_ in self.outputs], self.weighted)
         keys = list(features.keys())
         lengths = dict(zip(keys, features.lengths().view(len(keys), -1), strict=True))
@@ -80,7 +80,7 @@ class ServedCollection(nn.Module):
 
 
 def _split(features: KeyedJaggedTensor, weighted: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Ids, and weights where they are wanted, by feature; without operators of FBGEMM."""
+    """The ids of each feature, and their weights if needed, without operators of FBGEMM."""
     keys = list(features.keys())
     sizes: list[int] = features.lengths().view(len(keys), -1).sum(1).tolist()
     ids = dict(zip(keys, features.values().split(sizes), strict=True))

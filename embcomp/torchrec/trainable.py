@@ -1,4 +1,4 @@
-"""Which collections of a model `fuse_` and `shard` train inside the backward pass."""
+"""The collections of a model that `fuse_` and `shard` train inside the backward pass."""
 
 from torch import nn
 
@@ -8,14 +8,14 @@ from embcomp.torchrec.holders import Collection, CollectionHolder
 
 
 def trained_collections(model: nn.Module, verb: str) -> dict[Collection, list[tuple[nn.Module, str]]]:
-    """The trained collections of a model and where each is held (a collection used twice stays one).
+    """Return the trained collections of a model and where each is held (a collection used twice stays one).
 
     Args:
-        model: holds torchrec collections.
-        verb: what is to be done, for messages.
+        model: the model with torchrec collections.
+        verb: the name of the action, for messages.
 
     Raises:
-        ValueError: tables partly frozen, or a weight that another module holds too.
+        ValueError: tables are partly frozen, or another module holds the same weight.
     """
     places: dict[Collection, list[tuple[nn.Module, str]]] = {}
     for holder in plain_collections(model):
@@ -45,7 +45,7 @@ def trained_collections(model: nn.Module, verb: str) -> dict[Collection, list[tu
 
 
 def plain_collections(model: nn.Module) -> list[CollectionHolder]:
-    """The collections of torchrec's own classes in a model, also those that compressed ones are made of."""
+    """Return the collections of torchrec's own classes in a model, also those inside compressed ones."""
 
     def opened(holder: Holder) -> bool:
         return not isinstance(holder, CollectionHolder) or holder.behaves
@@ -54,6 +54,6 @@ def plain_collections(model: nn.Module) -> list[CollectionHolder]:
 
 
 def untrained_integers(model: nn.Module) -> list[IntegerTables]:
-    """The tables of integers that no `fuse_` has met yet."""
+    """Return the tables of integers to which no `fuse_` was applied yet."""
     found = [holder.module for holder in holders(model, opened=lambda holder: holder.form != "fused")]
     return [tables for tables in found if isinstance(tables, IntegerTables) and tables.settings is None]

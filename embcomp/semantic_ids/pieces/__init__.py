@@ -1,4 +1,4 @@
-"""Codes -> pieces, the parts of a code tuple that read a row each."""
+"""Pieces: the parts of a code tuple that read a row each."""
 
 from embcomp.semantic_ids.pieces.base import PIECES, Ngram, Pieces, PrefixNgram, Unigram
 from embcomp.semantic_ids.pieces.sentence_pieces import SentencePieces

@@ -1,7 +1,8 @@
 """Pieces: the parts of a code tuple that read a row each.
 
-Every kind says which columns of an item a piece is made of (its span). A piece's number follows from the values in
-those columns: in mixed radix where that fits in 62 bits, else by hashing the tuple. So nothing overflows, at any depth.
+Every kind defines the columns of an item that a piece is made of (its span). The number of a piece follows from the
+values in these columns: in mixed radix if that fits in 62 bits, else by hashing the tuple. So nothing overflows, at any
+depth.
 """
 
 import abc
@@ -25,10 +26,10 @@ Span = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Pieces(abc.ABC):
-    """How codes become pieces; a frozen configuration.
+    """The rule from codes to pieces, a frozen configuration.
 
     Attributes:
-        one_namespace: whether equal numbers in two columns are the same piece.
+        one_namespace: True if equal numbers in two columns are the same piece.
     """
 
     expected: ClassVar[str] = "Unigram(), PrefixNgram(n) or the like"
@@ -40,24 +41,24 @@ class Pieces(abc.ABC):
 
     @abc.abstractmethod
     def spans(self, levels: int) -> tuple[Span, ...]:
-        """The columns of each piece, coarse pieces first.
+        """Return the columns of each piece, coarse pieces first.
 
         Raises:
             ValueError: the codes have too few levels.
         """
 
     def columns(self, codes: Tensor, codebook_size: int) -> Tensor:
-        """What pieces are made of, int64 [N, C], -1 where an item has none; the codes themselves, as a rule."""
+        """Return the columns that pieces are made of, int64 [N, C], -1 where an item has none; by default the codes."""
         return codes
 
     def size(self, codebook_size: int) -> int:
-        """How many values a column can have."""
+        """Return how many values a column can have."""
         return codebook_size
 
 
 @dataclass(frozen=True)
 class Unigram(Pieces):
-    """One piece for each level's code (Singh et al. 2023, arXiv 2306.08121, section 3.2).
+    """A rule with one piece for each level's code (Singh et al. 2023, arXiv 2306.08121, section 3.2).
 
     Example:
         >>> import embcomp
@@ -71,11 +72,11 @@ class Unigram(Pieces):
 
 @dataclass(frozen=True)
 class Ngram(Pieces):
-    """One piece for each n codes that follow each other (Singh et al. 2023, arXiv 2306.08121, section 3.2).
+    """A rule with one piece for each n consecutive codes (Singh et al. 2023, arXiv 2306.08121, section 3.2).
 
     Args:
-        n: codes of a piece.
-        overlapping: every n neighbours, instead of groups of n side by side, of which the last may be shorter.
+        n: the number of codes of a piece.
+        overlapping: True for a piece at every start, False for adjacent groups, of which the last may be shorter.
 
     Example:
         >>> import embcomp
@@ -97,14 +98,14 @@ class Ngram(Pieces):
 
 @dataclass(frozen=True)
 class PrefixNgram(Pieces):
-    """One piece for each prefix of 1 .. n codes (Zheng et al. 2025, arXiv 2504.02137, section 4.2).
+    """A rule with one piece for each prefix of 1 .. n codes (Zheng et al. 2025, arXiv 2504.02137, section 4.2).
 
     Prefixes of different depth are different pieces.
 
     Args:
-        n: the deepest prefix.
-        unigrams: every code after the first is a piece of its own, too. Many items carry it, so it is what a new item
-            reads beside its first code, where few or none carry its longer prefixes. Ours.
+        n: the depth of the deepest prefix.
+        unigrams: True to add a piece for every code after the first. Many items have it, so a new item can read it
+            beside its first code, even if few or no items have its longer prefixes. An addition of embcomp.
 
     Example:
         >>> import embcomp
@@ -136,12 +137,12 @@ def _check_levels(pieces: Pieces, n: int, levels: int) -> None:
 
 
 def numbers(columns: Tensor, spans: Sequence[Span], size: int) -> list[Tensor]:
-    """The number of each piece, non-negative int64 [N] for each span; equal numbers of one span are the same piece.
+    """Return the number of each piece, non-negative int64 [N] per span; equal numbers of a span are the same piece.
 
     Args:
-        columns: int64 [N, C], each in [0, size).
-        spans: columns of each piece.
-        size: how many values a column can have.
+        columns: the columns, int64 [N, C], each in [0, size).
+        spans: the columns of each piece.
+        size: the number of values of a column.
     """
     known: dict[Span, tuple[Tensor, int]] = {}
     for span in sorted(spans, key=len):

@@ -1,4 +1,4 @@
-"""Pieces of varying length, learned by the sentencepiece library."""
+"""SentencePieces: pieces of varying length, learned by the sentencepiece library."""
 
 import hashlib
 import io
@@ -22,15 +22,15 @@ DRAWN = 1_000_000  # items drawn, at most
 
 @dataclass(frozen=True)
 class SentencePieces(Pieces):
-    """Pieces from a unigram language model on impression-weighted codes (Singh et al. 2023, arXiv 2306.08121, 3.2).
+    """A rule with pieces from a unigram language model on codes (Singh et al. 2023, arXiv 2306.08121, section 3.2).
 
-    Codes that often occur together become one piece: frequent items get few long pieces, rare ones many short ones.
-    Each (level, code) is one character, an item a word, an impression a line of words: pieces do not cross items, and
-    an item weighs as much as it is shown. Train it once, then keep it with the tokenizer (`Vocabulary`).
+    Codes that often occur together become one piece: frequent items get few long pieces, rare items many short ones.
+    Each (level, code) is one character, an item is a word, and an impression is a line of words: pieces do not cross
+    items, and an item is weighted by its impressions. Train it once, then keep it with the tokenizer (`Vocabulary`).
 
     Args:
-        vocab_size: pieces, all single codes in use among them.
-        model: of sentencepiece, as `train` makes it.
+        vocab_size: the number of pieces, with all single codes in use.
+        model: the sentencepiece model that `train` makes, or None.
 
     Example:
         >>> import torch, embcomp
@@ -51,18 +51,18 @@ class SentencePieces(Pieces):
     def train(
         self, codes: Tensor, impressions: Tensor | Iterable[Sequence[int]], *, codebook_size: int, seed: int = 0
     ) -> Self:
-        """The same with a model.
+        """Return a copy with a trained model.
 
         Args:
-            codes: integers [N, levels]; items with codes of -1 are left out.
+            codes: the codes, integers [N, levels]; items with codes of -1 are left out.
             impressions: lists of item numbers that were shown together; or how often each item was shown, a tensor or
-                array [N], and lines are drawn from that.
-            codebook_size: codes at each level.
-            seed: of the drawn lines.
+                array [N], from which lines are drawn.
+            codebook_size: the number of codes at each level.
+            seed: the seed of the drawn lines.
 
         Raises:
-            ValueError: `vocab_size` is too small for the single codes or too large for the data; no impressions, or
-                of items that there are not; codes out of range.
+            ValueError: `vocab_size` is too small for the single codes or too large for the data, there are no
+                impressions, an impression names an unknown item, or codes are out of range.
         """
         codes = checked_codes(codes, codebook_size)
         words = _words(codes, codebook_size)
@@ -99,7 +99,7 @@ class SentencePieces(Pieces):
         return self.vocab_size
 
     def columns(self, codes: Tensor, codebook_size: int) -> Tensor:
-        """The pieces of each item from left to right, int64 [N, levels], then -1."""
+        """Return the pieces of each item from left to right, int64 [N, levels], then -1."""
         found = self._processor.encode(_words(codes, codebook_size), out_type=int)
         blank = self._processor.piece_to_id("▁")  # before a word, where it did not grow together with the first code
         unknown = self._processor.unk_id()
@@ -131,7 +131,7 @@ def _words(codes: Tensor, codebook_size: int) -> list[str]:
 
 
 def _shown(words: list[str], line: Iterable[int]) -> Iterator[str]:
-    """The words of an impression; items without codes have none."""
+    """Yield the words of an impression; items without codes have none."""
     for item in line:
         if not 0 <= item < len(words):
             raise ValueError(f"SentencePieces: an impression names item {item}, but there are codes of {len(words)}")
@@ -140,7 +140,7 @@ def _shown(words: list[str], line: Iterable[int]) -> Iterator[str]:
 
 
 def _drawn(counts: Tensor, has_codes: list[bool], seed: int) -> Iterator[list[int]]:
-    """Lines of items, each in proportion to its count."""
+    """Draw lines of items, each item in proportion to its count."""
     if counts.shape != (len(has_codes),) or not bool((counts >= 0).all()):
         raise ValueError(
             f"SentencePieces: counts must be non-negative, of shape [{len(has_codes)}], got {list(counts.shape)}"

@@ -1,4 +1,4 @@
-"""The pieces that training items carry, and how many items carry each: which rows are trained, and by how much."""
+"""The vocabulary: the pieces that training items have, and the number of items with each."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ CodeCount = Annotated[int, Within(1, MAX_CODES, text="in [1, 2^31]")]
 @configs.kind
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Pieces with their support: the number of training items that carry them.
+    """The pieces with their support: the number of training items that have them.
 
-    It is recorded once, when training begins, and kept with the tokenizer (`tokenizer.vocabulary = ...`): items that
-    come later are judged by the support of that time.
+    It is recorded once, when training begins, and kept with the tokenizer (`tokenizer.vocabulary = ...`): later items
+    are judged by the support at that time.
 
     Attributes:
-        pieces: their kind.
-        codebook_size: codes at each level.
-        keys: for each span (one for all where the kind has one namespace) the numbers of the supported pieces, sorted,
+        pieces: the rule of the pieces.
+        codebook_size: the number of codes at each level.
+        keys: for each span (one for all if the rule has one namespace) the numbers of the supported pieces, sorted,
             int64 [V].
-        support: how many items carry each, int64 [V].
+        support: the number of items with each piece, int64 [V].
 
     Example:
         >>> import torch, embcomp
@@ -54,16 +54,16 @@ class Vocabulary:
 
     @classmethod
     def of(cls, codes: Tensor, pieces: Pieces, *, codebook_size: int, counts: Tensor | None = None) -> Self:
-        """The vocabulary of training items.
+        """Record the vocabulary of training items.
 
         Args:
-            codes: integers [N, levels], -1 for items without content, which carry no piece.
-            pieces: their kind.
-            codebook_size: codes at each level.
+            codes: the codes, integers [N, levels], -1 for items without content, which have no piece.
+            pieces: the rule of the pieces.
+            codebook_size: the number of codes at each level.
             counts: how often each item occurs in training, [N]; by default all items do.
 
         Raises:
-            ValueError: codes out of range; counts of another length.
+            ValueError: codes are out of range, or counts have another length.
         """
         columns, found = piece_numbers(codes, pieces, codebook_size)
         carried = columns >= 0
@@ -80,7 +80,7 @@ class Vocabulary:
         return cls(pieces, codes.shape[1], codebook_size, [k for k, _ in unique], [s for _, s in unique])
 
     def support_of(self, codes: Tensor) -> Tensor:
-        """The support of each piece of each item, int64 [N, pieces]; 0 for a piece that no training item carries."""
+        """Return the support of each piece of each item, int64 [N, pieces]; 0 for a piece that no training item has."""
         columns, found = piece_numbers(codes, self.pieces, self.codebook_size)
         support = torch.zeros_like(found)
         for j in range(found.shape[1]):
@@ -95,7 +95,7 @@ class Vocabulary:
         return support
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """JSON values and tensors, for `Tokenizer.save`."""
+        """Return JSON values and tensors, for `Tokenizer.save`."""
         fields = {f.name: getattr(self.pieces, f.name) for f in dataclasses.fields(self.pieces)}
         tensors = {"model": bytes_as_tensor(fields.pop("model"))} if fields.get("model") else {}
         fields.pop("model", None)
@@ -106,7 +106,7 @@ class Vocabulary:
 
     @classmethod
     def from_state(cls, values: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        """What `state` gave."""
+        """Restore a vocabulary from the result of `state`."""
         fields = dict(values["pieces"])
         kind = PIECES[fields.pop("kind")]
         if "model" in tensors:
@@ -117,7 +117,7 @@ class Vocabulary:
 
 
 def piece_numbers(codes: Tensor, pieces: Pieces, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """The pair (present, number), int64 [N, P] each; present < 0 where the item lacks the piece."""
+    """Return the pair (present, number), int64 [N, P] each; present < 0 where the item lacks the piece."""
     codes = checked_codes(codes, codebook_size)
     spans = pieces.spans(codes.shape[1])
     columns = pieces.columns(codes, codebook_size)
@@ -126,10 +126,10 @@ def piece_numbers(codes: Tensor, pieces: Pieces, codebook_size: int) -> tuple[Te
 
 
 def checked_codes(codes: Any, codebook_size: int | None, name: str = "codes") -> Tensor:
-    """Codes as int64 [N, levels] on the CPU; an item has codes in [0, codebook_size), or -1 at all levels.
+    """Check codes, and return them as int64 [N, levels] on the CPU; an item without content has -1 at all levels.
 
     Raises:
-        ValueError: another shape or dtype, a code out of range; names the item.
+        ValueError: the shape or dtype differs, or a code is out of range; the text names the item.
     """
     codes = torch.as_tensor(codes, device="cpu")
     if codes.dim() != 2 or codes.shape[1] == 0 or codes.is_floating_point() or codes.dtype == torch.bool:

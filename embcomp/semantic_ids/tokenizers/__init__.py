@@ -1,1 +1,1 @@
-"""Content vectors -> codes."""
+"""The tokenizers from content vectors to codes."""

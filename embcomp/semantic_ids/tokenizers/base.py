@@ -1,4 +1,4 @@
-"""What every tokenizer does: content vectors -> codes, frozen once it is fitted."""
+"""The base of tokenizers, which map content vectors to codes and are frozen once they are fitted."""
 
 import abc
 import hashlib
@@ -22,18 +22,18 @@ TOKENIZERS: dict[str, type["Tokenizer"]] = {}
 
 
 class Tokenizer(abc.ABC):
-    """Content vectors -> codes [N, levels], each below `codebook_size`, by residual quantization.
+    """A map from content vectors to codes [N, levels], each below `codebook_size`, by residual quantization.
 
-    A tokenizer is fitted once and never changes afterwards: the codes of an item stay what they are, and new items are
+    A tokenizer is fitted once and never changes afterwards: the codes of an item stay the same, and new items can be
     encoded later. Codes do not depend on the device or the batch size (see `embcomp.semantic_ids.tokenizers.nearest`).
 
     Attributes:
-        levels: codes of an item.
-        codebook_size: codes at each level.
-        width: of the content vectors.
-        tensors: what was fitted, by name; "codebooks" is float32 [levels, codebook_size, d].
-        baseline: error and use of the codes on what it was fitted on: what `drift` compares with.
-        vocabulary: pieces and their support in training, where one was attached (`Vocabulary`).
+        levels: the number of codes of an item.
+        codebook_size: the number of codes at each level.
+        width: the width of the content vectors.
+        tensors: the fitted tensors by name; "codebooks" is float32 [levels, codebook_size, d].
+        baseline: the error and use of the codes on the content of the fit, with which `drift` compares.
+        vocabulary: the pieces and their support in training, if attached (`Vocabulary`).
     """
 
     by_name: ClassVar[dict[str, type["Tokenizer"]]] = TOKENIZERS
@@ -53,7 +53,7 @@ class Tokenizer(abc.ABC):
         self._version = ""
 
     def config(self) -> dict[str, Any]:
-        """The settings as JSON values."""
+        """Return the settings as JSON values."""
         return {
             "tokenizer": type(self).__name__, "levels": self.levels, "codebook_size": self.codebook_size,
             "seed": self.seed, **self.settings,
@@ -65,13 +65,13 @@ class Tokenizer(abc.ABC):
 
     @property
     def codebooks(self) -> Tensor:
-        """Float32 [levels, codebook_size, d]."""
+        """The codebooks, float32 [levels, codebook_size, d]."""
         self._check_fitted()
         return self.tensors["codebooks"]
 
     @property
     def version(self) -> str:
-        """A checksum of configuration and tensors, made by `fit` and kept: equal versions give equal codes."""
+        """The checksum of configuration and tensors, made by `fit` and kept: equal versions give equal codes."""
         self._check_fitted()
         return self._version
 
@@ -84,19 +84,19 @@ class Tokenizer(abc.ABC):
         progress: Progress = no_progress,
         checkpoint: str | Path | None = None,
     ) -> Self:
-        """Learns the codes, once.
+        """Learn the codes, once.
 
         Args:
-            content: vectors [N, width]: tensor, numpy array, path of an .npy or .parquet file.
-            column: of the parquet file.
-            device: where to compute; the fitted tensors come back to the CPU.
-            progress: called with (steps done, steps at most, text).
-            checkpoint: a file from which a fit that was stopped goes on, with the same result.
+            content: the vectors [N, width]: a tensor, a numpy array, or the path of an .npy or .parquet file.
+            column: the column of the parquet file.
+            device: the device of the computation; the fitted tensors are moved to the CPU.
+            progress: a function that is called with (steps done, maximum of steps, text).
+            checkpoint: a file from which an interrupted fit continues, with the same result.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: NaN, infinite, zero or constant vectors, another dtype or shape, fewer items than codes, a
-                damaged file, a tokenizer that is fitted already; the text names it.
+            ValueError: vectors are NaN, infinite, zero or constant, the dtype or shape differs, there are fewer items
+                than codes, a file is damaged, or the tokenizer is already fitted; the text names the reason.
         """
         if self.fitted:
             raise ValueError(f"this {type(self).__name__} is fitted and frozen ({self.version}): make a new one")
@@ -119,30 +119,30 @@ class Tokenizer(abc.ABC):
     def _fit(
         self, content: Content, device: torch.device, progress: Progress, checkpoint: Path | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The fitted tensors by name, and the vectors [n, width] that they were fitted on."""
+        """Return the fitted tensors by name, and the vectors [n, width] that they were fitted on."""
 
     def _latents(self, vectors: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """What is quantized, float32 [n, d], for vectors [n, width]; to the bit the same everywhere."""
+        """Return the latent vectors to quantise, float32 [n, d], of vectors [n, width]; bit-identical everywhere."""
         return vectors
 
     def _from_latents(self, latents: Tensor) -> Tensor:
-        """Back to vectors [n, width]."""
+        """Return the vectors [n, width] of latents."""
         return latents
 
     @torch.no_grad()
     def encode(self, content: ContentLike, *, column: str | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """Codes of the items, read block by block.
+        """Compute the codes of the items, block by block.
 
         Args:
-            content: as for `fit`.
-            column: of the parquet file.
-            device: where to compute; the codes do not depend on it.
+            content: the vectors, as for `fit`.
+            column: the column of the parquet file.
+            device: the device of the computation; the codes do not depend on it.
 
         Returns:
-            int32 [N, levels] on the CPU.
+            The codes, int32 [N, levels] on the CPU.
 
         Raises:
-            ValueError: content that does not fit; a tokenizer that is not fitted.
+            ValueError: the content does not fit, or the tokenizer is not fitted.
         """
         self._check_fitted()
         content = as_content(content, column)
@@ -165,17 +165,17 @@ class Tokenizer(abc.ABC):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """The vectors that the codes stand for, float32 [N, width].
+        """Return the vectors that the codes stand for, float32 [N, width].
 
         Raises:
-            ValueError: codes of another shape, or out of range; names the item and the code.
+            ValueError: codes have another shape or are out of range; the text names the item and the code.
         """
         self._check_fitted()
         codes = self.check_codes(codes)
         return self._from_latents(torch.stack([self.codebooks[i][codes[:, i]] for i in range(self.levels)]).sum(0))
 
     def check_codes(self, codes: Tensor) -> Tensor:
-        """`codes` as int64, after checking shape and range."""
+        """Check the shape and range of codes, and return them as int64."""
         codes = torch.as_tensor(codes)
         if codes.dim() != 2 or codes.shape[1] != self.levels or codes.is_floating_point():
             raise ValueError(f"codes must be integers [N, {self.levels}], got {codes.dtype} {list(codes.shape)}")
@@ -189,16 +189,16 @@ class Tokenizer(abc.ABC):
     def quality(
         self, codes: Tensor | None, content: ContentLike, *, column: str | None = None, seed: int = 0
     ) -> Quality:
-        """How well the codes describe the content: see `embcomp.semantic_ids.Quality`."""
+        """Measure how well the codes describe the content, see `embcomp.semantic_ids.Quality`."""
         self._check_fitted()
         return quality(self, codes, content, column=column, seed=seed)
 
     def drift(self, new_content: ContentLike, *, column: str | None = None) -> Drift:
-        """Whether new items still look like those it was fitted on: see `embcomp.semantic_ids.Drift`."""
+        """Measure whether new items still resemble those of the fit, see `embcomp.semantic_ids.Drift`."""
         return drift(self, new_content, column=column)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the fitted tokenizer and its vocabulary into a folder, at once or not at all.
+        """Write the fitted tokenizer and its vocabulary into a folder, in one step or not at all.
 
         Raises:
             ValueError: it is not fitted, or the folder holds a tokenizer of another version.
@@ -217,7 +217,7 @@ class Tokenizer(abc.ABC):
         files.write(Path(folder), values, tensors)
 
     def _checksum(self) -> str:
-        """12 hexadecimal digits that stand for everything that codes depend on."""
+        """The 12 hexadecimal digits that stand for everything that codes depend on."""
         parts = [self.config(), self.width, {name: checksum(tensor) for name, tensor in sorted(self.tensors.items())}]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -232,11 +232,11 @@ class Tokenizer(abc.ABC):
 
 
 def load(folder: str | Path) -> Tokenizer:
-    """Reads what `Tokenizer.save` wrote.
+    """Read a tokenizer that `Tokenizer.save` wrote.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: a file was damaged or edited, or comes from a later version of the format; the text names it.
+        FileNotFoundError: there is no such file.
+        ValueError: a file was damaged or edited, or has a later version of the format; the text names it.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""A fitted tokenizer on disk: a folder with one artifact (`embcomp.artifact`), from which later versions read the same.
+"""The files of a fitted tokenizer: a folder with one artifact (`embcomp.artifact`), which later versions can read.
 
     <folder>/tokenizer.safetensors  settings and version; codebooks, weights, supported pieces, the SentencePiece model
 
@@ -23,12 +23,12 @@ _OLD_FORMAT = 1
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
+    """Return whether a folder holds a tokenizer."""
     return (folder / NAME).is_file() or (folder / OLD_NAME).is_file()
 
 
 def write(folder: Path, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Writes a tokenizer as JSON values, its "version" among them, and tensors.
+    """Write a tokenizer as JSON values, among them "version", and tensors.
 
     Raises:
         ValueError: the folder holds a tokenizer of another version.
@@ -43,11 +43,11 @@ def write(folder: Path, values: dict[str, Any], tensors: dict[str, Tensor]) -> N
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads what `write` wrote, or embcomp 0.1.
+    """Read a tokenizer that `write`, or embcomp 0.1, wrote.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: a file was damaged or edited, or comes from a later version of the format; the text names it.
+        FileNotFoundError: there is no such file.
+        ValueError: a file was damaged or edited, or has a later version of the format; the text names it.
     """
     if (folder / NAME).is_file():
         return artifact.load(folder / NAME, KIND)

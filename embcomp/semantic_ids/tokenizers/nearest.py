@@ -18,14 +18,14 @@ PAIRS = 1 << 22  # numbers at a time in the exact comparison
 
 @torch.no_grad()
 def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
-    """The index of the nearest code, by Euclidean distance.
+    """Return the index of the nearest code of each vector, by Euclidean distance.
 
     Args:
-        vectors: float32 [N, d].
-        codes: float32 [K, d], on the same device.
+        vectors: the vectors, float32 [N, d].
+        codes: the codes, float32 [K, d], on the same device.
 
     Returns:
-        int64 [N].
+        The indices, int64 [N].
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ def _nearest_exactly(vectors: Tensor, codes: Tensor, candidates: Tensor) -> Tens
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row in float64, summed by halving: additions of whole columns, in an order that no device changes."""
+    """Compute distances of rows in float64, summed by halving columns, in an order that no device changes."""
     terms = (a.double() - b.double()).square()
     while terms.shape[1] > 1:
         half = terms.shape[1] // 2
@@ -78,7 +78,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """float32 products are float32 products: no TF32, no bfloat16, no autocast."""
+    """Compute float32 products in full precision: no TF32, no bfloat16, no autocast."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""How well codes describe content, and whether new content has drifted away from a tokenizer."""
+"""Measures of how well codes describe content, and of the drift of new content away from a tokenizer."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ PAIRED = 2048  # items whose pairs are compared
 
 
 class Coder(Protocol):
-    """What is asked of a fitted tokenizer."""
+    """The interface of a fitted tokenizer that is needed here."""
 
     width: int
     levels: int
@@ -27,18 +27,18 @@ class Coder(Protocol):
 
 @dataclass(frozen=True)
 class Quality:
-    """What `Tokenizer.quality` finds.
+    """The result of `Tokenizer.quality`.
 
     Attributes:
-        items: N.
-        coverage: share of the codes of each level that some item has.
-        perplexity: exp of the entropy of each level's codes; at most codebook_size, when all are used alike.
-        dead: codes of each level that no item has.
-        unique: different code tuples over items.
-        collisions: items that share all their codes with another item.
-        relative_error: sum |x - decode(codes)|^2 / sum |x|^2.
-        cosine_by_shared_prefix: mean cosine of pairs of items (among 2,048) that share exactly the first 0, 1, ...,
-            levels codes; NaN where there is no such pair. It rises where prefixes mean something.
+        items: the number of items, N.
+        coverage: the share of each level's codes that some item has.
+        perplexity: exp of the entropy of each level's codes; at most codebook_size, if all are used equally.
+        dead: the number of codes of each level that no item has.
+        unique: the number of different code tuples divided by the number of items.
+        collisions: the number of items that share all their codes with another item.
+        relative_error: the relative error, sum |x - decode(codes)|^2 / sum |x|^2.
+        cosine_by_shared_prefix: the mean cosine of pairs of items (among 2,048) that share exactly the first 0, 1, ...,
+            levels codes; NaN if there is no such pair. It rises if prefixes are meaningful.
     """
 
     items: int
@@ -70,15 +70,15 @@ class Quality:
 
 @dataclass(frozen=True)
 class Drift:
-    """What `Tokenizer.drift` finds.
+    """The result of `Tokenizer.drift`.
 
     Attributes:
-        relative_error: of the new content.
-        expected_error: what content like that of the fit would have: its error there, corrected for having been fitted.
-        error_ratio: relative_error / expected_error.
-        divergence: Jensen-Shannon divergence, in bits (0 .. 1), between the use of each level's codes then and now,
-            less what a sample of this size shows by chance.
-        retrain: error_ratio above 1.25 or a divergence above 0.2.
+        relative_error: the relative error of the new content.
+        expected_error: the error expected of content like that of the fit: its error there, corrected for overfitting.
+        error_ratio: the ratio relative_error / expected_error.
+        divergence: the Jensen-Shannon divergence, in bits (0 .. 1), between the former and the current use of each
+            level's codes, minus what a sample of this size shows by chance.
+        retrain: True if error_ratio is above 1.25 or a divergence is above 0.2.
     """
 
     relative_error: float
@@ -91,10 +91,10 @@ class Drift:
 def quality(
     tokenizer: Coder, codes: Tensor | None, content: ContentLike, *, column: str | None = None, seed: int = 0
 ) -> Quality:
-    """Quality of `codes` (None: those that `tokenizer.encode` gives) for `content`.
+    """Measure the quality of `codes` (None: those of `tokenizer.encode`) for `content`.
 
     Raises:
-        ValueError: codes that do not fit the content, or either of them the tokenizer.
+        ValueError: codes do not fit the content, or one of them does not fit the tokenizer.
     """
     content = as_content(content, column)
     content.check_width(tokenizer.width)
@@ -117,7 +117,7 @@ def quality(
 
 
 def baseline(tokenizer: Coder, sample: Tensor) -> dict[str, Any]:
-    """What `drift` compares with: items, error and counts of codes on the content of the fit."""
+    """Return the values that `drift` compares with: items, error and counts of codes on the content of the fit."""
     content = Content(sample)
     codes = tokenizer.check_codes(tokenizer.encode(content))
     return {
@@ -135,10 +135,10 @@ def drift(
     most_error: float = 1.25,
     most_divergence: float = 0.2,
 ) -> Drift:
-    """Compares new content with that of the fit; `retrain` where either limit is passed.
+    """Compare new content with that of the fit; `retrain` is True if either limit is exceeded.
 
-    A codebook of K codes fits its own n vectors better than others, by (1 - K / n) against (1 + K / n) at each level
-    where the vectors are noise. The expected error is corrected by that.
+    A codebook of K codes fits its own n vectors better than others, by (1 - K / n) against (1 + K / n) at each level if
+    the vectors are noise. The expected error is corrected by this factor.
     """
     content = as_content(new_content, column)
     codes = tokenizer.check_codes(tokenizer.encode(content))
@@ -154,12 +154,12 @@ def drift(
 
 
 def _counts(codes: Tensor, size: int) -> Tensor:
-    """How often each code occurs, float64 [levels, size]."""
+    """Count how often each code occurs, float64 [levels, size]."""
     return torch.stack([torch.bincount(level, minlength=size) for level in codes.t()]).double()
 
 
 def _divergence(then: Tensor, now: Tensor) -> tuple[float, ...]:
-    """Jensen-Shannon divergence in bits, less its mean under equal distributions: (K' - 1) (1/n + 1/m) / (8 ln 2)."""
+    """The Jensen-Shannon divergence in bits, less its mean under equal use: (K' - 1) (1/n + 1/m) / (8 ln 2)."""
     p, q = then / then.sum(1, keepdim=True), now / now.sum(1, keepdim=True)
     m = (p + q) / 2
     nats = (torch.xlogy(p, p / m.clamp(min=1e-300)) + torch.xlogy(q, q / m.clamp(min=1e-300))).sum(1) / 2

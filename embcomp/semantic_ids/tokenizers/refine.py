@@ -7,7 +7,7 @@ from embcomp.ops.kmeans import ROWS, Progress, assign, means, no_progress
 
 
 def without(vectors: Tensor, centroids: Tensor, index: Tensor) -> Tensor:
-    """Each vector less its centroid, float32 [N, d]; by blocks that stay in the cache."""
+    """Subtract its centroid from each vector, float32 [N, d], by blocks that stay in the cache."""
     rest = torch.empty_like(vectors)
     for start in range(0, vectors.shape[0], ROWS):
         part = slice(start, start + ROWS)
@@ -19,19 +19,19 @@ def without(vectors: Tensor, centroids: Tensor, index: Tensor) -> Tensor:
 def refine(
     vectors: Tensor, codebooks: Tensor, *, rounds: int, least: float = 0.1, progress: Progress = no_progress
 ) -> Tensor:
-    """Fits each codebook of a residual quantizer again, given those of the other levels.
+    """Fit each codebook of a residual quantizer again, given those of the other levels.
 
-    Level by level each code moves to the mean of what the other levels leave to it, which goes below the error of
-    greedy fitting, and the items are encoded again. A code with fewer items than `least` times the mean (N / K) is
-    dead. It moves to an item that shares all its codes with another item, the farthest first, so that codes are spent
-    on telling items apart; and where there are no such items, to those with the largest error.
+    Level by level each code moves to the mean of the residuals that the other levels leave to it, which lowers the
+    error of greedy fitting, and the items are encoded again. A code with fewer items than `least` times the mean (N /
+    K) is dead. It moves to an item that shares all its codes with another item, the farthest first, so that codes
+    distinguish items; if there are no such items, it moves to those with the largest error.
 
     Args:
-        vectors: float32 [N, d].
-        codebooks: float32 [levels, K, d].
-        rounds: over all levels.
-        least: see above.
-        progress: told of each round.
+        vectors: the vectors, float32 [N, d].
+        codebooks: the codebooks, float32 [levels, K, d].
+        rounds: the number of rounds over all levels.
+        least: the threshold of dead codes, see above.
+        progress: a function that is told of each round.
 
     Returns:
         The new codebooks.
@@ -62,7 +62,7 @@ def refine(
 
 
 def _worst(codes: Tensor, rest: Tensor, number: int) -> Tensor:
-    """Items that share all codes with another one, the farthest from it first, then those with the largest error."""
+    """The items that share all codes with another one, farthest first, then those with the largest error."""
     _, group = codes.unique(dim=1, return_inverse=True)
     order = torch.arange(group.numel(), device=codes.device)
     first = order.new_full((int(group.max()) + 1,), group.numel()).scatter_reduce(0, group, order, "amin")

@@ -1,4 +1,4 @@
-"""Residual k-means: each level clusters what the levels before it leave."""
+"""Residual k-means: each level clusters the residuals of the levels before it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,19 @@ PER_CODE = 256  # vectors of the sample for each code, as faiss takes
 
 
 class ResidualKMeans(Tokenizer):
-    """Residual quantization by k-means (Juang and Gray 1982; Chen, Guan and Wang 2010), no network.
+    """A residual quantization by k-means, without a network (Juang and Gray 1982; Chen, Guan and Wang 2010).
 
     Level by level k-means clusters the residuals; then `rounds` over all levels fit each codebook again, given the
-    others. Fitted on a sample of 256 vectors for each code, drawn in one pass over the content.
+    others. It is fitted on a sample of 256 vectors for each code, drawn in one pass over the content.
 
     Args:
-        levels: codes of an item.
-        codebook_size: codes to choose from, at each level.
-        iterations: of k-means, at most, at each level.
-        tolerance: k-means stops when an iteration lowers the error by less than this share.
-        rounds: over all levels, after k-means.
-        sample: vectors to fit on, by default 256 for each code.
-        seed: of the sample and the first centroids.
+        levels: the number of codes of an item.
+        codebook_size: the number of codes at each level.
+        iterations: the maximum number of k-means iterations at each level.
+        tolerance: the relative decrease of the error below which k-means stops.
+        rounds: the number of rounds over all levels, after k-means.
+        sample: the number of vectors to fit on, by default 256 for each code.
+        seed: the seed of the sample and the first centroids.
 
     Example:
         >>> import torch
@@ -82,7 +82,7 @@ class ResidualKMeans(Tokenizer):
         }, vectors
 
     def _level(self, rest: Tensor, level: int, progress: Progress) -> Tensor:
-        """The codebook of a level, from what the levels before it leave."""
+        """Fit the codebook of a level to the residuals of the levels before it."""
         try:
             return kmeans(
                 rest,

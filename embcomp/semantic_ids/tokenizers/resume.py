@@ -1,4 +1,4 @@
-"""Where a fit stood, so that one that was stopped goes on."""
+"""The saved state of a fit, from which an interrupted fit continues."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ _KIND = "fit of a tokenizer"
 
 
 class Checkpoint:
-    """The state of a fit in one file; without a path, nowhere.
+    """The state of a fit in one file; without a path nothing is saved.
 
     Args:
         path: the file.
-        inputs: what the fit depends on; a file of other inputs is refused.
+        inputs: the inputs of the fit; a file with other inputs is refused.
     """
 
     def __init__(self, path: Path | None, inputs: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ class Checkpoint:
         self.key = hashlib.sha256(text.encode()).hexdigest()
 
     def load(self) -> dict[str, Any]:
-        """The saved state, empty where there is none.
+        """Return the saved state, empty if there is none.
 
         Raises:
             ValueError: the file is damaged, or of another fit.
@@ -45,6 +45,6 @@ class Checkpoint:
         return saved["state"]
 
     def save(self, state: dict[str, Tensor | Any]) -> None:
-        """Writes the state whole, or leaves the file as it was."""
+        """Write the state whole, or leave the file unchanged."""
         if self.path is not None:
             nested.save(self.path, _KIND, {"key": self.key, "state": state})

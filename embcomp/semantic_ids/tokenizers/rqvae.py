@@ -20,32 +20,33 @@ ACTIVITY_LIMIT = 256.0
 
 
 class RQVAE(Tokenizer):
-    """Residual-quantized autoencoder (Zeghidour et al. 2021; for recommenders Singh et al. 2023, arXiv 2306.08121).
+    """A residual-quantized autoencoder (Zeghidour et al. 2021; for recommenders Singh et al. 2023, arXiv 2306.08121).
 
-    An encoder, `levels` codebooks over the residuals of its latents, and a decoder; both are a linear map, which starts
-    at the principal directions, plus dense layers. The loss is the reconstruction error plus `beta` times the
-    commitment error, and codes follow running means of their vectors. Against collapse: the codebooks start from
-    k-means on a large sample of latents; a code that gets less than `reset` times its even share of a batch
-    (batch_size / codebook_size) moves to a vector of the batch; `sinkhorn` balances the assignment while training. The
-    gradient passes the codes straight through, or by the rotation trick (Fifty et al. 2024, arXiv 2410.06424). At the
-    end the codebooks are fitted again on a large sample of the final latents, and the decoder on the final codes.
+    It has an encoder, `levels` codebooks over the residuals of its latents, and a decoder; encoder and decoder are a
+    linear map, which starts at the principal directions, plus dense layers. The loss is the reconstruction error plus
+    `beta` times the commitment error, and codes follow running means of their vectors. Three measures prevent collapse:
+    the codebooks start from k-means on a large sample of latents; a code that gets less than `reset` times its even
+    share of a batch (batch_size / codebook_size) moves to a vector of the batch; and `sinkhorn` balances the assignment
+    in training. The gradient passes straight through the codes, or by the rotation trick (Fifty et al. 2024, arXiv
+    2410.06424). At the end the codebooks are fitted again on a large sample of the final latents, and the decoder on
+    the final codes.
 
     The fitted encoder computes in fixed point (see `_exact_layer`), so codes are the same on every device.
 
     Args:
-        levels: codes of an item.
-        codebook_size: codes to choose from, at each level.
-        latent_dim: width of what is quantized.
-        hidden: widths of the encoder's hidden layers; the decoder has the same in reverse.
-        beta: weight of the commitment error.
-        epochs: over the content, at most.
-        batch_size: items of a step.
-        lr: learning rate of Adam.
-        reset: see above; 0 resets nothing.
-        rotation: the rotation trick in the place of the straight-through gradient.
-        sinkhorn: temperature of the balanced assignment in training, relative to the mean distance; 0 for none.
-        patience: stop after so many epochs without a better reconstruction.
-        seed: of weights, batches and samples.
+        levels: the number of codes of an item.
+        codebook_size: the number of codes at each level.
+        latent_dim: the width of the quantized latents.
+        hidden: the widths of the encoder's hidden layers; the decoder has the same in reverse.
+        beta: the weight of the commitment error.
+        epochs: the maximum number of passes over the content.
+        batch_size: the number of items of a step.
+        lr: the learning rate of Adam.
+        reset: the threshold for moving a code, see above; 0 moves none.
+        rotation: True for the rotation trick, False for the straight-through gradient.
+        sinkhorn: the temperature of the balanced assignment in training, relative to the mean distance; 0 for none.
+        patience: the number of epochs without a better reconstruction after which training stops.
+        seed: the seed of weights, batches and samples.
 
     Example:
         >>> import torch
@@ -118,9 +119,9 @@ class RQVAE(Tokenizer):
 
 
 def _exact_layer(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.t()` in float64 that gives the same bits everywhere: products and sums that are never rounded.
+    """Compute `x @ weight.t()` in float64 with the same bits everywhere: products and sums are never rounded.
 
-    Inputs are rounded to so many bits that all sums stay below 2^53 steps of their grid; float64 then holds them
+    Inputs are rounded to so few bits that all sums stay below 2^53 steps of their grid; float64 then holds them
     exactly, and the order of summation, the batch size and the device do not matter.
     """
     bits = 53 - 19 - 8 - math.ceil(math.log2(weight.shape[1] + 1))
@@ -129,6 +130,6 @@ def _exact_layer(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _to_grid(x: Tensor, bits: int, limit: float) -> Tensor:
-    """Multiples of 2^-bits, below `limit`."""
+    """Round to multiples of 2^-bits, below `limit`."""
     step = 2.0**bits
     return (x * step).round().clamp(-limit * step + 1, limit * step - 1) / step

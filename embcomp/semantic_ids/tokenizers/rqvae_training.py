@@ -1,4 +1,4 @@
-"""How an RQ-VAE learns: batches, gradients past the codes, moving codes."""
+"""The training of an RQ-VAE: batches, gradients past the codes, moving codes."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -19,7 +19,7 @@ DECAY = 0.95  # of the running means of the codes
 
 
 def residual_kmeans(latents: Tensor, levels: int, size: int, seed: int, rounds: int = 4) -> Tensor:
-    """Residual k-means of latents, float32 [levels, size, d]."""
+    """Run residual k-means on latents, and return codebooks, float32 [levels, size, d]."""
     codebooks, rest = [], latents
     for level in range(levels):
         codebooks.append(kmeans(rest, size, iterations=25, tolerance=1e-4, seed=seed * 1000 + level))
@@ -28,7 +28,7 @@ def residual_kmeans(latents: Tensor, levels: int, size: int, seed: int, rounds: 
 
 
 def rotate(latents: Tensor, codes: Tensor) -> Tensor:
-    """`codes` in value; the gradient reaches `latents` as if a rotation and a scaling had led there (Fifty et al.)."""
+    """Return `codes`, with a gradient to `latents` as through a rotation and a scaling (Fifty et al.)."""
     with torch.no_grad():
         long, short = latents.norm(dim=1, keepdim=True), codes.norm(dim=1, keepdim=True)
         e, q = latents / long.clamp(min=1e-12), codes / short.clamp(min=1e-12)
@@ -39,7 +39,7 @@ def rotate(latents: Tensor, codes: Tensor) -> Tensor:
 
 
 def balanced(distances: Tensor, temperature: float, rounds: int = 20) -> Tensor:
-    """An assignment [N] that uses codes evenly: Sinkhorn-Knopp on exp(-distances / temperature), then the largest."""
+    """Assign codes evenly, [N]: Sinkhorn-Knopp on exp(-distances / temperature), then the largest."""
     plan = -distances.double() / (temperature * distances.mean().clamp(min=1e-12))
     for _ in range(rounds):
         plan = plan - plan.logsumexp(0, keepdim=True)  # codes alike
@@ -48,7 +48,7 @@ def balanced(distances: Tensor, temperature: float, rounds: int = 20) -> Tensor:
 
 
 class Training:
-    """The networks and codebooks while they learn."""
+    """The networks and codebooks in training."""
 
     def __init__(
         self, tokenizer: Tokenizer, content: Content, sample: Tensor, scale: Tensor, device: torch.device
@@ -84,7 +84,7 @@ class Training:
             saved.save(self._state())
 
     def _epoch(self) -> float:
-        """One pass; the relative error of the reconstruction on the way."""
+        """Make one pass over the content; return the relative error of the reconstruction in it."""
         error = total = 0.0
         generator = torch.Generator().manual_seed(self.tokenizer.seed * 100_003 + self.epoch)
         for vectors in self._batches(generator):
@@ -98,7 +98,7 @@ class Training:
         return error / total
 
     def _batches(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Batches of scaled vectors: rows shuffled inside blocks, as content may be larger than memory."""
+        """Yield batches of scaled vectors; rows are shuffled inside blocks, as content may be larger than memory."""
         size = self.tokenizer.settings["batch_size"]
         for block in self.content.blocks():
             order = torch.randperm(block.shape[0], generator=generator)
@@ -107,7 +107,7 @@ class Training:
                 yield (block[rows].to(self.device)) * self.scale
 
     def _quantize(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The sum of the codes, with a gradient to `latents`, and the commitment error."""
+        """Return the sum of the codes, with a gradient to `latents`, and the commitment error."""
         settings = self.tokenizer.settings
         rest, commitment = latents, latents.new_zeros(())
         for level, codebook in enumerate(self.codebooks):
@@ -125,7 +125,7 @@ class Training:
 
     @torch.no_grad()
     def _move(self, level: int, vectors: Tensor, index: Tensor, generator: torch.Generator) -> None:
-        """Running means of the codes, and new places for those that died."""
+        """Update the running means of the codes, and move dead codes to new vectors."""
         counts = torch.bincount(index, minlength=self.codebooks.shape[1]).float()
         sums = torch.zeros_like(self.sums[level]).index_add_(0, index, vectors)
         self.counts[level].lerp_(counts, 1 - DECAY)
@@ -147,7 +147,7 @@ class Training:
         self.sums = self.codebooks * even
 
     def fit_decoder(self, codebooks: Tensor, tensors: dict[str, Tensor], progress: Progress, epochs: int = 20) -> None:
-        """The decoder once more, on the codes as they will be."""
+        """Train the decoder once more, on the final codes."""
         optimizer = torch.optim.Adam(self.decoder.parameters(), lr=self.tokenizer.settings["lr"])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         for epoch in range(epochs):
@@ -179,7 +179,7 @@ class Training:
 
 
 class _Network(nn.Module):
-    """A linear map, plus dense layers that start at zero and learn what it misses."""
+    """A linear map, plus dense layers that start at zero and learn the remainder."""
 
     def __init__(self, widths: list[int], straight: Tensor) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class _Network(nn.Module):
 
 
 def _principal(vectors: Tensor, dim: int) -> Tensor:
-    """The `dim` principal directions, float32 [dim, width]; zeros below where there are fewer."""
+    """The `dim` principal directions, float32 [dim, width], padded with zeros if there are fewer."""
     _, directions = torch.linalg.eigh((vectors.t() @ vectors).double().cpu())
     found = directions.flip(1).t()[:dim].float()
     return F.pad(found, (0, 0, 0, dim - found.shape[0]))

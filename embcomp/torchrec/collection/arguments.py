@@ -1,4 +1,4 @@
-"""The tables that a collection is asked for, checked before anything is made."""
+"""The checks of the tables of a collection, before anything is made."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -11,11 +11,11 @@ C = TypeVar("C", bound=BaseEmbeddingConfig)
 
 
 def checked_tables(tables: Any, kind: type[C]) -> list[C]:
-    """The configurations of torchrec as a list.
+    """Check torchrec's table configurations, and return them as a list.
 
     Raises:
-        TypeError: no sequence of configurations of this kind.
-        ValueError: none at all, or one whose names, sizes or types are none; the text names table and setting.
+        TypeError: `tables` is not a sequence of configurations of this kind.
+        ValueError: the sequence is empty, or a name, size or type is invalid; the text names the table and the setting.
     """
     what = f"tables must be a sequence of torchrec's {kind.__name__}"
     if not isinstance(tables, Sequence) or isinstance(tables, str | bytes):

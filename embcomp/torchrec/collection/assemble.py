@@ -1,4 +1,4 @@
-"""From what the inner collections return to the keys and widths of the replaced collection."""
+"""The assembly of the results of inner collections into the keys and widths of the replaced collection."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ Branches = Mapping[str, KeyedTensor | dict[str, JaggedTensor]]
 
 
 def sequence_chunks(output: Output, features: KeyedJaggedTensor, branches: Branches) -> list[Tensor]:
-    """The chunks of one feature id by id: [N, dim] each, look-ups added up (times the method's fixed weights)."""
+    """Return the chunks of one feature per id, [N, dim] each, look-ups added up (times the method's fixed weights)."""
     chunks = []
     fixed = (
         [rows.weights for rows in output.plan.encoder(features[output.feature].values())]
@@ -34,12 +34,12 @@ def sequence_chunks(output: Output, features: KeyedJaggedTensor, branches: Branc
 
 
 def _combiners(outputs: Sequence[Output]) -> nn.ModuleList:
-    """The combiners of the tables in their order, so that what they learn belongs to the model."""
+    """The combiners of the tables in their order, registered so that their parameters belong to the model."""
     return nn.ModuleList({output.plan.table.name: output.plan.combiner for output in outputs}.values())
 
 
 class AssembleBags(NotScripted, nn.Module):
-    """Pooled features -> one KeyedTensor with the keys, order and widths of the replaced collection."""
+    """A module from pooled features to one KeyedTensor with the keys, order and widths of the replaced collection."""
 
     def __init__(self, outputs: Sequence[Output], weighted: bool) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class AssembleBags(NotScripted, nn.Module):
 
 
 class AssembleSequences(NotScripted, nn.Module):
-    """Features id by id -> a dictionary of JaggedTensors as the replaced collection returns it."""
+    """A module from features per id to a dictionary of JaggedTensors, as the replaced collection returns it."""
 
     def __init__(self, outputs: Sequence[Output], need_indices: bool) -> None:
         super().__init__()

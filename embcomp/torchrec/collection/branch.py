@@ -1,4 +1,4 @@
-"""An encoder, the torchrec collection that reads its rows, and the codecs that decode them."""
+"""A branch: an encoder, the torchrec collection that reads its rows, and the codecs that decode them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,16 +18,16 @@ from embcomp.torchrec.fused.tables import FusedTables
 
 
 class Branch(nn.Module):
-    """Looks up the features of one inner collection; sharding and fusing swap the collection alone.
+    """The look-up of the features of one inner collection; sharding and fusing swap only the collection.
 
     Rows with a codec are looked up id by id, because decoding does not commute with pooling; a branch of bags then
-    pools what is decoded.
+    pools the decoded vectors.
 
     Args:
-        encoder: ids to rows.
-        collection: rows to stored values.
-        codecs: by table of the collection; the others are served as they are.
-        pooled: whether bags come out, a KeyedTensor; else vectors id by id, JaggedTensors by key.
+        encoder: the encoder from ids to rows.
+        collection: the collection from rows to stored values.
+        codecs: the codecs by table of the collection; other tables are served as they are.
+        pooled: True to return bags, as a KeyedTensor; False for vectors per id, as JaggedTensors by key.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Branch(nn.Module):
 
     @property
     def codecs(self) -> dict[str, Codec]:
-        """By table of the collection."""
+        """The codecs by table of the collection."""
         if isinstance(self.collection, IntegerTables):
             return {
                 name: codec for name, (_, codec) in zip(self.collection.names, self.collection.tables(), strict=True)
@@ -81,7 +81,7 @@ class Branch(nn.Module):
         return {} if self.decode is None else dict(self.decode.codecs.items())  # pyright: ignore
 
     def coded_tables(self) -> Iterator[tuple[Tensor, Codec]]:
-        """The rows that this process holds whole, and their codecs."""
+        """Yield the rows that this process holds whole, with their codecs."""
         codecs = self.codecs
         for name, table in local_tables(self.collection).items():
             if name in codecs:

@@ -1,4 +1,4 @@
-"""What stands behind a collection whose rows have codecs: stored values -> the vectors that will be served."""
+"""The decoding of a collection's rows with codecs: from stored values to the vectors that will be served."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,15 +15,15 @@ from embcomp.tracing import NotScripted, one_node
 
 
 class Decode(NotScripted, nn.Module):
-    """Decodes what a collection answers id by id, and pools it where bags are wanted.
+    """A module that decodes the values of a collection per id, and pools them into bags if needed.
 
-    One step to those who trace the model, as training pipelines do.
+    It is a single step for code that traces the model, such as training pipelines.
 
     Args:
-        branch: whose collection was asked. It is looked up at each call, because sharding and fusing swap it.
-        codecs: by table of the collection; the others are served as they are.
+        branch: the branch of the collection. The collection is read at each call, because sharding and fusing swap it.
+        codecs: the codecs by table of the collection; other tables are served as they are.
         stores: the table of each key, and the width of its vectors.
-        pooled: whether bags come out.
+        pooled: True to return bags.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class Decode(NotScripted, nn.Module):
         self.pool = PoolVectors() if pooled else None
 
     def row_grids(self) -> dict[str, RowGrid] | None:
-        """What the codecs do to rows, by table, for look-ups that do it themselves; None where one does more."""
+        """Return the grid to which each codec rounds, by table, for look-ups that round; None if a codec does more."""
         measured = measure(self._branch[0].collection, self.codecs)  # pyright: ignore[reportArgumentType]
         grids = {name: codec.row_grid(measured[name]) for name, codec in self.codecs.items()}  # pyright: ignore
         return None if any(grid is None for grid in grids.values()) else grids
 
     @one_node
     def forward(self, stored: Mapping[str, JaggedTensor], rows: KeyedJaggedTensor) -> Any:
-        """Stored values and the rows that they are of, by key -> JaggedTensors by key, or a KeyedTensor of bags."""
+        """Decode stored values by key, with their rows, into JaggedTensors by key, or a KeyedTensor of bags."""
         measured = measure(self._branch[0].collection, self.codecs)  # pyright: ignore[reportArgumentType]
         asked = rows.to_dict()
         decoded: dict[str, JaggedTensor] = {}
@@ -64,7 +64,7 @@ class Decode(NotScripted, nn.Module):
 
 
 class PoolVectors(NotScripted, nn.Module):
-    """Bags of decoded vectors, each times its weight where there are some."""
+    """A module that pools decoded vectors into bags, each times its weight if there are weights."""
 
     @one_node
     def forward(self, vectors: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""KeyedJaggedTensor of ids -> that of rows: the parameter-free part, which a training pipeline runs ahead."""
+"""The encoder from a KeyedJaggedTensor of ids to one of rows: it has no parameters, so pipelines can run it ahead."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ from embcomp.tracing import NotScripted, one_node
 
 
 class KeyedEncoder(NotScripted, nn.Module):
-    """Encodes the features that one inner collection reads. Called once per forward; holds buffers alone.
+    """The encoder of the features that one inner collection reads, called once per forward; it holds only buffers.
 
     Args:
         reads: the chunks to produce, in the order of the collection's features.
-        encoders: by table name.
-        weighted: whether the result carries weights, of the ids or of the method.
-        ids_weighted: whether the batch carries a weight for each id; where it should not, its weights are ignored, as
-            torchrec ignores them.
+        encoders: the encoders by table name.
+        weighted: True if the result has weights, of the ids or of the method.
+        ids_weighted: True if the batch must have a weight for each id; if False its weights are ignored, as in
+            torchrec.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class KeyedEncoder(NotScripted, nn.Module):
 
     @one_node
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Rows under the keys of the inner collection, with the lengths of the bags times the look-ups of each id.
+        """Return rows under the keys of the inner collection, with the bags' lengths times the look-ups of each id.
 
         Raises:
             KeyError: a feature is missing.
-            ValueError: batches of varying size per feature; weights are missing.
+            ValueError: batch sizes vary between features, or weights are missing.
         """
         check_features(features, self.features, self.ids_weighted)
         ids, given = _by_feature(features, self.ids_weighted)
@@ -83,7 +83,7 @@ class KeyedEncoder(NotScripted, nn.Module):
         return out
 
     def _encode(self, ids: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Rows, and weights where they are wanted, in the order of the reads."""
+        """The rows, and weights if needed, in the order of the reads."""
         encoded: dict[tuple[str, str], list[Rows]] = {}
         values: list[Tensor] = []
         weights: list[Tensor] = []
@@ -103,7 +103,7 @@ class KeyedEncoder(NotScripted, nn.Module):
         return values, weights
 
     def _order(self, keys: tuple[str, ...], lengths: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Which feature each read takes, and how often it repeats an id's length; None where nothing changes."""
+        """The index of each read's feature, and the factor of its lengths; None where nothing changes."""
         # What is made of tracing stand-ins, or under torch.func, is not to be kept.
         if torch.compiler.is_compiling() or type(lengths) is not Tensor or transformed():
             return self._make_order(keys, lengths.device)
@@ -123,7 +123,7 @@ class KeyedEncoder(NotScripted, nn.Module):
 
 
 def _runs(reads: tuple[Read, ...]) -> tuple[tuple[Read, ...], ...]:
-    """Reads that follow each other and are the chunks of one feature in one table, in order."""
+    """Group reads that are consecutive chunks of one feature in one table."""
     runs: list[list[Read]] = []
     for read in reads:
         last = runs[-1][-1] if runs else None
@@ -135,7 +135,7 @@ def _runs(reads: tuple[Read, ...]) -> tuple[tuple[Read, ...], ...]:
 
 
 def _by_feature(features: KeyedJaggedTensor, weighted: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The ids, and the weights where they are wanted, of each feature."""
+    """The ids of each feature, and their weights if needed."""
     keys = features.keys()
     if torch.compiler.is_compiling():
         jagged = features.to_dict()
@@ -147,9 +147,9 @@ def _by_feature(features: KeyedJaggedTensor, weighted: bool) -> tuple[dict[str, 
 
 
 def _pays_together(values: Tensor) -> bool:
-    """Whether launches cost more than arithmetic: on a GPU, and in compiled graphs.
+    """Return whether launches cost more than arithmetic: on a GPU, and in compiled graphs.
 
-    On a CPU C++ takes feature by feature. An exported graph keeps to operations that other runtimes know.
+    On a CPU, C++ encodes feature by feature. An exported graph uses only operations that other runtimes support.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or transformed():  # pyright: ignore
         return False

@@ -1,9 +1,9 @@
-"""How compressed tables become torchrec tables: which inner collection holds which store, and which keys they read.
+"""The layout of compressed tables as torchrec tables: the stores of each inner collection, and the keys they read.
 
 A table whose combiner is linear pools inside the look-up, so its stores go to an EmbeddingBagCollection ("bags", or
-"weighted_bags" where ids carry weights). Another is looked up id by id, in an EmbeddingCollection ("sequences_<width>":
-torchrec wants one width in each). So are rows with a codec, in "coded_bags_<width>", which pools what is decoded. Rows
-that are integers have such collections of their own.
+"weighted_bags" if ids have weights). Other tables are looked up id by id, in an EmbeddingCollection
+("sequences_<width>", because torchrec requires one width in each). So are rows with a codec, in "coded_bags_<width>",
+which pools the decoded vectors. Rows that are integers have separate collections of this kind.
 """
 
 import functools
@@ -35,7 +35,7 @@ _SAMPLE = 4096  # vectors by which the moments of an `init_fn` are known
 
 @dataclass(frozen=True)
 class Read:
-    """One chunk of one feature: a key of an inner collection."""
+    """One chunk of one feature, which is a key of an inner collection."""
 
     branch: str
     key: str
@@ -49,7 +49,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Output:
-    """One key of the result, and what it is combined from."""
+    """One key of the result, and the reads that it is combined from."""
 
     key: str
     feature: str
@@ -65,20 +65,20 @@ class Output:
 
 @dataclass(frozen=True)
 class Layout:
-    """Outputs in the order of the replaced class, and the torchrec tables of each branch."""
+    """The outputs in the order of the replaced class, and the torchrec tables of each branch."""
 
     outputs: list[Output]
     configs: dict[str, list[EmbeddingBagConfig] | list[EmbeddingConfig]]
     stores: dict[str, Store]
 
     def reads(self, branch: str) -> list[Read]:
-        """The reads of a branch in the order of its collection's features."""
+        """Return the reads of a branch in the order of its collection's features."""
         by_key = {read.key: read for output in self.outputs for read in output.reads if read.branch == branch}
         return [by_key[name] for config in self.configs[branch] for name in config.feature_names]
 
 
 def assign(names: Sequence[str], methods: Mapping[str, Method]) -> dict[str, Method]:
-    """The method of each table: the first glob pattern that matches its name; unmatched tables stay `Full()`.
+    """Return the method of each table: that of the first glob pattern that matches its name, `Full()` if none does.
 
     Raises:
         ValueError: a pattern other than "*" matches no table.
@@ -91,7 +91,7 @@ def assign(names: Sequence[str], methods: Mapping[str, Method]) -> dict[str, Met
 def plan_tables(
     configs: Sequence[BaseEmbeddingConfig], methods: Mapping[str, Method]
 ) -> dict[str, tuple[Plan, TablePlan]]:
-    """For each table the plan of its group (the tables matched by one method instance) and its own part of it."""
+    """Return for each table the plan of its group (the tables of one method instance), and its part of the plan."""
     chosen = assign([config.name for config in configs], methods)
     tables = {
         c.name: Table(c.name, None if c.num_embeddings >= OPEN else c.num_embeddings, c.embedding_dim) for c in configs
@@ -117,11 +117,11 @@ def plan_tables(
 def make_layout(
     configs: Sequence[EmbeddingBagConfig] | Sequence[EmbeddingConfig], methods: Mapping[str, Method], weighted: bool
 ) -> Layout:
-    """The layout for torchrec tables; `weighted` when the ids of the input carry weights.
+    """Make the layout for torchrec tables; `weighted` if the ids of the input have weights.
 
     Raises:
-        ValueError: duplicate names, a pattern without a table, a table that its method cannot compress, tables on one
-            store that differ in data type.
+        ValueError: names are duplicate, a pattern matches no table, a method cannot compress a table, or tables on one
+            store differ in data type.
     """
     names = [config.name for config in configs]
     if len(set(names)) < len(names):
@@ -159,7 +159,7 @@ def make_layout(
 
 
 def holds_sequences(branch: str) -> bool:
-    """Whether the collection of a branch answers id by id."""
+    """Return whether the collection of a branch returns vectors per id."""
     return branch.startswith("sequences") or "coded" in branch
 
 
@@ -172,7 +172,7 @@ def _branch(config: BaseEmbeddingConfig, table: TablePlan, store: Store, weighte
 
 
 def _single_look_up_stores(planned: Mapping[str, tuple[Plan, TablePlan]], weighted: bool) -> set[str]:
-    """Stores that serve one table alone with one unweighted row per id: their look-up may take the mean itself."""
+    """The stores that serve a single table with one unweighted row per id, whose look-up may take the mean itself."""
     reads: dict[str, list[tuple[str, Chunk]]] = {}
     for name, (_, table) in planned.items():
         for chunk in table.chunks:
@@ -225,7 +225,7 @@ def _add_feature(
 def _init_rules(
     configs: Sequence[BaseEmbeddingConfig], planned: Mapping[str, tuple[Plan, TablePlan]]
 ) -> dict[str, Rule]:
-    """How the vectors of each store are drawn: as its tables say, or by torchrec's default."""
+    """The rules that draw the vectors of each store: those of its tables, or torchrec's default."""
     readers: dict[str, dict[str, Rule | None]] = {}
     rows: dict[str, int] = {}
     for config in configs:
@@ -240,7 +240,7 @@ def _init_rules(
 
 
 def _init_rule(config: BaseEmbeddingConfig) -> Rule | None:
-    """How the replaced table draws its rows, or None for torchrec's default."""
+    """The rule by which the replaced table draws its rows; None for torchrec's default."""
     default = config.weight_init_min is None and config.weight_init_max is None
     bounds = {"a": config.get_weight_init_min(), "b": config.get_weight_init_max()}
     rule = config.init_fn
@@ -261,6 +261,6 @@ def _start_combiner(config: BaseEmbeddingConfig, combiner: Combiner) -> None:
 
 
 def _uniform(weight: Tensor, rows: int) -> None:
-    """Draws rows as torchrec would for a table of as many rows, of which these may be a part."""
+    """Draw rows as torchrec does for a table of `rows` rows, of which these may be a part."""
     bound = math.sqrt(1 / rows)
     torch.nn.init.uniform_(weight, -bound, bound)

@@ -1,4 +1,4 @@
-"""What codecs need to know of whole tables, wherever their rows are held."""
+"""The statistics of whole tables that codecs need, wherever the rows are held."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from embcomp.torchrec.fused.tables import FusedTables
 
 
 def local_tables(collection: nn.Module) -> dict[str, Tensor]:
-    """The stored rows of tables that this process holds whole, by name; none of a sharded collection."""
+    """Return the stored rows of tables that this process holds whole, by name; empty for a sharded collection."""
     fused = isinstance(collection, FusedTables) and not collection.bags
     if type(collection) is EmbeddingCollection or fused or isinstance(collection, IntegerTables):
         return dict(weights_of(collection))
@@ -22,10 +22,10 @@ def local_tables(collection: nn.Module) -> dict[str, Tensor]:
 
 
 def measure(collection: nn.Module, codecs: nn.ModuleDict) -> dict[str, Tensor | None]:
-    """`Codec.measure` of the whole table of each codec, by name; of sharded tables the sum over all processes.
+    """Compute `Codec.measure` of the whole table of each codec, by name; sharded tables are summed over all processes.
 
     Raises:
-        TypeError: a collection of a kind whose rows cannot be found.
+        TypeError: the rows of this kind of collection cannot be found.
     """
     if isinstance(collection, ShardedEmbeddingCollection):
         return _of_shards(collection, codecs)
@@ -36,7 +36,7 @@ def measure(collection: nn.Module, codecs: nn.ModuleDict) -> dict[str, Tensor | 
 
 
 def _of_shards(collection: ShardedEmbeddingCollection, codecs: nn.ModuleDict) -> dict[str, Tensor | None]:
-    """The sums of the shards here, added up over the processes in one call."""
+    """The sums of the local shards, added up over the processes in one call."""
     sums: dict[str, Tensor] = {}
     for name, codec in codecs.items():
         nothing = codec.measure(torch.empty(0, codec.dim, device=collection._device))  # pyright: ignore
@@ -52,9 +52,9 @@ def _of_shards(collection: ShardedEmbeddingCollection, codecs: nn.ModuleDict) ->
 
 
 def _shards(collection: ShardedEmbeddingCollection, table: str, dim: int) -> Iterator[tuple[Tensor, int]]:
-    """The values of each shard of a table that this process holds, and the number of its first row.
+    """Yield the values of each shard of a table that this process holds, and the index of its first row.
 
-    A table that every process holds whole counts on rank 0.
+    A table that every process holds whole is counted on rank 0.
     """
     shards = collection._model_parallel_name_to_local_shards.get(table)
     if shards is None:

@@ -1,4 +1,4 @@
-"""Drop-ins for torchrec's collections: [encoder -> torchrec collection -> combiner]."""
+"""The drop-ins for torchrec's collections: [encoder -> torchrec collection -> combiner]."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +54,7 @@ def _branches(layout: Layout, weighted: bool, device: torch.device | None) -> nn
 
 
 class _Collection(NotScripted, nn.Module):
-    """What refuses the state of a collection that is not compressed."""
+    """The base of both collections, which refuses the state of a collection that is not compressed."""
 
     _tables: list[Any]
 
@@ -70,21 +70,20 @@ class _Collection(NotScripted, nn.Module):
 
 
 class CompressedEmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface):
-    """A compressed `torchrec.EmbeddingBagCollection`: the same keys, order and widths, smaller tables.
+    """A compressed `torchrec.EmbeddingBagCollection`: the same keys, order and widths, with smaller tables.
 
-    What holds rows are ordinary torchrec collections, so DistributedModelParallel shards them, fused optimizers train
+    The rows are held by ordinary torchrec collections, so DistributedModelParallel shards them, fused optimizers train
     them (`embcomp.torchrec.fuse_` in one process) and torchrec.quant serves them.
 
     Args:
-        tables: torchrec's table configurations. `num_embeddings=2**63 - 1` leaves an id space open (with explicit
-            weight_init_min and weight_init_max or not, as for any table).
-        methods: a method for each table name; keys are glob patterns, the first match wins, unmatched tables stay full.
-            Tables matched by one `UnifiedEmbedding` share one store.
-        device: where the rows live.
-        is_weighted: the batches carry a weight for each id.
+        tables: torchrec's table configurations. `num_embeddings=2**63 - 1` leaves an id space open.
+        methods: a method for each table; keys are glob patterns over table names, the first match wins, and unmatched
+            tables stay full. Tables matched by one `UnifiedEmbedding` share one store.
+        device: the device of the rows.
+        is_weighted: True if batches have a weight for each id.
 
     Raises:
-        ValueError: a pattern without a table, or a table that its method cannot compress.
+        ValueError: a pattern matches no table, or a method cannot compress its table.
 
     Example:
         >>> import torch, embcomp
@@ -127,20 +126,20 @@ class CompressedEmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterf
         move_combiner(self.assemble.combiners, self.device, torch.float32)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Pooled embeddings: KeyedJaggedTensor of ids -> KeyedTensor [B, sum of widths].
+        """Pool the embeddings of a KeyedJaggedTensor of ids: KeyedTensor [B, sum of widths].
 
         Raises:
-            TypeError: no KeyedJaggedTensor of tensors.
+            TypeError: `features` is not a KeyedJaggedTensor of tensors.
             KeyError: a feature is missing.
-            ValueError: ids that are not integers; weights are missing; lengths, offsets, values, weights and stride
-                that contradict each other.
-            IndexError: an id out of range.
+            ValueError: ids are not integers, weights are missing, or lengths, offsets, values, weights and stride
+                contradict each other.
+            IndexError: an id is out of range.
         """
         check_meta(features, self)
         return self.assemble(features, {name: branch(features) for name, branch in self.branches.items()})
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
-        """The tables as they were asked for, before compression."""
+        """Return the configurations of the tables before compression."""
         return self._tables
 
     def is_weighted(self) -> bool:
@@ -152,13 +151,13 @@ class CompressedEmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterf
 
 
 class CompressedEmbeddingCollection(_Collection, EmbeddingCollectionInterface):
-    """A compressed `torchrec.EmbeddingCollection`: vectors id by id, the same keys, smaller tables.
+    """A compressed `torchrec.EmbeddingCollection`: vectors per id, the same keys, with smaller tables.
 
     Args:
         tables: torchrec's table configurations.
-        methods: as in `CompressedEmbeddingBagCollection`.
-        device: where the rows live.
-        need_indices: the result carries the ids as its weights, as in torchrec.
+        methods: a method for each table, as in `CompressedEmbeddingBagCollection`.
+        device: the device of the rows.
+        need_indices: True to return the ids as the weights of the result, as in torchrec.
 
     Example:
         >>> import torch, embcomp
@@ -189,22 +188,22 @@ class CompressedEmbeddingCollection(_Collection, EmbeddingCollectionInterface):
         move_combiner(self.assemble.combiners, self.device, torch.float32)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        """Embeddings id by id: for each key a JaggedTensor [N, width]. Raises as the bag collection does."""
+        """Look up embeddings per id: a JaggedTensor [N, width] for each key. Raises like the bag collection."""
         check_meta(features, self)
         return self.assemble(features, {name: branch(features) for name, branch in self.branches.items()})
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
-        """The tables as they were asked for, before compression."""
+        """Return the configurations of the tables before compression."""
         return self._tables
 
     def need_indices(self) -> bool:
         return self.assemble.need_indices
 
     def embedding_dim(self) -> int:
-        """The width of the vectors.
+        """Return the width of the vectors.
 
         Raises:
-            ValueError: the tables have several.
+            ValueError: the tables have several widths.
         """
         widths = sorted({config.embedding_dim for config in self._tables})
         if len(widths) > 1:
@@ -212,7 +211,7 @@ class CompressedEmbeddingCollection(_Collection, EmbeddingCollectionInterface):
         return widths[0]
 
     def embedding_names_by_table(self) -> list[list[str]]:
-        """The keys of each table's features, as torchrec names them."""
+        """Return the keys of each table's features, as torchrec names them."""
         return get_embedding_names_by_table(self._tables)
 
     @property

@@ -1,4 +1,4 @@
-"""The features of a batch encoded together: as many operations for a hundred features as for two."""
+"""The encoding of all features of a batch together: as many operations for a hundred features as for two."""
 
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -11,12 +11,12 @@ from embcomp.torchrec.collection.layout import Read
 
 
 class Together:
-    """What the reads of one inner collection ask for, in groups of encoders that are encoded in one pass.
+    """The reads of one inner collection, in groups of encoders that are encoded in one pass.
 
     Args:
-        reads: in the order of the result.
-        encoders: by table name.
-        weighted: whether weights are wanted, of the ids or of the method.
+        reads: the reads, in the order of the result.
+        encoders: the encoders by table name.
+        weighted: True if weights are needed, of the ids or of the method.
     """
 
     def __init__(self, reads: Sequence[Read], encoders: nn.ModuleDict, weighted: bool) -> None:
@@ -34,17 +34,17 @@ class Together:
         ids: Mapping[str, Tensor],
         given: Mapping[str, Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Rows, flat, in one tensor or in one for each read, and so their weights where they are wanted.
+        """Return rows, flat, in one tensor or one for each read, and their weights in the same form if needed.
 
         Args:
             features: the batch.
-            lengths: its lengths, [features, bags].
-            ids: its ids by feature.
-            given: its weights by feature, where the ids have some.
+            lengths: the lengths of the batch, [features, bags].
+            ids: the ids of the batch by feature.
+            given: the weights of the batch by feature, if the ids have weights.
 
         Raises:
-            ValueError: ids that are no integers.
-            RuntimeError: an id out of range, as an asynchronous assertion that names the tables of its group.
+            ValueError: the ids are not integers.
+            RuntimeError: an id is out of range; an asynchronous assertion that names the tables of its group.
         """
         counts = lengths.sum(1)
         values: dict[int, Tensor] = {}
@@ -109,7 +109,7 @@ class Together:
 
 
 def row_weights(rows: Tensor, fixed: Tensor | None, given: Tensor | None) -> Tensor:
-    """The factor of each row, [N, lookups]: the method's, times that of the id."""
+    """Return the factor of each row, [N, lookups]: that of the method times that of the id."""
     if given is None:
         return torch.ones(rows.shape, dtype=torch.float32, device=rows.device) if fixed is None else fixed
     return given.unsqueeze(-1).expand(rows.shape) if fixed is None else fixed * given.unsqueeze(-1)

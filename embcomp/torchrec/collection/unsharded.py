@@ -1,6 +1,6 @@
-"""Look-ups of an inner collection that is neither sharded nor fused: one call per table instead of one per feature.
+"""The look-up of an inner collection that is neither sharded nor fused: one call per table instead of one per feature.
 
-torchrec's own unsharded forward makes a dense gradient for each feature of a table; here features of a table are
+torchrec's own unsharded forward makes a dense gradient for each feature of a table; here the features of a table are
 read together.
 """
 
@@ -18,7 +18,7 @@ from embcomp.ops.tables import SumBags
 
 
 def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
-    """`collection(features)`, by fewer calls where the collection is a plain one and nothing is being traced."""
+    """Compute `collection(features)`, with fewer calls if the collection is plain and nothing is traced."""
     if type(collection) is not EmbeddingBagCollection or is_traced(features):
         return collection(features)
     configs = collection.embedding_bag_configs()
@@ -34,12 +34,12 @@ def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
 def sum_bags(
     tables: list[Tensor], numbers: list[int], features: KeyedJaggedTensor, weights: Tensor | None
 ) -> KeyedTensor:
-    """Sum-pooled bags of several tables, whose features follow each other.
+    """Sum bags of several tables, whose features are consecutive.
 
     Args:
-        tables: [rows, dim] each.
-        numbers: how many features read each.
-        features: rows under the keys of the result.
+        tables: the tables, [rows, dim] each.
+        numbers: the number of features that read each table.
+        features: the rows under the keys of the result.
         weights: a factor for each row, or None.
     """
     dims = [table.shape[1] for table in tables]
@@ -58,7 +58,7 @@ def _keyed(features: KeyedJaggedTensor, dims: list[int], numbers: list[int], val
 
 
 def is_traced(features: KeyedJaggedTensor) -> bool:
-    """Whether stand-ins are looked up, or graphs are made."""
+    """Return whether the features are stand-ins, or a graph is being made."""
     return torch.compiler.is_compiling() or type(features.values()) is not Tensor
 
 
@@ -68,7 +68,7 @@ def _is_plain(table: Tensor) -> bool:
 
 @lru_cache(maxsize=256)
 def _columns(widths: tuple[tuple[int, int], ...]) -> list[Tensor]:
-    """For each table, given as (width, number of features), the first output column of each of its features."""
+    """The first output column of each feature of each table, given as (width, number of features)."""
     columns, first = [], 0
     for width, number in widths:
         columns.append(torch.arange(number, device="cpu") * width + first)
@@ -79,7 +79,7 @@ def _columns(widths: tuple[tuple[int, int], ...]) -> list[Tensor]:
 def _pool_each(
     tables: list[tuple[Tensor, str]], numbers: list[int], features: KeyedJaggedTensor, weights: Tensor | None
 ) -> Tensor:
-    """Table by table, on any device and in any dtype: [batch, sum of widths]."""
+    """Pool table by table, on any device and in any dtype: [batch, sum of widths]."""
     batch, counts = features.stride(), features.length_per_key()
     pooled: list[Tensor] = []
     first, start = 0, 0
@@ -98,7 +98,7 @@ def _pool_each(
 
 
 def look_up_sequences(collection: Any, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-    """`collection(features)`, by fewer calls where the collection is a plain one and nothing is being traced."""
+    """Compute `collection(features)`, with fewer calls if the collection is plain and nothing is traced."""
     if type(collection) is not EmbeddingCollection or is_traced(features):
         return collection(features)
     counts = features.length_per_key()

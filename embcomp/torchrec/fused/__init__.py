@@ -1,4 +1,4 @@
-"""Tables that are updated inside the backward pass."""
+"""The tables that are updated inside the backward pass."""
 
 from embcomp.torchrec.fused.tables import FusedTables, _Row  # noqa: F401  # pyright: ignore (pickles name it here)
 

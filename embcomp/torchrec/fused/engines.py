@@ -1,4 +1,4 @@
-"""Two engines behind `fuse_`: FBGEMM's table-batched embedding (any device), and `embcomp.ops.tables` (CPU)."""
+"""The two engines of `fuse_`: FBGEMM's table-batched embedding (any device), and `embcomp.ops.tables` (CPU)."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,16 @@ from embcomp.ops.tables import Bags, FusedOptimizerSettings
 
 
 class Engine(nn.Module, abc.ABC):
-    """Sum-pooled look-ups of several tables whose rows are updated inside the backward pass.
+    """An engine of sum-pooled look-ups of several tables whose rows are updated inside the backward pass.
 
     Args:
-        sources: the tables by name, [rows, dim] each; copied.
-        features: how many features read each.
-        settings: optimizer and its constants; the learning rate may change.
+        sources: the tables by name, [rows, dim] each, which are copied.
+        features: the number of features that read each table.
+        settings: the optimizer and its constants; the learning rate may change.
 
     Attributes:
-        weights: the tables, [rows, dim] each; updated in place.
-        states: sums of squared gradients, one for each table (empty for SGD).
+        weights: the tables, [rows, dim] each, updated in place.
+        states: the sums of squared gradients, one for each table (empty for SGD).
     """
 
     weights: list[Tensor]
@@ -53,23 +53,23 @@ class Engine(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
-        """KeyedJaggedTensor layout (rows [N], offsets [features * batch + 1]) -> [batch, sum of widths].
+        """Pool rows [N] with offsets [features * batch + 1] (KeyedJaggedTensor layout): [batch, sum of widths].
 
         Raises:
-            IndexError: a row that its table does not have (on a GPU an asynchronous assertion of FBGEMM).
+            IndexError: a row is not in its table (on a GPU an asynchronous assertion of FBGEMM).
         """
 
     def set_learning_rate(self, lr: float) -> None:
-        """Takes effect with the next backward pass."""
+        """Set the learning rate, from the next backward pass on."""
         self.settings.lr = lr
 
     def bags(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Bags]:
-        """What each table is asked for. Raises ValueError where offsets do not cover the rows."""
+        """Split the bags by table. Raise ValueError if offsets do not cover the rows."""
         return tables.bags_of_tables(rows, offsets, weights, self.columns, self.names)
 
 
 class FbgemmEngine(Engine):
-    """FBGEMM's SplitTableBatchedEmbeddingBags; widths must be multiples of 4."""
+    """The engine of FBGEMM's SplitTableBatchedEmbeddingBags; widths must be multiples of 4."""
 
     def __init__(
         self, sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings
@@ -117,7 +117,7 @@ class FbgemmEngine(Engine):
 
 
 def fbgemm_settings(settings: FusedOptimizerSettings, on_gpu: bool) -> dict[str, Any]:
-    """The optimizer as FBGEMM's table-batched embedding takes it. Raises ValueError for what it would ignore."""
+    """Return the settings for FBGEMM's table-batched embedding. Raise ValueError for settings that it would ignore."""
     kinds = {
         "sgd": EmbOptimType.EXACT_SGD,
         "adagrad": EmbOptimType.EXACT_ADAGRAD,
@@ -134,7 +134,7 @@ def fbgemm_settings(settings: FusedOptimizerSettings, on_gpu: bool) -> dict[str,
 
 
 class NativeEngine(Engine):
-    """`embcomp.ops.tables`: float32 on CPU, one thread, any width."""
+    """The engine of `embcomp.ops.tables`: float32 on CPU, one thread, any width."""
 
     def __init__(
         self, sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings
@@ -150,7 +150,7 @@ class NativeEngine(Engine):
     def forward(
         self, rows: Tensor, offsets: Tensor, weights: Tensor | None, grids: Sequence[RowGrid | None] | None = None
     ) -> Tensor:
-        """As `Engine.forward`; the rows of a table with a grid are rounded while they are read."""
+        """Pool rows as `Engine.forward` does; the rows of a table with a grid are rounded as they are read."""
         grids = grids or [None] * len(self.weights)
         steps = [None if grid is None else grid.step for grid in grids]
         return _PoolAndUpdate.apply(  # pyright: ignore[reportReturnType]
@@ -199,10 +199,10 @@ class _PoolAndUpdate(torch.autograd.Function):
 
 
 def make_engine(sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings) -> Engine:
-    """The engine for these tables; `features` counts the features that read each.
+    """Make the engine for these tables; `features` has the number of features that read each.
 
-    The native one on CPU, where it is at least as fast as FBGEMM, takes every width and knows weight decay; FBGEMM's on
-    a GPU, for tables of half precision, and where there is no compiler and it can do what is asked.
+    The native engine is used on CPU, where it is at least as fast as FBGEMM, and supports every width and weight decay.
+    FBGEMM's engine is used on a GPU, for tables of half precision, and without a compiler if it supports the settings.
     """
     if any(source.device.type == "meta" for source in sources.values()):
         raise ValueError(f"cannot fuse {list(sources)} on the meta device: give the tables memory and rows first")

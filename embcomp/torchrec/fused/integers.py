@@ -23,9 +23,9 @@ _BLOCK = 1 << 16  # rows that are drawn at a time
 
 
 class IntegerTable(nn.Module):
-    """One table: `weight` uint8 [rows, bytes], and what decodes it.
+    """One table: `weight`, uint8 [rows, bytes], and the codec that decodes it.
 
-    The weight is a parameter without a gradient, under the name that a table of floats has.
+    The weight is a parameter without a gradient, with the name of a float table's weight.
     """
 
     def __init__(self, config: EmbeddingConfig, coding: Integers, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class IntegerTable(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws the rows anew, some at a time: all of them are never floats at once."""
+        """Draw the rows anew, block by block: they are never all floats at once."""
         if self.weight.is_meta:
             return
         for first in range(0, len(self.weight), _BLOCK):
@@ -58,16 +58,16 @@ class IntegerTable(nn.Module):
 
 
 class IntegerTables(NotScripted, nn.Module):
-    """Stands where a torchrec collection of floats would: the same keys of the state dict, and whole look-ups.
+    """A replacement of a torchrec collection of floats, with the same state-dict keys and whole look-ups.
 
     Args:
-        configs: the tables; their `data_type` is not looked at.
-        codings: by table.
-        pooled: whether bags come out, a KeyedTensor; else vectors id by id, JaggedTensors by key.
-        device: the CPU, or meta.
+        configs: the configurations of the tables; their `data_type` is ignored.
+        codings: the codings by table.
+        pooled: True to return bags, as a KeyedTensor; False for vectors per id, as JaggedTensors by key.
+        device: the device of the rows, CPU or meta.
 
     Raises:
-        ValueError: another device.
+        ValueError: the device is another one.
     """
 
     def __init__(
@@ -100,23 +100,23 @@ class IntegerTables(NotScripted, nn.Module):
         return self.configs
 
     def tables(self) -> list[tuple[Tensor, IntegerCodec]]:
-        """The rows of each table, and its codec."""
+        """Return the rows and the codec of each table."""
         return [(table.weight.detach(), table.codec) for table in self.embeddings.values()]  # pyright: ignore
 
     def attach(self, settings: FusedOptimizerSettings, loss_scale: LossScale) -> None:
-        """Says how `backward()` trains the rows. Raises ValueError for an optimizer that cannot."""
+        """Set how `backward()` trains the rows. Raise ValueError for an optimizer that is not supported."""
         states = [empty_state(settings, codec.rows) for _, codec in self.tables()]
         self.states = [] if settings.name == "sgd" else states
         self.settings, self.loss_scale = settings, loss_scale
 
     def set_learning_rate(self, lr: float) -> None:
-        """Takes effect with the next backward pass."""
+        """Set the learning rate, from the next backward pass on."""
         assert self.settings is not None
         self.settings.lr = lr
 
     @one_node
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
-        """Vectors as they are served: rows, perhaps with weights -> bags, or vectors id by id."""
+        """Look up served vectors of rows, perhaps with weights: bags, or vectors per id."""
         weights = features.weights_or_none()
         check_features(features, self.features, weights is not None)
         if torch.compiler.is_compiling() or features.values().is_meta:
@@ -132,7 +132,7 @@ class IntegerTables(NotScripted, nn.Module):
         return self.loss_scale.unscaled(values)  # pyright: ignore[reportArgumentType]
 
     def _in_torch(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
-        """Plain torch, without gradients, for what records or only asks for shapes."""
+        """Look up in plain torch, without gradients, for graphs and for shapes on the meta device."""
         if self.training and torch.is_grad_enabled():
             raise RuntimeError(
                 f"tables {self.names}: rows without a float copy are not trained in a compiled graph; leave this "

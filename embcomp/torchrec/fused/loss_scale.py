@@ -1,4 +1,4 @@
-"""Loss scaling (`torch.amp.GradScaler`) and tables that `backward()` itself updates, before a scaler could unscale."""
+"""Loss scaling (`torch.amp.GradScaler`) for tables that `backward()` updates, before a scaler could unscale."""
 
 import gc
 from typing import Any, Literal
@@ -13,13 +13,13 @@ Scaler = GradScaler | Literal[False] | None
 
 
 class LossScale:
-    """Undoes the scale of the loss in the gradients that reach fused tables.
+    """A helper that removes the scale of the loss from the gradients that reach fused tables.
 
     Args:
-        scaler: the one that scales the loss; False where none does; None where it has not been said. Then the scalers
-            of the process are looked at from time to time, and one that is in use is an error.
-        verb: the function that put the optimizer into the backward pass, for messages.
-        group: the processes that hold the rows together. A step that overflows for one of them is left out by all.
+        scaler: the scaler of the loss; False if there is none; None if it was not given. With None the scalers of the
+            process are searched from time to time, and one that is in use is an error.
+        verb: the name of the function that put the optimizer into the backward pass, for messages.
+        group: the processes that hold the rows together. If a step overflows on one of them, all skip it.
     """
 
     def __init__(self, scaler: Scaler = None, verb: str = "fuse_", group: dist.ProcessGroup | None = None) -> None:
@@ -29,23 +29,23 @@ class LossScale:
         self.calls = 0
 
     def __reduce__(self) -> Any:
-        """A copy or a pickle knows no scaler: that of the copied model is another one."""
+        """Copy or pickle without the scaler: that of the copied model is another one."""
         return LossScale, (None if isinstance(self.scaler, GradScaler) else self.scaler, self.verb)
 
     def unscaled(self, values: Tensor) -> Tensor:
-        """The same values; their gradient is unscaled on its way back."""
+        """Return the values unchanged; their gradient is unscaled in the backward pass."""
         if self.scaler is False or not values.requires_grad:
             return values
         return _Unscale.apply(values, self)  # pyright: ignore[reportReturnType]
 
     def scaled(self, weights: Tensor | None) -> Tensor | None:
-        """The same weights; their gradient, which comes unscaled out of the tables, is scaled again as all others."""
+        """Return the weights unchanged; their gradient, which the tables give unscaled, is scaled like all others."""
         if weights is None or not isinstance(self.scaler, GradScaler) or not weights.requires_grad:
             return weights
         return _Scale.apply(weights, self.scaler)  # pyright: ignore[reportReturnType]
 
     def check(self) -> None:
-        """Raises ValueError where the loss seems to be scaled, and nobody has said by what."""
+        """Raise ValueError if the loss seems to be scaled by a scaler that was not given."""
         self.calls += 1
         if self.calls & (self.calls - 1):  # a search takes some hundredths of a second: calls 1, 2, 4, 8, ...
             return
@@ -95,7 +95,7 @@ class _Scale(torch.autograd.Function):
 
 
 def _scales() -> list[float]:
-    """By what scalers of this process multiply losses: instances refer to their class."""
+    """The factors by which scalers of this process multiply losses, found by the references to their class."""
     kinds = [GradScaler]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())

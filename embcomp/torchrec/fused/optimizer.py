@@ -1,4 +1,4 @@
-"""The handle of fused tables: learning rates and state, as an ordinary optimizer."""
+"""The learning rates and state of fused tables, as an ordinary optimizer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,15 +11,16 @@ from embcomp.torchrec.fused.integers import IntegerTables
 from embcomp.torchrec.fused.tables import FusedTables
 
 Trained = FusedTables | IntegerTables
-"""What `fuse_` trains inside the backward pass."""
+"""The kinds of tables that `fuse_` trains inside the backward pass."""
 
 
 class FusedOptimizer(torch.optim.Optimizer):
-    """State and learning rate of the fused tables of a model, as an ordinary optimizer.
+    """The state and learning rate of the fused tables of a model, as an ordinary optimizer.
 
-    Use it as one: `zero_grad()` before and `step()` after each backward pass, a scheduler, or `param_groups[0]["lr"]`
-    set by hand (one group for each call of `fuse_`). Both calls pass the learning rate on; the rows themselves are
-    updated by the backward pass. `state_dict` and `load_state_dict` carry the sums of squared gradients.
+    Use it like any optimizer: `zero_grad()` before and `step()` after each backward pass, a scheduler, or
+    `param_groups[0]["lr"]` set by hand (one group for each call of `fuse_`). Both calls pass the learning rate on; the
+    rows themselves are updated by the backward pass. `state_dict` and `load_state_dict` contain the sums of squared
+    gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,19 +40,19 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self.state[weight] = {"sum": state}
 
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Passes the learning rates on."""
+        """Pass the learning rates on to the tables."""
         self._pass_on()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Asked for by `torch.amp.GradScaler.step`, which has nothing to unscale here."""
+        """A property that `torch.amp.GradScaler.step` reads; it raises, because there is nothing to unscale here."""
         raise ValueError(
             "fused tables are updated by backward(), and GradScaler.step cannot unscale them: give the scaler to "
             "fuse_(..., grad_scaler=scaler), and call step() of this optimizer itself"
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Passes the learning rates on: a scheduler changes them after `step`. No gradient is kept."""
+        """Pass the learning rates on: a scheduler changes them after `step`. There are no gradients to reset."""
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -60,10 +61,10 @@ class FusedOptimizer(torch.optim.Optimizer):
                 tables.set_learning_rate(settings["lr"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Continues where `state_dict` was saved.
+        """Load a state that `state_dict` returned.
 
         Raises:
-            ValueError: it was saved for another optimizer or for other tables.
+            ValueError: the state is of another optimizer or of other tables.
         """
         mine, saved = (
             {number: list(state.get("sum", torch.empty(0)).shape) for number, state in states.items()}
@@ -80,7 +81,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
 
 def fused_optimizer(model: nn.Module) -> FusedOptimizer:
-    """The optimizer of a model's fused tables (see `FusedOptimizer`). Raises ValueError where there are none."""
+    """Return the optimizer of a model's fused tables (see `FusedOptimizer`). Raise ValueError if there are none."""
     return FusedOptimizer(model)
 
 

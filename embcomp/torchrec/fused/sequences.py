@@ -1,4 +1,4 @@
-"""Vectors id by id from engines that pool bags."""
+"""Vectors per id from engines that pool bags."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,16 +14,16 @@ def look_up_each(
     look_up: Callable[[Tensor, Tensor], Tensor],
     need_indices: bool = False,
 ) -> dict[str, JaggedTensor]:
-    """Vectors id by id, from a look-up of bags.
+    """Look up vectors per id by a look-up of bags.
 
-    Each id is a bag of its own; features take turns, because their numbers of ids differ.
+    Each id is a bag; features alternate, because their numbers of ids differ.
 
     Args:
-        features: rows.
-        keys: of the result, one for each feature.
-        widths: of their vectors.
-        look_up: rows [N] and offsets [features * batch + 1] -> [batch, sum of widths].
-        need_indices: the result carries the rows as its weights.
+        features: the rows to read.
+        keys: the keys of the result, one for each feature.
+        widths: the widths of their vectors.
+        look_up: a function from rows [N] and offsets [features * batch + 1] to [batch, sum of widths].
+        need_indices: True to return the rows as the weights of the result.
     """
     sizes = features.length_per_key()
     longest = max(sizes, default=0)

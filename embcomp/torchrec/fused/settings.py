@@ -18,10 +18,10 @@ _NAMES: dict[type[torch.optim.Optimizer], OptimizerName] = {
 def optimizer_settings(
     optimizer: type[torch.optim.Optimizer], kwargs: Mapping[str, Any] | None, verb: str
 ) -> FusedOptimizerSettings:
-    """The settings of a fused optimizer from those of the ordinary one, with its defaults.
+    """Return the settings of a fused optimizer from those of the ordinary one, with its defaults.
 
     Raises:
-        ValueError: an optimizer that cannot be fused, an unknown setting, a value that is negative or not finite.
+        ValueError: the optimizer cannot be fused, a setting is unknown, or a value is negative or not finite.
     """
     if optimizer not in _NAMES:
         raise ValueError(f"cannot {verb} {optimizer!r}: choose one of {[kind.__name__ for kind in _NAMES]}")

@@ -25,14 +25,14 @@ from embcomp.tracing import NotScripted
 
 
 class _Row(nn.Module):
-    """Holds one table under the name that the unfused collection gives it, so that state dicts fit either."""
+    """A module that holds one table under its name in the unfused collection, so that state dicts fit either."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any, **kwargs: Any):
-        """Copies, also where `assign=True` would put another tensor here: the engine goes on using its own memory."""
+        """Copy the state, even with `assign=True`, because the engine goes on using its own memory."""
         local_metadata = {**local_metadata, "assign_to_params_buffers": False}
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
@@ -43,7 +43,7 @@ class _Row(nn.Module):
 
 
 class FusedTables(NotScripted, nn.Module):
-    """What `fuse_` puts in the place of a torchrec collection: the same calls and state-dict keys.
+    """The replacement that `fuse_` puts in the place of a torchrec collection: the same calls and state-dict keys.
 
     The parameters have `requires_grad=False`: no other optimizer may touch them.
     """
@@ -81,7 +81,7 @@ class FusedTables(NotScripted, nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """Tables, optimizer state and kernels."""
+        """The engine, which holds tables, optimizer state and kernels."""
         return self._engine[0]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,11 +113,11 @@ class FusedTables(NotScripted, nn.Module):
         return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
 
     def rounded_bags(self, features: KeyedJaggedTensor, grids: Mapping[str, RowGrid]) -> KeyedTensor:
-        """Sums of bags of rows that are rounded while they are read, where `rounds`; the others are read as they are.
+        """Sum bags of rows that are rounded as they are read, if `rounds`; tables without a grid are read as they are.
 
         Args:
-            features: rows, perhaps with weights.
-            grids: by table.
+            features: the rows, perhaps with weights.
+            grids: the grids by table.
         """
         assert isinstance(self.engine, NativeEngine)
         check_features(features, self.features, features.weights_or_none() is not None)
@@ -129,16 +129,16 @@ class FusedTables(NotScripted, nn.Module):
 
     @property
     def states(self) -> list[Tensor]:
-        """Sums of squared gradients, one for each table (empty for SGD)."""
+        """The sums of squared gradients, one for each table (empty for SGD)."""
         return self.engine.states
 
     def set_learning_rate(self, lr: float) -> None:
-        """Takes effect with the next backward pass."""
+        """Set the learning rate, from the next backward pass on."""
         self.engine.set_learning_rate(lr)
 
     @property
     def rounds(self) -> bool:
-        """Whether `rounded_bags` can be asked."""
+        """True if `rounded_bags` is available."""
         return isinstance(self.engine, NativeEngine)
 
     def _sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
@@ -148,7 +148,7 @@ class FusedTables(NotScripted, nn.Module):
         return look_up_each(features, self.keys, self.widths, look_up, self.need_indices)
 
     def _mean_weights(self, features: KeyedJaggedTensor, weights: Tensor | None) -> Tensor:
-        """1 / length for the ids of tables that pool by mean, 1 for the others."""
+        """The weights 1 / length for the ids of tables that pool by mean, 1 for others."""
         if weights is not None:
             raise ValueError("weighted bags pool by sum, not by mean, as in torchrec")
         is_mean = [mean for mean, config in zip(self.means, self.configs, strict=True) for _ in config.feature_names]
@@ -162,7 +162,7 @@ class FusedTables(NotScripted, nn.Module):
 
 
 def _in_order(features: KeyedJaggedTensor, names: Sequence[str]) -> KeyedJaggedTensor:
-    """These features, some perhaps twice (the gradient of KeyedJaggedTensor.permute would then read foreign memory)."""
+    """Select features, some perhaps twice (the gradient of KeyedJaggedTensor.permute would read foreign memory)."""
     jagged = features.to_dict()
     parts = [jagged[name] for name in names]
     return KeyedJaggedTensor(

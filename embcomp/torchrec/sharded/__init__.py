@@ -1,1 +1,1 @@
-"""Training on several processes, by torchrec's own engine."""
+"""Training on several processes, with torchrec's engine."""

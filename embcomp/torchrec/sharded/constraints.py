@@ -1,4 +1,4 @@
-"""Which shardings suit compressed tables: what torchrec's planner may choose from, and on which devices."""
+"""The shardings that suit compressed tables: the choices of torchrec's planner, and the sharders for a device."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -20,7 +20,7 @@ _COLUMNS = {ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
-    """torchrec's sharder of EmbeddingBagCollection, which also offers row-wise on CPU; frozen tables stay whole."""
+    """A sharder of EmbeddingBagCollection that also offers row-wise sharding on CPU, and leaves frozen tables whole."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(dict.fromkeys([*super().sharding_types(compute_device_type), ROW_WISE]))
@@ -30,7 +30,7 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
 
 class SequenceSharder(EmbeddingCollectionSharder):
-    """torchrec's sharder of EmbeddingCollection; frozen tables stay whole."""
+    """A sharder of EmbeddingCollection that leaves frozen tables whole."""
 
     def shardable_parameters(self, module: EmbeddingCollection) -> dict[str, nn.Parameter]:
         return _trained(super().shardable_parameters(module))
@@ -41,7 +41,7 @@ def _trained(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
 
 
 def make_sharders(settings: FusedOptimizerSettings, device: torch.device) -> list[BaseEmbeddingSharder]:
-    """Sharders whose tables are updated in the backward pass. Raises ValueError for what FBGEMM would ignore."""
+    """Make sharders that update tables in the backward pass. Raise ValueError for settings that FBGEMM ignores."""
     fused = fbgemm_settings(settings, on_gpu=device.type == "cuda")
     return [BagSharder(fused_params=fused), SequenceSharder(fused_params=fused)]
 
@@ -52,19 +52,20 @@ def table_constraints(
     settings: FusedOptimizerSettings,
     world_size: int,
 ) -> dict[str, ParameterConstraints]:
-    """Constraints for every table: those given, and where they leave the sharding open, table-wise or row-wise.
+    """Return the constraints of every table: the given ones, table-wise or row-wise where they leave it open.
 
-    Not data-parallel, which the planner would choose for small tables and where no fused optimizer runs; not
-    column-wise, which splits the state of row-wise optimizers. Fewer rows than ranks are not split.
+    Data-parallel sharding is excluded, because no fused optimizer runs there, although the planner would choose it for
+    small tables. Column-wise sharding is excluded, because it splits the state of row-wise optimizers. Tables with
+    fewer rows than ranks are not split.
 
     Args:
-        rows: rows of each table by name.
-        given: by table name.
+        rows: the number of rows of each table by name.
+        given: the given constraints by table name.
         settings: the fused optimizer.
-        world_size: how many ranks.
+        world_size: the number of ranks.
 
     Raises:
-        ValueError: constraints of a table that does not exist, or a sharding that cannot train it.
+        ValueError: a constraint names no table, or a sharding cannot train its table.
     """
     given = dict(given or {})
     unknown = sorted(given.keys() - rows.keys())

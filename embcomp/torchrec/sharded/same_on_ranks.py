@@ -1,4 +1,4 @@
-"""Facts that must be the same on every rank: what each would train is compared before anything changes."""
+"""The facts that must be the same on every rank; they are compared before anything changes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from embcomp.torchrec.collection.encoder import KeyedEncoder
 from embcomp.torchrec.holders import CollectionHolder
 
 Facts = dict[tuple[str, str], str]
-"""(what of the model, which property of it) -> its value, maps by checksum."""
+"""The value of each (part of the model, property); maps are represented by checksums."""
 
 _MOST = 5  # differences that a message lists
 _REMEDIES = {
@@ -30,7 +30,7 @@ _REMEDIES = {
 
 
 def facts_of(model: nn.Module, settings: Mapping[str, Any]) -> Facts:
-    """What must be the same on every rank: versions, settings, tables, maps, shapes. Values of weights are not part."""
+    """Return the facts of a model: versions, settings, tables, maps, shapes. Values of weights are not included."""
     found: Facts = {("the program", f"version of {name}"): value for name, value in _versions().items()}
     found |= {("the call", f"setting {name}"): str(value) for name, value in settings.items()}
     for path, module in model.named_modules():
@@ -54,10 +54,10 @@ def facts_of(model: nn.Module, settings: Mapping[str, Any]) -> Facts:
 
 
 def check_same(ranks: Ranks, mine: Facts) -> None:
-    """Compares the facts of all ranks with those of rank 0.
+    """Compare the facts of all ranks with those of rank 0.
 
     Raises:
-        ValueError: they differ; on every rank, naming the rank, the table, both values and the remedy.
+        ValueError: they differ; raised on every rank, naming the rank, the table, both values and the remedy.
     """
     first, *others = ranks.gather(lambda: mine)
     said = [text for rank, facts in enumerate(others, 1) if facts != first for text in _differences(first, facts, rank)]

@@ -1,4 +1,4 @@
-"""`shard`: a model with compressed tables on several processes, by torchrec's own engine."""
+"""`shard`: a model with compressed tables on several processes, with torchrec's engine."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -39,35 +39,35 @@ def shard(
     constraints: Mapping[str, ParameterConstraints] | None = None,
     grad_scaler: Scaler = None,
 ) -> DistributedModelParallel:
-    """Spreads the torchrec collections of a model, compressed or not, over the processes of a group.
+    """Spread the torchrec collections of a model, compressed or not, over the processes of a group.
 
-    Every rank calls it with the same model. The tables are split table-wise or row-wise, as torchrec's planner
-    chooses, and `optimizer` updates them inside the backward pass. All else is replicated and trained by an optimizer
-    of your own, its gradients averaged; encoders keep their maps on every rank. Values set before are kept: those of
-    rank 0. Tables on the meta device are drawn by their `init_fn`, differently on each rank. A collection whose tables
-    are all frozen stays whole on every rank.
+    Every rank calls it with the same model. The tables are sharded table-wise or row-wise, as torchrec's planner
+    chooses, and `optimizer` updates them inside the backward pass. All other parameters are replicated and trained by
+    your own optimizer, with averaged gradients; encoders keep their maps on every rank. Current values are kept: those
+    of rank 0. Tables on the meta device are drawn by their `init_fn`, differently on each rank. A collection whose
+    tables are all frozen stays whole on every rank.
 
     Args:
-        model: holds torchrec collections; its modules are taken over, so use the result alone.
-        optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
-        optimizer_kwargs: `lr`, `eps`, and `weight_decay` where FBGEMM has it.
-        device: of this rank, "cpu" or "cuda:<n>".
+        model: the model with torchrec collections; its modules are taken over, so use only the result.
+        optimizer: the class of the optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
+        optimizer_kwargs: the settings `lr`, `eps`, and `weight_decay` if FBGEMM supports it.
+        device: the device of this rank, "cpu" or "cuda:<n>".
         pg: the process group, by default that of all processes.
-        constraints: for the planner, by the name of the inner table (a `UnifiedEmbedding` has "shared").
-        grad_scaler: the `torch.amp.GradScaler` that scales this rank's loss, if one does. The gradients that reach
-            this rank's rows are divided by its scale; a step with gradients that are not finite on any rank changes no
-            row of that collection on all. False says that the loss is not scaled, though other models of the process
-            use a scaler.
+        constraints: constraints for the planner, by the name of the inner table (a `UnifiedEmbedding` has "shared").
+        grad_scaler: the `torch.amp.GradScaler` that scales this rank's loss, if any. The gradients that reach this
+            rank's rows are divided by its scale; if gradients are not finite on any rank, no rank changes rows of that
+            collection in this step. False asserts that the loss is not scaled, although other models of the process use
+            a scaler.
 
     Returns:
-        The sharded model. `fused_optimizer` of it holds the state and learning rate of the tables.
+        The sharded model. Its `fused_optimizer` holds the state and learning rate of the tables.
 
     Raises:
-        ValueError: on every rank, with the model as it was: another version of embcomp, model, configuration, map or
-            setting on one rank (named, with the remedy); an optimizer or a sharding that cannot train these tables; no
-            collection to shard; a model that is sharded or fused already. The backward pass raises where a scaler is in
-            use that `grad_scaler` does not name.
-        RuntimeError: no process group; another process is gone.
+        ValueError: raised on every rank, with the model unchanged: a rank has another version of embcomp, model,
+            configuration, map or setting (the text names it and the remedy); the optimizer or a sharding cannot train
+            these tables; there is no collection to shard; or the model is already sharded or fused. The backward pass
+            raises if a scaler is in use that `grad_scaler` does not name.
+        RuntimeError: there is no process group, or another process is gone.
 
     Example:
         >>> import torch, torch.distributed as dist
@@ -118,7 +118,7 @@ def _group(pg: dist.ProcessGroup | None) -> dist.ProcessGroup:
 
 
 def _tables(model: nn.Module) -> list[Any]:
-    """The trained tables of the model. Raises ValueError where there is none, or what cannot be sharded."""
+    """The trained tables of the model. Raise ValueError if there are none, or if one cannot be sharded."""
     for holder in holders(model, opened=lambda holder: holder.form in ("plain", "compressed")):
         path = holder.paths[0]
         if isinstance(holder, IntegerHolder):
@@ -192,7 +192,7 @@ def _shard(
 
 
 def _unscale(model: nn.Module, loss_scale: LossScale) -> None:
-    """Undoes the scale of the loss where gradients reach the rows of this rank."""
+    """Remove the scale of the loss from gradients that reach the rows of this rank."""
 
     def unscaled(lookup: nn.Module, features: Any, values: Tensor) -> Tensor:
         return loss_scale.unscaled(values)
@@ -204,7 +204,7 @@ def _unscale(model: nn.Module, loss_scale: LossScale) -> None:
 
 
 def _rows(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tables that have values, by state-dict name."""
+    """Yield the tables that have values, by state-dict name."""
     for holder in plain_collections(model):
         for name, weight in holder.module.named_parameters(prefix=holder.paths[0]):
             if weight.requires_grad and not weight.is_meta:
@@ -212,7 +212,7 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fill(target: Any, rows: Tensor, device: torch.device, group: dist.ProcessGroup) -> None:
-    """Writes the rows of rank 0 into the shards of a table, block by block: no device holds all of them."""
+    """Write the rows of rank 0 into the shards of a table, block by block, so that no device holds all of them."""
     height = max(1, _BLOCK // rows.shape[1])
     for start in range(0, rows.shape[0], height):
         own = rows[start : start + height]
@@ -227,7 +227,7 @@ def _fill(target: Any, rows: Tensor, device: torch.device, group: dist.ProcessGr
 
 
 def _replicated(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers that each rank holds, less the buffers of encoders, which are the same already."""
+    """Yield the parameters and buffers that each rank holds, without those of encoders, which are equal already."""
     if isinstance(module, ShardedModule):
         return
     yield from (parameter for parameter in module._parameters.values() if parameter is not None)
@@ -238,7 +238,7 @@ def _replicated(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _broadcast(tensor: Tensor, group: dist.ProcessGroup) -> None:
-    """The values of rank 0 on all ranks, as bytes: gloo does not know every dtype."""
+    """Copy the values of rank 0 to all ranks, as bytes, because gloo does not support every dtype."""
     values = tensor.detach()
     flat = values.reshape(-1).contiguous()
     dist.broadcast(flat.view(torch.uint8), group_src=0, group=group)
