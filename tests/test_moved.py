@@ -1,10 +1,7 @@
 """What was pickled or saved before modules moved into folders loads, by its old names, and gives the same values."""
 
-import gzip
-import io
 import pickle
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +10,11 @@ from torchrec import KeyedJaggedTensor
 
 import embcomp.torchrec
 from embcomp.moved import MOVED
-
-SAVED = Path(__file__).parent / "saved" / "before_folders.pt.gz"  # by commit f1f7f9c, embcomp 0.1.0
+from tests.before import pickled
 
 CLASSES = {
+    "methods.semantic_encoder": "Range SemanticEncoder",
+    "methods.semantic_ids": "SemanticIds SupportReport",
     "semantic_ids.content": "Content",
     "semantic_ids.neighbours": "Neighbours",
     "semantic_ids.pieces": "Pieces Unigram Ngram PrefixNgram",
@@ -45,12 +43,12 @@ CLASSES = {
     "torchrec.serve": "ServedCollection",
     "torchrec.together": "Together",
 }
-"""The classes of each module at that commit."""
+"""The classes of each module at the commit of `tests/before.py`."""
 
 
 @pytest.fixture(scope="module")
 def saved() -> dict[str, Any]:
-    return torch.load(io.BytesIO(gzip.decompress(SAVED.read_bytes())), weights_only=False)
+    return pickled()
 
 
 def batch(saved: dict[str, Any]) -> KeyedJaggedTensor:

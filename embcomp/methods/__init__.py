@@ -11,7 +11,7 @@ from embcomp.methods.lsh import LSHash
 from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.robe import ROBE
-from embcomp.methods.semantic_ids import SemanticIds
+from embcomp.methods.semantic.method import SemanticIds
 from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.methods.unified import UnifiedEmbedding
 

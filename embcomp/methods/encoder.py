@@ -4,12 +4,13 @@ import abc
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from embcomp import configs
+from embcomp.methods.maps import Maps
 from embcomp.methods.table import Table
 from embcomp.ops.hashing import check_ids
 
@@ -25,7 +26,7 @@ ENCODERS: dict[str, type["Encoder"]] = {}
 """The encoders by class name, so that a plan can be written and read."""
 
 
-class Encoder(nn.Module, abc.ABC):
+class Encoder(Maps, abc.ABC):
     """A function from ids to the rows of each chunk. It holds buffers only (keys, maps, codes), never parameters.
 
     Subclasses define `encode(ids)`. The state dict contains the configuration (as a uint8 tensor, so that every
@@ -33,7 +34,6 @@ class Encoder(nn.Module, abc.ABC):
     Averages of weights leave the buffers alone (`embcomp.averaging`).
     """
 
-    constant_buffers: ClassVar[bool] = True
     hands: ClassVar[bool] = False
     """True if `handed` gives anything."""
 
@@ -95,15 +95,6 @@ class Encoder(nn.Module, abc.ABC):
         )
         if said:
             raise ValueError(f"table {self.table.name!r}: the state was saved with another configuration ({said})")
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move keys and maps, but never empty them (`to_empty`) or make them meta: nothing would fill them again."""
-        kept = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            device = self.get_buffer(name).device
-            self._buffers[name] = buffer if device.type == "meta" else buffer.to(device)
-        return self
 
     def handed(self, ids: Tensor) -> list[Tensor]:
         """Return fixed numbers of each checked id, [N, ...] each, that the combiner gets after the chunks.

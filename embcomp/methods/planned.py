@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from embcomp import configs
 from embcomp.initial_rows import Moments
 from embcomp.methods.base import COMBINERS, ENCODERS, Chunk, Method, Plan, Store, Table, TablePlan
+from embcomp.methods.maps import SHARED_MAPS
 
 _BLANK = frozenset(vars(nn.Module()))
 
@@ -36,12 +37,15 @@ def _make(cls: type, parts: Mapping[str, Any]) -> Any:
             made.register_buffer(name, tensor, persistent=name not in parts["transient"])
         for name, module in parts["modules"].items():
             made.add_module(name, module)
-    vars(made).update(parts["attributes"])
+        made.__setstate__({**vars(made), **parts["attributes"]})  # as for a pickle, which may be of an older version
+    else:
+        vars(made).update(parts["attributes"])
     return made
 
 
 configs.register("encoder", ENCODERS, _parts, _make)
 configs.register("combiner", COMBINERS, _parts, _make)
+configs.register("shared_maps", SHARED_MAPS, _parts, _make, one=True)
 for _kind in (Table, Chunk, Store, TablePlan, Moments):
     configs.kind(_kind)
 

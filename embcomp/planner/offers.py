@@ -9,7 +9,7 @@ from embcomp.methods.base import Method
 from embcomp.methods.graphhash import GraphHash
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.plan import Count
-from embcomp.methods.semantic_ids import SemanticIds
+from embcomp.methods.semantic.method import SemanticIds
 from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.planner.tables import Held
 from embcomp.semantic_ids.pieces.base import PrefixNgram

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import embcomp
 from embcomp import Ngram, PrefixNgram, SemanticIds, SentencePieces, Unigram
 from embcomp.methods import Table
-from embcomp.methods.semantic_encoder import Range, ranges_of
+from embcomp.methods.semantic.reading import Range, ranges_of
 from embcomp.nn import CompressedEmbedding
 from embcomp.semantic_ids import Vocabulary
 from embcomp.testing.drop_ins import randomize

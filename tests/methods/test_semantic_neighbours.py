@@ -11,7 +11,8 @@ from torch import Tensor
 
 import embcomp
 from embcomp import Ngram, PrefixNgram, SemanticIds, SentencePieces, Unigram
-from embcomp.methods import Table, semantic_neighbours
+from embcomp.methods import Table
+from embcomp.methods.semantic import neighbour_rows
 from embcomp.nn import CompressedEmbedding
 from embcomp.ops.packing import packed_words
 from embcomp.semantic_ids import Neighbours
@@ -84,7 +85,7 @@ def test_reading_new_items_alone_is_reading_all(ids: list[int], width: int) -> N
     encoder = module(neighbours(), neighbour_rows=width).encoder
     (fast,) = encoder(torch.tensor(ids, dtype=torch.int64))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantic_neighbours, "readable", lambda *tensors: False)
+        patch.setattr(neighbour_rows, "readable", lambda *tensors: False)
         (plain,) = encoder(torch.tensor(ids, dtype=torch.int64))
     assert torch.equal(fast.rows, plain.rows)
     assert torch.equal(fast.weights, plain.weights)

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -22,11 +21,14 @@ from embcomp.methods.base import (
     check_rows,
     per_table,
 )
-from embcomp.methods.semantic_encoder import SemanticEncoder, ranges_of
-from embcomp.methods.semantic_neighbours import NeighbourEncoder
+from embcomp.methods.semantic.encoder import SemanticEncoder
+from embcomp.methods.semantic.item_codes import ItemCodes
+from embcomp.methods.semantic.neighbour_rows import NeighbourRows
+from embcomp.methods.semantic.reading import Reading, ranges_of
+from embcomp.methods.semantic.support import Items, SupportReport, items_of, neighbours_of_new, owners_of
 from embcomp.semantic_ids.neighbours import Neighbours
-from embcomp.semantic_ids.pieces.base import Pieces, Span
-from embcomp.semantic_ids.pieces.vocabulary import CodeCount, Vocabulary, checked_codes
+from embcomp.semantic_ids.pieces.base import Pieces
+from embcomp.semantic_ids.pieces.vocabulary import CodeCount, Vocabulary
 from embcomp.settings import ReadCount, RowCount, Share, Within
 
 MOST_PIECES = 63  # a bit for each
@@ -119,20 +121,20 @@ class SemanticIds(Method):
             check_rows(self.id_rows, f"{group}_id")
         widths = {table.embedding_dim for table in tables}
         plans: list[TablePlan] = []
-        first: dict[Any, SemanticEncoder] = {}
+        held: dict[Any, SemanticEncoder] = {}
         with torch.device("cpu"):  # maps are real even where rows are not
             for table in tables:
                 home = group if len(widths) == 1 else f"{group}_{table.embedding_dim}"
-                plans.append(self._table(table, home, stores))
-                encoder = plans[-1].encoder
-                assert isinstance(encoder, SemanticEncoder)
-                given = (self.codes, self.counts, self.neighbours)
-                held = [None if v is None else id(per_table(v, table, "codes")) for v in given]
-                encoder.share_maps(first.setdefault((home, table.num_embeddings, *held), encoder))
+                given = {"codes": self.codes, "counts": self.counts, "neighbours": self.neighbours}
+                own = [id(per_table(value, table, name)) for name, value in given.items()]
+                key = (home, table.num_embeddings, *own)
+                plans.append(self._table(table, home, stores, held.get(key)))
+                held.setdefault(key, cast(SemanticEncoder, plans[-1].encoder))
         return Plan(stores, plans)
 
-    def _table(self, table: Table, home: str, stores: dict[str, Store]) -> TablePlan:
-        known = self._known(table)
+    def _table(self, table: Table, home: str, stores: dict[str, Store], other: SemanticEncoder | None) -> TablePlan:
+        """Plan one table, which holds the maps of another one of the same codes."""
+        known = self._items(table)
         count = len(known.spans)
         if count > MOST_PIECES:
             raise ValueError(
@@ -147,39 +149,60 @@ class SemanticIds(Method):
                 "choose another, or combine='sum'"
             )
         dim, summands = (table.embedding_dim // parts, 1) if concat else (table.embedding_dim, parts)
-        weighted = bool(self.piece_dropout) or table.num_embeddings is None or not bool(known.supported.all())
-        make, lookups = SemanticEncoder, count
-        if self.neighbours is not None:
-            mixed = self.neighbour_rows or count
-            make = partial(NeighbourEncoder, neighbours=self._neighbours(table, known), neighbour_rows=mixed)
-            weighted, lookups = True, max(count, mixed)
+        mixed = None if self.neighbours is None else self.neighbour_rows or count
+        is_open = table.num_embeddings is None
+        weighted = bool(self.piece_dropout) or is_open or mixed is not None or not bool(known.supported.all())
         stores[home] = Store(self.rows, dim, summands=summands)
-        chunks = [Chunk(home, 1, weighted)] * count if concat else [Chunk(home, lookups, weighted)]
+        chunks = [Chunk(home, 1, weighted)] * count if concat else [Chunk(home, max(count, mixed or 0), weighted)]
         owners = None
         if self.id_rows is not None:
             own = f"{home}_id_{table.name}" if isinstance(self.codes, Mapping) else f"{home}_id"
-            owners = None if known.counts is None else _owners(known.counts, self.id_rows, table)
+            owners = None if known.counts is None else owners_of(known.counts, self.id_rows, table)
             stores[own] = Store(self.id_rows, dim, summands=summands)
             chunks.append(Chunk(own, 1, weighted=owners is not None))
-        encoder = make(
+        items, levels = known.columns.shape
+        encoder = SemanticEncoder(
             table,
-            {**self.config(), "items": known.columns.shape[0], "levels": known.columns.shape[1], "weighted": weighted},
-            columns=known.columns,
-            supported=known.supported,
-            spans=known.spans,
+            {**self.config(), "items": items, "levels": levels, "weighted": weighted},
+            ItemCodes(known.columns, known.supported, known.as_new, owners, known.size)
+            if other is None
+            else other.items,
+            self._reading(known, weighted),
+            None if other is None else other.mixtures,
+        )
+        if mixed is not None:
+            near = neighbours_of_new(per_table(self.neighbours, table, "neighbours"), known, table)
+            if encoder.mixtures is None:
+                dtype = None if is_open else torch.int32
+                encoder.mixtures = NeighbourRows.of(near, encoder.content_pieces, mixed, self.rows, dtype)
+            encoder.config["new_items"] = encoder.mixtures.new_ids.numel()
+        return TablePlan(table, encoder, tuple(chunks), Concat() if concat or len(chunks) == 1 else Sum())
+
+    def _reading(self, known: Items, weighted: bool) -> Reading:
+        return Reading(
+            spans=tuple(known.spans),
             size=known.size,
-            ranges=ranges_of(known.spans, known.size, self.rows, self.pieces.one_namespace),
+            ranges=tuple(ranges_of(known.spans, known.size, self.rows, self.pieces.one_namespace)),
             rows=self.rows,
-            concat=concat,
+            concat=self.combine == "concat",
             weighted=weighted,
             dropout=self.piece_dropout,
-            as_new=known.as_new if self.piece_dropout else None,
             seed=self.seed,
             own_ids=isinstance(self.codes, Mapping),
             id_rows=self.id_rows,
-            owners=owners,
         )
-        return TablePlan(table, encoder, tuple(chunks), Concat() if concat or len(chunks) == 1 else Sum())
+
+    def _items(self, table: Table) -> Items:
+        return items_of(
+            table,
+            per_table(self.codes, table, "codes"),
+            self.pieces,
+            codebook_size=self.codebook_size,
+            counts=None if self.counts is None else per_table(self.counts, table, "counts"),
+            vocabulary=self.vocabulary,
+            min_support=self.min_support,
+            read_as_new=bool(self.piece_dropout),
+        )
 
     def config(self, *, without: Sequence[str] = ()) -> dict[str, Any]:
         """Return the settings without codes and support, whose content the encoder saves with the rows."""
@@ -191,128 +214,21 @@ class SemanticIds(Method):
         """Return a ladder over the rows of the store; codes and id rows count, and `id_rows` stays as given."""
         one = cls(rows=1, **fixed).plan(tables)
         shared = {name for name, store in cls(rows=2, **fixed).plan(tables).stores.items() if store.rows == 2}
-        packed = {id(e.words): e for t in one.tables if isinstance(e := t.encoder, NeighbourEncoder)}.values()
+        mixtures = {id(m): m for t in one.tables if (m := getattr(t.encoder, "mixtures", None)) is not None}.values()
 
         def price(rows: int) -> Sizes:  # without the codes at each step of the search
             stores = {
                 name: replace(store, rows=rows) if name in shared else store for name, store in one.stores.items()
             }
-            return Sizes(stores, one.sizes.maps + sum(encoder.growth(rows) for encoder in packed))
+            return Sizes(stores, one.sizes.maps + sum(rows_of_new.growth(rows) for rows_of_new in mixtures))
 
         return Ladder(lambda rows: cls(rows=rows, **fixed), price)
 
-    def report(self, table: Table) -> "SupportReport":
+    def report(self, table: Table) -> SupportReport:
         """Count how many items of a table have content, and how far training items support their pieces."""
         with torch.device("cpu"):
-            known = self._known(table)
-        has_content = known.has_content
-        return SupportReport(
-            items=known.columns.shape[0],
-            without_content=int((~has_content).sum()),
-            unseen=int((has_content & ~known.trained).sum()),
-            fallback=int((~known.supported.any(1)).sum()),
-            neighbours=0 if self.neighbours is None else self._neighbours(table, known).ids.numel(),
-            supported=tuple(known.supported[has_content].double().mean(0).tolist()),
-        )
-
-    def _neighbours(self, table: Table, known: "_Known") -> Neighbours:
-        """The neighbours of the items that do not occur in training."""
-        found = per_table(self.neighbours, table, "neighbours")
-        items = known.columns.shape[0]
-        largest = max((int(part.max()) for part in (found.ids, found.nearest) if part.numel()), default=-1)
-        if largest >= items or (found.ids < 0).any() or (found.nearest < -1).any():
-            raise ValueError(
-                f"table {table.name!r}: neighbours must be of its {items} items, but name item {largest}; make them "
-                "from counts with an entry for each item"
-            )
-        new = ~known.trained[found.ids]
-        return Neighbours(found.ids[new], found.nearest[new], found.weights[new])
-
-    def _known(self, table: Table) -> "_Known":
-        codes = checked_codes(per_table(self.codes, table, "codes"), self.codebook_size, f"table {table.name!r}: codes")
-        if table.num_embeddings is not None and codes.shape[0] != table.num_embeddings:
-            raise ValueError(
-                f"table {table.name!r}: codes must have {table.num_embeddings} rows, one for each id, got "
-                f"{codes.shape[0]}"
-            )
-        has_content = codes[:, 0] >= 0
-        if not bool(has_content.any()):
-            raise ValueError(f"table {table.name!r}: no item has codes")
-        codebook_size = self.codebook_size or 1 << int(codes.max()).bit_length()
-        counts = None if self.counts is None else per_table(self.counts, table, "counts")
-        if counts is not None:
-            counts = torch.as_tensor(counts, device="cpu")
-            if counts.shape != codes.shape[:1] or not bool((counts >= 0).all()):
-                raise ValueError(
-                    f"table {table.name!r}: counts must be non-negative, of shape [{codes.shape[0]}], got "
-                    f"{list(counts.shape)}"
-                )
-        vocabulary = self.vocabulary
-        if vocabulary is None:
-            vocabulary = Vocabulary.of(codes, self.pieces, codebook_size=codebook_size, counts=counts)
-        elif (vocabulary.pieces, vocabulary.levels, vocabulary.codebook_size) != (
-            self.pieces, codes.shape[1], codebook_size,
-        ):  # fmt: skip
-            raise ValueError(
-                f"table {table.name!r}: the vocabulary is of {vocabulary.pieces} over {vocabulary.levels} x "
-                f"{vocabulary.codebook_size} codes, but these are {self.pieces} over {codes.shape[1]} x {codebook_size}"
-            )
-        columns, spans = self.pieces.columns(codes, codebook_size), self.pieces.spans(codes.shape[1])
-        size = self.pieces.size(codebook_size)
-        present = torch.stack([(columns[:, list(span)] >= 0).all(1) for span in spans], 1)
-        support = vocabulary.support_of(codes).masked_fill(~present, 0)
-        trained = ((support > 0) | ~present).all(1) if counts is None else counts > 0
-        backed_off = present & (support >= self._least(support))
-        supported = torch.where(trained.unsqueeze(1), present & (support >= min(1, self.min_support)), backed_off)
-        others = support - (trained.unsqueeze(1) & (support > 0)).long()  # that carry the piece too
-        as_new = supported & (others >= self._least(others)) if self.piece_dropout else None
-        return _Known(columns, supported, as_new, spans, size, counts, has_content, trained)
-
-    def _least(self, support: Tensor) -> Tensor:
-        """The support, int64 [N, 1], that an untrained item requires of a piece, from that of its pieces, [N, P].
-
-        If no piece has `min_support`, the best one is read: unlike a hashed row, its row is trained on this content.
-        """
-        return support.amax(1, keepdim=True).clamp(min=min(1, self.min_support), max=self.min_support)
-
-
-@dataclass(frozen=True)
-class SupportReport:
-    """The counts of `SemanticIds.report`.
-
-    Attributes:
-        items: the number of ids with an entry in the codes.
-        without_content: the number of items with codes of -1.
-        unseen: the number of items with content that do not occur in training; they read supported pieces only.
-        fallback: the number of items without any supported piece, `without_content` included; they read hashed rows,
-            unless they have neighbours.
-        neighbours: the number of items that do not occur in training and read the rows of neighbours.
-        supported: for each piece, coarse ones first, the share of the items with content whose piece is supported.
-    """
-
-    items: int
-    without_content: int
-    unseen: int
-    fallback: int
-    neighbours: int
-    supported: tuple[float, ...]
-
-
-class _Known(NamedTuple):
-    """The facts about a table's items that a plan needs."""
-
-    columns: Tensor
-    supported: Tensor
-    as_new: Tensor | None
-    spans: Sequence[Span]
-    size: int
-    counts: Tensor | None
-    has_content: Tensor
-    trained: Tensor
-
-
-def _owners(counts: Tensor, most: int, table: Table) -> Tensor:
-    """The ids that own an id row, at least one, ascending; among equal counts the lower ids."""
-    number = max(1, min(most, int((counts > 0).sum())))
-    order = torch.argsort(counts, descending=True, stable=True)[:number].sort().values
-    return order if table.num_embeddings is None else order.to(torch.int32)
+            known = self._items(table)
+        near = 0
+        if self.neighbours is not None:
+            near = neighbours_of_new(per_table(self.neighbours, table, "neighbours"), known, table).ids.numel()
+        return SupportReport.of(known, near)
