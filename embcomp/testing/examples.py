@@ -29,7 +29,6 @@ from embcomp.methods import (
     LowBit,
     LowRank,
     LSHash,
-    MixedDimensions,
     MultiHash,
     ProductCodes,
     QuotientRemainder,
@@ -159,17 +158,12 @@ EXAMPLES = [
         ),
         open_ids=False,
     ),
-    Example("MixedDimensions", lambda tables: MixedDimensions(base=16, alpha=0.4, multiple=4), open_ids=False),
-    Example(
-        "MixedDimensions-groups",
-        lambda tables: MixedDimensions(base=60, alpha=1.0, groups=3, counts=counts_of(tables), multiple=4),
-        open_ids=False,
-    ),
     Example("ROBE", lambda tables: ROBE(size=96, block=4)),
     Example("ROBE-whole", lambda tables: ROBE(size=80, block=min(t.embedding_dim for t in tables), seed=2)),
     Example("SemanticIds", lambda tables: SemanticIds(items_of(tables)["codes"], PrefixNgram(3), ROWS)),
     Example("SemanticIds-concat", lambda ts: SemanticIds(**items_of(ts), pieces=Ngram(2), rows=ROWS, combine="concat")),
     Example("SemanticIds-hybrid", lambda ts: SemanticIds(**items_of(ts), pieces=Unigram(), rows=16, id_rows=3)),
+    Example("SemanticIds-hot", lambda ts: SemanticIds(**items_of(ts), pieces=Unigram(), rows=19, hot=0.3)),
     Example(
         "SemanticIds-neighbours",
         lambda ts: SemanticIds(
@@ -204,7 +198,6 @@ KINDS = [
         "LowBit-row",
         "LowRank-multi",
         "ProductCodes-hot",
-        "MixedDimensions-groups",
         "ROBE",
     }
 ]

@@ -209,6 +209,48 @@ def test_frequent_items_own_an_id_row() -> None:
     )
 
 
+def test_hot_items_own_a_part_of_the_rows_beside_their_pieces() -> None:
+    """The vector of an item is the sum over its pieces, and its own row if it is among the most frequent."""
+    counts = torch.arange(32)
+    built = module(CODES, Unigram(), 20, hot=0.4, counts=counts)
+    pieces, own = built.parameters()
+    assert (len(pieces), len(own)) == (12, 8)
+    out = built(torch.arange(32))
+    for item, row in enumerate(rows_of(built, torch.arange(32))):
+        if item:  # item 0 has no count, but its codes have support
+            torch.testing.assert_close(out[item], pieces[row].sum(0) + (own[item - 24] if item >= 24 else 0))
+    same = module(CODES, Unigram(), 12, id_rows=8, counts=counts)
+    for mine, theirs in zip(built.encoder(torch.arange(32)), same.encoder(torch.arange(32)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    few = module(CODES, Unigram(), 100, hot=0.9, counts=(counts > 20).long())
+    assert [len(rows) for rows in few.parameters()] == [89, 11]  # no more than occur
+
+
+@settings(max_examples=25)
+@given(nbytes=st.integers(1200, 9000), hot=st.floats(0.01, 0.99), shared=st.booleans(), bits=st.sampled_from([None, 4]))
+def test_hot_rows_come_in_sizes(nbytes: int, hot: float, shared: bool, bits: int | None) -> None:
+    """The largest configuration that fits, and priced to the byte."""
+    tables = [Table("t", 32, 8), Table("u", 32, 8)]
+    counts, other = torch.arange(32) % 7, torch.arange(32) % 3
+    each = {"codes": CODES, "counts": counts} if shared else {
+        "codes": {"t": CODES, "u": CODES.flip(0)}, "counts": {"t": counts, "u": other}
+    }  # fmt: skip
+    fixed = {**each, "pieces": PrefixNgram(2), "hot": hot}
+
+    def stored(method: Any) -> int:
+        model = torch.nn.ModuleDict({table.name: torch.nn.Embedding(32, 8) for table in tables})
+        embcomp.compress_(model, {"*": method})
+        return embcomp.served_nbytes(model)
+
+    if bits is None:
+        method, inner = SemanticIds.for_budget(tables, nbytes, **fixed), SemanticIds
+    else:
+        method, inner = embcomp.LowBit.for_budget(tables, nbytes, bits=bits, of=SemanticIds, **fixed), None
+    assert stored(method) == method.sizes(tables).nbytes() <= nbytes
+    if inner is not None:
+        assert stored(SemanticIds(rows=method.rows + 1, **fixed)) > nbytes
+
+
 def test_dropout_reads_items_as_if_they_were_new_and_only_in_training() -> None:
     """7 other items carry the first piece of item 0, one the second, none the third; its id row is its own."""
     ids = torch.zeros(20_000, dtype=torch.int64)
@@ -343,6 +385,13 @@ def test_sentence_pieces_as_a_method() -> None:
         ({"min_support": -1}, "min_support must be at least 0, got -1"),
         ({"min_support": 0, "piece_dropout": 0.1}, "min_support, which must be at least 1"),
         ({"rows": 0}, r"rows must be an integer in \[1, 2\^31\), got 0"),
+        ({"hot": 0.5}, "hot items are those of the largest counts; give counts"),
+        (
+            {"hot": 0.5, "counts": torch.ones(32), "id_rows": 3},
+            "hot=0.5 says how many rows items own; leave out id_rows",
+        ),
+        ({"hot": 0.5, "counts": torch.ones(32), "rows": 1}, "give 2 rows or more"),
+        ({"hot": 1.5}, r"hot must be in \[0, 1\), got 1.5"),
         ({"id_rows": 0}, r"rows must be an integer in \[1, 2\^31\), got 0"),
     ],
 )

@@ -57,12 +57,15 @@ class SemanticIds(Method):
             from table names to such tensors. With `num_embeddings=None` ids beyond the codes read hashed rows.
         pieces: the rule of the pieces: `Unigram()`, `Ngram(n)`, `PrefixNgram(n)` or `SentencePieces(vocab_size)`
             (trained).
-        rows: the number of rows of the pieces.
+        rows: the number of rows of the pieces; with `hot` those of hot items are among them.
         combine: "sum" to add up the rows of the pieces, "concat" to put them side by side (they then divide
             embedding_dim).
         id_rows: the rows of a second table, read by one more look-up: with `counts` the most frequent items own one
             each and the others read none; without `counts` every id reads its hash. It serves items that deserve
             memorisation.
+        hot: the share of `rows` that hot items own, in place of `id_rows`: with `counts`, the items that occur most own
+            one row each beside their pieces, which read the others. It comes in sizes with `rows`. H2Rec (arXiv
+            2512.10388) keeps both kinds of rows in a model; this is their sum, for any model.
         counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors;
             an item with a count is a training item. By default these are all items with codes or, with `vocabulary`,
             those whose pieces all have support.
@@ -97,6 +100,7 @@ class SemanticIds(Method):
     rows: RowCount = field(kw_only=False)
     combine: Literal["sum", "concat"] = "sum"
     id_rows: RowCount | None = None
+    hot: Share | None = None
     counts: Tensor | Mapping[str, Tensor] | None = field(default=None, repr=False)
     vocabulary: Vocabulary | None = field(default=None, repr=False)
     min_support: Annotated[int, Within(0)] = 10
@@ -113,12 +117,36 @@ class SemanticIds(Method):
             raise ValueError("SemanticIds: rows of neighbours are added up, which goes with combine='sum'")
         if self.neighbour_rows is not None and self.neighbours is None:
             raise ValueError("SemanticIds: neighbour_rows goes with neighbours, see semantic_ids.Neighbours.of")
+        if self.hot:
+            self._check_hot()
+
+    def _check_hot(self) -> None:
+        if self.id_rows is not None:
+            raise ValueError(f"SemanticIds: hot={self.hot} says how many rows items own; leave out id_rows")
+        if self.counts is None:
+            raise ValueError("SemanticIds: hot items are those of the largest counts; give counts")
+        if self.rows < 2:
+            raise ValueError("SemanticIds: hot items and pieces need a row each; give 2 rows or more")
+
+    @property
+    def own_rows(self) -> int | None:
+        """The rows that hot items own, or the rows of ids; None for neither."""
+        if not self.hot:
+            return self.id_rows
+        counts = self.counts.values() if isinstance(self.counts, Mapping) else [self.counts]
+        occurring = max(int((torch.as_tensor(each, device="cpu") > 0).sum()) for each in counts)
+        return max(1, min(int(self.rows * self.hot), occurring))
+
+    @property
+    def piece_rows(self) -> int:
+        """The rows that pieces read."""
+        return self.rows - (self.own_rows or 0) if self.hot else self.rows
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores: dict[str, Store] = {}
         check_rows(self.rows, group)
-        if self.id_rows is not None:
-            check_rows(self.id_rows, f"{group}_id")
+        if self.own_rows is not None:
+            check_rows(self.own_rows, f"{group}_id")
         widths = {table.embedding_dim for table in tables}
         plans: list[TablePlan] = []
         held: dict[Any, SemanticEncoder] = {}
@@ -141,7 +169,7 @@ class SemanticIds(Method):
                 f"table {table.name!r}: {self.pieces} makes {count} pieces of an item, at most {MOST_PIECES} go; take "
                 "longer pieces, or fewer levels"
             )
-        parts = count + (self.id_rows is not None)
+        parts = count + (self.own_rows is not None)
         concat = self.combine == "concat"
         if concat and table.embedding_dim % parts:
             raise ValueError(
@@ -152,13 +180,13 @@ class SemanticIds(Method):
         mixed = None if self.neighbours is None else self.neighbour_rows or count
         is_open = table.num_embeddings is None
         weighted = bool(self.piece_dropout) or is_open or mixed is not None or not bool(known.supported.all())
-        stores[home] = Store(self.rows, dim, summands=summands)
+        stores[home] = Store(self.piece_rows, dim, summands=summands)
         chunks = [Chunk(home, 1, weighted)] * count if concat else [Chunk(home, max(count, mixed or 0), weighted)]
         owners = None
-        if self.id_rows is not None:
+        if self.own_rows is not None:
             own = f"{home}_id_{table.name}" if isinstance(self.codes, Mapping) else f"{home}_id"
-            owners = None if known.counts is None else owners_of(known.counts, self.id_rows, table)
-            stores[own] = Store(self.id_rows, dim, summands=summands)
+            owners = None if known.counts is None else owners_of(known.counts, self.own_rows, table)
+            stores[own] = Store(self.own_rows, dim, summands=summands)
             chunks.append(Chunk(own, 1, weighted=owners is not None))
         items, levels = known.columns.shape
         encoder = SemanticEncoder(
@@ -174,7 +202,7 @@ class SemanticIds(Method):
             near = neighbours_of_new(per_table(self.neighbours, table, "neighbours"), known, table)
             if encoder.mixtures is None:
                 dtype = None if is_open else torch.int32
-                encoder.mixtures = NeighbourRows.of(near, encoder.content_pieces, mixed, self.rows, dtype)
+                encoder.mixtures = NeighbourRows.of(near, encoder.content_pieces, mixed, self.piece_rows, dtype)
             encoder.config["new_items"] = encoder.mixtures.new_ids.numel()
         return TablePlan(table, encoder, tuple(chunks), Concat() if concat or len(chunks) == 1 else Sum())
 
@@ -182,14 +210,14 @@ class SemanticIds(Method):
         return Reading(
             spans=tuple(known.spans),
             size=known.size,
-            ranges=tuple(ranges_of(known.spans, known.size, self.rows, self.pieces.one_namespace)),
-            rows=self.rows,
+            ranges=tuple(ranges_of(known.spans, known.size, self.piece_rows, self.pieces.one_namespace)),
+            rows=self.piece_rows,
             concat=self.combine == "concat",
             weighted=weighted,
             dropout=self.piece_dropout,
             seed=self.seed,
             own_ids=isinstance(self.codes, Mapping),
-            id_rows=self.id_rows,
+            id_rows=self.own_rows,
         )
 
     def _items(self, table: Table) -> Items:
@@ -206,23 +234,37 @@ class SemanticIds(Method):
 
     def config(self, *, without: Sequence[str] = ()) -> dict[str, Any]:
         """Return the settings without codes and support, whose content the encoder saves with the rows."""
-        config = super().config(without=["codes", "pieces", "counts", "vocabulary", "neighbours", *without])
+        unsaid = [] if self.hot else ["hot"]  # as it was before there was such a setting
+        config = super().config(without=["codes", "pieces", "counts", "vocabulary", "neighbours", *unsaid, *without])
         return {**config, "pieces": repr(self.pieces)}
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
         """Return a ladder over the rows of the store; codes and id rows count, and `id_rows` stays as given."""
-        one = cls(rows=1, **fixed).plan(tables)
-        shared = {name for name, store in cls(rows=2, **fixed).plan(tables).stores.items() if store.rows == 2}
-        mixtures = {id(m): m for t in one.tables if (m := getattr(t.encoder, "mixtures", None)) is not None}.values()
+        least = cls(rows=2 if fixed.get("hot") else 1, **fixed)
+        one = least.plan(tables)
+        own = {plan.chunks[-1].store for plan in one.tables if least.own_rows is not None}
+        encoders = {id(e.items): e for plan in one.tables if isinstance(e := plan.encoder, SemanticEncoder)}.values()
+        owned = [
+            (e.items.owners, int((per_table(least.counts, e.table, "counts") > 0).sum()))
+            for e in encoders
+            if e.items.owners is not None
+        ]
+        mixtures = {id(e.mixtures): e.mixtures for e in encoders if e.mixtures is not None}.values()
 
         def price(rows: int) -> Sizes:  # without the codes at each step of the search
+            method = cls(rows=rows, **fixed)
             stores = {
-                name: replace(store, rows=rows) if name in shared else store for name, store in one.stores.items()
+                name: replace(store, rows=method.own_rows if name in own else method.piece_rows)
+                for name, store in one.stores.items()
             }
-            return Sizes(stores, one.sizes.maps + sum(rows_of_new.growth(rows) for rows_of_new in mixtures))
+            maps = one.sizes.maps + sum(rows_of_new.growth(method.piece_rows) for rows_of_new in mixtures)
+            for owners, occurring in owned:
+                number = max(1, min(method.own_rows or 0, occurring))
+                maps += (number - owners.numel()) * owners.element_size()
+            return Sizes(stores, maps)
 
-        return Ladder(lambda rows: cls(rows=rows, **fixed), price)
+        return Ladder(lambda rows: cls(rows=rows, **fixed), price, least.rows)
 
     def report(self, table: Table) -> SupportReport:
         """Count how many items of a table have content, and how far training items support their pieces."""

@@ -1,4 +1,4 @@
-"""The rule "l2", that of the paper: the direction of each group's sum."""
+"""The paper's rule: the direction of each group's sum."""
 
 from typing import Any
 
