@@ -4,12 +4,12 @@
 
     import data
 
-    clicks = data.load("synthetic", num_rows=10_000)
-    for batch in clicks.loader("train", batch_size=4096, shuffle=True, seed=0, epoch=0):
+    clicks = data.load("synthetic", num_rows=10_000) for batch in clicks.loader("train", batch_size=4096, shuffle=True,
+    seed=0, epoch=0):
         batch.dense, batch.sparse, batch.label, batch.columns
 
-`data.load_interactions(name, **options)` reads pairs of a user and an item, for retrieval, and
-`data.load_sequences(name, **options)` each user's items in the order of time.
+`data.load_interactions(name, **options)` reads pairs of a user and an item, for retrieval. `data.load_sequences(name,
+**options)` reads each user's items in the order of time.
 """
 
 from __future__ import annotations

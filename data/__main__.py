@@ -27,7 +27,7 @@ def fetch(
     root: Root = None,
     accept_terms: Annotated[bool, typer.Option("--accept-terms", help="accept the publisher's terms")] = False,
 ) -> None:
-    """Download a data set from its public source into ROOT; goes on where an earlier call stopped."""
+    """Download a data set from its public source into ROOT; an interrupted download is continued."""
     source = SOURCES.get(known("data set", name, _ALL))
     if source is None:
         raise DataError(f"there is nothing to fetch for {name!r}; it is generated or read from your own files")
@@ -47,7 +47,7 @@ def fetch(
 
 @app.command(name="list")
 def list_() -> None:
-    """Say which data sets there are, and whether their files are there."""
+    """List the data sets, and whether their files are there."""
     table = Table("name", "kind", "source", "options")
     every = {"clicks": DATASETS, "pairs": INTERACTIONS, "sequences": SEQUENCES}
     for name, dataset, kind in ((n, d, kind) for kind, sets in every.items() for n, d in sets.items()):

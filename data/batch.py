@@ -1,4 +1,4 @@
-"""A batch of clicks, as models and torchrec's pipelines take it."""
+"""The batches of clicks, in the form that models and torchrec's pipelines take."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from torchrec.streamable import Pipelineable
 
 @dataclass
 class Batch(Pipelineable):
-    """B rows.
+    """A batch of B rows.
 
     Attributes:
-        dense: float32 [B, num_dense].
-        sparse: keys = features in schema order, int64 values, stride B.
-        label: float32 [B], 0 or 1.
-        columns: name -> [B], the group id (int64) and other columns for evaluation (int64, float32 or bool).
-        total: rows of the whole batch, of which this may be one process's share; by default B.
-        padding: rows at the end that repeat another one, so that all shares are equally large; they do not count.
+        dense: the dense columns, float32 [B, num_dense].
+        sparse: the ids: keys are the features in schema order, values int64, stride B.
+        label: the labels, float32 [B], 0 or 1.
+        columns: further columns by name, [B] each: the group id (int64) and columns for evaluation (int64, float32 or
+            bool).
+        total: the rows of the whole batch, if this is one process's share of it; by default B.
+        padding: the number of rows at the end that repeat another row, so that all shares have the same size; they do
+            not count.
     """
 
     dense: Tensor

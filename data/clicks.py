@@ -1,4 +1,4 @@
-"""An encoded data set: lazy splits, counts, batches."""
+"""An encoded data set: lazy splits, counts and batches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class ClickData:
-    """A folder that `data.prepare` wrote.
+    """The data of a folder that `data.prepare` wrote.
 
     Attributes:
-        name: of the data set.
-        schema: its columns.
-        folder: where the encoded files are.
+        name: the name of the data set.
+        schema: the columns.
+        folder: the folder of the encoded files.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -53,7 +53,7 @@ class ClickData:
         return tuple(self._rows)
 
     def split(self, name: str) -> pl.LazyFrame:
-        """Rows of a split, with ids as models take them, in the order of the source."""
+        """Return the rows of a split, with ids as models take them, in the order of the source."""
         return pl.scan_ipc(self._path(name))
 
     def num_rows(self, split: str) -> int:
@@ -61,10 +61,10 @@ class ClickData:
         return self._rows[split]
 
     def counts(self, feature: str) -> Tensor:
-        """How often each id occurs in the train split: int64 [num_embeddings].
+        """Return how often each id occurs in the train split: int64 [num_embeddings].
 
         Raises:
-            DataError: no such feature, or its id space is open.
+            DataError: the feature does not exist, or its id space is open.
         """
         import torch
 
@@ -80,14 +80,14 @@ class ClickData:
         return torch.from_numpy(result)
 
     def content(self, feature: str) -> Tensor | None:
-        """Vectors that describe the ids of a feature: float32 [num_embeddings, dim], or None where there are none."""
+        """Return vectors that describe the ids of a feature, float32 [num_embeddings, dim]; None if there are none."""
         import torch
 
         path = self._checked(f"content/{self.schema.place(feature)}.npy")
         return None if path is None else torch.from_numpy(np.load(path))
 
     def vocabulary(self, feature: str) -> pl.Series | None:
-        """Value of each id as a string, null for the out-of-vocabulary id 0; None where values are the ids."""
+        """Return the value of each id as a string, null for the out-of-vocabulary id 0; None if values are the ids."""
         size = self.schema.feature(feature).num_embeddings
         path = self._checked(f"vocabulary/{self.schema.place(feature)}.parquet")
         if path is None:
@@ -97,7 +97,7 @@ class ClickData:
         return pl.concat([missing, values])
 
     def truth(self) -> dict[str, np.ndarray]:
-        """What the generator of synthetic clicks planted; empty for real data."""
+        """Return the quantities that the generator of synthetic clicks planted; empty for real data."""
         path = self._checked("truth.npz")
         if path is None:
             return {}
@@ -105,7 +105,7 @@ class ClickData:
             return dict(arrays)
 
     def loader(self, split: str, batch_size: int, **options: Any) -> Loader:
-        """Batches of a split: see `data.loader.Loader` for the options and the order."""
+        """Return the batches of a split; see `data.loader.Loader` for the options and the order."""
         from data.loader import Loader
 
         return Loader(self._path(split), self.schema, batch_size, **options)
@@ -121,7 +121,7 @@ class ClickData:
             raise DataError(f"{self.name} has no split {split!r}; it has {', '.join(self._rows)}")
 
     def _checked(self, name: str) -> Path | None:
-        """The path of a file that was written, once its checksum fits; None for another."""
+        """Return the path of a file of this data set after checking its checksum; None for another file."""
         if name not in self._files:
             return None
         try:
@@ -137,5 +137,5 @@ class ClickData:
 
 @lru_cache(maxsize=1024)
 def _verify(folder: Path, name: str, length: int, checksum: str, *state: int) -> None:
-    """Raise Damaged; once for each state of the file, because it takes a second for two gigabytes or so."""
+    """Raise Damaged if the checksum differs. A file is read again only if it changed: 2 GB take about a second."""
     verify(folder, {name: [length, checksum]})

@@ -1,7 +1,7 @@
-"""Raw rows -> encoded Arrow files.
+"""The writer of encoded Arrow files, from raw rows.
 
-Arrow IPC rather than parquet: a batch costs a gather from mapped memory, not the decoding of 16,384 rows of each
-column, which alone would take longer than all else that the loader does.
+The files are Arrow IPC, not parquet: a batch is then a gather from mapped memory. Decoding 16,384 rows of each parquet
+column would take longer than all other work of the loader.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def encode(source: Source, folder: Path, name: str) -> None:
     """Check, encode and write all rows of a source into a new folder, with progress bars on a terminal.
 
     Raises:
-        DataError: rows that cannot be trained on.
+        DataError: rows cannot be trained on.
     """
     folder.mkdir(parents=True)
     dtypes = check_columns(source)
@@ -71,7 +71,7 @@ def encode(source: Source, folder: Path, name: str) -> None:
 
 
 def _carry(column: str, dtype: pl.DataType, is_group: bool) -> pl.Expr:
-    """Bool, int64, or float32 for numbers that are not whole; groups are compared, and so never rounded."""
+    """Cast to bool, int64, or float32 for numbers that are not whole; group columns are never rounded."""
     if dtype == pl.Boolean:
         return pl.col(column)
     if dtype in (pl.Date, pl.Datetime):
@@ -82,7 +82,7 @@ def _carry(column: str, dtype: pl.DataType, is_group: bool) -> pl.Expr:
 
 
 class _Writer:
-    """Writes frames as record batches of CHUNK_ROWS rows, the last one smaller."""
+    """A writer of frames as record batches of CHUNK_ROWS rows; the last batch may be smaller."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -25,16 +25,16 @@ _ON_PROGRESS = Callable[[int, int | None], None]
 
 
 def fetch(archive: Archive, folder: Path, on_progress: _ON_PROGRESS = lambda done, total: None) -> list[Path]:
-    """Download an archive and unpack its members into a folder; files that are there are left alone.
+    """Download an archive and unpack its members into a folder; files that exist are left as they are.
 
     Args:
-        on_progress: called with the bytes that are there and the bytes in all, None while unknown.
+        on_progress: a function that is called with the bytes received and the bytes in all, None while unknown.
 
     Returns:
-        The files written, none where all were there.
+        The files written; none if all existed.
 
     Raises:
-        DataError: the server refuses or keeps breaking off, a checksum is wrong, a member is missing.
+        DataError: the server refuses or keeps closing the connection, a checksum is wrong, or a member is missing.
     """
     if all((folder / name).is_file() for name in archive.members):
         return []
@@ -58,16 +58,16 @@ def download(
     pause: float = 1.0,
     timeout: float = 60.0,
 ) -> None:
-    """Download into `path`, by way of `path`.part, which a later call goes on with.
+    """Download into `path` by way of `path`.part, which a later call continues.
 
     Args:
-        checksum: "md5:..." or "sha256:...": a file that differs is removed.
-        tries: attempts in a row that may break off without a new byte.
-        pause: seconds before the second attempt, doubled each time.
-        timeout: seconds without a byte after which an attempt has broken off.
+        checksum: the expected checksum, "md5:..." or "sha256:..."; a file with another one is removed.
+        tries: the number of attempts in a row that may end without a new byte.
+        pause: the seconds before the second attempt, doubled each time.
+        timeout: the seconds without a byte after which an attempt has failed.
 
     Raises:
-        DataError: as `fetch`.
+        DataError: as for `fetch`.
     """
     part = path.with_name(path.name + ".part")
     failures, most = 0, _size(part)
@@ -86,7 +86,7 @@ def download(
         failures = 0 if _size(part) > most else failures + 1
         most = max(most, _size(part))
         if failures >= tries:
-            raise DataError(f"{url}: {reason}, {tries} times; {part} keeps what is there, run it again to go on")
+            raise DataError(f"{url}: {reason}, {tries} times; {part} keeps the bytes received; run it to continue")
         time.sleep(pause * 2**failures if failures else 0)
     try:
         check(part, checksum)
@@ -97,7 +97,7 @@ def download(
 
 
 def _attempt(url: str, part: Path, on_progress: _ON_PROGRESS, timeout: float) -> bool:
-    """Go on with `part`; whether it is complete."""
+    """Continue the file `part`; return whether it is complete."""
     start = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -126,9 +126,9 @@ def _attempt(url: str, part: Path, on_progress: _ON_PROGRESS, timeout: float) ->
 
 
 def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> list[Path]:
-    """Write the members, which may lie in any folder of the archive, into `folder`, each complete or not at all.
+    """Write the members, wherever they are in the archive, into `folder`, each one complete or not at all.
 
-    Nothing else of the archive is written, and no name of the archive is used as a path.
+    Other members are not written, and names in the archive are not used as paths.
     """
     with _opened(archive) as files:
         missing = members.keys() - files.keys()
@@ -148,7 +148,7 @@ def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> li
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[dict[str, Callable[[], IO[bytes]]]]:
-    """Name without folders -> opens the member, of the regular files of an archive."""
+    """Return functions that open the regular files of an archive, by file name without folders."""
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as zip_file:
@@ -169,7 +169,7 @@ def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
 
 
 def check(path: Path, checksum: str | None) -> None:
-    """Refuse a file whose checksum differs."""
+    """Raise DataError if the checksum of the file differs."""
     if checksum is None:
         return
     algorithm, wanted = checksum.split(":")

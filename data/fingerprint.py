@@ -1,4 +1,4 @@
-"""What files hold, in a few characters: checksums, kept as long as a file is untouched."""
+"""The checksums of files, which are cached as long as a file is unchanged."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _RACY = 2_000_000_000  # nanoseconds: a file that young may change once more wit
 
 
 def cache_folder() -> Path:
-    """`embcomp` in the user's cache folder."""
+    """Return the folder `embcomp` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embcomp"
 
 
 def fingerprint(path: Path) -> str:
-    """The checksum of a file's content, 32 hexadecimal digits.
+    """Return the checksum of a file's content, 32 hexadecimal digits.
 
-    A checksum is kept in the cache folder, under what the system says of the file: size, time of change, inode. The
-    latter's time (ctime) cannot be set back, as `touch` and `cp -p` do with that of the content.
+    The checksum is kept in the cache folder under the file's size, modification time, inode and the inode's time of
+    change (ctime). Unlike the modification time, ctime cannot be set back by `touch` or `cp -p`.
     """
     note = cache_folder() / "fingerprints" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
     seen = state(path)
@@ -41,7 +41,7 @@ def fingerprint(path: Path) -> str:
 
 
 def fingerprints(files: Sequence[Path]) -> list[tuple[str, str]]:
-    """Name and checksum of each file; names are relative to the folder that all are in."""
+    """Return the name and checksum of each file; names are relative to the common folder."""
     if not files:
         return []
     folder = os.path.commonpath([file.parent for file in files])
@@ -49,6 +49,6 @@ def fingerprints(files: Sequence[Path]) -> list[tuple[str, str]]:
 
 
 def state(path: Path) -> list[int]:
-    """What the system says of a file, which changes when its content does."""
+    """Return the file attributes that change if the content does."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]

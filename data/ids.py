@@ -1,4 +1,4 @@
-"""Raw values -> ids: vocabularies, and 63-bit hashes for open id spaces."""
+"""The encoding of raw values as ids: vocabularies, and 63-bit hashes for open id spaces."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _MIX = [(np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint6
 
 @dataclass(frozen=True)
 class Field:
-    """How a reader wants the values of one feature turned into ids.
+    """The encoding of one feature, as its reader declares it.
 
     Attributes:
-        ids: "train" or "all": a vocabulary of the values seen in the train split or in all rows; "raw": an open id
-            space, integers as they are and strings by `hash_strings`; a number n: the values are ids, 0 <= id < n.
-        min_count: values seen less often share the out-of-vocabulary id.
-        multi_hot: the column holds lists.
+        ids: "train" or "all": a vocabulary of the values in the train split or in all rows; "raw": an open id space,
+            integers as they are and strings by `hash_strings`; a number n: the values are ids, 0 <= id < n.
+        min_count: the least number of occurrences for an id; rarer values share the out-of-vocabulary id.
+        multi_hot: true if the column holds lists.
 
     Vocabulary ids are numbered in the order of the sorted values. With ids="train" or min_count > 1, id 0 is the
-    out-of-vocabulary id and the vocabulary starts at 1. A missing value is a value like others, the empty string.
+    out-of-vocabulary id and the vocabulary starts at 1. A missing value is encoded as the empty string.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Field:
 
     @property
     def out_of_vocabulary(self) -> bool:
-        """Whether id 0 stands for values outside the vocabulary."""
+        """True if id 0 stands for values outside the vocabulary."""
         return self.ids == "train" or (self.ids == "all" and self.min_count > 1)
 
     def feature(self, vocabulary: pl.Series | None) -> Feature:
@@ -59,7 +59,7 @@ class Field:
         return Feature(self.name, size, self.multi_hot)
 
     def encode(self, dtype: pl.DataType, vocabulary: pl.Series | None) -> pl.Expr:
-        """The column of ids, from a column of `dtype`."""
+        """Return the column of ids, from a column of `dtype`."""
         column = pl.col(self.name)
         if self.multi_hot:
             ids = self._encode(pl.element(), single(dtype), vocabulary)
@@ -76,25 +76,26 @@ class Field:
 
 
 def single(dtype: pl.DataType) -> pl.DataType:
-    """Type of the single values of a column, lists or not."""
+    """Return the type of the values of a column, or of the elements of its lists."""
     return dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[return-value]
 
 
 def as_strings(column: pl.Expr) -> pl.Expr:
-    """Values as vocabularies hold them."""
+    """Return values as the strings that vocabularies hold."""
     return column.cast(pl.String).fill_null("")
 
 
 def hashed(column: pl.Expr) -> pl.Expr:
-    """`hash_strings` of the values as strings."""
+    """Return `hash_strings` of the values as strings."""
     return as_strings(column).map_batches(hash_strings, return_dtype=pl.Int64, is_elementwise=True)
 
 
 def hash_strings(strings: pl.Series) -> pl.Series:
-    """63-bit ids of strings, the same on every machine and with every release.
+    """Return 63-bit ids of strings, the same on every machine and with every release.
 
-    Tabulation hashing: the sum modulo 2^64 of mix(256 * position + byte) over the UTF-8 bytes, then mix of that sum,
-    then its upper 63 bits; `mix` is the finaliser of splitmix64. Two given strings meet with probability about 2^-63.
+    This is tabulation hashing: the sum modulo 2^64 of mix(256 * position + byte) over the UTF-8 bytes, then mix of that
+    sum, then its upper 63 bits; `mix` is the finaliser of splitmix64. Two given strings collide with probability about
+    2^-63.
 
     >>> hash_strings(pl.Series(["", "a", "b"])).to_list()
     [8147104208329303767, 7909417042028778113, 8489266153844338160]

@@ -1,4 +1,4 @@
-"""Pairs of a user and an item that met: the data of retrieval experiments."""
+"""The pairs of users and items that retrieval experiments read."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ COLUMNS = ("user_id", "item_id", "split")
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """Pairs of a user and an item, by split, with dense ids: 0 .. n - 1 in the order of the sorted values.
+    """The pairs of a user and an item, by split, with dense ids: 0 .. n - 1 in the order of the sorted values.
 
-    A pair that occurs more than once counts once, in the earliest of its splits: what was trained on is no test.
+    A pair that occurs more than once counts once, in the earliest of its splits, so that no trained pair is tested.
 
     Attributes:
-        name: of the data set.
-        values: "user_id" and "item_id" -> the value behind each id, of all splits.
-        pairs: split -> columns user_id and item_id (Int64), sorted.
+        name: the name of the data set.
+        values: the value of each id, of all splits, under "user_id" and "item_id".
+        pairs: a frame for each split, with columns user_id and item_id (Int64), sorted.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Interactions:
         return len(self.values["item_id"])
 
     def edges(self, split: str = "train") -> Tensor:
-        """The pairs of a split: int64 [2, N], users above items."""
+        """Return the pairs of a split, int64 [2, N]: users in the first row, items in the second."""
         import torch
 
         if split not in self.pairs:
@@ -50,7 +50,7 @@ class Interactions:
         return torch.from_numpy(self.pairs[split].to_numpy(order="fortran").T.copy())
 
     def counts(self, table: str) -> Tensor:
-        """How often each id of "user_id" or "item_id" occurs in the train split: int64 [number of ids]."""
+        """Return how often each id of "user_id" or "item_id" occurs in the train split: int64 [number of ids]."""
         edges = self.edges("train")
         return edges[COLUMNS.index(table)].bincount(minlength=len(self.values[table]))
 
@@ -63,8 +63,8 @@ def from_rows(name: str, rows: pl.LazyFrame) -> Interactions:
     """Check rows with COLUMNS and number their ids.
 
     Raises:
-        DataError: a missing column, ids that are neither integers nor strings, a missing id, a split that is none of
-            train, valid and test, or that holds no pair of its own.
+        DataError: a column or an id is missing, ids are neither integers nor strings, or a split is not train, valid or
+            test, or holds no pair of its own.
     """
     dtypes = rows.collect_schema()
     for column in COLUMNS:

@@ -1,4 +1,4 @@
-"""Batches from an Arrow file of encoded rows: streamed, shuffled by (seed, epoch), resumable."""
+"""The loader of batches from an Arrow file of encoded rows: streamed, shuffled by (seed, epoch), resumable."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ WINDOW_ROWS = 1 << 20
 
 
 class Loader:
-    """Iterates over the batches of one split, in an order that depends only on (seed, epoch).
+    """An iterable of the batches of one split, in an order that depends only on (seed, epoch).
 
-    Shuffled rows: the chunks of the file (16,384 rows) are permuted, then rows are permuted inside windows of
-    consecutive chunks that hold at least `window_rows` rows. A file that fits in one window is thus permuted as a
-    whole. Memory holds two windows at most. Skipped windows are not read, so `start_batch` is cheap.
+    To shuffle, the chunks of the file (16,384 rows) are permuted, then the rows inside windows of consecutive chunks
+    that hold at least `window_rows` rows. A file that fits in one window is permuted as a whole. At most two windows
+    are in memory. Skipped windows are not read, so `start_batch` is cheap.
 
     Args:
-        path: file that `data.encode` wrote.
-        batch_size: rows per batch; the last batch may be smaller.
-        start_batch: the first batch to yield; the batches are those of an iteration from 0, exactly.
-        drop_last: leave out a last batch that is smaller.
-        window_rows: rows inside which rows are permuted.
-        prefetch: batches made ahead in a thread of their own; 0 for none.
-        share: (part, parts): of each batch only this part, so that `parts` processes make the whole of it. Parts are
-            equally large, for which the last ones are padded.
+        path: the file that `data.encode` wrote.
+        batch_size: the rows per batch; the last batch may be smaller.
+        start_batch: the number of the first batch to yield; the batches are exactly those of an iteration from 0.
+        drop_last: true to leave out a last batch that is smaller.
+        window_rows: the number of rows within which rows are permuted.
+        prefetch: the number of batches made ahead in a separate thread; 0 for none.
+        share: the part of each batch to yield, as (part, parts), for `parts` processes. Parts have the same size; the
+            last ones are padded.
 
     Raises:
-        DataError: a number out of range, a start_batch beyond the last batch.
+        DataError: a number is out of range, or start_batch is beyond the last batch.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Loader:
         self._windows = self._plan(window_rows)
 
     def __len__(self) -> int:
-        """Number of batches that an iteration yields."""
+        """Return the number of batches of an iteration."""
         return -(-self.num_rows // self.batch_size) - self.start_batch
 
     def __iter__(self) -> Iterator[Batch]:
         return prefetched(self._batches, self.prefetch) if self.prefetch else self._batches()
 
     def _plan(self, window_rows: int) -> list[list[int]]:
-        """Chunks of each window."""
+        """Return the chunks of each window."""
         if not self.shuffle:
             return [[chunk] for chunk in range(len(self._chunk_rows))]
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self._chunk_rows)).tolist()

@@ -1,4 +1,4 @@
-"""Next items, one left out: of each user's events the last is test, the one before it valid, the others train."""
+"""Next-item prediction, leave one out: each user's last event is test, the one before it valid, the others train."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SORTED = 32  # batches whose windows are sorted by length
 
 @dataclass(frozen=True)
 class HistoryBatch:
-    """B histories as `recsys_models.sequence` takes them.
+    """A batch of B histories, in the form that `recsys_models.sequence` takes.
 
     Attributes:
-        history: int64 [B, L], from the oldest event to the latest, then padding (0).
+        history: the items, int64 [B, L], from the oldest event to the latest, then padding (0).
         mask: bool [B, L], True for events.
-        users: int64 [B].
+        users: the users, int64 [B].
     """
 
     history: Tensor
@@ -37,13 +37,13 @@ class HistoryBatch:
 
 @dataclass(frozen=True, eq=False)
 class NextItems:
-    """The events of users, end to end, two of each held out. Compared by identity.
+    """The concatenated events of users, two held out of each. Instances are compared by identity.
 
     Attributes:
-        items: int64 [N], below `num_items`.
-        offsets: int64 [U + 1], where each user begins and ends.
-        values: the id of each item in the source [num_items].
-        content: float32 [num_items, dim], vectors of what the items are about; None where there are none.
+        items: the item of each event, int64 [N], below `num_items`.
+        offsets: the begin and end of each user's events, int64 [U + 1].
+        values: the id of each item in the source, [num_items].
+        content: vectors that describe the items, float32 [num_items, dim]; None if there are none.
     """
 
     items: np.ndarray
@@ -53,10 +53,11 @@ class NextItems:
 
     @classmethod
     def of(cls, sequences: Sequences, core: int = 5) -> NextItems:
-        """The events of users and items that occur `core` times at least among each other; items are numbered anew.
+        """Select the events of users and items with at least `core` events among each other; number items anew.
 
         Raises:
-            DataError: a core below 3, which leaves users without an event in each split, or one that nobody belongs to.
+            DataError: the core is below 3, which leaves users without an event in each split, or no user belongs to the
+                core.
         """
         if core < 3:
             raise DataError(f"core must be 3 or more, for each user to have an event in every split: {core}")
@@ -86,37 +87,37 @@ class NextItems:
         return len(self.offsets) - 1
 
     def ends(self, split: str) -> np.ndarray:
-        """Where the events end that come before the one to predict, in train the end of the split: int64 [U]."""
+        """Return the ends of the events before the target, in train the end of the split: int64 [U]."""
         return self.offsets[1:] - {"train": 2, "valid": 2, "test": 1}[split]
 
     def counts(self) -> Tensor:
-        """How often each item occurs in the train split: int64 [num_items]."""
+        """Return how often each item occurs in the train split: int64 [num_items]."""
         return torch.from_numpy(self._counts)
 
     def targets(self, split: str) -> Tensor:
-        """The item to predict for each user: int64 [U]."""
+        """Return the item to predict for each user: int64 [U]."""
         if split not in SPLITS[1:]:
             raise DataError(f"targets are those of {' or '.join(SPLITS[1:])}, not of {split!r}")
         return torch.from_numpy(self.items[self.ends(split)])
 
     def known(self, split: str) -> Tensor:
-        """Pairs of user and item that come before the one to predict, sorted by user: int64 [2, M]."""
+        """Return the pairs of user and item before the target, sorted by user: int64 [2, M]."""
         lengths = self.ends(split) - self.offsets[:-1]
         events = np.concatenate([np.arange(*span) for span in zip(self.offsets[:-1], self.ends(split), strict=True)])
         users = np.repeat(np.arange(self.num_users), lengths)
         return torch.from_numpy(np.stack([users, self.items[events]]))
 
     def histories(self, split: str, users: Tensor, length: int) -> HistoryBatch:
-        """The latest `length` events of some users before the one to predict."""
+        """Return the latest `length` events of some users before the target."""
         chosen = users.cpu().numpy()
         ends = self.ends(split)[chosen]
         return self._batch(np.maximum(self.offsets[chosen], ends - length), ends, chosen)
 
     def windows(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Starts, ends and users of windows of the train split: its events cut from the latest on, int64 [W] each.
+        """Return starts, ends and users of windows of the train split, cut from the latest event on: int64 [W] each.
 
-        A window holds up to `length + 1` events, the first of which is the last of the window before, so that every
-        event but a user's first is predicted once.
+        A window holds up to `length + 1` events. Its first event is the last of the window before, so that every event
+        but a user's first is predicted once.
         """
         ends = self.ends("train")
         steps = np.maximum(-(-(ends - self.offsets[:-1] - 1) // length), 1)  # windows of each user
@@ -128,9 +129,9 @@ class NextItems:
     def batches(
         self, length: int, batch_size: int, seed: int, epoch: int, start: int = 0, share: tuple[int, int] = (0, 1)
     ) -> Iterator[HistoryBatch]:
-        """All windows, shuffled by (seed, epoch), from batch `start` on; those of a batch are of similar length.
+        """Yield all windows, shuffled by (seed, epoch), from batch `start` on; a batch has windows of similar length.
 
-        With `share` (part, parts) of each batch only this part; one for which nothing is left holds no event.
+        With `share` (part, parts), only this part of each batch is yielded; a part that gets no window holds no event.
         """
         starts, ends, users = self._windows_of(length)
         draw = np.random.default_rng([seed, epoch])
@@ -147,7 +148,7 @@ class NextItems:
                 yield self._batch(starts[:1], starts[:1], users[:1])
 
     def num_batches(self, length: int, batch_size: int) -> int:
-        """How many batches an epoch has."""
+        """Return the number of batches of an epoch."""
         return -(-len(self._windows_of(length)[0]) // batch_size)
 
     @cached_property

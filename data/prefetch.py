@@ -1,4 +1,4 @@
-"""Runs an iterator ahead in a thread."""
+"""An iterator that runs ahead in a thread."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _END = object()
 
 
 def prefetched(make: Callable[[], Iterator[T]], ahead: int) -> Iterator[T]:
-    """Items of `make()`, up to `ahead` of them made before they are asked for.
+    """Yield the items of `make()`, up to `ahead` of which are made in advance.
 
-    An exception of the iterator is raised here, after the items before it. The thread ends with this generator,
-    also when that is closed before its end.
+    An exception of the iterator is raised here, after the items before it. The thread ends with this generator, even if
+    the generator is closed early.
     """
     queue: Queue[object] = Queue(maxsize=ahead)
     stopped = threading.Event()

@@ -1,10 +1,10 @@
-"""A folder of encoded data, written once.
+"""The folder of encoded data, which is written once.
 
     <cache>/<name>-<key>/  train.arrow valid.arrow test.arrow  meta.json
                            vocabulary/<number>.parquet  content/<number>.npy  truth.npz
 
-Vocabularies and content are numbered as the features are: no name of a column becomes a file's. The key is a checksum
-of the options and of the source files' content. The folder appears complete or not at all.
+Vocabularies and content are numbered like the features, so that column names do not become file names. The key is a
+checksum of the options and of the source files' content. The folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def prepared(
     files: Sequence[Path],
     read: Callable[[], Source],
 ) -> Path:
-    """Folder of the encoded data, made from `read()` where it is not there yet.
+    """Return the folder of the encoded data; it is made from `read()` if it does not exist.
 
     Args:
-        name: of the data set.
-        cache: folder of all encoded data, by default `embcomp` in the user's cache folder.
-        options: everything that the rows depend on beside the files; values that JSON can hold.
-        files: source files, which must exist.
-        read: gives the rows.
+        name: the name of the data set.
+        cache: the folder of all encoded data, by default `embcomp` in the user's cache folder.
+        options: all options that the rows depend on, beside the files; values that JSON can hold.
+        files: the source files, which must exist.
+        read: a function that returns the rows.
     """
     for file in files:
         if not file.is_file():

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""The data sets by name, and the functions that load them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from embcomp.columns import ColumnsError, MissingColumn, is_damaged
 
 @dataclass(frozen=True)
 class Dataset:
-    """How to read a data set.
+    """The reader of a data set.
 
     Attributes:
-        read: (folder, **options) -> Source, or rows of interactions; without the folder for generated data.
-        files: folder -> its source files; None for generated data.
-        folder: name of its folder under the root.
-        resolve: options as given -> options as `read` takes them.
-        defaults: options of `read` with their defaults, where its signature does not name them.
+        read: a function (folder, **options) that returns a Source, or rows of interactions; without the folder for
+            generated data.
+        files: a function from the folder to its source files; None for generated data.
+        folder: the name of its folder under the root.
+        resolve: a function from the given options to those that `read` takes.
+        defaults: the options of `read` with their defaults, if its signature does not name them.
     """
 
     read: Callable[..., Any]
@@ -44,7 +45,7 @@ class Dataset:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options with their defaults."""
+        """Return the options with their defaults."""
         if self.defaults is not None:
             return self.defaults
         parameters = list(inspect.signature(self.read).parameters.values())
@@ -84,18 +85,18 @@ def load(
     cache: str | Path | None = None,
     **options: Any,
 ) -> ClickData:
-    """Encode a data set where that has not been done yet, and open it.
+    """Encode a data set, if that has not been done yet, and open it.
 
     Args:
         name: a key of `DATASETS`.
-        root: folder of source data, by default what EMBCOMP_DATA names.
-        folder: folder of this data set, relative to `root` unless absolute, where it is not the usual one.
-        cache: folder of encoded data, by default `embcomp` in the user's cache folder.
-        options: those of the `read` function of the data set's module.
+        root: the folder of source data, by default that of EMBCOMP_DATA.
+        folder: the folder of this data set, relative to `root` unless absolute, if it is not the usual one.
+        cache: the folder of encoded data, by default `embcomp` in the user's cache folder.
+        options: the options of the `read` function of the data set's module.
 
     Raises:
-        DataError: unknown name or option, missing or damaged file, malformed line, a value that cannot be trained on,
-            an empty split.
+        DataError: a name or an option is unknown, a file is missing or damaged, a line is malformed, a value cannot be
+            trained on, or a split is empty.
     """
     dataset = DATASETS[known("data set", name, DATASETS)]
     chosen = _chosen(name, dataset, options)
@@ -114,12 +115,13 @@ def load_interactions(
 
     Args:
         name: a key of `INTERACTIONS`; "interactions" reads any parquet file with columns user_id, item_id and split.
-        root: folder of source data, by default what EMBCOMP_DATA names.
-        folder: folder or file of this data set, relative to `root` unless absolute, where it is not the usual one.
-        options: of "synthetic", those of `data.readers.synthetic.Config`.
+        root: the folder of source data, by default that of EMBCOMP_DATA.
+        folder: the folder or file of this data set, relative to `root` unless absolute, if it is not the usual one.
+        options: for "synthetic", those of `data.readers.synthetic.Config`.
 
     Raises:
-        DataError: unknown name or option, missing or damaged file, a value that cannot be trained on, an empty split.
+        DataError: a name or an option is unknown, a file is missing or damaged, a value cannot be trained on, or a
+            split is empty.
     """
     dataset = INTERACTIONS[known("data set", name, INTERACTIONS)]
     chosen = _chosen(name, dataset, options)
@@ -138,12 +140,12 @@ def load_sequences(
 
     Args:
         name: a key of `SEQUENCES`.
-        root: folder of source data, by default what EMBCOMP_DATA names.
-        folder: folder of this data set, relative to `root` unless absolute, where it is not the usual one.
-        options: of "synthetic", those of `data.readers.synthetic.Config`.
+        root: the folder of source data, by default that of EMBCOMP_DATA.
+        folder: the folder of this data set, relative to `root` unless absolute, if it is not the usual one.
+        options: for "synthetic", those of `data.readers.synthetic.Config`.
 
     Raises:
-        DataError: unknown name or option, missing or damaged file.
+        DataError: a name or an option is unknown, or a file is missing or damaged.
     """
     dataset = SEQUENCES[known("data set", name, SEQUENCES)]
     chosen = _chosen(name, dataset, options)
@@ -158,15 +160,15 @@ def load_sequences(
 def content_of(
     datasets: Mapping[str, Dataset], name: str, *, folder: str | Path | None = None
 ) -> list[tuple[str, str]] | None:
-    """Names and checksums of a data set's source files; none for generated data, None where a file is not there.
+    """Return the names and checksums of the source files: empty for generated data, None if a file is missing.
 
     Args:
-        datasets: DATASETS, INTERACTIONS or SEQUENCES.
+        datasets: the registry, DATASETS, INTERACTIONS or SEQUENCES.
         name: a key of it.
-        folder: where it is not the usual one.
+        folder: the folder, if it is not the usual one.
 
     Raises:
-        DataError: unknown name, a folder that cannot be.
+        DataError: the name is unknown, or the folder is not valid.
     """
     dataset = datasets[known("data set", name, datasets)]
     if dataset.files is None:
@@ -183,7 +185,7 @@ def content_of(
 
 
 def has_files(name: str) -> bool:
-    """Whether any source file of a data set of clicks is where EMBCOMP_DATA says."""
+    """Return whether any source file of a data set of clicks is in the folder of EMBCOMP_DATA."""
     dataset = DATASETS[known("data set", name, DATASETS)]
     if dataset.files is None or dataset.folder is None or not os.environ.get("EMBCOMP_DATA"):
         return False
@@ -191,7 +193,7 @@ def has_files(name: str) -> bool:
 
 
 def root_folder(root: str | Path | None = None) -> Path:
-    """The folder of source data: `root`, else what EMBCOMP_DATA names."""
+    """Return the folder of source data: `root`, else that of EMBCOMP_DATA."""
     chosen = root or os.environ.get("EMBCOMP_DATA")
     if not chosen:
         raise DataError("where is the data? Give root= or set EMBCOMP_DATA to the folder that holds the data sets")
@@ -199,7 +201,7 @@ def root_folder(root: str | Path | None = None) -> Path:
 
 
 def _chosen(name: str, dataset: Dataset, options: dict[str, Any]) -> dict[str, Any]:
-    """All options of a data set, those given checked."""
+    """Return all options of a data set; given ones are checked."""
     defaults = dataset.options
     for option, value in options.items():
         default = defaults[known(f"option of {name}", option, defaults)]
@@ -212,7 +214,7 @@ def _chosen(name: str, dataset: Dataset, options: dict[str, Any]) -> dict[str, A
 
 
 def is_like(value: Any, default: Any) -> bool:
-    """Whether an option's value is of the type of its default, where it has one; numbers are finite."""
+    """Return whether the value of an option has the type of its default, if it has one; numbers must be finite."""
     if default is inspect.Parameter.empty:
         return True
     if isinstance(value, float) and not math.isfinite(value):
@@ -236,7 +238,7 @@ def _there(name: str, files: list[Path]) -> list[Path]:
 
 @contextmanager
 def _named(name: str, place: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Errors in the data say which data set it is, and the file; the folder, where there are several files."""
+    """Add the name of the data set and its file to errors in the data; the folder, if there are several files."""
     try:
         yield
     except MissingColumn as error:
@@ -254,7 +256,7 @@ def _named(name: str, place: Path, files: Sequence[Path]) -> Iterator[None]:
 
 
 def _unreadable(place: Path, files: Sequence[Path]) -> str:
-    """Which file polars cannot read. Raises DataError where more than that is known."""
+    """Return the file that polars cannot read. Raise DataError if more is known."""
     for file in files:
         if file.suffix != ".parquet":
             check_utf8(file)

@@ -1,7 +1,7 @@
-"""Examples of behavior sequences, asked by requests: some of a user's that follow each other share one history.
+"""Examples of behavior sequences, grouped into requests: consecutive examples of a user share one history.
 
-A server is asked for many candidates of a user at once, and so is a model here: of each `size` events that follow each
-other, the examples form a request, whose history is what the user did before the first of them.
+A server scores many candidates of a user at once, and so does a model here: the examples of `size` consecutive events
+form a request. Its history is the user's events before the first of them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _WINDOW = 32  # batches whose requests are sorted by length
 
 @dataclass(frozen=True)
 class RequestBatch:
-    """B requests of up to C candidates, as `recsys_models.BehaviorModel` takes them.
+    """A batch of B requests with up to C candidates each, in the form that `recsys_models.BehaviorModel` takes.
 
     Attributes:
-        candidates: int64 [B, C], then padding (0).
+        candidates: the candidates, int64 [B, C], then padding (0).
         asked: bool [B, C], True for candidates.
-        history: int64 [B, L], from the oldest event to the latest, then padding (0).
+        history: the items, int64 [B, L], from the oldest event to the latest, then padding (0).
         mask: bool [B, L], True for events.
-        label: float32 [B, C].
-        users: int64 [B].
-        before: int64 [B], how many events the user has before the request, also where the history holds fewer.
-        total: candidates of the whole batch, of which this may be one process's share.
+        label: the labels, float32 [B, C].
+        users: the users, int64 [B].
+        before: the number of events of the user before the request, int64 [B], even if the history holds fewer.
+        total: the candidates of the whole batch, if this is one process's share of it.
     """
 
     candidates: Tensor
@@ -53,13 +53,13 @@ class RequestBatch:
 
 @dataclass(frozen=True)
 class Requests:
-    """Examples by request, with the latest `length` events before each.
+    """The examples by request, with the latest `length` events before each.
 
     Attributes:
-        sequences: of all users.
-        rows: the examples, those of a request side by side.
-        offsets: int64 [R + 1], where each request begins and ends.
-        length: most events of a history.
+        sequences: the sequences of all users.
+        rows: the examples; those of a request are consecutive.
+        offsets: the begin and end of each request, int64 [R + 1].
+        length: the most events of a history.
     """
 
     sequences: Sequences
@@ -69,7 +69,7 @@ class Requests:
 
     @classmethod
     def of(cls, sequences: Sequences, rows: Examples, size: int, length: int) -> Requests:
-        """Those of each `size` events that follow each other; 1 gives every event its own history."""
+        """Group the examples of each `size` consecutive events; 1 gives every event its own history."""
         block = (rows.events - sequences.offsets[rows.users]) // size
         begins = np.flatnonzero((np.diff(rows.users, prepend=-1) != 0) | (np.diff(block, prepend=-1) != 0))
         return cls(sequences, rows, np.append(begins, len(rows)), length)
@@ -79,7 +79,7 @@ class Requests:
 
     @property
     def before(self) -> np.ndarray:
-        """How many events the user has before each request: int64 [R]."""
+        """Return how many events the user has before each request: int64 [R]."""
         first = self.offsets[:-1]
         return self.rows.events[first] - self.sequences.offsets[self.rows.users[first]]
 
@@ -91,12 +91,13 @@ class Requests:
         start: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[RequestBatch]:
-        """All requests in order, or shuffled by (seed, epoch), from batch `start` on.
+        """Yield all requests in order, or shuffled by (seed, epoch), from batch `start` on.
 
-        With `share` (part, parts) of each batch only this part; one for which nothing is left asks for no candidate.
+        With `share` (part, parts), only this part of each batch is yielded; a part that gets no request has no
+        candidate.
 
-        Shuffled batches hold requests of similar length, which is several times less padding: requests are drawn,
-        sorted within 32 batches, and the batches drawn again.
+        Shuffled batches hold requests of similar length, with several times less padding: requests are permuted, sorted
+        by length within 32 batches, and the batches are permuted.
         """
         order = np.arange(len(self))
         places = range(0, len(self), batch_size)
@@ -111,7 +112,7 @@ class Requests:
             yield self.batch(order[place : place + batch_size], share)
 
     def batch(self, chosen: np.ndarray, share: tuple[int, int] = (0, 1)) -> RequestBatch:
-        """A share of the requests of these numbers, int64 [B]; padded to the longest of them."""
+        """Make a share of the requests of these numbers, int64 [B]; padded to the longest of them."""
         sizes = np.diff(self.offsets)[chosen]
         total = int(sizes.sum())
         mine = np.array_split(np.arange(len(chosen)), share[1])[share[0]]

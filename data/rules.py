@@ -1,4 +1,4 @@
-"""What a schema says of columns that are no ids and numbers yet: fill values, parts of dates, fixed-size lists."""
+"""The rules of a schema that convert columns to ids and numbers: fill values, parts of dates, fixed-size lists."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ KEYS = ("of", "part", "fill")
 
 @dataclass(frozen=True)
 class Rule:
-    """How a column of the data set is made from one of the file.
+    """A rule that makes a column of the data set from one of the file.
 
     Attributes:
-        name: of the column that is made.
+        name: the name of the column that is made.
         of: the column of the file.
-        part: of its dates, a key of PARTS.
-        fill: in the place of a missing value, and of NaN.
+        part: the part of its dates, a key of PARTS.
+        fill: the value for missing values and NaN.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Rule:
 
     @classmethod
     def read(cls, where: str, name: str, settings: Mapping[str, Any]) -> Rule:
-        """The rule among the settings of a column."""
+        """Read the rule from the settings of a column."""
         rule = cls(name, **{"of": name, **{key: settings[key] for key in KEYS if key in settings}})
         if not isinstance(rule.of, str):
             raise DataError(f"{where}: of must be the name of a column, not {rule.of!r}")
@@ -55,7 +55,7 @@ class Rule:
         return rule
 
     def column(self, dtype: pl.DataType) -> pl.Expr:
-        """The column, from one of this type."""
+        """Return the column, made from one of this type."""
         found = pl.col(self.of)
         if self.part is not None:
             if dtype not in (pl.Date, pl.Datetime, pl.Time) or (dtype == pl.Time and self.part not in _NEEDS_TIME):
@@ -74,7 +74,7 @@ class Rule:
         return found.alias(self.name)
 
     def dense(self, dtype: pl.DataType) -> list[pl.Expr]:
-        """The dense columns: of a fixed-size list of n numbers n columns, `name[0]` to `name[n - 1]`."""
+        """Return the dense columns; a fixed-size list of n numbers gives n columns, `name[0]` to `name[n - 1]`."""
         if not isinstance(dtype, pl.Array) or self.part is not None:
             return [self.column(dtype)]
         entries = [(f"{self.name}[{place}]", pl.col(self.of).arr.get(place)) for place in range(dtype.size)]

@@ -1,4 +1,4 @@
-"""What a click data set looks like to a model: its label, features, dense columns and group."""
+"""The schema of a click data set: its label, features, dense columns and group."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class DataError(ValueError):
-    """Bad data or a bad request for data; the message names the place, the value and the remedy."""
+    """Data or arguments are not valid; the message names the place, the value and the remedy."""
 
 
 def known(kind: str, name: str, names: Collection[str]) -> str:
-    """`name`, where it is one of `names`; else an error with the nearest of them."""
+    """Return `name` if it is one of `names`. Raise DataError with the nearest of them if not."""
     if not isinstance(name, str) or name not in names:
         near = get_close_matches(str(name), list(names), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
@@ -26,9 +26,9 @@ class Feature:
     """A categorical feature.
 
     Attributes:
-        name: column of the data, key of the KeyedJaggedTensor.
-        num_embeddings: ids are 0 <= id < num_embeddings; None for an open id space (any non-negative int64).
-        multi_hot: the column holds a list of ids per row, possibly empty.
+        name: the column of the data, and key of the KeyedJaggedTensor.
+        num_embeddings: the number of ids, 0 <= id < num_embeddings; None for an open id space (any non-negative int64).
+        multi_hot: true if the column holds a list of ids per row, possibly empty.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Schema:
     """The columns of an encoded data set.
 
     Attributes:
-        label: column of 0 and 1.
-        features: categorical features, in the order of the KeyedJaggedTensor's keys.
-        dense: float columns, in the order of `Batch.dense`.
-        group: column by which metrics are grouped (a feature or one of `columns`), or None.
-        columns: further columns that batches carry for evaluation, not for the model.
+        label: the column of 0 and 1.
+        features: the categorical features, in the order of the KeyedJaggedTensor's keys.
+        dense: the float columns, in the order of `Batch.dense`.
+        group: the column by which metrics are grouped (a feature or one of `columns`), or None.
+        columns: further columns that batches carry for evaluation; the model does not read them.
     """
 
     label: str
@@ -60,14 +60,14 @@ class Schema:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Columns that `Batch.columns` holds: the group first, then `columns`."""
+        """The columns that `Batch.columns` holds: the group first, then `columns`."""
         return tuple(dict.fromkeys(([self.group] if self.group else []) + list(self.columns)))
 
     def feature(self, name: str) -> Feature:
         return self.features[self.place(name)]
 
     def place(self, name: str) -> int:
-        """The number of a feature."""
+        """Return the number of a feature."""
         for place, feature in enumerate(self.features):
             if feature.name == name:
                 return place

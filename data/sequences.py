@@ -1,11 +1,11 @@
 """Behavior sequences: each user's items in the order of time, and two tasks on them.
 
-Of each user's events the first 80 % are train, the next 10 % valid, the rest test. An example is an event and all that
-the user did before it:
+The first 80 % of each user's events are train, the next 10 % valid, the rest test. An example is an event and the
+user's events before it:
 
-- "like": the film that was rated then, and whether the rating is above 3; ratings of 3 are history alone.
-- "next": the film that came next, labelled 1, and beside it one that the user never rated, labelled 0, drawn as often
-  as films occur in the train split.
+- "like": the film that was rated, and whether the rating is above 3; ratings of 3 are only used as history.
+- "next": the film that was rated next, label 1, and one that the user never rated, label 0, drawn with the frequency
+  of films in the train split.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ TASKS = ("like", "next")
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """The events of U users, end to end. Compared by identity, so that they may be keys of a cache.
+    """The concatenated events of U users. Instances are compared by identity, so that they can be keys of a cache.
 
     Attributes:
-        items: int64 [N], below `num_items`.
-        ratings: int8 [N].
-        offsets: int64 [U + 1], where each user begins and ends.
-        num_items: how many films there are.
-        categories: int64 [num_items], the first genre of each film; None where it is not known.
-        values: the id of each item in its source [num_items]; None where the numbers are the ids.
-        content: float32 [num_items, dim], vectors of what the items are about; None where there are none.
+        items: the item of each event, int64 [N], below `num_items`.
+        ratings: the rating of each event, int8 [N].
+        offsets: the begin and end of each user's events, int64 [U + 1].
+        num_items: the number of films.
+        categories: the first genre of each film, int64 [num_items]; None if it is unknown.
+        values: the id of each item in its source, [num_items]; None if the numbers are the ids.
+        content: vectors that describe the items, float32 [num_items, dim]; None if there are none.
     """
 
     items: np.ndarray
@@ -46,26 +46,26 @@ class Sequences:
     content: np.ndarray | None = None
 
     def split(self) -> np.ndarray:
-        """Which of `SPLITS` each event belongs to: uint8 [N]."""
+        """Return the split of each event, as a number of `SPLITS`: uint8 [N]."""
         lengths = np.diff(self.offsets)
         place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
         share = place / np.repeat(lengths, lengths)
         return (share >= 0.8).astype(np.uint8) + (share >= 0.9)
 
     def users(self) -> np.ndarray:
-        """The user of each event: int64 [N]."""
+        """Return the user of each event: int64 [N]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of a task: what is asked after `event - offsets[user]` events of `user`.
+    """The rows of a task. The history of a row is the `event - offsets[user]` events of `user` before it.
 
     Attributes:
-        users: int64 [n].
-        events: int64 [n], the event whose past is the history.
-        candidates: int64 [n].
-        labels: float32 [n], 0 or 1.
+        users: the users, int64 [n].
+        events: the event before which the history ends, int64 [n].
+        candidates: the candidates, int64 [n].
+        labels: the labels, float32 [n], 0 or 1.
     """
 
     users: np.ndarray
@@ -79,14 +79,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """B rows as `recsys_models.BehaviorModel` takes them.
+    """A batch of B rows, in the form that `recsys_models.BehaviorModel` takes.
 
     Attributes:
-        candidates: int64 [B].
-        history: int64 [B, L], from the oldest event to the latest, then padding (0).
+        candidates: the candidates, int64 [B].
+        history: the items, int64 [B, L], from the oldest event to the latest, then padding (0).
         mask: bool [B, L], True for events.
-        label: float32 [B].
-        users: int64 [B], for grouped metrics.
+        label: the labels, float32 [B].
+        users: the users, int64 [B], for grouped metrics.
     """
 
     candidates: Tensor
@@ -97,10 +97,10 @@ class SequenceBatch:
 
 
 def examples(sequences: Sequences, task: str, split: str, seed: int = 0) -> Examples:
-    """All rows of a task in a split; the seed draws the negatives of "next", others in each split.
+    """Return all rows of a task in a split; the seed draws the negatives of "next", different ones in each split.
 
     Raises:
-        DataError: an unknown task or split, or a user who has rated every film.
+        DataError: the task or split is unknown, or a user has rated every film.
     """
     if task not in TASKS or split not in SPLITS:
         raise DataError(f"task must be one of {', '.join(TASKS)} and split one of {', '.join(SPLITS)}: {task}, {split}")
@@ -120,7 +120,7 @@ def examples(sequences: Sequences, task: str, split: str, seed: int = 0) -> Exam
 def batches(
     sequences: Sequences, rows: Examples, batch_size: int, length: int, seed: int | None = None
 ) -> Iterator[SequenceBatch]:
-    """Rows in order, or shuffled by a seed, each with the latest `length` events before its own."""
+    """Yield rows in order, or shuffled by a seed, each with the latest `length` events before its own."""
     order = np.arange(len(rows)) if seed is None else np.random.default_rng(seed).permutation(len(rows))
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
@@ -134,7 +134,7 @@ def batches(
 
 
 def _negatives(sequences: Sequences, users: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """A film for each user who never rated it, as often as films occur in train."""
+    """Draw a film for each user who never rated it, with the frequency of films in train."""
     train = sequences.items[sequences.split() == 0]
     own = np.unique(sequences.users() * sequences.num_items + sequences.items)
     items = train[draw.integers(len(train), size=len(users))]

@@ -1,4 +1,4 @@
-"""What a reader gives to be encoded."""
+"""The raw rows that a reader returns, to be encoded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from data.splits import SPLITS
 
 @dataclass(frozen=True)
 class Source:
-    """Raw rows, and what each column is for.
+    """The raw rows, and the use of each column.
 
     Attributes:
-        rows: label, raw feature values, dense and further columns, and SPLIT (UInt8, index into SPLITS).
+        rows: the label, raw feature values, dense and further columns, and SPLIT (UInt8, index into SPLITS).
         fields: the features, in the order of the schema.
         splits: the splits that must hold rows.
-        content: feature -> float32 [num_embeddings, dim], vectors that describe the ids.
-        truth: what a generator knows about its data.
+        content: vectors that describe the ids, float32 [num_embeddings, dim], by feature.
+        truth: the quantities that a generator has planted.
     """
 
     rows: pl.LazyFrame
@@ -36,7 +36,7 @@ class Source:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """The group and further columns, less those that are features."""
+        """The group and further columns, without those that are features."""
         features = {f.name for f in self.fields}
         names = ([self.group] if self.group else []) + list(self.columns)
         return tuple(name for name in dict.fromkeys(names) if name not in features)

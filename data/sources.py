@@ -1,4 +1,4 @@
-"""Where the published data sets are."""
+"""The addresses of the published data sets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ class Archive:
     """A published archive.
 
     Attributes:
-        url: of a .zip or .tar.gz file.
-        members: files to unpack from it -> checksum ("md5:..." or "sha256:..."), or None where none is published.
-        checksum: of the archive, or None where only its members have one.
-        terms: what the publisher asks of those who use the data.
-        accept: whether the publisher asks for these terms to be accepted before the download.
+        url: the address of a .zip or .tar.gz file.
+        members: the files to unpack from it, with their checksum ("md5:..." or "sha256:..."), or None if none is
+            published.
+        checksum: the checksum of the archive, or None if only its members have one.
+        terms: the terms of the publisher for those who use the data.
+        accept: true if the publisher requires these terms to be accepted before the download.
     """
 
     url: str

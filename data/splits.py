@@ -1,4 +1,4 @@
-"""Train, valid and test: which rows belong to which."""
+"""The splits of rows into train, valid and test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROW = "__row"
 
 
 def with_split(rows: pl.LazyFrame, num_rows: int, how: str, seed: int) -> pl.LazyFrame:
-    """Rows with a column SPLIT that gives 80 % to train, 10 % to valid and 10 % to test (the rest of the rounding).
+    """Add a column SPLIT that gives 80 % to train, 10 % to valid and 10 % to test (test takes the rounding).
 
     Args:
         how: "random", by a permutation that depends on the seed alone, or "time", by the order of the rows.

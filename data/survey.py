@@ -1,4 +1,4 @@
-"""One look at all rows before they are encoded: are they fit for training, how many are there, which values occur?"""
+"""A pass over all rows before they are encoded, which validates them, counts them and collects the vocabularies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TEXT = (pl.String, pl.Boolean, pl.Categorical, pl.Enum)
 
 
 def check_columns(source: Source) -> dict[str, pl.DataType]:
-    """Types of the columns, all of which exist and can hold what they are for."""
+    """Return the types of the columns. Raise DataError if one is missing or its type does not fit its use."""
     dtypes = dict(source.rows.collect_schema())
     wanted = [source.label, *(f.name for f in source.fields), *source.dense, *source.carried]
     for column in wanted:
@@ -50,10 +50,10 @@ def _remedy(dtype: pl.DataType) -> str:
 
 
 def survey(source: Source, dtypes: Mapping[str, pl.DataType]) -> tuple[dict[str, int], dict[str, pl.Series]]:
-    """Rows of each split, and the vocabularies.
+    """Count the rows of each split and collect the vocabularies.
 
     Raises:
-        DataError: a value that cannot be trained on, an empty split.
+        DataError: a value cannot be trained on, or a split is empty.
     """
     rules = _rules(source, dtypes)
     broken = [wrong.fill_null(True).sum().alias(name) for name, (wrong, _) in rules.items()]
@@ -75,7 +75,7 @@ def survey(source: Source, dtypes: Mapping[str, pl.DataType]) -> tuple[dict[str,
 
 
 def _rules(source: Source, dtypes: Mapping[str, pl.DataType]) -> dict[str, tuple[pl.Expr, str]]:
-    """Column -> (which rows break its rule; null counts as broken, the rule)."""
+    """Return for each column the rows that break its rule (null counts as broken), and the rule."""
     rules = {
         source.label: (
             ~pl.col(source.label).cast(pl.Float64).is_in([0.0, 1.0]),
@@ -108,7 +108,7 @@ def _rules(source: Source, dtypes: Mapping[str, pl.DataType]) -> dict[str, tuple
 
 
 def _values(rows: pl.LazyFrame, f: Field) -> pl.LazyFrame:
-    """The values that become the vocabulary of a feature."""
+    """Return the values that become the vocabulary of a feature."""
     rows = rows.filter(pl.col(SPLIT) == 0) if f.ids == "train" else rows
     rows = rows.select(f.name)
     if f.multi_hot:
@@ -118,7 +118,7 @@ def _values(rows: pl.LazyFrame, f: Field) -> pl.LazyFrame:
 
 
 def _sorted(values: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Values in their order: that of numbers, not of their digits; a missing value first."""
+    """Sort values; numbers by value, not by their digits; a missing value first."""
     inner = single(dtype)
     key = values.cast(inner, strict=False) if inner.is_integer() else values
     return values.to_frame("value").with_columns(key=key).sort("key", nulls_last=False)["value"]

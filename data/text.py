@@ -1,4 +1,4 @@
-"""Delimited text, read lazily and checked line by line."""
+"""A reader of delimited text, which is lazy and checks every line."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _MARK = "\ufeff"
 def scan_delimited(
     path: Path, separator: str, schema: Mapping[str, pl.DataType | type[pl.DataType]], *, header: bool = False
 ) -> pl.LazyFrame:
-    """Lazy rows of a text file without quoting; an empty field is null, in a column of strings the empty string.
+    """Scan a text file without quoting, lazily; an empty field is null, in a column of strings the empty string.
 
     Args:
         path: the file, in UTF-8; it may be gzipped, and begin with a byte order mark.
         separator: one or more characters.
         schema: the columns, in the order of the fields, with their types.
-        header: the first line must hold the column names.
+        header: true if the first line must hold the column names.
 
     Raises:
-        DataError: no such file, another encoding, another header; while rows are read: a line with another number of
-            fields or a field that is not of its type, with the file's name and the line's number.
+        DataError: the file does not exist, or has another encoding or header. While rows are read: a line has another
+            number of fields, or a field is not of its type; the error names the file and the line.
     """
     if not path.is_file():
         raise DataError(f"no file {path}")
@@ -66,14 +66,14 @@ def scan_delimited(
 
 
 def count_rows(path: Path, *, header: bool = False) -> int:
-    """Number of lines after the header."""
+    """Return the number of lines after the header."""
     if not path.is_file():
         raise DataError(f"no file {path}")
     return pl.scan_lines(path).select(pl.len()).collect(engine="streaming").item() - header
 
 
 def text_file(folder: Path, name: str) -> Path:
-    """A text file of a folder; where it is not there its gzipped form, `train.csv.gz` or, as on Kaggle, `train.gz`."""
+    """Return a text file of a folder, or its gzipped form, `train.csv.gz` or, as on Kaggle, `train.gz`."""
     path = folder / name
     packed = (path.with_name(f"{name}.gz"), path.with_suffix(".gz"))
     return next((other for other in (path, *packed) if other.is_file()), path)
@@ -93,7 +93,7 @@ def check_utf8(path: Path) -> None:
 
 
 def _first_line(path: Path) -> tuple[str, bool]:
-    """The first line, and whether a byte order mark stood before it."""
+    """Return the first line, and whether a byte order mark stood before it."""
     with _opened(path) as file:
         raw = file.readline(1 << 20)
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -109,7 +109,7 @@ def _first_line(path: Path) -> tuple[str, bool]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """The bytes of a file, gzipped or not, whatever its name says."""
+    """Return the bytes of a file, gzipped or not, whatever its name."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Training batches of retrieval models: a user, an item that the user met, an item drawn at random."""
+"""Training batches of retrieval models: a user, an item of the user's, and an item drawn at random."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from data.schema import DataError
 
 @dataclass(frozen=True)
 class Triples:
-    """One batch.
+    """A batch of B triples.
 
     Attributes:
-        users: int64 [B].
-        positives: int64 [B], items that these users met.
-        negatives: int64 [B], uniform over all items (so it may be one that the user met, as in the papers' samplers).
-        total: rows of the whole batch, of which this may be one process's share; by default B.
-        padding: rows at the end that repeat another one, so that all shares are equally large; they do not count.
+        users: the users, int64 [B].
+        positives: items of these users, int64 [B].
+        negatives: items drawn uniformly from all, int64 [B] (so one may be an item of the user, as in the papers'
+            samplers).
+        total: the rows of the whole batch, if this is one process's share of it; by default B.
+        padding: the number of rows at the end that repeat another row, so that all shares have the same size; they do
+            not count.
     """
 
     users: Tensor
@@ -44,7 +46,7 @@ class Triples:
         return Triples(users, positives, negatives, self.total, self.padding)
 
     def share(self, part: int, parts: int) -> Triples:
-        """One of `parts` shares, which are equally large and one after the other."""
+        """Return one of `parts` consecutive shares of the same size."""
         size = -(-len(self) // parts)
         rows = torch.arange(part * size, (part + 1) * size)
         padding = int((rows >= len(self)).sum())
@@ -53,7 +55,7 @@ class Triples:
 
 
 def num_batches(edges: Tensor, batch_size: int) -> int:
-    """Batches of an epoch, each of at most `batch_size` pairs."""
+    """Return the number of batches of an epoch, each of at most `batch_size` pairs."""
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, not {batch_size}")
     return -(-edges.shape[1] // batch_size)
@@ -62,12 +64,12 @@ def num_batches(edges: Tensor, batch_size: int) -> int:
 def triples(
     edges: Tensor, num_items: int, batch_size: int, *, seed: int, epoch: int = 0, start_batch: int = 0
 ) -> Iterator[Triples]:
-    """Each pair once, in an order that depends only on (seed, epoch), in batches whose sizes differ by one at most.
+    """Yield each pair once, in an order that depends only on (seed, epoch); batch sizes differ by one at most.
 
     Args:
-        edges: int64 [2, E], users above items.
-        num_items: negatives are drawn below it, anew in every epoch.
-        start_batch: the first batch to yield; the batches are those of an iteration from 0, exactly.
+        edges: the pairs, int64 [2, E]: users in the first row, items in the second.
+        num_items: the number of items, from which negatives are drawn anew in every epoch.
+        start_batch: the number of the first batch to yield; the batches are exactly those of an iteration from 0.
     """
     batches = num_batches(edges, batch_size)
     order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(edges.shape[1]))

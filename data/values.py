@@ -1,4 +1,4 @@
-"""What TOML can write and no setting can be."""
+"""The checks for values that TOML can write but that settings do not take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def no_settings(values: Any, key: str = "") -> Iterator[str]:
-    """What is said of numbers without a value, dates, and integers of more than 64 bits, each with its key."""
+    """Return a message for each NaN or infinity, date, and integer of more than 64 bits, with its key."""
     if isinstance(values, dict):
         for name, value in values.items():
             yield from no_settings(value, f"{key}.{name}" if key else str(name))
@@ -20,4 +20,4 @@ def no_settings(values: Any, key: str = "") -> Iterator[str]:
     elif isinstance(values, int) and not -(2**63) <= values < 2**63:
         yield f"{key}: {str(values)[:20]}... is beyond 64 bits"
     elif not isinstance(values, str | int | float | bool | None):
-        yield f"{key}: a date or time, {values}, is no setting; put it into quotes where it is text"
+        yield f"{key}: a date or time, {values}, is not a setting; put it in quotes if it is text"

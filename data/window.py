@@ -1,4 +1,4 @@
-"""Rows of some chunks of a file, and batches cut from them without a Python loop over rows."""
+"""The rows of some chunks of a file, and batches cut from them without a Python loop over rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from data.schema import Schema
 
 @dataclass(frozen=True)
 class Window:
-    """n rows, in the order in which batches take them.
+    """The n rows of some chunks, in the order of the batches.
 
     Attributes:
-        one_hot: ids of the one-hot features, [number of them, n], int32 where all ids fit, else int64.
-        multi_hot: feature -> (ids of all rows, offsets [n + 1]).
-        dense: float32 [n, num_dense].
-        label: float32 [n].
-        columns: name -> [n], int64, float32 or bool.
+        one_hot: the ids of the one-hot features, [features, n], int32 if all ids fit, else int64.
+        multi_hot: the ids of all rows and the offsets [n + 1], by feature.
+        dense: the dense columns, float32 [n, num_dense].
+        label: the labels, float32 [n].
+        columns: further columns by name, [n] each, int64, float32 or bool.
     """
 
     one_hot: Tensor
@@ -36,7 +36,7 @@ class Window:
 
     @classmethod
     def read(cls, chunks: Sequence[pa.RecordBatch], schema: Schema, order: np.ndarray | None) -> Window:
-        """Rows of the chunks; row i of the window is row `order[i]` of the chunks."""
+        """Read the chunks; row i of the window is row `order[i]` of the chunks."""
         table = pa.Table.from_batches(chunks)
 
         def column(name: str, out: np.ndarray | None = None) -> np.ndarray:
@@ -73,7 +73,7 @@ def _widest(column: Tensor) -> Tensor:
 
 
 def _bags(column: pa.ChunkedArray, order: np.ndarray | None) -> tuple[Tensor, Tensor]:
-    """Ids and offsets of a list column whose rows are taken in `order`."""
+    """Return the ids and offsets of a list column whose rows are taken in `order`."""
     array = column.combine_chunks()
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.to_numpy()
@@ -87,7 +87,7 @@ def _bags(column: pa.ChunkedArray, order: np.ndarray | None) -> tuple[Tensor, Te
 
 
 def collate(parts: Sequence[tuple[Window, int, int]], schema: Schema) -> Batch:
-    """The batch that consists of rows begin <= row < end of each (window, begin, end)."""
+    """Make the batch of the rows begin <= row < end of each (window, begin, end)."""
     return Batch(
         dense=torch.cat([window.dense[begin:end] for window, begin, end in parts]).contiguous(),
         sparse=_sparse(parts, schema),
@@ -129,5 +129,5 @@ def _sparse(parts: Sequence[tuple[Window, int, int]], schema: Schema) -> KeyedJa
 
 @lru_cache(maxsize=8)
 def _one_hot_lengths(num_features: int, size: int) -> tuple[Tensor, Tensor]:
-    """Lengths and offsets of a one-hot batch: the same tensors for each batch of that size."""
+    """Return the lengths and offsets of a one-hot batch: the same tensors for each batch of that size."""
     return torch.ones(num_features * size, dtype=torch.int64), torch.arange(num_features * size + 1)

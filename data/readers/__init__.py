@@ -1,1 +1,1 @@
-"""Readers: one file for each data set, from its source files to rows."""
+"""The readers, one file for each data set, from source files to rows."""

@@ -27,18 +27,18 @@ COLUMNS = {"id": pl.String, "click": pl.Int8, "hour": pl.String, **dict.fromkeys
 
 
 def files(folder: Path) -> list[Path]:
-    """`train.csv`, or `train.gz` as Kaggle gives it."""
+    """Return `train.csv`, or `train.gz` as Kaggle publishes it."""
     return [text_file(folder, "train.csv")]
 
 
 def read(folder: Path, *, split: str = "random", seed: int = 0, ids: str = "vocabulary", min_count: int = 2) -> Source:
-    """Rows of `train.csv` (the published test file has no labels).
+    """Read `train.csv` (the published test file has no labels).
 
     Args:
-        split: "random" or "time", 80/10/10.
+        split: the split, "random" or "time", 80/10/10.
         ids: "vocabulary" of the train split, or "raw" for hashes of the strings; hour, weekday and is_weekend are ids
             as they are (0..23, 0 = Monday .. 6, 0..1) either way.
-        min_count: of the vocabulary.
+        min_count: the least number of occurrences for a vocabulary id.
     """
     if ids not in ("vocabulary", "raw"):
         raise DataError(f"ids must be 'vocabulary' or 'raw', not {ids!r}")

@@ -1,7 +1,7 @@
 """Criteo Kaggle (Display Advertising Challenge): `train.txt`, 45,840,617 rows over 7 days in the order of time.
 
 Each line holds, between tabs, the label, 13 integers and 26 categories of 8 hexadecimal digits; any of them but the
-label may be missing. Integers become log(1 + max(x, 0)), a missing one 0, as DLRM does (Naumov et al. 2019, arXiv
+label may be missing. Integers become log(1 + max(x, 0)), missing ones 0, as in DLRM (Naumov et al. 2019, arXiv
 1906.00091). A missing category is a category of its own. Values seen fewer than 10 times in train share the
 out-of-vocabulary id.
 """
@@ -28,13 +28,13 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(folder: Path, *, split: str = "random", seed: int = 0, ids: str = "vocabulary", min_count: int = 10) -> Source:
-    """Rows of `train.txt` (the published test file has no labels).
+    """Read `train.txt` (the published test file has no labels).
 
     Args:
-        split: "random" or "time", 80/10/10.
-        ids: "vocabulary" of the train split, or "raw" for an open id space: the number that the hexadecimal digits
-            write, 2^32 for a missing category.
-        min_count: of the vocabulary.
+        split: the split, "random" or "time", 80/10/10.
+        ids: "vocabulary" of the train split, or "raw" for an open id space: the hexadecimal digits as a number, 2^32
+            for a missing category.
+        min_count: the least number of occurrences for a vocabulary id.
     """
     path = files(folder)[0]
     rows = scan_delimited(path, "\t", COLUMNS).with_columns(

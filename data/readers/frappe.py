@@ -1,7 +1,7 @@
 """Frappe_x1: app usage in context, three files of BARS with 202,027 / 57,722 / 28,860 rows.
 
-The published ids are global, 0 <= id < 5,382, each field in a range of its own. Here each field is a table: its ids
-are the published ones less the start of its range.
+The published ids are global, 0 <= id < 5,382, and each field has a range of its own. Here each field is a table: its
+ids are the published ones minus the start of its range.
 
 L. Baltrunas et al. Frappe: Understanding the Usage and Perception of Mobile App Recommendations In-The-Wild. arXiv
 1505.03014. W. Cheng, Y. Shen, L. Huang. Adaptive Factorization Network. AAAI 2020 (the split).
@@ -36,7 +36,7 @@ STARTS = dict(zip(SIZES, accumulate(SIZES.values(), initial=0), strict=False))
 
 
 def files(folder: Path) -> list[Path]:
-    """The three parquet files where they are, else the published CSV files."""
+    """Return the three parquet files if they exist, else the published CSV files."""
     if (folder / "train.parquet").is_file():
         return [folder / f"{split}.parquet" for split in SPLITS]
     return [text_file(folder, f"{split}.csv") for split in SPLITS]

@@ -1,16 +1,15 @@
-"""Globo.com news clicks: which article a reader takes, most of them hours old.
+"""Globo.com news clicks on articles, most of which are hours old.
 
 Clicks on the articles that have a content vector (667,048 clicks, 4,097 articles, 1-26 October 2017). Each click is a
 row with label 1, followed by `negatives` rows of the same reader and moment with label 0, whose article is drawn
-uniformly from the others that were clicked in the same hour: what was alive then, but was not taken. The split follows
-time: the first 80 % of the clicks are train, the next 10 % valid, the rest test. Two thirds of the test clicks go to
-articles that did not exist in train.
+uniformly from the other articles clicked in the same hour. The split follows time: the first 80 % of the clicks are
+train, the next 10 % valid, the rest test. Two thirds of the test clicks go to articles that did not exist in train.
 
 Files: `clicks.parquet` and `articles.parquet` with the columns of the published CSV files, `article_embeddings.npz`
 with the arrays `article_id` [N] and `embedding` float32 [N, dim].
 
-G. de Souza Pereira Moreira, F. Ferreira, A. M. da Cunha. News Session-Based Recommendations using Deep Neural
-Networks. DLRS 2018, arXiv 1808.00076.
+G. de Souza Pereira Moreira, F. Ferreira, A. M. da Cunha. News Session-Based Recommendations using Deep Neural Networks.
+DLRS 2018, arXiv 1808.00076.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ def files(folder: Path) -> list[Path]:
 def read(
     folder: Path, *, negatives: int = 1, first_share: float = 0.0, train_share: float = 0.8, seed: int = 0
 ) -> Source:
-    """Rows in the order of time. Columns `first_day` and `older` say how old the clicked article is at the click.
+    """Read rows in the order of time. Columns `first_day` and `older` tell the age of the clicked article.
 
-    The rows drawn for a click go with it, and are a group with it: grouped AUC is the share of pairs in which the
-    clicked article has the higher score. Articles of unknown age are neither new nor older. Readers with fewer than
+    A click and the rows drawn for it are in the same split and form a group: grouped AUC is the share of pairs in which
+    the clicked article has the higher score. Articles of unknown age are neither new nor older. Readers with fewer than
     five clicks in train share an id.
 
     Args:
-        negatives: rows with label 0 for each click.
-        first_share: where train begins, as a share of all clicks.
-        train_share: where train ends; valid and test are the last two tenths, whatever it is.
-        seed: of the negatives.
+        negatives: the number of rows with label 0 for each click.
+        first_share: the begin of train, as a share of all clicks.
+        train_share: the end of train; valid and test are always the last two tenths.
+        seed: the seed of the negatives.
     """
     if negatives < 1:
         raise DataError(f"negatives must be at least 1, not {negatives}")
@@ -111,7 +110,7 @@ def _context() -> dict[str, pl.Expr]:
 
 
 def _others(hour: np.ndarray, item: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """For each click `number` other items that were clicked in its hour, uniformly; -1 where there are none."""
+    """Draw `number` other items for each click, uniformly from those clicked in its hour; -1 if there are none."""
     most = int(item.max()) + 1
     alive = np.unique(hour * most + item)  # sorted: the items of an hour lie side by side
     start = np.searchsorted(alive, hour * most)

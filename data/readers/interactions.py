@@ -1,7 +1,7 @@
-"""Reads pairs of a user and an item: Gowalla, Beauty, parquet files of one's own, synthetic ones.
+"""The readers of pairs of a user and an item: Gowalla, Beauty, your own parquet files, synthetic ones.
 
 A parquet file has the columns `user_id` and `item_id` (integers or strings) and `split` (train, valid or test). Gowalla
-and Beauty come so, with their published splits.
+and Beauty have this form, with their published splits.
 
 D. Liang et al. Modeling User Exposure in Recommendation. WWW 2016 (Gowalla; split: X. He et al. LightGCN. SIGIR 2020).
 J. McAuley et al. Image-based Recommendations on Styles and Substitutes. SIGIR 2015 (Beauty).
@@ -20,7 +20,7 @@ from embcomp.columns import parquet_files, scan
 
 
 def files(folder: Path) -> list[Path]:
-    """`interactions.parquet` of a folder, itself a file or a folder; else all files of a folder; or the one file."""
+    """Return `interactions.parquet` of a folder (a file or a folder), else all files of the folder, or the one file."""
     named = folder / "interactions.parquet"
     if named.exists():
         return parquet_files(named)
@@ -34,7 +34,7 @@ def read(folder: Path) -> pl.LazyFrame:
 
 
 def synthetic(**config: float) -> pl.LazyFrame:
-    """The clicked pairs of `synthetic`, split at random; its communities of users and items are there to find."""
+    """Generate the clicked pairs of `synthetic`, split at random, with its communities of users and items."""
     settings = Config(**config)  # type: ignore[arg-type]
     rows = generate(settings).rows.filter(pl.col("label") == 1).select(user_id="user", item_id="item").unique()
     rows = with_split(rows.sort("user_id", "item_id").lazy(), len(rows), "random", settings.seed)

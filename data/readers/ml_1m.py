@@ -1,9 +1,9 @@
 """MovieLens-1M as clicks: ratings 1-2 are negative, 4-5 positive, 3s are dropped (739,012 rows).
 
 Reads the published `ratings.dat` and `users.dat` (`::` between fields) or `ratings.parquet` and `users.parquet`.
-Features are user, item, gender, age, occupation and zip, 13,177 values in all rows together; their ids cover all
-rows, as in the replication of Unified Embedding that published figures come from (Coleman et al. 2023, arXiv
-2305.12102).
+Features are user, item, gender, age, occupation and zip, 13,177 values in all rows together; their ids cover all rows,
+as in the replication of Unified Embedding (Coleman et al. 2023, arXiv 2305.12102) from which the published figures
+come.
 
 F. M. Harper and J. A. Konstan. The MovieLens Datasets: History and Context. ACM TiiS 5(4), 2015.
 """
@@ -27,7 +27,7 @@ _USERS = {"user_id": pl.Int32, "gender": pl.String, "age": pl.Int8, "occupation"
 
 
 def files(folder: Path) -> list[Path]:
-    """The source files: the parquet pair where it is complete, else the published pair."""
+    """Return the source files: the parquet pair if it is complete, else the published pair."""
     if (folder / "ratings.parquet").is_file():
         return [folder / "ratings.parquet", folder / "users.parquet"]
     return [text_file(folder, "ratings.dat"), text_file(folder, "users.dat")]
@@ -42,16 +42,16 @@ def read(
     held_out: float = 0.0,
     features: str = ",".join(FEATURES),
 ) -> Source:
-    """Rows in the order of (user, item), whatever the order of the file.
+    """Read rows in the order of (user, item), whatever the order of the file.
 
     Args:
-        split: "random", 80/10/10 over all rows by the seed; "time": of each user's rows in the order of time the
-            first 80 % are train, the next 10 % valid, the rest test; "last": the last two rows of each user are valid
-            and, the same ones, test, as in github.com/thomasahle/cce.
+        split: "random", 80/10/10 over all rows by the seed; "time": of each user's rows in the order of time the first
+            80 % are train, the next 10 % valid, the rest test; "last": the last two rows of each user are both valid
+            and test, as in github.com/thomasahle/cce.
         ids: "vocabulary", or "raw" for the ids of the source and hashes of the strings.
-        held_out: this share of the items, of all popularities, is taken out of train and valid: the test split then
-            has items that no model has seen.
-        features: which columns are features, of those above, with commas between.
+        held_out: the share of the items, of all popularities, that is removed from train and valid, so that the test
+            split has items that no model has seen.
+        features: the features to read, of those above, separated by commas.
     """
     chosen = tuple(features.split(","))
     if unknown := [name for name in chosen if name not in FEATURES]:
@@ -93,7 +93,7 @@ def read(
 
 
 def held_out_items(items: pl.Series, share: float, seed: int) -> list[int]:
-    """A share of the items, drawn alike from each stretch of popularity (20 items that follow each other in rank)."""
+    """Draw a share of the items, the same from each stretch of popularity (20 items of consecutive rank)."""
     ranked = items.value_counts().sort("count", "item", descending=[True, False])["item"].to_numpy()
     rng = np.random.default_rng(seed)
     due, chosen = 0.0, []
@@ -105,7 +105,7 @@ def held_out_items(items: pl.Series, share: float, seed: int) -> list[int]:
 
 
 def read_ratings(path: Path) -> pl.LazyFrame:
-    """user_id, item_id, rating, and position: 0.. in each user's order of time, rows of unknown time last."""
+    """Return user_id, item_id, rating, and the position in each user's order of time (0..); unknown times come last."""
     if path.suffix == ".parquet":
         return pl.scan_parquet(path).select("user_id", "item_id", "rating", pl.col("position").fill_null(2**15 - 1))
     rows = scan_delimited(path, "::", _RATINGS).collect().lazy()
@@ -121,7 +121,7 @@ def read_users(path: Path) -> pl.LazyFrame:
 
 
 def read_genres(folder: Path) -> pl.DataFrame | None:
-    """item_id and first genre of each film, from `items.parquet` or the published `movies.dat`; None for neither."""
+    """Return item_id and first genre of each film, from `items.parquet` or `movies.dat`; None without either."""
     known, published = folder / "items.parquet", folder / "movies.dat"
     if known.is_file():
         films = pl.read_parquet(known, columns=["item_id", "genres"])

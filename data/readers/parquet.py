@@ -1,24 +1,17 @@
-"""Any parquet files, with a schema that the user gives as a dict or a TOML file.
+"""The reader of any parquet files, with a schema that the user gives as a dict or a TOML file.
 
-    label = "clicked"
-    group = "user"                 # optional
-    dense = ["price"]              # optional; a fixed-size list of n numbers gives n columns
-    columns = ["shown_at"]         # optional, carried for evaluation; dates as microseconds since 1970
-    split = "random"               # random | time (the order of the rows), where the files are not train, valid, test
-    seed = 0
+    label = "clicked" group = "user"                 # optional dense = ["price"]              # optional; a fixed-size
+    list of n numbers gives n columns columns = ["shown_at"]         # optional, carried for evaluation; dates as
+    microseconds since 1970 split = "random"               # random | time (the order of the rows), where the files are
+    not train, valid, test seed = 0
 
-    [features.user]                # a vocabulary of the values in train, integers or strings
-    min_count = 5
-    [features.item]
-    ids = "raw"                    # train (default) | all | raw | the number of ids where values are ids
-    [features.tags]
-    multi_hot = true               # the column holds lists
-    [features.hour]                # a part of a date: minute, hour, weekday, is_weekend, day, month or year
-    of = "shown_at"
-    part = "hour"
+    [features.user]                # a vocabulary of the values in train, integers or strings min_count = 5
+    [features.item] ids = "raw"                    # train (default) | all | raw | the number of ids where values are
+    ids [features.tags] multi_hot = true               # the column holds lists [features.hour]                # a part
+    of a date: minute, hour, weekday, is_weekend, day, month or year of = "shown_at" part = "hour"
 
-    [dense.age]                    # in the place of a list of names, a table for each dense column:
-    fill = 0.0                     # what stands for missing values and NaN, here and in features; `of` and `part` too
+    [dense.age]                    # in the place of a list of names, a table for each dense column: fill = 0.0 # what
+    stands for missing values and NaN, here and in features; `of` and `part` too
 
 A folder with `train.parquet`, `valid.parquet` and `test.parquet` keeps its splits, which may be folders of files; any
 other folder, glob, or one file, is read as a whole, in the order of the file names, and split 80/10/10.
@@ -48,12 +41,12 @@ _FIELD_KEYS = {f.name for f in dataclass_fields(Field)} - {"name"}
 
 
 def files(folder: Path) -> list[Path]:
-    """The parquet files of a folder or a glob, or the one file."""
+    """Return the parquet files of a folder or a glob, or the one file."""
     return [path for part in _splits(folder).values() for path in part]
 
 
 def resolve(options: dict[str, Any]) -> dict[str, Any]:
-    """The schema's content in the place of its file's name, and nothing that is not known."""
+    """Replace the name of the schema's file by its content. Raise DataError for unknown keys."""
     schema = options["schema"]
     if not isinstance(schema, (str, Path)):
         return {"schema": _checked(schema)}
@@ -99,7 +92,7 @@ def read(folder: Path, *, schema: dict[str, Any]) -> Source:
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its files, where there is a file or folder for each of SPLITS; else "" -> all files."""
+    """Return the files by split, if there is a file or folder for each of SPLITS; else all files under ""."""
     if folder.is_dir():
         for end in (".parquet", ""):
             parts = {split: folder / f"{split}{end}" for split in SPLITS}
@@ -109,7 +102,7 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def _dense(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Dense column -> its settings."""
+    """Return the settings of each dense column."""
     dense = schema.get("dense", ())
     if isinstance(dense, dict):
         return dense

@@ -1,10 +1,10 @@
-"""Synthetic clicks with many features, of which some say nothing: what a planner of bytes is to find out.
+"""Synthetic clicks with many features, some without effect, which a planner of bytes should detect.
 
-The generative model. F features have vocabularies from 3 to `largest` ids, each larger than the last by the same
+The generative model: F features have vocabularies from 3 to `largest` ids, each larger than the last by the same
 factor. Ids are drawn by a power law, P(rank r) ~ r^-exponent, from ranks that are a random permutation. Every third
-feature, from the largest down, says nothing until there are `useless` of them. All others add an effect of their own,
-N(0, strength^2) for each id, and each adds with the next one a taste of `directions` directions, u_a . v_b, whose
-deviation is `strength`, too. A click is drawn from sigmoid(bias + all effects), the bias such that the mean of the
+feature, from the largest down, has no effect, until there are `useless` of them. Each other feature adds an effect,
+N(0, strength^2) for each id, and an interaction with the next one, u_a . v_b in `directions` dimensions, whose standard
+deviation is `strength`, too. A click is drawn from sigmoid(bias + all effects), with the bias such that the mean of the
 sigmoid over the rows is `click_rate`.
 """
 
@@ -24,10 +24,11 @@ from data.splits import with_split
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The numbers of the model that this module describes.
+    """The parameters of the model that this module describes.
 
     Raises:
-        DataError: fewer than two features that say something, a vocabulary below 3, a click rate outside of (0, 1).
+        DataError: fewer than two features have an effect, a vocabulary is below 3, or a click rate is outside of (0,
+            1).
     """
 
     num_rows: int = 400_000
@@ -52,13 +53,13 @@ class Config:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Ids of each feature, by name, the smallest first."""
+        """Return the number of ids of each feature, by name, the smallest first."""
         steps = max(self.features - 1, 1)
         return {f"f{k:02}": round(3 * (self.largest / 3) ** (k / steps)) for k in range(self.features)}
 
     @property
     def silent(self) -> list[str]:
-        """The features that say nothing."""
+        """Return the features without effect."""
         return list(self.sizes)[::-1][::3][: self.useless]
 
 
@@ -84,7 +85,7 @@ def generate(config: Config) -> pl.DataFrame:
 
 
 def read(*, split: str = "random", **config: float) -> Source:
-    """Generated clicks as a source, split at random or in their order; ids are those of the generator."""
+    """Return generated clicks as a source, split at random or in their order; ids are those of the generator."""
     settings = Config(**config)  # type: ignore[arg-type]
     rows = generate(settings).with_row_index("time").with_columns(pl.col("time").cast(pl.Float64))
     return Source(
@@ -105,7 +106,7 @@ def _ids(rng: np.random.Generator, size: int, config: Config) -> np.ndarray:
 
 
 def _bias(score: np.ndarray, rate: float) -> float:
-    """The constant that brings the mean probability to `rate`, by bisection."""
+    """Return the constant for which the mean probability is `rate`, by bisection."""
     low, high = -float(score.max()) - 20, -float(score.min()) + 20
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Reads behavior sequences: those of MovieLens-1M and Globo.com, or synthetic ones."""
+"""The readers of behavior sequences: MovieLens-1M, Globo.com and synthetic ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from data.sequences import Sequences
 
 
 def files(folder: Path) -> list[Path]:
-    """Ratings and users, and what tells the genres where it is there."""
+    """Return the files of ratings and users, and that of genres if it exists."""
     genres = [folder / "items.parquet", folder / "movies.dat"]
     return [*ml_1m.files(folder), *[path for path in genres if path.is_file()][:1]]
 
 
 def read(folder: Path) -> Sequences:
-    """The sequences of a folder of MovieLens-1M; films and users are numbered in the order of their ids."""
+    """Read the sequences of a folder of MovieLens-1M; films and users are numbered in the order of their ids."""
     rows = ml_1m.read_ratings(ml_1m.files(folder)[0]).sort("user_id", "position", "item_id").collect()
     films, items = np.unique(rows["item_id"].to_numpy(), return_inverse=True)
     _, starts = np.unique(rows["user_id"].to_numpy(), return_index=True)
@@ -33,7 +33,7 @@ def read(folder: Path) -> Sequences:
 
 
 def read_globo(folder: Path) -> Sequences:
-    """The first click of each user on each article of Globo.com that has a content vector, as a rating of 5."""
+    """Read each user's first click on each article of Globo.com that has a content vector, as a rating of 5."""
     clicks, _, embeddings = globo.files(folder)
     with np.load(embeddings) as arrays:
         order = np.argsort(arrays["article_id"])
@@ -52,7 +52,7 @@ def read_globo(folder: Path) -> Sequences:
 
 
 def synthetic(**config: float) -> Sequences:
-    """Clicks of `synthetic` as ratings of 5, the other rows as ratings of 1; communities are the categories."""
+    """Generate clicks of `synthetic` as ratings of 5, other rows as ratings of 1; communities are the categories."""
     settings = Config(**config)  # type: ignore[arg-type]
     made = generate(settings)
     rows = made.rows.sort("user", "time").select("user", "item", rating=4 * pl.col("label").cast(pl.Int8) + 1)

@@ -1,11 +1,11 @@
-"""Synthetic clicks with something true to find: communities, content, popularity, new items, drift.
+"""Synthetic clicks with known structure: communities, content, popularity, new items, drift.
 
-The generative model. Everything is drawn with numpy from `seed`; time runs from 0 to 1. U users, I items, K
-communities with J topics each, N rows.
+The generative model has U users, I items, K communities with J topics each, and N rows. All values are drawn with numpy
+from `seed`; time runs from 0 to 1.
 
 1.  Communities. User u belongs to community c_u and item i to d_i, both drawn with probability proportional to
-    (k + 1)^-1/2, k = 0 .. K-1 (the first K users and items get one community each, so that none is empty). Item i has
-    a topic s_i inside its community, uniform over J; its global topic is g_i = J d_i + s_i.
+    (k + 1)^-1/2, k = 0 .. K-1 (the first K users and items get one community each, so that none is empty). Item i has a
+    topic s_i inside its community, uniform over J; its global topic is g_i = J d_i + s_i.
 2.  Popularity. r_i is a random permutation of 1 .. I, item i has weight p_i = r_i^-item_exponent. Users likewise have
     weights with user_exponent. Ids say nothing about rank, community or birth.
 3.  New items. A share `new_items` of the items, never the most popular one of a community, is born at b_i ~ U(0, 1);
@@ -15,19 +15,19 @@ communities with J topics each, N rows.
 5.  Content. x_i = A_{d_i} + B_{g_i} / 2 + content_noise E_i in R^content_dim, all entries of A, B, E ~ N(0, 1 /
     content_dim): the coarse part of the vector says the community, a finer part the topic, the rest is noise.
 6.  Rows. t_1 < ... < t_N are sorted U(0, 1) draws. The user is drawn by weight. With probability `focus` the item
-    comes from the user's community, P(i) ~ p_i [d_i = c_u(t)] [b_i <= t], else from all, P(i) ~ p_i [b_i <= t].
-    Device is one of 4 with probability proportional to 1 / (k + 1); hour is floor(24 (28 t mod 1)).
+    comes from the user's community, P(i) ~ p_i [d_i = c_u(t)] [b_i <= t], else from all, P(i) ~ p_i [b_i <= t]. Device
+    is one of 4 with probability proportional to 1 / (k + 1); hour is floor(24 (28 t mod 1)).
 7.  Clicks. y ~ Bernoulli(sigmoid(z)) with
         z = bias + M[c_u(t), d_i] + .5 a_u + quality (h_{g_i} + n_i) / sqrt(2) + v_device + .3 sin(2 pi hour / 24)
             + .5 exp(-(t - b_i) / .05) [b_i > 0],
-    M[k, k] = affinity, M[k, l] ~ N(0, .3^2) for k != l, a_u, h, n_i ~ N(0, 1), v ~ N(0, .3^2). The effect of an item
-    is thus half that of its topic, which content tells also for a new item, and half its own, which a collision loses.
+    M[k, k] = affinity, M[k, l] ~ N(0, .3^2) for k != l, a_u, h, n_i ~ N(0, 1), v ~ N(0, .3^2). The effect of an item is
+    thus half that of its topic, which content tells also for a new item, and half its own, which a collision loses.
     `bias` makes the mean of sigmoid(z) over the rows equal `click_rate`.
 
-Features are user, item, device and hour; with tags=True also the multi-hot `tags`: empty with probability .1, else
-the global topic of the item and 0 to 2 tags uniform over K J, fixed per item. `age` = t - b_i is dense. Rows carry
-`time` and `probability` = sigmoid(z), the oracle: no model of these rows has a higher expected AUC or a lower
-expected log-loss. `ClickData.truth()` answers the planted quantities, `ClickData.content("item")` the vectors x_i.
+Features are user, item, device and hour; with tags=True also the multi-hot `tags`: empty with probability .1, else the
+global topic of the item and 0 to 2 tags uniform over K J, fixed per item. `age` = t - b_i is dense. Rows carry `time`
+and `probability` = sigmoid(z), the oracle: no model of these rows has a higher expected AUC or a lower expected
+log-loss. `ClickData.truth()` returns the planted quantities, `ClickData.content("item")` the vectors x_i.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ NUM_DEVICES, NUM_HOURS = 4, 24
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The numbers of the model that this module describes.
+    """The parameters of the model that this module describes.
 
     Raises:
-        DataError: a size below 1, fewer users or items than communities, a share outside 0..1.
+        DataError: a size is below 1, there are fewer users or items than communities, or a share is outside 0..1.
     """
 
     num_rows: int = 300_000
@@ -86,14 +86,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Clicks:
-    """Generated rows and what was planted.
+    """The generated rows and the planted quantities.
 
     Attributes:
-        rows: user, item, device, hour, (tags,) age, label, time, probability, in the order of time.
-        content: float32 [num_items, content_dim].
-        truth: user_community, user_community_after (a move), user_move (its time, inf for none), user_rank,
-            user_effect [num_users]; item_community, item_topic (global), item_birth, item_rank, item_effect
-            [num_items]; affinity [K, K].
+        rows: the columns user, item, device, hour, (tags,) age, label, time, probability, in the order of time.
+        content: the vectors of the items, float32 [num_items, content_dim].
+        truth: the planted quantities: user_community, user_community_after (a move), user_move (its time, inf for
+            none), user_rank, user_effect [num_users]; item_community, item_topic (global), item_birth, item_rank,
+            item_effect [num_items]; affinity [K, K].
     """
 
     rows: pl.DataFrame
@@ -125,7 +125,7 @@ def generate(config: Config) -> Clicks:
 
 
 def read(*, split: str = "time", **config: float) -> Source:
-    """Generated clicks as a source, split by time or at random; ids are those of the generator."""
+    """Return generated clicks as a source, split by time or at random; ids are those of the generator."""
     settings = Config(**config)  # type: ignore[arg-type]
     clicks = generate(settings)
     sizes = {"user": settings.num_users, "item": settings.num_items, "device": NUM_DEVICES, "hour": NUM_HOURS}
@@ -188,7 +188,7 @@ def _items(config: Config, rng: np.random.Generator) -> tuple[dict[str, np.ndarr
 
 
 def _tags(rng: np.random.Generator, topic: np.ndarray, topics: int) -> pl.Series:
-    """For each item no tags, or its topic and up to two others."""
+    """Draw the tags of each item: none, or its topic and up to two others."""
     tags = np.column_stack([topic, rng.integers(topics, size=(len(topic), 2))])
     number = np.where(rng.random(len(topic)) < 0.1, 0, rng.integers(1, 4, len(topic)))
     return pl.DataFrame({"tags": tags, "number": number}).select(
@@ -199,7 +199,7 @@ def _tags(rng: np.random.Generator, topic: np.ndarray, topics: int) -> pl.Series
 def _rows(
     config: Config, rng: np.random.Generator, users: dict[str, np.ndarray], items: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Columns of the rows, and the score of each without the bias."""
+    """Draw the columns of the rows; return them and the score of each row without the bias."""
     size = config.num_rows
     time = np.sort(rng.random(size))
     user = _draw(rng, np.cumsum(users["user_rank"] ** -config.user_exponent), size)
@@ -218,16 +218,16 @@ def _rows(
 
 
 def _draw(rng: np.random.Generator, upto: np.ndarray, size: int) -> np.ndarray:
-    """Indices, each with the probability that its step of the cumulative weights `upto` has."""
+    """Draw indices, each with the probability of its step in the cumulative weights `upto`."""
     return np.minimum(np.searchsorted(upto, rng.random(size) * upto[-1], side="right"), len(upto) - 1)
 
 
 def _draw_items(
     rng: np.random.Generator, items: dict[str, np.ndarray], exponent: float, community: np.ndarray, time: np.ndarray
 ) -> np.ndarray:
-    """Items by weight among those born, of the given community (-1: of all).
+    """Draw items by weight among those born, of the given community (-1: of all).
 
-    Items not yet born are drawn again, which leaves exactly the distribution over those that are.
+    Items not yet born are drawn again, which gives exactly the distribution over those that are born.
     """
     order = np.argsort(items["item_community"], kind="stable")  # communities lie side by side
     upto = np.cumsum(items["item_rank"][order] ** -exponent)
@@ -255,7 +255,7 @@ def _sigmoid(score: np.ndarray) -> np.ndarray:
 
 
 def _bias(score: np.ndarray, rate: float) -> float:
-    """The constant that brings the mean probability to `rate`, by bisection."""
+    """Return the constant for which the mean probability is `rate`, by bisection."""
     low, high = -float(score.max()) - 20, -float(score.min()) + 20
     for _ in range(60):
         middle = (low + high) / 2

@@ -68,7 +68,7 @@ def test_a_part_that_is_complete(server, tmp_path):
 def test_gives_up_when_nothing_more_comes(server, tmp_path, ranges):
     server.breaks, server.ranges = (0 if ranges else 5000), ranges
     (tmp_path / "file.part").write_bytes(BODY[:5000])
-    with pytest.raises(DataError, match=r"the connection broke off, 3 times; .*file\.part keeps what is there"):
+    with pytest.raises(DataError, match=r"the connection broke off, 3 times; .*file\.part keeps the bytes received"):
         download(server.url(), tmp_path / "file", MD5, tries=3, pause=0)
     assert names(tmp_path) == ["file.part"]
     assert (tmp_path / "file.part").read_bytes() == BODY[:5000]
