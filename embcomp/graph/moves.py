@@ -51,11 +51,16 @@ def local_moves(
         tie: the difference of gains below which they are equal.
         order: the order in which the vertices move, int32 [n].
         passes: the maximum number of passes; there are fewer if a pass moves no vertex.
-        labels: the initial labels, int32 [n], each in [0, n).
+        labels: the initial labels, integers [n], each in [0, n).
 
     Returns:
         The new labels, int32 [n].
+
+    Raises:
+        ValueError: an array does not fit; the text names it.
     """
+    if labels.dtype.kind not in "iu":  # 1.5 would become 1
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
     labels = labels.astype(np.int32)  # a copy
     lib = native.library()
     if lib is None:
@@ -84,7 +89,8 @@ def _arrays(graph: Graph, order: np.ndarray, labels: np.ndarray) -> list[np.ndar
     arrays: list[np.ndarray | None] = []
     for name, array, dtype, length, below in wanted:
         if array is not None:
-            if array.shape != (length,) or (array.dtype != dtype and name != "order"):
+            fits = array.dtype == dtype or (name == "order" and array.dtype.kind in "iu")
+            if array.shape != (length,) or not fits:
                 raise ValueError(f"{name} must be {dtype.__name__} [{length}], got {array.dtype} {list(array.shape)}")
             if below is not None and length and not 0 <= array.min() <= array.max() < below:
                 raise ValueError(f"{name} must lie in [0, {below}), got [{array.min()}, {array.max()}]")

@@ -253,7 +253,7 @@ class _Collide(torch.autograd.Function):
         sums, counts = torch.zeros(*shape, values.shape[1], **_FLOAT), torch.zeros(shape, **_FLOAT)
         (values,) = _plain(values)
         _library().bucket_collide(
-            float32("values", values, *values.shape), *_arguments(events, len(values), values.shape[1]),
+            float32("values", values, len(values), values.shape[1]), *_arguments(events, len(values), values.shape[1]),
             *_asked(events, asked), float32("sums", sums, *sums.shape), float32("counts", counts, *counts.shape),
         )  # fmt: skip
         ctx.mark_non_differentiable(counts)
@@ -278,7 +278,7 @@ def _scatter(values: Tensor, events: Histories) -> tuple[Tensor, Tensor]:
     sums, counts = torch.zeros(*shape, values.shape[1], **_FLOAT), torch.zeros(shape, **_FLOAT)
     (values,) = _plain(values)
     _library().bucket_scatter(
-        float32("values", values, *values.shape), *_arguments(events, len(values), values.shape[1]),
+        float32("values", values, len(values), values.shape[1]), *_arguments(events, len(values), values.shape[1]),
         float32("sums", sums, *sums.shape), float32("counts", counts, *counts.shape),
     )  # fmt: skip
     return sums, counts

@@ -88,8 +88,9 @@ def _moved(move: Callable[..., np.ndarray], a: Arrays) -> Tensor:
 
 def _by_loops(a: Arrays) -> Tensor:
     """Bucket sums of masked events at places, added up one by one."""
-    sums = torch.zeros(2, 1, 8, a["values"].shape[1])
-    for b in range(2):
+    batch = len(a["offsets"]) - 1
+    sums = torch.zeros(batch, 1, 8, a["values"].shape[1])
+    for b in range(batch):
         for t in range(int(a["offsets"][b]), int(a["offsets"][b + 1])):
             row = int(a["places"][t])
             if a["mask"][t]:
@@ -99,12 +100,12 @@ def _by_loops(a: Arrays) -> Tensor:
 
 def _collided(a: Arrays) -> Tensor:
     sums = _by_loops(a)
-    return torch.stack([sums[b, 0, a["asked"][b, :, 0] & 7].unsqueeze(1) for b in range(2)])
+    return torch.stack([sums[b, 0, a["asked"][b, :, 0] & 7].unsqueeze(1) for b in range(len(sums))])
 
 
 def _gathered(a: Arrays) -> Tensor:
     out = torch.zeros(5, a["sums"].shape[3])
-    for b in range(2):
+    for b in range(len(a["offsets"]) - 1):
         for t in range(int(a["offsets"][b]), int(a["offsets"][b + 1])):
             if a["mask"][t]:
                 out[t] = a["sums"][b, 0, int(a["signatures"][t, 0]) & 7]
