@@ -35,7 +35,7 @@ def overview(experiment: Experiment) -> Table | None:
     found = [{(row.label, row.budget): row for row in section.rows} for section in sections]
     keys = list(dict.fromkeys(key for rows in found for key in rows))
     columns = [(i, name) for i, section in enumerate(sections) for name in section.metrics if name in _OVERVIEW]
-    if len(columns) > _MOST:  # wider than a page
+    if not columns or len(columns) > _MOST:  # wider than a page
         columns = [(i, section.main) for i, section in enumerate(sections) if section.main]
     same_data = len({section.dataset for section in sections}) == 1
     same_model = len({section.model for section in sections}) == 1

@@ -202,6 +202,19 @@ def test_models_that_rank_are_side_by_side(tmp_path):
     assert "Recall@20" in overview(experiment).title
 
 
+def test_next_items_are_judged_by_ndcg_at_ten(tmp_path):
+    for model, ndcg in (("SASRec", 0.25), ("GRU4Rec", 0.125)):
+        metrics = {"test/ndcg@10": ndcg, "test/recall@10": 0.5, "test/ndcg@50": 0.375, "test/ndcg@10/tail": 0.0625}
+        write(tmp_path, "Full", "Full", {}, 4000, 0, 0, experiment="next", model=model, metrics=metrics)
+    (experiment,) = collect(tmp_path)
+    table = tables.overview(experiment)
+    assert table.header == ["method", "budget", "NDCG@10, GRU4Rec", "NDCG@10, SASRec"]
+    assert table.lines == [["Full", "–", "0.1250", "0.2500"]]
+    details, _, slices = tables.details(experiment.sections[0])
+    assert details.header == ["method", "NDCG@10", "to full", "bytes", "share", "NDCG@50", "Recall@10"]
+    assert slices.header == ["method", "bytes", "share", "NDCG@10 tail"]
+
+
 def test_poolings_are_drawn_against_what_they_cost(tmp_path):
     poolings = {
         "average": ("average", {}),
