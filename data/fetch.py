@@ -19,6 +19,7 @@ from typing import IO
 
 from data.schema import DataError
 from data.sources import Archive
+from embcomp.files import replacing
 
 BLOCK = 1 << 20
 _ON_PROGRESS = Callable[[int, int | None], None]
@@ -135,14 +136,10 @@ def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> li
         if missing:
             raise DataError(f"{archive} holds no {min(missing)}")
         for name, checksum in members.items():
-            part = folder / f"{name}.part"
-            try:
+            with replacing(folder / name, folder / f"{name}.part") as part:
                 with files[name]() as source, part.open("wb") as target:
                     shutil.copyfileobj(source, target, BLOCK)
                 check(part, checksum)
-                os.replace(part, folder / name)
-            finally:
-                part.unlink(missing_ok=True)
     return [folder / name for name in members]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from data.encode import FORMAT, encode
 from data.fingerprint import cache_folder, fingerprints
 from data.schema import DataError
 from data.source import Source
+from embcomp.files import replacing
 
 
 def prepared(
@@ -60,11 +60,8 @@ def prepared(
             if not folder.is_dir():
                 part = root / f"{folder.name}.part"
                 shutil.rmtree(part, ignore_errors=True)  # of a run that was killed: the lock is ours
-                try:
+                with replacing(folder, part):
                     encode(read(), part, name)
-                    os.replace(part, folder)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

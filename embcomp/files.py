@@ -41,16 +41,20 @@ def write(path: StrPath, content: Content) -> None:
 
 
 @contextmanager
-def replacing(path: StrPath) -> Iterator[Path]:
+def replacing(path: StrPath, part: Path | None = None) -> Iterator[Path]:
     """Give a name beside `path` for a new file or folder, which replaces `path` when the block ends without error.
 
     A folder can replace only an empty folder. After an error the new file or folder is removed.
+
+    Args:
+        path: the file or folder.
+        part: the name to give, for a caller that alone writes `path` and removes what a killed process left.
 
     Raises:
         OSError: as in `write`; other OSErrors of the block are raised in the same form.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name[:40]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    part = part or path.with_name(f".{path.name[:40]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

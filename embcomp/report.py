@@ -1,6 +1,6 @@
 """The report of `compress_` about the tables that it swapped."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from embcomp.methods.base import Method
 from embcomp.nn.table import CompressedTable
 from embcomp.notes import note
-from embcomp.sizes import grouped, nbytes, text_table
+from embcomp.sizes import grouped, nbytes, share_of, text_table
 from embcomp.swaps import Part, Swap
 
 
@@ -124,9 +124,9 @@ def lines_of(swap: Swap) -> Iterator[TableReport]:
             if store in codecs:
                 codec = codecs[store][1]
                 size, in_service = size + nbytes(codec), codec.served_nbytes
-            sizes = {name: before[name] for name in users[store]}
-            training += split(size, sizes, part.name)
-            served += split(in_service, sizes, part.name)
+            weights, place = [before[name] for name in users[store]], users[store].index(part.name)
+            training += share_of(size, weights, place)
+            served += share_of(in_service, weights, place)
         rows = sum(swap.stores[store].shape[0] for store in part.stores)
         dims = {name: codecs[name][1].dim if name in codecs else s.shape[1] for name, s in swap.stores.items()}
         noted = note(part.plan, dims, part.padding_idx, before[part.name], served)
@@ -140,16 +140,6 @@ def _beside_rows(swap: Swap, part: Part) -> list[Tensor]:
     combiner = part.plan.combiner
     kept = (*part.plan.encoder.buffers(), *combiner.parameters(), *combiner.buffers(), *own)
     return [tensor for tensor in kept if tensor is not None]
-
-
-def split(size: int, sizes: Mapping[str, int], name: str) -> int:
-    """The share of `size` bytes that falls to one table, in proportion to the tables' sizes; shares sum to `size`."""
-    whole, before = sum(sizes.values()), 0
-    for other, own in sizes.items():
-        if other == name:
-            return (before + own) * size // whole - before * size // whole
-        before += own
-    raise KeyError(name)
 
 
 def kind(method: Method) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 
 from torch import Tensor, nn
@@ -99,6 +99,17 @@ def summary(model: nn.Module) -> str:
     ]
     total = ("total", "", grouped(sum(row[2] for row in rows)), grouped(whole), "100 %")
     return text_table(("part", "kind", "bytes training", "bytes served", "share"), [*cells, total])
+
+
+def share_of(size: int, weights: Sequence[int], place: int) -> int:
+    """The share of `size` bytes that falls to one of several users, in proportion to weights; shares sum to `size`.
+
+    Example:
+        >>> [share_of(10, [1, 1, 1], place) for place in range(3)]
+        [3, 3, 4]
+    """
+    before, whole = sum(weights[:place]), sum(weights)
+    return (before + weights[place]) * size // whole - before * size // whole
 
 
 def grouped(number: int) -> str:

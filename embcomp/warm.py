@@ -39,7 +39,7 @@ class Trained:
         return linear and not any(True for _ in combiner.parameters())
 
     def blocks(self) -> Iterator[tuple["Read", Tensor, Tensor]]:
-        """Yield what is read, the vectors and the counts of a block of ids at a time."""
+        """Yield the reads, the vectors and the counts of a block of ids at a time."""
         for start in range(0, self.vectors.shape[0], BLOCK):
             ids = torch.arange(start, min(start + BLOCK, self.vectors.shape[0]), device=self.vectors.device)
             read = Read(self.plan.encoder(ids), self.plan.encoder.hand(ids))
@@ -47,7 +47,7 @@ class Trained:
 
 
 class Read(NamedTuple):
-    """What the ids of a block read: the rows of each chunk, and what the encoder hands to the combiner."""
+    """The reads of a block of ids: the rows of each chunk, and the numbers that the encoder hands to the combiner."""
 
     rows: list[Rows]
     handed: list[Tensor]
@@ -58,7 +58,7 @@ def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: 
     """Fill the stores so that the compressed tables come close to the trained ones.
 
     Minimises sum_id counts[id] |vectors[id] - combined rows|^2 over all rows, by conjugate gradients preconditioned by
-    how often each row is read. If each id reads one row, the first step is the exact solution, the weighted mean.  Only
+    how often each row is read. If each id reads one row, the first step is the exact solution, the weighted mean. Only
     the derivatives of a combiner are used. For a combiner that is not linear, Gauss-Newton steps start from the rows as
     they are; factors that the combiner declares neutral are set to that value and stay there. Rows that no id maps to
     keep their values.
@@ -227,7 +227,7 @@ def _tangent(out: Tensor, inputs: tuple[Tensor, ...], direction: tuple[Tensor, .
 
 
 def _combination(table: Trained) -> tuple[Callable[..., Tensor], list[str]]:
-    """The combiner as a function of what is handed, its learned chunks and its parameters; the names of the last."""
+    """Return the combiner as a function of handed numbers, learned chunks and parameters, and the parameters' names."""
     combiner, learned = table.plan.combiner, [i for i, _ in table.learned]
     inner = [name for name, _ in combiner.named_parameters()]
 
@@ -244,7 +244,7 @@ def _combination(table: Trained) -> tuple[Callable[..., Tensor], list[str]]:
 
 
 def _inputs(table: Trained, rows: list[Rows], x: Unknowns, names: list[str]) -> tuple[Tensor, ...]:
-    """The inputs of `_combination` after what is handed: the learned chunks of a block, then the parameters."""
+    """Return the inputs of `_combination` after the handed numbers: the learned chunks of a block, the parameters."""
     read = [(x[store][rows[i].rows] * _factors(rows[i]).unsqueeze(-1)).sum(1) for i, store in table.learned]
     return *read, *(x[name].detach().clone() for name in names)
 

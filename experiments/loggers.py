@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from experiments.config import RunConfig
 from experiments.errors import InputError
+from experiments.files import write_text
 
 
 class Logger(Protocol):
@@ -78,7 +79,7 @@ class MLflow:
         found = self.client.get_experiment_by_name(start.run.experiment)
         place = self.client.create_experiment(start.run.experiment) if found is None else found.experiment_id
         self.id = self.client.create_run(place, run_name=start.run.name).info.run_id
-        note.write_text(self.id)
+        write_text(note, self.id)
         for name, value in _flat(start.run.to_dict()).items():
             self.client.log_param(self.id, name, str(value)[:500])
 
@@ -108,7 +109,7 @@ class WandB:
             id=known,
             resume="must" if known else None,
         )
-        note.write_text(self.run.id)
+        write_text(note, self.run.id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)

@@ -128,8 +128,8 @@ def build_sequence(
         name: the name of the model, a key of `SEQUENCE_MODELS`; case, "_" and "-" are ignored.
         items: the embedding of the items, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
         length: the maximum number of events of a history.
-        codes: Semantic codes of the items, integers `[num_items, levels]`, for the models that read them.
-        codebook_size: Codes of a level.
+        codes: semantic codes of the items, integers `[num_items, levels]`, for the models that read them.
+        codebook_size: codes of a level.
         **options: further arguments of the model.
 
     Raises:

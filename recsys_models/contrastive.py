@@ -11,25 +11,26 @@ from torch.utils.checkpoint import checkpoint
 def multi_positive_loss(
     first: Tensor, second: Tensor, groups: Tensor, temperature: float = 0.5, block: int = 256
 ) -> Tensor:
-    """InfoNCE both ways, every vector with all of its group as positives (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
+    """Compute InfoNCE both ways; a vector's group are its positives (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
 
-    With unit vectors a of `first` and b of `second`, and P(i) the members of i's group, one way is
-    `mean_i mean_(p in P(i)) -log( exp(a_i . b_p / t) / sum_j exp(a_i . b_j / t) )`. No tensor of all pairs is made: the
-    mean over positives is a product with the mean of the group, which is a sum by group, and the sum over j is taken
-    `block` vectors at a time and computed once more in the backward pass.
+    With unit vectors a of `first` and b of `second`, and P(i) the members of i's group, one way is `mean_i mean_(p in
+    P(i)) -log( exp(a_i . b_p / t) / sum_j exp(a_i . b_j / t) )`. No tensor of all pairs is made: the mean over
+    positives is a product with the mean of the group, which is a sum by group, and the sum over j is taken `block`
+    vectors at a time and computed once more in the backward pass.
 
     Args:
-        first: float `[n, D]`, of any length.
-        second: float `[n, D]`.
-        groups: The group of each vector, integers `[n]`; all different for one positive each.
-        temperature: t.
-        block: Vectors at a time; `block * n` values are held.
+        first: the vectors of one side, float `[n, D]`, of any length.
+        second: the vectors of the other side, float `[n, D]`.
+        groups: the group of each vector, integers `[n]`; all different for one positive each.
+        temperature: the temperature t.
+        block: the number of vectors at a time; `block * n` values are held.
 
     Returns:
         The mean of both ways, a scalar.
 
     Raises:
-        ValueError: No vector, vectors that do not fit each other or the groups, a temperature that is not positive.
+        ValueError: there are no vectors, the vectors do not fit each other or the groups, or the temperature is not
+            positive.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Rows of items' own and semantic codes in one sequence model."""
+"""H2Rec: the items' own rows and their semantic codes in one sequence model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from recsys_models.transformer import Block, Positions
 
 
 class CodeLevels(nn.Module):
-    """A row for each code of each level.
+    """A table with a row for each code of each level.
 
     Args:
-        codes: Codes of the items, integers `[num_items, levels]`, -1 at all levels for an item without content.
-        dim: Width D of a row.
-        codebook_size: Codes of a level, by default the largest and one.
+        codes: the codes of the items, integers `[num_items, levels]`, -1 at all levels for an item without content.
+        dim: the width D of a row.
+        codebook_size: the number of codes of a level, by default the largest code plus one.
 
     Raises:
-        ValueError: Codes of another shape, or beyond the code book.
+        ValueError: the codes have another shape, or one is beyond the code book.
 
     Shapes: ids int64 `[*]` -> `[*, levels, D]`, zeros without content.
     """
@@ -49,9 +49,9 @@ class CodeLevels(nn.Module):
         return torch.where(known, rows, 0.0)
 
     def groups(self) -> Tensor:
-        """Items with the same codes at all levels but the last belong together: int64 `[num_items]`.
+        """Return a group number for each item, int64 `[num_items]`, equal if all codes but the last are equal.
 
-        Items without content, and those of a single level, are alone.
+        Items without content, and all items if there is a single level, are groups of one.
         """
         alone = torch.arange(len(self.codes), device=self.codes.device)
         if self.levels == 1:
@@ -61,7 +61,7 @@ class CodeLevels(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Events of one sequence look at those of another up to their own position, around a residual: `[B, L, D]` both."""
+    """Attention of one sequence to the events of another up to the same position, with a residual: `[B, L, D]` both."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -80,32 +80,34 @@ class CrossAttention(nn.Module):
 
 
 class H2Rec(CausalModel):
-    """Own rows and semantic codes side by side (H2Rec, arXiv 2512.10388).
+    """A model of own rows and semantic codes side by side (H2Rec, arXiv 2512.10388).
 
-    Own rows remember items that occur often, codes share what is known of similar ones. Each level of the codes looks
-    at the events' own vectors, a gate that reads the latest of these weighs the levels, and the same transformer reads
-    their sum and, in a second pass, own vectors that have looked at the mean of the codes. A query is both states side
-    by side, `[B, 2 D]`, and an item's output its own vector beside the mean of its codes.
+    Own rows memorise frequent items; codes share statistics among similar items. Each level of the codes attends to the
+    events' own vectors, and a gate that reads each event's own vector weighs the levels. One transformer reads their
+    weighted sum and, in a second pass, own vectors that have attended to the mean of the codes. A query is both states
+    side by side, `[B, 2 D]`; an item's output is its own vector beside the mean of its codes.
 
-    The penalty aligns own and code vectors of the batch's items, where those with the same codes but for the last are
-    positives of each other, and the codes' state with that of a view from which half of the levels, those of low
-    weight, are masked. Of the paper, hard negatives and the filter of positives are left out.
+    The penalty aligns own and code vectors of the batch's items; items that differ only in the last code are positives
+    of each other. It also aligns the codes' state with the state of a view in which the half of the levels with low
+    weights is masked. The paper's hard negatives and its filter of positives are left out.
 
     Args:
-        items: Embedding of the items' own rows, a module such as `nn.Embedding` or `embcomp.nn.CompressedEmbedding`.
-        codes: Codes of the items, integers `[num_items, levels]`, -1 at all levels for an item without content.
-        codebook_size: Codes of a level, by default the largest and one.
-        length: Events of a history, at most.
-        blocks: Number of blocks.
-        heads: Heads of attention.
-        hidden: Width of the hidden layers, by default that of the items.
-        dropout: Probability of dropping a value of the input, or of what a block adds.
-        align: Weight of the alignment of items.
-        view: Weight of the alignment of views.
-        temperature: Of both.
+        items: the embedding of the items' own rows, a module such as `nn.Embedding` or
+            `embcomp.nn.CompressedEmbedding`.
+        codes: the codes of the items, integers `[num_items, levels]`, -1 at all levels for an item without content.
+        codebook_size: the number of codes of a level, by default the largest code plus one.
+        length: the most events of a history.
+        blocks: the number of blocks.
+        heads: the number of attention heads.
+        hidden: the width of the hidden layers, by default that of the items.
+        dropout: the probability of dropping a value of the input, or of a block's output.
+        align: the weight of the alignment of items.
+        view: the weight of the alignment of views.
+        temperature: the temperature of both alignments.
 
     Raises:
-        ValueError: An open id space, a length below 1, heads that do not divide the width, codes that do not fit.
+        ValueError: the id space is open, a length is below 1, the heads do not divide the width, or the codes do not
+            fit.
 
     Shapes: history int64 `[B, L]` and mask bool `[B, L]` -> queries `[B, 2 D]`; see `SequenceModel`.
 
@@ -170,7 +172,7 @@ class H2Rec(CausalModel):
         return examples._replace(penalty=self.penalty(history[:, :-1], mask[:, :-1]))
 
     def penalty(self, history: Tensor, mask: Tensor) -> Tensor:
-        """What aligns own rows with codes, and views with each other; a scalar."""
+        """Return the loss, a scalar, that aligns own rows with codes, and views with each other."""
         met = history[mask].unique()
         if not len(met):
             return self.prior.new_zeros(())
@@ -187,7 +189,7 @@ class H2Rec(CausalModel):
         return penalty + self.view * multi_positive_loss(views[0], views[1], apart, self.temperature)
 
     def weights(self, own: Tensor) -> Tensor:
-        """The weight of each level at each event, from its own vector: `[B, L, D]` -> `[B, L, levels]`."""
+        """Return the weight of each level at each event, from its own vector: `[B, L, D]` -> `[B, L, levels]`."""
         prior = self.prior.expand(*own.shape[:2], -1)
         return (self.gate(torch.cat([own, prior], 2)) + prior).softmax(2)
 
@@ -206,7 +208,7 @@ class H2Rec(CausalModel):
 
 
 def masked_levels(weights: Tensor) -> Tensor:
-    """Weights `[*, levels]` without the lower half of the levels, scaled to the same sum.
+    """Set the lower half of the weights `[*, levels]` to zero and scale the others to the same sum.
 
     Example:
         >>> import torch

@@ -8,6 +8,7 @@ from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, Mul
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.lsh import LSHash
+from embcomp.methods.mixed_dimensions import MixedDimensions
 from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.robe import ROBE
@@ -29,6 +30,7 @@ __all__ = [
     "LowBit",
     "LowRank",
     "Method",
+    "MixedDimensions",
     "MultiHash",
     "ProductCodes",
     "QuotientRemainder",

@@ -19,8 +19,8 @@ class Combiner(nn.Module, abc.ABC):
 
     A `linear` combiner commutes with pooling, so bags are pooled inside the look-up; other combiners combine before
     pooling. `neutral` maps a chunk to the constant at which the rest is linear; warm starts fix the chunk at that
-    value. `linear_in_rows` marks a combiner that cannot pool inside, because its encoder hands it numbers of each id,
-    and is linear in the rows nevertheless.
+    value. `linear_in_rows` marks a combiner that is linear in the rows but cannot pool inside the look-up, because its
+    encoder hands it numbers of each id.
 
     Attributes:
         like: the moments of the replaced table, for combiners that draw something by themselves (`draws`).
@@ -43,11 +43,11 @@ class Combiner(nn.Module, abc.ABC):
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         """Combine chunks [..., dim of chunk] into vectors [..., embedding_dim].
 
-        What the encoder hands (`Encoder.handed`) follows the chunks.
+        The numbers that the encoder hands over (`Encoder.handed`) follow the chunks.
         """
 
     def reset_parameters(self) -> None:
-        """Draw what the combiner learns; by default that is nothing."""
+        """Draw the parameters that the combiner learns; by default it has none."""
 
     @abc.abstractmethod
     def dim(self, dims: Sequence[int]) -> int:
@@ -80,7 +80,7 @@ class Combiner(nn.Module, abc.ABC):
 
 
 def start_like(combiner: Combiner, like: Moments) -> None:
-    """Draw what a combiner, or one inside, draws by itself, for vectors of these moments."""
+    """Draw the parameters of a combiner, or of one inside it, for vectors of these moments."""
     for part in combiner.modules():
         if isinstance(part, Combiner) and part.draws:
             part.like = like

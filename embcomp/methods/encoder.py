@@ -99,7 +99,7 @@ class Encoder(Maps, abc.ABC):
     def handed(self, ids: Tensor) -> list[Tensor]:
         """Return fixed numbers of each checked id, [N, ...] each, that the combiner gets after the chunks.
 
-        By default there are none; an encoder that gives some says so in `hands`.
+        By default there are none; an encoder that returns some sets `hands`.
         """
         return []
 
@@ -122,7 +122,7 @@ class Encoder(Maps, abc.ABC):
 
 
 class _Handed(nn.Module):
-    """What an encoder hands, as the forward of a module."""
+    """A module whose forward returns the numbers that an encoder hands to the combiner."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()

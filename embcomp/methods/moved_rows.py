@@ -57,7 +57,7 @@ class MovedRows(Encoder):
 
     @property
     def hands(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the encoder inside."""
+        """True if the encoder inside hands numbers to the combiner."""
         return self.inner.hands
 
     def handed(self, ids: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""One flat array that all vectors are read from, at any place."""
+"""ROBE: all vectors are blocks of one flat array, which may begin at any place of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ _WIDE = 4  # rows are multiples of so many floats, which FBGEMM can read
 
 
 class Blocks(Combiner):
-    """Cuts each block out of the two rows that it may lie in, and gives it its sign.
+    """A combiner that cuts each block out of the two rows that may hold it, and multiplies it by its sign.
 
-    Chunks 2 b and 2 b + 1 are the rows of block b; the encoder hands where it starts in them, [N, blocks], and the
-    signs, [N, blocks].
+    Chunks 2 b and 2 b + 1 are the rows of block b; the encoder hands over its first column in them, [N, blocks], and
+    the signs, [N, blocks].
 
     Attributes:
-        centre: float32 [1], the mean of the table replaced, around which the signs turn; it is not trained.
+        centre: the mean of the replaced table, float32 [1], around which the signs turn; it is not trained.
     """
 
     linear = False
@@ -52,12 +52,12 @@ class Blocks(Combiner):
 
 
 def _real_device() -> str | None:
-    """Not the meta device: it follows from the configuration, so nobody would load it."""
+    """Return a device other than meta: the buffer follows from the configuration, so no state dict fills it."""
     return "cpu" if torch.get_default_device().type == "meta" else None
 
 
 class BlockEncoder(HashEncoder):
-    """Where each block of an id starts in the array: the row that holds the place, and the next one."""
+    """An encoder that hashes each block of an id to a place in the array: the row that holds it, and the next row."""
 
     hands: ClassVar[bool] = True
 
@@ -80,7 +80,7 @@ class BlockEncoder(HashEncoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        """Rows of several encoders (`embcomp.methods.together`)."""
+        """Return the rows of several encoders (`embcomp.methods.together`)."""
         encoders = [part.encoder for part in asked.parts]
         keys = zip(asked.starts("keys"), asked.parts, strict=True)
         at, size, width, rows, after = asked.each(
@@ -94,7 +94,7 @@ class BlockEncoder(HashEncoder):
         return Rows((places // width + after) % rows)
 
     def _places(self, ids: Tensor) -> Tensor:
-        """int64 [N, blocks], below the size of the array."""
+        """Return the places of the blocks, int64 [N, blocks], below the size of the array."""
         return hash_rows(ids, self.keys[: self.lookups[0]], self.ranges[0])
 
 
@@ -103,17 +103,18 @@ class ROBE(Method):
     """Blocks of a vector at hashed places of one array, each with a hashed sign (Desai et al. 2022, arXiv 2108.02191).
 
     Coordinates b Z to (b + 1) Z - 1 of e(id) are g_b(id) A[h_b(id)], ..., g_b(id) A[h_b(id) + Z - 1], with Z = `block`
-    and the index modulo `size` (random offset block embedding, section 4). All tables of an instance read one array,
-    at any place of it: blocks overlap. In memory the array is a table whose rows follow each other, so that what
-    trains, shards and rounds tables does so with it; a block is cut out of two of them.
+    and the index modulo `size` (random offset block embedding, section 4). All tables of an instance read one array, at
+    any place of it, so blocks overlap. The array is stored as a table, so that it is trained, sharded and rounded like
+    any other; a block is cut out of two consecutive rows.
 
     Args:
-        size: floats of the array; a multiple of the row, which is `block` rounded up to a multiple of 4.
-        block: coordinates that are read together; must divide the widths. The larger, the fewer look-ups.
-        seed: another seed gives other places and signs.
+        size: the number of floats of the array; a multiple of the row, which is `block` rounded up to a multiple of 4.
+        block: the number of coordinates that are read together; it must divide the widths. With larger blocks there are
+            fewer look-ups.
+        seed: the seed of the places and signs.
 
     Raises:
-        ValueError: a block that does not divide a width, a size that is no multiple of the row.
+        ValueError: the block does not divide a width, or the size is not a multiple of the row.
 
     Example:
         >>> import torch, embcomp
@@ -154,7 +155,7 @@ class ROBE(Method):
         return Plan({group: store}, plans)
 
     def _blocks(self, table: Table) -> int:
-        """How many blocks a vector has."""
+        """Return the number of blocks of a vector."""
         blocks, rest = divmod(table.embedding_dim, self.block)
         if rest:
             raise ValueError(
@@ -167,7 +168,7 @@ class ROBE(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`, by the rows of the array."""
+        """Return the sizes to search, as `Method.ladder` does, by the rows of the array."""
         row = _row(fixed.get("block", cls.block))
 
         def make(rows: int) -> Self:
@@ -177,5 +178,5 @@ class ROBE(Method):
 
 
 def _row(block: int) -> int:
-    """Floats of a row of the table that holds the array; a block never touches more than two."""
+    """Return the floats per row of the table that holds the array; a block touches at most two rows."""
     return -(-block // _WIDE) * _WIDE

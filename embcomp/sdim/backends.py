@@ -1,7 +1,7 @@
-"""Where a behavior store keeps its bytes: LMDB, embedded in the process, or a Redis server, shared.
+"""The backends of a behavior store: LMDB in a folder, used by processes of one machine, or a shared Redis server.
 
-Both change what they hold in transactions. `update` reads keys, asks what to write, and writes that only if nobody
-changed one of those keys in between; readers see all of it or nothing.
+Both write in transactions. `update` reads keys, calls a function that returns the changes, and writes them only if no
+other writer changed one of these keys in between; a reader sees all changes or none.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from embcomp.sdim import lmdb_check
 from embcomp.sdim.errors import StoreDamaged, StoreError, StoreFull, StoreUnavailable
 
 Change = Callable[[list[bytes | None]], Mapping[bytes, bytes | None]]
-"""Values of the keys that were read -> what to write; None deletes. May be called again when others were faster."""
+"""A function of the values read that returns the changes by key, None to delete; repeated if a writer was faster."""
 
 _KEYS = b"\0keys"  # the sum of all other keys
-_MARK = "embcomp-store"  # a file beside that of LMDB: there was something in it
+_MARK = "embcomp-store"  # a file beside that of LMDB, once something has been written
 _NEEDS = f"a behavior store needs {{}}: {install('serving')}"
 
 
 class Backend(Protocol):
-    """Bytes by key."""
+    """The interface of both backends: bytes by key."""
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
     def update(self, keys: Sequence[bytes], change: Change) -> None: ...
@@ -40,23 +40,23 @@ class Backend(Protocol):
 
 
 def open_backend(location: str | os.PathLike[str], **options: Any) -> Backend:
-    """LMDB for a path, Redis for redis://, rediss:// or unix:// addresses."""
+    """Open LMDB for a path, Redis for an address that begins with redis://, rediss:// or unix://."""
     text = os.fspath(location)
     return RedisBackend(text, **options) if "://" in text else LmdbBackend(text, **options)
 
 
 class LmdbBackend:
-    """A folder. Several processes may use it at once, on one machine; a write returns when it is on the disk.
+    """A folder with an LMDB file. Processes of one machine may share it; a write returns when it is on the disk.
 
     Args:
-        path: the folder, made where it is missing.
-        max_bytes: how large it may become; no more than addresses are taken before they are used.
-        verify: walk the file's index first, some seconds for a million users: whether nothing is damaged and no user
-            is missing. Without it LMDB answers from a damaged file, or ends the process.
+        path: the folder; it is made if it does not exist.
+        max_bytes: the largest size of the file. This reserves addresses; memory and disk are taken as they are used.
+        verify: check the file's index first, which takes seconds for a million users: that no page is damaged and no
+            user is missing. Without this check LMDB answers from a damaged file, or ends the process.
 
     Raises:
-        StoreDamaged: the file is not what was written.
-        StoreError: it cannot be opened.
+        StoreDamaged: the file differs from the one that was written.
+        StoreError: the file cannot be opened.
     """
 
     def __init__(self, path: str, max_bytes: int = 2**36, verify: bool = True) -> None:
@@ -69,7 +69,7 @@ class LmdbBackend:
         try:
             os.makedirs(path, exist_ok=True)
             if self._data.exists() and self._data.stat().st_size:
-                lmdb_check.metas(self._data)  # before LMDB follows them to where they point
+                lmdb_check.metas(self._data)  # before LMDB follows their pointers
             self.env = lmdb.open(path, map_size=max_bytes, max_readers=1024)
         except lmdb_check.Broken as error:
             raise self._damaged(error) from None
@@ -105,7 +105,7 @@ class LmdbBackend:
             write(self._mark, b"A behavior store of embcomp, whose data are in data.mdb.\n")
 
     def _sum_of_keys(self, transaction: Any) -> lmdb_check.KeySum:
-        """What the last transaction noted; counted where that was one of embcomp 0.1."""
+        """Return the sum of the last transaction; count it anew if that was one of embcomp 0.1, which writes none."""
         noted = transaction.get(_KEYS)
         if noted is not None:
             found = lmdb_check.KeySum.from_bytes(noted)
@@ -118,16 +118,16 @@ class LmdbBackend:
         return found
 
     def _verify(self) -> None:
-        """Raises lmdb_check.Broken where the file is damaged."""
+        """Raise lmdb_check.Broken if the file is damaged."""
         for _ in range(100):
             with self.env.begin() as transaction:
                 try:
                     found = lmdb_check.check_pages(self._data, transaction.id())
-                except LookupError:  # others have written meanwhile
+                except LookupError:  # another process has written meanwhile
                     continue
                 noted = transaction.get(_KEYS)
                 if noted is None and self._mark.exists():
-                    raise lmdb_check.Broken("what was in it is gone")
+                    raise lmdb_check.Broken("its records are gone")
                 if noted is not None:
                     found.add(_KEYS, -1)
                     found.txn, wanted = transaction.id(), lmdb_check.KeySum.from_bytes(noted)
@@ -158,7 +158,7 @@ class LmdbBackend:
 
     @contextmanager
     def _transaction(self, write: bool = False) -> Iterator[Any]:
-        """Errors of LMDB as those of a store; a write that fails leaves nothing."""
+        """Open a transaction whose LMDB errors are raised as store errors; a write that fails writes nothing."""
         try:
             with self.env.begin(write=write) as transaction:
                 yield transaction
@@ -181,13 +181,13 @@ class LmdbBackend:
 class RedisBackend:
     """A Redis or Valkey server.
 
-    A write is acknowledged as soon as the server answers, so what survives its death is for the server to say:
-    `appendonly yes` and `appendfsync always` lose nothing. A server that says otherwise is warned about.
+    A write is acknowledged as soon as the server answers, so the server's settings decide what survives its crash: with
+    `appendonly yes` and `appendfsync always` nothing is lost. Other settings raise a warning.
 
     Args:
-        url: redis://host:port/db, rediss://, unix://path.
-        prefix: of all keys, where a server holds several stores.
-        timeout: seconds to go on trying when the server is gone or others change the same users.
+        url: the address: redis://host:port/db, rediss:// or unix://path.
+        prefix: the prefix of all keys, for a server that holds several stores.
+        timeout: the seconds to keep trying if the server does not answer or other writers change the same users.
     """
 
     def __init__(self, url: str, prefix: str = "embcomp:", timeout: float = 5.0) -> None:
@@ -199,7 +199,7 @@ class RedisBackend:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(_NEEDS.format("redis")) from error
         self._errors, self.prefix, self.timeout = redis.exceptions, prefix.encode(), timeout
-        # The client's own retries know nothing of tokens: `_tried` repeats whole transactions instead.
+        # The client's own retries would repeat single commands: `_tried` repeats whole transactions instead.
         self.client = redis.Redis.from_url(
             url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
         )
@@ -238,7 +238,7 @@ class RedisBackend:
         self.client.close()
 
     def _tried(self, call: Callable[[], Any]) -> Any:
-        """Repeat a call until it succeeds or time is up; a broken connection or a faster writer is no failure yet."""
+        """Repeat a call, after broken connections and if other writers were faster, until it succeeds or time is up."""
         end, pause = time.monotonic() + self.timeout, 0.001
         while True:
             try:
@@ -259,7 +259,7 @@ class RedisBackend:
         try:
             found: dict[str, str] = self.client.config_get("append*", "maxmemory-policy")  # pyright: ignore
         except self._errors.RedisError:
-            return  # hosted servers keep their settings to themselves
+            return  # hosted servers do not tell their settings
         if found.get("appendonly") != "yes" or found.get("appendfsync") != "always":
             warnings.warn(
                 f"store {self.name}: the server may lose appends that it has acknowledged when it dies; "

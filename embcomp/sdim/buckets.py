@@ -1,4 +1,4 @@
-"""Histories summed up by bucket: what SDIM keeps of a user, whatever the number of events."""
+"""The bucket sums of histories, which are what SDIM keeps of a user, whatever the number of events."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 MATMUL_BUCKETS = 32
-"""Up to so many buckets in a group a product with one-hot rows is faster than adding events up one by one."""
+"""The most buckets of a group for which a product with one-hot rows is faster than adding events one by one."""
 
 
 class Buckets(NamedTuple):
-    """Sums and counts of B histories, not normalised, so that events can be added and taken away.
+    """The bucket sums and counts of B histories, not normalised, so that events can be added and removed.
 
     Attributes:
-        sums: float [B, groups, 2^hash_width, D].
-        counts: float32 [B, groups, 2^hash_width], how many events each sum holds.
+        sums: the sums of the events' vectors, float [B, groups, 2^hash_width, D].
+        counts: the number of events in each sum, float32 [B, groups, 2^hash_width].
     """
 
     sums: Tensor
@@ -22,13 +22,13 @@ class Buckets(NamedTuple):
 
 
 def sum_padded(codes: Tensor, sequence: Tensor, mask: Tensor, width: int) -> Buckets:
-    """Bucket sums of padded histories.
+    """Return the bucket sums of padded histories.
 
     Args:
-        codes: int64 [B, L, G], the bucket of each event in each group, below `width`.
-        sequence: float [B, L, D]; zero where masked.
+        codes: the bucket of each event in each group, int64 [B, L, G], below `width`.
+        sequence: the events' vectors, float [B, L, D]; zero where masked.
         mask: bool [B, L], True for events.
-        width: buckets of a group.
+        width: the number of buckets of a group.
     """
     batch, length, groups = codes.shape
     if width > MATMUL_BUCKETS:
@@ -44,14 +44,14 @@ def sum_padded(codes: Tensor, sequence: Tensor, mask: Tensor, width: int) -> Buc
 def sum_jagged(
     codes: Tensor, values: Tensor, segment: Tensor, batch: int, width: int, mask: Tensor | None = None
 ) -> Buckets:
-    """Bucket sums of histories that lie end to end.
+    """Return the bucket sums of histories that are concatenated.
 
     Args:
-        codes: int64 [T, G].
-        values: float [T, D]; zero where masked.
-        segment: int64 [T], the history of each event, below `batch`.
-        batch: number of histories.
-        width: buckets of a group.
+        codes: the bucket of each event in each group, int64 [T, G].
+        values: the events' vectors, float [T, D]; zero where masked.
+        segment: the history of each event, int64 [T], below `batch`.
+        batch: the number of histories.
+        width: the number of buckets of a group.
         mask: bool [T], True for events; None for all.
     """
     ones = torch.ones_like(codes[:, 0], dtype=torch.float32) if mask is None else mask.float()
@@ -67,7 +67,7 @@ def sum_jagged(
 
 
 def read(sums: Tensor, codes: Tensor) -> Tensor:
-    """The sum of the buckets that each candidate finds: sums [B, G, width, D], codes int64 [B, C, G] -> [B, C, D]."""
+    """Add up the buckets that each candidate reads: sums [B, G, width, D], codes int64 [B, C, G] -> [B, C, D]."""
     batch, number, groups = codes.shape
     tables = torch.arange(batch * groups, device=codes.device).view(batch, 1, groups)
     rows = (tables * sums.shape[2] + codes).flatten(0, 1)
@@ -76,7 +76,7 @@ def read(sums: Tensor, codes: Tensor) -> Tensor:
 
 
 def segments(offsets: Tensor, total: int) -> Tensor:
-    """The history of each of `total` events: int64 [total], from int64 offsets [B + 1].
+    """Return the history of each of `total` events, int64 [total], from int64 offsets [B + 1].
 
     Example:
         >>> import torch
@@ -88,7 +88,7 @@ def segments(offsets: Tensor, total: int) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors divided by their length; the zero vector stays zero, with a finite gradient."""
+    """Divide vectors by their length; the zero vector stays zero, with a finite gradient."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of float16 end at 256 x 256
     square = wide.square().sum(-1, keepdim=True)
     return (wide * torch.where(square > 0, square, 1.0).rsqrt()).to(x.dtype)

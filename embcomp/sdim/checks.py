@@ -1,4 +1,4 @@
-"""What is checked of SDIM's settings and arguments."""
+"""The checks of SDIM's settings and arguments."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from embcomp.sdim.sequences import check_device, check_floats
 
 
 def check_sizes(embedding_dim: int, num_hashes: int, hash_width: int) -> None:
-    """Raises ValueError for sizes that no SDIM has."""
+    """Raise ValueError for sizes below 1, above their limit, or that do not divide."""
     for name, value in (("embedding_dim", embedding_dim), ("num_hashes", num_hashes), ("hash_width", hash_width)):
         if value < 1:
             raise ValueError(f"SDIM: {name} must be at least 1, got {value}")
@@ -22,7 +22,7 @@ def check_sizes(embedding_dim: int, num_hashes: int, hash_width: int) -> None:
 
 
 def check_vectors(vectors: Tensor, what: str, dim: int) -> None:
-    """Raises TypeError for what is no tensor, ValueError for one that is not float [..., dim]."""
+    """Raise TypeError if it is not a tensor, ValueError if it is not float [..., dim]."""
     check_floats(vectors, what)
     if not vectors.dim():
         raise ValueError(f"SDIM: {what} have no dimension, expected [..., {dim}]")
@@ -31,7 +31,7 @@ def check_vectors(vectors: Tensor, what: str, dim: int) -> None:
 
 
 def check_candidates(candidates: Tensor, dim: int) -> None:
-    """Raises TypeError for what is no tensor, ValueError for one that is not float [B, dim] or [B, C, dim]."""
+    """Raise TypeError if it is not a tensor, ValueError if it is not float [B, dim] or [B, C, dim]."""
     check_floats(candidates, "candidates")
     if candidates.dim() not in (2, 3):
         raise ValueError(f"SDIM: candidates have shape {list(candidates.shape)}: give [B, D] or [B, C, D]")
@@ -39,7 +39,7 @@ def check_candidates(candidates: Tensor, dim: int) -> None:
 
 
 def check_buckets(buckets: Buckets, candidates: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raises TypeError or ValueError for buckets that are not [B, groups, 2^hash_width, D] of B rows of candidates."""
+    """Raise TypeError or ValueError unless the buckets are [B, groups, 2^hash_width, D], for B rows of candidates."""
     for name, tensor in (("sums", buckets.sums), ("counts", buckets.counts)):
         check_tensor(tensor, f"SDIM: {name}")
         check_device(candidates, "candidates", tensor)
@@ -57,7 +57,7 @@ def check_buckets(buckets: Buckets, candidates: Tensor, shape: tuple[int, int, i
 
 
 def check_signatures(signatures: Tensor, vectors: Tensor, words: int) -> None:
-    """Raises TypeError or ValueError for signatures that are not int64 [..., words] of vectors [..., D]."""
+    """Raise TypeError or ValueError unless the signatures are int64 [..., words], for vectors [..., D]."""
     check_tensor(signatures, "SDIM: signatures")
     check_device(signatures, "signatures", vectors)
     if signatures.shape != (*vectors.shape[:-1], words) or signatures.dtype != torch.int64:

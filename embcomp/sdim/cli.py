@@ -24,13 +24,13 @@ TOKEN = "EMBCOMP_TOKEN"
 @app.command()
 def serve_behaviors(
     store: Annotated[str, typer.Argument(help="A folder (LMDB), or redis://host:port/db.")],
-    encoder: Annotated[Path, typer.Argument(help="What BehaviorEncoder.save wrote.")],
-    host: Annotated[str, typer.Option(help=f"Beyond loopback, {TOKEN} must hold a token.")] = "127.0.0.1",
+    encoder: Annotated[Path, typer.Argument(help="A file written by BehaviorEncoder.save.")],
+    host: Annotated[str, typer.Option(help=f"The address; beyond loopback set {TOKEN}.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8360,
-    max_events: Annotated[int, typer.Option(help="Events of a user that count.")] = 1024,
-    dtype: Annotated[str, typer.Option(help="Of stored sums: float32, float16, int8.")] = "float32",
-    max_bytes: Annotated[int | None, typer.Option(min=1, help="How large a folder may become, if not 64 GiB.")] = None,
-    reencode: Annotated[bool, typer.Option(help="Take over a store of another model.")] = False,
+    max_events: Annotated[int, typer.Option(help="The most events kept per user.")] = 1024,
+    dtype: Annotated[str, typer.Option(help="The dtype of stored sums: float32, float16, int8.")] = "float32",
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="The most bytes of a folder; 64 GiB by default.")] = None,
+    reencode: Annotated[bool, typer.Option(help="Take over a store that another model wrote.")] = False,
 ) -> None:
     """Serve a behavior store over HTTP."""
     token = os.environ.get(TOKEN) or None

@@ -1,4 +1,4 @@
-"""From item ids to what a behavior store adds up: vectors and their buckets, under the name of a model version."""
+"""The encoder from item ids to the vectors and buckets that a behavior store adds up, with a model version."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _KIND = "behavior encoder"
 
 
 class Events(NamedTuple):
-    """n events: their buckets `codes` int64 [n, groups] and their `vectors` float32 [n, D]."""
+    """The buckets `codes` int64 [n, groups] and the `vectors` float32 [n, D] of n events."""
 
     codes: np.ndarray
     vectors: np.ndarray
 
 
 class BehaviorEncoder:
-    """An item embedding and the hashes of a model, as a `BehaviorStore` uses them.
+    """The item embedding and the hashes of a model, for a `BehaviorStore`.
 
     Args:
         sdim: the module of the model, on CPU.
         items: the item embedding: a module (compressed or not), a function, ids int64 [n] -> float [n, D], or a table
             [num_items, D].
-        version: names the model whose vectors these are. A store that holds another version is refused, so change it
-            with every training.
-        num_items: how many ids there are; by default what `items` says, None for an open id space.
+        version: the name of the model version. A store that holds another version is refused, so change it with every
+            training.
+        num_items: the number of ids; by default `items.num_embeddings`. None for an open id space.
 
     Raises:
-        ValueError: the version is empty, the widths differ.
+        ValueError: the version is empty, or the widths differ.
 
     Example:
         >>> import torch
@@ -71,15 +71,15 @@ class BehaviorEncoder:
         )
 
     def known(self, ids: np.ndarray) -> np.ndarray:
-        """Which ids this model has: bool, of the shape of `ids`."""
+        """Return which ids this model has: bool, of the shape of `ids`."""
         return (ids >= 0) & (True if self.num_items is None else ids < self.num_items)
 
     def __call__(self, ids: np.ndarray) -> Events:
         """Encode events, int64 [n].
 
         Raises:
-            IndexError: an id that the model does not have.
-            ValueError: a vector that is not finite, and so must not reach the store.
+            IndexError: the model does not have one of the ids.
+            ValueError: a vector is not finite, and so must not reach the store.
         """
         if not (inside := self.known(ids)).all():
             raise IndexError(f"item {ids[~inside][0]} is out of range: the model has {self.num_items} items")
@@ -92,11 +92,11 @@ class BehaviorEncoder:
         return Events(codes.numpy(), vectors)
 
     def save(self, path: str | os.PathLike[str], chunk: int = 65_536) -> None:
-        """Writes hashes and the vectors of all items, for `load`: 4 · num_items · D bytes, whatever the method.
+        """Write the hashes and the vectors of all items, 4 · num_items · D bytes for every method, for `load`.
 
         Raises:
             ValueError: the id space is open.
-            OSError: the file cannot be written; names it.
+            OSError: the file cannot be written; the error names it.
         """
         if self.num_items is None:
             raise ValueError("an open id space cannot be written out: serve the module itself (create_app)")
@@ -112,10 +112,10 @@ class BehaviorEncoder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BehaviorEncoder:
-        """Reads what `save` wrote: tensors and numbers, never code.
+        """Read the file that `save` wrote, which holds tensors and numbers and no code.
 
         Raises:
-            ValueError: the file is damaged, or something else.
+            ValueError: the file is damaged, or is not a saved encoder.
         """
         state = nested.load(path, _KIND)
         try:

@@ -1,10 +1,10 @@
-"""What a behavior store may refuse, and why."""
+"""The errors of a behavior store."""
 
 from embcomp.files import Damaged
 
 
 class StoreError(RuntimeError):
-    """Base of what a behavior store raises; the store is as it was before the call."""
+    """The base of all errors of a behavior store; the store is as it was before the call."""
 
 
 class StampMismatch(StoreError):
@@ -12,16 +12,16 @@ class StampMismatch(StoreError):
 
 
 class StoreFull(StoreError):
-    """No room: the map of LMDB, the memory of Redis, the disk."""
+    """There is no room left: in LMDB's map, in Redis' memory or on the disk."""
 
 
 class StoreUnavailable(StoreError):
-    """The server is gone, or too many writers want the same user; the call may be repeated with the same token."""
+    """The server does not answer, or too many writers change the same user; repeat the call with the same token."""
 
 
 class StoreDamaged(StoreError, Damaged):
-    """The file of a store is not what was written (a ValueError, too)."""
+    """The file of a store differs from the one that was written (it is a ValueError, too)."""
 
 
 class CorruptRecord(StoreDamaged):
-    """The bytes of a user are not what was written."""
+    """The bytes of a user differ from those that were written."""

@@ -1,4 +1,4 @@
-"""One user of a behavior store: recent events and their bucket sums, in memory and as bytes."""
+"""The record of one user in a behavior store: recent events and their bucket sums, in memory and as bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embcomp.sdim.errors import CorruptRecord
 
 DTYPES = ("float32", "float16", "int8")
 MAX_EVENTS = 2**16 - 1
-"""Counts are written as uint16."""
+"""The most events of a user: counts are written as uint16."""
 _TOKENS = 32
 _FORMAT = 2
 # Magic, format, dtype, tokens, groups, buckets of a group, width, events, changes, stamp, user, checksum of all else.
@@ -25,15 +25,15 @@ _MAGIC = b"SDIM"
 
 @dataclass
 class History:
-    """The last events of a user.
+    """The last events of a user and their bucket sums.
 
     Attributes:
-        events: item ids, int64 [n], oldest first.
-        sums: float32 [groups, width, D]: what the events add up to.
-        counts: int64 [groups, width].
-        stamp: digest of the model and the hashes that made the sums.
-        tokens: of the last appends, so that one that is sent twice counts once.
-        changes: events added or taken away since the sums were last made from all events at once.
+        events: the item ids, int64 [n], oldest first.
+        sums: the bucket sums of the events, float32 [groups, width, D].
+        counts: the number of events in each sum, int64 [groups, width].
+        stamp: the digest of the model and the hashes that made the sums.
+        tokens: the tokens of the last appends, so that an append that is sent twice counts once.
+        changes: the number of events added or removed since the sums were last made from all events.
     """
 
     events: np.ndarray
@@ -45,7 +45,7 @@ class History:
 
     @classmethod
     def encode(cls, encoder: BehaviorEncoder, events: np.ndarray, tokens: list[bytes] | None = None) -> History:
-        """The history of these events, int64 [n], from nothing."""
+        """Make the history of these events, int64 [n]."""
         sdim = encoder.sdim
         sums = np.zeros((sdim.groups, sdim.width, sdim.embedding_dim), np.float32)
         history = cls(events, sums, np.zeros(sums.shape[:2], np.int64), digest(encoder.stamp), list(tokens or []))
@@ -53,13 +53,13 @@ class History:
         return history
 
     def append(self, encoder: BehaviorEncoder, items: np.ndarray, added: Events, token: bytes, most: int) -> None:
-        """Add events, int64 [n], and let go of the oldest beyond `most`."""
+        """Add events, int64 [n], and remove the oldest beyond `most`."""
         events = np.concatenate((self.events, items))
         gone, self.events = events[:-most], events[-most:]
         self._count(added, 1)
         if len(gone):
             self._count(encoder(gone), -1)
-        self.sums[self.counts == 0] = 0.0  # whatever rounding left of events that are gone
+        self.sums[self.counts == 0] = 0.0  # removes what rounding has left of removed events
         self.changes += len(items) + len(gone)
         self.tokens = [*self.tokens, token][-_TOKENS:]
 
@@ -70,14 +70,14 @@ class History:
             self.counts[groups, codes] += sign
 
     def to_bytes(self, dtype: str, user: str) -> bytes:
-        """All of it, in buckets that hold events; sums as one of `DTYPES`, int8 with a float32 scale for each bucket.
+        """Return the record as bytes, of the buckets that hold events, with sums in one of `DTYPES`.
 
         Args:
-            dtype: of the sums.
-            user: the name of the user, by which the record is known again.
+            dtype: the dtype of the sums; int8 has a float32 scale for each bucket.
+            user: the name of the user, whose digest is part of the record.
 
         Raises:
-            ValueError: sums that the dtype cannot hold.
+            ValueError: a sum is beyond the range of the dtype.
         """
         held = self.sums[self.counts > 0]
         scales = np.empty(0, np.float32)
@@ -101,15 +101,15 @@ class History:
 
     @classmethod
     def from_bytes(cls, record: bytes, user: str, where: str = "") -> History:
-        """Undoes `to_bytes`.
+        """Read the bytes of `to_bytes`.
 
         Args:
-            record: what was stored.
-            user: whose record it should be.
-            where: begins the text of an error: the store.
+            record: the stored bytes.
+            user: the user whose record this should be.
+            where: the store, with which the text of an error begins.
 
         Raises:
-            CorruptRecord: anything else than a whole record.
+            CorruptRecord: the bytes are not a whole record of this user.
         """
         try:
             form = _HEADER_1 if record[:5] == _MAGIC + b"\1" else _HEADER
@@ -119,7 +119,7 @@ class History:
             if magic != _MAGIC or version not in (1, _FORMAT) or zlib.crc32(body, before) != rest[-1]:
                 raise ValueError("its checksum or format is wrong")
             if form is _HEADER and rest[0] != digest(user, 8):
-                raise ValueError("it is of another user")
+                raise ValueError("it belongs to another user")
             width += 1
             kept, place = [], 0
             for _ in range(tokens):
@@ -149,5 +149,5 @@ class History:
 
 
 def digest(text: str, size: int = 16) -> bytes:
-    """A short name for a text."""
+    """Return a short digest of a text."""
     return hashlib.blake2b(text.encode(), digest_size=size).digest()

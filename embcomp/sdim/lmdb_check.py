@@ -1,7 +1,7 @@
-"""Whether an LMDB file is whole, found by reading it without LMDB, which trusts its pages and crashes on damaged ones.
+"""A check of an LMDB file that reads it without LMDB, since LMDB trusts its pages and crashes on damaged ones.
 
-LMDB's pages bear no checksums. So the trees are walked from their roots: every page, pointer, size, order and count has
-to be as LMDB leaves them, no page may have two owners, and the keys have to be those that were written (`KeySum`).
+LMDB's pages have no checksums, so the trees are walked from their roots: every page, pointer, size, order and count
+must be as LMDB writes them, no page may have two owners, and the keys must be those that were written (`KeySum`).
 Layout: `struct MDB_meta`, `MDB_page` and `MDB_node` of LMDB 0.9, 64 bits, little-endian.
 """
 
@@ -27,15 +27,15 @@ _META_FORM = struct.Struct("<QHHI II QQ IHHQQQQQ IHHQQQQQ QQ".replace(" ", ""))
 
 
 class Broken(ValueError):
-    """What is wrong with the file."""
+    """The file is damaged; the text says where."""
 
 
 @dataclass
 class KeySum:
-    """Which keys a store holds, as their number and the sum of their hashes: what a lost or altered key changes.
+    """The number of keys of a store and the sum of their hashes, which a lost or altered key changes.
 
     Attributes:
-        txn: the transaction that wrote it last; another writer than this class leaves it behind.
+        txn: the transaction that wrote the sum last; another writer than this class does not update it.
     """
 
     count: int = 0
@@ -45,18 +45,18 @@ class KeySum:
     _FORM = struct.Struct("<Q16sQI")
 
     def add(self, key: bytes, sign: int = 1) -> None:
-        """Takes a key in, or out."""
+        """Add a key, or remove it with `sign` -1."""
         self.count += sign
         self.total = (self.total + sign * _hash(key)) % 2**128
 
     def to_bytes(self) -> bytes:
-        """The sum with a checksum."""
+        """Return the sum with a checksum."""
         plain = self._FORM.pack(self.count, self.total.to_bytes(16, "little"), self.txn, 0)[:-4]
         return plain + struct.pack("<I", zlib.crc32(plain))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Undoes `to_bytes`. Raises Broken."""
+        """Read the bytes of `to_bytes`. Raise Broken if they are damaged."""
         if len(data) != cls._FORM.size or zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
             raise Broken("the record of its keys is damaged")
         count, total, txn, _ = cls._FORM.unpack(data)
@@ -88,7 +88,7 @@ class _Meta:
 
 
 def metas(path: Path) -> list[_Meta]:
-    """The two meta pages. Raises Broken where they cannot be; of transactions under way it sees one state."""
+    """Read the two meta pages, before or after a transaction under way. Raise Broken if they are damaged."""
     for attempt in range(20):
         try:
             return _metas(path)
@@ -108,7 +108,7 @@ def _metas(path: Path) -> list[_Meta]:
                 raise Broken(f"it is cut short, to {path.stat().st_size} bytes")
             page, _, flags, _, magic, version, _, _, *rest = _META_FORM.unpack(data)
             if (page, flags & _META, magic, version) != (number, _META, _MAGIC, _VERSION):
-                raise Broken(f"page {number} is none of LMDB's meta pages")
+                raise Broken(f"page {number} is not a meta page of LMDB")
             size, *free = rest[:8]
             found.append(_Meta(size, _Tree(*free), _Tree(*rest[9:16]), *rest[16:]))
             if size not in (2**power for power in range(9, 17)):
@@ -124,11 +124,11 @@ def _metas(path: Path) -> list[_Meta]:
 
 
 def check_pages(path: Path, txn: int) -> KeySum:
-    """Checks all that a transaction sees, which must be held open meanwhile; returns the sum over its keys.
+    """Check all pages that an open transaction reads; return the sum of its keys. The transaction must stay open.
 
     Raises:
         Broken: a page, a pointer, a size or a count is wrong.
-        LookupError: the transaction is in no meta page any more: begin another one.
+        LookupError: the transaction is not in a meta page any more: begin another one.
     """
     for meta in metas(path):
         if meta.txn == txn:
@@ -162,7 +162,7 @@ class _Walk:
         return found
 
     def _tree(self, tree: _Tree, name: str) -> Iterator[tuple[bytes, bytes]]:
-        """Keys in order, and values of the free tree."""
+        """Yield the keys in order, with the values of the free tree (empty bytes for the main tree)."""
         counts, self.big = [0, 0, 0], []
         entries = 0
         waiting: list[tuple[int, int, bytes | None, bytes | None]] = []
@@ -205,7 +205,7 @@ class _Walk:
             yield key, self.data[at : at + size] if name == "free" else b""
 
     def _take(self, page: int, number: int) -> int:
-        """Where a page begins; nobody else may have it."""
+        """Mark pages as used and return where the first begins, in bytes. Raise Broken if one has another owner."""
         if not 2 <= page <= page + number <= self.pages:
             raise Broken(f"page {page} is missing: the file has {len(self.data)} bytes")
         if any(self.used[page : page + number]):
@@ -214,7 +214,7 @@ class _Walk:
         return page * self.size
 
     def _nodes(self, page: int, start: int, leaf: bool) -> Iterator[tuple[bytes, int, int, int]]:
-        """Of each node its key; then of a branch the page below, of a leaf place, bytes and flags of the value."""
+        """Yield the nodes of a page: (key, page below, 0, 0) of a branch, (key, position, bytes, flags) of a leaf."""
         raw = self.data[start : start + self.size]
         number, _, flags, lower, upper = struct.unpack_from("<QHHHH", raw)
         if number != page or flags != (_LEAF if leaf else _BRANCH):
@@ -241,7 +241,7 @@ class _Walk:
             raise Broken(f"page {page} has nodes that overlap")
 
     def _check_big(self) -> int:
-        """Pages of the values that have their own."""
+        """Check the values that have pages of their own; return the number of these pages."""
         total = 0
         for page, size in sorted(self.big):
             start = page * self.size
@@ -259,9 +259,9 @@ class _Walk:
             raise Broken("a list of free pages is longer than its record")
         pages = pages[1 : int(pages[0]) + 1]
         if ((pages < 2) | (pages > self.meta.last)).any():
-            raise Broken("a page is free that there is not")
+            raise Broken("a page that does not exist is listed as free")
         inside = pages[pages < self.pages].astype(np.int64)
         used = np.frombuffer(self.used, np.uint8)
         if used[inside].any() or len(np.unique(pages)) < len(pages):
-            raise Broken("a page is free and in use")
+            raise Broken("a page is listed as free and is in use")
         used[inside] = 1

@@ -11,17 +11,17 @@ from embcomp.ops.signatures import pack
 
 
 class Projection(nn.Module, abc.ABC):
-    """Base: what makes signatures the same in training and in serving.
+    """The base of projections, which keeps signatures the same in training and in serving.
 
-    Buffers move with the model but keep their type, because `half()` would change signatures, and so would the products
-    of `torch.autocast`: they are those of float32 there too.
+    Buffers move with the model but keep their dtype, because `half()` would change signatures. `torch.autocast` would
+    change them, too, so it is switched off here: products are float32.
     """
 
     constant_buffers: ClassVar[bool] = True  # averages of weights leave them alone (`embcomp.averaging`)
 
     @abc.abstractmethod
     def project(self, x: Tensor) -> Tensor:
-        """float32 [..., dim] -> float32 [..., num_hashes]."""
+        """Project float32 [..., dim] -> float32 [..., num_hashes]."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.amp.is_autocast_available(x.device.type):  # the meta device
@@ -39,7 +39,7 @@ class Projection(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def signatures(self, x: Tensor, hash_width: int) -> Tensor:
-        """Signs in groups of `hash_width`, packed: float [..., dim] -> int64 [..., words]."""
+        """Pack the signs of the projection in groups of `hash_width`: float [..., dim] -> int64 [..., words]."""
         projected = self(x)
         if fast(projected):
             return sign_signatures(projected, None, hash_width)
@@ -47,7 +47,7 @@ class Projection(nn.Module, abc.ABC):
 
 
 class DenseProjection(Projection):
-    """`x R` with a Gaussian matrix R, `[dim, num_hashes]`: 4 · dim · num_hashes bytes.
+    """The product `x R` with a Gaussian matrix R, `[dim, num_hashes]`, of 4 · dim · num_hashes bytes.
 
     Shapes: float `[..., dim]` -> float32 `[..., num_hashes]`.
 
@@ -77,8 +77,8 @@ class DenseProjection(Projection):
 class HadamardProjection(Projection):
     """Three rounds of random signs and a Hadamard transform in place of a Gaussian matrix (Andoni et al. 2015).
 
-    `H S3 H S2 H S1 x` (arXiv 1509.02897, section 5) with diagonal sign matrices S costs O(n log n) rather than n · m,
-    and 3 n bytes. The width is padded to a power of two, n; more than n hashes take several blocks.
+    `H S3 H S2 H S1 x` (arXiv 1509.02897, section 5), with diagonal sign matrices S, takes O(n log n) operations instead
+    of n · m, and 3 n bytes. The width is padded to a power of two, n; more than n hashes take several blocks.
 
     Shapes: float `[..., dim]` -> float32 `[..., num_hashes]`.
 
@@ -108,7 +108,7 @@ class HadamardProjection(Projection):
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """The Walsh-Hadamard transform of the last dimension, a power of two, not normalised.
+    """Return the Walsh-Hadamard transform of the last dimension, whose width is a power of two; not normalised.
 
     Example:
         >>> import torch
@@ -126,13 +126,13 @@ def hadamard(x: Tensor) -> Tensor:
 
 
 def _default_device() -> torch.device:
-    """Where buffers are made. Real even inside `with torch.device("meta")`: `to_empty` leaves them as they are."""
+    """Return the device of new buffers: a real one in `with torch.device("meta")`, as `to_empty` does not fill them."""
     device = torch.get_default_device()
     return torch.device("cpu") if device.type == "meta" else device
 
 
 def _sylvester(size: int, like: Tensor) -> Tensor:
-    """The Hadamard matrix `[size, size]`, of the type and device of `like`."""
+    """Return the Hadamard matrix `[size, size]`, in the dtype and on the device of `like`."""
     matrix = like.new_ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))

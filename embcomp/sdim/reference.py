@@ -1,4 +1,4 @@
-"""SDIM as its paper writes it, group by group: what the fast forms are tested against."""
+"""SDIM as its paper writes it, group by group, which the tests compare with the fast forms."""
 
 import torch
 from torch import Tensor
@@ -12,18 +12,18 @@ def pool_reference(
     rule: str = "l2",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Pooled histories (Cao et al. 2022, arXiv 2205.10249, section 4), one group after the other.
+    """Pool histories (Cao et al. 2022, arXiv 2205.10249, section 4), one group after the other.
 
     Args:
-        candidate_codes: int64 [B, C, G].
-        sequence_codes: int64 [B, L, G].
-        sequence: float [B, L, D].
+        candidate_codes: the buckets of the candidates, int64 [B, C, G].
+        sequence_codes: the buckets of the events, int64 [B, L, G].
+        sequence: the vectors of the events, float [B, L, D].
         mask: bool [B, L], True for events.
-        rule: see `SDIM`.
-        weight: float [hash_width + 1], of the rule "kernel".
+        rule: the name of the rule, see `SDIM`.
+        weight: the weights of the rule "kernel", float [hash_width + 1].
 
     Returns:
-        float [B, C, D].
+        The pooled vectors, float [B, C, D].
     """
     return _REFERENCES[rule](candidate_codes, sequence_codes, sequence, mask, weight)
 
@@ -56,7 +56,7 @@ def _mean(asked: Tensor, known: Tensor, sequence: Tensor, mask: Tensor, weight: 
 
 
 def _agree(asked: Tensor, known: Tensor, mask: Tensor, group: int) -> Tensor:
-    """Which events are in a candidate's bucket of one group: bool [B, C, L]."""
+    """Return which events are in a candidate's bucket of one group: bool [B, C, L]."""
     return (asked[:, :, None, group] == known[:, None, :, group]) & mask[:, None, :]
 
 

@@ -20,25 +20,26 @@ class SDIM(nn.Module):
     """Sampling-based deep interest modelling (Cao et al. 2022, arXiv 2205.10249, section 4).
 
     SimHash gives every vector `num_hashes` fixed bits, in groups of `hash_width`. In each group, the events whose bits
-    agree with the candidate's are added up; an event thus counts with probability (1 - angle / pi)^hash_width. A
-    history is therefore `num_hashes / hash_width` groups of `2^hash_width` sums (`encode`), and a candidate reads one
-    of each group (`query`), whatever the number of events.
+    equal those of the candidate are added up; an event thus counts with probability (1 - angle / pi)^hash_width. A
+    history is stored as `num_hashes / hash_width` groups of `2^hash_width` sums (`encode`), and a candidate reads one
+    sum of each group (`query`), whatever the number of events.
 
     Args:
-        embedding_dim: width D of items.
-        num_hashes: bits, m; a multiple of `hash_width`.
-        hash_width: bits of a group, tau. More of them look at closer events only.
-        seed: another seed gives other hashes. They are buffers, saved with the model.
+        embedding_dim: the width D of items.
+        num_hashes: the number of bits, m; a multiple of `hash_width`.
+        hash_width: the number of bits of a group, tau. With more bits only closer events count.
+        seed: the seed of the hashes. They are buffers, saved with the model.
         rule: "l2", the paper's: each sum is divided by its length, then the groups are averaged. "mean": the sums of
-            all groups together are divided by the number of events that they hold, an average of the history weighted
-            by how often each event agrees, which keeps how much the groups found. "kernel": an event counts by how
-            many of a group's bits differ from the candidate's, with a learned weight for each number of them, 0 ..
-            `hash_width`, and the sum is divided by the number of events. All weights start at 1, which is average
-            pooling. A candidate reads as many rows for each rule, and all read the same buckets.
+            all groups together are divided by the number of events that they hold: an average of the history, weighted
+            by how often each event agrees. "kernel": an event counts by the number of a group's bits that differ from
+            the candidate's, with a learned weight for each number, 0 .. `hash_width`, and the sum is divided by the
+            number of events. All these weights start at 1, which is average pooling. A candidate reads the same number
+            of rows, of the same buckets, with each rule.
         projection: "dense", a Gaussian matrix, or "hadamard", signs and Hadamard transforms in O(D log D).
 
     Raises:
-        ValueError: sizes below 1, `num_hashes` no multiple of `hash_width`, an unknown rule or projection.
+        ValueError: a size is below 1, `num_hashes` is not a multiple of `hash_width`, or the rule or the projection is
+            unknown.
 
     Example:
         >>> import torch
@@ -94,27 +95,29 @@ class SDIM(nn.Module):
         candidate_signatures: Tensor | None = None,
         sequence_signatures: Tensor | None = None,
     ) -> Tensor:
-        """The history of each row, as each of its candidates sees it.
+        """Pool the history of each row, for each of its candidates.
 
         Args:
             candidates: float [B, D], or [B, C, D].
-            sequence: float [B, L, D]; with `offsets`, [T, D], the histories end to end.
-            mask: bool [B, L], True for events; None where all are.
-            offsets: int64 [B + 1], where each history begins and ends in a jagged `sequence`.
-            places: int64 [B, L] (with `offsets`, [T]), where the vector of each event is in `sequence`, which then is
-                [N, D]: the vectors of the distinct items, each hashed once and, on CPU, added up from where it is.
-            expected: the limit of infinitely many hashes instead, at the cost of attention: exact for the rules "mean"
-                and "kernel"; for "l2" the weighted sum divided by its length, as in the paper, whose direction the
-                groups approach. Candidates get gradients here alone, since signs have none.
-            candidate_signatures: int64 [B, words] or [B, C, words], where they are known (see `ItemSignatures`).
-            sequence_signatures: int64, one for each vector of `sequence`, where they are known.
+            sequence: the events, float [B, L, D]; with `offsets`, [T, D], the histories concatenated.
+            mask: bool [B, L], True for events; None if all are events.
+            offsets: the begins and ends of the histories in a jagged `sequence`, int64 [B + 1].
+            places: the position in `sequence` of the vector of each event, int64 [B, L] (with `offsets`, [T]).
+                `sequence` is then [N, D], the vectors of the distinct items; each is hashed once and, on CPU, added up
+                without a copy.
+            expected: return the limit of infinitely many hashes instead, at the cost of attention: exact for the rules
+                "mean" and "kernel"; for "l2" the weighted sum divided by its length, as in the paper, whose direction
+                the groups approach. Candidates get gradients only here, since signs have none.
+            candidate_signatures: the signatures of the candidates, int64 [B, words] or [B, C, words], if they are known
+                (see `ItemSignatures`).
+            sequence_signatures: the signatures of the vectors of `sequence`, int64 [..., words], if they are known.
 
         Returns:
-            float, of the shape of `candidates`. Zeros where no event agrees, and for a history without events.
+            The pooled histories, float, of the shape of `candidates`. Zeros if no event agrees or the history is empty.
 
         Raises:
-            ValueError: shapes or types that do not fit.
-            IndexError: a place outside of `sequence`.
+            ValueError: shapes or types do not fit.
+            IndexError: a place is outside of `sequence`.
         """
         check_candidates(candidates, self.embedding_dim)
         several = candidates.dim() == 3
@@ -135,7 +138,7 @@ class SDIM(nn.Module):
             pooled = (
                 self._pool_collisions(rule, asked, given) if fast(sequence) else self._pool_pairs(rule, asked, given)
             )
-        else:  # from here on buckets are fewer than what all candidates read
+        else:  # building all buckets is cheaper than comparing all pairs
             pooled = self.query(candidates, self._buckets_of(given), candidate_signatures)
         return pooled if several else pooled.squeeze(1)
 
@@ -148,14 +151,14 @@ class SDIM(nn.Module):
         places: Tensor | None = None,
         signatures: Tensor | None = None,
     ) -> Buckets:
-        """The buckets of B histories: sums [B, groups, 2^hash_width, D] and counts; arguments as in `forward`."""
+        """Return the buckets of B histories: sums [B, groups, 2^hash_width, D] and counts. See `forward`."""
         return self._buckets_of(self._checked(Sequences(sequence, mask, offsets, places, signatures)))
 
     def query(self, candidates: Tensor, buckets: Buckets, signatures: Tensor | None = None) -> Tensor:
-        """What candidates [B, D] or [B, C, D] read from the buckets of their row; of the same shape.
+        """Pool the buckets of each row for its candidates, [B, D] or [B, C, D]; the result has the same shape.
 
-        One look-up of `groups` rows for each candidate (`embedding_bag`). A single user's buckets are a batch of one:
-        candidates [1, C, D].
+        This is one look-up of `groups` rows for each candidate (`embedding_bag`). The buckets of a single user are a
+        batch of one: candidates [1, C, D].
         """
         check_candidates(candidates, self.embedding_dim)
         if candidates.dim() == 2:
@@ -178,41 +181,41 @@ class SDIM(nn.Module):
         return rule.of_buckets(sums, counts, lambda rows: gather(rows, readers).unflatten(0, candidates.shape[:2]))
 
     def signatures(self, vectors: Tensor) -> Tensor:
-        """The buckets of vectors in all groups, packed: float [..., D] -> int64 [..., words], a word for 63 bits."""
+        """Return the packed buckets of vectors: float [..., D] -> int64 [..., words], with up to 63 bits in a word."""
         check_vectors(vectors, "vectors", self.embedding_dim)
         return self.projection.signatures(vectors, self.hash_width)  # pyright: ignore[reportCallIssue]
 
     def collision_probability(self, cosine: Tensor) -> Tensor:
-        """How likely vectors of this cosine agree in a group: (1 - arccos(cosine) / pi)^hash_width, in [0, 1]."""
+        """Return the probability that vectors of this cosine agree in a group: (1 - arccos(cosine) / pi)^hash_width."""
         return (1 - _angle(cosine)) ** self.hash_width
 
     def event_weight(self, cosine: Tensor) -> Tensor:
-        """How much an event of this cosine with the candidate counts, with infinitely many hashes.
+        """Return the weight of an event with infinitely many hashes, by its cosine to the candidate.
 
-        The collision probability; with the rule "kernel", `sum_d weight[d] P(d bits of a group differ)`.
+        It is the collision probability; with the rule "kernel", `sum_d weight[d] P(d bits of a group differ)`.
         """
         return self._weighted_rule().event_weight(_angle(cosine))
 
     def _weighted_rule(self) -> Rule:
-        """The rule with the weights as they are now: modules replace their parameters when they move."""
+        """Make the rule with the present weights: modules replace their parameters when they move."""
         return RULES[self.rule](self.hash_width, getattr(self, "weight", None))
 
     def _signatures_of(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
-        """The signature of each vector, checked where it is given: float [..., D] -> int64 [..., words]."""
+        """Return the signature of each vector, checked if it is given: float [..., D] -> int64 [..., words]."""
         if signatures is None:
             return self.signatures(vectors)
         check_signatures(signatures, vectors, words_for(self.groups, self.hash_width))
         return signatures
 
     def _codes_of(self, vectors: Tensor, signatures: Tensor | None) -> Tensor:
-        """The bucket of each vector in each group: float [..., D] -> int64 [..., groups]."""
+        """Return the bucket of each vector in each group: float [..., D] -> int64 [..., groups]."""
         if signatures is not None:
             return unpack(self._signatures_of(vectors, signatures), self.groups, self.hash_width)
         with torch.no_grad():
             return sign_codes(self.projection(vectors), self.hash_width)
 
     def _event_codes(self, given: Sequences) -> Tensor:
-        """The bucket of each event in each group: int64 [B, L, groups], or [T, groups]."""
+        """Return the bucket of each event in each group: int64 [B, L, groups], or [T, groups]."""
         codes = self._codes_of(given.vectors, given.signatures)
         return codes if given.places is None else taken(codes, given.places)
 
@@ -225,17 +228,17 @@ class SDIM(nn.Module):
         return sum_jagged(codes, vectors, segments(given.offsets, len(vectors)), given.batch, self.width)
 
     def _skips_buckets(self, candidates: int, given: Sequences) -> bool:
-        """True where comparing every event with each candidate is cheaper than building all buckets."""
+        """Return whether comparing every event with each candidate is cheaper than building all buckets."""
         if fast(given.vectors):
             return candidates <= self.width // 2
         return candidates <= self.width and given.offsets is None
 
     def _pool_collisions(self, rule: CollisionRule, asked: Tensor, given: Sequences) -> Tensor:
-        """Adds up, event by event, what candidates of these signatures would read, without the other buckets."""
+        """Add up, event by event, only the buckets that candidates of these signatures read."""
         return rule.of_groups(*collide(*self._rows_and_histories(given), asked))
 
     def _pool_pairs(self, rule: CollisionRule, asked: Tensor, given: Sequences) -> Tensor:
-        """Does what `_pool_collisions` does in torch, by products with zeros and ones."""
+        """Do the work of `_pool_collisions` in torch, by products with zeros and ones."""
         (vectors, mask), known = given.events(), self._event_codes(given)
         codes = unpack(asked, self.groups, self.hash_width)
         agree = codes.unsqueeze(-1) == known.transpose(1, 2).unsqueeze(1)  # [B, C, groups, L]
@@ -244,7 +247,7 @@ class SDIM(nn.Module):
     def _expected(
         self, rule: Rule, candidates: Tensor, sequence: Tensor, mask: Tensor, offsets: Tensor | None
     ) -> Tensor:
-        """Pools histories as infinitely many hashes would, by the angles of all pairs."""
+        """Pool histories as infinitely many hashes would, by the angles of all pairs."""
         asked, known = unit(candidates), unit(sequence)
         if offsets is None:
             weights = rule.event_weight(_angle(asked @ known.transpose(1, 2))) * mask.unsqueeze(1)
@@ -256,7 +259,7 @@ class SDIM(nn.Module):
         return rule.expected(sums, total, offsets.diff())
 
     def _rows_and_histories(self, given: Sequences) -> tuple[Tensor, Histories]:
-        """Vectors [N, D] and the histories made of them, for compiled functions, which never read masked events."""
+        """Return vectors [N, D] and the histories made of them, for compiled functions, which skip masked events."""
         offsets = _starts(*given.shape) if given.offsets is None else given.offsets
         mask, places = (None if tensor is None else tensor.flatten() for tensor in (given.mask, given.places))
         known = self._signatures_of(given.vectors, given.signatures)
@@ -272,7 +275,7 @@ class SDIM(nn.Module):
         return given.check()
 
     def settings(self) -> dict[str, Any]:
-        """What decides the buckets, next to the projection itself: saved with the model."""
+        """Return the settings that decide the buckets, beside the projection itself; they are saved with the model."""
         return {
             "embedding_dim": self.embedding_dim,
             "num_hashes": self.num_hashes,
@@ -281,15 +284,15 @@ class SDIM(nn.Module):
         }
 
     def get_extra_state(self) -> Tensor:
-        text = json.dumps({"module": "SDIM", **self.settings()})  # by "module" checkpoints know it for ours
+        text = json.dumps({"module": "SDIM", **self.settings()})  # "module" tells checkpoints that this state is SDIM's
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing to set; `_load_from_state_dict` has compared it."""
+        """Do nothing: `_load_from_state_dict` has compared the state."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(f"{prefix}_extra_state")
-        if saved is not None:  # before torch compares shapes, which do not tell one hash_width from another
+        if saved is not None:  # before torch compares shapes, which can be equal for two hash_widths
             settings, mine = json.loads(bytes(saved.cpu().tolist())), self.settings()
             if differ := [
                 f"{k}: saved {settings.get(k)!r}, here {v!r}" for k, v in mine.items() if settings.get(k) != v
@@ -302,11 +305,11 @@ class SDIM(nn.Module):
 
 
 def _angle(cosine: Tensor) -> Tensor:
-    """The angle in parts of pi, in [0, 1]."""
+    """Return the angle in parts of pi, in [0, 1]."""
     edge = 1 - torch.finfo(cosine.dtype).eps  # beyond it the gradient of arccos is infinite
     return cosine.clamp(-edge, edge).arccos() / math.pi
 
 
 def _starts(batch: int, length: int) -> Tensor:
-    """Where histories of one length begin and end: int64 [batch + 1]."""
+    """Return the begins and ends of histories of one length: int64 [batch + 1]."""
     return length * torch.arange(batch + 1, device="cpu")

@@ -1,4 +1,4 @@
-"""What SDIM is given of histories: padded, end to end, or as places in a matrix of distinct items."""
+"""The histories given to SDIM: padded, concatenated, or as positions in a matrix of distinct items."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from embcomp.ops.checks import check_inside, check_tensor, readable
 
 
 class Sequences(NamedTuple):
-    """B histories, T events in all; the arguments of `SDIM.forward`, of which `check` says whether they fit.
+    """The sequence arguments of `SDIM.forward`, B histories with T events in all; `check` validates them.
 
     Attributes:
-        vectors: float [B, L, D]; [T, D] with `offsets`; [N, D] with `places`.
-        mask: bool [B, L], True for events; None where all are.
-        offsets: int64 [B + 1], where each history begins and ends.
-        places: int64 [B, L] or [T], the vector of each event.
-        signatures: int64 [..., words] of the vectors, where they are known.
+        vectors: the vectors, float [B, L, D]; [T, D] with `offsets`; [N, D] with `places`.
+        mask: bool [B, L], True for events; None if all are events.
+        offsets: the begins and ends of the histories, int64 [B + 1].
+        places: the position in `vectors` of each event's vector, int64 [B, L] or [T].
+        signatures: the signatures of the vectors, int64 [..., words], if they are known.
     """
 
     vectors: Tensor
@@ -29,7 +29,7 @@ class Sequences(NamedTuple):
 
     @property
     def shape(self) -> torch.Size:
-        """[B, L], or [T]."""
+        """The shape of the events, [B, L] or [T]."""
         return self.vectors.shape[:-1] if self.places is None else self.places.shape
 
     @property
@@ -37,11 +37,11 @@ class Sequences(NamedTuple):
         return self.shape[0] if self.offsets is None else len(self.offsets) - 1
 
     def check(self) -> Sequences:
-        """Itself, with offsets as int64.
+        """Return these sequences with offsets as int64.
 
         Raises:
-            TypeError: what is no tensor.
-            ValueError: shapes and types that do not fit each other.
+            TypeError: one of them is not a tensor.
+            ValueError: shapes or types do not fit each other.
         """
         check_floats(self.vectors, "sequence")
         for name in ("mask", "offsets", "places", "signatures"):
@@ -61,7 +61,7 @@ class Sequences(NamedTuple):
                 raise ValueError(f"SDIM: offsets must be int64 (floats lose events beyond 2^24), got {offsets.dtype}")
             if offsets.dim() != 1 or not len(offsets):
                 raise ValueError(f"SDIM: offsets have shape {list(offsets.shape)}, expected [B + 1]")
-            if readable(offsets):  # C++ would read what lies beside the sequence
+            if readable(offsets):  # C++ would read memory beside the sequence
                 if int(offsets[-1]) != shape[0]:
                     raise ValueError(f"SDIM: offsets end at {int(offsets[-1])}, the sequence has {shape[0]} events")
                 if offsets[0] != 0 or (offsets.diff() < 0).any():
@@ -76,7 +76,7 @@ class Sequences(NamedTuple):
         return self
 
     def events(self) -> tuple[Tensor, Tensor]:
-        """The vector of each event, with zeros where masked, and whether it counts."""
+        """Return the vector of each event, zeros where masked, and the mask."""
         vectors = self.vectors if self.places is None else taken(self.vectors, self.places)
         if self.mask is None:
             return vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool)
@@ -84,20 +84,20 @@ class Sequences(NamedTuple):
 
 
 def taken(rows: Tensor, places: Tensor) -> Tensor:
-    """Rows [N, K] at places int64 [...]: [..., K]. Unlike `rows[places]` it refuses negative places."""
+    """Return rows [N, K] at places int64 [...]: [..., K]. Unlike `rows[places]` it refuses negative places."""
     if readable(places):
         check_inside(places, len(rows))
     return rows.index_select(0, places.flatten()).view(*places.shape, rows.shape[1])
 
 
 def check_floats(vectors: Tensor, name: str) -> None:
-    """Raises TypeError for what is no tensor, ValueError for one that is not of dense floats."""
+    """Raise TypeError if it is not a tensor, ValueError if it does not hold dense floats."""
     check_tensor(vectors, f"SDIM: {name}")
     if not vectors.is_floating_point():
         raise ValueError(f"SDIM: {name} must be floats, got {vectors.dtype}; convert with .float()")
 
 
 def check_device(tensor: Tensor, name: str, sequence: Tensor) -> None:
-    """Raises ValueError for a tensor that is elsewhere."""
+    """Raise ValueError if the tensor is on another device than the sequence."""
     if tensor.device != sequence.device:
         raise ValueError(f"SDIM: {name} is on {tensor.device}, the sequence on {sequence.device}; move one of them")

@@ -1,4 +1,4 @@
-"""A behavior store over HTTP: append, fetch, pool and score. Needs the extra `serving`."""
+"""A behavior store over HTTP: append, fetch, pool and score. It needs the extra `serving`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from embcomp.sdim.errors import StampMismatch, StoreError, StoreFull, StoreUnava
 from embcomp.sdim.store import BehaviorStore, item_ids
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
-"""Candidates float [C, D] and their histories float [C, D] -> scores [C]."""
+"""A function of candidates float [C, D] and their histories float [C, D] that returns scores [C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for; beyond it the answer is 413."""
+    """The sizes that one request may have; a larger one is answered with 413."""
 
     body_bytes: int = 1 << 20
     items: int = 10_000
@@ -41,7 +41,7 @@ class Limits:
 
 
 class Append(BaseModel):
-    """Events of users in the order of time; `token` names the request, so that it may be repeated."""
+    """The events of users in the order of time; a request repeated with the same `token` counts once."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     events: dict[str, list[int]]
@@ -49,14 +49,14 @@ class Append(BaseModel):
 
 
 class Fetch(BaseModel):
-    """Users whose buckets are wanted."""
+    """The users whose buckets are requested."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     users: list[str | int]
 
 
 class Candidates(BaseModel):
-    """Items that are to be seen by the history of a user."""
+    """A user and the items to pool the user's history for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     user: str | int
@@ -64,18 +64,18 @@ class Candidates(BaseModel):
 
 
 def dot_product(candidates: Tensor, histories: Tensor) -> Tensor:
-    """The scorer without a model: how much a candidate agrees with the history that it finds."""
+    """Return the dot product of each candidate with its pooled history, the scorer if no model is given."""
     return (candidates * histories).sum(-1)
 
 
 def create_app(
     store: BehaviorStore, *, scorer: Scorer = dot_product, token: str | None = None, limits: Limits | None = None
 ) -> FastAPI:
-    """The service, an ASGI application for `uvicorn` or any other server.
+    """Make the service, an ASGI application for `uvicorn` or any other server.
 
     Args:
         store: the behavior store to serve; the app does not close it.
-        scorer: the rest of a model, for `/v1/score`.
+        scorer: the rest of the model, for `/v1/score`.
         token: the bearer token required on every request except `/health` (`Authorization: Bearer ...`), or None.
         limits: the sizes that one request may have.
 
@@ -90,7 +90,7 @@ def create_app(
     """
     limits = limits or Limits()
     metrics = _Metrics()
-    app = FastAPI(title="embcomp behaviors", description="Histories of users, as SDIM reads them.")
+    app = FastAPI(title="embcomp behaviors", description="Histories of users, as bucket sums of SDIM.")
     app.add_middleware(_Guard, token=token, max_body=limits.body_bytes, metrics=metrics)
     for kind, status in ((StampMismatch, 409), (StoreFull, 507), (StoreUnavailable, 503), (StoreError, 500)):
         app.add_exception_handler(kind, _answer(status))
@@ -99,7 +99,7 @@ def create_app(
 
     @app.post("/v1/append")
     def append(body: Append) -> dict[str, dict[str, int]]:
-        """Add events. Answers how many count for each user."""
+        """Add events, and answer with the number of events kept for each user."""
         total = sum(map(len, body.events.values()))
         _check(total, limits.items, "items")
         _check(len(body.events), limits.users, "users")
@@ -109,25 +109,25 @@ def create_app(
 
     @app.post("/v1/fetch", response_class=Response)
     def fetch(body: Fetch) -> Response:
-        """Buckets: an .npz with `sums` float32 [B, groups, 2^hash_width, D] and `counts`."""
+        """Return buckets: an .npz with `sums` float32 [B, groups, 2^hash_width, D] and `counts`."""
         _check(len(body.users), limits.users, "users")
         buckets = store.fetch(body.users)
         return _npz(sums=buckets.sums, counts=buckets.counts)
 
     @app.post("/v1/pool", response_class=Response)
     def pool(body: Candidates) -> Response:
-        """The history as each candidate sees it: an .npz with `vectors` and `histories`, float32 [C, D]."""
+        """Pool the history for each candidate: an .npz with `vectors` and `histories`, float32 [C, D]."""
         vectors, histories = _pooled(body)
         return _npz(vectors=vectors, histories=histories)
 
     @app.post("/v1/score")
     def score(body: Candidates) -> dict[str, list[float]]:
-        """One score for each candidate, in their order."""
+        """Return one score for each candidate, in their order."""
         return {"scores": _scored(scorer, *_pooled(body))}
 
     @app.get("/health")
     def health() -> dict[str, str]:
-        """Whether the store answers and holds this model."""
+        """Answer whether the store responds and holds this model."""
         store.check()
         return {"status": "ok", "model": store.encoder.stamp}
 
@@ -147,7 +147,7 @@ def create_app(
 
 @torch.no_grad()
 def _scored(scorer: Scorer, vectors: Tensor, histories: Tensor) -> list[float]:
-    """What a scorer says; where it fails, that is no fault of the request."""
+    """Return the scores; an error of the scorer becomes a RuntimeError, since the request is not at fault."""
     try:
         scores = scorer(vectors, histories)
     except (ValueError, IndexError) as error:
@@ -160,7 +160,7 @@ def _scored(scorer: Scorer, vectors: Tensor, histories: Tensor) -> list[float]:
 
 
 class _Metrics:
-    """Of one application, for Prometheus."""
+    """The Prometheus metrics of one application."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -170,7 +170,7 @@ class _Metrics:
 
 
 class _Guard:
-    """Before the application: the token and the size of the body; after it: the metrics."""
+    """A middleware that checks the token and the size of the body, and updates the metrics."""
 
     def __init__(self, app: Any, token: str | None, max_body: int, metrics: _Metrics) -> None:
         self.app, self.max_body, self.metrics = app, max_body, metrics
@@ -217,7 +217,7 @@ class _Guard:
 
 
 def _once(body: bytes, receive: Any) -> Any:
-    """What an application receives whose body has been read already."""
+    """Return a `receive` that yields a body that has been read already."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Any:

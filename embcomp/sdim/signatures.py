@@ -12,16 +12,16 @@ from embcomp.sdim.sequences import taken
 
 
 class ItemSignatures(nn.Module):
-    """The signature of every item, hashed once, so that training gathers 8 bytes an event rather than hash it.
+    """The signature of every item, hashed once, so that training reads 8 bytes per event instead of hashing it.
 
-    Item vectors move in training and signatures do not: call `refresh` now and then (each epoch, say), and once when
-    the training ends. The table is saved with the model.
+    Item vectors change in training and signatures do not: call `refresh` from time to time (each epoch, say), and once
+    when the training ends. The table is saved with the model.
 
     Args:
-        sdim: whose hashes they are; not kept.
-        num_items: how many ids there are.
+        sdim: the module whose hashes are used; it is not kept.
+        num_items: the number of ids.
 
-    Shapes: ids int64 `[...]` -> int64 `[..., words]`, as `SDIM` takes them. Raises IndexError for an id that is none.
+    Shapes: ids int64 `[...]` -> int64 `[..., words]`, as `SDIM` takes them. Raises IndexError for an id out of range.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ class ItemSignatures(nn.Module):
 
     @torch.no_grad()
     def refresh(self, sdim: SDIM, items: Callable[[Tensor], Tensor], chunk: int = 65_536) -> Self:
-        """Hash all items anew: `items` is their embedding, ids int64 [n] -> float [n, D]. Returns itself."""
+        """Hash all items again: `items` is their embedding, ids int64 [n] -> float [n, D]. Return this module."""
         for ids in torch.arange(self.table.shape[0], device=self.table.device).split(chunk):
             self.table[ids] = sdim.signatures(items(ids))
         return self

@@ -1,4 +1,4 @@
-"""The behavior store: every user's buckets, kept up to date event by event."""
+"""The behavior store, which keeps every user's buckets up to date event by event."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ _STAMP = b"stamp"
 _USER = b"u:"
 _USER_BYTES = 400  # LMDB's keys end at 511
 _ENCODE_ANEW = {"float32": 4096, "float16": 64, "int8": 64}
-"""After so many changes the sums are made from the events again, so that rounding does not add up."""
+"""The number of changes after which sums are made from the events again, so that rounding does not add up."""
 
 
 class BehaviorStore:
-    """Histories of users as SDIM reads them: the state of a Behavior Sequence Encoding server.
+    """The histories of users as bucket sums of SDIM: the state of a Behavior Sequence Encoding server.
 
     A user is a record of at most `max_events` recent item ids and their bucket sums. `append` adds events to the sums
-    and lets the oldest go; nothing is encoded again. Every change is one transaction: when `append` returns it is
-    there for good, and whoever reads sees whole records. Threads and processes may share a store (open it in each
-    process; after a fork, not before).
+    and removes the oldest; the others are not encoded again. Every change is one transaction: it is durable when
+    `append` returns, and readers see whole records. Threads and processes may share a store (open it in each process;
+    after a fork, not before).
 
     Args:
         location: a folder, for LMDB; or `redis://host:port/db`, `rediss://`, `unix://`.
-        encoder: item embedding and hashes. Its stamp is that of the store.
-        max_events: events of a user that count.
-        dtype: of stored sums: "float32", "float16" or "int8".
-        reencode: take over a store of another model. Records are then encoded with this one from their item ids, when
-            they are read or appended to, or all by `reencode`; who still uses the old model is refused. Items that
-            the new model does not have are dropped.
-        options: of the backend: `max_bytes` and `verify` (LMDB), `prefix` and `timeout` (Redis).
+        encoder: the item embedding and the hashes. Its stamp becomes that of the store.
+        max_events: the number of recent events kept per user.
+        dtype: the dtype of stored sums: "float32", "float16" or "int8".
+        reencode: take over a store of another model. Records are then encoded with this model from their item ids, when
+            they are read or appended to, or all at once by `reencode`; processes that still use the old model are
+            refused. Items that the new model does not have are dropped.
+        options: the options of the backend: `max_bytes` and `verify` (LMDB), `prefix` and `timeout` (Redis).
 
     Raises:
         StampMismatch: the store holds another model, now or at any later call.
         StoreError: the store cannot be opened (`StoreFull`, `StoreUnavailable`, `StoreDamaged`: see each).
-        ValueError: settings out of range.
+        ValueError: a setting is out of range.
 
     Example:
         >>> import torch
@@ -104,24 +104,24 @@ class BehaviorStore:
         """Add events of a user, in the order of time.
 
         Args:
-            user: who; 7 and "7" are the same.
-            items: ids, [n].
-            token: names this append. One that is repeated with its token, by whoever does not know whether it
-                succeeded, counts once (as long as it is among the last 32 of the user).
+            user: the name of the user; 7 and "7" are the same.
+            items: the item ids, [n].
+            token: the name of this append. One that is repeated with its token, because the caller does not know
+                whether it succeeded, counts once (as long as it is among the last 32 of the user).
 
         Returns:
-            How many events of the user count now.
+            The number of events kept of the user.
 
         Raises:
-            IndexError: an id that the model does not have.
-            ValueError: ids that are no integers, a vector that is not finite.
+            IndexError: the model does not have one of the ids.
+            ValueError: ids are not integers, or a vector is not finite.
             StoreError: see the class. Nothing was written, or (`StoreUnavailable`) perhaps all of it: repeat the call
                 with its token.
         """
         return self.append_many({user: items}, token=token)[user]
 
     def append_many(self, events: Mapping[User, Items], *, token: str | None = None) -> dict[User, int]:
-        """`append` for several users in one transaction: all are written, or none."""
+        """Do `append` for several users in one transaction: all are written, or none."""
         if not isinstance(events, Mapping):
             raise ValueError(f"events must map users to their items, got {type(events).__name__}: give {{user: items}}")
         mark = os.urandom(8) if token is None else digest(token, 8)
@@ -149,10 +149,10 @@ class BehaviorStore:
         return held
 
     def fetch(self, users: Iterable[User]) -> Buckets:
-        """Buckets of B users for `SDIM.query`: float32 sums [B, groups, 2^hash_width, D]; zeros for the unknown.
+        """Return the buckets of B users, float32 sums [B, groups, 2^hash_width, D]; zeros for unknown users.
 
         Raises:
-            ValueError: one user in the place of a list of users.
+            ValueError: one user was given instead of a list of users.
             StoreError: see the class.
         """
         if isinstance(users, str | bytes | int):  # a string is an iterable of strings, each of them a user's name
@@ -167,7 +167,7 @@ class BehaviorStore:
         return Buckets(torch.from_numpy(sums), torch.from_numpy(counts))
 
     def events(self, user: User) -> list[int]:
-        """The item ids that count for a user, oldest first; empty for who is unknown."""
+        """Return the item ids kept of a user, oldest first; empty for an unknown user."""
         (record,) = self._read([user])
         return [] if record is None else self._history(record, user).events.tolist()
 
@@ -177,7 +177,7 @@ class BehaviorStore:
         self._backend.update([_STAMP, key], lambda values: self._check_stamp(values[0]) or {key: None})
 
     def reencode(self) -> int:
-        """Encode all records of earlier models with this one; returns how many there were. Others go on meanwhile."""
+        """Encode all records of earlier models with this one; return their number. Others may write meanwhile."""
         done = 0
 
         def change(values: list[bytes | None]) -> dict[bytes, bytes | None]:
@@ -202,7 +202,7 @@ class BehaviorStore:
         return done
 
     def reencode_in_background(self) -> Future[int]:
-        """`reencode` in a thread; its number, or its error, comes in the future. `close` ends it between two pages."""
+        """Run `reencode` in a thread; the future holds its number or its error. `close` ends it between two pages."""
         future: Future[int] = Future()
 
         def work() -> None:
@@ -217,11 +217,11 @@ class BehaviorStore:
         return future
 
     def check(self) -> None:
-        """Raises what a call would raise now: whether the store answers and holds this model."""
+        """Raise StoreError if the store does not answer or holds another model."""
         self._read([])
 
     def close(self) -> None:
-        """Ends the work in the background and lets go of the store."""
+        """End the work in the background and close the store."""
         self._closing.set()
         for worker in self._workers:
             worker.join()
@@ -239,7 +239,7 @@ class BehaviorStore:
         return records
 
     def _history(self, record: bytes | None, user: User) -> History:
-        """What a record says under this model."""
+        """Return the history of a record, encoded with this model."""
         if record is None:
             return History.encode(self.encoder, np.empty(0, np.int64))
         history = self._decoded(record, str(user))
@@ -275,7 +275,7 @@ def _key(user: User) -> bytes:
 
 
 def item_ids(items: Items) -> np.ndarray:
-    """Ids as int64 [n]; raises ValueError where they are no integers."""
+    """Return ids as int64 [n]. Raise ValueError if they are not integers."""
     ids = np.asarray(items)
     if ids.size == 0:
         return np.empty(0, np.int64)

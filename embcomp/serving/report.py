@@ -5,7 +5,7 @@ from pathlib import Path
 
 from embcomp.holders import Held
 from embcomp.serving.swap import Served, names_of
-from embcomp.sizes import grouped, nbytes, text_table
+from embcomp.sizes import grouped, nbytes, share_of, text_table
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,10 @@ def table_lines(served: Served) -> list[TableExport]:
             rows, store = held.weight, served.stores.get(id(held.weight))
             after = rows.nbytes if store is None else store.nbytes
             before = rows.nbytes + (0 if held.codec is None else nbytes(held.codec))
-            trained += _share(before, users[id(rows)], table)
-            exported += _share(after, users[id(rows)], table)
+            weights = [(user.table.num_embeddings or 1) * user.table.embedding_dim for user in users[id(rows)]]
+            place = next(i for i, user in enumerate(users[id(rows)]) if user is table)
+            trained += share_of(before, weights, place)
+            exported += share_of(after, weights, place)
             dtypes.append(str(rows.dtype).removeprefix("torch.") if store is None else store.kind)
         ids, dim = table.table.num_embeddings, table.table.embedding_dim
         full = None if ids is None else 4 * ids * dim
@@ -131,11 +133,3 @@ def table_lines(served: Served) -> list[TableExport]:
         kinds = tuple(dict.fromkeys(dtypes))
         lines.append(TableExport(names_of(table)[0], table.method, kinds, count, full, trained, exported))
     return lines
-
-
-def _share(size: int, users: list[Held], mine: Held) -> int:
-    """The share of `size` bytes that falls to one user, in proportion to ids x width; shares sum to `size`."""
-    weights = [(user.table.num_embeddings or 1) * user.table.embedding_dim for user in users]
-    place, whole = next(i for i, user in enumerate(users) if user is mine), sum(weights)
-    upto = [sum(weights[:i]) * size // whole for i in (place, place + 1)]
-    return upto[1] - upto[0]

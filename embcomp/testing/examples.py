@@ -29,6 +29,7 @@ from embcomp.methods import (
     LowBit,
     LowRank,
     LSHash,
+    MixedDimensions,
     MultiHash,
     ProductCodes,
     QuotientRemainder,
@@ -158,6 +159,12 @@ EXAMPLES = [
         ),
         open_ids=False,
     ),
+    Example("MixedDimensions", lambda tables: MixedDimensions(base=16, alpha=0.4, multiple=4), open_ids=False),
+    Example(
+        "MixedDimensions-groups",
+        lambda tables: MixedDimensions(base=60, alpha=1.0, groups=3, counts=counts_of(tables), multiple=4),
+        open_ids=False,
+    ),
     Example("ROBE", lambda tables: ROBE(size=96, block=4)),
     Example("ROBE-whole", lambda tables: ROBE(size=80, block=min(t.embedding_dim for t in tables), seed=2)),
     Example("SemanticIds", lambda tables: SemanticIds(items_of(tables)["codes"], PrefixNgram(3), ROWS)),
@@ -198,6 +205,7 @@ KINDS = [
         "LowBit-row",
         "LowRank-multi",
         "ProductCodes-hot",
+        "MixedDimensions-groups",
         "ROBE",
     }
 ]

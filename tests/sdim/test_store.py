@@ -320,7 +320,7 @@ def test_every_bit_of_a_record_counts(encoder):
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(CorruptRecord, match="'ann'"):
             History.from_bytes(bytes(damaged), "ann")
-    with pytest.raises(CorruptRecord, match=r"store here, user 'bob': .*of another user"):
+    with pytest.raises(CorruptRecord, match=r"store here, user 'bob': .*belongs to another user"):
         History.from_bytes(whole, "bob", "store here, ")
 
 

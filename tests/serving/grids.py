@@ -7,6 +7,7 @@ from torch import Tensor
 
 from embcomp.methods.base import Combiner, Product, WeightedSum
 from embcomp.methods.low_rank import Projection
+from embcomp.methods.mixed_dimensions import MappedSum
 from embcomp.methods.robe import Blocks
 
 
@@ -40,6 +41,9 @@ def combined(
         sizes = [values.abs() for values in handed]
         largest = combiner([*(chunk.abs() + error for chunk, error in zip(chunks, errors, strict=True)), *sizes])
         return largest - combiner([*(chunk.abs() for chunk in chunks), *sizes])
+    if isinstance(combiner, MappedSum):  # its matrices' columns may be negative
+        left = iter(matrix.detach().double().abs() for matrix in combiner.matrices)
+        return sum(e if e.shape[-1] == combiner.embedding_dim else e @ next(left) for e in errors)
     if isinstance(combiner, Product):
         (a, b), (da, db) = chunks, errors
         return a.abs() * db + b.abs() * da + da * db

@@ -1,4 +1,4 @@
-"""Every event counts, by a learned weight for how many bits of a group differ."""
+"""The rule "kernel": every event counts, with a learned weight for the number of bits of a group that differ."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor
 from embcomp.sdim.rules.base import Read, Rule
 
 MOST_BITS = 8
-"""Of a group: what mixes its buckets is a matrix [2^hash_width, 2^hash_width]."""
+"""The most bits of a group: its buckets are mixed by a matrix [2^hash_width, 2^hash_width]."""
 
 
 class Kernel(Rule):
-    """The sum over groups and events, each times the weight of its distance in bits, by the number of both."""
+    """The weighted sum over groups and events, by distance in bits, divided by the number of groups and events."""
 
     @classmethod
     def start(cls, hash_width: int) -> Tensor:
@@ -28,7 +28,7 @@ class Kernel(Rule):
         return self.weight
 
     def of_buckets(self, sums: Tensor, counts: Tensor, read: Read) -> Tensor:
-        # Every bucket becomes the weighted sum of all buckets of its group, so that one row says it all.
+        # Every bucket becomes the weighted sum of all buckets of its group, so that one row is enough.
         mixed = self.weights.to(sums.dtype)[_distances(self.hash_width, sums.device)] @ sums
         return read((mixed / (_events(counts) * sums.shape[1]).view(-1, 1, 1, 1)).to(sums.dtype))
 
@@ -45,12 +45,12 @@ class Kernel(Rule):
 
 
 def _events(counts: Tensor) -> Tensor:
-    """How many events each history has, 1 at least: [B]; every group counts all of them."""
+    """Return the number of events of each history, at least 1: [B]. Every group counts all of them."""
     return counts[:, 0].sum(1).clamp(min=1)
 
 
 def _distances(hash_width: int, device: torch.device) -> Tensor:
-    """How many bits of two buckets differ: int64 [2^hash_width, 2^hash_width]."""
+    """Return the number of bits in which two buckets differ: int64 [2^hash_width, 2^hash_width]."""
     buckets = torch.arange(2**hash_width, device=device)
     differ = buckets.unsqueeze(1) ^ buckets
     return sum(((differ >> bit) & 1 for bit in range(hash_width)), torch.zeros_like(differ))

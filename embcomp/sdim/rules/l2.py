@@ -1,4 +1,4 @@
-"""The paper's rule: the direction of each group's sum."""
+"""The rule "l2", that of the paper: the direction of each group's sum."""
 
 from typing import Any
 

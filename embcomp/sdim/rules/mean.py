@@ -1,4 +1,4 @@
-"""The mean of the events that agree, over all groups together."""
+"""The rule "mean": the mean of the events that agree, over all groups together."""
 
 from typing import Any
 

@@ -249,7 +249,7 @@ def _init_rule(config: BaseEmbeddingConfig) -> Rule | None:
 
 
 def _start_combiner(config: BaseEmbeddingConfig, combiner: Combiner) -> None:
-    """Draw what a combiner draws by itself, for vectors with the moments of the table replaced."""
+    """Draw the parameters of a combiner, for vectors with the moments of the replaced table."""
     if not any(isinstance(part, Combiner) and part.draws for part in combiner.modules()):
         return
     rule = _init_rule(config) or functools.partial(_uniform, rows=min(config.num_embeddings, _MOST_OPEN))

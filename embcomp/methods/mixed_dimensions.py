@@ -1,0 +1,277 @@
+"""MixedDimensions: wide rows for popular ids, narrow rows for rare ones, and a learned map to the common width."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.methods.base import (
+    Chunk,
+    Combiner,
+    Encoder,
+    Ladder,
+    Method,
+    Plan,
+    Rows,
+    Sizes,
+    Store,
+    Table,
+    TablePlan,
+    check_counts,
+    per_table,
+    side_store,
+)
+from embcomp.ops.search import lower_bound
+from embcomp.settings import Width, Within
+
+_BLOCK = 1 << 16  # vectors at a time
+_STEPS = 32  # sizes of the ladder between a width and its double
+
+
+class Group(NamedTuple):
+    """Ids of about the same popularity: `ids` (None for all that no other group lists), how many, and their width."""
+
+    ids: Tensor | None
+    number: int
+    width: int
+
+
+class GroupEncoder(Encoder):
+    """An encoder in which an id reads its row in the store of its group, and row 0 with weight 0 in the others.
+
+    The last group has no list: an id that is in none is numbered by the ids of that group before it.
+    """
+
+    listed: Tensor
+    group: Tensor
+    row: Tensor
+
+    def __init__(self, table: Table, config: Mapping[str, Any], groups: Sequence[Group]) -> None:
+        super().__init__(table, config)
+        self.groups = len(groups)
+        with torch.device("cpu"):  # whatever the default device is
+            none = torch.empty(0, dtype=torch.int64)
+            parts = [group.ids for group in groups if group.ids is not None]
+            listed = torch.cat([none, *parts])
+            order = torch.argsort(listed)
+            number = torch.cat([none, *(torch.full_like(part, i) for i, part in enumerate(parts))])
+            row = torch.cat([none, *(torch.arange(len(part)) for part in parts)])
+        kind = torch.int32 if table.ids_or_raise("MixedDimensions") <= 2**31 else torch.int64
+        self.register_buffer("listed", listed[order].to(kind))
+        self.register_buffer("group", number[order].to(torch.uint8))
+        self.register_buffer("row", row[order].to(kind))
+
+    def encode(self, ids: Tensor) -> list[Rows]:
+        if self.groups == 1:
+            return [Rows(ids.unsqueeze(-1))]
+        narrow = ids.to(self.listed.dtype).contiguous()
+        before = lower_bound(self.listed, narrow)
+        place = before.clamp(max=self.listed.numel() - 1)
+        listed = self.listed[place] == narrow
+        group = torch.where(listed, self.group[place].long(), self.groups - 1)
+        row = torch.where(listed, self.row[place].long(), ids - before)
+        own = [(group == number).unsqueeze(-1) for number in range(self.groups)]
+        return [Rows(torch.where(mine, row.unsqueeze(-1), 0), mine.float()) for mine in own]
+
+
+class MappedSum(Combiner):
+    """A combiner that maps each chunk [..., width] to the common width by a learned matrix, and adds them up.
+
+    Chunks that are as wide as the result have no matrix.
+
+    Args:
+        widths: the width of each chunk.
+        embedding_dim: the width of the result.
+    """
+
+    def __init__(self, widths: Sequence[int], embedding_dim: int) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        for number, width in enumerate(widths):
+            if width < embedding_dim:
+                self.register_parameter(f"matrix{number}", nn.Parameter(torch.empty(width, embedding_dim)))
+        self.reset_parameters()
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """The learned matrices, [width, embedding_dim] each."""
+        return list(self.parameters())
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw columns with sum 1 and norm 1, so that vectors have the mean and the deviation of the narrow rows."""
+        for matrix in self.matrices:
+            nn.init.normal_(matrix, std=len(matrix) ** -0.5)
+            matrix.sub_(matrix.mean(0)).add_(1 / len(matrix))
+
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
+        return _summed(chunks, self.matrices, self.embedding_dim)
+
+    def dim(self, dims: Sequence[int]) -> int:
+        return self.embedding_dim
+
+    @torch.no_grad()
+    def start_(self, vectors: Tensor, counts: Tensor) -> tuple[Combiner, Tensor] | None:
+        """Set the matrices to the directions of largest variance of the whole table."""
+        if not self.matrices:
+            return None
+        gram = torch.zeros(2 * vectors.shape[1:], dtype=torch.float64, device=vectors.device)
+        for rows, weigh in zip(vectors.split(_BLOCK), counts.split(_BLOCK), strict=True):
+            gram += rows.double().t() @ (rows.double() * weigh.double().unsqueeze(1))
+        directions = torch.linalg.eigh(gram).eigenvectors.flip(1)
+        for matrix in self.matrices:
+            matrix.copy_(directions[:, : len(matrix)].t())
+        return _Fixed([matrix.detach() for matrix in self.matrices], self.embedding_dim), vectors
+
+
+class _Fixed(Combiner):
+    """What is left of `MappedSum` while rows are fitted to trained vectors: its matrices as they are."""
+
+    def __init__(self, matrices: Sequence[Tensor], embedding_dim: int) -> None:
+        super().__init__()
+        self.kept, self.embedding_dim = list(matrices), embedding_dim
+
+    def forward(self, chunks: Sequence[Tensor]) -> Tensor:
+        return _summed(chunks, self.kept, self.embedding_dim)
+
+    def dim(self, dims: Sequence[int]) -> int:
+        return self.embedding_dim
+
+
+def _summed(chunks: Sequence[Tensor], matrices: Sequence[Tensor], embedding_dim: int) -> Tensor:
+    """Add up chunks, the narrow ones mapped by the matrices in their order."""
+    left = iter(matrices)
+    mapped = [c if c.shape[-1] == embedding_dim else c @ next(left).to(c.dtype) for c in chunks]
+    return mapped[0] if len(mapped) == 1 else torch.stack(mapped).sum(0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MixedDimensions(Method):
+    """Rows whose width grows with the popularity of their ids (Ginart et al. 2021, arXiv 1909.11810, algorithm 1).
+
+    A group of ids of average probability p has rows of width base * p^alpha, rounded to a multiple of `multiple`, and a
+    learned matrix that maps them to the `embedding_dim`; where that would not save bytes, rows have the full width and
+    no matrix. Without `counts` a table is one group, of p = 1 / num_embeddings, so that large tables become narrow.
+    With `counts` a table is cut into `groups` of equal total count, the most frequent ids first, and the ids of all
+    groups but the last are listed (9 bytes for each).
+
+    Args:
+        base: the width of an id that occurs always; widths scale with it.
+        alpha: the exponent of popularity; 0 gives all ids one width.
+        groups: the number of frequency groups of a table; needs `counts` if above 1.
+        counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors.
+        multiple: the number that divides all widths, and the least width; torchrec needs 4.
+
+    Raises:
+        ValueError: groups without counts, a `multiple` above the width of a table, or an open id space.
+
+    Example:
+        >>> import torch, embcomp
+        >>> large, small = (embcomp.Table(name, n, 16) for name, n in (("user", 100_000), ("day", 7)))
+        >>> sizes = embcomp.MixedDimensions(base=64, alpha=0.3).sizes([large, small])
+        >>> {name: store.dim for name, store in sizes.stores.items()}  # 64 * 100_000^-.3 = 2.02
+        {'user': 2, 'day': 16}
+        >>> counts = torch.tensor([5, 0, 90, 1, 40, 1])
+        >>> method = embcomp.MixedDimensions(base=16, alpha=1.0, groups=2, counts=counts)
+        >>> emb = embcomp.nn.CompressedEmbedding(6, 8, method)
+        >>> emb.encoder.listed, [store.weight.shape[1] for store in emb.stores]
+        (tensor([2], dtype=torch.int32), [8, 1])
+    """
+
+    sized_by: ClassVar[str] = "base"
+
+    base: Annotated[float, Within(0.001, 2.0**24)]
+    alpha: Annotated[float, Within(0.0, 10.0)] = 0.3
+    groups: Annotated[int, Within(1, 16)] = 1
+    counts: Tensor | Mapping[str, Tensor] | None = field(default=None, repr=False)
+    multiple: Width = 1
+
+    def __post_init__(self) -> None:
+        if self.groups > 1 and self.counts is None:
+            raise ValueError(f"MixedDimensions: groups={self.groups} needs counts, which say what is frequent")
+
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        stores, maps, learned = {}, 0, 0
+        for table in tables:
+            groups = self._groups(table)
+            for number, part in enumerate(groups):
+                stores[self._store(table, number, tables)] = Store(part.number, part.width)
+                learned += 0 if part.width == table.embedding_dim else part.width * table.embedding_dim
+            kind = 4 if table.ids_or_raise("MixedDimensions") <= 2**31 else 8
+            maps += (2 * kind + 1) * sum(part.number for part in groups[:-1])
+        return Sizes(stores, maps, learned)
+
+    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
+        stores, plans = dict(self.sizes(tables).stores), []
+        for table in tables:
+            groups = self._groups(table)
+            # The counts live on in the lists of ids, which are saved with the rows.
+            config = {**self.config(without=["counts"]), "widths": [part.width for part in groups]}
+            encoder = GroupEncoder(table, config, groups)
+            names = [self._store(table, number, tables) for number in range(len(groups))]
+            chunks = tuple(Chunk(name, weighted=len(groups) > 1) for name in names)
+            combiner = MappedSum([part.width for part in groups], table.embedding_dim)
+            plans.append(TablePlan(table, encoder, chunks, combiner))
+        return Plan(stores, plans)
+
+    @staticmethod
+    def _store(table: Table, number: int, tables: Sequence[Table]) -> str:
+        return table.name if number == 0 else side_store(table, f"group{number}", tables)
+
+    def _groups(self, table: Table) -> list[Group]:
+        """The groups of a table, the most frequent first; groups of one width are one."""
+        ids = table.ids_or_raise("MixedDimensions")
+        if self.multiple > table.embedding_dim:
+            raise ValueError(
+                f"table {table.name!r}: multiple={self.multiple} is above its embedding_dim {table.embedding_dim}; "
+                "choose a lower one, or leave the table out"
+            )
+        counts = None
+        if self.counts is not None and self.groups > 1:
+            counts = check_counts(per_table(self.counts, table, "counts"), table).double().cpu()
+        if counts is None or not bool((counts > 0).any()):
+            return [Group(None, ids, self._width(1 / ids, ids, table))]
+        order = torch.argsort(counts, descending=True, stable=True)
+        passed = counts[order].cumsum(0)
+        total = float(passed[-1])
+        shares = torch.arange(1, self.groups, dtype=torch.float64, device="cpu") * (total / self.groups)
+        ends = [*(torch.searchsorted(passed, shares) + 1).clamp(max=ids).tolist(), ids]
+        parts: list[tuple[int, int, int]] = []  # first, end, width
+        for first, end in zip([0, *ends], ends, strict=False):
+            if first >= end:
+                continue
+            mass = float(passed[end - 1]) - (float(passed[first - 1]) if first else 0.0)
+            width = self._width(mass / total / (end - first), end - first, table)
+            if parts and parts[-1][2] == width:
+                first = parts.pop()[0]
+            parts.append((first, end, width))
+        listed = [Group(order[first:end].sort().values, end - first, width) for first, end, width in parts]
+        return [*listed[:-1], Group(None, listed[-1].number, listed[-1].width)]
+
+    def _width(self, popularity: float, number: int, table: Table) -> int:
+        """The width of `number` ids of this probability, base * p^alpha; full if narrow rows would not save bytes."""
+        dim = table.embedding_dim
+        wanted = self.base * popularity**self.alpha if popularity > 0 else 0.0
+        width = min(max(1, round(wanted / self.multiple)) * self.multiple, dim)
+        return width if number * width + width * dim < number * dim else dim
+
+    @classmethod
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """Return the ladder by `base`, in steps of 2^(1/32), for the `alpha` that is given or the usual one.
+
+        Args:
+            tables: the tables to compress together.
+            nbytes: the budget in bytes.
+            fixed: settings to keep as given.
+        """
+        alpha = fixed.get("alpha", cls.alpha)
+        largest = max(t.embedding_dim * t.ids_or_raise("MixedDimensions") ** (2 * alpha + 1) for t in tables)
+        most = max(1, min(24 * _STEPS, math.ceil(_STEPS * (math.log2(largest) + 1))))
+
+        def make(size: int) -> Self:
+            return cls(base=2 ** (size / _STEPS), **fixed)
+
+        return Ladder(make, lambda size: make(size).sizes(tables), most=most)
