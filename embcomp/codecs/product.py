@@ -12,6 +12,7 @@ from embcomp.codecs.base import Codec, Coded, Coding
 from embcomp.ops.kmeans import kmeans
 from embcomp.ops.packed_rows import pack_rows, packed_nbytes
 from embcomp.ops.product_codes import decode, nearest_codes, vectors_of
+from embcomp.ops.sinkhorn import balance
 
 VALUE_BYTES = 4  # books are served as float32
 _SAMPLE = 1 << 18  # values that are looked at for the size of the rows
@@ -38,12 +39,14 @@ class Product(Coding):
         codes: the number of vectors in the book of a part.
         hot: the number of first rows that choose among all codes; None for all rows.
         cold_codes: the number of codes that the other rows choose from.
+        balanced: True to fit books so that all codes are used about equally often.
     """
 
     parts: int
     codes: int
     hot: int | None = None
     cold_codes: int = 0
+    balanced: bool = False
 
     @property
     def bits(self) -> tuple[int, int]:
@@ -151,8 +154,11 @@ class ProductCodec(Codec):
         mean, deviation = (moment.float() for moment in self._moments(self.measure(stored)))
         for part, book in enumerate(self.books.view(product.parts, product.codes, width)):
             values = stored[:, part * width : (part + 1) * width].float().sub(mean).div(deviation.clamp(min=1e-30))
-            found = [_centroids(values[hot:], cold), _centroids(values[:hot], product.codes - cold)]
-            book.copy_(torch.cat(found))
+            books = [
+                _centroids(own, codes, product.balanced)
+                for own, codes in ((values[hot:], cold), (values[:hot], product.codes - cold))
+            ]
+            book.copy_(torch.cat(books))
 
     @torch.no_grad()
     def code(self, stored: Tensor) -> Coded:
@@ -181,7 +187,7 @@ def _of_normal(codes: int, width: int, seed: int) -> Tensor:
         return found
 
 
-def _centroids(vectors: Tensor, codes: int) -> Tensor:
+def _centroids(vectors: Tensor, codes: int, balanced: bool = False) -> Tensor:
     """The centroids of k-means, float32 [codes, width]; with fewer different vectors, the first one is repeated."""
     if not codes:
         return vectors[:0]
@@ -190,5 +196,7 @@ def _centroids(vectors: Tensor, codes: int) -> Tensor:
         chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0), device="cpu")[:most]
         vectors = vectors[chosen.to(vectors.device)]
     vectors = vectors.contiguous()
-    found = kmeans(vectors, codes, iterations=25, tolerance=1e-4, seed=0, fewer=True)
-    return torch.cat([found, found[:1].expand(codes - len(found), -1)])
+    centroids = kmeans(vectors, codes, iterations=25, tolerance=1e-4, seed=0, fewer=True)
+    if balanced:
+        centroids = balance(vectors, centroids)
+    return torch.cat([centroids, centroids[:1].expand(codes - len(centroids), -1)])

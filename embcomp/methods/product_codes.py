@@ -54,6 +54,8 @@ class ProductCodes(Method):
         counts: with `hot`, how often each id occurs in training, [num_embeddings], or a mapping from table names to
             such tensors.
         small: "refuse" to raise for a table with fewer rows than codes, "cap" to reduce its codes.
+        balanced: True to fit books to a trained table so that all codes are used about equally often (RepCONC, Zhan et
+            al. 2022, arXiv 2110.05789); training then goes on as without.
 
     Raises:
         ValueError: the parts do not divide a width, there are more codes than rows, the rows of the method inside are
@@ -76,6 +78,7 @@ class ProductCodes(Method):
     cold_codes: Annotated[int, Within(1, MOST_CODES, text="from 1 to 256")] | None = None
     counts: Tensor | Mapping[str, Tensor] | None = field(default=None, repr=False)
     small: Literal["refuse", "cap"] = "refuse"
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if (self.hot is None) != (self.cold_codes is None):
@@ -142,7 +145,8 @@ class ProductCodes(Method):
         if self.small == "refuse" and codes < self.codes:
             few = f"its {rows} rows" if self.hot is None else f"its {hot} hot and {rows - hot} cold rows"
             raise ValueError(f"table {name!r}: {self.codes} codes for {few} are more codes than rows; {_REMEDY}")
-        coding = Product(self.parts, codes) if self.hot is None else Product(self.parts, codes, hot, cold)
+        hot_and_cold = () if self.hot is None else (hot, cold)
+        coding = Product(self.parts, codes, *hot_and_cold, balanced=self.balanced)
         return dataclasses.replace(members[0], rows=rows, coding=coding)
 
     def _hot(self, store: Store) -> int:

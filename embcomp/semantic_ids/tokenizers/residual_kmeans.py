@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from embcomp.ops.kmeans import Progress, assign, kmeans
+from embcomp.ops.sinkhorn import balance
 from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.tokenizers.base import Tokenizer
@@ -29,6 +30,9 @@ class ResidualKMeans(Tokenizer):
         tolerance: the relative decrease of the error below which k-means stops.
         rounds: the number of rounds over all levels, after k-means.
         sample: the number of vectors to fit on, by default 256 for each code.
+        balanced: True to fit the codebooks so that all codes are used about equally often: after k-means, centroids
+            move to the means of balanced clusters (Zhan et al. 2022, arXiv 2110.05789), and the rounds over all levels
+            are left out. More items have codes of their own, at a larger error.
         seed: the seed of the sample and the first centroids.
 
     Example:
@@ -50,10 +54,13 @@ class ResidualKMeans(Tokenizer):
         tolerance: float = 1e-4,
         rounds: int = 4,
         sample: int | None = None,
+        balanced: bool = False,
         seed: int = 0,
     ) -> None:
         for name, value, least in (("iterations", iterations, 1), ("rounds", rounds, 0)):
             check_whole("ResidualKMeans", name, value, least)
+        if not isinstance(balanced, bool):
+            raise ValueError(f"ResidualKMeans: balanced must be True or False, got {balanced!r}")
         if not 0 <= tolerance < 1:
             raise ValueError(f"ResidualKMeans: tolerance must be in [0, 1), got {tolerance!r}")
         if sample is not None:
@@ -61,6 +68,7 @@ class ResidualKMeans(Tokenizer):
         super().__init__(
             levels, codebook_size, seed,
             iterations=iterations, tolerance=tolerance, rounds=rounds, sample=sample or PER_CODE * codebook_size,
+            **({"balanced": True} if balanced else {}),
         )  # fmt: skip
 
     def _fit(
@@ -77,14 +85,15 @@ class ResidualKMeans(Tokenizer):
                 saved.save({"codebooks": codebooks})
             codebooks[level] = codebooks[level].to(device)
             rest = without(rest, codebooks[level], assign(rest, codebooks[level])[0])
-        return {
-            "codebooks": refine(vectors, torch.stack(codebooks), rounds=settings["rounds"], progress=progress)
-        }, vectors
+        fitted = torch.stack(codebooks)
+        if not settings.get("balanced"):
+            fitted = refine(vectors, fitted, rounds=settings["rounds"], progress=progress)
+        return {"codebooks": fitted}, vectors
 
     def _level(self, rest: Tensor, level: int, progress: Progress) -> Tensor:
         """Fit the codebook of a level to the residuals of the levels before it."""
         try:
-            return kmeans(
+            centroids = kmeans(
                 rest,
                 self.codebook_size,
                 iterations=self.settings["iterations"],
@@ -97,3 +106,4 @@ class ResidualKMeans(Tokenizer):
         except ValueError as error:
             remedy = ", or fewer levels" if level else ""
             raise ValueError(f"content, level {level + 1} of {self.levels}: {error}{remedy}") from None
+        return balance(rest, centroids, seed=self.seed) if self.settings.get("balanced") else centroids
