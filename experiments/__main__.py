@@ -297,18 +297,16 @@ def kills(
     ] = None,
 ) -> None:
     """Kill a sharded training at random moments, and compare its end with that of one left alone."""
-    import torch
-
-    from experiments.files import write_json
-    from experiments.processes.machine import hardware, versions
     from experiments.runs.results import RESULTS
-    from experiments.studies.kills import run
+    from experiments.studies.kills import run_all
 
-    found = run(number, epochs, report=lambda text: console.print(text, highlight=False, markup=False))
-    path = (results or RESULTS) / "sharded-kills" / "kills.json"
-    write_json(path, [{**found, "versions": versions(), "hardware": hardware(torch.device("cpu"))}])
-    console.print(f"{'equal' if found['equal'] else 'DIFFERENT'} after {number} kills; wrote {path}", highlight=False)
-    if not found["equal"]:
+    def report(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    path, values = run_all(results or RESULTS, number, epochs, report)
+    said = "equal" if values["equal"] else "DIFFERENT"
+    console.print(f"{said} after {number} kills; wrote {path}", highlight=False)
+    if not values["equal"]:
         raise typer.Exit(1)
 
 

@@ -77,7 +77,7 @@ def infeasible_path(run: RunConfig, results: Path) -> Path:
 
 def is_current(run: RunConfig, results: Path) -> bool:
     """Whether a file, of either kind, is of this very run."""
-    return any(is_of(_peek(path), run) for path in (path_of(run, results), infeasible_path(run, results)))
+    return any(is_of(peek(path), run) for path in (path_of(run, results), infeasible_path(run, results)))
 
 
 def write_result(task: Task, outcome: Outcome, results: Path, device: torch.device) -> Path:
@@ -143,8 +143,8 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path}: not JSON: {error}; delete the file and run the experiment again") from None
 
 
-def _peek(path: Path) -> Any:
-    """What a file holds; None where it cannot be read."""
+def peek(path: Path) -> Any:
+    """Return what a file holds; None where it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

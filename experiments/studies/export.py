@@ -6,7 +6,6 @@ from its file, with their bytes. Runs that are not finished are trained first.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import tempfile
@@ -23,14 +22,14 @@ from torch import Tensor, nn
 import embcomp
 from experiments.config import RunConfig
 from experiments.errors import InputError
-from experiments.files import write_json, write_text
-from experiments.processes.machine import hardware, versions
 from experiments.runs import results as files
 from experiments.runs.runner import Settings, run_all, trained
+from experiments.studies import study
 from experiments.tasks.clicks import ClickTask
 from experiments.training.checkpoint import Best
 
 DTYPES = ("float16", "int8", "int4")
+EXPERIMENT = "export"
 FORMAT = 1  # raise it when results of the same configuration change: all files are then stale
 _EXAMPLE_ROWS = 8
 
@@ -70,7 +69,7 @@ def export_all(runs: Sequence[RunConfig], settings: Settings, console: Console, 
             failed += 1
             continue
         values = judge(run, settings)
-        write_json(_path(run, settings.results), values)
+        study.write(_path(run, settings.results), values, run)
         # AUC is not defined where the test split holds one class only.
         name = "auc" if "auc" in values["metrics"] else "logloss"
         whole = values["metrics"][name]
@@ -81,7 +80,7 @@ def export_all(runs: Sequence[RunConfig], settings: Settings, console: Console, 
 
 
 def judge(run: RunConfig, settings: Settings) -> dict[str, Any]:
-    """The result file of one run whose training has ended."""
+    """The results of one run whose training has ended."""
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     device = torch.device("cpu")
     torch.set_num_threads(settings.threads)
@@ -103,7 +102,8 @@ def judge(run: RunConfig, settings: Settings) -> dict[str, Any]:
                 "metrics": _metrics(task, Program(path), device),
             })  # fmt: skip
     return {
-        "experiment": "export",
+        "experiment": EXPERIMENT,
+        "format": FORMAT,
         "of": run.experiment,
         "run": run.name,
         "dataset": run.data.name,
@@ -115,11 +115,6 @@ def judge(run: RunConfig, settings: Settings) -> dict[str, Any]:
         "nbytes": built.nbytes,
         "metrics": _metrics(task, built.model, device),
         "exported": exported,
-        "versions": versions(),
-        "hardware": hardware(device),
-        "config": run.to_dict(),
-        **files.proof(run),
-        "format": FORMAT,
     }
 
 
@@ -143,14 +138,11 @@ def _is_trained(run: RunConfig, settings: Settings) -> bool:
 
 
 def _path(run: RunConfig, results: Path) -> Path:
-    return results / "export" / run.experiment / f"{run.name}.json"
+    return results / EXPERIMENT / run.experiment / f"{run.name}.json"
 
 
 def _is_current(run: RunConfig, results: Path) -> bool:
-    path = _path(run, results)
-    if not path.is_file():
-        return False
-    values = json.loads(path.read_text())
+    values = study.held(_path(run, results))
     number, _, key = str(values.get("key")).rpartition("-")  # files of earlier releases hold "<format>-<key>"
     return int(number or values.get("format", 0)) == FORMAT and files.is_of({**values, "key": key}, run)
 
@@ -158,34 +150,26 @@ def _is_current(run: RunConfig, results: Path) -> bool:
 def write_markdown(results: Path, folder: Path) -> Path:
     """`export.md`: each method at its budget as trained and as exported; means over seeds."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for path in sorted((results / "export").glob("*/*.json")):
-        values = json.loads(path.read_text())
+    for values in study.read(results, EXPERIMENT):
         budget = ", ".join(f"{kind} {value:,}" for kind, value in values["budget"].items())
         key = (values["dataset"], values["of"], values["model"], values["label"], budget)
         groups.setdefault(key, []).append(values)
     if not groups:
-        raise InputError(f"{results / 'export'} holds no results: run `python -m experiments export` first")
+        raise InputError(f"{results / EXPERIMENT} holds no results: run `python -m experiments export` first")
     lines = [
-        "# export",
-        "",
         "Trained tables, and the same exported by `embcomp.export` and loaded from the file: bytes of tables and maps "
         "in memory and how many times smaller that is than the full float32 tables; bytes of the whole program on "
         "disk; the AUC of the test split with its difference to float32. "
         "Written by `python -m experiments export`; means over seeds.",
     ]
+    header = ["method", "budget", "seeds", "float32", "AUC"]
+    header += [name for dtype in DTYPES for name in (dtype, "file", "AUC")]
     for dataset, of, model in dict.fromkeys(key[:3] for key in groups):
-        lines += [
-            "",
-            f"## {model} on {dataset} ({of})",
-            "",
-            f"| method | budget | seeds | float32 | AUC | {' | '.join(f'{d} | file | AUC' for d in DTYPES)} |",
-            f"|---|---|---:|---:|---:|{'---:|---:|---:|' * len(DTYPES)}",
-        ]
         here = [(key, runs) for key, runs in groups.items() if key[:3] == (dataset, of, model)]
-        lines += [f"| {' | '.join([label, budget or '–', *_cells(runs)])} |" for (*_, label, budget), runs in here]
-    path = folder / "export.md"
-    write_text(path, "\n".join(lines) + "\n")
-    return path
+        rows = [[label, budget or "–", *_cells(runs)] for (*_, label, budget), runs in here]
+        lines += ["", f"## {model} on {dataset} ({of})", ""]
+        lines += study.table(header, "ll" + "r" * (len(header) - 2), rows)
+    return study.write_page(folder, EXPERIMENT, lines)
 
 
 def _cells(runs: list[dict[str, Any]]) -> Iterator[str]:

@@ -9,23 +9,35 @@ all parts of the training, however fast the machine is.
 from __future__ import annotations
 
 import hashlib
-import itertools
+import logging
 import math
 import random
 import re
 import tempfile
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import data
-from experiments.processes.processes import DIED, Processes
-from experiments.tasks.metrics import click_metrics
+import torch
+from torch import Tensor
 
+import data
+import embcomp
+from embcomp.ops.kmeans import no_progress
+from experiments.files import write_json
+from experiments.load import check
+from experiments.processes.processes import DIED, Processes
+from experiments.studies import study
+from experiments.tasks.by_table import ByTable
+from experiments.tasks.clicks import ClickTask
+from experiments.training.train import Trainer
+
+EXPERIMENT = "sharded-kills"
 PROCESSES = 2
 PATIENCE = 60.0  # seconds in which a process must end that has lost another
 STARTS = 0.2  # share of the kills that come before the training goes on
@@ -40,12 +52,11 @@ class Training:
 
     Attributes:
         folder: of checkpoints.
-        clicks: folder of the encoded rows.
+        batch_size: rows of each process.
         save_every: steps.
     """
 
     folder: Path
-    clicks: Path
     epochs: int
     batch_size: int
     save_every: int = 5
@@ -71,6 +82,14 @@ class Kill:
     error: str | None
 
 
+def run_all(results: Path, kills: int, epochs: int, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """Kill so many times, write the result file, and return where it is and what it holds."""
+    path = results / EXPERIMENT / "kills.json"
+    values = study.stamped(run(kills, epochs, report=report))
+    write_json(path, [values])
+    return path, values
+
+
 def run(
     kills: int = 20,
     epochs: int = 2,
@@ -84,10 +103,10 @@ def run(
     Raises:
         RuntimeError: a process that has lost another did not end, or the training went wrong.
     """
-    clicks = data.load("synthetic", **ROWS).folder
+    data.load("synthetic", **ROWS)  # encoded once, before processes read it
     Processes(PROCESSES).close()  # the first processes of all take longer to start
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(Path(folder) / "alone", clicks, epochs, batch_size)
+        training = Training(Path(folder) / "alone", epochs, batch_size)
         alone = Life(training)
         outcomes = {"alone": alone.end()}
         report(f"alone: {alone.seconds:.1f} s to start, {alone.trained:.1f} s to train")
@@ -161,7 +180,7 @@ class Life:
         while max(_steps(self.training.folder), default=0) < goal and not self.processes.ended():
             time.sleep(0.005)
         time.sleep(pause)
-        saves = any(self.training.folder.glob(".step-*.part"))
+        saves = any(self.training.folder.glob("last-*/.step-*.part"))
         return self._kill(ranks, "save" if saves else "train")
 
     def _kill(self, ranks: list[int], phase: str) -> Kill | dict[str, Any]:
@@ -203,120 +222,72 @@ def _brief(error: str) -> str:
 
 
 def _steps(folder: Path) -> Iterator[int]:
-    return (int(path.name.removeprefix("step-")) for path in folder.glob("step-*[0-9]"))
+    return (int(path.name.removeprefix("step-")) for path in folder.glob("last-*/step-*[0-9]"))
 
 
 def _work(training: Training, begun: Path) -> dict[str, Any]:
     """One process."""
-    import logging
-    import warnings
-
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)  # of torch, for torchrec
+    warnings.filterwarnings("error", "the run begins anew", RuntimeWarning)  # a damaged checkpoint
     return train(training, begun.touch)
 
 
 def train(training: Training, begun: Callable[[], None]) -> dict[str, Any]:
-    """From the last checkpoint to the end, on this rank -> metrics, and a checksum of all weights."""
-    import torch
-    import torch.distributed as dist
-    from torch.nn import functional as F
-    from torchrec.optim import RowWiseAdagrad
-    from torchrec.optim.optimizers import in_backward_optimizer_filter
-
-    from embcomp.checkpoints import Checkpoints
-    from embcomp.torchrec import shard
-
-    torch.manual_seed(training.seed)
-    clicks = data.ClickData(training.clicks)
-    model = shard(
-        make_model(clicks),
-        optimizer=RowWiseAdagrad,
-        optimizer_kwargs={"lr": 0.1},
-        device="cpu",
+    """Train from the last checkpoint to the end, on this rank; return metrics and a checksum of all weights."""
+    device = torch.device("cpu")
+    task = make_task(training)
+    trainer = Trainer(
+        task,
+        folder=training.folder,
+        key="kills",
+        device=device,
+        report=no_progress,
+        checkpoint_steps=training.save_every,
     )
-    dense = torch.optim.Adam(dict(in_backward_optimizer_filter(model.named_parameters())).values(), lr=0.01)
-    torch.manual_seed(training.seed + dist.get_rank())  # dropout differs between ranks
-    checkpoints = Checkpoints(training.folder, model, [dense])
-    progress = checkpoints.load()
-    position = progress.position if progress else {"epoch": 0, "batch": 0, "seed": training.seed, "loss": 0.0}
-    step = progress.step if progress else 0
     begun()
-    for epoch in range(position["epoch"], training.epochs):
-        first = position["batch"] if epoch == position["epoch"] else 0
-        batches = _batches(clicks, "train", training, first, shuffle=True, epoch=epoch, seed=position["seed"])
-        for number, batch in enumerate(batches, first + 1):
-            dense.zero_grad()
-            loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
-            loss.backward()
-            dense.step()
-            dist.all_reduce(total := loss.detach().double())
-            step += 1
-            position = {
-                "epoch": epoch,
-                "batch": number,
-                "seed": position["seed"],
-                "loss": position["loss"] + total.item(),
-            }
-            if step % training.save_every == 0:
-                checkpoints.save(step, position, asynchronous=True)
-    checkpoints.wait()
-    return {"steps": step, "loss": position["loss"] / step / PROCESSES, **_evaluate(model, clicks, training)}
-
-
-def make_model(clicks: data.ClickData) -> Any:
-    """A small Deep & Cross network with dropout; a method of another kind for each table."""
-    from torchrec import EmbeddingBagConfig
-
-    import embcomp
-    from embcomp.torchrec import CompressedEmbeddingBagCollection
-    from recsys_models.build import build
-
-    names = clicks.schema.feature_names
-    tables = [
-        EmbeddingBagConfig(name=f.name, num_embeddings=f.num_embeddings or 0, embedding_dim=8, feature_names=[f.name])
-        for f in clicks.schema.features
-    ]
-    methods = {
-        "user": embcomp.FrequencyHash(rows=80, counts=clicks.counts("user"), tail="double"),
-        "item": embcomp.HashEmbedding(rows=50),
-        "*": embcomp.UnifiedEmbedding(rows=40, chunk_dim=4),
+    trainer.train()
+    losses = [epoch["train/loss"] for epoch in trainer.progress.history]
+    return {
+        "steps": training.epochs * task.steps,
+        "loss": sum(losses) / len(losses),
+        **task.evaluate(trainer.model, "test", device),
+        "weights": checksum(trainer.model.state_dict()),
     }
-    return build(
-        "DCN",
-        CompressedEmbeddingBagCollection(tables, methods),
-        feature_names=names,
-        embedding_dim=8,
-        num_dense=len(clicks.schema.dense),
-        cross_layers=1,
-        hidden=[16],
-        dropout=0.1,
-    )
 
 
-def _batches(clicks: data.ClickData, split: str, training: Training, first: int, **order: Any) -> Iterator[data.Batch]:
-    """This rank's batches: each step takes the next two, one for each rank. `first` counts steps."""
-    import torch.distributed as dist
+def make_task(training: Training) -> ClickTask:
+    """A small Deep & Cross network with dropout on synthetic clicks; a method of another kind for each table."""
+    values = {
+        "data": {"name": "synthetic", "options": ROWS},
+        "model": {
+            "name": "DCN",
+            "embedding_dim": 8,
+            "options": {"cross_layers": 1, "hidden": [16], "dropout": 0.1},
+        },
+        "optimizer": {"name": "Adam", "lr": 0.01, "embedding": "RowWiseAdagrad", "embedding_lr": 0.1},
+        "training": {
+            "batch_size": PROCESSES * training.batch_size,
+            "epochs": training.epochs,
+            "patience": training.epochs,
+        },
+        "methods": [{"method": "Full"}],
+        "seeds": [training.seed],
+    }
+    (run,) = check(values, "the study of kills").runs()
+    task = ClickTask.prepare(run)
+    names = [table.name for table in task.tables]
+    shared = embcomp.UnifiedEmbedding(rows=40, chunk_dim=4)
+    methods: Mapping[str, embcomp.Method] = dict.fromkeys(names, shared) | {
+        "user": embcomp.FrequencyHash(rows=80, counts=task.data.counts("user"), tail="double"),
+        "item": embcomp.HashEmbedding(rows=50),
+    }
+    return replace(task, method=ByTable(methods=methods))
 
-    loader = clicks.loader(split, training.batch_size, drop_last=True, start_batch=first * PROCESSES, **order)
-    whole = len(loader) // PROCESSES * PROCESSES
-    return itertools.islice(loader, dist.get_rank(), whole, PROCESSES)
 
-
-def _evaluate(model: Any, clicks: data.ClickData, training: Training) -> dict[str, Any]:
-    import torch
-    import torch.distributed as dist
-
-    from experiments.processes.distributed import gathered_state
-
-    model.eval()
-    with torch.no_grad():
-        answers = [(model(b.dense, b.sparse), b.label) for b in _batches(clicks, "test", training, 0)]
-    every: list[Any] = [None] * PROCESSES
-    dist.all_gather_object(every, [torch.cat(part) for part in zip(*answers, strict=True)])
-    logits, labels = (torch.cat(part) for part in zip(*every, strict=True))
+def checksum(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of all tensors of a state, with their names."""
     digest = hashlib.sha256()
-    for name, value in sorted(gathered_state(model.state_dict()).items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-    metrics = {f"test/{name}": value for name, value in click_metrics(logits, labels).items()}
-    return {**metrics, "weights": digest.hexdigest()}
+    return digest.hexdigest()

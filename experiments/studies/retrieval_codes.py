@@ -8,8 +8,7 @@ is each way that the file of a run holds already.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,10 @@ from embcomp import artifact, retrieval
 from embcomp.ops.kmeans import no_progress
 from embcomp.torchrec.holders import stores_of
 from experiments.config import RunConfig
-from experiments.files import write_json, write_text
 from experiments.load import load
-from experiments.processes.machine import hardware, versions
 from experiments.report.collect import Stat
-from experiments.runs.results import checkpoint_key, is_of, proof
+from experiments.runs.results import checkpoint_key
+from experiments.studies import study
 from experiments.tasks.clicks import ClickTask
 from experiments.tasks.ranking import rank_metrics
 from experiments.tasks.task import prepare
@@ -60,8 +58,7 @@ def run_all(results: Path, out: Path, console: Console, configs: Path = CONFIGS,
 
 
 def _run(run: RunConfig, file: Path, out: Path, console: Console) -> None:
-    values = json.loads(file.read_text()) if file.is_file() else {}
-    done = values["ways"] if is_of(values, run) else {}
+    done = study.held(file)["ways"] if study.is_current(file, run) else {}
     task = prepare(run)
     users = items = None
     for label, settings in ways(*sizes(task)).items():
@@ -71,10 +68,10 @@ def _run(run: RunConfig, file: Path, out: Path, console: Console) -> None:
             users, items = vectors_of(run, task, out)
         done[label] = judged(task, users, items, settings)
         console.print(f"{run.data.name}, seed {run.seed}: {label} {said(done[label])}", highlight=False)
-        write_json(file, {
+        values = {
             "experiment": EXPERIMENT, "dataset": run.data.name, "model": run.model.name, "seed": run.seed, "ways": done,
-            "versions": versions(), "hardware": hardware(torch.device("cpu")), "config": run.to_dict(), **proof(run),
-        })  # fmt: skip
+        }  # fmt: skip
+        study.write(file, values, run)
 
 
 def said(row: dict[str, Any]) -> str:
@@ -205,39 +202,40 @@ def _coded(users: Tensor, settings: dict[str, Any], seed: int) -> Tensor:
 def write_markdown(results: Path, folder: Path) -> Path:
     """A table for each data set: the share of the full vectors' recall that each way keeps, means over seeds."""
     lines = [
-        f"# {EXPERIMENT}",
-        "",
         "Item vectors of trained full tables in few bits, all items ranked. Kept: recall on the test split as a share "
         "of that of the float vectors, in percent; lost: square error as a share of the squares. Coded users are coded "
         "on their own in the same way. Mean ± standard deviation over seeds. Written by `python -m experiments "
         "retrieval-codes`.",
     ]
-    files = [json.loads(path.read_text()) for path in sorted((results / EXPERIMENT).glob("*/*.json"))]
+    header = ["bytes", "way", "lost", "R@10 kept", "R@50 kept", "users coded: R@10", "R@50", "on valid: R@10", "R@50"]
+    header += ["seeds"]
+    files = list(study.read(results, EXPERIMENT))
     for dataset in dict.fromkeys(file["dataset"] for file in files):
         of_data = [file for file in files if file["dataset"] == dataset]
         full = [file["ways"]["full"]["metrics"]["float query"] for file in of_data]
         shown = ", ".join(f"{m} {Stat.of([each[f'test/{m}'] for each in full])}" for m in METRICS)
         lines += ["", f"## {dataset}, {of_data[0]['model']}", "", f"The float vectors: {shown}.", ""]
-        lines += [
-            "| bytes | way | lost | R@10 kept | R@50 kept | users coded: R@10 | R@50 | on valid: R@10 | R@50 | seeds |"
-        ]
-        lines += [f"|---:|---|{'---:|' * 8}"]
-        found = [item for file in of_data for item in file["ways"].items()]
-        labels = {label: row["share"] for label, row in found if label != "full"}
-        for label in sorted(labels, key=lambda each: -labels[each]):
-            there = [
-                (file["ways"][label], base) for file, base in zip(of_data, full, strict=True) if label in file["ways"]
-            ]
-            cells = [
+        lines += study.table(header, "rl" + "r" * (len(header) - 2), _rows(of_data, full))
+    return study.write_page(folder, EXPERIMENT, lines)
+
+
+def _rows(files: list[dict[str, Any]], full: list[dict[str, float]]) -> Iterator[list[str]]:
+    """Yield the cells of each way, from the result files of a data set and the recall of their float vectors."""
+    shares = {label: row["share"] for file in files for label, row in file["ways"].items() if label != "full"}
+    for label in sorted(shares, key=lambda each: -shares[each]):
+        there = [(file["ways"][label], base) for file, base in zip(files, full, strict=True) if label in file["ways"]]
+        lost = sum(row["lost"] for row, _ in there) / len(there)
+        yield [
+            f"{shares[label]:.1%}",
+            label,
+            f"{lost:.3f}",
+            *(
                 kept([row["metrics"][how][f"{split}/{metric}"] / base[f"{split}/{metric}"] for row, base in there])
                 for split, how in (("test", HOWS[0]), ("test", HOWS[1]), ("valid", HOWS[0]))
                 for metric in METRICS
-            ]
-            lost = sum(row["lost"] for row, _ in there) / len(there)
-            lines.append(f"| {labels[label]:.1%} | {label} | {lost:.3f} | {' | '.join(cells)} | {len(there)} |")
-    path = folder / f"{EXPERIMENT}.md"
-    write_text(path, "\n".join(lines) + "\n")
-    return path
+            ),
+            str(len(there)),
+        ]
 
 
 def kept(shares: list[float]) -> str:

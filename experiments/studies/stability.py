@@ -9,7 +9,6 @@ earlier half. Both models predict the test split. Each run becomes
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -22,11 +21,10 @@ import data
 from embcomp.ops.kmeans import no_progress
 from experiments.config import RunConfig
 from experiments.errors import InputError
-from experiments.files import write_json, write_text
 from experiments.load import load
-from experiments.processes.machine import hardware, versions
 from experiments.report.collect import Stat
-from experiments.runs.results import checkpoint_key, is_of, proof
+from experiments.runs.results import checkpoint_key
+from experiments.studies import study
 from experiments.tasks.clicks import ClickTask, load_data
 from experiments.tasks.content import resolved
 from experiments.training.train import Trainer
@@ -51,7 +49,7 @@ def run_all(results: Path, out: Path, console: Console, path: Path = CONFIG, pat
     torch.set_num_threads(1)
     for run in load(path).runs():
         file = results / EXPERIMENT / run.data.name / f"{run.name}.json"
-        if pattern not in run.name or (file.is_file() and is_of(json.loads(file.read_text()), run)):
+        if pattern not in run.name or study.is_current(file, run):
             continue
         values = {
             "experiment": EXPERIMENT,
@@ -59,12 +57,8 @@ def run_all(results: Path, out: Path, console: Console, path: Path = CONFIG, pat
             "seed": run.seed,
             "change": measure(run, out),
             "windows": WINDOWS,
-            "versions": versions(),
-            "hardware": hardware(torch.device("cpu")),
-            "config": run.to_dict(),
-            **proof(run),
         }
-        write_json(file, values)
+        study.write(file, values, run)
         said = ", ".join(f"{name} {value:.4f}" for name, value in values["change"].items())
         console.print(f"{run.name}: {said}", highlight=False)
 
@@ -101,28 +95,31 @@ def change(before: Tensor, after: Tensor, slices: dict[str, Tensor]) -> dict[str
 
 def write_markdown(results: Path, folder: Path) -> Path:
     """One table, means over seeds."""
-    found: dict[str, list[dict[str, float]]] = {}
-    for path in sorted((results / EXPERIMENT).glob("*/*.json")):
-        values = json.loads(path.read_text())
-        found.setdefault(values["label"], []).append(values["change"])
+    changes_of: dict[str, list[dict[str, float]]] = {}
+    for values in study.read(results, EXPERIMENT):
+        changes_of.setdefault(values["label"], []).append(values["change"])
     names = [f"{metric}{part}" for metric in ("difference", "rank") for part in ("", *(f"/{s}" for s in SLICES))]
+    rows = [
+        [label, str(len(changes)), *(_cell(changes, name) for name in names)]
+        for label, changes in sorted(changes_of.items())
+    ]
     lines = [
-        f"# {EXPERIMENT}",
-        "",
         "Each model is trained twice from the same start, on the earlier and on the later half of the training clicks "
         "of Globo, with the tokenizer of the earlier half. Difference: mean |p - q| of the two predictions on the test "
         "split, over their mean. Rank: Spearman's correlation of p and q. Mean ± standard deviation over seeds. "
         "Written by `python -m experiments stability`.",
         "",
-        f"| method | seeds | {' | '.join(name.replace('/', ', ').replace('_', ' ') for name in names)} |",
-        f"|---|{'---:|' * (len(names) + 1)}",
+        *study.table(["method", "seeds", *(_heading(name) for name in names)], "lr" + "r" * len(names), rows),
     ]
-    for label, changes in sorted(found.items()):
-        cells = [str(Stat.of([each[name] for each in changes])) if name in changes[0] else "–" for name in names]
-        lines.append(f"| {label} | {len(changes)} | {' | '.join(cells)} |")
-    path = folder / f"{EXPERIMENT}.md"
-    write_text(path, "\n".join(lines) + "\n")
-    return path
+    return study.write_page(folder, EXPERIMENT, lines)
+
+
+def _heading(metric: str) -> str:
+    return metric.replace("/", ", ").replace("_", " ")
+
+
+def _cell(changes: list[dict[str, float]], metric: str) -> str:
+    return str(Stat.of([each[metric] for each in changes])) if metric in changes[0] else "–"
 
 
 def _on_window(run: RunConfig, window: tuple[float, float]) -> RunConfig:

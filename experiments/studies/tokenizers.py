@@ -6,7 +6,6 @@ the same configuration are skipped.
 
 from __future__ import annotations
 
-import json
 import time
 import tomllib
 from collections.abc import Iterator
@@ -19,17 +18,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-import embcomp
 from data.registry import root_folder
 from embcomp import semantic_ids
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.tokenizers.quality import Quality
 from experiments.errors import InputError
-from experiments.files import write_json, write_text
-from experiments.processes.machine import hardware, versions
+from experiments.studies import study
 from experiments.tasks.text import vectors_file
 
 CONFIG = Path(__file__).parent / "tokenizers.toml"
+EXPERIMENT = "semantic-tokenizers"
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,9 @@ def run_all(results: Path, console: Console, force: bool = False) -> None:
     """Fit what is not current, and write its file."""
     lacking: set[str] = set()
     for run in runs():
-        path = results / "semantic-tokenizers" / run.file
+        path = results / EXPERIMENT / run.file
         config = asdict(run)
-        if not force and path.is_file() and json.loads(path.read_text())["config"] == config:
+        if not force and study.is_current(path, config):
             continue
         content = content_of(run.dataset)
         if content is None and run.dataset in lacking:
@@ -101,15 +99,12 @@ def run_all(results: Path, console: Console, force: bool = False) -> None:
         quality = measure(run, content)
         seconds = time.process_time() - begin
         values = {
-            "experiment": "semantic-tokenizers",
+            "experiment": EXPERIMENT,
             "items": len(content),
             "quality": {key: _finite(value) for key, value in asdict(quality).items()},
             "cpu_seconds": round(seconds, 1),
-            "versions": {**versions(), "embcomp": embcomp.__version__},
-            "hardware": hardware(torch.device("cpu")),
-            "config": config,
         }
-        write_json(path, values)
+        study.write(path, values, config)
         console.print(f"{run.file}: relative error {quality.relative_error:.4f}, unique {quality.unique:.4f}")
 
 
@@ -142,31 +137,32 @@ def _residual_vq(run: Run, content: Tensor, steps: int = 50) -> tuple[Any, Tenso
 
 def write_markdown(results: Path, folder: Path) -> Path:
     """One table: means over seeds, the lowest and highest in brackets where they differ."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted((results / "semantic-tokenizers").glob("*/*.json")):
-        values = json.loads(path.read_text())
-        found.setdefault((values["config"]["dataset"], values["config"]["label"]), []).append(values)
-    lines = [
-        "# semantic-tokenizers",
-        "",
-        "Tokenizers with 3 × 256 codes on real content vectors, written by `python -m experiments tokenizers`. "
-        "Relative error: Σ|x − decode(codes)|² / Σ|x|². Mean over seeds, [lowest, highest].",
-        "",
-        "| data | tokenizer | seeds | relative error | unique code tuples | lowest coverage of a level | CPU seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (dataset, label), runs_of in sorted(found.items()):
-        qualities = [values["quality"] for values in runs_of]
-        cells = [
+    files_of: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for values in study.read(results, EXPERIMENT):
+        files_of.setdefault((values["config"]["dataset"], values["config"]["label"]), []).append(values)
+    rows = []
+    for (dataset, label), files in sorted(files_of.items()):
+        qualities = [values["quality"] for values in files]
+        rows.append([
+            dataset,
+            label,
+            str(len(files)),
             _spread([q["relative_error"] for q in qualities], 4),
             _spread([q["unique"] for q in qualities], 4),
             _spread([min(q["coverage"]) for q in qualities], 3),
-            _spread([values["cpu_seconds"] for values in runs_of], 0),
-        ]
-        lines.append(f"| {dataset} | {label} | {len(runs_of)} | {' | '.join(cells)} |")
-    path = folder / "semantic-tokenizers.md"
-    write_text(path, "\n".join(lines) + "\n")
-    return path
+            _spread([values["cpu_seconds"] for values in files], 0),
+        ])  # fmt: skip
+    header = [
+        "data", "tokenizer", "seeds", "relative error", "unique code tuples", "lowest coverage of a level",
+        "CPU seconds",
+    ]  # fmt: skip
+    lines = [
+        "Tokenizers with 3 × 256 codes on real content vectors, written by `python -m experiments tokenizers`. "
+        "Relative error: Σ|x − decode(codes)|² / Σ|x|². Mean over seeds, [lowest, highest].",
+        "",
+        *study.table(header, "l" * len(header), rows),
+    ]
+    return study.write_page(folder, EXPERIMENT, lines)
 
 
 def _spread(values: list[float], digits: int) -> str:

@@ -64,8 +64,12 @@ class Last:
         self.folder, self.path = folder, folder / f"last-{key}"
         self._saved = Checkpoints(self.path, distributed.local(model), optimizers, timeout=distributed.TIMEOUT)
 
-    def save(self, step: int, progress: Progress) -> None:
-        self._saved.save(step, distributed.agreed(asdict(progress)))
+    def save(self, step: int, progress: Progress, background: bool = False) -> None:
+        self._saved.save(step, distributed.agreed(asdict(progress)), asynchronous=background)
+
+    def wait(self) -> None:
+        """Wait until what is written in the background is there."""
+        self._saved.wait()
 
     def load(self) -> Progress | None:
         """Into model, optimizers and random generators; None where there is none to go on from.

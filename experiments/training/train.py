@@ -51,6 +51,7 @@ class Trainer:
         key: of the configuration; checkpoints of another one are left aside.
         loggers: the step where the training goes on -> the loggers that are told of it, in the first process.
         checkpoint_seconds: time between checkpoints inside an epoch; each validation ends with one anyway.
+        checkpoint_steps: steps between checkpoints, which are then written in the background; in place of the time.
         full: of a method that is fitted after training, the best weights of the run of full tables, if there are any:
             they are not trained again.
     """
@@ -65,6 +66,7 @@ class Trainer:
         report: Report,
         loggers: Callable[[int], Sequence[Logger]] = lambda step: (),
         checkpoint_seconds: float = 30.0,
+        checkpoint_steps: int | None = None,
         full: Best | None = None,
     ) -> None:
         self.task, self.device, self.report = task, device, report
@@ -75,7 +77,7 @@ class Trainer:
         self.model: nn.Module
         self.model, self.optimizers = make_optimizers(built, task.run.optimizer, device)
         self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers)
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         self.memory = PeakMemory(device)
         self.progress = self.last.load() or Progress()
         self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
@@ -92,9 +94,8 @@ class Trainer:
         """
         metrics: dict[str, float] | None = None
         try:
-            while self.full is None and not self.progress.finished:
-                self._epoch()
-                self._end_epoch()
+            if self.full is None:
+                self.train()
             (self.full or self.best).load(self.model)
             if self.task.run.method.after_training:
                 built = cast(FittedTask, self.task).fitted(self.built)
@@ -105,6 +106,17 @@ class Trainer:
                 logger.close(metrics)
         self._clock()
         return Outcome(tested, self.nbytes, self.training_nbytes, self.progress)
+
+    def train(self) -> None:
+        """Train to the end; the model then has the weights of the last epoch.
+
+        Raises:
+            Diverged: loss or logits are not finite.
+        """
+        while not self.progress.finished:
+            self._epoch()
+            self._end_epoch()
+        self.last.wait()
 
     def _epoch(self) -> None:
         progress, task = self.progress, self.task
@@ -189,10 +201,16 @@ class Trainer:
         self.report(done, self.config.epochs * self.steps, text)
 
     def _time_to_save(self, now: float) -> bool:
-        """The clock of the first process decides, asked every few batches."""
+        """The number of steps decides, or the clock of the first process, asked every few batches."""
+        if self.checkpoint_steps is not None:
+            return self._steps_done % self.checkpoint_steps == 0
         if distributed.size() == 1:
             return now >= self.next_save
         return self.progress.batch % _ASK_EVERY == 0 and distributed.agreed(now >= self.next_save)
+
+    @property
+    def _steps_done(self) -> int:
+        return self.progress.epoch * self.steps + self.progress.batch
 
     def _clock(self) -> None:
         self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started
@@ -200,5 +218,5 @@ class Trainer:
 
     def _save(self) -> None:
         self._clock()
-        self.last.save(self.progress.epoch * self.steps + self.progress.batch, self.progress)
+        self.last.save(self._steps_done, self.progress, background=self.checkpoint_steps is not None)
         self.next_save = time.monotonic() + self.checkpoint_seconds
