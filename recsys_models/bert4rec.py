@@ -74,7 +74,10 @@ class BERT4Rec(SequenceModel):
 
     def forward(self, history: Tensor, mask: Tensor) -> Tensor:
         asked = torch.zeros_like(self.check(history[:, :1]))
-        history, longer = torch.cat([self.check(history), asked], 1), torch.cat([mask, mask.new_zeros(len(mask), 1)], 1)
+        history, longer = (
+            torch.cat([self.check(history), asked], 1),
+            torch.cat([mask, torch.zeros_like(mask[:, :1])], 1),
+        )
         positions = torch.arange(history.shape[1], device=history.device)
         hidden = positions == mask.sum(1, keepdim=True)  # one behind the last event
         return last_of(self.states(history, longer | hidden, hidden), longer | hidden)

@@ -6,7 +6,6 @@ import abc
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from recsys_models.retrieval import Embedding
@@ -103,4 +102,4 @@ def last_of(states: Tensor, mask: Tensor) -> Tensor:
         tensor([[2.]])
     """
     last = mask.sum(1) - 1
-    return states[torch.arange(len(states), device=states.device), last]
+    return states.gather(1, last.view(-1, 1, 1).expand(-1, 1, states.shape[2])).squeeze(1)

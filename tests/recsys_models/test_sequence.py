@@ -163,6 +163,15 @@ def test_outputs_are_the_table_and_train_it(name, method, histories):
         torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_model_is_exported_for_any_number_of_users(histories):
+    history, mask = histories
+    model = SASRec(table(METHODS["codes and hot rows"]), length=LENGTH, blocks=1).eval()
+    users = {0: torch.export.Dim("users")}
+    exported = torch.export.export(model, histories, dynamic_shapes={"history": users, "mask": users}).module()
+    more = torch.cat([history, history.flip(0)]), torch.cat([mask, mask.flip(0)])
+    torch.testing.assert_close(exported(*more), model(*more))
+
+
 def test_a_model_is_compressed_where_it_stands(histories):
     """`compress_` finds the table of a sequence model, and the output follows it."""
     model = SASRec(table(), length=LENGTH)
