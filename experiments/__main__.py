@@ -117,13 +117,15 @@ def report(
         Path | None, typer.Option(help="Write Markdown and SVG files for the docs here instead.")
     ] = None,
 ) -> None:
-    """Tables and pictures of all results: one HTML page that needs nothing else."""
-    from experiments.report import write_html, write_markdown
+    """Tables and pictures of all results: one HTML page that needs nothing else; of all experiments a leaderboard."""
+    from experiments.report import leaderboard_pages, write_html, write_markdown
     from experiments.runs.results import RESULTS
 
     folder = results or RESULTS
     path = write_markdown(folder, markdown, names) if markdown else write_html(folder, out / "index.html", names)
-    console.print(f"wrote {path}", highlight=False)
+    written = [path] if names else [path, *leaderboard_pages.write_all(folder, out, markdown)]
+    for path in written:
+        console.print(f"wrote {path}", highlight=False)
 
 
 @app.command()

@@ -117,7 +117,13 @@ def write_infeasible(run: RunConfig, reason: str, results: Path) -> Path:
 
 def read_results(results: Path) -> list[dict[str, Any]]:
     """All results in a folder, ordered by file name. Files of benches, which are lists, are left aside."""
-    return [found for path in sorted(results.glob("*/*.json")) if isinstance(found := _read(path), dict)]
+    return [result for _, result in named_results(results)]
+
+
+def named_results(results: Path) -> list[tuple[str, dict[str, Any]]]:
+    """As `read_results`, each with the name of its run."""
+    read = ((path.stem, _read(path)) for path in sorted(results.glob("*/*.json")))
+    return [(name, result) for name, result in read if isinstance(result, dict)]
 
 
 def read_infeasible(results: Path) -> list[dict[str, Any]]:
