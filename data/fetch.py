@@ -145,7 +145,7 @@ def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> li
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[dict[str, Callable[[], IO[bytes]]]]:
-    """Return functions that open the regular files of an archive, by file name without folders."""
+    """Open an archive and map file names without folders to functions that open its regular files."""
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as zip_file:

@@ -21,7 +21,7 @@ class Field:
         ids: "train" or "all": a vocabulary of the values in the train split or in all rows; "raw": an open id space,
             integers as they are and strings by `hash_strings`; a number n: the values are ids, 0 <= id < n.
         min_count: the least number of occurrences for an id; rarer values share the out-of-vocabulary id.
-        multi_hot: true if the column holds lists.
+        multi_hot: True if the column holds lists.
 
     Vocabulary ids are numbered in the order of the sorted values. With ids="train" or min_count > 1, id 0 is the
     out-of-vocabulary id and the vocabulary starts at 1. A missing value is encoded as the empty string.

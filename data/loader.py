@@ -27,7 +27,7 @@ class Loader:
         path: the file that `data.encode` wrote.
         batch_size: the rows per batch; the last batch may be smaller.
         start_batch: the number of the first batch to yield; the batches are exactly those of an iteration from 0.
-        drop_last: true to leave out a last batch that is smaller.
+        drop_last: True to leave out a last batch that is smaller.
         window_rows: the number of rows within which rows are permuted.
         prefetch: the number of batches made ahead in a separate thread; 0 for none.
         share: the part of each batch to yield, as (part, parts), for `parts` processes. Parts have the same size; the

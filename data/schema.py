@@ -28,7 +28,7 @@ class Feature:
     Attributes:
         name: the column of the data, and key of the KeyedJaggedTensor.
         num_embeddings: the number of ids, 0 <= id < num_embeddings; None for an open id space (any non-negative int64).
-        multi_hot: true if the column holds a list of ids per row, possibly empty.
+        multi_hot: True if the column holds a list of ids per row, possibly empty.
     """
 
     name: str

@@ -15,7 +15,7 @@ class Archive:
             published.
         checksum: the checksum of the archive, or None if only its members have one.
         terms: the terms of the publisher for those who use the data.
-        accept: true if the publisher requires these terms to be accepted before the download.
+        accept: True if the publisher requires these terms to be accepted before the download.
     """
 
     url: str

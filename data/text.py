@@ -24,7 +24,7 @@ def scan_delimited(
         path: the file, in UTF-8; it may be gzipped, and begin with a byte order mark.
         separator: one or more characters.
         schema: the columns, in the order of the fields, with their types.
-        header: true if the first line must hold the column names.
+        header: True if the first line must hold the column names.
 
     Raises:
         DataError: the file does not exist, or has another encoding or header. While rows are read: a line has another

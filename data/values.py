@@ -8,7 +8,7 @@ from typing import Any
 
 
 def no_settings(values: Any, key: str = "") -> Iterator[str]:
-    """Return a message for each NaN or infinity, date, and integer of more than 64 bits, with its key."""
+    """Yield a message for each NaN or infinity, date, and integer of more than 64 bits, with its key."""
     if isinstance(values, dict):
         for name, value in values.items():
             yield from no_settings(value, f"{key}.{name}" if key else str(name))

@@ -135,7 +135,7 @@ def compress_(
 
 
 def _of_codecs(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of codecs, such as steps of grids: they are not values of a table, so no penalty means them."""
+    """Yield the parameters of codecs, such as steps of grids, which penalties of tables do not reach."""
     for _, codec in coded_tables(module):
         yield from codec.parameters()
 

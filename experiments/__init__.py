@@ -1,1 +1,1 @@
-"""Experiments as data: a TOML file says what to train, `python -m experiments` trains it and reports what came out."""
+"""Experiments as data: a TOML file says what to train; `python -m experiments` trains it and reports the results."""

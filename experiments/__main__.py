@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments COMMAND`; one function here for each command."""
+"""The command line, `python -m experiments COMMAND`, with one function for each command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(
     paths: Annotated[list[Path], typer.Argument(help="TOML files, folders of them, or names in experiments/configs.")],
     seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
     filter: Annotated[str, typer.Option(help="Only runs whose name matches this pattern.")] = "*",
-    force: Annotated[bool, typer.Option(help="Run again what is current already.")] = False,
+    force: Annotated[bool, typer.Option(help="Run again even if the result is current.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
     threads: Threads = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -40,13 +40,13 @@ def run(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints and TensorBoard scalars.")] = Path("out"),
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 30.0,
-    dry_run: Annotated[bool, typer.Option(help="Say what would run.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="List the runs without training.")] = False,
     log: Annotated[
         list[str] | None, typer.Option(help="tensorboard (the default), mlflow, wandb or one of your own; repeatable.")
     ] = None,
     imports: Imports = None,
 ) -> None:
-    """Train experiments; runs whose result is current are skipped, a killed run goes on where it stood.
+    """Train experiments; runs whose result is current are skipped, a killed run is resumed.
 
     Under `torchrun --nproc-per-node N -m experiments run ...` N processes train each run together.
     """
@@ -117,7 +117,7 @@ def report(
         Path | None, typer.Option(help="Write Markdown and SVG files for the docs here instead.")
     ] = None,
 ) -> None:
-    """Tables and pictures of all results: one HTML page that needs nothing else; of all experiments a leaderboard."""
+    """Write tables and pictures of all results: one self-contained HTML page."""
     from experiments.report import leaderboard_pages, write_html, write_markdown
     from experiments.runs.results import RESULTS
 
@@ -136,7 +136,7 @@ def results(
     ] = None,
     out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="FILE.csv or FILE.parquet; repeatable.")] = None,
 ) -> None:
-    """All results as one table, a row for each run: as CSV on the terminal, or written as CSV and parquet."""
+    """Write all results as one table, a row for each run: as CSV on the terminal, or as CSV and parquet files."""
     from experiments.runs.flat import save, table
     from experiments.runs.results import RESULTS
 
@@ -153,7 +153,7 @@ def export(
     paths: Annotated[list[Path], typer.Argument(help="TOML files, folders of them, or names in experiments/configs.")],
     seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
     filter: Annotated[str, typer.Option(help="Only runs whose name matches this pattern.")] = "*",
-    force: Annotated[bool, typer.Option(help="Export again what is current already.")] = False,
+    force: Annotated[bool, typer.Option(help="Export again even if the result is current.")] = False,
     threads: Threads = 1,
     results: Annotated[
         Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
@@ -162,7 +162,7 @@ def export(
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
     imports: Imports = None,
 ) -> None:
-    """Export the best weights of runs in several dtypes and judge what is served; unfinished runs are trained first."""
+    """Export the best weights of runs in several dtypes and evaluate the exports; unfinished runs are trained first."""
     from experiments import plugins
     from experiments.load import find, load
     from experiments.runs.results import RESULTS
@@ -184,12 +184,12 @@ def export(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of all that it writes.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out/demo"),
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side, by default two where cores allow.")
     ] = None,
 ) -> None:
-    """Train full and compressed tables in a few minutes, and show what was saved and what it cost."""
+    """Train full and compressed tables in a few minutes, and show the bytes saved and the loss of quality."""
     from experiments.studies.demo import run_demo
 
     console.print(f"wrote {run_demo(out, jobs or min(2, os.cpu_count() or 1), console)}", highlight=False)
@@ -201,7 +201,7 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="KEY=VALUE for the bench.")] = None,
 ) -> None:
-    """Measure: ratios of paired timings, with their spread."""
+    """Measure ratios of paired timings, with their spread."""
     from experiments.bench import check_options, find, names, show
     from experiments.files import write_json
 
@@ -226,14 +226,14 @@ def choose(
     count: Annotated[list[str] | None, typer.Option(help="served (the default) or training; repeatable.")] = None,
     level: Annotated[list[int] | None, typer.Option(min=1, max=3, help="1, 2 (the default) or 3; repeatable.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
-    force: Annotated[bool, typer.Option(help="Do again what is current already.")] = False,
+    force: Annotated[bool, typer.Option(help="Choose again even if the result is current.")] = False,
     threads: Threads = 1,
     results: Annotated[
         Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("out"),
 ) -> None:
-    """Choose a method and a size for every table of an experiment, and train the choice."""
+    """Choose a method and a size for every table of an experiment, and train with this choice."""
     from experiments.load import find, load
     from experiments.runs import results as files
     from experiments.runs.runner import Settings
@@ -260,9 +260,9 @@ def parity(
     ] = None,
     processes: Annotated[int, typer.Option(min=1)] = 2,
     steps: Annotated[int, typer.Option(min=1)] = 20,
-    force: Annotated[bool, typer.Option(help="Measure again what the file holds already.")] = False,
+    force: Annotated[bool, typer.Option(help="Measure again the rows that the file holds.")] = False,
 ) -> None:
-    """Train every method over several processes and in one, and write how far apart they end."""
+    """Train every method over several processes and in one, and write the differences at the end."""
     from experiments.studies.parity import TOLERANCE, run_all
 
     path, rows = run_all(results, console, processes, steps, force)
@@ -279,9 +279,9 @@ def tokenizers(
         Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
-    force: Annotated[bool, typer.Option(help="Fit again what is current already.")] = False,
+    force: Annotated[bool, typer.Option(help="Fit again even if the result is current.")] = False,
 ) -> None:
-    """Fit and judge the tokenizers of experiments/studies/tokenizers.toml on real content vectors."""
+    """Fit and evaluate the tokenizers of experiments/studies/tokenizers.toml on real content vectors."""
     from experiments.runs.results import RESULTS
     from experiments.studies.tokenizers import run_all, write_markdown
 
@@ -292,13 +292,13 @@ def tokenizers(
 
 @app.command()
 def kills(
-    number: Annotated[int, typer.Option(min=1, help="How often to kill.")] = 20,
-    epochs: Annotated[int, typer.Option(min=1, help="How long to train.")] = 2,
+    number: Annotated[int, typer.Option(min=1, help="The number of kills.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="The number of epochs.")] = 2,
     results: Annotated[
         Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
     ] = None,
 ) -> None:
-    """Kill a sharded training at random moments, and compare its end with that of one left alone."""
+    """Kill a sharded training at random moments, and compare its result with that of an undisturbed one."""
     from experiments.runs.results import RESULTS
     from experiments.studies.kills import run_all
 
@@ -321,7 +321,7 @@ def stability(
     filter: Annotated[str, typer.Option(help="Only runs whose name holds this.")] = "",
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
 ) -> None:
-    """Train the runs of studies/stability.toml on an earlier and a later window, and compare what they predict."""
+    """Train the runs of studies/stability.toml on an earlier and a later window, and compare their predictions."""
     from experiments.runs.results import RESULTS
     from experiments.studies.stability import run_all, write_markdown
 
@@ -339,7 +339,7 @@ def retrieval_codes(
     filter: Annotated[str, typer.Option(help="Only runs whose <data set>-seed<seed> holds this.")] = "",
     markdown: Annotated[Path | None, typer.Option(help="Write the tables for the docs into this folder.")] = None,
 ) -> None:
-    """Train the runs of studies/retrieval-codes, code their item vectors in every way, and rank all items."""
+    """Train the runs of studies/retrieval-codes, encode their item vectors in every way, and rank all items."""
     from experiments.runs.results import RESULTS
     from experiments.studies.retrieval_codes import run_all, write_markdown
 
@@ -391,7 +391,7 @@ def _options(pairs: list[str]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one message and exit code 2."""
+    """Run the command line; bad input ends with one message and exit code 2."""
     try:
         app()
     except InputError as error:

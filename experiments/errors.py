@@ -1,13 +1,13 @@
-"""What is wrong with the input, as against with the program."""
+"""The errors of the input, as opposed to errors of the program."""
 
 
 class InputError(ValueError):
-    """Bad input: the message names the place, the value and the remedy. Command lines answer it with exit code 2."""
+    """The input is wrong: the message names the place, the value and the remedy. Command lines exit with code 2."""
 
 
 class Infeasible(ValueError):
-    """A combination that a method cannot serve, such as a budget too small for one row of every table."""
+    """A method cannot serve a combination, such as a budget too small for one row of every table."""
 
 
 class Diverged(RuntimeError):
-    """Training left the finite numbers."""
+    """The training has left the finite numbers."""

@@ -1,4 +1,4 @@
-"""Text and JSON files that appear whole or not at all."""
+"""Text and JSON files that are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TOML files -> checked experiments. Everything that can be known without data is checked before anything runs."""
+"""The reader of TOML files as checked experiments. All checks that need no data are done before the first run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOT_IN_FILES = ("kind", "section")  # they follow from the sections
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
-    """The TOML files among `paths` and in the folders among them. A bare name is one of `experiments/configs`."""
+    """Return the TOML files in `paths` and in the folders among them. A bare name is one of `experiments/configs`."""
     files: list[Path] = []
     for path in paths:
         known = CONFIGS / f"{path}.toml"
@@ -48,7 +48,8 @@ def load(path: Path) -> ExperimentConfig:
     """Read and check one file.
 
     Raises:
-        InputError: not TOML (with the line), unknown or missing keys, values of the wrong type, unknown names.
+        InputError: the file is not TOML (the message has the line), keys are unknown or missing, values have the wrong
+            type, or names are unknown.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +63,7 @@ def load(path: Path) -> ExperimentConfig:
 
 
 def check(values: dict[str, Any], place: str, default_name: str = "experiment") -> ExperimentConfig:
-    """Values as TOML gives them -> an experiment; `place` goes into messages.
+    """Make an experiment of values as TOML gives them; messages begin with `place`.
 
     Raises:
         InputError: see `load`.
@@ -104,7 +105,7 @@ def _names(experiment: ExperimentConfig) -> Iterator[str]:
 
 
 def _read(cls: type, values: Any, at: list[str], problems: list[str]) -> Any:
-    """Make a section of its values, which are `at` these keys of the file; add what is wrong to `problems`."""
+    """Make a section of its values, which are `at` these keys of the file; add errors to `problems`."""
     try:
         # As JSON, because strict validation takes tables and arrays for dataclasses and tuples only there.
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
@@ -114,7 +115,7 @@ def _read(cls: type, values: Any, at: list[str], problems: list[str]) -> Any:
 
 
 def _explain(error: Any, cls: type, values: Any, at: list[str]) -> str:
-    """One message of pydantic with the TOML key, and the nearest known key where it is unknown."""
+    """Return a message of pydantic with the TOML key, and the nearest known key if it is unknown."""
     keys = [key for key in error["loc"] if isinstance(key, int) or not key.startswith("function-")]
     if len(keys) > 1 and isinstance(keys[1], int) and isinstance(values.get(keys[0]), dict):
         del keys[1]  # of a section that may also be a list of sections
@@ -134,14 +135,14 @@ def _section_keys() -> Iterator[str]:
 
 
 def _known_keys(cls: type, keys: Iterable[Any]) -> Iterator[str]:
-    """The keys of the table at this place of a section."""
+    """Return the keys of the table at this place of a section."""
     for key in keys:
         cls = next(_tables_in(get_type_hints(cls).get(key)), cls)
     return (field.name for field in dataclasses.fields(cls))
 
 
 def _tables_in(hint: Any) -> Iterator[type]:
-    """The dataclasses in a type hint."""
+    """Yield the dataclasses in a type hint."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         yield hint
     for inner in get_args(hint):

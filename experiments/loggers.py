@@ -1,7 +1,7 @@
-"""Where the numbers of a training go while it runs: TensorBoard, MLflow, Weights & Biases, or a class of one's own.
+"""Loggers of the numbers of a training while it runs: TensorBoard, MLflow, Weights & Biases, or your own class.
 
-A logger is made for each run by what stands in `LOGGERS` under its name; `python -m experiments run --log NAME`
-chooses. Its packages are imported where it is made.
+`LOGGERS` maps names to functions that make a logger for a run; `python -m experiments run --log NAME` selects one. The
+packages of a logger are imported when it is made.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from experiments.files import write_text
 
 
 class Logger(Protocol):
-    """What a logger does; errors that it raises end the run."""
+    """The interface of a logger; errors that it raises end the run."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Note numbers after so many steps, by name."""
+        """Log numbers by name, after this number of steps."""
         ...
 
     def close(self, metrics: Mapping[str, float] | None) -> None:
-        """End: with the metrics of the best epoch, or None where the training broke off and may go on."""
+        """End with the metrics of the best epoch, or None if the training was interrupted and may be resumed."""
         ...
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a logger is made from.
+    """The arguments from which a logger is made.
 
     Attributes:
-        run: its configuration.
-        folder: of the run's checkpoints, where a logger may keep a note.
-        work: folder of all that trainings leave.
-        step: where the training goes on; 0 for a new one.
+        run: the configuration of the run.
+        folder: the folder of the run's checkpoints, in which a logger may keep a file.
+        work: the folder of all files that trainings write.
+        step: the step from which the training continues; 0 for a new one.
     """
 
     run: RunConfig
@@ -51,7 +51,7 @@ class Start:
 
 
 class TensorBoard:
-    """Scalars in `<work>/tensorboard/<experiment>/<run>`."""
+    """A logger of scalars into `<work>/tensorboard/<experiment>/<run>`."""
 
     def __init__(self, start: Start) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -67,7 +67,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the MLflow experiment of the same name, at MLFLOW_TRACKING_URI; a resumed run goes on in its own."""
+    """A run of the MLflow experiment of the same name, at MLFLOW_TRACKING_URI; a resumed training continues its run."""
 
     def __init__(self, start: Start) -> None:
         self.mlflow = _imported("mlflow", "mlflow")
@@ -132,7 +132,7 @@ def _imported(module: str, package: str) -> Any:
 
 
 def _plain(name: str) -> str:
-    """A metric's name as MLflow takes it, which refuses the @ of recall@20."""
+    """Return a metric's name as MLflow accepts it, without the @ of recall@20."""
     return name.replace("@", "_at_")
 
 

@@ -1,13 +1,10 @@
-"""Methods, models, readers and loggers of one's own, which live outside of this project.
+"""Your own methods, models, readers and loggers, from outside of this project.
 
-    # mine.py
-    from data.registry import DATASETS, Dataset
-    from embcomp.methods.base import Method
-    from experiments.plugins import add_model
+    # mine.py from data.registry import DATASETS, Dataset from embcomp.methods.base import Method from
+    experiments.plugins import add_model
 
-    class MyMethod(Method): ...                      # methods register themselves
-    add_model(MyModel)                               # a click-through, retrieval or sequence model
-    DATASETS["mine"] = Dataset(read, files, "mine")  # also INTERACTIONS, SEQUENCES
+    class MyMethod(Method): ...                      # methods register themselves add_model(MyModel) # a click-through,
+    retrieval or sequence model DATASETS["mine"] = Dataset(read, files, "mine")  # also INTERACTIONS, SEQUENCES
     LOGGERS["mine"] = MyLogger                       # of experiments.loggers
 
     python -m experiments run my.toml --import mine
@@ -45,7 +42,7 @@ def load(modules: Iterable[str] = ()) -> None:
     """Import the modules of installed entry points, and those that are named: `package.module`, or a file `mine.py`.
 
     Raises:
-        InputError: a module that does not exist or cannot be imported.
+        InputError: a module does not exist or cannot be imported.
     """
     named = [(entry.name, entry.value) for entry in entry_points(group=GROUP)]
     for place, module in [*named, *((f"--import {module}", module) for module in modules)]:
@@ -63,7 +60,7 @@ def load(modules: Iterable[str] = ()) -> None:
 
 
 def add_model(model: type[nn.Module]) -> None:
-    """Make a model known under its class name, with the others of its kind: retrieval, sequence or click-through.
+    """Register a model under its class name with the others of its kind: retrieval, sequence or click-through.
 
     Raises:
         InputError: another model has this name.
@@ -76,7 +73,7 @@ def add_model(model: type[nn.Module]) -> None:
 
 
 def code_key(run: RunConfig, read: Any) -> list[str]:
-    """Checksums of the files that hold what the run takes from outside of this project; none for most runs.
+    """Return the checksums of the files of your own code that the run uses; empty for most runs.
 
     Args:
         read: the reader of the data set.

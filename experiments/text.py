@@ -1,4 +1,4 @@
-"""The names of `experiments.tasks.text`, which was here."""
+"""The names of `experiments.tasks.text`, under their former module."""
 
 from experiments.tasks.text import embed, films, texts_of, vectors_file
 

@@ -39,7 +39,7 @@ class BehaviorModel(nn.Module):
         hidden: the widths of the MLP's hidden layers.
         activation: the activation, see `MLP`.
         dropout: the dropout probability, see `MLP`.
-        batch_norm: true to use batch norm, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
         **options: further arguments of the pooling.
 
     Raises:

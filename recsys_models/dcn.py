@@ -36,7 +36,7 @@ class DCN(nn.Module):
             layers.
         activation: the activation, see `MLP`.
         dropout: the dropout probability, see `MLP`.
-        batch_norm: true to use batch norm, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
 
     Raises:
         ValueError: the structure is unknown, or a number or width is below 1.

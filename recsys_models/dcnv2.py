@@ -34,7 +34,7 @@ class DCNv2(nn.Module):
             figure 1).
         activation: the activation, see `MLP`.
         dropout: the dropout probability, see `MLP`.
-        batch_norm: true to use batch norm, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
 
     Raises:
         ValueError: the structure is unknown, a number or width is below 1, or there are several experts without

@@ -32,7 +32,7 @@ class DeepFM(nn.Module):
         hidden: the widths of the deep network's hidden layers.
         activation: the activation, see `MLP`.
         dropout: the dropout probability, see `MLP`.
-        batch_norm: true to use batch norm, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
 
     Raises:
         ValueError: the features differ in width.

@@ -31,7 +31,7 @@ class DLRM(nn.Module):
         hidden: the widths of the top MLP's hidden layers.
         activation: the activation of both MLPs, see `MLP`.
         dropout: the dropout probability of the top MLP.
-        batch_norm: true to use batch norm in the top MLP.
+        batch_norm: True to use batch norm in the top MLP.
 
     Raises:
         ValueError: the features differ in width, or there is only one vector and so no pair.

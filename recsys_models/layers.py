@@ -30,7 +30,7 @@ class MLP(nn.Sequential):
         out_features: the width of the last, linear layer; None to omit it.
         activation: the activation, one of `ACTIVATIONS`.
         dropout: the probability of dropping a hidden unit.
-        batch_norm: true to put batch norm before each activation.
+        batch_norm: True to put batch norm before each activation.
 
     Raises:
         ValueError: the activation is unknown, or a width is below 1.

@@ -45,7 +45,7 @@ class Block(nn.Module):
         Args:
             x: the events, `[B, L, D]`.
             visible: the events that others may see, bool `[B, L]`; by default all.
-            causal: true to hide later events from each event.
+            causal: True to hide later events from each event.
         """
         x = x + self.dropout(self.join(self._attention(self.norm(x), visible, causal)))
         return x + self.dropout(self.network(self.norm_hidden(x)))

@@ -31,7 +31,7 @@ class WideDeep(nn.Module):
         hidden: the widths of the deep network's hidden layers.
         activation: the activation, see `MLP`.
         dropout: the dropout probability, see `MLP`.
-        batch_norm: true to use batch norm, see `MLP`.
+        batch_norm: True to use batch norm, see `MLP`.
 
     Raises:
         ValueError: a width is below 1, or a feature has none.

@@ -100,7 +100,7 @@ class Method(abc.ABC, metaclass=_Configurable):
     Settings are checked when a configuration is made, by the types of the fields (`embcomp.settings`).
 
     Attributes:
-        shares_store: true if the tables of a group read one store, and so must live in one module tree.
+        shares_store: True if the tables of a group read one store, and so must live in one module tree.
         sized_by: the setting that `for_budget` chooses.
         budget_settings: the settings that `for_budget` takes beside the fields.
         expected: the text that tells users how to make a configuration, for errors.

@@ -141,7 +141,7 @@ class HashingTrick(Method):
     Args:
         rows: the number of rows of the table, or a mapping from table names to such numbers.
         seed: the seed of the hash; another seed gives other collisions.
-        balanced: true to permute the ids of a table instead of hashing them, so that the rows are shared as evenly as
+        balanced: True to permute the ids of a table instead of hashing them, so that the rows are shared as evenly as
             possible (docs/hashing.md); needs `num_embeddings`.
 
     Example:
@@ -182,7 +182,7 @@ class MultiHash(Method):
         num_hashes: the number of look-ups per id.
         combine: "sum" to add the rows, "concat" to put them side by side.
         seed: the seed of the hashes; another seed gives other collisions.
-        balanced: true to permute the ids of a table instead of hashing them, so that the rows are shared as evenly as
+        balanced: True to permute the ids of a table instead of hashing them, so that the rows are shared as evenly as
             possible (docs/hashing.md); needs `num_embeddings`.
 
     Example:

@@ -32,7 +32,7 @@ _STEPS = 32  # sizes of the ladder between a width and its double
 
 
 class Group(NamedTuple):
-    """Ids of about the same popularity: `ids` (None for all that no other group lists), how many, and their width."""
+    """A group of ids of similar popularity: `ids` (None for all that no other group lists), their number and width."""
 
     ids: Tensor | None
     number: int
@@ -42,7 +42,7 @@ class Group(NamedTuple):
 class GroupEncoder(Encoder):
     """An encoder in which an id reads its row in the store of its group, and row 0 with weight 0 in the others.
 
-    The last group has no list: an id that is in none is numbered by the ids of that group before it.
+    The last group has no list: an id that no list contains is numbered within the last group.
     """
 
     listed: Tensor
@@ -80,7 +80,7 @@ class GroupEncoder(Encoder):
 class MappedSum(Combiner):
     """A combiner that maps each chunk [..., width] to the common width by a learned matrix, and adds them up.
 
-    Chunks that are as wide as the result have no matrix.
+    Chunks of the width of the result have no matrix.
 
     Args:
         widths: the width of each chunk.
@@ -128,7 +128,7 @@ class MappedSum(Combiner):
 
 
 class _Fixed(Combiner):
-    """What is left of `MappedSum` while rows are fitted to trained vectors: its matrices as they are."""
+    """The rest of `MappedSum` while rows are fitted to trained vectors: its matrices as they are."""
 
     def __init__(self, matrices: Sequence[Tensor], embedding_dim: int) -> None:
         super().__init__()
@@ -153,20 +153,20 @@ class MixedDimensions(Method):
     """Rows whose width grows with the popularity of their ids (Ginart et al. 2021, arXiv 1909.11810, algorithm 1).
 
     A group of ids of average probability p has rows of width base * p^alpha, rounded to a multiple of `multiple`, and a
-    learned matrix that maps them to the `embedding_dim`; where that would not save bytes, rows have the full width and
-    no matrix. Without `counts` a table is one group, of p = 1 / num_embeddings, so that large tables become narrow.
-    With `counts` a table is cut into `groups` of equal total count, the most frequent ids first, and the ids of all
-    groups but the last are listed (9 bytes for each).
+    learned matrix that maps them to the `embedding_dim`; if that would not save bytes, rows have the full width and no
+    matrix. Without `counts` a table is one group, of p = 1 / num_embeddings, so that large tables become narrow. With
+    `counts` a table is cut into `groups` of equal total count, the most frequent ids first, and the ids of all groups
+    but the last are listed (9 bytes for each).
 
     Args:
-        base: the width of an id that occurs always; widths scale with it.
+        base: the width of an id of probability 1; widths are proportional to it.
         alpha: the exponent of popularity; 0 gives all ids one width.
         groups: the number of frequency groups of a table; needs `counts` if above 1.
         counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors.
         multiple: the number that divides all widths, and the least width; torchrec needs 4.
 
     Raises:
-        ValueError: groups without counts, a `multiple` above the width of a table, or an open id space.
+        ValueError: there are groups without counts, `multiple` is above the width of a table, or the id space is open.
 
     Example:
         >>> import torch, embcomp
@@ -222,7 +222,7 @@ class MixedDimensions(Method):
         return table.name if number == 0 else side_store(table, f"group{number}", tables)
 
     def _groups(self, table: Table) -> list[Group]:
-        """The groups of a table, the most frequent first; groups of one width are one."""
+        """Return the groups of a table, the most frequent first; neighbouring groups of one width are merged."""
         ids = table.ids_or_raise("MixedDimensions")
         if self.multiple > table.embedding_dim:
             raise ValueError(
@@ -252,7 +252,7 @@ class MixedDimensions(Method):
         return [*listed[:-1], Group(None, listed[-1].number, listed[-1].width)]
 
     def _width(self, popularity: float, number: int, table: Table) -> int:
-        """The width of `number` ids of this probability, base * p^alpha; full if narrow rows would not save bytes."""
+        """Return the width of `number` ids of probability p, base * p^alpha; full if narrow rows do not save bytes."""
         dim = table.embedding_dim
         wanted = self.base * popularity**self.alpha if popularity > 0 else 0.0
         width = min(max(1, round(wanted / self.multiple)) * self.multiple, dim)
@@ -260,7 +260,7 @@ class MixedDimensions(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Return the ladder by `base`, in steps of 2^(1/32), for the `alpha` that is given or the usual one.
+        """Return the ladder by `base`, in steps of 2^(1/32), for the given `alpha` or the default.
 
         Args:
             tables: the tables to compress together.

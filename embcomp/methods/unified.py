@@ -37,7 +37,7 @@ class UnifiedEmbedding(Method):
         lookups: the number of look-ups by table name; such a table becomes lookups[name] * chunk_dim wide. Other tables
             read embedding_dim / chunk_dim chunks.
         seed: the seed of the hashes; another seed gives other collisions.
-        balanced: true to permute the ids of a table instead of hashing them, so that the ids of one table share rows as
+        balanced: True to permute the ids of a table instead of hashing them, so that the ids of one table share rows as
             evenly as possible, and do not share at all if there are enough rows. Collisions inside a feature cost the
             most quality (docs/hashing.md). Needs `num_embeddings`.
 

@@ -1,4 +1,4 @@
-"""Benches: `experiments/bench/<name>.py` defines `run(console, **options) -> list[BenchRow]`."""
+"""The benches. Each `experiments/bench/<name>.py` defines `run(console, **options) -> list[BenchRow]`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # benches of torch alone need no other package
 
 @dataclass(frozen=True)
 class BenchRow:
-    """How long `name` takes, as a multiple of what `against` takes: median and spread of paired rounds."""
+    """The time of `name` as a multiple of that of `against`: median and spread of paired rounds."""
 
     name: str
     ratio: float
@@ -30,12 +30,12 @@ Bench = Callable[..., list[BenchRow]]
 
 
 def names() -> list[str]:
-    """The modules of this package that define `run`; one that needs a package which is missing here is named too."""
+    """Return the modules of this package that define `run`, even if a package that one needs is missing here."""
     return [module.name for module in pkgutil.iter_modules(__path__) if _may_run(module.name)]
 
 
 def find(name: str) -> Bench:
-    """The `run` of a bench. Raises InputError where there is none of that name."""
+    """Return the `run` of a bench. Raise InputError if there is no bench of that name."""
     known = {module.name for module in pkgutil.iter_modules(__path__)}
     run = _run_of(name) if name in known else None
     if run is None:

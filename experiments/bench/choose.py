@@ -1,4 +1,4 @@
-"""`python -m experiments bench choose`: how long the exact choice takes, and what it saves against the steepest slope.
+"""`python -m experiments bench choose`: the time of the exact choice, and its loss against a greedy choice.
 
 Rows against "1 s" are seconds on this machine; rows against "the best loss" are losses.
 """
@@ -21,7 +21,7 @@ SHARE = 0.1  # of the bytes of the largest items
 
 
 def run(console: Console, *, options: int = 40, rounds: int = 5, seed: int = 0) -> list[BenchRow]:
-    """Time the choice for 26 and 1,000 tables with so many options each, and say how far from the best it may be."""
+    """Time the choice for 26 and 1,000 tables with several options each, and report its bound on the optimality gap."""
     rows = []
     for tables in (26, 1000):
         items = problem(tables, options, seed)
@@ -44,7 +44,7 @@ def run(console: Console, *, options: int = 40, rounds: int = 5, seed: int = 0) 
 
 
 def problem(tables: int, options: int, seed: int) -> list[Item]:
-    """Tables of very different sizes, with options whose losses fall with their bytes, more or less."""
+    """Make tables of very different sizes, with options whose losses mostly fall with their bytes."""
     draw = random.Random(seed)
     items = []
     for table in range(tables):
@@ -56,7 +56,7 @@ def problem(tables: int, options: int, seed: int) -> list[Item]:
 
 
 def slope(items: list[Item], tables: int, nbytes: int) -> float:
-    """The loss of a choice that starts at the smallest items, and takes the steepest step as long as one fits."""
+    """Return the loss of a greedy choice, which starts at the smallest items and takes the steepest step that fits."""
     by_table = [sorted((i for i in items if i.tables == (t,)), key=lambda i: i.nbytes) for t in range(tables)]
     chosen = [members[0] for members in by_table]
     left = nbytes - sum(item.nbytes for item in chosen)

@@ -1,14 +1,15 @@
-"""`python -m experiments bench features`: `embcomp.rank_features` beside the package `outrank`, on the same rows.
+"""`python -m experiments bench features`: `embcomp.rank_features` against the package `outrank`, on the same rows.
 
-Frappe, MovieLens-1M and the samples of Avazu and Criteo where `EMBCOMP_DATA` holds them, and synthetic clicks with
-planted features: noisy copies that say ever less, and useless ones of many sizes. Rows are shuffled, since outrank
-takes the labels of later rows for noise, and values are numbered, since it splits lines at commas. Of logs in one batch
-the first `part` rows are used.
+The data are Frappe, MovieLens-1M and the samples of Avazu and Criteo, if `EMBCOMP_DATA` holds them, and synthetic
+clicks with planted features: copies with increasing noise, and useless features of many sizes. Rows are shuffled,
+because outrank takes the labels of later rows for noise, and values are numbered, because it splits lines at commas.
+Runs in one batch use the first `part` rows.
 
 `-o outrank=PYTHON` names an interpreter that has outrank (0.97.5 needs pandas < 3 and xxhash < 4); without it outrank
 must be importable here. It is run twice: with all rows in one batch, which is the same estimate as ours, and with its
-defaults (every tenth row, batches of 2^14, medians over these). Times are seconds of the processor, of all threads and
-processes, after imports: its command also waits, since it looks every 4 s whether a batch is done.
+defaults (every tenth row, batches of 2^14, medians over these). Times are processor seconds of all threads and
+processes, after imports. Elapsed time would also count waiting, because its command polls every 4 s whether a batch is
+done.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ READERS = {"frappe_x1": frappe, "ml-1m": ml_1m, "avazu_sample": avazu, "criteo_s
 def run(
     console: Console, *, outrank: str = sys.executable, rows: int = 3_000_000, part: int = 100_000, only: str = ""
 ) -> list[BenchRow]:
-    """Spearman correlations of the two rankings, and times of outrank over ours.
+    """Return Spearman correlations of the two rankings, and times of outrank over ours.
 
     Args:
         outrank: an interpreter that has the package.
-        rows: of the synthetic clicks, on which outrank runs with its defaults.
-        part: rows, at most, on which it runs in one batch, whose time grows with values times rows.
+        rows: the number of synthetic clicks, on which outrank runs with its defaults.
+        part: the most rows on which it runs in one batch, whose time grows with values times rows.
         only: one log, by its folder, or "synthetic".
     """
     if subprocess.run([outrank, "-c", "import outrank"], capture_output=True, check=False).returncode:
@@ -64,7 +65,7 @@ def run(
 
 
 def _logs(rows: int, part: int, only: str) -> Iterator[tuple[str, pl.DataFrame, bool]]:
-    """Names, rows, and whether they are few enough for one batch."""
+    """Yield names and rows, and whether they are few enough for one batch."""
     root = Path(os.environ.get("EMBCOMP_DATA", "."))
     for name, reader in READERS.items():
         if only in ("", name) and (root / name).is_dir():
@@ -81,7 +82,7 @@ def _logs(rows: int, part: int, only: str) -> Iterator[tuple[str, pl.DataFrame, 
 
 
 def planted(rows: int, seed: int = 0) -> pl.DataFrame:
-    """Synthetic clicks, copies of user and item of which a share is replaced at random, and useless features."""
+    """Make synthetic clicks, with copies of user and item, a share of each replaced at random, and useless features."""
     clicks = synthetic.generate(synthetic.Config(num_rows=rows, seed=seed)).rows
     rng = np.random.default_rng(seed + 1)
     columns = {name: clicks[name].to_numpy() for name in ("user", "item", "device", "hour")}
@@ -148,7 +149,7 @@ def _seconds(command: list[str], folder: Path) -> float:
 
 
 def _scores(path: Path) -> dict[str, float]:
-    """Nats by feature."""
+    """Return nats by feature."""
     with path.open() as file:
         lines = [row for row in csv.DictReader(file, delimiter="\t") if row["FeatureB"] == "label"]
     return {row["FeatureA"]: float(row["Score"]) for row in lines}

@@ -1,12 +1,12 @@
-"""`python -m experiments bench gpu`: every method's look-up and training step on one GPU, against its memory.
+"""`python -m experiments bench gpu`: every method's look-up and training step on one GPU, as a share of its bandwidth.
 
-Two ways to train: the plain torch drop-ins with sparse gradients ("torch"), and FBGEMM's table-batched embedding over
-the encoded ids ("FBGEMM"), where that is installed and the method pools its rows without weights. Both update by SGD
-inside the time. Of each:
+Training is measured in two ways: the plain torch drop-ins with sparse gradients ("torch"), and FBGEMM's table-batched
+embedding over the encoded ids ("FBGEMM"), if it is installed and the method pools its rows without weights. The time of
+both includes the update by SGD. For each it reports:
 
-- bytes per second of forward, and of forward, backward and update, as a share of what a copy on the device reaches.
-  Counted is what the work must move: ids, each row that is looked up, each vector, its gradient, and each distinct row
-  that the update reads and writes. Rows that repeat come from a cache, so that a share may exceed 1;
+- bytes per second of forward, and of forward, backward and update, as a share of those of a copy on the device.
+  The bytes are those that the work must move: ids, each row looked up, each vector, its gradient, and each distinct row
+  that the update reads and writes. Repeated rows come from a cache, so a share may exceed 1;
 - encoding (hashing, maps) as a share of the step.
 
 Needs torch alone; `python -m experiments.bench.gpu device=cpu` needs no other package than that for its output either.
@@ -54,7 +54,7 @@ def run(
     only: str = "",
     compiled: bool = False,
 ) -> list[BenchRow]:
-    """All methods at all widths.
+    """Measure all methods at all widths.
 
     `ids` is the size of each feature's id space, `share` the part of the rows that compressed tables keep, `only` one
     method's name; `compiled` times the encoding under torch.compile too.
@@ -83,7 +83,7 @@ def _device(name: str) -> torch.device:
 
 
 def _methods(tables: Sequence[Table], share: float) -> dict[str, Callable[[], Method]]:
-    """A configuration of each method; maps and codes are random, for a look-up in them costs what it costs."""
+    """Return a configuration of each method; maps and codes are random, which does not change the cost of a look-up."""
     ids, dim = tables[0].ids_or_raise("the bench"), tables[0].embedding_dim
     rows = max(8, int(share * ids))
     random = torch.Generator().manual_seed(0)
@@ -130,7 +130,7 @@ class _Bench:
     log: Callable[[str], object]
 
     def rows(self, name: str, plan: Plan, dim: int) -> list[BenchRow]:
-        """The method's rows; its tables are gone afterwards."""
+        """Return the rows of the method's measurements; its tables are freed afterwards."""
         generator = torch.Generator().manual_seed(1)
         size = plan.tables[0].table.ids_or_raise("the bench")
         ids = torch.stack([zipf_ids(generator, size, self.batch) for _ in range(self.features)]).to(self.device)
@@ -175,7 +175,7 @@ def _ms(times: Tensor) -> str:
 
 
 def _torch_steps(modules: Sequence[torch.nn.Module], ids: Tensor, grad: Tensor) -> tuple[Call, Call]:
-    """All features' vectors, without and with their training: sparse gradients and SGD."""
+    """Return a look-up of all features without and with training: sparse gradients and SGD."""
     optimizer = torch.optim.SGD(torch.nn.ModuleList(modules).parameters(), lr=LEARNING_RATE)
 
     def look_up() -> list[Tensor]:
@@ -198,14 +198,14 @@ def _has_fbgemm() -> bool:
 
 
 def _pools(plan: Plan) -> bool:
-    """Whether sums of plain rows, side by side, are the vectors."""
+    """Return whether the method's vectors are sums of plain rows, side by side."""
     if any(store.coding is not None for store in plan.stores.values()):
         return False
     return all(type(table.combiner) is Concat and not table.weighted for table in plan.tables)
 
 
 def _fbgemm_steps(plan: Plan, stores: Mapping[str, PlainStore], ids: Tensor, grad: Tensor) -> tuple[Call, Call]:
-    """The same by one table-batched embedding over copies of the stores."""
+    """Return the same steps with one table-batched embedding over copies of the stores."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -246,7 +246,7 @@ def _fbgemm_steps(plan: Plan, stores: Mapping[str, PlainStore], ids: Tensor, gra
 
 
 def _bytes(plan: Plan, ids: Tensor) -> tuple[int, int]:
-    """What forward alone, and forward, backward and update, must move (see the module)."""
+    """Return the bytes that forward alone, and forward, backward and update, must move (see the module)."""
     dims = {name: store.dim for name, store in plan.stores.items()}
     forward = vectors = 0
     read: dict[str, list[Tensor]] = {name: [] for name in dims}

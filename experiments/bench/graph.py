@@ -1,8 +1,8 @@
-"""`python -m experiments bench graph`: clustering, growth and look-up of maps, each beside what it is compared with.
+"""`python -m experiments bench graph`: clustering, growth and look-up of maps, each against a reference.
 
-Gowalla where `EMBCOMP_DATA` holds it, else a power-law graph of its size. `edges` > 0 adds a synthetic graph of so many
-edges (`-o edges=10000000`): its time is compared with one Louvain of scikit-network and with three minutes, its peak of
-memory with 100 bytes per edge.
+The graph is Gowalla if `EMBCOMP_DATA` holds it, else a power-law graph of its size. `edges` > 0 adds a synthetic graph
+with this number of edges (`-o edges=10000000`): its time is compared with one Louvain of scikit-network and with three
+minutes, its peak memory with 100 bytes per edge.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IDS, LOOKUPS, RESOLUTION = 1_000_000, 26 * 8192, 200.0
 
 
 def run(console: Console, *, rounds: int = 3, rows: int = 12_000, edges: int = 0) -> list[BenchRow]:
-    """All comparisons. `rows` is the budget on Gowalla, `rounds` how often each pair is timed."""
+    """Run all comparisons. `rows` is the budget on Gowalla, `rounds` the number of timings of each pair."""
     graph = _gowalla(console)
     found = [*_clustering(console, graph, rows, rounds), *_growth(console, graph, rows, rounds), *_look_up(rounds * 20)]
     if edges:
@@ -51,7 +51,7 @@ def _gowalla(console: Console) -> Edges:
 
 
 def power_law(users: int, items: int, edges: int, seed: int = 0, groups: int = 2000, within: float = 0.7) -> Edges:
-    """Zipf degrees; a share `within` of the edges stays in the user's group of items. Pairs count once."""
+    """Draw edges with Zipf degrees; a share `within` stays in the user's group of items. Repeated pairs count once."""
     rng = np.random.default_rng(seed)
 
     def zipf(size: int) -> np.ndarray:
@@ -142,7 +142,7 @@ def _large(console: Console, edges: int) -> list[BenchRow]:
 
 @contextmanager
 def _peak() -> Iterator[list[float]]:
-    """The largest growth of the process's memory inside the block, in bytes."""
+    """Measure the largest growth of the process's memory inside the block, in bytes."""
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

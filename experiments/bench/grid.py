@@ -1,4 +1,4 @@
-"""Look-ups in tables that were trained in few bits, as `embcomp.export` writes them: a part of `bench serving`."""
+"""Look-ups in tables trained in few bits, in the form that `embcomp.export` writes, for `bench serving`."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ Calls = dict[str, Callable[[], object]]
 
 
 def calls(table: Tensor, batches: list[Tensor]) -> tuple[str, Calls, str, Calls]:
-    """Of one look-up each, and of bags of 8: the name of the float32 form, and the calls by name, itself among them."""
+    """Return calls of one look-up per bag, and of bags of 8, by name, and the name of the float32 form among them."""
     number, dim = table.shape
     whole = serve(table, "float32", torch.float32, "bench")
     single = f"one look-up, float32, width {dim}, {4 * dim} B"

@@ -1,8 +1,8 @@
-"""`python -m experiments bench loader`: what a batch costs the loader, against what DLRM costs in training on it.
+"""`python -m experiments bench loader`: the time to load a batch, over the time to train DLRM on it.
 
-A ratio of at most 0.33 means that the loader feeds three times the rows per second that the model consumes. Whole
-epochs are timed, since the loader prepares many batches at once. MovieLens-1M where `EMBCOMP_DATA` holds it, else
-synthetic clicks; the fused row-wise Adagrad is the fastest training that there is here.
+A ratio of at most 0.33 means that the loader reads three times the rows per second that the model consumes. Whole
+epochs are timed, because the loader prepares many batches at once. The data are MovieLens-1M if `EMBCOMP_DATA` holds
+it, else synthetic clicks. The optimizer is fused row-wise Adagrad, the fastest one here.
 """
 
 from itertools import count
@@ -27,7 +27,7 @@ DIM = 16
 
 
 def run(console: Console, *, batch_size: int = 4096, rounds: int = 5) -> list[BenchRow]:
-    """One comparison: an epoch from the loader, shuffled, against as many training steps."""
+    """Compare an epoch of the loader, shuffled, with the same number of training steps."""
     clicks = load_data(data.load, DataConfig(name="ml-1m" if has_files("ml-1m") else "synthetic"))
     console.log(f"data: {clicks.name}, {len(clicks.schema.features)} features, batches of {batch_size}")
     loaders = (clicks.loader("train", batch_size, shuffle=True, epoch=epoch, drop_last=True) for epoch in count())

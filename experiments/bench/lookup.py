@@ -1,7 +1,7 @@
 """`python -m experiments bench lookup`: hashing, the training step of a collection, and the plain torch drop-in.
 
-Everything is measured beside what it is compared with, in one process and one thread: the collection's step against
-FBGEMM's table-batched embedding over uncompressed tables, each also beside the bandwidth floor of its own work.
+Each candidate and its reference take turns in one process and one thread. The collection's step is compared with
+FBGEMM's table-batched embedding over uncompressed tables, and each with the bandwidth floor of its own work.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ LEARNING_RATE = 0.01
 
 
 def run(console: Console, *, ids: int = 1_000_000, rounds: int = 30) -> list[BenchRow]:
-    """All comparisons. `ids` is the size of each feature's id space, `rounds` how often each pair is timed."""
+    """Run all comparisons. `ids` is the size of each feature's id space, `rounds` the timings of each pair."""
     # The small ones first: gigabytes of tables leave memory in pieces, and what comes after them in other pages.
     return [*_hashing(rounds), *_drop_in(ids, rounds), *_collection(console, ids, rounds)]
 
@@ -47,7 +47,7 @@ def _hashing(rounds: int) -> list[BenchRow]:
 
 
 def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
-    """Training steps: forward, backward and row-wise Adagrad over 26 features of Zipf ids."""
+    """Time training steps: forward, backward and row-wise Adagrad over 26 features of Zipf ids."""
     rng = torch.Generator().manual_seed(1)
     batches = [torch.cat([zipf_ids(rng, ids, BATCH) for _ in range(FEATURES)]) for _ in range(4)]
     grad = torch.randn(BATCH, FEATURES * DIM, generator=torch.Generator().manual_seed(2)) * 1e-3
@@ -120,7 +120,7 @@ def _step(ids: int, method: embcomp.Method, batches: Sequence[Tensor], grad: Ten
 
 
 def _floor(batches: Sequence[Tensor], lookups: int, width: int) -> Callable[[], object]:
-    """A copy of as many bytes as the step must move.
+    """Return a copy of as many bytes as the step must move.
 
     Each look-up reads its row, each bag writes its sum and reads its gradient, and the update reads and writes each
     distinct row.
@@ -134,7 +134,7 @@ def _floor(batches: Sequence[Tensor], lookups: int, width: int) -> Callable[[], 
 
 
 def _drop_in(ids: int, rounds: int) -> list[BenchRow]:
-    """`CompressedEmbedding` against `nn.Embedding` with as many rows: forward, backward and SGD on sparse rows."""
+    """Time `CompressedEmbedding` against `nn.Embedding` with as many rows: forward, backward, SGD on sparse rows."""
     rows = ids // 10
     batch = zipf_ids(torch.Generator().manual_seed(3), ids, FEATURES * BATCH)
     grad = torch.randn(batch.numel(), DIM, generator=torch.Generator().manual_seed(4)) * 1e-3

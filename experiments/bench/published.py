@@ -1,4 +1,4 @@
-"""SDIM and DIN by the operations of published packages, for the bench alone: what the library is compared with."""
+"""SDIM and DIN with the operations of published packages, as references for the bench."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,13 @@ from recsys_models.attention import DINAttention
 
 
 class PublishedSDIM(torch.nn.Module):
-    """The attention of SDIM as FuxiCTR has it (model_zoo/LongCTR), in our words.
+    """The attention of SDIM as in FuxiCTR (model_zoo/LongCTR), written anew.
 
-    Rotations are copied for each row and histories for each candidate, both signs of a projection compared by argmax,
-    codes are floats, collisions found by `nonzero` and summed by `embedding_bag`.
+    Rotations are copied for each row and histories for each candidate, both signs of a projection are compared by
+    argmax, codes are floats, and collisions are found by `nonzero` and summed by `embedding_bag`.
 
-    Its `num_hashes` are our groups, its `hash_bits` our hash_width; `reuse_hash` and `l2_norm` are on, as in SDIM.
+    Its `num_hashes` is the number of our groups, its `hash_bits` our hash_width; `reuse_hash` and `l2_norm` are on, as
+    in SDIM.
 
     Shapes: candidates `[B, D]`, histories `[B, L, D]`, mask `[B, L]` -> `[B, D]`.
     """
@@ -48,7 +49,7 @@ class PublishedSDIM(torch.nn.Module):
 
 
 class PublishedDIN(DINAttention):
-    """DIN's attention as it is usually written: (q, s, q - s, q * s) of every pair goes through the network."""
+    """The usual form of DIN's attention: (q, s, q - s, q * s) of every pair goes through the network."""
 
     def forward(self, candidates: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
         asked, events = torch.broadcast_tensors(candidates.unsqueeze(2), sequence.unsqueeze(1))

@@ -1,8 +1,8 @@
-"""`python -m experiments bench retrieval`: search among item vectors in few bits, beside faiss and usearch.
+"""`python -m experiments bench retrieval`: search among item vectors in few bits, against faiss and usearch.
 
-One thread; 1,000 queries among 1,000,000 vectors of 64 values whose directions differ in spread, the best 10. Recall is
-the share of the best 10 by float vectors that is found. What looks at one query after the other is timed on a part of
-the queries, and its time multiplied.
+One thread searches the best 10 of 1,000,000 vectors for 1,000 queries; vectors have 64 values, whose directions differ
+in spread. Recall is the share of the best 10 by float vectors that is found. Searches that take one query after the
+other are timed on a part of the queries, and their time is multiplied.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ PART = 20  # of the queries, for what takes one after the other
 def run(
     console: Console, *, items: int = 1_000_000, queries: int = 1_000, width: int = 64, k: int = 10, rounds: int = 5
 ) -> list[BenchRow]:
-    """Both comparisons: at 4 bits, and at one."""
+    """Run both comparisons: at 4 bits, and at one."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -55,7 +55,7 @@ def run(
 
 
 def four_bits(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
-    """The searches at 4 bits, embcomp's first, with the stride of the queries that each is timed on."""
+    """Return the searches at 4 bits, embcomp's first, with the stride of the queries that each is timed on."""
     import faiss
 
     rows = retrieval.compress(vectors, bits=4)
@@ -88,7 +88,7 @@ def four_bits(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
 
 
 def signs(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
-    """Search among signs."""
+    """Return the searches among signs."""
     codes = retrieval.compress(vectors, bits=1)
     binary = codes.to_faiss()
     found: dict[str, tuple[Search, int]] = {

@@ -1,7 +1,7 @@
-"""`python -m experiments bench sdim`: SDIM beside attention, in serving and in training, and the store that serves it.
+"""`python -m experiments bench sdim`: SDIM against attention, in serving and in training, and the store that serves it.
 
-Ratios against another candidate are of one process and one thread. Rows against "1 ms" or "1 per second" say how long
-something takes on this machine, or how often it happens; so do those of the store, whose clients are processes.
+Ratios against another candidate are measured in one process and one thread. Rows against "1 ms" or "1 per second" are
+times or rates on this machine; so are those of the store, whose clients are processes.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def run(
     operations: int = 300,
     clients: int = 8,
 ) -> list[BenchRow]:
-    """All comparisons.
+    """Run all comparisons.
 
     Args:
-        length: events of a history.
-        dim: of the vectors.
-        candidates: of one user.
-        rounds: how often each pair is timed.
-        published: time a published package's operations too, which take seconds and gigabytes.
-        operations: of each client of a store; 0 leaves the stores out.
-        clients: of a store, at once.
+        length: the number of events of a history.
+        dim: the width of the vectors.
+        candidates: the number of candidates of one user.
+        rounds: the number of timings of each pair.
+        published: True to time a published package's operations too, which take seconds and gigabytes.
+        operations: the number of operations of each client of a store; 0 skips the stores.
+        clients: the number of concurrent clients of a store.
     """
     torch.manual_seed(0)
     found = _approximation() + _collisions()
@@ -60,7 +60,7 @@ def run(
 
 @torch.no_grad()
 def _approximation() -> list[BenchRow]:
-    """Pooled histories beside their expectation, on clustered data: 8 histories of 256 events, 16 candidates each."""
+    """Compare pooled histories with their expectation on clustered data: 8 of 256 events, 16 candidates each."""
     generator = torch.Generator().manual_seed(0)
     dim = 32
     centres = torch.randn(8, 4, dim, generator=generator)
@@ -82,7 +82,7 @@ def _approximation() -> list[BenchRow]:
 
 @torch.no_grad()
 def _collisions() -> list[BenchRow]:
-    """How often two vectors of a given cosine share a bucket, in 20 times 480 groups, beside the formula."""
+    """Count how often two vectors of a given cosine share a bucket, in 20 times 480 groups, against the formula."""
     dim, groups, rows = 32, 480, []
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(0)))[0]
     for cosine in (-0.5, 0.0, 0.6, 0.95):
@@ -99,7 +99,7 @@ def _collisions() -> list[BenchRow]:
 
 @torch.no_grad()
 def _serving(length: int, dim: int, candidates: int, rounds: int, published: bool) -> list[BenchRow]:
-    """Candidates of one user whose history is encoded, or is there as vectors."""
+    """Time the candidates of one user whose history is encoded, or is given as vectors."""
     asked, events = torch.randn(1, candidates, dim), torch.randn(1, length, dim)
     mask = torch.ones(1, length, dtype=torch.bool)
     name = f"SDIM query of {candidates} candidates, D = {dim}"
@@ -129,7 +129,7 @@ def _serving(length: int, dim: int, candidates: int, rounds: int, published: boo
 
 @torch.no_grad()
 def _lengths(length: int, dim: int, candidates: int, rounds: int) -> list[BenchRow]:
-    """The same query after histories of other lengths."""
+    """Time the same query after histories of other lengths."""
     asked, sdim = torch.randn(1, candidates, dim), SDIM(dim)
     names = {size: f"SDIM query after {size} events" for size in (length, length // 16, length * 16)}
     calls = {name: _query(sdim, asked, torch.randn(1, size, dim)) for size, name in names.items()}
@@ -157,7 +157,7 @@ def _encoding(console: Console, length: int, dim: int, rounds: int) -> list[Benc
 
 
 def _training(length: int, dim: int, rounds: int) -> list[BenchRow]:
-    """Steps of whole models, forward, backward and SGD: candidates by request, then one for each history."""
+    """Time steps of whole models, forward, backward and SGD: candidates by request, then one for each history."""
     rows = []
     for said, batch, candidates in (("by request, 4 x 16 candidates", 4, 16), ("ungrouped, 16 x 1", 16, 1)):
         history = torch.randint(ITEMS, (batch, length))
@@ -195,7 +195,7 @@ def _step(
 
 
 def against_unit(name: str, values: list[float], unit: str) -> BenchRow:
-    """Values in a unit: their median, 10th and 90th percentile."""
+    """Make a row of values in a unit: their median, 10th and 90th percentile."""
     low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(
         torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     ).tolist()  # fmt: skip

@@ -1,6 +1,6 @@
 """`python -m experiments bench semantic`: tokenizers, vector-quantize-pytorch and faiss; look-ups and MultiHash.
 
-Content is 200,000 vectors of 384 numbers around 2,000 centres; codes are 3 x 256.
+The content is 200,000 vectors of 384 numbers around 2,000 centres; codes are 3 x 256.
 """
 
 import torch
@@ -19,7 +19,7 @@ ITERATIONS = 25  # faiss's number
 
 
 def run(console: Console, *, items: int = 200_000, rounds: int = 7) -> list[BenchRow]:
-    """All comparisons; `items` is the number of content vectors, `rounds` how often encoding is timed."""
+    """Run all comparisons; `items` is the number of content vectors, `rounds` the number of timings of encoding."""
     content = _content(items)
     console.log("encoding")
     found = _encoding(content[: items // 10], rounds)
@@ -36,7 +36,7 @@ def _content(items: int) -> Tensor:
 
 
 def _encoding(content: Tensor, rounds: int) -> list[BenchRow]:
-    """The same codebooks, the same vectors; in evaluation."""
+    """Time encoding with the same codebooks and vectors, in evaluation."""
     from vector_quantize_pytorch import ResidualVQ
 
     tokenizer = ResidualKMeans(LEVELS, SIZE, iterations=2, rounds=0).fit(content[:5_000])
@@ -57,7 +57,7 @@ def _encoding(content: Tensor, rounds: int) -> list[BenchRow]:
 
 
 def _fitting(content: Tensor, rounds: int) -> list[BenchRow]:
-    """k-means of faiss with its own sample and iterations, on each level's residuals, against `fit`."""
+    """Time `fit` against k-means of faiss, with its own sample and iterations, on each level's residuals."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -94,7 +94,7 @@ def _fitting(content: Tensor, rounds: int) -> list[BenchRow]:
 
 
 def _look_ups(rounds: int, batch: int = 8192, dim: int = 64, rows: int = 100_000) -> list[BenchRow]:
-    """Forward, backward and SGD on sparse rows of 3 look-ups: pieces of an item, and hashes of its id."""
+    """Time forward, backward and SGD on sparse rows of 3 look-ups: pieces of an item, and hashes of its id."""
     items = 200_000
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(SIZE, (items, LEVELS), generator=generator)

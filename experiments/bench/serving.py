@@ -1,8 +1,8 @@
 """`python -m experiments bench serving`: look-ups in the stores that `embcomp.export` writes, and in other layouts.
 
-Each name says what a row takes. `torch.ops.quantized` is the kernel under the int8 and int4 stores, with a scale for
-each row however narrow; "gathered" is the same arithmetic in plain torch with float16 scales; `torchrec.quant` pads
-rows to 16 bytes. Rows of few bits, as they were trained, are compared one by one and in bags.
+Each name tells the bytes of a row. `torch.ops.quantized` is the kernel of the int8 and int4 stores, with a scale for
+each row, even if it is narrow; "gathered" is the same arithmetic in plain torch with float16 scales; `torchrec.quant`
+pads rows to 16 bytes. Rows that were trained in few bits are compared one by one and in bags.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Form = Callable[[Tensor], Tensor]
 
 
 def run(console: Console, *, rows: int = 200_000, rounds: int = 15) -> list[BenchRow]:
-    """One look-up for each of 26 x 8192 ids in a table of `rows`, against float32 rows, for five widths."""
+    """Time a look-up for each of 26 x 8192 ids in a table of `rows`, against float32 rows, for five widths."""
     found = []
     random = torch.Generator().manual_seed(0)
     batches = [torch.randint(rows, (BATCH,), generator=random) for _ in range(FEATURES)]

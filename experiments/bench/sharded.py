@@ -1,9 +1,9 @@
 """`python -m experiments bench sharded`: DLRM on several processes, against one process and against full tables.
 
 All candidates see the same batches and take turns in the same processes, one thread each. A step is forward, backward
-and update; with several processes each has its share of the batch. The console says samples per second, and the bytes
-that a process sends in a step: those of torchrec's collectives as they are called, and of the dense gradients, which a
-ring sends 2 (n - 1) / n times.
+and update; with several processes each has its share of the batch. The console prints samples per second, and the bytes
+that a process sends in a step: those of torchrec's collectives, counted as they are called, and those of the dense
+gradients, which a ring sends 2 (n - 1) / n times.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FULL = "full tables"
 
 @dataclass(frozen=True)
 class Size:
-    """How large a measurement is: ids of each feature, rows of a whole batch, turns of each candidate."""
+    """The size of a measurement: ids of each feature, rows of a whole batch, turns of each candidate."""
 
     ids: int
     batch: int
@@ -48,7 +48,7 @@ class Size:
 
 @dataclass(frozen=True)
 class ShardedRow(BenchRow):
-    """A comparison, and what it is made of: the figures of `name`."""
+    """A comparison, and the measurements of `name` that it is made of."""
 
     samples_per_second: float
     sent_bytes_per_step: int
@@ -56,7 +56,7 @@ class ShardedRow(BenchRow):
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a step, [rounds], and the bytes that this process sends in one."""
+    """The seconds of a step, [rounds], and the bytes that this process sends in a step."""
 
     seconds: np.ndarray
     sent: int
@@ -65,7 +65,7 @@ class Measured:
 def run(
     console: Console, *, processes: int = 2, ids: int = 100_000, batch: int = 4096, rounds: int = 30
 ) -> list[BenchRow]:
-    """Each method against full tables on as many processes, and against one process."""
+    """Compare each method with full tables on the same number of processes, and with one process."""
     size = Size(ids, batch, rounds)
     with Processes(processes) as group:
         found: dict[str, Measured] = group.run(measure, size)[0]
@@ -79,7 +79,7 @@ def run(
 
 
 def methods(ids: int) -> dict[str, embcomp.Method]:
-    """Full tables, and three methods at a tenth of the rows."""
+    """Return full tables, and three methods at a tenth of the rows."""
     rows = max(ids // 10, 1)
     return {
         FULL: embcomp.Full(),
@@ -90,7 +90,7 @@ def methods(ids: int) -> dict[str, embcomp.Method]:
 
 
 def measure(size: Size) -> dict[str, Measured]:
-    """In every process of a group: the steps of all candidates, in turns. The times are those of the slowest."""
+    """Measure the steps of all candidates, in turns, in every process of a group. The slowest process counts."""
     number, rank = dist.get_world_size(), dist.get_rank()
     share = slice(size.batch * rank // number, size.batch * (rank + 1) // number)
     steps: dict[str, Callable[[int], None]] = {}
@@ -119,7 +119,7 @@ def measure(size: Size) -> dict[str, Measured]:
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """The bytes that each collective of torchrec, called meanwhile, sends to other processes."""
+    """Count the bytes that each collective of torchrec, called inside the block, sends to other processes."""
     number, rank = dist.get_world_size(), dist.get_rank()
     sent: list[int] = []
 
@@ -162,7 +162,7 @@ def _row(name: str, against: str, found: dict[str, Measured], batch: int) -> Sha
 
 
 def _alone(method: embcomp.Method, size: Size) -> Callable[[int], None]:
-    """Whole batches in the first process, the tables fused; the others wait."""
+    """Return a step on whole batches in the first process, the tables fused; the others wait."""
     if dist.get_rank() > 0:
         return lambda turn: None
     model = fuse_(_model(method, size), optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": LEARNING_RATE})
@@ -171,7 +171,7 @@ def _alone(method: embcomp.Method, size: Size) -> Callable[[int], None]:
 
 
 def _spread(method: embcomp.Method, size: Size, share: slice) -> tuple[Callable[[int], None], int]:
-    """The step of a share over all processes, and the bytes of its dense gradients."""
+    """Return the step on a share over all processes, and the bytes of its dense gradients."""
     settings = {"lr": LEARNING_RATE}
     model = shard(_model(method, size), optimizer=RowWiseAdagrad, optimizer_kwargs=settings, device="cpu")
     dense = list(dict(in_backward_optimizer_filter(model.named_parameters())).values())
@@ -203,7 +203,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, size: Size, rows: 
 
 
 def _batch(size: Size, seed: int, rows: slice) -> tuple[Tensor, KeyedJaggedTensor, Tensor]:
-    """Some rows of a batch, one id for each feature."""
+    """Return some rows of a batch, one id for each feature."""
     random = torch.Generator().manual_seed(seed)
     dense = torch.rand(size.batch, DENSE, generator=random)
     label = torch.randint(0, 2, (size.batch,), generator=random).float()

@@ -1,6 +1,6 @@
-"""`python -m experiments bench start`: what `import embcomp` and the command `embcomp` add to `import torch`.
+"""`python -m experiments bench start`: the time that `import embcomp` and the command `embcomp` add to `import torch`.
 
-Each turn starts a process anew; times are seconds of the processor, so that what else the machine does changes little.
+Each turn starts a new process. Times are processor seconds, so that other work of the machine changes them little.
 """
 
 import resource
@@ -22,7 +22,7 @@ _STARTS = {
 
 
 def run(console: Console, *, rounds: int = 9) -> list[BenchRow]:
-    """Each start over `import torch` alone, in turns."""
+    """Time each start against `import torch` alone, in turns."""
     commands = {_TORCH: ["-c", _TORCH], **_STARTS}
     for words in commands.values():  # reads the files from disk, and compiles ours
         _seconds(words)
@@ -38,7 +38,7 @@ def run(console: Console, *, rounds: int = 9) -> list[BenchRow]:
 
 
 def _seconds(words: list[str]) -> float:
-    """Processor time of a Python that is started with these words."""
+    """Return the processor time of a Python process that is started with these arguments."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *words], check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

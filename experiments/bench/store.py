@@ -1,4 +1,4 @@
-"""The behavior store under several clients, LMDB and Redis: for `python -m experiments bench sdim`."""
+"""The behavior store under several clients, LMDB and Redis, for `python -m experiments bench sdim`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _encoder(dim: int) -> BehaviorEncoder:
 
 
 def _sizes(length: int, dim: int) -> list[BenchRow]:
-    """A user's record beside the vectors of his events."""
+    """Compare the bytes of a user's record with those of the vectors of the user's events."""
     history = History.encode(_encoder(dim), np.random.default_rng(0).integers(ITEMS, size=length))
     vectors = 4 * length * dim
     shares = {dtype: len(history.to_bytes(dtype, "user")) / vectors for dtype in DTYPES}
@@ -97,7 +97,7 @@ def _client(number: int, location: str, length: int, dim: int, operations: int, 
 
 @contextmanager
 def _redis() -> Iterator[str]:
-    """A server of its own that has every write on the disk before it acknowledges it."""
+    """Start a Redis server that writes every change to the disk before it acknowledges it."""
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
     if binary is None:
         raise InputError("no redis-server or valkey-server on PATH: Redis is left out")

@@ -1,4 +1,4 @@
-"""Paired timings: candidates take turns in one process on one thread, so that what disturbs one disturbs all."""
+"""Paired timings: candidates take turns in one process on one thread, so that a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def paired(
     min_seconds: float = 0.002,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[BenchRow]:
-    """Time of each candidate over that of `against`, round by round: A B C A B C ...
+    """Time each candidate over `against`, round by round: A B C A B C ...
 
     Args:
-        candidates: name -> what to time.
+        candidates: the functions to time, by name.
         against: the name of the candidate that the others are divided by.
-        rounds: turns of each candidate.
-        warmup: untimed calls of each.
-        min_seconds: a candidate that is faster is called several times in a turn.
-        progress: called with (rounds done, rounds).
+        rounds: the number of turns of each candidate.
+        warmup: the number of untimed calls of each.
+        min_seconds: the least time of a turn; a faster candidate is called several times in a turn.
+        progress: a function that is called with (rounds done, rounds).
 
     Returns:
-        For each other candidate the median of the rounds' ratios, with their 10th and 90th percentile.
+        The median of the rounds' ratios for each other candidate, with the 10th and 90th percentile.
 
     >>> row = paired({"one": lambda: sum(range(9)), "two": lambda: sum(range(9))}, against="one", rounds=3)[0]
     >>> row.name, row.against, row.low <= row.ratio <= row.high
@@ -54,7 +54,7 @@ def seconds(
     progress: Callable[[int, int], None] = lambda done, total: None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """Seconds of a call, float64 [rounds] for each candidate; see `paired`. On a GPU between two events of its own."""
+    """Return the seconds of a call, float64 [rounds], by candidate; see `paired`. A GPU measures them by events."""
     watch = _on_gpu if torch.device(device).type == "cuda" else _on_cpu
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def seconds(
 
 
 def spread(name: str, ratios: Tensor, against: str) -> BenchRow:
-    """Median, 10th and 90th percentile of the rounds."""
+    """Return the median, 10th and 90th percentile of the rounds."""
     low, ratio, high = torch.quantile(ratios, ratios.new_tensor([0.1, 0.5, 0.9])).tolist()
     return BenchRow(name, ratio, low, high, against)
 
@@ -102,6 +102,6 @@ def _on_gpu(call: Callable[[], Any], times: int) -> float:
 
 
 def _calls(call: Callable[[], Any], warmup: int, min_seconds: float, watch: Watch) -> int:
-    """How many calls make a turn."""
+    """Return the number of calls of a turn."""
     shortest = min(watch(call, 1) for _ in range(max(warmup, 1)))
     return max(1, int(min_seconds / max(shortest, 1e-9)))

@@ -1,4 +1,4 @@
-"""What an experiment's file may say: `schema` holds its sections, `problems` says what is wrong with them."""
+"""The content of an experiment's file: `schema` holds its sections, `problems` finds what is wrong with them."""
 
 from experiments.config.schema import (
     DataConfig,

@@ -1,4 +1,4 @@
-"""What a file says of codes, pieces and neighbours of SemanticIds, checked without data."""
+"""The checks of a file's codes, pieces and neighbours of SemanticIds that need no data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experiments.config.options import hint, misfits, unknown
 
 
 def code_problems(key: str, options: Mapping[str, Any]) -> Iterator[str]:
-    """What can be said of codes, pieces and neighbours without data."""
+    """Yield the problems of codes, pieces and neighbours that can be found without data."""
     for name, kind, known in (("codes", "tokenizer", Tokenizer.by_name), ("pieces", "kind", PIECES)):
         settings = options.get(name)
         if settings is None:

@@ -1,7 +1,7 @@
-"""What a method is given from the training split.
+"""The inputs of a method that are taken from the training split.
 
-A method that has a field of a name in `PROVIDERS` is given what stands there, in experiments of every kind, unless the
-experiment's options set the field. Nothing here may see the valid or test split.
+A method with a field whose name is a key of `PROVIDERS` gets that input, in experiments of every kind, unless the
+experiment's options set the field. The code here must not read the valid or test split.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from embcomp.methods import METHODS
 
 
 class Training(Protocol):
-    """The training split, as each kind of task shows it."""
+    """The training split, as each kind of task provides it."""
 
     def counts(self) -> Mapping[str, Tensor]:
-        """Table -> how often each of its ids occurs, int64 [num_embeddings]."""
+        """Return how often each id occurs, int64 [num_embeddings], by table."""
         ...
 
     def edges(self) -> Tensor:
-        """Pairs of user and item, int64 [2, E].
+        """Return the pairs of user and item, int64 [2, E].
 
         Raises:
-            InputError: nothing says what is a user and what an item.
+            InputError: the configuration does not say which are users and which items.
         """
         ...
 
     def sides(self) -> Mapping[str, Side]:
-        """Table of the users -> "users", table of the items -> "items"."""
+        """Return "users" for the table of the users, "items" for that of the items."""
         ...
 
 
@@ -53,14 +53,14 @@ PROVIDERS: dict[str, Callable[[Training], dict[str, Any]]] = {
 
 
 def edges_of(training: Training) -> Edges:
-    """The graph of a training split."""
+    """Return the graph of a training split."""
     pairs, counts = training.edges(), training.counts()
     users, items = (len(counts[table]) for table in training.sides())
     return interactions((pairs[0].numpy(), pairs[1].numpy()), num_users=users, num_items=items)
 
 
 def provided(name: str, options: Mapping[str, Any], training: Training) -> dict[str, Any]:
-    """The settings that a method takes from the training split, but for those that its options set."""
+    """Return the settings that a method takes from the training split, except those that its options set."""
     fields = {field.name for field in dataclasses.fields(METHODS[name])} - options.keys()
     given = [give(training) for name, give in PROVIDERS.items() if name in fields]
     return {name: value for settings in given for name, value in settings.items()}
@@ -68,6 +68,6 @@ def provided(name: str, options: Mapping[str, Any], training: Training) -> dict[
 
 @cache
 def counts_of(folder: Path) -> dict[str, Tensor]:
-    """Feature -> how often each id occurs in training, of the encoded clicks in `folder`."""
+    """Return how often each id occurs in training, by feature, of the encoded clicks in `folder`."""
     clicks = ClickData(folder)
     return {feature: clicks.counts(feature) for feature in clicks.schema.feature_names}

@@ -1,4 +1,4 @@
-"""Options in a file against the signature of what takes them: names, and the types of plain values."""
+"""The checks of options in a file against the signature of their function: names, and types of plain values."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _NOT_SWEPT = "; a list is swept for budgets, seeds and optimizer settings alone,
 
 
 def unknown(key: str, given: Iterable[str], known: Iterable[str]) -> Iterable[str]:
-    """What is said of options that do not exist."""
+    """Return a message for each option that does not exist."""
     known = sorted(known)
     return [f"{key}: unknown option {name!r}{hint(name, known)}" for name in given if name not in known]
 
 
 def misfits(key: str, given: Mapping[str, Any], call: Callable[..., Any]) -> Iterator[str]:
-    """What is said of values that a parameter's type does not admit, such as true for a number.
+    """Yield a message for each value that the parameter's type does not admit, such as true for a number.
 
-    Parameters of types that a file cannot write (tensors, maps) are left to what takes them.
+    Parameters of types that a file cannot write (tensors, maps) are not checked here.
     """
     kinds = _annotations(call)
     for name, value in given.items():
@@ -40,7 +40,7 @@ def misfits(key: str, given: Mapping[str, Any], call: Callable[..., Any]) -> Ite
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """The nearest known name, or all of them."""
+    """Return the nearest known name, or all of them."""
     by_plain = {plain(other): other for other in known}
     near = get_close_matches(plain(name), by_plain, n=1, cutoff=0.5)
     if near:
@@ -53,7 +53,7 @@ def plain(name: str) -> str:
 
 
 def _annotations(call: Callable[..., Any]) -> dict[str, Any]:
-    """Parameter -> its type, where that can be told outside of the type checker."""
+    """Return the type of each parameter, if it is known at run time."""
     function: Any = call.__init__ if isinstance(call, type) else inspect.unwrap(getattr(call, "__func__", call))
     found = {}
     for name, annotation in getattr(function, "__annotations__", {}).items():

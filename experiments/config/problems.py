@@ -1,4 +1,4 @@
-"""What is wrong with an experiment, as far as it can be known without data: of all kinds of runs, and for their use."""
+"""The checks of an experiment that need no data: for all kinds of runs, and helpers for each kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from experiments.config.schema import DataConfig, ExperimentConfig, MethodConfig
 
 
 def common_problems(experiment: ExperimentConfig) -> Iterator[str]:
-    """Say what is wrong with the sections that runs of every kind have."""
+    """Yield the problems of the sections that runs of every kind have."""
     for name, rows in experiment.slices.items():
         if rows.max_count is not None and rows.max_count < rows.min_count:
             yield f"slices.{name}: max_count {rows.max_count} is below min_count {rows.min_count}"
@@ -30,7 +30,7 @@ def common_problems(experiment: ExperimentConfig) -> Iterator[str]:
 
 
 def data_problems(data: DataConfig, datasets: Mapping[str, Dataset]) -> Iterable[str]:
-    """Say what is wrong with the name of the data set, or its options."""
+    """Yield the problems of the name of the data set, or of its options."""
     if data.name not in datasets:
         yield f"data.name: unknown data set {data.name!r}{hint(data.name, datasets)}"
         return
@@ -54,7 +54,7 @@ def data_problems(data: DataConfig, datasets: Mapping[str, Dataset]) -> Iterable
 
 
 def monitor_problems(experiment: ExperimentConfig, metric: str) -> Iterator[str]:
-    """Say whether the runs lack the monitored metric, which is at a rank where `metric` is, such as "recall@20"."""
+    """Yield a problem if the runs lack the monitored metric, which needs a rank if `metric` does ("recall@20")."""
     monitor = experiment.training.monitor
     if ("@" in monitor) != ("@" in metric):
         kind = "retrieval" if "@" in metric else "click-through"
@@ -62,7 +62,7 @@ def monitor_problems(experiment: ExperimentConfig, metric: str) -> Iterator[str]
 
 
 def unfitted_problems(experiment: ExperimentConfig) -> Iterator[str]:
-    """Say which method is fitted after training, for kinds that train no full tables before."""
+    """Yield a problem for each method fitted after training, for kinds of runs that cannot do so."""
     for number, method in enumerate(experiment.methods):
         if method.after_training:
             yield f"methods[{number}].after_training: click-through runs alone have it; leave it out"
@@ -71,7 +71,7 @@ def unfitted_problems(experiment: ExperimentConfig) -> Iterator[str]:
 def known_model(
     model: ModelConfig, models: Mapping[str, type], given: set[str]
 ) -> Generator[str, None, Mapping[str, Any]]:
-    """Say what is wrong with the name and the options, and return the model's parameters."""
+    """Yield the problems of the name and options, and return the parameters of the model."""
     cls = {plain(name): cls for name, cls in models.items()}.get(plain(model.name))
     if cls is None:
         yield f"model.name: unknown model {model.name!r}{hint(model.name, models)}"
@@ -114,7 +114,7 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
 
 
 def _inside(of: Any, key: str) -> Iterable[str]:
-    """What is wrong with the method inside a wrapper, { method = "UnifiedEmbedding", balanced = true }."""
+    """Yield the problems of the method inside a wrapper, { method = "UnifiedEmbedding", balanced = true }."""
     if of is None:
         return
     if not isinstance(of, dict) or not isinstance(of.get("method"), str):

@@ -1,19 +1,13 @@
-"""An experiment as frozen dataclasses, as the TOML file says it.
+"""An experiment as frozen dataclasses, with the structure of the TOML file.
 
-    experiment = "unified-ml1m"           # by default the name of the file
-    seeds = [0, 1, 2]
-    data = { name = "ml-1m" }
+    experiment = "unified-ml1m"           # by default the name of the file seeds = [0, 1, 2] data = { name = "ml-1m" }
     model = { name = "DCN", embedding_dim = 30, init_uniform = 0.05, options = { cross_layers = 1, hidden = [192] } }
-    optimizer = { name = "Adam", lr = 1e-3 }
-    training = { batch_size = 128, epochs = 10 }
+    optimizer = { name = "Adam", lr = 1e-3 } training = { batch_size = 128, epochs = 10 }
 
-    [[methods]]
-    method = "UnifiedEmbedding"
-    options = { chunk_dim = 15 }
-    share = [0.5, 0.1]
+    [[methods]] method = "UnifiedEmbedding" options = { chunk_dim = 15 } share = [0.5, 0.1]
 
 gives the runs models x methods x budgets x seeds; a list of values in the optimizer, `lr = [1e-3, 1e-2]`, gives runs
-for each of them. The section of a kind in `experiments.tasks`, such as [retrieval], makes them runs of that kind.
+for each of them. The section of a kind in `experiments.tasks`, such as [retrieval], selects that kind of runs.
 `experiments.load` reads and checks such a file.
 """
 
@@ -33,7 +27,7 @@ NO_SECTION = Section()
 
 
 def _swept(value: Any) -> Any:
-    """Tables of settings -> a table for each combination of the values that are lists."""
+    """Return a table of settings for each combination of the values that are lists."""
     tables = []
     for table in many(value):
         if not isinstance(table, dict):
@@ -45,7 +39,7 @@ def _swept(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """A list -> a tuple; one value stays as it is."""
+    """Return a list as a tuple, and one value as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -65,16 +59,16 @@ Monitor = Literal[
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class DataConfig:
-    """A data set and the options of its reader (`data.load`); the option `seed = "run"` takes the seed of each run.
+    """A data set and the options of its reader (`data.load`); the option `seed = "run"` is replaced by the run's seed.
 
-    A random split then differs from run to run, as the start of the weights does.
+    A random split then differs from run to run, as the initial weights do.
     """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
 
     def for_seed(self, seed: int) -> DataConfig:
-        """With the seed of a run where it is asked for."""
+        """Return these settings with the seed of a run, if they ask for it."""
         if self.options.get("seed") != "run":
             return self
         return replace(self, options={**self.options, "seed": seed})
@@ -85,12 +79,12 @@ class ModelConfig:
     """A model of `recsys_models` and its options.
 
     Attributes:
-        embedding_dim: of every feature.
-        init_uniform: tables start uniform in +- this.
-        init_normal: tables start normal with this standard deviation. Without either, torchrec's own start, or in
-            retrieval runs that of LightGCN, normal with 0.1.
-        linear: give the model first-order weights of their own, a full table of width 1 per feature.
-        options: of the model.
+        embedding_dim: the width of every feature.
+        init_uniform: the bound a; tables start uniform in [-a, a].
+        init_normal: the standard deviation of tables that start normal. Without either, tables start as torchrec's do,
+            or in retrieval runs as those of LightGCN, normal with 0.1.
+        linear: True to give the model first-order weights of their own, a full table of width 1 per feature.
+        options: the options of the model.
     """
 
     name: str
@@ -103,16 +97,17 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class OptimizerConfig:
-    """How parameters move. A list of values, of any of the keys, is swept: there is a run for each.
+    """The optimizer. A list of values, for any of the keys, is swept: there is a run for each value.
 
     Attributes:
-        name: optimizer of the parameters.
-        weight_decay: L2 on all parameters but the tables.
-        embedding: fused optimizer of the tables, updating them in backward; None puts them under `name` as well.
-        embedding_lr: learning rate of the tables, by default `lr`.
-        embedding_weight_decay: L2 on the whole tables at every step, decay / 2 * ||E||^2 in the loss, which is what
-            the `embedding_regularizer` of FuxiCTR's (BARS's) recipes adds.
-        max_grad_norm: clip gradients to this norm.
+        name: the optimizer of the parameters.
+        weight_decay: the L2 weight of all parameters but the tables.
+        embedding: the fused optimizer of the tables, which updates them in backward; None puts them under `name` as
+            well.
+        embedding_lr: the learning rate of the tables, by default `lr`.
+        embedding_weight_decay: the L2 weight of the whole tables at every step, decay / 2 * ||E||^2 in the loss, as the
+            `embedding_regularizer` of FuxiCTR's (BARS's) recipes adds it.
+        max_grad_norm: the norm to which gradients are clipped.
     """
 
     name: Literal["Adam", "Adagrad", "SGD"] = "Adam"
@@ -126,15 +121,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class TrainingConfig:
-    """How long to train.
+    """The length of the training, and the choice of its best epoch.
 
     Attributes:
-        epochs: at most so many.
-        monitor: metric of the valid split that says which epoch was best; its weights are tested. A retrieval run
+        epochs: the most epochs.
+        monitor: the metric of the valid split that selects the best epoch, whose weights are tested. A retrieval run
             names a recall or ndcg.
-        patience: stop after so many epochs in a row without a new best.
-        min_delta: a new best is better by more than this.
-        lr_factor: learning rates are multiplied by this after an epoch without a new best.
+        patience: the number of epochs in a row without a new best after which the training stops.
+        min_delta: the least difference of a new best.
+        lr_factor: the factor of learning rates after an epoch without a new best.
     """
 
     batch_size: Positive
@@ -153,9 +148,9 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class SliceConfig:
-    """Rows whose id of `feature` occurs min_count <= n <= max_count times in training: metrics `test/auc/<slice>`.
+    """The rows whose id of `feature` occurs min_count <= n <= max_count times in training: metrics `test/auc/<slice>`.
 
-    In runs on behavior sequences `feature` is "history", and n the events that the user has before the row.
+    In runs on behavior sequences `feature` is "history", and n the number of the user's events before the row.
     """
 
     feature: str
@@ -169,14 +164,14 @@ class MethodConfig:
 
     Attributes:
         rows: the method's `rows`.
-        nbytes: bytes of tables and maps.
-        share: bytes of tables and maps, as a share of the full tables'.
-        label: name in tables and pictures.
-        seeds: in place of the experiment's.
-        table: the only feature, or features, that the method compresses and that budgets are of; the others stay full.
-        content: the content vectors of `table` are dense columns of the model too.
-        after_training: the full tables are trained, then the method is fitted to them (`compress_` with init="warm")
-            and not trained; of two tables that meet in a dot product alone, aligned first.
+        nbytes: the bytes of tables and maps.
+        share: the bytes of tables and maps, as a share of the full tables'.
+        label: the name in tables and pictures.
+        seeds: the seeds in place of the experiment's.
+        table: the only feature, or features, that the method compresses and that budgets count; the others stay full.
+        content: True to give the content vectors of `table` to the model, too, as dense columns.
+        after_training: True to train full tables and fit the method to them (`compress_` with init="warm") without
+            training it; two tables that are only used in a dot product with each other are aligned first.
     """
 
     method: str
@@ -192,23 +187,23 @@ class MethodConfig:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """The names in `table`; none where the method compresses all features."""
+        """The names in `table`; empty if the method compresses all features."""
         return many(self.table) if self.table else ()
 
     @property
     def budgets(self) -> list[tuple[str, int | float] | None]:
-        """(kind, value) of each budget; [None] where there is none."""
+        """The (kind, value) of each budget; [None] if there is none."""
         given = [(kind, value) for kind in ("rows", "nbytes", "share") for value in getattr(self, kind) or ()]
         return list(given) or [None]
 
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class ExperimentConfig:
-    """One TOML file.
+    """The content of one TOML file.
 
     Attributes:
-        kind: name of the kind of runs, from the section that the file has.
-        section: settings of that kind.
+        kind: the name of the kind of runs, from the section that the file has.
+        section: the settings of that kind.
     """
 
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -226,7 +221,7 @@ class ExperimentConfig:
     section: Any = NO_SECTION
 
     def runs(self) -> Iterator[RunConfig]:
-        """Models x optimizers x sections x methods x budgets x seeds; seeds outermost: a part shows the whole."""
+        """Yield models x optimizers x sections x methods x budgets x seeds; the seeds are outermost."""
         given = [asdict(optimizer) for optimizer in self.optimizer]
         swept = [key for key in given[0] if any(other[key] != given[0][key] for other in given)]
         entries = [
@@ -258,12 +253,12 @@ class ExperimentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training: a method at one budget (kind, value) with one seed.
+    """A training: a method at one budget (kind, value) with one seed.
 
     Attributes:
         kind: a name in `experiments.tasks.task.KINDS`.
-        section: settings of that kind.
-        swept: keys of the optimizer in which the experiment's runs differ.
+        section: the settings of that kind.
+        swept: the keys of the optimizer in which the experiment's runs differ.
     """
 
     experiment: str
@@ -281,19 +276,19 @@ class RunConfig:
 
     @property
     def dataset(self) -> str:
-        """The data set as tables and pictures call it."""
+        """The name of the data set in tables and pictures."""
         return self.section.dataset(self.data.name)
 
     @property
     def label(self) -> str:
-        """The method and its options, and what is swept of the optimizer, as tables and pictures call them."""
+        """The name of the method, its options and swept settings of the optimizer, in tables and pictures."""
         method = self.method.label or label_of(self.method.method, self.method.options)
         label = self.section.label(method, self.method.method)
         return ", ".join([label, *(f"{key}={getattr(self.optimizer, key)}" for key in self.swept)])
 
     @property
     def name(self) -> str:
-        """The name of the run: unique in the experiment, fit for a file name."""
+        """The name of the run: unique in the experiment, and valid as a file name."""
         budget = f"-{self.budget[0]}{self.budget[1]:g}" if self.budget and self.budget[0] == "share" else ""
         if self.budget and not budget:
             budget = f"-{self.budget[0]}{self.budget[1]}"
@@ -305,7 +300,7 @@ class RunConfig:
         return replace(self, method=MethodConfig(method="Full"), budget=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON values, without what was not given for the method."""
+        """Return the configuration as JSON values, without settings of the method that were not given."""
         names = ("experiment", "data", "model", "optimizer", "training", "slices", "seed")
         values = {name: _json(getattr(self, name)) for name in names}
         values["method"] = {
@@ -320,7 +315,7 @@ class RunConfig:
 
 
 def _json(value: Any) -> Any:
-    """A section, or a table of sections, as plain values."""
+    """Return a section, or a table of sections, as plain values."""
     if isinstance(value, dict):
         return {name: _json(part) for name, part in value.items()}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -1,4 +1,4 @@
-"""The section of a file that says of which kind the runs are, and the types of values that sections share."""
+"""The section of a file that selects the kind of the runs, and the types of values that sections share."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Seeds = Annotated[tuple[NotNegative, ...], BeforeValidator(many), Field(min_leng
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class Section:
-    """The settings of a kind of runs; a kind in `experiments.tasks` adds its fields. As it stands it says nothing.
+    """The settings of a kind of runs; each kind in `experiments.tasks` adds its fields. This base has no settings.
 
     Attributes:
-        key: name of the section in the file, and in the configuration of a result file.
-        compares_models: whether the names of runs hold that of the model.
+        key: the name of the section in the file, and in the configuration of a result file.
+        compares_models: True if the names of runs contain that of the model.
     """
 
     key: ClassVar[str] = ""
@@ -37,32 +37,32 @@ class Section:
 
     @property
     def seeds_of_run(self) -> tuple[int, ...] | None:
-        """The seeds in place of the experiment's; None where there are none."""
+        """The seeds in place of the experiment's; None if there are none."""
         return None
 
     @property
     def needs_content(self) -> bool:
-        """Whether the runs read content vectors, whatever their method."""
+        """True if the runs read content vectors, whatever their method."""
         return False
 
     def variants(self) -> Sequence[Section]:
-        """The sections of the runs, where an experiment compares settings of its section."""
+        """Return the sections of the runs, for an experiment that compares settings of its section."""
         return [self]
 
     def dataset(self, name: str) -> str:
-        """The data set `name` as tables and pictures call it."""
+        """Return the name of the data set `name` in tables and pictures."""
         return name
 
     def label(self, label: str, method: str) -> str:
-        """The name of a run in tables and pictures, from the label and the class name of its method."""
+        """Return the name of a run in tables and pictures, from the label and the class name of its method."""
         return label
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values, which are part of a result's key."""
+        """Return the settings as JSON values, which are part of a result's key."""
         return asdict(self)
 
 
 def label_of(name: str, options: dict[str, Any]) -> str:
-    """The label of what has none: `name(option=value, ...)`."""
+    """Return the label of settings without one: `name(option=value, ...)`."""
     given = ", ".join(f"{option}={value}" for option, value in options.items())
     return f"{name}({given})" if given else name

@@ -1,9 +1,9 @@
-"""A run on several processes: each reads its share of every batch, and all come to the result of one.
+"""Runs on several processes: each process reads its share of every batch, and the result is that of one process.
 
-`torchrun --nproc-per-node N -m experiments run FILE` starts them. The tables of a run with a fused optimizer are spread
-by `embcomp.torchrec.shard`; a run whose optimizer holds the tables keeps them on every process, their gradients
-averaged, as do retrieval runs and those on behavior sequences. Without torchrun there is one process, and nothing here
-does anything.
+`torchrun --nproc-per-node N -m experiments run FILE` starts them. The tables of a run with a fused optimizer are
+sharded by `embcomp.torchrec.shard`. Runs whose optimizer holds the tables, retrieval runs and runs on behavior
+sequences keep them on every process and average their gradients. Without torchrun there is one process, and the
+functions here do nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIMEOUT = timedelta(seconds=60)  # for a process that hangs; one that dies is no
 
 
 class Lost(RuntimeError):
-    """What ended one of several processes: an error of its own, or another process that is no longer there."""
+    """One of several processes has ended, by an error of its own or because another one has gone."""
 
     def __init__(self, text: str) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class Lost(RuntimeError):
 
 
 def start(device: str) -> str:
-    """Join the group of torchrun, where it has started this process -> the device of this process."""
+    """Join the group of torchrun, if it has started this process; return the device of this process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device == "cuda":
@@ -49,7 +49,7 @@ def start(device: str) -> str:
 
 
 def stop() -> None:
-    """Leave the group, once all have come here."""
+    """Leave the group, once all processes have called this."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -59,17 +59,17 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share() -> tuple[int, int]:
-    """This process's part of every batch: part `rank` of `size`."""
+    """Return this process's part of every batch: part `rank` of `size`."""
     return rank(), size()
 
 
 def agreed(value: Any) -> Any:
-    """What the first process says."""
+    """Return the value of the first process, on all of them."""
     if size() == 1:
         return value
     values = [value]
@@ -78,14 +78,14 @@ def agreed(value: Any) -> Any:
 
 
 def mean_(value: Tensor) -> None:
-    """The mean over processes, in place."""
+    """Replace a tensor by its mean over processes, in place."""
     if size() > 1:
         dist.all_reduce(value)
         value /= size()
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, one after the other."""
+    """Return the rows of all processes, one after the other."""
     if size() == 1:
         return rows
     parts: list[Any] = [None] * size()
@@ -94,18 +94,18 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def sum_(value: Tensor) -> None:
-    """The sum over processes, in place."""
+    """Replace a tensor by its sum over processes, in place."""
     if size() > 1:
         dist.all_reduce(value)
 
 
 def weighed(mean: Tensor, rows: int, total: int) -> Tensor:
-    """A mean over `rows` of this process, so weighed that the mean over processes is that over all `total` rows."""
+    """Weight a mean over `rows` of this process, so that the mean over processes is that over all `total` rows."""
     return mean if size() == 1 else mean * (rows * size() / total)
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of all processes, each with as many; gradients of a loss that all of them compute alike."""
+    """The rows of all processes, the same number of each, with gradients of a loss that all processes compute alike."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -120,12 +120,12 @@ class _Gather(torch.autograd.Function):
 
 
 def gathered_rows(rows: Tensor, total: int) -> Tensor:
-    """The first `total` rows of all processes, with gradients; the last process may hold padding."""
+    """Return the first `total` rows of all processes, with gradients; the last process may hold padding."""
     return rows if size() == 1 else _Gather.apply(rows)[:total]  # type: ignore[no-any-return,index]
 
 
 class Parallel(nn.Module):
-    """A model over all processes, with the state dict that it has in one."""
+    """A model over all processes, whose state dict is that of one process."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -135,11 +135,11 @@ class Parallel(nn.Module):
         return self.inner(*inputs)
 
     def look_up(self, *inputs: Any) -> Any:
-        """Of retrieval models, which are replicated."""
+        """Look up in a retrieval model, which is replicated."""
         return self.inner(*inputs, method="look_up")
 
     def examples(self, *inputs: Any) -> Any:
-        """Of sequence models, which are replicated."""
+        """Return the examples of a sequence model, which is replicated."""
         return self.inner(*inputs, method="examples")
 
     def _whole(self) -> nn.Module:
@@ -157,7 +157,7 @@ class Parallel(nn.Module):
 
 
 class _Methods(nn.Module):
-    """Calls any method of a model from `forward`, which is what DistributedDataParallel watches."""
+    """A module whose `forward`, which DistributedDataParallel watches, calls any method of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -168,22 +168,22 @@ class _Methods(nn.Module):
 
 
 def local(model: nn.Module) -> nn.Module:
-    """What `Parallel` wraps: the model itself where it is replicated, else torchrec's DistributedModelParallel."""
+    """Return the model inside `Parallel`: itself if it is replicated, else torchrec's DistributedModelParallel."""
     return model._whole() if isinstance(model, Parallel) else model
 
 
 def spread(
     model: nn.Module, device: torch.device, fused: tuple[type[Optimizer], Mapping[str, Any]] | None
 ) -> tuple[Parallel, list[Any]]:
-    """The model over all processes, and the optimizers of its sharded tables.
+    """Return the model over all processes, and the optimizers of its sharded tables.
 
     Args:
-        model: on every process the same.
-        device: of this process.
-        fused: optimizer of the tables and its settings; None keeps whole tables on every process.
+        model: the model, the same on every process.
+        device: the device of this process.
+        fused: the optimizer of the tables and its settings; None keeps whole tables on every process.
 
     Raises:
-        InputError: tables that cannot be sharded, or processes that differ.
+        InputError: tables cannot be sharded, or processes differ.
     """
     from embcomp.torchrec import shard
     from embcomp.torchrec.sharded.same_on_ranks import check_same, facts_of
@@ -203,14 +203,14 @@ def spread(
 
 @dataclass(frozen=True)
 class _Shards:
-    """What one process holds of a tensor."""
+    """The parts of a tensor that one process holds."""
 
     size: tuple[int, ...]
     parts: list[tuple[tuple[slice, ...], Tensor]]
 
 
 def gathered_state(state: Any) -> Any:
-    """Nested state with whole tensors, the same on every process: of all processes, which may hold other names."""
+    """Return nested state with whole tensors, the same on every process, from all of them; their names may differ."""
     everyone: list[Any] = [None] * size()
     dist.all_gather_object(everyone, _portable(state))
     return _merged(everyone)

@@ -1,4 +1,4 @@
-"""What a result says of the machine and the libraries: no host names, no paths."""
+"""The description of the machine and the libraries in a result, without host names and paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import embcomp
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Processor, its cores, memory in bytes, threads used, and the accelerator where one is used."""
+    """Return the processor, its cores, memory in bytes, threads used, and the accelerator if one is used."""
     found: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -38,9 +38,9 @@ def versions() -> dict[str, str]:
 
 
 class PeakMemory:
-    """The most memory of this process since the object was made: resident bytes, or the accelerator's where one is.
+    """The peak memory of this process since the object was made: resident bytes, or the accelerator's if one is used.
 
-    Linux forgets the peak of earlier runs on request; elsewhere it is the peak of the process.
+    On Linux the peak of earlier runs is reset; elsewhere it is the peak of the process.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""A few processes on this machine that run the same functions, joined by gloo: for measurements and for tests."""
+"""Processes on this machine that run the same functions, joined by gloo, for measurements and tests."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ DIED = "the process has died"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a function came to in one process: a value, or the text of an error."""
+    """The result of a function in one process: a value, or the text of an error."""
 
     value: Any = None
     error: str | None = None
 
 
 class Processes:
-    """`number` processes, started once, that then run what they are given.
+    """A group of `number` processes, started once, that run the functions they are given.
 
-    Inside a function `torch.distributed` knows rank and world size. Functions are those of modules, so that they can be
-    sent. Processes wait `timeout` for each other.
+    Inside a function `torch.distributed` knows rank and world size. Functions must be defined in modules, so that they
+    can be pickled. Processes wait `timeout` for each other.
 
     >>> with Processes(2) as pair:
     ...     pair.run(os.path.basename, "a/b")
@@ -62,20 +62,20 @@ class Processes:
                 end.send((function, args))
 
     def outcomes(self, seconds: float | None = None) -> list[Outcome | None]:
-        """What it came to in each process, by rank; None for one that has not ended within so many seconds."""
+        """Return the outcome of each process, by rank; None for one that has not ended within these seconds."""
         end_of_time = None if seconds is None else time.monotonic() + seconds
         return [self._receive(end, end_of_time) for end in self._ends]
 
     def ended(self) -> bool:
-        """Whether one of the processes has come to an outcome."""
+        """Return whether one of the processes has an outcome."""
         return any(end.poll() for end in self._ends)
 
     def kill(self, rank: int) -> None:
-        """SIGKILL."""
+        """Send SIGKILL to a process."""
         self._workers[rank].kill()
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """The values, by rank. Raises RuntimeError with the text of every error."""
+        """Run a function and return its values, by rank. Raise RuntimeError with the text of every error."""
         self.start(function, *args)
         found = [outcome for outcome in self.outcomes() if outcome]
         errors = [f"rank {rank}: {outcome.error}" for rank, outcome in enumerate(found) if outcome.error]
@@ -109,7 +109,7 @@ class Processes:
 
 
 def start_context() -> Any:
-    """How processes start: from one that has imported everything, where the system can fork."""
+    """Return how processes start: from one that has imported everything, if the system can fork."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

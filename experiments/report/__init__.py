@@ -1,4 +1,4 @@
-"""Result files -> one HTML page, or Markdown for the docs. Nothing is computed here but means over seeds."""
+"""Reports of result files: one HTML page, or Markdown for the docs. Only means over seeds are computed here."""
 
 from experiments.report.collect import collect
 from experiments.report.pages import write_html, write_markdown

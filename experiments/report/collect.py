@@ -1,4 +1,4 @@
-"""Result files -> experiments, their sections (a model on a data set) and rows (means over seeds)."""
+"""Experiments read from result files, with their sections (a model on a data set) and rows (means over seeds)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOWER_IS_BETTER = ("logloss", "ne")
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean and sample standard deviation; the latter is 0 for a single value."""
+    """The mean and the sample standard deviation; the latter is 0 for a single value."""
 
     mean: float
     std: float
@@ -41,14 +41,14 @@ class Row:
     """A method at a budget.
 
     Attributes:
-        label: method and options.
-        budget: as asked for, in words; empty for none.
-        nbytes: of tables and maps as they are served.
-        training_nbytes: of tables and maps while they train.
-        seconds: of training.
-        epoch_seconds: of an epoch, validation included.
-        config: of one of its runs.
-        metrics: of the test split, by name without `test/`, over the seeds.
+        label: the method and its options.
+        budget: the budget of the configuration, in words; empty for none.
+        nbytes: the bytes of tables and maps as they are served.
+        training_nbytes: the bytes of tables and maps while they train.
+        seconds: the seconds of training.
+        epoch_seconds: the seconds of an epoch, validation included.
+        config: the configuration of one of its runs.
+        metrics: the metrics of the test split, by name without `test/`, over the seeds.
     """
 
     method: str
@@ -69,7 +69,7 @@ class Row:
         return self.nbytes / self.full_nbytes
 
     def score(self, metric: str | None) -> float:
-        """The mean of a metric, larger for the better; of none the least there is."""
+        """Return the mean of a metric, with its sign such that larger is better; minus infinity if it is missing."""
         if metric is None or metric not in self.metrics:
             return -math.inf
         return self.metrics[metric].mean * (-1 if metric.partition("/")[0] in LOWER_IS_BETTER else 1)
@@ -80,7 +80,7 @@ class Section:
     """A model on a data set, in an experiment.
 
     Attributes:
-        missing: (label, budget, reason) of what a method could not serve.
+        missing: the (label, budget, reason) of each combination that a method could not serve.
     """
 
     experiment: str
@@ -95,18 +95,18 @@ class Section:
 
     @cached_property
     def poolings(self) -> bool:
-        """Whether the rows are poolings of behavior sequences, which differ in cost rather than in bytes."""
+        """True if the rows are poolings of behavior sequences, which differ in cost rather than in bytes."""
         return all("behavior" in row.config for row in self.rows)
 
     @cached_property
     def full(self) -> Row | None:
-        """The full tables, what others are compared with; of several learning rates the best. None for poolings."""
+        """The full tables, with which others are compared; of several learning rates the best. None for poolings."""
         rows = [row for row in self.rows if row.method == "Full" and self.main in row.metrics]
         return None if self.poolings or not rows else max(rows, key=lambda row: row.score(self.main))
 
     @cached_property
     def groups(self) -> list[list[Row]]:
-        """Rows that may be compared: the full tables, then those of each budget, large before small, best first."""
+        """Return rows that may be compared: the full tables, then those of each budget, largest first, best first."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             place = "full" if row.method == "Full" and not self.poolings else row.budget
@@ -116,7 +116,7 @@ class Section:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Names of metrics of all test rows, the main one first."""
+        """Return the names of metrics of all test rows, the main one first."""
         found = {name for row in self.rows for name in row.metrics if "/" not in name}
         first = next((name for name in MAIN_METRICS if name in found), None)
         order = {name: place for place, name in enumerate(_ORDER)}
@@ -124,7 +124,7 @@ class Section:
 
     @cached_property
     def sliced(self) -> list[str]:
-        """Names of metrics of slices, `<metric>/<slice>`; first-3 before first-10."""
+        """Return the names of metrics of slices, `<metric>/<slice>`; first-3 before first-10."""
         found = {name for row in self.rows for name in row.metrics if "/" in name and name[:5] != "rows/"}
         return sorted(
             found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
@@ -144,10 +144,10 @@ class Experiment:
 
 
 def collect(results: Path, experiments: Sequence[str] | None = None) -> list[Experiment]:
-    """All experiments, or those named.
+    """Read all experiments, or those named.
 
     Raises:
-        InputError: no results, or none of a named experiment.
+        InputError: there are no results, or none of a named experiment.
     """
     found = read_results(results)
     known = sorted({result["experiment"] for result in found})

@@ -1,4 +1,4 @@
-"""Experiments -> files."""
+"""The files of a report of experiments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INDEX = "# Results\n\nMade from `experiments/results` by `python -m experiments
 
 
 def write_html(results: Path, path: Path, names: Sequence[str] | None = None, title: str = "Experiments") -> Path:
-    """One page with everything inside it.
+    """Write one self-contained page.
 
     Raises:
         InputError: see `collect`.
@@ -26,9 +26,9 @@ def write_html(results: Path, path: Path, names: Sequence[str] | None = None, ti
 
 
 def write_markdown(results: Path, folder: Path, names: Sequence[str] | None = None) -> Path:
-    """`<experiment>.md` for each experiment, its pictures as SVG files beside it, and `index.md` with links to all.
+    """Write `<experiment>.md` for each experiment, with its pictures as SVG files, and `index.md` with links to all.
 
-    For all experiments `sharded.md` and `third-party.md`, too.
+    If all experiments are written, `sharded.md` and `third-party.md` are written, too.
 
     Raises:
         InputError: see `collect`.

@@ -1,4 +1,4 @@
-"""Pictures of experiments, as SVG text. Grey text on nothing, so that they fit light and dark pages."""
+"""Pictures of experiments, as SVG text. Grey text without a background suits light and dark pages."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _AXES: dict[str, tuple[str, Callable[[dict[str, Any], Any], Any]]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG with what it shows in words.
+    """An SVG with its content in words.
 
     Attributes:
-        name: fit for a file name.
+        name: the name, valid as a file name.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Picture:
 
 
 def overview(experiment: Experiment) -> Picture | None:
-    """The main metric against bytes, a panel for each section; of poolings against the time of an epoch."""
+    """Draw the main metric against bytes, a panel for each section; for poolings against the time of an epoch."""
     shown = [(section, section.main) for section in experiment.sections if section.main]
     if shown and all(section.poolings for section, _ in shown):
         return _costs(experiment, shown)
@@ -73,7 +73,7 @@ def overview(experiment: Experiment) -> Picture | None:
 
 
 def _costs(experiment: Experiment, shown: list[tuple[Section, str]]) -> Picture:
-    """Poolings, those with other numbers of hashes under one name."""
+    """Return poolings; those that differ in the number of hashes get one name."""
     names = dict.fromkeys(_family(row, section.rows) for section, _ in shown for row in section.rows)
     styles = _styles(list(names))
 
@@ -95,7 +95,7 @@ def _costs(experiment: Experiment, shown: list[tuple[Section, str]]) -> Picture:
 
 
 def _family(row: Row, rows: list[Row]) -> str:
-    """The label of the row with the same pooling and options but for the hashes: the shortest there is."""
+    """Return the shortest label of the rows with the same pooling and options except for the hashes."""
 
     def kind(row: Row) -> tuple[str, str, dict[str, Any]]:
         behavior = row.config["behavior"]
@@ -106,14 +106,14 @@ def _family(row: Row, rows: list[Row]) -> str:
 
 
 def sweeps(section: Section) -> list[Picture]:
-    """The main metric against each option that three or more runs of one method differ in."""
+    """Draw the main metric against each option in which three or more runs of one method differ."""
     if section.main is None:
         return []
     return [_against_option(section, section.main, method, option) for method, option in _swept(section)]
 
 
 def slices(section: Section) -> Picture | None:
-    """The main metric of each slice, grouped where it can be, a line for each method at one size."""
+    """Draw the main metric of each slice, grouped if possible, with a line for each method at one size."""
     metric = "gauc" if "gauc" in section.metrics else section.main
     names = [name for name in section.sliced if name.startswith(f"{metric}/")]
     rows = _at_one_size(section)
@@ -149,7 +149,7 @@ def slices(section: Section) -> Picture | None:
 
 
 def _at_one_size(section: Section) -> list[Row]:
-    """Each method once: at the size that most have, or the only one that it has."""
+    """Return each method once: at the size that most methods have, or the only one that it has."""
     sizes = Counter(row.rows for row in section.rows)
     labels = Counter(row.label for row in section.rows)
     usual = sizes.most_common(1)[0][0]
@@ -157,7 +157,7 @@ def _at_one_size(section: Section) -> list[Row]:
 
 
 def _said(section: Section, metric: str) -> str:
-    """Each method with the range of its values, for those who do not see the picture."""
+    """Describe each method with the range of its values, as text for readers who do not see the picture."""
     values: dict[str, list[float]] = {}
     for row in section.rows:
         if metric in row.metrics:
@@ -167,7 +167,7 @@ def _said(section: Section, metric: str) -> str:
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour for each name, none twice, and markers and dashes that tell neighbours apart without it."""
+    """Return a colour for each name, none twice, and markers and dashes that also tell neighbours apart."""
     plain = [f"C{place}" for place in range(10)]
     # Beyond the ten usual ones: hues all around, dark and light in turn.
     wheel = [hls_to_rgb(place / len(names), 0.35 + 0.2 * (place % 2), 0.75) for place in range(len(names))]
@@ -233,7 +233,7 @@ def _against_option(section: Section, metric: str, method: str, option: str) -> 
 
 
 def _swept(section: Section) -> list[tuple[str, str]]:
-    """(method, option) where rows of a method have three or more numbers for an option."""
+    """Return (method, option) if rows of a method have three or more numbers for an option."""
     values: dict[tuple[str, str], set[Any]] = {}
     for row in section.rows:
         for option, value in row.config["method"]["options"].items():
@@ -243,14 +243,14 @@ def _swept(section: Section) -> list[tuple[str, str]]:
 
 
 def _span(sizes: list[int]) -> tuple[float, float]:
-    """The ends of an axis of bytes: some room at both, and never so near that rounding looks like a difference."""
+    """Return the ends of an axis of bytes, with a margin, and far enough apart that rounding is not visible."""
     low, high = min(sizes), max(sizes)
     room = max((_LEAST_SPAN / (high / low)) ** 0.5, (high / low) ** 0.05, 1.05)
     return low / room, high * room
 
 
 def _apart(sizes: list[int]) -> list[int]:
-    """The sizes that are worth a mark: of those within a sixth of each other, the largest."""
+    """Return the sizes that get a tick: the largest of those within a sixth of each other."""
     kept: list[int] = []
     for size in sorted(sizes, reverse=True):
         if not kept or size < kept[-1] / 1.17:

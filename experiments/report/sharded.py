@@ -1,4 +1,4 @@
-"""The page `sharded.md`: what `parity`, `kills` and `bench sharded` have written."""
+"""The page `sharded.md`: the results of `parity`, `kills` and `bench sharded`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write(results: Path, folder: Path) -> Path | None:
-    """The page, with a section for each file that there is; None where there is none."""
+    """Write the page, with a section for each file that exists; return None if there is none."""
     kinds = {
         "sharded-parity/2-processes.json": _parity,
         "sharded-kills/kills.json": _kills,

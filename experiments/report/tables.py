@@ -15,10 +15,10 @@ _OVERVIEW = ("auc", "logloss", "recall@20", "ndcg@20")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under a header; the first column is flush left.
+    """The cells of a table under a header; the first column is flush left.
 
     Attributes:
-        best: (line, column) of the cells that are the best of their column among the lines of one budget.
+        best: the (line, column) of the cells that are the best of their column among the lines of one budget.
     """
 
     caption: str
@@ -28,7 +28,7 @@ class Table:
 
 
 def overview(experiment: Experiment) -> Table | None:
-    """Methods at their budgets, with the metrics of all sections side by side; None where there is one section."""
+    """Make a table of methods at their budgets, with the metrics of all sections; None if there is only one section."""
     sections = experiment.sections
     if len(sections) < 2:
         return None
@@ -54,7 +54,7 @@ def overview(experiment: Experiment) -> Table | None:
 
 
 def details(section: Section) -> list[Table]:
-    """All metrics of the test split, what they cost, then the metrics of its slices."""
+    """Make a table of all metrics of the test split, the costs, then the metrics of its slices."""
     tables = []
     if section.metrics:
         main, full = section.main, section.full
@@ -95,7 +95,7 @@ def _marks(section: Section, columns: dict[str, int]) -> frozenset[tuple[int, in
 
 
 def _winners(section: Section, metric: str) -> list[Row]:
-    """The best of each budget at which there are several."""
+    """Return the best row of each budget that has several rows."""
     groups = [[row for row in rows if metric in row.metrics] for rows in section.groups]
     best = [max(row.score(metric) for row in rows) if len(rows) > 1 else None for rows in groups]
     return [row for rows, top in zip(groups, best, strict=True) for row in rows if row.score(metric) == top]

@@ -1,4 +1,4 @@
-"""The page `third-party.md`: what `python -m experiments.third_party` has written."""
+"""The page `third-party.md`: the results of `python -m experiments.third_party`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ model counts by the worst of its nine tries. Written by `python -m experiments.t
 
 
 def write(results: Path, folder: Path) -> Path | None:
-    """The page, a line for each library that has been tried; None where none has."""
+    """Write the page, a line for each library that has been tried; return None if none has."""
     files = {name: results / "third-party" / f"{name}.json" for name in PACKAGES}
     tried = {PACKAGES[name]: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     if not tried:

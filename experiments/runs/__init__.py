@@ -1,1 +1,1 @@
-"""Runs from a configuration to a result file."""
+"""The runs, from a configuration to a result file."""

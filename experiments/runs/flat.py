@@ -1,4 +1,4 @@
-"""Results as one table: a row for each run."""
+"""Results as one table, a row for each run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TAIL = ("epochs", "best_epoch", "seconds", "peak_memory", "key")
 
 
 def table(results: Path, experiments: Sequence[str] | None = None) -> pl.DataFrame:
-    """All results, or those of some experiments.
+    """Return all results, or those of some experiments.
 
-    Columns are the names of the result files' keys; `budget_kind`, `budget`, `share`, `training_nbytes`,
-    `served_nbytes`, and each metric under its name; null where a run has none.
+    Columns are the keys of the result files, `budget_kind`, `budget`, `share`, `training_nbytes`, `served_nbytes`, and
+    each metric under its name. A value is null if a run has none.
 
     Raises:
         InputError: there are no results, or none of a named experiment.
@@ -41,10 +41,10 @@ def table(results: Path, experiments: Sequence[str] | None = None) -> pl.DataFra
 
 
 def save(frame: pl.DataFrame, path: Path) -> None:
-    """Write a table as CSV or parquet, as the name ends, whole or not at all.
+    """Write a table as CSV or parquet, by the ending of the name, whole or not at all.
 
     Raises:
-        InputError: another ending.
+        InputError: the name has another ending.
     """
     kinds = {".csv": frame.write_csv, ".parquet": frame.write_parquet}
     if path.suffix not in kinds:

@@ -1,4 +1,4 @@
-"""Result files: one per run, `<results>/<experiment>/<run>.json`; runs whose file is current are skipped."""
+"""The result files, one per run, `<results>/<experiment>/<run>.json`; runs whose file is current are skipped."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FORMAT = 1  # raise it when results of the same configuration change: all files 
 
 
 def key(run: RunConfig) -> str:
-    """Checksum of what a result depends on: the configuration, and the version of embcomp but for its last part.
+    """Return a checksum of the inputs of a result: the configuration, and embcomp's version without its last part.
 
-    Of own data it holds the content of the files and of the schema, not where they lie; of own models, methods and
-    readers the files that define them. What is in the files of a
-    published data set is said beside it, see `is_of`.
+    For your own data it covers the content of the files and of the schema, not their paths; for your own models,
+    methods and readers the files that define them. The content of a published data set's files has its own checksum,
+    see `is_of`.
 
     Raises:
-        InputError: own data that are not there.
+        InputError: your own data do not exist.
     """
     release = embcomp.__version__.rsplit(".", 1)[0]
     values = {**run.to_dict(), "data": data_config(run)}
@@ -44,21 +44,21 @@ def key(run: RunConfig) -> str:
 
 
 def checkpoint_key(run: RunConfig) -> str:
-    """Checksum of all that a training depends on, the content of a published data set's files included."""
+    """Return a checksum of all that a training depends on, the content of a published data set's files included."""
     known = data_key(run)
     return key(run) if known is None else hashlib.sha256(f"{key(run)} {known}".encode()).hexdigest()[:16]
 
 
 def proof(run: RunConfig) -> dict[str, str]:
-    """What a result file holds to show what it is of; see `is_of`."""
+    """Return the keys by which a result file shows to which run it belongs; see `is_of`."""
     known = data_key(run)
     return {"key": key(run), **({"data_key": known} if known else {})}
 
 
 def is_of(values: Any, run: RunConfig) -> bool:
-    """Whether a result file is of this very run: of its configuration, and of the files that are here.
+    """Return whether a result file is of this run: of its configuration, and of the files that are here.
 
-    Files from before `data_key`, and data that are not here, are taken for what the key says.
+    Result files from before `data_key`, and data that are not here, are judged by the key alone.
     """
     if not isinstance(values, dict) or values.get("key") != key(run):
         return False
@@ -71,12 +71,12 @@ def path_of(run: RunConfig, results: Path) -> Path:
 
 
 def infeasible_path(run: RunConfig, results: Path) -> Path:
-    """Where a run is noted that its method cannot serve; apart from results, as it has none."""
+    """Return the file that notes that a method cannot serve the run; it is kept apart from results."""
     return results / run.experiment / "infeasible" / f"{run.name}.json"
 
 
 def is_current(run: RunConfig, results: Path) -> bool:
-    """Whether a file, of either kind, is of this very run."""
+    """Return whether a file, of either kind, is of this run."""
     return any(is_of(peek(path), run) for path in (path_of(run, results), infeasible_path(run, results)))
 
 
@@ -116,7 +116,7 @@ def write_infeasible(run: RunConfig, reason: str, results: Path) -> Path:
 
 
 def read_results(results: Path) -> list[dict[str, Any]]:
-    """All results in a folder, ordered by file name. Files of benches, which are lists, are left aside."""
+    """Return all results in a folder, ordered by file name. Files of benches, which are lists, are skipped."""
     return [result for _, result in named_results(results)]
 
 

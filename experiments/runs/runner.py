@@ -1,4 +1,4 @@
-"""Runs, one after the other or side by side, each in a folder of its own."""
+"""The runner of runs, one after the other or side by side, each in a folder of its own."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ _PATIENCE = 30.0  # seconds for a lock: fewer than processes wait for each other
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run; nothing here changes a result.
+    """The settings of the runner, none of which changes a result.
 
     Attributes:
-        results: folder of result files.
-        work: folder of checkpoints and TensorBoard scalars.
-        threads: of torch, in each job.
+        results: the folder of result files.
+        work: the folder of checkpoints and TensorBoard scalars.
+        threads: the threads of torch in each job.
         loggers: names in `experiments.loggers.LOGGERS`.
-        imports: modules of one's own, which each job imports; see `experiments.plugins`.
+        imports: your own modules, which each job imports; see `experiments.plugins`.
     """
 
     results: Path
@@ -67,7 +67,7 @@ class Settings:
 
 @dataclass
 class Summary:
-    """What became of the runs, by name."""
+    """The names of the runs by their outcome."""
 
     done: list[str] = field(default_factory=list)
     infeasible: list[str] = field(default_factory=list)
@@ -83,7 +83,7 @@ def execute(
 ) -> tuple[str, str]:
     """Train one run, resuming where possible, and write its result file; return (status, message).
 
-    The status is the name of a field of `Summary`. What `preflight` has `prepared` is not prepared again.
+    The status is the name of a field of `Summary`. A task that `preflight` has `prepared` is not prepared again.
     """
     import torch
 
@@ -143,7 +143,7 @@ def execute(
 
 
 def trained(run: RunConfig, settings: Settings) -> Best | None:
-    """The best weights of a run whose training has ended; None where it has not."""
+    """Return the best weights of a run whose training has ended; None if it has not."""
     from experiments.runs import results
     from experiments.training.checkpoint import Best
 
@@ -157,7 +157,7 @@ def _shown(name: str, value: float | None) -> str:
 
 
 def forget(run: RunConfig, settings: Settings) -> None:
-    """Drop checkpoints and scalars of a run, so that it begins again."""
+    """Delete checkpoints and scalars of a run, so that it begins again."""
     for kind in ("runs", "tensorboard"):
         shutil.rmtree(settings.work / kind / run.experiment / run.name, ignore_errors=True)
 
@@ -169,10 +169,10 @@ def run_all(
     jobs: int = 1,
     prepared: Prepared | None = None,
 ) -> Summary:
-    """Execute runs with a progress bar each; what went wrong in one does not stop the others.
+    """Execute runs with a progress bar each; an error in one does not stop the others.
 
     Args:
-        prepared: what `preflight` gave for these runs; jobs side by side prepare their own.
+        prepared: the result of `preflight` for these runs; jobs side by side prepare their own.
     """
     summary = Summary()
     columns = (
@@ -234,7 +234,7 @@ def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars
 
 
 def _drain(messages: Any, open_bars: dict[str, _Bar], bars: Progress) -> None:
-    """Pass on what the workers say, waiting for it a moment."""
+    """Pass on the messages of the workers, waiting for them a moment."""
     try:
         while True:
             name, *state = messages.get(timeout=0.1)
@@ -267,7 +267,7 @@ def _execute_in_worker(run: RunConfig, settings: Settings) -> tuple[str, str]:
 
 
 class _Bar:
-    """The line of one run."""
+    """The progress bar of one run."""
 
     def __init__(self, bars: Progress, name: str) -> None:
         self.bars = bars
@@ -288,9 +288,9 @@ class _Bar:
 
 @contextmanager
 def _locked(folder: Path, waits: Callable[[], None]) -> Iterator[bool]:
-    """Whether this command alone trains the run: a second one waits a moment for the first, which may be ending.
+    """Lock the run, and tell whether this command alone trains it; a second command first waits a moment for the first.
 
-    Processes that torchrun has started together are one command; they come to one answer.
+    Processes that torchrun has started together are one command, with one answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:

@@ -1,4 +1,4 @@
-"""What a result depends on beside its configuration: what is in the files that the run reads."""
+"""The inputs of a result beside its configuration: the content of the files that the run reads."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from experiments.tasks.text import vectors_file
 
 
 def data_config(run: RunConfig) -> dict[str, Any]:
-    """The run's data section as its key holds it: for own files their content in the place of their path.
+    """Return the run's data section as its key holds it: your own files by their content instead of their path.
 
-    A published data set, in its usual folder, is known by its name; `data_key` says what is in its files.
+    A published data set in its usual folder is identified by its name; `data_key` covers the content of its files.
 
     Raises:
-        InputError: own files that are not there, or a schema that cannot be read.
+        InputError: your own files do not exist, or a schema cannot be read.
     """
     options = dict(run.data.options)
     dataset = _datasets(run)[run.data.name]
@@ -45,7 +45,7 @@ def data_config(run: RunConfig) -> dict[str, Any]:
 
 
 def data_key(run: RunConfig) -> str | None:
-    """A checksum of all source files of the run's data; None where there are none here, or data are generated."""
+    """Return a checksum of all source files of the run's data; None if there are none here, or data are generated."""
     try:
         files = content_of(_datasets(run), run.data.name, folder=run.data.options.get("folder"))
     except data.DataError as error:
@@ -59,7 +59,7 @@ def data_key(run: RunConfig) -> str | None:
 
 
 def reader(run: RunConfig) -> Any:
-    """What reads the run's data set."""
+    """Return the function that reads the run's data set."""
     return _datasets(run)[run.data.name].read
 
 

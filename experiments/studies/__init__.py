@@ -1,1 +1,1 @@
-"""Studies: measurements that are no plain runs, each with its own result files."""
+"""Studies: measurements other than plain runs, each with its own result files."""

@@ -1,8 +1,8 @@
-"""`python -m experiments choose`: plans for a byte budget, and what comes of training with the methods chosen.
+"""`python -m experiments choose`: plans for a byte budget, and the results of training with the methods chosen.
 
-For each seed of the full tables the planner is given what its level may know (`embcomp.choose`): sizes and counts; the
-trained full tables and some of the valid split; short trainings besides. Models are then trained from scratch with the
-chosen methods. One result file a run, as of every run, with the choice and the time that it took.
+For each seed of the full tables the planner gets the inputs of its level (`embcomp.choose`): 1, sizes and counts; 2,
+also the trained full tables and a part of the valid split; 3, also short trainings. Models are then trained from
+scratch with the chosen methods. Each run writes a result file like any other, with the choice and its time.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def run_all_choices(
     console: Console,
     force: bool = False,
 ) -> int:
-    """Plan and train what is not current -> how many runs failed.
+    """Plan and train the runs that are not current; return how many failed.
 
     Args:
         full: the runs of the full tables, one for each seed.
-        budgets: as `embcomp.choose` takes them.
-        counts: "served", "training".
-        levels: 1, 2, 3.
-        settings: how to run.
-        console: where to say what came of it.
-        force: whether what is current is done again.
+        budgets: the budgets, as `embcomp.choose` takes them.
+        counts: the bytes to count, "served" or "training".
+        levels: the levels, 1, 2, 3.
+        settings: the settings of the runner.
+        console: the console for messages.
+        force: True to do current runs again.
     """
     cells = [(level, count, budget) for level in levels for count in counts for budget in budgets]
     wanted = [chosen_run(run, budget, count, level) for run in full for level, count, budget in cells]
@@ -85,7 +85,7 @@ def run_all_choices(
 
 
 def chosen_run(full: RunConfig, budget: str, count: str, level: int) -> RunConfig:
-    """The run that trains a choice, named and keyed like any other."""
+    """Return the run that trains a choice, with a name and a key like any other."""
     method = MethodConfig(
         method="choose", options={"level": level, "count": count}, label=f"choose, level {level}, {count}"
     )
@@ -95,7 +95,7 @@ def chosen_run(full: RunConfig, budget: str, count: str, level: int) -> RunConfi
 
 
 def carry_out(run: RunConfig, full: RunConfig, settings: Settings) -> str:
-    """Choose, train, write the result file."""
+    """Choose, train and write the result file."""
     torch.set_num_threads(settings.threads)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     device = torch.device(settings.device)
@@ -126,7 +126,7 @@ def carry_out(run: RunConfig, full: RunConfig, settings: Settings) -> str:
 
 
 def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> tuple[embcomp.Choice, float]:
-    """The choice, and its time as a share of the full training's."""
+    """Return the choice, and its time as a share of the full training's."""
     options = run.method.options
     level, count = options["level"], options["count"]
     kind_, value = run.budget or ("share", 1.0)
@@ -168,7 +168,7 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
 
 
 def _trainer(task: Any, steps: int) -> Callable[[nn.Module, float], None]:
-    """Train a model for a share of `steps`; each time a model comes again it goes on with later batches."""
+    """Make a function that trains a model for a share of `steps`; a model given again continues with later batches."""
     done: dict[int, int] = {}
 
     def train(model: nn.Module, share: float) -> None:
@@ -200,7 +200,7 @@ def _endless(task: Any, start: int) -> Iterator[Any]:
 
 
 def _tables(model: nn.Module) -> list[nn.Module]:
-    """The outermost modules that hold tables."""
+    """Return the outermost modules that hold tables."""
     kinds = (nn.Embedding, embcomp.nn.CompressedEmbedding)
     found = [m for m in model.modules() if isinstance(m, kinds) or type(m).__name__.endswith("EmbeddingBagCollection")]
     inner = {id(child) for module in found for child in module.modules() if child is not module}

@@ -37,10 +37,10 @@ _VALUES: dict[str, Any] = {
 
 
 def experiment() -> ExperimentConfig:
-    """On MovieLens-1M where EMBCOMP_DATA holds it, else on synthetic clicks.
+    """Return the experiment, on MovieLens-1M if EMBCOMP_DATA holds it, else on synthetic clicks.
 
     Raises:
-        InputError: files of MovieLens-1M are there, but one is missing or damaged.
+        InputError: MovieLens-1M is there, but one of its files is missing or damaged.
     """
     source: dict[str, Any] = {"name": "synthetic", "options": {"num_rows": 600_000}}
     if has_files("ml-1m"):
@@ -50,7 +50,7 @@ def experiment() -> ExperimentConfig:
 
 
 def run_demo(out: Path, jobs: int, console: Console, config: ExperimentConfig | None = None) -> Path:
-    """Train, print a table, write `report.html` into `out`."""
+    """Train, print a table, and write `report.html` into `out`."""
     results = out / "results"
     config = config or experiment()
     runs = list(config.runs())

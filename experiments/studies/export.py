@@ -1,7 +1,7 @@
-"""`python -m experiments export`: the best weights of finished runs, exported and judged again, one result file a run.
+"""`python -m experiments export`: the best weights of finished runs, exported and evaluated, one result file each.
 
-`<results>/export/<experiment>/<run>.json` holds the metrics of the float32 model and of each exported program, loaded
-from its file, with their bytes. Runs that are not finished are trained first.
+`<results>/export/<experiment>/<run>.json` holds the metrics and bytes of the float32 model and of each exported
+program, loaded from its file. Runs that are not finished are trained first.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Program(nn.Module):
 
 
 def export_all(runs: Sequence[RunConfig], settings: Settings, console: Console, force: bool = False) -> int:
-    """Export and judge what is not current -> how many runs could not be trained.
+    """Export and evaluate the runs that are not current; return how many could not be trained.
 
     Raises:
-        InputError: a retrieval or behavior run.
+        InputError: a run is a retrieval or behavior run.
     """
     others = [run.name for run in runs if run.kind != "clicks"]
     if others:
@@ -80,7 +80,7 @@ def export_all(runs: Sequence[RunConfig], settings: Settings, console: Console, 
 
 
 def judge(run: RunConfig, settings: Settings) -> dict[str, Any]:
-    """The results of one run whose training has ended."""
+    """Return the result file of one run whose training has ended."""
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     device = torch.device("cpu")
     torch.set_num_threads(settings.threads)
@@ -124,7 +124,7 @@ def _metrics(task: ClickTask, model: nn.Module, device: torch.device) -> dict[st
 
 
 def _example(task: ClickTask) -> tuple[Any, Any]:
-    """A small call: only its types and widths matter."""
+    """Return a small call, of which only dtypes and widths matter."""
     batch = next(iter(task.data.loader("test", _EXAMPLE_ROWS)))
     return batch.dense, batch.sparse
 
@@ -148,7 +148,7 @@ def _is_current(run: RunConfig, results: Path) -> bool:
 
 
 def write_markdown(results: Path, folder: Path) -> Path:
-    """`export.md`: each method at its budget as trained and as exported; means over seeds."""
+    """Write `export.md`: each method at its budget as trained and as exported; means over seeds."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for values in study.read(results, EXPERIMENT):
         budget = ", ".join(f"{kind} {value:,}" for kind, value in values["budget"].items())

@@ -1,9 +1,9 @@
-"""`python -m experiments kills`: a training that is killed again and again ends as one that was left alone.
+"""`python -m experiments kills`: a training that is killed repeatedly gives the same result as an undisturbed one.
 
 Two processes train a sharded model on synthetic clicks and save in the background, nearly all the time. SIGKILL hits
-one of them, or both, at random moments: while they start, load, train or save. Whoever is left must end by itself.
-Both are started again, until the training is done. Most kills wait for a few new checkpoints first, so that they lie in
-all parts of the training, however fast the machine is.
+one of them, or both, at random moments: while they start, load, train or save. A process that is left must end by
+itself. Both are started again, until the training is done. Most kills first wait for a few new checkpoints, so that
+kills are spread over the training on machines of any speed.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ ROWS: dict[str, Any] = {"num_rows": 12_000, "num_users": 300, "num_items": 200, 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, and where.
+    """The settings of the training.
 
     Attributes:
-        folder: of checkpoints.
-        batch_size: rows of each process.
-        save_every: steps.
+        folder: the folder of checkpoints.
+        batch_size: the rows of each process.
+        save_every: the number of steps between checkpoints.
     """
 
     folder: Path
@@ -65,14 +65,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill.
+    """A kill of one or both processes.
 
     Attributes:
-        ranks: that were killed.
-        phase: "start" (or load), "train", or "save".
-        checkpoint: step of the last one, from which the training went on; None where there was none.
-        others_ended_after: seconds until the process that was left ended.
-        error: what it said.
+        ranks: the ranks that were killed.
+        phase: the phase of the training: "start" (or load), "train" or "save".
+        checkpoint: the step of the last checkpoint, from which the training continued; None if there was none.
+        others_ended_after: the seconds until the other process ended.
+        error: the error of the other process.
     """
 
     ranks: list[int]
@@ -83,7 +83,7 @@ class Kill:
 
 
 def run_all(results: Path, kills: int, epochs: int, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """Kill so many times, write the result file, and return where it is and what it holds."""
+    """Train with this many kills, write the result file, and return its path and content."""
     path = results / EXPERIMENT / "kills.json"
     values = study.stamped(run(kills, epochs, report=report))
     write_json(path, [values])
@@ -98,10 +98,10 @@ def run(
     *,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Train alone, then with kills -> both outcomes, each kill, and how many kills each quarter of the steps had.
+    """Train undisturbed, then with kills; return both outcomes, each kill, and the kills per quarter of the steps.
 
     Raises:
-        RuntimeError: a process that has lost another did not end, or the training went wrong.
+        RuntimeError: a process that has lost another did not end, or the training failed.
     """
     data.load("synthetic", **ROWS)  # encoded once, before processes read it
     Processes(PROCESSES).close()  # the first processes of all take longer to start
@@ -141,7 +141,7 @@ def run(
 
 
 def spread(kills: list[Kill], steps: int) -> list[int]:
-    """How many kills lie in each quarter of the steps, by the checkpoint before them."""
+    """Return how many kills lie in each quarter of the steps, by the checkpoint before them."""
     parts = Counter(min((kill.checkpoint or 0) * PARTS // steps, PARTS - 1) for kill in kills)
     return [parts[part] for part in range(PARTS)]
 
@@ -159,7 +159,7 @@ class Life:
         self.processes.start(_work, training, self.begun)
 
     def end(self) -> dict[str, Any]:
-        """Wait until the training is done -> its outcome."""
+        """Wait until the training is done; return its outcome."""
         self._wait()
         self.seconds = time.monotonic() - self.started
         found = self.processes.outcomes()
@@ -170,12 +170,12 @@ class Life:
         return found[0].value  # type: ignore[union-attr]
 
     def kill_at_start(self, ranks: list[int], seconds: float) -> Kill | dict[str, Any]:
-        """Kills so many seconds after the start, or once the training goes on."""
+        """Kill these ranks this many seconds after the start, or as soon as the training has begun."""
         self._wait(seconds)
         return self._kill(ranks, "train" if self.begun.exists() else "start")  # a part may be left from the life before
 
     def kill_later(self, ranks: list[int], checkpoints: int, pause: float) -> Kill | dict[str, Any]:
-        """Kills so many checkpoints, and then so many seconds, later."""
+        """Kill these ranks after this many checkpoints and then this many seconds."""
         goal = max(_steps(self.training.folder), default=0) + checkpoints * self.training.save_every
         while max(_steps(self.training.folder), default=0) < goal and not self.processes.ended():
             time.sleep(0.005)
@@ -184,7 +184,7 @@ class Life:
         return self._kill(ranks, "save" if saves else "train")
 
     def _kill(self, ranks: list[int], phase: str) -> Kill | dict[str, Any]:
-        """Kills, and waits for the others; the outcome where the training was done before."""
+        """Kill, and wait for the others; return the outcome if the training had ended before."""
         for rank in ranks:
             self.processes.kill(rank)
         begin = time.monotonic()
@@ -209,14 +209,14 @@ class Life:
         )
 
     def _wait(self, seconds: float = math.inf) -> None:
-        """Until the training has begun, for so long at most."""
+        """Wait until the training has begun, for at most this many seconds."""
         end = self.started + seconds
         while not self.begun.exists() and time.monotonic() < end and not self.processes.ended():
             time.sleep(0.005)
 
 
 def _brief(error: str) -> str:
-    """What the last exception of a traceback says, without the place in gloo's source and the advice."""
+    """Return the message of a traceback's last exception, without gloo's source position and advice."""
     last = [line for line in error.splitlines() if re.match(r"[\w.]+: ", line)][-1]
     return re.sub(r"\[/[^\]]*\] ", "", last).partition(". ")[0]
 
@@ -226,7 +226,7 @@ def _steps(folder: Path) -> Iterator[int]:
 
 
 def _work(training: Training, begun: Path) -> dict[str, Any]:
-    """One process."""
+    """Run one process of the training."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)  # of torch, for torchrec
     warnings.filterwarnings("error", "the run begins anew", RuntimeWarning)  # a damaged checkpoint
@@ -234,7 +234,7 @@ def _work(training: Training, begun: Path) -> dict[str, Any]:
 
 
 def train(training: Training, begun: Callable[[], None]) -> dict[str, Any]:
-    """Train from the last checkpoint to the end, on this rank; return metrics and a checksum of all weights."""
+    """Train from the last checkpoint to the end, on this rank; return metrics, and a checksum of all weights."""
     device = torch.device("cpu")
     task = make_task(training)
     trainer = Trainer(
@@ -257,7 +257,7 @@ def train(training: Training, begun: Callable[[], None]) -> dict[str, Any]:
 
 
 def make_task(training: Training) -> ClickTask:
-    """A small Deep & Cross network with dropout on synthetic clicks; a method of another kind for each table."""
+    """Make a small Deep & Cross network with dropout on synthetic clicks, and another kind of method for each table."""
     values = {
         "data": {"name": "synthetic", "options": ROWS},
         "model": {
@@ -286,7 +286,7 @@ def make_task(training: Training) -> ClickTask:
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of all tensors of a state, with their names."""
+    """Return the SHA-256 of all tensors of a state, with their names."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())

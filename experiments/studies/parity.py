@@ -1,8 +1,8 @@
-"""`python -m experiments parity`: training on two processes equals training in one, for every method.
+"""`python -m experiments parity`: a comparison of training on two processes with training in one, for every method.
 
-Both start from the same values and see the same batches, each process a half of every one. The tables of the one
-process are trained by the optimizers of torch and torchrec outside the backward pass, so that what is compared shares
-neither look-up nor update.
+Both start from the same values and see the same batches; each of two processes gets one half of every batch. The single
+process trains its tables by the optimizers of torch and torchrec outside the backward pass, so that the two trainings
+share neither look-up nor update.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KINDS = ("bags", "sequences")
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: an example of `embcomp.testing.examples` by name, pooled or id by id."""
+    """A comparison: an example of `embcomp.testing.examples` by name, pooled or id by id."""
 
     method: str
     kind: str
@@ -82,7 +82,7 @@ class Row:
 
 
 def cases(kinds: Iterable[str] = KINDS) -> Iterator[Case]:
-    """Every method x sharding x optimizer."""
+    """Yield every method x sharding x optimizer."""
     for example, kind, sharding, optimizer in itertools.product(map(str, EXAMPLES), kinds, SHARDINGS, OPTIMIZERS):
         yield Case(example, kind, sharding, optimizer)
 
@@ -90,9 +90,9 @@ def cases(kinds: Iterable[str] = KINDS) -> Iterator[Case]:
 def run_all(
     results: Path | None, console: Console, processes: int, steps: int, force: bool = False
 ) -> tuple[Path, list[Row]]:
-    """Compare all cases, or those that the file lacks -> the file that holds them, and its rows.
+    """Compare all cases, or those that the file lacks; return the file and its rows.
 
-    Each row carries the versions that it was measured with; `force` measures them all again.
+    Each row has the versions that it was measured with; `force` measures all rows again.
     """
     path = (results or RESULTS) / "sharded-parity" / f"{processes}-processes.json"
     known = {} if force or not path.exists() else _read(path, processes, steps)
@@ -108,7 +108,7 @@ def run_all(
 
 
 def _read(path: Path, processes: int, steps: int) -> dict[Case, dict[str, Any]]:
-    """The rows of a file that were measured so, by case."""
+    """Return the rows of a file that were measured with these settings, by case."""
     rows = json.loads(path.read_text())
     names = [field.name for field in fields(Case)]
     return {
@@ -149,7 +149,7 @@ Optimizers = list[torch.optim.Optimizer]
 
 
 def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, Optimizers]:
-    """A model and its optimizers in one process, and the same with the same values over all of the group."""
+    """Make a model and its optimizers in one process, and the same with the same values over all of the group."""
     torch.manual_seed(0)
     alone = Training(Model(_collection(case), case.kind))
     twin = copy.deepcopy(alone)
@@ -170,13 +170,13 @@ def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, O
 
 
 def share() -> slice:
-    """The rows of a batch that are this process's."""
+    """Return the rows of a batch that belong to this process."""
     rank, number = dist.get_rank(), dist.get_world_size()
     return slice(BATCH * rank // number, BATCH * (rank + 1) // number)
 
 
 def batch(seed: int, rows: slice) -> Batch:
-    """Bags of 0 to 3 ids for each feature, and labels: some rows of a batch of `BATCH`."""
+    """Draw bags of 0 to 3 ids for each feature, and labels: some rows of a batch of `BATCH`."""
     random = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, LONGEST + 1, (len(FEATURES), BATCH), generator=random)
     ids = torch.randint(0, min(FEATURES.values()), (len(FEATURES), BATCH, LONGEST), generator=random)
@@ -189,7 +189,7 @@ def batch(seed: int, rows: slice) -> Batch:
 
 
 class Training(nn.Module):
-    """batch -> loss and logits, as torchrec's pipelines want it."""
+    """A module from a batch to its loss and logits, as torchrec's pipelines require."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class Model(nn.Module):
 
 
 class Pool(nn.Module):
-    """Bags, or sequences added up, side by side: one step to those who trace the model."""
+    """A module that puts bags, or summed sequences, side by side, which is one step when the model is traced."""
 
     def __init__(self, keys: list[str], kind: str) -> None:
         super().__init__()
@@ -268,6 +268,6 @@ def _step(model: nn.Module, optimizers: Optimizers, batch: Batch) -> Tensor:
 
 
 def largest(found: dict[str, Tensor], expected: dict[str, Tensor], prefix: str) -> float:
-    """The largest difference between two states, among the weights whose names begin so."""
+    """Return the largest difference between two states, among the weights whose names have this prefix."""
     names = [name for name in expected if name.startswith(prefix) and expected[name].is_floating_point()]
     return max((found[name] - expected[name]).abs().max().item() for name in names)

@@ -1,9 +1,9 @@
-"""`python -m experiments retrieval-codes`: what item vectors in few bits keep of a full ranking.
+"""`python -m experiments retrieval-codes`: the quality of a full ranking with item vectors in few bits.
 
-The runs of experiments/studies/retrieval-codes/*.toml train full tables once a seed; their final vectors of items are
-coded in every way of `ways`, and each is judged by R@10 and R@50 of all items, the users' vectors in floats and coded.
-Every run becomes `<results>/retrieval-codes/<data set>/seed<seed>.json`; runs whose file is current are skipped, and so
-is each way that the file of a run holds already.
+The runs of experiments/studies/retrieval-codes/*.toml train full tables once per seed. Their final vectors of items are
+encoded in every way of `ways`, and each way is evaluated by R@10 and R@50 over all items, with the users' vectors as
+floats and encoded. Every run writes `<results>/retrieval-codes/<data set>/seed<seed>.json`; runs whose file is current
+are skipped, and so is each way that the file of a run already holds.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Progress = Callable[[int, int, str], None]
 
 
 def run_all(results: Path, out: Path, console: Console, configs: Path = CONFIGS, pattern: str = "") -> None:
-    """Train and code what no result file holds yet.
+    """Train and encode all that no result file holds yet.
 
     Args:
-        results: folder of result files.
-        out: folder of checkpoints and vectors.
-        console: told of each way.
-        configs: folder of the runs.
-        pattern: only runs whose data set and seed, `<data set>-seed<seed>`, hold this.
+        results: the folder of result files.
+        out: the folder of checkpoints and vectors.
+        console: the console that prints each way.
+        configs: the folder of the runs.
+        pattern: the pattern of the runs; only those whose `<data set>-seed<seed>` contains it.
     """
     torch.set_num_threads(1)
     for config in sorted(configs.glob("*.toml")):
@@ -75,14 +75,14 @@ def _run(run: RunConfig, file: Path, out: Path, console: Console) -> None:
 
 
 def said(row: dict[str, Any]) -> str:
-    """One way in words."""
+    """Return one way in words."""
     return f"{row['share']:.1%}: " + ", ".join(
         f"{name} {value:.4f}" for name, value in row["metrics"]["float query"].items()
     )
 
 
 def ways(rows: int, dim: int) -> dict[str, dict[str, Any]]:
-    """Every way that takes no more than a share of the full bytes, by name; "full" for the vectors themselves."""
+    """Return every way that takes at most a share of the full bytes, by name; "full" is the vectors themselves."""
     full = 4 * rows * dim
     found: dict[str, dict[str, Any]] = {"full": {}}
     for share in SHARES:
@@ -95,7 +95,7 @@ def ways(rows: int, dim: int) -> dict[str, dict[str, Any]]:
 
 
 def _candidates(rows: int, dim: int, most: float) -> list[dict[str, Any]]:
-    """Settings that may come close to `most` bytes from below."""
+    """Return settings that may come close to `most` bytes from below."""
     found: list[dict[str, Any]] = []
     for name, limit in (("signs", 2 * dim), ("row_bits", 8 * dim)):
         fitting = [n for n in range(8, limit) if retrieval.way(**{name: n}).nbytes(rows, dim) <= most]
@@ -112,12 +112,12 @@ def _candidates(rows: int, dim: int, most: float) -> list[dict[str, Any]]:
 
 
 def sizes(task: Any) -> tuple[int, int]:
-    """How many items there are, and the width of their vectors."""
+    """Return the number of items, and the width of their vectors."""
     return task.tables[1].num_embeddings, task.tables[1].embedding_dim
 
 
 def vectors_of(run: RunConfig, task: Any, out: Path) -> tuple[Tensor, Tensor]:
-    """Final vectors of users and items, trained once and kept."""
+    """Return the final vectors of users and items, which are trained once and kept."""
     path, key = out / "vectors.safetensors", checkpoint_key(run)
     if path.is_file():
         header, held = artifact.load(path, KIND)
@@ -138,7 +138,7 @@ def vectors_of(run: RunConfig, task: Any, out: Path) -> tuple[Tensor, Tensor]:
 
 
 def pairs(task: Any, split: str) -> tuple[Tensor, Tensor]:
-    """Pairs of user and item that are not ranked, and those that should be at the top, int64 [2, n] each."""
+    """Return the pairs of user and item that are not ranked, and those that should be at the top, int64 [2, n] each."""
     if not isinstance(task, ClickTask):
         before = ("train",) if split == "valid" else ("train", "valid")
         return torch.cat([task.data.edges(part) for part in before], 1), task.data.edges(split)
@@ -153,7 +153,7 @@ def pairs(task: Any, split: str) -> tuple[Tensor, Tensor]:
 
 
 class Vectors(nn.Module):
-    """Users and items that meet in a dot product, as `rank_metrics` asks models."""
+    """The vectors of users and items, with the interface of a model for `rank_metrics`; scores are dot products."""
 
     def __init__(self, users: Tensor, items: Tensor) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Vectors(nn.Module):
 
 
 def judged(task: Any, users: Tensor, items: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
-    """Bytes and metrics of one way."""
+    """Return the bytes and metrics of one way."""
     queries: dict[str, tuple[Tensor, Tensor]] = {}
     full = items.nbytes
     if not settings:
@@ -193,14 +193,14 @@ def judged(task: Any, users: Tensor, items: Tensor, settings: dict[str, Any]) ->
 
 
 def _coded(users: Tensor, settings: dict[str, Any], seed: int) -> Tensor:
-    """The users' vectors, coded on their own as the items are."""
+    """Return the users' vectors, encoded separately in the same way as the items'."""
     if "learn" in settings:
         return retrieval.learn(users, signs=settings["learn"], epochs=5, seed=seed).decode()
     return retrieval.compress(users, seed=seed, **settings).decode()
 
 
 def write_markdown(results: Path, folder: Path) -> Path:
-    """A table for each data set: the share of the full vectors' recall that each way keeps, means over seeds."""
+    """Write a table for each data set: the share of the full vectors' recall that each way keeps, means over seeds."""
     lines = [
         "Item vectors of trained full tables in few bits, all items ranked. Kept: recall on the test split as a share "
         "of that of the float vectors, in percent; lost: square error as a share of the squares. Coded users are coded "
@@ -239,7 +239,7 @@ def _rows(files: list[dict[str, Any]], full: list[dict[str, float]]) -> Iterator
 
 
 def kept(shares: list[float]) -> str:
-    """Percent, with the deviation over seeds where there are some.
+    """Format a percentage, with the deviation over seeds if there are several.
 
     >>> kept([0.99, 1.01])
     '100.0 ± 1.4'

@@ -1,9 +1,9 @@
-"""`python -m experiments stability`: how much do predictions change when a model is trained again on a later window?
+"""`python -m experiments stability`: the change of predictions if a model is trained again on a later window.
 
-Runs of stability.toml, an experiment whose data set has the options `first_share` and `train_share`, are trained twice
-from the same start: on the earlier and on the later half of the training clicks, with the same tokenizer, fitted on the
-earlier half. Both models predict the test split. Each run becomes
-`<results>/semantic-stability/<data set>/<run>.json`; runs whose file holds the same configuration are skipped.
+The runs of stability.toml, an experiment whose data set has the options `first_share` and `train_share`, are trained
+twice from the same start: on the earlier and on the later half of the training clicks, with the same tokenizer, fitted
+on the earlier half. Both models predict the test split. Each run writes `<results>/semantic-stability/<data
+set>/<run>.json`; runs whose file holds the same configuration are skipped.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SLICES = ("first_day", "older")
 
 
 def run_all(results: Path, out: Path, console: Console, path: Path = CONFIG, pattern: str = "") -> None:
-    """Train what is not current, and write its file.
+    """Train the runs that are not current, and write their files.
 
     Args:
-        out: folder of checkpoints.
-        pattern: only runs whose name holds this.
+        out: the folder of checkpoints.
+        pattern: the pattern of the runs; only those whose name contains it.
 
     Raises:
-        InputError: bad data or configuration.
+        InputError: data or configuration are wrong.
     """
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a note on torchrec's use of torch.fx
     torch.set_num_threads(1)
@@ -64,7 +64,7 @@ def run_all(results: Path, out: Path, console: Console, path: Path = CONFIG, pat
 
 
 def measure(run: RunConfig, out: Path) -> dict[str, float]:
-    """Train on both windows, and compare what they say of the test split."""
+    """Train on both windows, and compare the predictions on the test split."""
     runs = [_on_window(run, window) for window in WINDOWS]
     earlier = load_data(runs[0].data)
     method = resolved(runs[0], earlier).method  # one tokenizer, of the earlier window
@@ -76,7 +76,7 @@ def measure(run: RunConfig, out: Path) -> dict[str, float]:
 
 
 def change(before: Tensor, after: Tensor, slices: dict[str, Tensor]) -> dict[str, float]:
-    """Of two models on the same rows, and of each slice (bool [N]) as `<name>/<slice>`.
+    """Compare two models on the same rows, and on each slice (bool [N]) as `<name>/<slice>`.
 
     `difference` is the mean of |p - q| over the mean of (p + q) / 2; `rank` is Spearman's correlation.
 
@@ -94,7 +94,7 @@ def change(before: Tensor, after: Tensor, slices: dict[str, Tensor]) -> dict[str
 
 
 def write_markdown(results: Path, folder: Path) -> Path:
-    """One table, means over seeds."""
+    """Write one table, means over seeds."""
     changes_of: dict[str, list[dict[str, float]]] = {}
     for values in study.read(results, EXPERIMENT):
         changes_of.setdefault(values["label"], []).append(values["change"])
@@ -131,7 +131,7 @@ def _on_window(run: RunConfig, window: tuple[float, float]) -> RunConfig:
 
 
 def _logits(run: RunConfig, folder: Path, run_key: str) -> Tensor:
-    """Train, and predict the test split by the best epoch."""
+    """Train, and predict the test split with the best epoch."""
     task = ClickTask.prepare(run)
     device = torch.device("cpu")
     trainer = Trainer(task, folder=folder / run.name, key=run_key, device=device, report=no_progress)

@@ -1,4 +1,4 @@
-"""What studies share: a result file for each case, what makes it current, and a page with a table."""
+"""The parts that studies share: a result file for each case, the test if it is current, and a page with a table."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from experiments.processes.machine import hardware, versions
 from experiments.runs.results import is_of, peek, proof
 
 Case = RunConfig | Mapping[str, Any]
-"""What a result file is of: a run, or settings as JSON values."""
+"""The case of a result file: a run, or settings as JSON values."""
 
 
 def held(file: Path) -> dict[str, Any]:
-    """Return what a result file holds; nothing if it is not there or cannot be read."""
+    """Return the content of a result file; empty if the file does not exist or cannot be read."""
     values = peek(file)
     return values if isinstance(values, dict) else {}
 
 
 def is_current(file: Path, case: Case) -> bool:
-    """Return whether a result file is of this very case."""
+    """Return whether a result file is of this case."""
     values = held(file)
     return is_of(values, case) if isinstance(case, RunConfig) else values.get("config") == dict(case)
 
@@ -35,7 +35,7 @@ def stamped(values: Mapping[str, Any], device: torch.device | None = None) -> di
 
 
 def write(file: Path, values: Mapping[str, Any], case: Case) -> None:
-    """Write the results of a case, with what shows that they are of it."""
+    """Write the results of a case, with the keys by which the file shows to which case it belongs."""
     whose = {"config": case.to_dict(), **proof(case)} if isinstance(case, RunConfig) else {"config": dict(case)}
     write_json(file, {**stamped(values), **whose})
 
@@ -46,7 +46,7 @@ def read(results: Path, study: str) -> Iterator[dict[str, Any]]:
 
 
 def table(header: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown.
+    """Return the lines of a table in Markdown.
 
     Args:
         header: the names of the columns.
@@ -66,7 +66,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def write_page(folder: Path, study: str, lines: Iterable[str]) -> Path:
-    """Write a page of the docs, `<folder>/<study>.md`, and return where it is."""
+    """Write a page of the docs, `<folder>/<study>.md`, and return its path."""
     path = folder / f"{study}.md"
     write_text(path, "\n".join([f"# {study}", "", *lines]) + "\n")
     return path

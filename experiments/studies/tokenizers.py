@@ -1,7 +1,7 @@
-"""`python -m experiments tokenizers`: quality of tokenizers on real content vectors, one result file per run.
+"""`python -m experiments tokenizers`: the quality of tokenizers on real content vectors, with one result file per run.
 
-Rows of tokenizers.toml become `<results>/semantic-tokenizers/<data set>/<run>.json`; runs whose file holds
-the same configuration are skipped.
+Each row of tokenizers.toml writes `<results>/semantic-tokenizers/<data set>/<run>.json`; runs whose file holds the same
+configuration are skipped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXPERIMENT = "semantic-tokenizers"
 
 @dataclass(frozen=True)
 class Run:
-    """One tokenizer on one data set with one seed."""
+    """A tokenizer on one data set with one seed."""
 
     dataset: str
     name: str
@@ -49,7 +49,7 @@ class Run:
 
 
 def runs(path: Path = CONFIG) -> Iterator[Run]:
-    """All runs of the file; seeds outermost, so that a part of the runs already shows the whole picture."""
+    """Yield all runs of the file; seeds outermost, so that the first runs already cover all settings."""
     values = tomllib.loads(path.read_text())
     for seed in values["seeds"]:
         for dataset in values["datasets"]:
@@ -66,7 +66,7 @@ def runs(path: Path = CONFIG) -> Iterator[Run]:
 
 
 def content_of(dataset: str) -> Tensor | None:
-    """Content vectors of the items, or None where they have not been made."""
+    """Return the content vectors of the items, or None if they have not been made."""
     if dataset == "globo":
         path = root_folder() / "globo" / "article_embeddings.npz"
         if not path.is_file():
@@ -81,7 +81,7 @@ def content_of(dataset: str) -> Tensor | None:
 
 
 def run_all(results: Path, console: Console, force: bool = False) -> None:
-    """Fit what is not current, and write its file."""
+    """Fit the runs that are not current, and write their files."""
     lacking: set[str] = set()
     for run in runs():
         path = results / EXPERIMENT / run.file
@@ -109,7 +109,7 @@ def run_all(results: Path, console: Console, force: bool = False) -> None:
 
 
 def measure(run: Run, content: Tensor) -> Quality:
-    """Fit, encode, judge."""
+    """Fit, encode and evaluate."""
     if run.name != "vector-quantize-pytorch":
         kind = semantic_ids.Tokenizer.by_name[run.name]
         tokenizer = kind(run.levels, run.codebook_size, seed=run.seed, **run.options)  # type: ignore[call-arg]
@@ -136,7 +136,7 @@ def _residual_vq(run: Run, content: Tensor, steps: int = 50) -> tuple[Any, Tenso
 
 
 def write_markdown(results: Path, folder: Path) -> Path:
-    """One table: means over seeds, the lowest and highest in brackets where they differ."""
+    """Write one table: means over seeds, with the lowest and highest in brackets if they differ."""
     files_of: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for values in study.read(results, EXPERIMENT):
         files_of.setdefault((values["config"]["dataset"], values["config"]["label"]), []).append(values)
@@ -171,7 +171,7 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN: a cosine without pairs is null."""
+    """Replace NaN, which JSON does not have, by null: a cosine without pairs."""
     if isinstance(value, tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and value != value else value

@@ -1,1 +1,1 @@
-"""The kinds of runs: what each trains on, its model, its loss and its metrics."""
+"""The kinds of runs, each with its data, model, loss and metrics."""

@@ -1,4 +1,4 @@
-"""Runs on behavior sequences: a click-through model reads each user's history, and what pools it is compared."""
+"""Runs on behavior sequences: a click-through model reads each user's history, and poolings are compared."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class PoolingConfig:
     """A pooling of `recsys_models.BehaviorModel`, and the model's options that go with it.
 
     Attributes:
-        label: name in tables and pictures.
-        seeds: in place of the experiment's.
+        label: the name in tables and pictures.
+        seeds: the seeds in place of the experiment's.
     """
 
     pooling: str
@@ -56,14 +56,14 @@ class PoolingConfig:
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=strict)
 class BehaviorConfig(Section):
-    """What makes a run one on behavior sequences: a click-through model reads each user's history.
+    """The section of runs on behavior sequences, in which a click-through model reads each user's history.
 
     Attributes:
         task: "like", whether the item of an event is rated above 3, or "next", whether an item is the next one.
-        length: events of a history, at most.
-        request: the examples of so many events that follow each other share the history before the first of them; a
-            batch holds `training.batch_size` requests.
-        poolings: what is compared.
+        length: the most events of a history.
+        request: the number of consecutive events whose examples share the history before the first of them; a batch
+            holds `training.batch_size` requests.
+        poolings: the poolings to compare.
     """
 
     key = "behavior"
@@ -83,7 +83,7 @@ class BehaviorConfig(Section):
         return self.pooling.seeds
 
     def variants(self) -> Sequence[BehaviorConfig]:
-        """The section of each run: one pooling."""
+        """Return the section of each run, with one pooling."""
         return [replace(self, poolings=(pooling,)) for pooling in self.poolings]
 
     def dataset(self, name: str) -> str:
@@ -100,7 +100,7 @@ class BehaviorConfig(Section):
 
 
 def problems(experiment: ExperimentConfig) -> Iterator[str]:
-    """Say what is wrong with an experiment on behavior sequences, as far as it can be known without data."""
+    """Yield the problems of an experiment on behavior sequences that can be found without data."""
     yield from data_problems(experiment.data, data.SEQUENCES)
     yield from monitor_problems(experiment, "auc")
     yield from unfitted_problems(experiment)
@@ -132,7 +132,7 @@ def _pooling_problems(key: str, pooling: PoolingConfig, model_options: set[str])
 
 @dataclass(frozen=True)
 class BehaviorTask:
-    """What a run on behavior sequences trains; see `experiments.tasks.task.Task`. Its table is "item"."""
+    """The task of a run on behavior sequences; see `experiments.tasks.kind.Task`. Its table is "item"."""
 
     shown = ("auc", "gauc")
     validate_every = 1
@@ -173,7 +173,7 @@ class BehaviorTask:
         return BuiltModel(model.to(device), items)
 
     def requests(self, split: str) -> Requests:
-        """Examples of a split. Seeds draw the negatives of training; those of the other splits are always the same."""
+        """Return the examples of a split. Seeds draw the negatives of training; other splits have fixed ones."""
         seed = self.run.seed if split == "train" else 0
         config = self.config
         return _requests(self.data, config.task, split, seed, config.request, config.length)
@@ -196,7 +196,7 @@ class BehaviorTask:
         return each * (distributed.size() / batch.total)
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
-        """Grouped by user; in the test split also for the slices by length of the history."""
+        """Return metrics grouped by user; in the test split also for the slices by length of the history."""
         parts: list[tuple[Tensor, ...]] = []
         model = distributed.local(model)
         training = model.training

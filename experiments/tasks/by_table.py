@@ -1,4 +1,4 @@
-"""Several methods as one, each for tables of its own: what a plan over tables chose, as runs take it."""
+"""A method that applies another method to each table, with which runs train the choice of a plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ByTable(Method, registered=False):
     """A method for each table; tables with one instance are planned together.
 
     Args:
-        methods: By table name.
+        methods: the method of each table, by name.
     """
 
     shares_store: ClassVar[bool] = True  # so that all tables are planned at once

@@ -1,4 +1,4 @@
-"""Click-through runs: a model says how likely a click is, log-loss trains it, AUC judges it."""
+"""Click-through runs: a model predicts the probability of a click; it is trained by log-loss and evaluated by AUC."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _GIVEN = {"self", "embeddings", "feature_names", "dims", "num_dense", "linear"}
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=strict)
 class GraphConfig(Section):
-    """Which features of clicks are the two sides of a graph; its edges are the pairs of the positive training rows.
+    """The two features of clicks that are the sides of a graph; its edges are the pairs of the positive training rows.
 
     Attributes:
         user: the feature whose ids are users.
@@ -57,7 +57,7 @@ class GraphConfig(Section):
 
 
 def problems(experiment: ExperimentConfig) -> Iterator[str]:
-    """Say what is wrong with an experiment of click-through runs, as far as it can be known without data."""
+    """Yield the problems of an experiment of click-through runs that can be found without data."""
     yield from data_problems(experiment.data, data.DATASETS)
     yield from monitor_problems(experiment, "auc")
     for model in experiment.model:
@@ -74,11 +74,11 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class ClickTask:
-    """What a click-through run trains; see `experiments.tasks.task.Task`.
+    """The task of a click-through run; see `experiments.tasks.kind.Task`.
 
     Attributes:
-        tables: one for each feature, in their order; see `table_name`.
-        widths: of the features, by name; a method may change them.
+        tables: the tables, one for each feature, in their order; see `table_name`.
+        widths: the widths of the features, by name; a method may change them.
     """
 
     shown = ("auc", "logloss")
@@ -148,7 +148,7 @@ class ClickTask:
 
     @torch.no_grad()
     def fitted(self, built: BuiltModel) -> BuiltModel:
-        """The same model, the method fitted to its trained full tables: nothing is trained."""
+        """Return the same model with the method fitted to its trained full tables, without training."""
         plain = self.uncompressed(built)
         tables, *others = plain.embeddings.children()
         assert isinstance(tables, EmbeddingBagCollection)
@@ -162,7 +162,7 @@ class ClickTask:
 
     @torch.no_grad()
     def uncompressed(self, built: BuiltModel) -> BuiltModel:
-        """The same model of full tables, these in torchrec's own collection, as a user of embcomp would have it."""
+        """Return the same model with full tables in torchrec's own collection, as a user of embcomp would have it."""
         full, *others = built.embeddings.children()
         assert isinstance(full, CompressedEmbeddingBagCollection)
         tables = EmbeddingBagCollection(_configs(self.data.schema.feature_names, self.tables, self.run.model))
@@ -173,13 +173,13 @@ class ClickTask:
         return BuiltModel(built.model, nn.ModuleList([tables, *others]))
 
     def held_out(self, number: int, size: int) -> list[data.Batch]:
-        """Some batches of the valid split, spread over all of it."""
+        """Return some batches of the valid split, spread over all of it."""
         batches = list(self.data.loader("valid", size))
         step = max(1, len(batches) // number)
         return batches[::step][:number]
 
     def training(self) -> ClickTraining:
-        """What methods see of the training split."""
+        """Return the training split as methods see it."""
         return ClickTraining(self.data, self.run.section if isinstance(self.run.section, GraphConfig) else None)
 
     @property
@@ -216,7 +216,7 @@ class ClickTraining:
         return {table_name(feature): counts for feature, counts in counts_of(self.clicks.folder).items()}
 
     def edges(self) -> Tensor:
-        """The (user, item) pairs of the positive rows, int64 [2, E]."""
+        """Return the (user, item) pairs of the positive rows, int64 [2, E]."""
         label = self.clicks.schema.label
         self.sides()  # checks them
         assert self.graph is not None
@@ -257,7 +257,7 @@ def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> N
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another, wherever that is."""
+    """Replace a module by another, wherever it is in the model."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if child is old:

@@ -1,13 +1,11 @@
-"""Cold items: held out of training and clustering, then ranked after they are placed by their first interactions.
+"""Cold items, which are held out of training and clustering, and ranked after their first interactions place them.
 
-    [retrieval.cold]
-    share = 0.1
-    first = [1, 3, 10]
-    k = 1  # clusters that a placed item of a mixture reads; all by default
+    [retrieval.cold] share = 0.1 first = [1, 3, 10] k = 1  # clusters that a placed item of a mixture reads; all by
+    default
 
-gives, for each n of `first`, `test/<metric>/first-n`: of the pairs of cold items in the test split, after n pairs of
-each cold item from the train split have shown where it belongs. No weights are trained in this step, and hashed rows
-do not change.
+gives `test/<metric>/first-n` for each n of `first`: the metrics of the pairs of cold items in the test split, after
+each cold item has been placed by n of its pairs from the train split. No weights are trained in this step, and hashed
+rows do not change.
 """
 
 from __future__ import annotations
@@ -34,12 +32,12 @@ from experiments.config.section import Positive, many, strict
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=strict)
 class ColdConfig:
-    """Items that no training sees, and what is shown of them before they are ranked.
+    """The items that are held out of training, and the interactions that place them before they are ranked.
 
     Attributes:
-        share: of the items, drawn by the seed of the run.
-        first: so many interactions of each; one slice of the test split for each number.
-        k: how many clusters of a mixture a placed item reads; all by default.
+        share: the share of the items, drawn by the seed of the run.
+        first: the numbers of interactions of each item; one slice of the test split for each number.
+        k: the number of clusters of a mixture that a placed item reads; all by default.
     """
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -49,12 +47,12 @@ class ColdConfig:
 
 @dataclass(frozen=True)
 class ColdItems:
-    """What is kept from training.
+    """The cold items' pairs, and the data without them.
 
     Attributes:
         pairs: the data without the cold items' pairs in train and valid.
-        hidden: their pairs of the train split in a random order, int64 [2, N].
-        wanted: their pairs of the test split, int64 [2, M].
+        hidden: the cold items' pairs of the train split in a random order, int64 [2, N].
+        wanted: the cold items' pairs of the test split, int64 [2, M].
     """
 
     pairs: data.Interactions
@@ -63,7 +61,7 @@ class ColdItems:
 
     @classmethod
     def drawn(cls, pairs: data.Interactions, config: ColdConfig, seed: int) -> ColdItems:
-        """Each item is cold with the chance `share`, by the seed."""
+        """Draw each item as cold with probability `share`, by the seed."""
         generator = torch.Generator().manual_seed(seed)
         cold = torch.rand(pairs.num_items, generator=generator) < config.share
         hidden, wanted = (_of(pairs.edges(split), cold) for split in ("train", "test"))
@@ -73,7 +71,7 @@ class ColdItems:
         return cls(dataclasses.replace(pairs, pairs=kept), hidden[:, order], wanted)
 
     def first(self, n: int) -> Tensor:
-        """The first `n` hidden pairs of each cold item, int64 [2, N]."""
+        """Return the first `n` hidden pairs of each cold item, int64 [2, N]."""
         items, order = self.hidden[1].sort(stable=True)
         counts = items.unique_consecutive(return_counts=True)[1]
         place = torch.arange(len(items)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -85,9 +83,9 @@ def _of(edges: Tensor, items: Tensor) -> Tensor:
 
 
 def extended(method: Method, edges: Edges, k: int | None = None) -> Method:
-    """The method with the items of these interactions placed, where it has clusters; others stay as they are.
+    """Return the method with the items of these interactions placed, if it has clusters; other methods unchanged.
 
-    Of mixtures a placed item reads the `k` heaviest clusters.
+    With mixtures a placed item reads the `k` heaviest clusters.
     """
     if not isinstance(method, GraphHash):
         return method
@@ -105,7 +103,7 @@ def extended(method: Method, edges: Edges, k: int | None = None) -> Method:
 def placed(
     items: CompressedEmbedding, method: Method, tables: Sequence[Table], pairs: Tensor, k: int | None = None
 ) -> Iterator[None]:
-    """Inside the block the items read the rows that `extended` gives them, from these pairs, int64 [2, N]."""
+    """Let items read the rows that `extended` gives them from these pairs, int64 [2, N], inside the block."""
     users, sold = pairs.cpu().numpy()
     num_users, num_items = (table.num_embeddings for table in tables)
     edges = interactions((users, sold), num_users=num_users, num_items=num_items)

@@ -1,15 +1,9 @@
-"""What semantic runs need beside the usual: content vectors by id, codes and pieces from a configuration.
+"""The inputs of semantic runs: content vectors by id, and codes and pieces from a configuration.
 
-    [[methods]]
-    method = "SemanticIds"
-    table = "item"
-    rows = 400
-    [methods.options]
-    codes = { tokenizer = "ResidualKMeans", levels = 4, codebook_size = 32 }
-    pieces = { kind = "PrefixNgram", n = 4 }
-    neighbours = { k = 80 }
+    [[methods]] method = "SemanticIds" table = "item" rows = 400 [methods.options] codes = { tokenizer =
+    "ResidualKMeans", levels = 4, codebook_size = 32 } pieces = { kind = "PrefixNgram", n = 4 } neighbours = { k = 80 }
 
-The tokenizer is fitted on the items that occur in training, and encodes all. Neighbours are optional.
+The tokenizer is fitted on the items that occur in training, and encodes all items. Neighbours are optional.
 """
 
 from __future__ import annotations
@@ -40,20 +34,20 @@ if TYPE_CHECKING:
 
 
 class Content(Protocol):
-    """Content of the ids of one table; equal ones, by which codes are kept, have equal content."""
+    """The content of the ids of one table; codes are cached by it, so equal objects must have equal content."""
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Vectors of the ids that have some, float32 [n, dim], and which these are, bool [num_embeddings]."""
+        """Return the vectors of ids that have some, float32 [n, dim], and which these are, bool [num_embeddings]."""
         ...
 
     def counts(self) -> Tensor:
-        """How often each id occurs in training: int64 [num_embeddings]."""
+        """Return how often each id occurs in training: int64 [num_embeddings]."""
         ...
 
 
 @dataclass(frozen=True)
 class ClickContent:
-    """Content of a feature of clicks."""
+    """The content of a feature of clicks."""
 
     folder: Path
     feature: str
@@ -67,7 +61,7 @@ class ClickContent:
 
 @dataclass(frozen=True)
 class ItemContent:
-    """Content of the items of sequences: their own, or the vectors that `experiments.tasks.text` has made."""
+    """The content of the items of sequences: their own vectors, or those that `experiments.tasks.text` has made."""
 
     name: str
     events: NextItems
@@ -82,10 +76,10 @@ class ItemContent:
 
 
 def resolved(run: RunConfig, clicks: data.ClickData) -> RunConfig:
-    """The run with codes and pieces in the place of what its method's options say of them; see `resolve`.
+    """Return the run with the codes and pieces that its method's options describe; see `resolve`.
 
     Raises:
-        InputError: no table, and what `resolve` raises.
+        InputError: there is no table, or as for `resolve`.
     """
     if not needs_codes(run.method.options):
         return run
@@ -95,23 +89,23 @@ def resolved(run: RunConfig, clicks: data.ClickData) -> RunConfig:
 
 
 def with_codes(run: RunConfig, content: Content) -> RunConfig:
-    """The run with codes and pieces, of its method and of those inside."""
+    """Return the run with codes and pieces, of its method and of methods inside."""
     return dataclasses.replace(
         run, method=dataclasses.replace(run.method, options=resolve(run.method.options, content))
     )
 
 
 def needs_codes(options: Mapping[str, Any]) -> bool:
-    """Whether a method's options, or those of a method inside, say how codes are made."""
+    """Return whether a method's options, or those of a method inside, describe how codes are made."""
     inside = options.get("of")
     return isinstance(options.get("codes"), Mapping) or (isinstance(inside, Mapping) and needs_codes(inside))
 
 
 def resolve(options: Mapping[str, Any], content: Content) -> dict[str, Any]:
-    """Options with codes and pieces in the place of what the configuration says of them.
+    """Return options with the codes and pieces that the configuration describes.
 
     Raises:
-        InputError: no content vectors, unknown names, settings that do not fit.
+        InputError: there are no content vectors, names are unknown, or settings do not fit.
     """
     found = dict(options)
     if isinstance(found.get("of"), Mapping):
@@ -140,11 +134,11 @@ def resolve(options: Mapping[str, Any], content: Content) -> dict[str, Any]:
 
 
 def codes_of(content: Content, settings: Mapping[str, Any]) -> tuple[Tensor, int]:
-    """Codes of all ids, int32 [num_embeddings, levels], -1 without content, and the size of the code books.
+    """Return codes of all ids, int32 [num_embeddings, levels], -1 without content, and the size of the code books.
 
     Raises:
-        InputError: an unknown tokenizer, no content vectors.
-        TypeError, KeyError, ValueError: settings that do not fit.
+        InputError: the tokenizer is unknown, or there are no content vectors.
+        TypeError, KeyError, ValueError: settings do not fit.
     """
     return _codes(content, json.dumps(settings, sort_keys=True))
 
@@ -165,7 +159,7 @@ def _codes(content: Content, text: str) -> tuple[Tensor, int]:
 
 
 def content_of(clicks: data.ClickData, feature: str) -> tuple[Tensor, Tensor]:
-    """Content vectors of the ids that have some, float32 [n, dim], and which these are, bool [num_embeddings]."""
+    """Return the content vectors of ids that have some, float32 [n, dim], and which they are, bool [num_embeddings]."""
     size = int(clicks.schema.feature(feature).num_embeddings or 0)
     own = clicks.content(feature)
     if own is not None:
@@ -179,7 +173,7 @@ def content_of(clicks: data.ClickData, feature: str) -> tuple[Tensor, Tensor]:
 
 
 def by_id(name: str, ids: Iterable[str | None]) -> tuple[Tensor, Tensor]:
-    """The vectors that `experiments.tasks.text` has made, for ids of the source; see `Content.vectors`."""
+    """Return the vectors that `experiments.tasks.text` has made, for ids of the source; see `Content.vectors`."""
     path = vectors_file(name)
     if not path.is_file():
         raise _no_vectors(name)
@@ -195,7 +189,7 @@ def _no_vectors(name: str) -> InputError:
 
 
 def dense_content(clicks: data.ClickData, feature: str) -> Tensor:
-    """Content vectors by id, float32 [num_embeddings, dim], scaled to entries of variance 1; zeros where none."""
+    """Return content vectors by id, float32 [num_embeddings, dim], scaled to variance 1; zeros without content."""
     vectors, known = content_of(clicks, feature)
     found = vectors.new_zeros(len(known), vectors.shape[1])
     found[known] = vectors * vectors.square().mean().rsqrt()
@@ -203,7 +197,7 @@ def dense_content(clicks: data.ClickData, feature: str) -> Tensor:
 
 
 class WithContent(nn.Module):
-    """A model that sees the content vector of one feature as dense columns."""
+    """A model that gets the content vector of one feature as dense columns."""
 
     content: Tensor
 

@@ -1,4 +1,4 @@
-"""Data of runs, by name; runs of one experiment follow each other, so that what one has read the next may use."""
+"""The data of runs, by name. The last data are kept, because consecutive runs of an experiment use the same."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from experiments.errors import InputError
 
 
 def load_data(load: Callable[..., Any], config: DataConfig) -> Any:
-    """What a loader of `data` reads, or has read for the run before.
+    """Return the data that a loader of `data` reads, or has read for the run before.
 
     Raises:
-        InputError: bad data; names it.
+        InputError: the data are wrong; the error names them.
     """
     return _loaded(load, config.name, json.dumps(config.options), os.environ.get("EMBCOMP_DATA"))
 

@@ -1,4 +1,4 @@
-"""A model's metrics on a split."""
+"""The evaluation of a model on a split."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def evaluate(
     slices: Mapping[str, SliceConfig] | None = None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
-    """`<split>/<metric>`, and for each slice `<split>/<metric>/<slice>`; boolean columns of the batches are slices too.
+    """Return `<split>/<metric>`, and `<split>/<metric>/<slice>`; boolean columns of the batches are slices, too.
 
     Args:
-        tick: called with the number of batches done.
+        tick: a function that is called with the number of batches done.
 
     Raises:
-        InputError: an empty split.
+        InputError: the split is empty.
     """
     group = clicks.schema.group
     wanted = dict(slices or {})

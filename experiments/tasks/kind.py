@@ -1,4 +1,4 @@
-"""A kind of run: what one file of this folder says of it, and what its runs train."""
+"""The interface of a kind of run: a file of this folder describes it by a `Kind`, and its runs train a `Task`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from experiments.tasks.sizing import BuiltModel
 
 
 class Task(Protocol):
-    """What the trainer and the result files need of a run.
+    """The interface of a run to the trainer and the result files.
 
     Attributes:
-        method: at its budget.
-        rows: of all stores of the tables together.
-        full_nbytes: of the uncompressed tables.
-        shown: metrics of the test split that are printed at the end.
-        validate_every: epochs between two evaluations of the valid split.
-        steps: batches of an epoch.
+        method: the method at its budget.
+        rows: the rows of all stores of the tables together.
+        full_nbytes: the bytes of the uncompressed tables.
+        shown: the metrics of the test split that are printed at the end.
+        validate_every: the epochs between two evaluations of the valid split.
+        steps: the batches of an epoch.
     """
 
     @property
@@ -44,19 +44,19 @@ class Task(Protocol):
     def steps(self) -> int: ...
 
     def model(self, device: torch.device) -> BuiltModel:
-        """A new model, its weights drawn from the run's seed."""
+        """Return a new model, its weights drawn from the run's seed."""
         ...
 
     def batches(self, epoch: int, start_batch: int) -> Iterator[Any]:
-        """Batches of the train split, with a method `to`, in an order that depends on (seed, epoch) alone."""
+        """Return batches of the train split, with a method `to`, in an order that depends on (seed, epoch) alone."""
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss of a batch, a scalar."""
+        """Return the loss of a batch, a scalar."""
         ...
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
-        """`<split>/<metric>` -> value."""
+        """Return the metrics of a split, `<split>/<metric>` -> value."""
         ...
 
 
@@ -64,7 +64,7 @@ class FittedTask(Task, Protocol):
     """A task whose method may be fitted to trained full tables."""
 
     def fitted(self, built: BuiltModel) -> BuiltModel:
-        """The same model, the method fitted to its trained full tables."""
+        """Return the same model with the method fitted to its trained full tables."""
         ...
 
 
@@ -73,11 +73,11 @@ class Kind:
     """A kind of run, such as retrieval.
 
     Attributes:
-        name: a key of `experiments.tasks.task.KINDS`.
-        section: settings of the kind; a file that has a section of its `key` holds runs of this kind.
+        name: the key in `experiments.tasks.task.KINDS`.
+        section: the settings of the kind; a file that has a section of its `key` holds runs of this kind.
         datasets: the data sets of its runs, by name.
-        problems: says what is wrong with an experiment, one line each, as far as it can be known without data.
-        prepare: loads the data of a run and sizes its method; see `experiments.tasks.task.prepare`.
+        problems: a function that yields the problems of an experiment, one line each, that can be found without data.
+        prepare: a function that loads the data of a run and sizes its method; see `experiments.tasks.task.prepare`.
     """
 
     name: str

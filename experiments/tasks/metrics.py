@@ -1,4 +1,4 @@
-"""Metrics of clicks, exact: no bins, no samples.
+"""Exact metrics of clicks, without bins or samples.
 
 AUC is the Mann-Whitney statistic with ties counted half. Grouped AUC is the mean of the groups' AUCs, weighted by their
 rows, over the groups that hold both classes (Zhou et al. 2018, arXiv 1706.06978, section 6.2). Normalised entropy is
@@ -19,15 +19,15 @@ from experiments.errors import Diverged, InputError
 
 
 def click_metrics(logits: Tensor, labels: Tensor, group: Tensor | None = None) -> dict[str, float]:
-    """Metrics of one set of rows: `auc`, `logloss`, `ne`, and `gauc` where there is a group.
+    """Return metrics of one set of rows: `auc`, `logloss`, `ne`, and `gauc` if there is a group.
 
     Args:
-        logits: float [N].
-        labels: float [N], 0 or 1.
-        group: int64 [N].
+        logits: the logits, float [N].
+        labels: the labels, float [N], 0 or 1.
+        group: the group of each row, int64 [N].
 
     Returns:
-        Metrics by name. AUC and normalised entropy are left out where they are not defined (one class only).
+        The metrics by name. AUC and normalised entropy are left out if they are not defined (one class only).
 
     Raises:
         Diverged: a logit is NaN or infinite.
@@ -53,7 +53,7 @@ def click_metrics(logits: Tensor, labels: Tensor, group: Tensor | None = None) -
 def sliced_metrics(
     logits: Tensor, labels: Tensor, group: Tensor | None, slices: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Metrics of all rows, and of those where each slice (bool [N]) holds as `<metric>/<slice>`."""
+    """Return metrics of all rows, and of the rows of each slice (bool [N]) as `<metric>/<slice>`."""
     found = click_metrics(logits, labels, group)
     for name, rows in slices.items():
         if bool(rows.any()):
@@ -64,7 +64,7 @@ def sliced_metrics(
 
 
 def _auc() -> pl.Expr:
-    """Null where there is one class only."""
+    """Return the AUC; null if there is one class only."""
     label = pl.col("label")
     positives = label.sum().cast(pl.Float64)
     negatives = pl.len().cast(pl.Float64) - positives

@@ -1,4 +1,4 @@
-"""Features are called as their columns are; tables live in modules, which not every name can have."""
+"""The names of tables. Features are named like their columns, but not every such name is valid for a module."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 @cache
 def table_name(feature: str) -> str:
-    """The name of a feature's table: its own where a module can have it, else a spelling that no column is given.
+    """Return the name of a feature's table: its own if a module can have it, else a spelling that no column has.
 
-    Modules refuse dots and the names of their own attributes (`items`, `type`, `train`), and a method is given to the
-    tables that a pattern matches.
+    Modules refuse dots and the names of their own attributes (`items`, `type`, `train`), and characters of glob
+    patterns would match other tables.
 
     >>> table_name("item"), table_name("items"), table_name("item.cat")
     ('item', '%items', '%item%2Ecat')

@@ -1,4 +1,4 @@
-"""Next-item runs: a model reads each user's events and ranks all items for the last one, which is left out."""
+"""Next-item runs: a model reads each user's events and ranks all items for the last event, which is held out."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from recsys_models.sequence import SequenceModel
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=strict)
 class NextItemsConfig(Section):
-    """What makes a run a next-item run: of each user's events the last is test, the one before it valid.
+    """The section of next-item runs: each user's last event is test, the one before it valid.
 
     Attributes:
-        length: events of a history, at most; the train split is cut into windows of so many, of which
-            `training.batch_size` are a batch.
-        core: users and items with fewer events are left out, until none is left with fewer.
-        negatives: items drawn for each batch, by how often they occur in training to the power of `power`, with the
-            log-Q correction; 0 for cross-entropy over all items.
+        length: the most events of a history; the train split is cut into windows of this length, and a batch holds
+            `training.batch_size` windows.
+        core: the least number of events of users and items; others are left out, until none has fewer.
+        negatives: the number of items drawn for each batch, by how often they occur in training to the power of
+            `power`, with the log-Q correction; 0 for cross-entropy over all items.
         power: see `negatives`.
-        validate_every: epochs between two evaluations of the valid split.
-        codes: tokenizer of the items' content and its settings, as of SemanticIds, for models that read codes (H2Rec).
-            Rows and codes of the levels count as bytes of the tables.
+        validate_every: the epochs between two evaluations of the valid split.
+        codes: the tokenizer of the items' content and its settings, as for SemanticIds, for models that read codes
+            (H2Rec). Rows and codes of the levels count as bytes of the tables.
     """
 
     key = "next_items"
@@ -71,7 +71,7 @@ class NextItemsConfig(Section):
 
 
 def problems(experiment: ExperimentConfig) -> Iterator[str]:
-    """Say what is wrong with an experiment of next-item runs, as far as it can be known without data."""
+    """Yield the problems of an experiment of next-item runs that can be found without data."""
     config = experiment.section
     yield from data_problems(experiment.data, data.SEQUENCES)
     yield from monitor_problems(experiment, "ndcg@10")
@@ -94,7 +94,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class NextItemsTask:
-    """What a next-item run trains; see `experiments.tasks.task.Task`. Its table is "item"."""
+    """The task of a next-item run; see `experiments.tasks.kind.Task`. Its table is "item"."""
 
     shown = ("recall@10", "ndcg@10")
 
@@ -145,7 +145,7 @@ class NextItemsTask:
         return self.data.batches(self.config.length, size, seed, epoch, start_batch, distributed.share())
 
     def loss(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
-        """Of this process's share, weighed."""
+        """Return the loss of this process's share, weighted."""
         queries, targets, penalty = model.examples(batch.history, batch.mask)  # type: ignore[operator]
         whole = distributed.local(model)
         assert isinstance(whole, SequenceModel)
@@ -166,12 +166,12 @@ class NextItemsTask:
 
     @cached_property
     def _log_q(self) -> Tensor:
-        """Logarithm of the probability with which each item is drawn; one that never occurs counts as one event."""
+        """Return the log of the probability that each item is drawn; one that never occurs counts as one event."""
         weights = self.data.counts().clamp(min=1).double() ** self.config.power
         return (weights / weights.sum()).log().float()
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
-        """All items are ranked but those of the user's own past; in the test split also by slices of the target."""
+        """Rank all items but those of the user's own past; in the test split also by slices of the target."""
         whole = distributed.local(model)
         assert isinstance(whole, SequenceModel)
         size = self.run.training.eval_batch_size
@@ -211,7 +211,7 @@ def _events(sequences: data.Sequences, core: int) -> NextItems:
 
 
 def _codes(run: RunConfig, config: NextItemsConfig, content: ItemContent) -> tuple[dict[str, Any], int]:
-    """What a model that reads codes takes beside its options, and the bytes that it holds for them."""
+    """Return the arguments of a model that reads codes, beside its options, and the bytes that it holds for them."""
     if config.codes is None:
         return {}, 0
     try:

@@ -1,4 +1,4 @@
-"""The rank of the next item among all items, and what it says of a model: no sampled metrics."""
+"""The rank of the next item among all items, and metrics of these ranks, without sampling."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ KS = (10, 50)
 def ranks_of(
     model: SequenceModel, events: NextItems, split: str, length: int, batch_size: int, device: torch.device
 ) -> Tensor:
-    """The rank of each user's next item, from 1, among all items that do not occur in the user's past: int64 [U].
+    """Return the rank of each user's next item, from 1, among all items not in the user's past: int64 [U].
 
-    Compressed tables give items equal vectors and so equal scores. Ties fall by a fixed random order of the items, not
-    by their ids, which may say something of their popularity. Several processes take turns with the users.
+    Compressed tables give items equal vectors and so equal scores. Ties are broken by a fixed random order of the
+    items, not by their ids, which may correlate with popularity. Several processes share the users.
 
     Args:
-        model: it is left in the mode that it was in.
-        events: of all users.
+        model: the model, which is left in its mode (training or evaluation).
+        events: the events of all users.
         split: "valid" or "test".
-        length: latest events that the model reads.
-        batch_size: users at a time.
-        device: of the model.
+        length: the number of latest events that the model reads.
+        batch_size: the number of users at a time.
+        device: the device of the model.
 
     Raises:
         Diverged: scores are NaN or infinite.
@@ -68,12 +68,12 @@ def ranks_of(
 
 
 def next_item_metrics(ranks: Tensor, slices: Mapping[str, Tensor], ks: tuple[int, ...] = KS) -> dict[str, float]:
-    """Means over users of `recall@k`, whether the item is among the first k, and `ndcg@k`, 1 / log2(rank + 1) if so.
+    """Return means over users of `recall@k`, 1 if the item is among the first k, and `ndcg@k`, then 1 / log2(rank + 1).
 
     Args:
-        ranks: int64 [U], from 1.
-        slices: users, bool [U], by the name of a slice: `<metric>/<slice>` and `rows/<slice>`.
-        ks: how many of the first ranks count.
+        ranks: the ranks, int64 [U], from 1.
+        slices: the users of each slice, bool [U], by name: `<metric>/<slice>` and `rows/<slice>`.
+        ks: the numbers of first ranks that count.
     """
     metrics: dict[str, float] = {}
     for k in ks:

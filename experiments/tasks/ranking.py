@@ -1,4 +1,4 @@
-"""Recall and NDCG of a full ranking, exact: every item is a candidate, no samples."""
+"""Exact recall and NDCG of a full ranking: every item is a candidate."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ KS = (10, 20, 50)
 def rank_metrics(
     model: nn.Module, known: Tensor, wanted: Tensor, num_items: int, batch_size: int, ks: tuple[int, ...] = KS
 ) -> dict[str, float]:
-    """Means over the users of `wanted`, each ranking all items but its known ones.
+    """Return means over the users of `wanted`, each ranking all items but the known ones.
 
-    With n wanted items of a user, of which h are among the first k: recall@k = h / min(k, n). ndcg@k is the sum of
-    1 / log2(place + 1) over the places 1 .. k that hold wanted items, divided by that of the first min(k, n) places.
+    If h of a user's n wanted items are among the first k, recall@k = h / min(k, n). ndcg@k is the sum of 1 / log2(place
+    + 1) over the places 1 .. k that hold wanted items, divided by that of the first min(k, n) places.
 
-    Compressed tables give items equal vectors and so equal scores. Ties fall by a fixed random order of the items, not
-    by their ids, which may say something of their popularity. Several processes take turns with the blocks of users.
+    Compressed tables give items equal vectors and so equal scores. Ties are broken by a fixed random order of the
+    items, not by their ids, which may correlate with popularity. Several processes share the blocks of users.
 
     Args:
-        model: a `recsys_models.retrieval.RetrievalModel`; it is left in the mode that it was in.
-        known: int64 [2, N], pairs of user and item that are not ranked.
-        wanted: int64 [2, M], pairs that should be at the top.
-        batch_size: users at a time.
+        model: a `recsys_models.retrieval.RetrievalModel`, which is left in its mode (training or evaluation).
+        known: the pairs of user and item that are not ranked, int64 [2, N].
+        wanted: the pairs that should be at the top, int64 [2, M].
+        batch_size: the number of users at a time.
 
     Returns:
         `recall@k` and `ndcg@k` for each k of `ks`.
@@ -77,9 +77,9 @@ def rank_metrics(
 
 
 def pair_auc(model: nn.Module, known: Tensor, wanted: Tensor, num_items: int, batch_size: int) -> float:
-    """The chance that a wanted item is above an item that is neither known nor wanted; ties count half.
+    """Return the probability that a wanted item is above one neither known nor wanted; ties count half.
 
-    The mean over the wanted pairs; arguments as in `rank_metrics`.
+    It is the mean over the wanted pairs; arguments are those of `rank_metrics`.
     """
     known, wanted = _sorted(known), _sorted(wanted)
     everything = torch.arange(num_items, device=wanted.device)
@@ -108,7 +108,7 @@ def _sorted(pairs: Tensor) -> Tensor:
 
 
 def _cells(pairs: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the pairs whose user is in `block`; both are sorted by user."""
+    """Return rows and columns of the pairs whose user is in `block`; both are sorted by user."""
     begin, end = torch.searchsorted(pairs[0], block[[0, -1]] + torch.tensor([0, 1], device=block.device)).tolist()
     users, columns = pairs[:, begin:end]
     rows = torch.searchsorted(block, users)

@@ -1,4 +1,4 @@
-"""Retrieval runs: a model ranks all items for each user; a pairwise loss trains it, recall judges it."""
+"""Retrieval runs: a model ranks all items for each user; it is trained by a pairwise loss and evaluated by recall."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _START_STD = 0.1  # of LightGCN's tables, where the configuration says nothing
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=strict)
 class RetrievalConfig(Section):
-    """What makes a run a retrieval run: all items are ranked for each user.
+    """The section of retrieval runs, in which all items are ranked for each user.
 
     Attributes:
-        loss: "bpr" and "bce" (binary cross-entropy) set each pair against one random item, drawn anew at each step;
-            "directau" needs none.
-        gamma: weight of uniformity in "directau".
-        validate_every: epochs between two evaluations of the valid split.
-        cold: hold items out of training, and rank them after a few interactions.
+        loss: the loss: "bpr" and "bce" (binary cross-entropy) compare each pair with one random item, drawn anew at
+            each step; "directau" needs none.
+        gamma: the weight of uniformity in "directau".
+        validate_every: the epochs between two evaluations of the valid split.
+        cold: the settings of cold items, which are held out of training and ranked after a few interactions.
     """
 
     key = "retrieval"
@@ -57,7 +57,7 @@ class RetrievalConfig(Section):
 
 
 def problems(experiment: ExperimentConfig) -> Iterator[str]:
-    """Say what is wrong with an experiment of retrieval runs, as far as it can be known without data."""
+    """Yield the problems of an experiment of retrieval runs that can be found without data."""
     config = experiment.section
     yield from data_problems(experiment.data, data.INTERACTIONS)
     yield from monitor_problems(experiment, "recall@20")
@@ -76,7 +76,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """What a retrieval run trains; see `experiments.tasks.task.Task`. Its tables are "user_id" and "item_id"."""
+    """The task of a retrieval run; see `experiments.tasks.kind.Task`. Its tables are "user_id" and "item_id"."""
 
     shown = ("recall@20", "ndcg@20")
 
@@ -115,7 +115,7 @@ class RetrievalTask:
 
     @torch.no_grad()
     def uncompressed(self, built: BuiltModel) -> BuiltModel:
-        """The same model of full tables, these in torch's own modules, as a user of embcomp would have it."""
+        """Return the same model with full tables in torch's own modules, as a user of embcomp would have it."""
         model: Any = built.model
         compressed: Any = built.embeddings.children()
         model.users, model.items = (
@@ -124,12 +124,12 @@ class RetrievalTask:
         return BuiltModel(model, nn.ModuleList([model.users, model.items]))
 
     def held_out(self, number: int, size: int) -> list[Triples]:
-        """Some batches of pairs of the valid split, with negatives."""
+        """Return some batches of pairs of the valid split, with negatives."""
         edges = self.data.edges("valid")
         return list(triples(edges, self.data.num_items, size, seed=self.run.seed))[:number]
 
     def training(self) -> RetrievalTraining:
-        """What methods see of the training split."""
+        """Return the training split as methods see it."""
         return RetrievalTraining(self.data)
 
     @property
@@ -147,7 +147,7 @@ class RetrievalTask:
         return (batch.share(*distributed.share()) for batch in whole) if distributed.size() > 1 else whole
 
     def loss(self, model: nn.Module, batch: Triples) -> Tensor:
-        """Of this process's share, weighed. DirectAU compares all pairs of a batch: each process computes it whole."""
+        """Return the loss of this process's share, weighted. Each process computes DirectAU over the whole batch."""
         if self.config.loss == "directau":
             vectors = model.look_up(batch.users, batch.positives.unsqueeze(1))  # type: ignore[operator]
             users, items = (distributed.gathered_rows(each.flatten(1), batch.total) for each in vectors)
@@ -163,7 +163,7 @@ class RetrievalTask:
         return distributed.weighed(mean, rows, batch.total)
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
-        """Of the users that have items in `split`; what earlier splits hold is not ranked."""
+        """Evaluate the users that have items in `split`; items of earlier splits are not ranked."""
         model = distributed.local(model)
         before = ("train",) if split == "valid" else ("train", "valid")
         known = torch.cat([self.data.edges(part) for part in before], dim=1).to(device)
@@ -173,7 +173,7 @@ class RetrievalTask:
         return {f"{split}/{name}": value for name, value in found.items()}
 
     def _cold_metrics(self, model: nn.Module, known: Tensor) -> dict[str, float]:
-        """`<metric>/first-n` of the cold items' pairs in the test split."""
+        """Return `<metric>/first-n` of the cold items' pairs in the test split."""
         assert self.cold is not None
         assert self.config.cold is not None
         found: dict[str, float] = {}
@@ -207,7 +207,7 @@ class RetrievalTraining:
 
 
 def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:
-    """One for each table of the plan, started as configured."""
+    """Make an embedding for each table of the plan, initialised as configured."""
     stores = make_stores(plan, sparse=False, device=None, dtype=None)
     bound, std = config.init_uniform, config.init_normal
     for name, store in plan.stores.items():

@@ -1,4 +1,4 @@
-"""A method at its budget, for the tables of a run."""
+"""The sizing of a method to its budget, for the tables of a run."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ class BuiltModel:
 
     @property
     def training_nbytes(self) -> int:
-        """Bytes of tables and maps while they train."""
+        """Return the bytes of tables and maps while they train."""
         return embcomp.training_nbytes(self.embeddings)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tables and maps as they are served."""
+        """Return the bytes of tables and maps as they are served."""
         return embcomp.served_nbytes(self.embeddings)
 
 
 def sized(
     run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0, added: int = 0
 ) -> tuple[Method, Plan]:
-    """The run's method at its budget, and its plan.
+    """Return the run's method at its budget, and its plan.
 
     Args:
-        run: its configuration.
-        tables: what the method compresses.
-        training: what it sees of the train split.
-        extra: bytes of the budget that are spent already on other tables, which full tables have, too.
-        added: bytes of the budget that are spent already on what full tables do not need.
+        run: the configuration of the run.
+        tables: the tables to compress.
+        training: the training split as methods see it.
+        extra: the bytes of the budget that other tables use, which full tables have, too.
+        added: the bytes of the budget that are used for inputs that full tables do not need.
 
     Raises:
-        InputError: options that the method rejects at any budget.
+        InputError: the method rejects the options at any budget.
         Infeasible: the method cannot serve this budget.
     """
     options = _options(run.method.method, run.method.options, run, training)
@@ -56,7 +56,7 @@ def sized(
 
 
 def _options(name: str, given: Mapping[str, Any], run: RunConfig, training: Training) -> dict[str, Any]:
-    """The options of a method, with what it takes from the training split; those of a method inside beside them."""
+    """Return the options of a method with its inputs from the training split, and those of a method inside."""
     given = dict(given)
     inside = given.pop("of", None)
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
@@ -79,7 +79,7 @@ def size(
     full: int,
     extra: int,
 ) -> tuple[Method, Plan]:
-    """The method at its budget, and its plan; `extra` bytes of the budget are spent already."""
+    """Return the method at its budget, and its plan; `extra` bytes of the budget are already used."""
     cls = METHODS[name]
     kind, value = budget or (None, 0)
     try:
@@ -98,7 +98,7 @@ def size(
 
 
 def _serves_somewhere(cls: type[Method], tables: Sequence[Table], options: dict[str, Any], full: int) -> bool:
-    """Whether more bytes would help: otherwise the options are at fault, not the budget."""
+    """Return whether the method fits with more bytes; if not, the options are wrong, not the budget."""
     try:
         cls.for_budget(tables, 4 * full + 2**20, **options)
     except ValueError:

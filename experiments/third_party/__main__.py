@@ -1,12 +1,12 @@
-"""Swaps the tables of other libraries' models, trains before and after, and writes down what has happened.
+"""The command that swaps the tables of other libraries' models, trains before and after, and writes the outcomes.
 
-    python -m experiments.third_party                    what is installed, into experiments/results/third-party
-    python -m experiments.third_party --only recbole     one library
-    python -m experiments.third_party --model "recbole/SASRec (sequential)"   one model, printed alone
+    python -m experiments.third_party                    what is installed, into experiments/results/third-party python
+    -m experiments.third_party --only recbole     one library python -m experiments.third_party --model "recbole/SASRec
+    (sequential)"   one model, printed alone
 
-It installs nothing. What is to be installed, with versions, stands in requirements/third-party.txt; do so in an
-environment that is thrown away afterwards. Each model runs in a process of its own. Models that stand in the file of
-results, tried with the same versions, are not tried again without --again; those without an answer are.
+It installs nothing. The packages and versions to install are listed in requirements/third-party.txt; use an environment
+that is deleted afterwards. Each model runs in a process of its own. Models in the file of results that were tried with
+the same versions are not tried again without --again, unless they gave no answer.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def _child(build: Build, answers: Connection) -> None:
 
 
 def _apart(build: Build) -> Tries:
-    """The tries of one model, in a process that may die without harm."""
+    """Return the tries of one model, run in a process that may crash."""
     context = multiprocessing.get_context("fork")
     answers, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(build, theirs))
@@ -79,7 +79,7 @@ def _apart(build: Build) -> Tries:
 
 
 def _short(tries: Tries) -> dict[str, Any]:
-    """`trained` and its number alone where all are; else outcome -> reason -> the tries."""
+    """Return `trained` and its number if all tries are; else outcome -> reason -> the tries."""
     found: dict[str, Any] = {}
     for name, (outcome, reason) in tries.items():
         found.setdefault(outcome, {}).setdefault(reason[:400], []).append(name)
@@ -91,7 +91,7 @@ def _short(tries: Tries) -> dict[str, Any]:
 
 
 def _library(name: str, again: bool, matching: str) -> list[dict[str, Any]] | None:
-    """A row for each model of one library, also those that stand in its file; None where it is not installed."""
+    """Return a row for each model of one library, also those in its file; None if it is not installed."""
     package = PACKAGES[name]
     file = THIRD_PARTY / f"{name}.json"
     try:

@@ -1,4 +1,4 @@
-"""What a library's file gives for each of its models."""
+"""The interface of the libraries' files: how each of their models is built and trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ FIELDS, BATCH, DIM = [90, 120, 150], 16, 8
 
 @dataclass(frozen=True)
 class Case:
-    """A model, freshly built, and how it is trained."""
+    """A new model, and how it is trained."""
 
     model: nn.Module
     loss: Callable[[nn.Module], Tensor]
@@ -30,11 +30,11 @@ Build = Callable[[], Case]
 
 
 def field_ids() -> Tensor:
-    """An id for each example and field, [BATCH, fields]."""
+    """Draw an id for each example and field, [BATCH, fields]."""
     return torch.stack([torch.randint(0, size, (BATCH,)) for size in FIELDS], dim=1)
 
 
 def clicks(logits: Tensor) -> Tensor:
-    """A loss against clicks on every second row, of logits or probabilities [B]."""
+    """Return a loss with a click on every second row, for logits or probabilities [B]."""
     target = (torch.arange(len(logits)) % 2).float()
     return F.mse_loss(logits, target)

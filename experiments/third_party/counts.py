@@ -1,4 +1,4 @@
-"""What tries come to, and how many of each there are."""
+"""The counts of the outcomes of tries."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ OUTCOMES = ["trained", "refused", "no table", "does not run", "wrong"]
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, int]]:
-    """The models by their worst outcome, and the tries by outcome."""
+    """Count the models by their worst outcome, and the tries by outcome."""
     models: Counter[str] = Counter()
     tries: Counter[str] = Counter()
     for row in rows:

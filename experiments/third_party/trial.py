@@ -1,4 +1,4 @@
-"""One model, one method: train, swap, train again, and what has happened."""
+"""The trial of one method on one model: train, swap, train again, and report the outcome."""
 
 import math
 import random
@@ -18,7 +18,7 @@ _TABLES = (CompressedTable, nn.Embedding, nn.EmbeddingBag)
 
 
 def _width(model: nn.Module) -> int:
-    """A chunk width that all tables are multiples of."""
+    """Return a chunk width that divides the widths of all tables."""
     return math.gcd(*(part.embedding_dim for part in model.modules() if isinstance(part, nn.Embedding)))
 
 
@@ -37,13 +37,13 @@ def _seed(seed: int) -> None:
 
 
 def _rows(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of tables, compressed or not."""
+    """Return the parameters of tables, compressed or not."""
     kept = {id(p) for part in model.modules() if isinstance(part, _TABLES) for p in part.parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) in kept}
 
 
 def _train(case: Case) -> list[str]:
-    """Some steps; the names of parameters of tables that did not move."""
+    """Train some steps; return the names of parameters of tables that did not change."""
     model = case.model
     optimizer: Any = model.optimizer if case.own_optimizer else torch.optim.Adam(model.parameters(), lr=0.01)
     before = {name: p.detach().clone() for name, p in _rows(model).items()}
@@ -58,14 +58,14 @@ def _train(case: Case) -> list[str]:
 
 
 def _unread(case: Case) -> list[str]:
-    """The parameters of tables that the answers do not depend on: tables left aside, or behind units that are dead."""
+    """Return the parameters of tables that the answers do not depend on: unused tables, or those behind dead units."""
     case.model.zero_grad()
     (case.answer or case.loss)(case.model).sum().backward()
     return [name for name, p in _rows(case.model).items() if p.grad is None or not bool(p.grad.any())]
 
 
 def _missed_by_penalty(case: Case) -> list[str]:
-    """The weights of tables that the library's penalty of tables does not reach."""
+    """Return the weights of tables that the library's penalty of tables does not reach."""
     if case.penalty is None:
         return []
     case.model.zero_grad()
@@ -75,7 +75,7 @@ def _missed_by_penalty(case: Case) -> list[str]:
 
 
 def _answer(case: Case) -> float:
-    """The loss of the model as it is used, which equal vectors leave as it is."""
+    """Return the loss of the model in evaluation, which a swap to equal vectors must not change."""
     _seed(1)  # models draw negatives, noise and orders from all three
     case.model.eval()
     with torch.no_grad():
@@ -85,7 +85,7 @@ def _answer(case: Case) -> float:
 
 
 def try_exact(build: Build) -> tuple[str, str]:
-    """A warm start with a row of its own for each id leaves the loss of the model where it was."""
+    """Check that a warm start with a separate row for each id does not change the loss of the model."""
 
     def swapped(case: Case) -> list[str]:
         before = _answer(case)
@@ -99,7 +99,7 @@ def try_exact(build: Build) -> tuple[str, str]:
 
 
 def try_method(build: Build, method: Callable[[nn.Module], embcomp.Method], init: Any) -> tuple[str, str]:
-    """Every row of the swapped model learns, and its library's penalties reach it."""
+    """Check that every row of the swapped model learns, and that its library's penalties reach it."""
 
     def swapped(case: Case) -> list[str]:
         embcomp.compress_(case.model, {"*": method(case.model)}, init=init)
@@ -109,7 +109,7 @@ def try_method(build: Build, method: Callable[[nn.Module], embcomp.Method], init
 
 
 def _try(build: Build, swap: Callable[[Case], list[str]]) -> tuple[str, str]:
-    """(an outcome of OUTCOMES, the reason)."""
+    """Return (an outcome of OUTCOMES, the reason)."""
     _seed(0)
     try:
         full = build()

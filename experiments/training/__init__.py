@@ -1,1 +1,1 @@
-"""Training: the loop, optimizers, checkpoints."""
+"""The training: the loop, optimizers, checkpoints."""

@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: enough to go on as if it had never stopped."""
+"""The state of a training on disk, from which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Progress:
     """The trainer's own state, beside model and optimizers.
 
     Attributes:
-        epoch: the current one, from 0.
-        batch: batches of it that are done.
-        loss_sum: of these batches.
+        epoch: the current epoch, from 0.
+        batch: the number of its batches that are done.
+        loss_sum: the sum of the losses of these batches.
         best: the monitored metric of the best epoch so far.
-        best_epoch: which that was; its weights are in `best.safetensors`.
-        stale: epochs in a row without a new best.
-        finished: no further epoch is to be trained.
-        seconds: trained so far, over all sessions.
-        peak_memory: bytes, the most of all sessions.
-        history: metrics of each finished epoch.
+        best_epoch: the best epoch, whose weights are in `best.safetensors`.
+        stale: the number of epochs in a row without a new best.
+        finished: True if no further epoch is to be trained.
+        seconds: the seconds trained so far, over all sessions.
+        peak_memory: the peak memory of all sessions, in bytes.
+        history: the metrics of each finished epoch.
     """
 
     epoch: int = 0
@@ -51,13 +51,13 @@ class Progress:
 class Last:
     """The last checkpoint of one run, in `<folder>/last-<key>`; written and read by `embcomp.checkpoints`.
 
-    What some processes have saved, another number of them may load.
+    A checkpoint can be loaded by another number of processes than saved it.
 
     Args:
-        folder: of the run.
-        key: of its configuration; checkpoints of another one are not read.
-        model: as it is trained.
-        optimizers: in the order of the trainer.
+        folder: the folder of the run.
+        key: the key of its configuration; checkpoints of another one are not read.
+        model: the model, as it is trained.
+        optimizers: the optimizers, in the order of the trainer.
     """
 
     def __init__(self, folder: Path, key: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
@@ -72,10 +72,10 @@ class Last:
         self._saved.wait()
 
     def load(self) -> Progress | None:
-        """Into model, optimizers and random generators; None where there is none to go on from.
+        """Load into model, optimizers and random generators; return None if there is no checkpoint.
 
         Raises:
-            InputError: it was written by another version of the code.
+            InputError: the checkpoint was written by another version of the code.
         """
         if distributed.rank() == 0:  # what another configuration has left
             for path in self.folder.glob("last*"):
@@ -101,8 +101,8 @@ class Last:
 class Best:
     """The weights of the best epoch of a run, `<folder>/best.safetensors`: a state dict of whole tables, in one piece.
 
-    It may be newer than the last checkpoint by at most one epoch; as training repeats exactly from there, it is then
-    written again with the same content.
+    It may be newer than the last checkpoint by at most one epoch. Training repeats exactly from that checkpoint, so it
+    is then written again with the same content.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -115,7 +115,7 @@ class Best:
         distributed.agreed(None)  # nobody reads it before it is there
 
     def exists(self) -> bool:
-        """Whether it is there, undamaged and of this configuration."""
+        """Return whether the file exists, undamaged and of this configuration."""
         try:
             return self._read() is not None
         except Damaged:

@@ -1,4 +1,4 @@
-"""Optimizers of a run: one over everything, or one over the model and a fused one inside its tables."""
+"""The optimizers of a run: one for all parameters, or one for the model and a fused one inside its tables."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _FUSED: dict[str, type[Optimizer]] = {
 def make_optimizers(
     built: BuiltModel, config: OptimizerConfig, device: torch.device | None = None
 ) -> tuple[nn.Module, list[Optimizer]]:
-    """The model to train and the optimizers that a step calls.
+    """Return the model to train and the optimizers that a step calls.
 
-    The tables are fused where the configuration says so, and with several processes the model is spread over them.
+    The tables are fused if the configuration says so. With several processes the model is distributed over them.
 
     Raises:
         InputError: the fused optimizer cannot train these tables.
@@ -50,7 +50,7 @@ def make_optimizers(
 
 
 def _dense(built: BuiltModel, config: OptimizerConfig, table_lr: float) -> Optimizer:
-    """Of all that is not updated inside the backward pass."""
+    """Return the optimizer of all parameters that are not updated inside the backward pass."""
     tables = {id(parameter) for parameter in built.embeddings.parameters()}
     outside = in_backward_optimizer_filter(built.model.named_parameters())
     trained = [parameter for _, parameter in outside if parameter.requires_grad]

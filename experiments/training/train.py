@@ -1,4 +1,4 @@
-"""Training: epochs, early stopping, checkpoints from which a killed run goes on exactly where it stood."""
+"""Training: epochs, early stopping, and checkpoints from which a killed run resumes exactly."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _ASK_EVERY = 16
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        metrics: of the best epoch: `valid/...` and `test/...`.
-        nbytes: of tables and maps, as they are served.
-        training_nbytes: of tables and maps, while they train.
+        metrics: the metrics of the best epoch: `valid/...` and `test/...`.
+        nbytes: the bytes of tables and maps, as they are served.
+        training_nbytes: the bytes of tables and maps, while they train.
     """
 
     metrics: dict[str, float]
@@ -44,16 +44,17 @@ class Outcome:
 
 
 class Trainer:
-    """Trains one task.
+    """The trainer of one task.
 
     Args:
-        folder: of the checkpoints.
-        key: of the configuration; checkpoints of another one are left aside.
-        loggers: the step where the training goes on -> the loggers that are told of it, in the first process.
-        checkpoint_seconds: time between checkpoints inside an epoch; each validation ends with one anyway.
-        checkpoint_steps: steps between checkpoints, which are then written in the background; in place of the time.
-        full: of a method that is fitted after training, the best weights of the run of full tables, if there are any:
-            they are not trained again.
+        folder: the folder of the checkpoints.
+        key: the key of the configuration; checkpoints of another one are ignored.
+        loggers: a function from the step at which the training continues to the loggers, in the first process.
+        checkpoint_seconds: the time between checkpoints inside an epoch; each validation also ends with a checkpoint.
+        checkpoint_steps: the number of steps between checkpoints, which are then written in the background; it replaces
+            `checkpoint_seconds`.
+        full: the best weights of the run of full tables, for a method that is fitted after training; if given, full
+            tables are not trained again.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Trainer:
         """Train to the end, then test the best epoch.
 
         Raises:
-            Diverged: loss or logits are not finite.
+            Diverged: the loss or the logits are not finite.
         """
         metrics: dict[str, float] | None = None
         try:
@@ -111,7 +112,7 @@ class Trainer:
         """Train to the end; the model then has the weights of the last epoch.
 
         Raises:
-            Diverged: loss or logits are not finite.
+            Diverged: the loss or the logits are not finite.
         """
         while not self.progress.finished:
             self._epoch()
@@ -153,7 +154,7 @@ class Trainer:
             raise Diverged(f"the loss is not finite in epoch {progress.epoch + 1}; lower the learning rate")
 
     def _end_epoch(self) -> None:
-        """Note the epoch that has ended, and judge it where it is one of those that are validated."""
+        """Record the epoch that has ended, and evaluate it if it is one of the validated epochs."""
         progress, every = self.progress, self.task.validate_every
         validated = (progress.epoch + 1) % every == 0 or progress.epoch + 1 >= self.config.epochs
         metrics = self._evaluate("valid") if validated else {}
@@ -170,7 +171,7 @@ class Trainer:
             self._save()
 
     def _judge(self, metrics: dict[str, float]) -> None:
-        """A new best, a lower learning rate, or the end."""
+        """Keep a new best, lower the learning rate, or end the training."""
         progress, config = self.progress, self.config
         if config.monitor not in metrics:
             why = "one class only" if config.monitor != "valid/gauc" else "no group with both classes"
@@ -201,7 +202,7 @@ class Trainer:
         self.report(done, self.config.epochs * self.steps, text)
 
     def _time_to_save(self, now: float) -> bool:
-        """The number of steps decides, or the clock of the first process, asked every few batches."""
+        """Return whether to save, by the steps or by the clock of the first process, asked every few batches."""
         if self.checkpoint_steps is not None:
             return self._steps_done % self.checkpoint_steps == 0
         if distributed.size() == 1:

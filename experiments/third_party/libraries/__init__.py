@@ -1,4 +1,4 @@
-"""One file for each library: `models()` -> how each of its models is built; it imports the library, or fails to."""
+"""One file for each library, with a function `models()` that imports it and returns how its models are built."""
 
 # The name of a file here -> the name of the package that it needs.
 PACKAGES = {

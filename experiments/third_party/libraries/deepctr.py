@@ -11,7 +11,7 @@ from experiments.third_party.case import DIM, FIELDS, Build, Case, clicks, field
 
 
 def models() -> dict[str, Build]:
-    """Models of DeepCTR-Torch, with its penalties in the loss."""
+    """Return models of DeepCTR-Torch, with its penalties in the loss."""
     with mock.patch("threading.Thread.start"):  # which would ask the package index for a newer version
         importlib.import_module("deepctr_torch")
     inputs, library = importlib.import_module("deepctr_torch.inputs"), importlib.import_module("deepctr_torch.models")

@@ -1,7 +1,8 @@
-"""FuxiCTR: its base classes with each of its interaction layers, the models of long histories that its package ships,
-and those of a checkout's `model_zoo`, which no package has (EMBCOMP_FUXICTR_ZOO names the folder).
+"""FuxiCTR: its interaction layers in its base classes, and its models of long histories and of the zoo.
 
-Its models make their optimizer themselves, before the swap, and penalize tables by their type.
+The package contains the models of long histories, but not the models of a checkout's `model_zoo`, whose folder
+EMBCOMP_FUXICTR_ZOO names. FuxiCTR's models make their optimizer themselves, before the swap, and select the tables to
+penalize by their type.
 """
 
 import functools
@@ -38,7 +39,7 @@ def _layers() -> Any:
 
 
 def _feature_map(tasks: int, history: bool) -> Any:
-    """A user, an item and a city; the items clicked before, read from the table of the item; clicks."""
+    """Make a feature map: a user, an item and a city; the items clicked before, from the table of the item; clicks."""
     made = importlib.import_module("fuxictr.features").FeatureMap("toy", tempfile.gettempdir())
     sources = ["user", "item", "context"]
     for name, size, source in zip(sources, FIELDS, sources, strict=True):
@@ -87,7 +88,7 @@ def _case(kind: Callable[..., Any], tasks: int, batch: Any, history: bool = True
 
 
 def _flat(width: int, fields: int) -> dict[str, Callable[[Any], nn.Module]]:
-    """What its models of feature interactions put behind the tables: the vectors [B, fields, width] -> [B, *]."""
+    """Return the layers of its models of feature interactions: the vectors [B, fields, width] -> [B, *]."""
     layers = _layers()
 
     def flat(make: Callable[[], nn.Module]) -> Callable[[Any], nn.Module]:
@@ -134,7 +135,7 @@ def _interactions(name: str) -> Case:
 
 
 def _tasks(experts: int) -> Case:
-    """Two tasks above one shared bottom, or above experts that each task weighs."""
+    """Return models of two tasks above one shared bottom, or above experts that each task weighs."""
     layers, models = _layers(), importlib.import_module("fuxictr.pytorch.models")
 
     class Model(models.MultiTaskModel):
@@ -169,7 +170,7 @@ def _classes(module: ModuleType) -> Iterator[Any]:
 
 
 def _long(kind: Any) -> Case:
-    """The package's own models of long histories: a user, and the items [B x (LENGTH + 1)] with a mask."""
+    """Return the package's models of long histories: a user, and the items [B x (LENGTH + 1)] with a mask."""
     whole = _batch(1, history=False)
     items = torch.randint(1, FIELDS[1], (BATCH * (LENGTH + 1),))
     mask = torch.ones(BATCH, LENGTH)
@@ -183,7 +184,7 @@ def _zoo(file: Path, name: str, tasks: int) -> Case:
 
 
 def _load(file: Path) -> ModuleType:
-    """A file of the model zoo, which imports its neighbours."""
+    """Import a file of the model zoo, which imports its neighbours."""
     if str(file.parent.parent) not in sys.path:
         sys.path.insert(0, str(file.parent.parent))
     spec = importlib.util.spec_from_file_location("zoo_" + file.stem, file)
@@ -196,7 +197,7 @@ def _load(file: Path) -> ModuleType:
 
 
 def models() -> dict[str, Build]:
-    """Assembled of its layers; of its package; of the zoo."""
+    """Return the models: from its layers, from its package, and from the zoo."""
     multitask = importlib.import_module("fuxictr.pytorch.models").MultiTaskModel
     found: dict[str, Build] = {
         f"{name} (of its layers)": functools.partial(_interactions, name) for name in _flat(DIM, 4)

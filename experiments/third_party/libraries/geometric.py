@@ -9,7 +9,7 @@ from experiments.third_party.case import BATCH, DIM, Build, Case
 
 
 def models() -> dict[str, Build]:
-    """LightGCN, which reads the whole table at each step."""
+    """Return LightGCN, which reads the whole table at each step."""
     library = importlib.import_module("torch_geometric.nn.models")
 
     def build() -> Case:

@@ -1,6 +1,6 @@
 """RecBole: models of each kind (general, sequential, context-aware, knowledge-aware), on atomic files made here.
 
-RecBole 1.2 is written for NumPy 1 and an older SciPy; the names that it misses are given back.
+RecBole 1.2 is written for NumPy 1 and an older SciPy; the names that it needs are added here.
 """
 
 import functools
@@ -52,7 +52,7 @@ _KINDS: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 
 def _write(folder: Path) -> None:
-    """Atomic files of a data set `toy`."""
+    """Write the atomic files of a data set `toy`."""
     draw = random.Random(0)
 
     def table(suffix: str, header: str, rows: Sequence[Sequence[object]]) -> None:
@@ -84,7 +84,7 @@ def _give_back() -> None:
 
 
 def models() -> dict[str, Build]:
-    """All that run on such data; left out are models that are fitted in closed form, or in several stages."""
+    """Return all models that run on such data, without those fitted in closed form or in several stages."""
     _give_back()
     config, data, utils = (importlib.import_module(f"recbole.{name}") for name in ("config", "data", "utils"))
     state = importlib.import_module("recbole.utils.enum_type").KGDataLoaderState

@@ -9,7 +9,7 @@ from experiments.third_party.case import DIM, FIELDS, Build, Case, clicks, field
 
 
 def models() -> dict[str, Build]:
-    """The models of torchfm, with the settings of its example."""
+    """Return the models of torchfm, with the settings of its example."""
     mlp = {"mlp_dims": (16,), "dropout": 0.0}
     deep = {"mlp_dims": (16,), "dropouts": (0.0, 0.0)}
     settings: dict[str, dict[str, Any]] = {

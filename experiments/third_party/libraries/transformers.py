@@ -10,7 +10,7 @@ from experiments.third_party.case import Build, Case
 
 
 def models() -> dict[str, Build]:
-    """Models of transformers whose output layer is tied to the table of tokens."""
+    """Return models of transformers whose output layer is tied to the table of tokens."""
     library = importlib.import_module("transformers")
     size = {"vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
     wide = {**size, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
