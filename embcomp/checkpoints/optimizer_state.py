@@ -208,9 +208,9 @@ def _plain(value: Any) -> Any:
 
 
 def _fused_name(name: str) -> str:
-    """FBGEMM's name of a state, which torchrec puts after that of the table, and torch calls "sum"."""
+    """The name that torchrec puts after that of the table: the first state is "momentum1"."""
     name = name.rpartition(".")[2]
-    return "momentum1" if name == "sum" else name
+    return "momentum1" if name in ("sum", "exp_avg", "momentum_buffer") else name
 
 
 def _leaves(optimizer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:

@@ -9,19 +9,17 @@ compiled or in torch.
 """
 
 import ctypes
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from embcomp.ops import native
 from embcomp.ops.checks import float32, int64, pointer, size
-from embcomp.ops.tables import (
-    OPTIMIZERS,
-    Bags,
-    FusedOptimizerSettings,
-    pool_bags_reference,
-    update_rows_reference,
-)
+from embcomp.ops.optimizers import FusedOptimizerSettings, rule_of
+from embcomp.ops.tables import Bags, pool_bags_reference
+from embcomp.ops.updates import clip_scale, constants_and_states, gradient_square, step_rows, summed_gradient
 
 BITS = (8, 4)
 STEPS = torch.exp2((torch.arange(256, dtype=torch.float64, device="cpu") - 192) / 8).float()
@@ -106,18 +104,24 @@ def draw_seed() -> int:
     return int(torch.randint(_WORD + 1, (), device="cpu"))
 
 
-def empty_state(settings: FusedOptimizerSettings, rows: int) -> Tensor:
-    """Return the initial sums of squared gradients, bfloat16 [rows]; empty for SGD.
+def empty_states(settings: FusedOptimizerSettings, rows: int) -> dict[str, Tensor]:
+    """Return the initial state of the optimizer, bfloat16 [rows] by name.
 
     Raises:
-        ValueError: the optimizer keeps a number for each value.
+        ValueError: the optimizer keeps a number for each value, or moves rows that were not read.
     """
-    if settings.name == "adagrad":
+    states = rule_of(settings).states(settings)
+    if large := [name for name, per in states.items() if per == "value"]:
         raise ValueError(
-            "rows without a float copy (copy='none') are trained by RowWiseAdagrad or SGD: Adagrad keeps a float for "
-            "each value, more than the row"
+            "rows without a float copy (copy='none') are trained by RowWiseAdagrad or SGD without momentum: "
+            f"{settings.name} keeps a float for each value ({', '.join(large)}), more than the row"
         )
-    return torch.zeros(rows if settings.name == "rowwise_adagrad" else 0, dtype=torch.bfloat16, device="cpu")
+    if not settings.lazy:
+        raise ValueError(
+            "rows without a float copy (copy='none') move in steps that read them alone: leave lazy=True, or take "
+            "copy='float'"
+        )
+    return {name: torch.zeros(rows, dtype=torch.bfloat16, device="cpu") for name in states}
 
 
 def pool_integers_reference(packed: Tensor, dim: int, bits: int, bags: Bags, out: Tensor) -> None:
@@ -153,27 +157,22 @@ def update_integers_reference(
     packed: Tensor,
     dim: int,
     bits: int,
-    state: Tensor,
+    states: Mapping[str, Tensor],
     bags: Bags,
     grad: Tensor,
     settings: FusedOptimizerSettings,
     seed: int,
 ) -> None:
     """Compute `update_integers` in plain torch."""
-    mine = bags.own()
-    rows, where = torch.unique(mine.rows, return_inverse=True)
-    each = grad[mine.columns_of_rows(dim)]
-    each = each if mine.weights is None else each * mine.weights.unsqueeze(-1)
-    summed = torch.zeros(rows.numel(), dim, device="cpu").index_add_(0, where, each)
-    values, sums = read_rows(packed[rows], dim, bits), (state[rows] if state.numel() else state).float()
-    order = torch.arange(len(rows) + 1, device="cpu")
-    alone = Bags(order[:-1], order, None, torch.zeros(1, dtype=torch.int64, device="cpu"))
+    rows, summed = summed_gradient(bags, grad, dim)
+    scale = clip_scale(float(summed.double().square().sum()), settings)
+    values, held = read_rows(packed[rows], dim, bits), {name: state[rows].float() for name, state in states.items()}
     finite = summed.isfinite().all(1)
-    update_rows_reference(values, sums, alone, summed, settings)
+    step_rows(values, held, summed, settings, scale)
     finite &= values.isfinite().all(1)
-    rows, values, sums = rows[finite], values[finite], sums[finite] if state.numel() else sums
-    if state.numel():
-        raised = sums.view(torch.int32) + (_random_bits(~seed & _WORD, rows) >> 16).int()
+    rows, values = rows[finite], values[finite]
+    for name, state in states.items():
+        raised = held[name][finite].view(torch.int32) + (_random_bits(~seed & _WORD, rows) >> 16).int()
         state[rows] = (raised & ~0xFFFF).view(torch.float32).bfloat16()
     packed[rows] = write_rows(packed[rows], values, bits, seed, rows)
 
@@ -182,7 +181,7 @@ def update_integers(
     packed: Tensor,
     dim: int,
     bits: int,
-    state: Tensor,
+    states: Mapping[str, Tensor],
     bags: Bags,
     grad: Tensor,
     settings: FusedOptimizerSettings,
@@ -196,7 +195,7 @@ def update_integers(
         packed: the rows, uint8 [rows, bytes], updated in place.
         dim: the number of values of a row.
         bits: the bits of a value, 8 or 4.
-        state: the optimizer state from `empty_state`, updated in place.
+        states: the optimizer state from `empty_states`, updated in place.
         bags: the reads of the batch.
         grad: the gradient of the bags, float32 [batch, columns], row-major.
         settings: the optimizer and its constants.
@@ -206,13 +205,15 @@ def update_integers(
     bags.check((rows, dim), width)
     lib = native.library()
     if lib is None:
-        return update_integers_reference(packed, dim, bits, state, bags, grad, settings, seed)
+        return update_integers_reference(packed, dim, bits, states, bags, grad, settings, seed)
     table, row_bytes = _arguments(packed, dim, bits)
+    scale = 1.0
+    if settings.clip_grad_norm < math.inf:
+        scale = clip_scale(gradient_square((rows, dim), bags, grad), settings)
     lib.bag_update(
         table, row_bytes, size(rows), size(dim), *_steps(bits), ctypes.c_void_p(None), ctypes.c_uint32(seed),
         *bags.arguments(), float32("grad", grad, bags.batch, width), size(width),
-        int64("columns", bags.columns, bags.columns.numel()), ctypes.c_int(OPTIMIZERS[settings.name]),
-        pointer("state", state, torch.bfloat16, *empty_state(settings, rows).shape),
-        ctypes.c_float(settings.lr), ctypes.c_float(settings.eps), ctypes.c_float(settings.weight_decay),
+        int64("columns", bags.columns, bags.columns.numel()),
+        *constants_and_states(settings, states, torch.bfloat16, rows, dim, scale),
     )  # fmt: skip
     return None

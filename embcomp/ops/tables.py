@@ -1,4 +1,4 @@
-"""Pooled look-ups and fused optimizers over plain float32 tables on CPU: the compiled form, and a form in torch.
+"""Pooled look-ups over plain float32 tables on CPU: the compiled form, and a form in torch.
 
 FBGEMM's table-batched embedding does the same. This form is faster if many narrow rows are read from one large table
 (`python -m experiments bench lookup`), as in Unified Embedding.
@@ -9,7 +9,7 @@ import ctypes
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,28 +23,16 @@ from embcomp.ops.checks import (
     check_unchanged,
     float32,
     int64,
-    pointer,
     size,
     versions,
 )
 from embcomp.ops.grid import RowGrid
+from embcomp.ops.optimizers import FusedOptimizerSettings as FusedOptimizerSettings  # pickles name it here
 
-OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad"]
-OPTIMIZERS: dict[str, int] = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
 _MADV_HUGEPAGE = 14
 _MISFIT = "{} offsets do not fit {} features: give features * batch + 1"
 # What C functions read and write, whatever torch.set_default_dtype and set_default_device say.
 _FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-
-
-@dataclass
-class FusedOptimizerSettings:
-    """The settings of an update: w -= lr * g / (sqrt(state) + eps), with g the summed gradient + weight_decay * w."""
-
-    name: OptimizerName
-    lr: float
-    eps: float = 1e-8
-    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -229,11 +217,6 @@ def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
     return out
 
 
-def state_shape(optimizer: OptimizerName, rows: int, dim: int) -> tuple[int, ...]:
-    """The shape of the sums of squared gradients: per row, per element, or empty."""
-    return {"sgd": (0,), "adagrad": (rows, dim), "rowwise_adagrad": (rows,)}[optimizer]
-
-
 def empty_table(*shape: int) -> Tensor:
     """Allocate float32 memory for a table. Large tables ask for huge pages: random rows then cost no page walk."""
     table = torch.empty(*shape, **_FLOAT)
@@ -283,73 +266,6 @@ def grid_arguments(grid: RowGrid | None, rows: int) -> tuple[Any, ...]:
         return ctypes.c_void_p(None), ctypes.c_int64(0), ctypes.c_int(0)
     steps = -(-rows // grid.shared) if grid.shared else 1
     return float32("step", grid.step.detach(), steps), ctypes.c_int64(grid.shared), ctypes.c_int(grid.bits)
-
-
-def update_rows_reference(
-    table: Tensor,
-    state: Tensor,
-    bags: Bags,
-    grad: Tensor,
-    settings: FusedOptimizerSettings,
-    grid: RowGrid | None = None,
-) -> Tensor | None:
-    """Compute `update_rows` in plain torch."""
-    bags, dim = bags.own(), table.shape[1]
-    each = grad[bags.columns_of_rows(dim)]
-    if bags.weights is not None:
-        each = each * bags.weights.unsqueeze(-1)
-    rows, where = torch.unique(bags.rows, return_inverse=True)
-    summed, of_steps = torch.zeros(rows.numel(), dim, **_FLOAT).index_add_(0, where, each), None
-    if grid is not None:
-        summed, of_steps = grid.pass_back(table[rows], rows, summed)
-    summed = summed + settings.weight_decay * table[rows]
-    if settings.name == "sgd":
-        step = settings.lr * summed
-    else:
-        square = summed.square()
-        state[rows] += square.mean(1) if settings.name == "rowwise_adagrad" else square
-        root = state[rows].sqrt() + settings.eps
-        step = settings.lr * summed / (root.unsqueeze(-1) if settings.name == "rowwise_adagrad" else root)
-    table[rows] -= step
-    return of_steps
-
-
-def update_rows(
-    table: Tensor,
-    state: Tensor,
-    bags: Bags,
-    grad: Tensor,
-    settings: FusedOptimizerSettings,
-    grid: RowGrid | None = None,
-) -> Tensor | None:
-    """Make one optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
-
-    Args:
-        table: the table, float32 [rows, dim], updated in place.
-        state: the optimizer state, of `state_shape`, updated in place.
-        bags: the reads of the batch.
-        grad: the gradient of the bags, float32 [batch, columns], row-major.
-        settings: the optimizer and its constants.
-        grid: the grid on which the rows were read, if any.
-
-    Returns:
-        The gradient of the grid's steps, [steps].
-    """
-    bags.check(table.shape, grad.shape[1])
-    (rows, dim), width = table.shape, grad.shape[1]
-    lib = native.library()
-    if lib is None:
-        return update_rows_reference(table, state, bags, grad, settings, grid)
-    of_steps = None if grid is None else torch.zeros(grid.step.shape, dtype=torch.float64, device="cpu")
-    lib.bag_update(
-        float32("table", table, rows, dim), size(0), size(rows), size(dim), *grid_arguments(grid, rows),
-        pointer("step_grads", of_steps, torch.float64, *(of_steps.shape if of_steps is not None else ())),
-        ctypes.c_uint32(0), *bags.arguments(),
-        float32("grad", grad, bags.batch, width), size(width), int64("columns", bags.columns, bags.columns.numel()),
-        ctypes.c_int(OPTIMIZERS[settings.name]), float32("state", state, *state_shape(settings.name, rows, dim)),
-        ctypes.c_float(settings.lr), ctypes.c_float(settings.eps), ctypes.c_float(settings.weight_decay),
-    )  # fmt: skip
-    return None if grid is None or of_steps is None else (of_steps * grid.scale).to(grid.step.dtype)
 
 
 def weight_gradient(table: Tensor, bags: Bags, grad: Tensor, grid: RowGrid | None = None) -> Tensor:

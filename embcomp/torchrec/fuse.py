@@ -17,6 +17,8 @@ def fuse_(
     optimizer: type[torch.optim.Optimizer],
     optimizer_kwargs: dict[str, Any] | None = None,
     grad_scaler: Scaler = None,
+    clip_grad_value: float | None = None,
+    clip_grad_norm: float | None = None,
 ) -> nn.Module:
     """Put a fused optimizer under every torchrec collection of a model, compressed or not, in this process.
 
@@ -24,21 +26,32 @@ def fuse_(
     parameters are trained by an optimizer as usual; `fused_optimizer(model)` holds the state and the learning rate of
     the fused tables. Current values are kept, and state-dict keys do not change.
 
+    A row moves in the steps that read it, exactly as torch's optimizer would move it if there were no others; moments
+    and momentum stay as they are in between, and the bias of Adam's moments is corrected by the row's own count of
+    steps. With `optimizer_kwargs={"lazy": False}` all rows move in every step, as under a dense gradient: on CPU, at
+    the cost of a pass over the table.
+
     Args:
         model: the model, changed in place.
-        optimizer: the class of the optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
-        optimizer_kwargs: the settings `lr`, `eps` and `weight_decay`.
+        optimizer: the class of the optimizer: SGD, Adagrad, Adam or AdamW of torch.optim; RowWiseAdagrad,
+            PartialRowWiseAdam, LAMB or PartialRowWiseLAMB of torchrec.optim.
+        optimizer_kwargs: the settings of the optimizer among `lr`, `eps`, `betas`, `momentum`, `nesterov` and
+            `weight_decay`, and `lazy`.
         grad_scaler: the `torch.amp.GradScaler` that scales the loss, if any. The tables' gradients are divided by its
             scale; gradients of a batch that are not finite change nothing. False asserts that the loss is not scaled,
             although other models of the process use a scaler.
+        clip_grad_value: the largest magnitude of a value in the gradient of a row, as in
+            `torch.nn.utils.clip_grad_value_`; on CPU.
+        clip_grad_norm: the largest norm of the gradient of a table, each table by itself, as in
+            `torch.nn.utils.clip_grad_norm_`; on CPU. The norm over a whole model would be known too late.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: the optimizer or a setting is not supported, there is no collection to train, tables are partly
-            frozen, another module holds the same weight, or FBGEMM cannot do what is asked. The backward pass raises if
-            a scaler is in use that `grad_scaler` does not name.
+        ValueError: the optimizer is not supported, a setting is unknown or impossible, there is no collection to train,
+            tables are partly frozen, another module holds the same weight, or FBGEMM cannot do what is asked. The
+            backward pass raises if a scaler is in use that `grad_scaler` does not name.
 
     Example:
         >>> import torch, embcomp
@@ -53,7 +66,7 @@ def fuse_(
         >>> bool((model(batch).values() < before).all())
         True
     """
-    settings = optimizer_settings(optimizer, optimizer_kwargs, "fuse")
+    settings = optimizer_settings(optimizer, optimizer_kwargs, "fuse", clip_grad_value, clip_grad_norm)
     places = trained_collections(model, "fuse")
     integers = untrained_integers(model)
     if not places and not integers:

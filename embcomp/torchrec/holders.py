@@ -50,12 +50,12 @@ class KeyedHolder(Holder):
         """Return the names that a pattern may match for a table."""
         return [table, *[f"{path}.{table}" for path in self.paths if path]]
 
-    def _plain_tables(self, states: Mapping[str, Tensor]) -> Iterator[Held]:
+    def _plain_tables(self, states: Mapping[str, tuple[Tensor, ...]]) -> Iterator[Held]:
         weights = weights_of(self.module)
         for config in self.configs:
             table, weight = _table(config), weights[config.name]
-            state = (states[config.name],) if config.name in states else ()
-            store = HeldStore(Store(config.num_embeddings, config.embedding_dim), weight, states=state)
+            kept = states.get(config.name, ())
+            store = HeldStore(Store(config.num_embeddings, config.embedding_dim), weight, states=kept)
             yield Held(table, self.names(table.name), {table.name: store})
 
 
@@ -178,8 +178,8 @@ class CompressedCollectionHolder(KeyedHolder):
         for branch in _branches(self.module):
             codecs, states = branch.codecs, _states(branch.collection)
             for name, weight in weights_of(branch.collection).items():
-                own = (states[name],) if name in states else ()
-                stores[name] = HeldStore(_store(weight, codecs.get(name)), weight, codecs.get(name), own)
+                kept = states.get(name, ())
+                stores[name] = HeldStore(_store(weight, codecs.get(name)), weight, codecs.get(name), kept)
         plans = {output.plan.table.name: output.plan for output in self.outputs}
         for name in [config.name for config in self.configs]:
             plan = plans[name]
@@ -244,11 +244,12 @@ def _branches(collection: Compressed) -> list[Any]:
     return list(collection.branches.values())
 
 
-def _states(collection: Any) -> dict[str, Tensor]:
+def _states(collection: Any) -> dict[str, tuple[Tensor, ...]]:
     """The state of a fused optimizer, by table."""
     if not isinstance(collection, FusedTables | IntegerTables):
         return {}
-    return dict(zip(collection.names, collection.states, strict=False))  # SGD has none
+    kept = zip(collection.names, collection.states, strict=False)  # none before `fuse_` has met them
+    return {name: tuple(states.values()) for name, states in kept}
 
 
 def _store(weight: Tensor, codec: Any) -> Store:

@@ -113,7 +113,7 @@ class OptimizerConfig:
     name: Literal["Adam", "Adagrad", "SGD"] = "Adam"
     lr: Rate = 1e-3
     weight_decay: Rate = 0.0
-    embedding: Literal["RowWiseAdagrad", "Adagrad", "SGD"] | None = None
+    embedding: Literal["RowWiseAdagrad", "Adagrad", "SGD", "Adam", "AdamW", "PartialRowWiseAdam"] | None = None
     embedding_lr: Rate | None = None
     embedding_weight_decay: Rate = 0.0
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -158,7 +158,7 @@ def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, O
     sharded = shard(
         twin,
         optimizer=kind,
-        optimizer_kwargs=settings,
+        optimizer_kwargs={**settings, "lazy": False},  # as torch trains rows that no batch reads
         device="cpu",
         constraints={name: ParameterConstraints(sharding_types=[case.sharding]) for name in stores},
     )

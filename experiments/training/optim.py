@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torchrec.optim import RowWiseAdagrad
+from torchrec.optim import PartialRowWiseAdam, RowWiseAdagrad
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from embcomp.torchrec import fuse_, fused_optimizer
@@ -21,6 +21,9 @@ _FUSED: dict[str, type[Optimizer]] = {
     "RowWiseAdagrad": RowWiseAdagrad,
     "Adagrad": torch.optim.Adagrad,
     "SGD": torch.optim.SGD,
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "PartialRowWiseAdam": PartialRowWiseAdam,
 }
 
 

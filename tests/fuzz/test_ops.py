@@ -16,8 +16,10 @@ from embcomp.ops import buckets, native, tables
 from embcomp.ops.balanced import Domain, balanced_rows, balanced_rows_reference
 from embcomp.ops.buckets import Histories
 from embcomp.ops.hashing import hash_rows, hash_rows_by_key, hash_rows_reference
+from embcomp.ops.optimizers import FusedOptimizerSettings
 from embcomp.ops.packing import pack, unpack, unpack_known, unpack_known_reference, unpack_reference
-from embcomp.ops.tables import Bags, FusedOptimizerSettings
+from embcomp.ops.tables import Bags
+from embcomp.ops.updates import update_rows, update_rows_reference
 from tests.fuzz.fuzzing import CLEAR, REFUSED, Tally, fuzz
 from tests.fuzz.values import damaged, spoil_numbers
 
@@ -75,8 +77,8 @@ def _pooled(pool: Callable[..., None], a: Arrays) -> Tensor:
 
 
 def _updated(update: Callable[..., None], a: Arrays) -> Tensor:
-    table, state = a["table"].clone(), torch.zeros(len(a["table"]))
-    update(table, state, _bags(a), a["wide"], FusedOptimizerSettings("rowwise_adagrad", 0.1, 1e-3))
+    table, states = a["table"].clone(), {"sum": torch.zeros(len(a["table"]))}
+    update(table, states, _bags(a), a["wide"], FusedOptimizerSettings("rowwise_adagrad", 0.1, 1e-3))
     return table
 
 
@@ -134,7 +136,7 @@ OPS: dict[str, tuple[Callable[[Arrays], Tensor], Callable[[Arrays], Tensor]]] = 
         lambda a: tables.table_gradient(a["table"].shape, _bags(a), a["wide"]),
         lambda a: tables.table_gradient_reference(a["table"].shape, _bags(a), a["wide"]),
     ),
-    "update": (lambda a: _updated(tables.update_rows, a), lambda a: _updated(tables.update_rows_reference, a)),
+    "update": (lambda a: _updated(update_rows, a), lambda a: _updated(update_rows_reference, a)),
     "moves": (lambda a: _moved(local_moves, a), lambda a: _moved(local_moves_reference, a)),
     "scatter": (lambda a: buckets.scatter(a["values"], _events(a))[0], _by_loops),
     "collide": (lambda a: buckets.collide(a["values"], _events(a), a["asked"])[0], _collided),

@@ -1,15 +1,12 @@
 """Random requests to a table, and what they read."""
 
-import math
-
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from embcomp.ops.tables import Bags, FusedOptimizerSettings
+from embcomp.ops.tables import Bags
 
 WIDTHS = [1, 3, 4, 8, 16, 30, 32, 64, 100, 128]
-OPTIMIZERS = ["sgd", "adagrad", "rowwise_adagrad"]
 
 
 @st.composite
@@ -61,17 +58,3 @@ def summed_gradient(table: Tensor, bags: Bags, grad: Tensor) -> Tensor:
     for b, column, row, weight in looks(bags):
         total[row] += weight * grad[b, column : column + table.shape[1]].double()
     return total
-
-
-def slow_update(table: Tensor, state: Tensor, total: Tensor, touched: set[int], constants: FusedOptimizerSettings):
-    """One step in float64, row by row, in place."""
-    for row in touched:
-        gradient = total[row] + constants.weight_decay * table[row]
-        if constants.name == "sgd":
-            table[row] -= constants.lr * gradient
-        elif constants.name == "adagrad":
-            state[row] += gradient**2
-            table[row] -= constants.lr * gradient / (state[row].sqrt() + constants.eps)
-        else:
-            state[row] += (gradient**2).mean()
-            table[row] -= constants.lr * gradient / (math.sqrt(state[row]) + constants.eps)

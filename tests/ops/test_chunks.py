@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embcomp.ops import tables
-from embcomp.ops.tables import Bags, FusedOptimizerSettings
-from tests.ops.table_requests import OPTIMIZERS
+from embcomp.ops.optimizers import RULES, FusedOptimizerSettings
+from embcomp.ops.tables import Bags
+from embcomp.ops.updates import empty_states, update_rows, update_rows_reference
 
 
 @st.composite
@@ -56,14 +57,15 @@ def test_chunks_of_ids_that_repeat(dim, request):
     """Kernels may sum what an id's chunks have in common; the torch form, tested above, does not."""
     start, bags, width = make_chunked(dim, request)
     grad = torch.randn(request["batch"], width)
-    for optimizer in OPTIMIZERS:
+    for optimizer in RULES:
         constants = FusedOptimizerSettings(optimizer, lr=0.1, eps=1e-2, weight_decay=0.05)
-        expected, sums = start.clone(), torch.zeros(tables.state_shape(optimizer, *start.shape))
-        tables.update_rows_reference(expected, sums, bags, grad, constants)
-        table, state = start.clone(), torch.zeros_like(sums)
-        tables.update_rows(table, state, bags, grad, constants)
-        torch.testing.assert_close(table, expected, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(state, sums, rtol=1e-3, atol=1e-3)
+        expected, states = start.clone(), empty_states(constants, *start.shape)
+        update_rows_reference(expected, states, bags, grad, constants)
+        table, mine = start.clone(), empty_states(constants, *start.shape)
+        update_rows(table, mine, bags, grad, constants)
+        torch.testing.assert_close(table, expected, rtol=1e-3, atol=1e-3)
+        for name, state in states.items():
+            torch.testing.assert_close(mine[name], state, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(
         tables.table_gradient(start.shape, bags, grad),
         tables.table_gradient_reference(start.shape, bags, grad),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from embcomp.ops.integer_tables import (
     draw_seed,
-    empty_state,
+    empty_states,
     pool_integers,
     pool_integers_reference,
     read_rows,
@@ -17,7 +17,8 @@ from embcomp.ops.integer_tables import (
     update_integers_reference,
     write_rows,
 )
-from embcomp.ops.tables import Bags, FusedOptimizerSettings
+from embcomp.ops.optimizers import FusedOptimizerSettings
+from embcomp.ops.tables import Bags
 
 FORMS = [update_integers, update_integers_reference]
 
@@ -77,7 +78,7 @@ def test_bags_and_updates(bits, dim, batch, weighted, name, decay, lr, seed) -> 
     square = gradient.square().mean(1, keepdim=True)
     moved = held - lr * gradient / (1.0 if name == "sgd" else square.sqrt() + 1e-3)
     for update in FORMS:
-        mine, state = packed.clone(), empty_state(constants, rows)
+        mine, state = packed.clone(), empty_states(constants, rows)
         update(mine, dim, bits, state, bags, grad, constants, 2**32 - 1 - seed)
         values, steps = by_hand(mine, dim, bits)
         distance, step = (values - moved).abs()[read], steps[read]
@@ -87,7 +88,7 @@ def test_bags_and_updates(bits, dim, batch, weighted, name, decay, lr, seed) -> 
         assert (step * 2 ** (bits - 1) < largest * 2.0 ** (18 / 8)).all()
         assert torch.equal(mine[~read], packed[~read])
         if name != "sgd":  # bfloat16 has 8 significant bits
-            torch.testing.assert_close(state[read].double(), square[read, 0], rtol=2.0**-7, atol=1e-12)
+            torch.testing.assert_close(state["sum"][read].double(), square[read, 0], rtol=2.0**-7, atol=1e-12)
 
 
 def test_both_forms_agree_bit_for_bit_and_are_right_on_average() -> None:
@@ -100,7 +101,7 @@ def test_both_forms_agree_bit_for_bit_and_are_right_on_average() -> None:
         seed, found = draw_seed(), []
         for update in FORMS:
             mine, state = start.clone(), torch.full((rows,), 1.0, dtype=torch.bfloat16)
-            update(mine, dim, 8, state, one_each(rows), grad, constants, seed)
+            update(mine, dim, 8, {"sum": state}, one_each(rows), grad, constants, seed)
             found.append((mine, state))
         assert torch.equal(found[0][0], found[1][0])
         assert torch.equal(found[0][1], found[1][1])
@@ -121,7 +122,7 @@ def test_what_is_not_finite_changes_nothing(update) -> None:
     mine, state, grad = packed.clone(), torch.ones(4, dtype=torch.bfloat16), torch.ones(3, 4)
     grad[0, 2], grad[2] = float("nan"), 1e38
     bags = Bags(torch.arange(3), torch.arange(4), None, torch.tensor([0]))
-    update(mine, 4, 8, state, bags, grad, FusedOptimizerSettings("rowwise_adagrad", lr=1.0), 5)
+    update(mine, 4, 8, {"sum": state}, bags, grad, FusedOptimizerSettings("rowwise_adagrad", lr=1.0), 5)
     assert torch.equal(mine[[0, 3]], packed[[0, 3]])
     assert state[[0, 1, 3]].tolist() == [1.0, 2.0, 1.0]
     assert not torch.equal(mine[1], packed[1])
@@ -133,7 +134,7 @@ def test_a_step_stays_while_the_row_fits() -> None:
     for move, changes in ((0.01, False), (-3.0, True), (0.01, False), (3.9, True)):
         before = packed[:, -1].clone()
         grad = torch.tensor([[move, 0.0]])
-        update_integers(packed, 2, 8, torch.empty(0, dtype=torch.bfloat16), one_each(1), grad, sgd, 1)
+        update_integers(packed, 2, 8, {}, one_each(1), grad, sgd, 1)
         assert torch.equal(packed[:, -1], before) is not changes
 
 
@@ -145,6 +146,6 @@ def test_rows_that_the_table_does_not_have(form) -> None:
     )
     rest = (bags, torch.zeros(1, 4))
     if form is update_integers:
-        rest = (torch.zeros(3), *rest, FusedOptimizerSettings("sgd", lr=1.0), 0)
+        rest = ({}, *rest, FusedOptimizerSettings("sgd", lr=1.0), 0)
     with pytest.raises(IndexError, match="table 'item'"):
         form(packed, 4, 4, *rest)

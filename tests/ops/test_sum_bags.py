@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from embcomp.ops import tables
-from embcomp.ops.grid import RowGrid, snap_reference
-from embcomp.ops.tables import Bags, FusedOptimizerSettings, SumBags
-from tests.ops.table_requests import looks, make, requests, slow_update
+from embcomp.ops.optimizers import FusedOptimizerSettings
+from embcomp.ops.tables import Bags, SumBags
+from embcomp.ops.updates import update_rows
 
 
 def sum_bags(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, features: int = 1) -> Tensor:
@@ -130,7 +128,7 @@ def test_defaults_of_torch_do_not_reach_the_kernels(form, setting):
         gradients = torch.autograd.grad(out, [table, weights], signal)
         fresh, sums = tables.empty_table(9, 6).copy_(table.detach()), state.clone()
         bags = Bags(rows, offsets, weights.detach(), rows[:2] * 6)
-        tables.update_rows(fresh, sums, bags, signal, FusedOptimizerSettings("rowwise_adagrad", 0.1))
+        update_rows(fresh, {"sum": sums}, bags, signal, FusedOptimizerSettings("rowwise_adagrad", 0.1))
         return [out, *gradients, fresh, sums]
 
     expected = everything()
@@ -147,38 +145,3 @@ def test_defaults_of_torch_do_not_reach_the_kernels(form, setting):
     for mine, theirs in zip(actual, expected, strict=True):
         assert mine.dtype == theirs.dtype
         assert torch.equal(mine, theirs)
-
-
-@settings(max_examples=15)
-@given(
-    request=requests(), dim=st.sampled_from([1, 3, 16, 30]), bits=st.integers(1, 8), shared=st.sampled_from([0, 1, 3])
-)
-def test_rows_that_are_rounded_while_they_are_read(request, dim, bits, shared):
-    """Against autograd through the plain rounding; both the compiled and the torch form."""
-    start, bags, width = make(dim, request)
-    steps = torch.rand(-(-len(start) // shared) if shared else 1) * 4 / 2**bits + 0.01
-    constants, grad = FusedOptimizerSettings("rowwise_adagrad", lr=0.1, eps=1e-3), torch.randn(bags.batch, width)
-    table, step = start.double().requires_grad_(), steps.double().requires_grad_()
-    each = step[torch.arange(len(start)) // shared] if shared else step.expand(len(start))
-    rounded = snap_reference(table, each.unsqueeze(-1), bits, scale=0.3)
-    expected = torch.zeros(bags.batch, width, dtype=torch.float64)
-    for b, column, row, weight in looks(bags):
-        expected[b, column : column + dim] += weight * rounded[row]
-    of_rows, of_steps = (
-        torch.autograd.grad(expected, (table, step), grad.double(), materialize_grads=True)
-        if (expected.requires_grad)
-        else (torch.zeros_like(table), torch.zeros_like(step))
-    )
-    touched = {row for _, _, row, _ in looks(bags)}
-    slow, slow_state = start.double(), torch.zeros(len(start), dtype=torch.float64)
-    slow_update(slow, slow_state, of_rows, touched, constants)
-    grid = RowGrid(steps, shared, bits, scale=0.3)
-    forms = [(tables.pool_bags, tables.update_rows), (tables.pool_bags_reference, tables.update_rows_reference)]
-    for pool, update in forms:
-        out, mine, state = torch.zeros(bags.batch, width), start.clone(), torch.zeros(len(start))
-        pool(mine, bags, out, grid)
-        torch.testing.assert_close(out, expected.detach().float(), rtol=1e-4, atol=1e-5)
-        got = update(mine, state, bags, grad, constants, grid)
-        torch.testing.assert_close(got, of_steps.float(), rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(mine, slow.float(), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(state, slow_state.float(), rtol=1e-3, atol=1e-4)

@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_embedding_configs import SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
     SplitTableBatchedEmbeddingBagsCodegen,
-    WeightDecayMode,
 )
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -19,7 +18,11 @@ from torch.autograd.function import once_differentiable
 from embcomp.ops import native, tables
 from embcomp.ops.checks import check_unchanged, versions
 from embcomp.ops.grid import RowGrid
-from embcomp.ops.tables import Bags, FusedOptimizerSettings
+from embcomp.ops.optimizers import FusedOptimizerSettings
+from embcomp.ops.tables import Bags
+from embcomp.ops.updates import empty_states, update_rows
+from embcomp.torchrec.fused.fbgemm import check_fbgemm_scale, fbgemm_changes, fbgemm_lacks, fbgemm_settings
+from embcomp.torchrec.fused.loss_scale import LossScale
 
 
 class Engine(nn.Module, abc.ABC):
@@ -28,21 +31,27 @@ class Engine(nn.Module, abc.ABC):
     Args:
         sources: the tables by name, [rows, dim] each, which are copied.
         features: the number of features that read each table.
-        settings: the optimizer and its constants; the learning rate may change.
+        settings: the optimizer and its constants, which may change.
+        loss_scale: the scale of the loss, which is removed from the gradients.
 
     Attributes:
         weights: the tables, [rows, dim] each, updated in place.
-        states: the sums of squared gradients, one for each table (empty for SGD).
+        states: the state of the optimizer for each table, by torch.optim's names.
     """
 
     weights: list[Tensor]
-    states: list[Tensor]
+    states: list[dict[str, Tensor]]
 
     def __init__(
-        self, sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings
+        self,
+        sources: Mapping[str, Tensor],
+        features: Sequence[int],
+        settings: FusedOptimizerSettings,
+        loss_scale: LossScale | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.loss_scale = loss_scale or LossScale(False)
         self.names = list(sources)
         widths = [
             source.shape[1] for source, number in zip(sources.values(), features, strict=True) for _ in range(number)
@@ -59,9 +68,8 @@ class Engine(nn.Module, abc.ABC):
             IndexError: a row is not in its table (on a GPU an asynchronous assertion of FBGEMM).
         """
 
-    def set_learning_rate(self, lr: float) -> None:
-        """Set the learning rate, from the next backward pass on."""
-        self.settings.lr = lr
+    def follow(self) -> None:
+        """Apply changed settings, from the next backward pass on."""
 
     def bags(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Bags]:
         """Split the bags by table. Raise ValueError if offsets do not cover the rows."""
@@ -72,9 +80,13 @@ class FbgemmEngine(Engine):
     """The engine of FBGEMM's SplitTableBatchedEmbeddingBags; widths must be multiples of 4."""
 
     def __init__(
-        self, sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings
+        self,
+        sources: Mapping[str, Tensor],
+        features: Sequence[int],
+        settings: FusedOptimizerSettings,
+        loss_scale: LossScale | None = None,
     ) -> None:
-        super().__init__(sources, features, settings)
+        super().__init__(sources, features, settings, loss_scale)
         tables = list(sources.values())
         odd = {name: source.shape[1] for name, source in sources.items() if source.shape[1] % 4}
         if odd:
@@ -84,6 +96,7 @@ class FbgemmEngine(Engine):
             raise ValueError(f"fused tables of one collection share a data type, got {types}; choose one")
         device = tables[0].device
         self.on_gpu = device.type == "cuda"
+        check_fbgemm_scale(settings, self.loss_scale)
         location = EmbeddingLocation.DEVICE if self.on_gpu else EmbeddingLocation.HOST
         compute = ComputeDevice.CUDA if self.on_gpu else ComputeDevice.CPU
         self.tbe = SplitTableBatchedEmbeddingBagsCodegen(
@@ -97,53 +110,42 @@ class FbgemmEngine(Engine):
             **fbgemm_settings(settings, self.on_gpu),
         )
         self.weights = self.tbe.split_embedding_weights()
-        self.states = [state[0] for state in self.tbe.split_optimizer_states()] if settings.name != "sgd" else []
+        self.states = self.tbe.get_optimizer_state() or [{} for _ in tables]
         for weight, source in zip(self.weights, tables, strict=True):
             weight.detach().copy_(source)
 
     def forward(self, rows: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
         if self.on_gpu:
-            return self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights)
+            return self.loss_scale.unscaled(self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights))
         for table, own in zip(self.weights, self.bags(rows, offsets, weights), strict=True):
             own.check(table.shape, self.width)
         if not torch.is_inference_mode_enabled():
-            return self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights)
+            return self.loss_scale.unscaled(self.tbe(indices=rows, offsets=offsets, per_sample_weights=weights))
         with torch.inference_mode(False), torch.no_grad():  # on CPU the look-up is known to autograd alone
             return self.tbe(indices=rows.clone(), offsets=offsets.clone(), per_sample_weights=weights)
 
-    def set_learning_rate(self, lr: float) -> None:
-        super().set_learning_rate(lr)
-        self.tbe.set_learning_rate(lr)
-
-
-def fbgemm_settings(settings: FusedOptimizerSettings, on_gpu: bool) -> dict[str, Any]:
-    """Return the settings for FBGEMM's table-batched embedding. Raise ValueError for settings that it would ignore."""
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "adagrad": EmbOptimType.EXACT_ADAGRAD,
-        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    }
-    constants: dict[str, Any] = {"optimizer": kinds[settings.name], "learning_rate": settings.lr}
-    if settings.name != "sgd":
-        constants["eps"] = settings.eps
-    if settings.weight_decay:
-        if settings.name != "rowwise_adagrad" or not on_gpu:  # it would be ignored
-            raise ValueError(f"FBGEMM has no weight_decay for {settings.name} on this device; use weight_decay=0")
-        constants.update(weight_decay=settings.weight_decay, weight_decay_mode=WeightDecayMode.L2)
-    return constants
+    def follow(self) -> None:
+        self.tbe.update_hyper_parameters(fbgemm_changes(self.settings))
 
 
 class NativeEngine(Engine):
-    """The engine of `embcomp.ops.tables`: float32 on CPU, one thread, any width."""
+    """The engine of `embcomp.ops.tables`: float32 on CPU, one thread, any width.
+
+    With `in_place` it trains the memory of the given tables, without a copy.
+    """
 
     def __init__(
-        self, sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings
+        self,
+        sources: Mapping[str, Tensor],
+        features: Sequence[int],
+        settings: FusedOptimizerSettings,
+        loss_scale: LossScale | None = None,
+        in_place: bool = False,
     ) -> None:
-        super().__init__(sources, features, settings)
-        given = list(sources.values())
-        self.weights = [tables.empty_table(*source.shape).copy_(source.detach()) for source in given]
-        shapes = [tables.state_shape(settings.name, *source.shape) for source in given]
-        self.states = [] if settings.name == "sgd" else [tables.empty_table(*shape).zero_() for shape in shapes]
+        super().__init__(sources, features, settings, loss_scale)
+        given = [source.detach() for source in sources.values()]
+        self.weights = given if in_place else [tables.empty_table(*source.shape).copy_(source) for source in given]
+        self.states = [empty_states(settings, *source.shape) for source in given]
         # Autograd calls the backward pass of what depends on a parameter; the tables themselves are outside it.
         self.anchor = torch.zeros(1, device="cpu", requires_grad=True)
 
@@ -185,29 +187,40 @@ class _PoolAndUpdate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         engine: NativeEngine = ctx.engine
         check_unchanged(ctx.versions, *ctx.given)
-        grad = grads[0].float().contiguous()
+        grad, finite = engine.loss_scale.gradient(grads[0].float().contiguous())
         weight_grad = None
         if ctx.needs_input_grad[3]:
             parts = zip(engine.weights, ctx.parts, ctx.grids, strict=True)
             weight_grad = torch.cat([tables.weight_gradient(table, bags, grad, grid) for table, bags, grid in parts])
-        states = engine.states or [torch.empty(0, device="cpu")] * len(engine.weights)
+        if not finite:  # as a scaler leaves out the step of an optimizer
+            return None, None, None, weight_grad, None, None, *[_not_finite(grid) for grid in ctx.grids]
         of_steps = [
-            tables.update_rows(table, state, bags, grad, engine.settings, grid)
-            for table, state, bags, grid in zip(engine.weights, states, ctx.parts, ctx.grids, strict=True)
+            update_rows(table, states, bags, grad, engine.settings, grid)
+            for table, states, bags, grid in zip(engine.weights, engine.states, ctx.parts, ctx.grids, strict=True)
         ]
         return None, None, None, weight_grad, None, None, *of_steps
 
 
-def make_engine(sources: Mapping[str, Tensor], features: Sequence[int], settings: FusedOptimizerSettings) -> Engine:
+def _not_finite(grid: RowGrid | None) -> Tensor | None:
+    """Return the gradient of a grid's steps in a batch that overflows, from which the scaler sees that it does."""
+    return None if grid is None else torch.full_like(grid.step, torch.nan)
+
+
+def make_engine(
+    sources: Mapping[str, Tensor],
+    features: Sequence[int],
+    settings: FusedOptimizerSettings,
+    loss_scale: LossScale | None = None,
+) -> Engine:
     """Make the engine for these tables; `features` has the number of features that read each.
 
-    The native engine is used on CPU, where it is at least as fast as FBGEMM, and supports every width and weight decay.
+    The native engine is used on CPU, where it is at least as fast as FBGEMM, and supports every width and optimizer.
     FBGEMM's engine is used on a GPU, for tables of half precision, and without a compiler if it supports the settings.
     """
     if any(source.device.type == "meta" for source in sources.values()):
         raise ValueError(f"cannot fuse {list(sources)} on the meta device: give the tables memory and rows first")
     if all(source.device.type == "cpu" and source.dtype == torch.float32 for source in sources.values()):
         narrow = any(source.shape[1] % 4 for source in sources.values())
-        if native.library() is not None or narrow or settings.weight_decay:
-            return NativeEngine(sources, features, settings)
-    return FbgemmEngine(sources, features, settings)
+        if native.library() is not None or narrow or fbgemm_lacks(settings, on_gpu=False):
+            return NativeEngine(sources, features, settings, loss_scale)
+    return FbgemmEngine(sources, features, settings, loss_scale)

@@ -12,8 +12,9 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embcomp.codecs.integers import IntegerCodec, Integers
 from embcomp.nn.stores import pool_vectors
 from embcomp.ops.checks import check_unchanged, versions
-from embcomp.ops.integer_tables import draw_seed, empty_state, pool_integers, row_nbytes, update_integers
-from embcomp.ops.tables import FusedOptimizerSettings, bags_of_tables
+from embcomp.ops.integer_tables import draw_seed, empty_states, pool_integers, row_nbytes, update_integers
+from embcomp.ops.optimizers import FusedOptimizerSettings
+from embcomp.ops.tables import bags_of_tables
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.fused.loss_scale import LossScale
 from embcomp.torchrec.fused.sequences import look_up_each
@@ -93,7 +94,7 @@ class IntegerTables(NotScripted, nn.Module):
         self.columns = list(starts.split([len(config.feature_names) for config in configs]))
         self.pooled = pooled
         self.settings: FusedOptimizerSettings | None = None
-        self.states: list[Tensor] = []
+        self.states: list[dict[str, Tensor]] = []
         self.loss_scale = LossScale(False)
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
@@ -105,14 +106,11 @@ class IntegerTables(NotScripted, nn.Module):
 
     def attach(self, settings: FusedOptimizerSettings, loss_scale: LossScale) -> None:
         """Set how `backward()` trains the rows. Raise ValueError for an optimizer that is not supported."""
-        states = [empty_state(settings, codec.rows) for _, codec in self.tables()]
-        self.states = [] if settings.name == "sgd" else states
+        self.states = [empty_states(settings, codec.rows) for _, codec in self.tables()]
         self.settings, self.loss_scale = settings, loss_scale
 
-    def set_learning_rate(self, lr: float) -> None:
-        """Set the learning rate, from the next backward pass on."""
-        assert self.settings is not None
-        self.settings.lr = lr
+    def follow(self) -> None:
+        """Apply changed settings: the next backward pass reads them."""
 
     @one_node
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
@@ -128,8 +126,7 @@ class IntegerTables(NotScripted, nn.Module):
 
     def _look_up(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
         anchor = torch.zeros(1, device="cpu", requires_grad=True)  # so that autograd calls the backward pass
-        values = _ReadAndUpdate.apply(anchor, rows.contiguous(), offsets.contiguous(), weights, self)
-        return self.loss_scale.unscaled(values)  # pyright: ignore[reportArgumentType]
+        return _ReadAndUpdate.apply(anchor, rows.contiguous(), offsets.contiguous(), weights, self)  # pyright: ignore
 
     def _in_torch(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
         """Look up in plain torch, without gradients, for graphs and for shapes on the meta device."""
@@ -181,15 +178,17 @@ class _ReadAndUpdate(torch.autograd.Function):
                 "copy='float'"
             )
         check_unchanged(ctx.versions, *ctx.given)
-        grad, of_weights = grads[0].float().contiguous(), None
+        grad, finite = tables.loss_scale.gradient(grads[0].float().contiguous())
+        of_weights = None
         pairs = list(zip(tables.tables(), ctx.parts, strict=True))
         if ctx.needs_input_grad[3]:
             of_weights = torch.cat(
                 [_weight_gradient(stored, codec, bags.own(), grad) for (stored, codec), bags in pairs]
             )
-        states = tables.states or [empty_state(settings, 0)] * len(pairs)
-        for ((stored, codec), bags), state in zip(pairs, states, strict=True):
-            update_integers(stored, codec.dim, codec.bits, state, bags, grad, settings, draw_seed())
+        if not finite:  # as a scaler leaves out the step of an optimizer
+            return None, None, None, of_weights, None
+        for ((stored, codec), bags), states in zip(pairs, tables.states, strict=True):
+            update_integers(stored, codec.dim, codec.bits, states, bags, grad, settings, draw_seed())
         return None, None, None, of_weights, None
 
 

@@ -32,11 +32,36 @@ class LossScale:
         """Copy or pickle without the scaler: that of the copied model is another one."""
         return LossScale, (None if isinstance(self.scaler, GradScaler) else self.scaler, self.verb)
 
-    def unscaled(self, values: Tensor) -> Tensor:
-        """Return the values unchanged; their gradient is unscaled in the backward pass."""
+    @property
+    def scales(self) -> bool:
+        """Whether a scaler that is switched on scales the loss."""
+        return isinstance(self.scaler, GradScaler) and self.scaler.is_enabled()
+
+    def gradient(self, grad: Tensor) -> tuple[Tensor, bool]:
+        """Return the gradient of the unscaled loss, on CPU, and whether it is finite (True without a scaler).
+
+        Raises:
+            ValueError: the loss seems to be scaled, and the scaler is not known.
+        """
+        grad, finite = self._unscaled(grad)
+        return grad, finite is None or bool(finite)
+
+    def _unscaled(self, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.scaler is None:
+            self.check()
+        if not isinstance(self.scaler, GradScaler) or not self.scaler.is_enabled() or self.scaler._scale is None:
+            return grad, None
+        grad = grad.float() / self.scaler._scale.to(grad.device)
+        finite = torch.isfinite(grad).all().float()
+        if self.group is not None:
+            dist.all_reduce(finite, dist.ReduceOp.MIN, group=self.group)
+        return grad, finite > 0
+
+    def unscaled(self, values: Tensor, overflow: float = 0.0) -> Tensor:
+        """Return the values unchanged; their gradient is unscaled in the backward pass, or `overflow` if not finite."""
         if self.scaler is False or not values.requires_grad:
             return values
-        return _Unscale.apply(values, self)  # pyright: ignore[reportReturnType]
+        return _Unscale.apply(values, self, overflow)  # pyright: ignore[reportReturnType]
 
     def scaled(self, weights: Tensor | None) -> Tensor | None:
         """Return the weights unchanged; their gradient, which the tables give unscaled, is scaled like all others."""
@@ -59,26 +84,31 @@ class LossScale:
                 )
 
 
+class Unscaled(LossScale):
+    """The scale of gradients that `LossScale.unscaled` has unscaled, and set to NaN in a step that overflows."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+    def __reduce__(self) -> Any:
+        return Unscaled, ()
+
+    def gradient(self, grad: Tensor) -> tuple[Tensor, bool]:
+        return grad, bool(torch.isfinite(grad).all())
+
+
 class _Unscale(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: LossScale) -> Tensor:  # pyright: ignore
-        ctx.scale = scale
+    def forward(ctx: Any, values: Tensor, scale: LossScale, overflow: float) -> Tensor:  # pyright: ignore
+        ctx.scale, ctx.overflow = scale, overflow
         return values.view_as(values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scaler = ctx.scale.scaler
-        if scaler is None:
-            ctx.scale.check()
-            return grad, None
-        if not scaler.is_enabled() or scaler._scale is None:
-            return grad, None
-        grad = grad.float() / scaler._scale.to(grad.device)
-        finite = torch.isfinite(grad).all().float()  # as the scaler leaves out the step of an optimizer
-        if ctx.scale.group is not None:
-            dist.all_reduce(finite, dist.ReduceOp.MIN, group=ctx.scale.group)
-        return torch.where(finite > 0, grad, 0.0), None
+    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad, finite = ctx.scale._unscaled(grad)
+        # As the scaler leaves out the step of an optimizer.
+        return grad if finite is None else torch.where(finite, grad, ctx.overflow), None, None
 
 
 class _Scale(torch.autograd.Function):

@@ -1,12 +1,14 @@
-"""The learning rates and state of fused tables, as an ordinary optimizer."""
+"""The constants and state of fused tables, as an ordinary optimizer."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from embcomp.holders import holders
+from embcomp.ops.optimizers import FusedOptimizerSettings, rule_of
 from embcomp.torchrec.fused.integers import IntegerTables
 from embcomp.torchrec.fused.tables import FusedTables
 
@@ -15,12 +17,12 @@ Trained = FusedTables | IntegerTables
 
 
 class FusedOptimizer(torch.optim.Optimizer):
-    """The state and learning rate of the fused tables of a model, as an ordinary optimizer.
+    """The state and constants of the fused tables of a model, as an ordinary optimizer.
 
     Use it like any optimizer: `zero_grad()` before and `step()` after each backward pass, a scheduler, or
-    `param_groups[0]["lr"]` set by hand (one group for each call of `fuse_`). Both calls pass the learning rate on; the
-    rows themselves are updated by the backward pass. `state_dict` and `load_state_dict` contain the sums of squared
-    gradients.
+    `param_groups[0]["lr"]` set by hand (one group for each call of `fuse_`, with `weight_decay`, `eps`, `betas` and
+    `momentum` if the optimizer has them). Both calls pass changed constants on; the rows themselves are updated by the
+    backward pass. `state_dict` and `load_state_dict` contain the state by torch.optim's names ("exp_avg").
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,16 +33,17 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise ValueError("the model has no fused tables: call fuse_ first")
         self.tables = list(together.values())
         groups = [
-            {"params": [weight for tables in group for weight in tables.parameters()], "lr": _rate(group[0])}
+            {"params": [weight for tables in group for weight in tables.parameters()], **_changeable(group[0])}
             for group in self.tables
         ]
-        super().__init__(groups, {})
+        super().__init__(groups, _changeable(self.tables[0][0]))
         for tables in _fused(model):
-            for weight, state in zip(tables.parameters(), tables.states, strict=False):
-                self.state[weight] = {"sum": state}
+            for weight, states in zip(tables.parameters(), tables.states, strict=False):
+                if states:
+                    self.state[weight] = dict(states)
 
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Pass the learning rates on to the tables."""
+        """Pass changed constants on to the tables."""
         self._pass_on()
 
     @property
@@ -52,13 +55,20 @@ class FusedOptimizer(torch.optim.Optimizer):
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Pass the learning rates on: a scheduler changes them after `step`. There are no gradients to reset."""
+        """Pass changed constants on: a scheduler changes them after `step`. There are no gradients to reset."""
         self._pass_on()
 
     def _pass_on(self) -> None:
-        for settings, group in zip(self.param_groups, self.tables, strict=True):
-            for tables in group:
-                tables.set_learning_rate(settings["lr"])
+        for group, tables in zip(self.param_groups, self.tables, strict=True):
+            settings = _settings(tables[0])
+            changed = replace(settings, **{name: group[name] for name in rule_of(settings).changeable(settings)})
+            if problem := changed.problem():
+                raise ValueError(f"a group of the fused optimizer has {problem}")
+            if rule_of(changed).states(changed) != rule_of(settings).states(settings):
+                raise ValueError("a group of the fused optimizer has momentum=0: it was made with one, and keeps it")
+            settings.__dict__.update(vars(changed))
+            for each in tables:
+                each.follow()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Load a state that `state_dict` returned.
@@ -67,16 +77,21 @@ class FusedOptimizer(torch.optim.Optimizer):
             ValueError: the state is of another optimizer or of other tables.
         """
         mine, saved = (
-            {number: list(state.get("sum", torch.empty(0)).shape) for number, state in states.items()}
+            {number: {name: list(kept.shape) for name, kept in state.items()} for number, state in states.items()}
             for states in (self.state_dict()["state"], state_dict["state"])
         )
         if mine != saved:
-            raise ValueError(f"the state was saved for another optimizer or other tables: sums {saved}, here {mine}")
-        held = {weight: state["sum"] for weight, state in self.state.items()}
-        super().load_state_dict(state_dict)
-        for weight, state in held.items():
-            state.copy_(self.state[weight]["sum"])  # the engine goes on using its own memory
-            self.state[weight] = {"sum": state}
+            raise ValueError(f"the state was saved for another optimizer or other tables: {saved}, here {mine}")
+        held = {weight: dict(states) for weight, states in self.state.items()}
+        groups = [  # states of earlier versions have only the learning rate
+            {**_changeable(tables[0]), **group}
+            for tables, group in zip(self.tables, state_dict["param_groups"], strict=True)
+        ]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        for weight, states in held.items():
+            for name, state in states.items():
+                state.copy_(self.state[weight][name])  # the engine goes on using its own memory
+            self.state[weight] = states
         self._pass_on()
 
 
@@ -90,6 +105,11 @@ def _fused(model: nn.Module) -> Iterator[Trained]:
     return (module for module in found if isinstance(module, Trained) and module.settings is not None)
 
 
-def _rate(tables: Trained) -> float:
+def _settings(tables: Trained) -> FusedOptimizerSettings:
     assert tables.settings is not None
-    return tables.settings.lr
+    return tables.settings
+
+
+def _changeable(tables: Trained) -> dict[str, Any]:
+    settings = _settings(tables)
+    return rule_of(settings).changeable(settings)

@@ -15,7 +15,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.ops.grid import RowGrid
-from embcomp.ops.tables import FusedOptimizerSettings
+from embcomp.ops.optimizers import FusedOptimizerSettings
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.contents import configs_of, weights_of
 from embcomp.torchrec.fused.engines import Engine, NativeEngine, make_engine
@@ -73,7 +73,7 @@ class FusedTables(NotScripted, nn.Module):
 
     def _attach(self, sources: Sequence[Tensor]) -> None:
         numbers = [len(config.feature_names) for config in self.configs]
-        engine = make_engine(dict(zip(self.names, sources, strict=True)), numbers, self.settings)
+        engine = make_engine(dict(zip(self.names, sources, strict=True)), numbers, self.settings, self.loss_scale)
         self._engine = [engine]  # in a list: its tables are registered below, under the collection's own names
         named = zip(self.names, engine.weights, strict=True)
         tables = nn.ModuleDict({name: _Row(weight.detach()) for name, weight in named})
@@ -93,8 +93,11 @@ class FusedTables(NotScripted, nn.Module):
         weights, states = state.pop("_saved")
         super().__setstate__({**state, "_modules": {}})
         self._attach(weights)
-        for mine, saved in zip(self.engine.states, states, strict=True):
-            mine.copy_(saved)
+        # Earlier versions saved one sum for each table, or nothing.
+        given: list[Any] = [{"sum": each} if isinstance(each, Tensor) else each for each in states]
+        for mine, kept in zip(self.engine.states, given or [{} for _ in weights], strict=True):
+            for name, tensor in mine.items():
+                tensor.copy_(kept[name])
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
         check_features(features, self.features, self.weighted)
@@ -109,7 +112,6 @@ class FusedTables(NotScripted, nn.Module):
         if any(self.means):
             weights = self._mean_weights(features, weights)
         values = self.engine(features.values().long(), features.offsets().long(), weights)
-        values = self.loss_scale.unscaled(values)
         return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
 
     def rounded_bags(self, features: KeyedJaggedTensor, grids: Mapping[str, RowGrid]) -> KeyedTensor:
@@ -125,16 +127,16 @@ class FusedTables(NotScripted, nn.Module):
         scaled = {name: replace(grid, step=self.loss_scale.scaled(grid.step)) for name, grid in grids.items()}
         chosen = [scaled.get(name) for name in self.names]
         values = self.engine(features.values().long(), features.offsets().long(), weights, chosen)
-        return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=self.loss_scale.unscaled(values))
+        return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
 
     @property
-    def states(self) -> list[Tensor]:
-        """The sums of squared gradients, one for each table (empty for SGD)."""
+    def states(self) -> list[dict[str, Tensor]]:
+        """The state of the optimizer for each table, by torch.optim's names."""
         return self.engine.states
 
-    def set_learning_rate(self, lr: float) -> None:
-        """Set the learning rate, from the next backward pass on."""
-        self.engine.set_learning_rate(lr)
+    def follow(self) -> None:
+        """Apply changed settings, from the next backward pass on."""
+        self.engine.follow()
 
     @property
     def rounds(self) -> bool:
@@ -143,7 +145,7 @@ class FusedTables(NotScripted, nn.Module):
 
     def _sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         def look_up(rows: Tensor, offsets: Tensor) -> Tensor:
-            return self.loss_scale.unscaled(self.engine(rows, offsets, None))
+            return self.engine(rows, offsets, None)
 
         return look_up_each(features, self.keys, self.widths, look_up, self.need_indices)
 

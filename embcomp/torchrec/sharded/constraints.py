@@ -12,8 +12,9 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from embcomp.ops.tables import FusedOptimizerSettings
-from embcomp.torchrec.fused.engines import fbgemm_settings
+from embcomp.ops.optimizers import FusedOptimizerSettings, rule_of
+from embcomp.torchrec.fused.fbgemm import fbgemm_lacks, fbgemm_settings
+from embcomp.torchrec.sharded.native_tbe import native_params
 
 TABLE_WISE, ROW_WISE = ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value
 _COLUMNS = {ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value, ShardingType.GRID_SHARD.value}
@@ -40,9 +41,17 @@ def _trained(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in parameters.items() if weight.requires_grad}
 
 
+def is_native(settings: FusedOptimizerSettings, device: torch.device) -> bool:
+    """Return whether embcomp's engine trains the tables: on CPU, if FBGEMM does not support the settings."""
+    return device.type == "cpu" and fbgemm_lacks(settings, on_gpu=False) is not None
+
+
 def make_sharders(settings: FusedOptimizerSettings, device: torch.device) -> list[BaseEmbeddingSharder]:
     """Make sharders that update tables in the backward pass. Raise ValueError for settings that FBGEMM ignores."""
-    fused = fbgemm_settings(settings, on_gpu=device.type == "cuda")
+    if is_native(settings, device):
+        fused = native_params(settings)
+    else:
+        fused = fbgemm_settings(settings, on_gpu=device.type == "cuda")
     return [BagSharder(fused_params=fused), SequenceSharder(fused_params=fused)]
 
 
@@ -91,9 +100,9 @@ def _check(name: str, types: Iterable[str], settings: FusedOptimizerSettings) ->
                 f"table {name!r}: data_parallel tables are not updated by the optimizer inside the backward pass and "
                 "would never move; choose table_wise or row_wise"
             )
-        if kind in _COLUMNS and settings.name == "rowwise_adagrad":
+        if kind in _COLUMNS and "row" in rule_of(settings).states(settings).values():
             raise ValueError(
-                f"table {name!r}: {kind} gives each column shard a state of its own per row, so that row-wise Adagrad "
+                f"table {name!r}: {kind} gives each column shard a state of its own per row, so that {settings.name} "
                 "would train otherwise than in one process, and its checkpoint would fit no other sharding; choose "
                 "table_wise or row_wise, or torch.optim.Adagrad or SGD"
             )

@@ -1,5 +1,6 @@
 """`shard`: a model with compressed tables on several processes, with torchrec's engine."""
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,15 +15,18 @@ from torchrec.distributed.planner.proposers import GreedyProposer, UniformPropos
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardedModule, ShardingEnv, ShardingPlan
+from torchrec.modules.embedding_configs import DataType
 
 from embcomp.holders import Spread, holders
 from embcomp.methods.base import Encoder
 from embcomp.ranks import Ranks
 from embcomp.torchrec.contents import configs_of
+from embcomp.torchrec.fused.fbgemm import check_fbgemm_scale, fbgemm_lacks
 from embcomp.torchrec.fused.loss_scale import LossScale, Scaler
 from embcomp.torchrec.fused.settings import optimizer_settings
 from embcomp.torchrec.holders import IntegerHolder
-from embcomp.torchrec.sharded.constraints import make_sharders, table_constraints
+from embcomp.torchrec.sharded.constraints import is_native, make_sharders, table_constraints
+from embcomp.torchrec.sharded.native_tbe import NativeTbe, native_tbe
 from embcomp.torchrec.sharded.same_on_ranks import check_same, facts_of
 from embcomp.torchrec.trainable import plain_collections, trained_collections
 
@@ -38,6 +42,7 @@ def shard(
     pg: dist.ProcessGroup | None = None,
     constraints: Mapping[str, ParameterConstraints] | None = None,
     grad_scaler: Scaler = None,
+    clip_grad_value: float | None = None,
 ) -> DistributedModelParallel:
     """Spread the torchrec collections of a model, compressed or not, over the processes of a group.
 
@@ -49,8 +54,9 @@ def shard(
 
     Args:
         model: the model with torchrec collections; its modules are taken over, so use only the result.
-        optimizer: the class of the optimizer: torch.optim.SGD, torch.optim.Adagrad or torchrec.optim.RowWiseAdagrad.
-        optimizer_kwargs: the settings `lr`, `eps`, and `weight_decay` if FBGEMM supports it.
+        optimizer: the class of the optimizer, one of those of `fuse_`.
+        optimizer_kwargs: the settings of the optimizer, as in `fuse_`. On a GPU FBGEMM updates the tables, and settings
+            that it ignores are refused; on CPU embcomp's engine updates them if FBGEMM does not support the settings.
         device: the device of this rank, "cpu" or "cuda:<n>".
         pg: the process group, by default that of all processes.
         constraints: constraints for the planner, by the name of the inner table (a `UnifiedEmbedding` has "shared").
@@ -58,6 +64,8 @@ def shard(
             rank's rows are divided by its scale; if gradients are not finite on any rank, no rank changes rows of that
             collection in this step. False asserts that the loss is not scaled, although other models of the process use
             a scaler.
+        clip_grad_value: the largest magnitude of a value in the gradient of a row, as in `fuse_`; on CPU. There is no
+            `clip_grad_norm`: no rank sees the gradient of a whole table.
 
     Returns:
         The sharded model. Its `fused_optimizer` holds the state and learning rate of the tables.
@@ -90,21 +98,28 @@ def shard(
     loss_scale = LossScale(grad_scaler, "shard", group if group.size() > 1 else None)
 
     def prepare():
-        settings = optimizer_settings(optimizer, optimizer_kwargs, "shard")
+        settings = optimizer_settings(optimizer, optimizer_kwargs, "shard", clip_grad_value)
         tables = _tables(model)
+        native = is_native(settings, device)
+        halves = [table.name for table in tables if table.data_type != DataType.FP32]
+        if native and halves:
+            raise ValueError(f"{fbgemm_lacks(settings, on_gpu=False)}; {halves} have another data type")
+        if not native:
+            check_fbgemm_scale(settings, loss_scale)
         rows: dict[str, int] = {}
         for table in tables:  # two collections may have tables of one name
             rows[table.name] = min(table.num_embeddings, rows.get(table.name, table.num_embeddings))
         limits = table_constraints(rows, constraints, settings, group.size())
         said = {f"constraints of {name!r}": limit for name, limit in limits.items()}
         facts = facts_of(model, {"optimizer": settings, "device": device.type, **said})
-        return make_sharders(settings, device), limits, facts
+        return make_sharders(settings, device), limits, facts, native
 
     ranks = Ranks(group)
-    sharders, limits, facts = ranks.together(prepare)
+    sharders, limits, facts, native = ranks.together(prepare)
     check_same(ranks, facts)
     plan = ranks.broadcast(lambda: _plan(model, sharders, limits, device, group))
-    sharded = _shard(model, plan, sharders, device, group)
+    with native_tbe() if native else contextlib.nullcontext():
+        sharded = _shard(model, plan, sharders, device, group)
     _unscale(sharded, loss_scale)
     return sharded
 
@@ -195,12 +210,15 @@ def _unscale(model: nn.Module, loss_scale: LossScale) -> None:
     """Remove the scale of the loss from gradients that reach the rows of this rank."""
 
     def unscaled(lookup: nn.Module, features: Any, values: Tensor) -> Tensor:
-        return loss_scale.unscaled(values)
+        return loss_scale.unscaled(values, overflow=torch.nan if native else 0.0)
 
-    for module in model.modules():
-        if isinstance(module, ShardedModule):
-            for lookup in module._lookups:  # pyright: ignore
-                lookup.register_forward_hook(unscaled)
+    sharded = [module for module in model.modules() if isinstance(module, ShardedModule)]
+    lookups: list[nn.Module] = [lookup for module in sharded for lookup in module._lookups]  # pyright: ignore
+    native = [part for lookup in lookups for part in lookup.modules() if isinstance(part, NativeTbe)]
+    for tables in native:
+        tables.leave_out_overflows(loss_scale.scales)
+    for lookup in lookups:
+        lookup.register_forward_hook(unscaled)
 
 
 def _rows(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

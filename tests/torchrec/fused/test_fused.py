@@ -22,6 +22,7 @@ from embcomp.torchrec import (
 from embcomp.torchrec.fused.engines import FbgemmEngine, NativeEngine
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, batch_lengths, sequence_tables
 from tests.torchrec.training import (
+    ON_GPUS_ALONE,
     OPTIMIZERS,
     Model,
     assert_same,
@@ -87,7 +88,7 @@ def test_sequences_train_as_unfused(example, optimizer, engine):
 @explicit(example=EXAMPLES[0], all_lengths=[[[0], [0], [0], [0]]], weighted=False, kind=FbgemmEngine)
 def test_any_shape_trains_as_unfused(optimizer, example, all_lengths, weighted, kind):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embcomp.torchrec.fused.tables.make_engine", kind)
+        patch.setattr("embcomp.torchrec.fused.tables.make_engine", NativeEngine if optimizer in ON_GPUS_ALONE else kind)
         model = bag_model({"*": example.make(as_tables(bag_tables()))}, weighted=weighted)
         fused = fused_twin(model, optimizer)
         batches = [batch(lengths, seed=i, weighted=weighted) for i, lengths in enumerate(all_lengths)]
@@ -196,7 +197,8 @@ def test_a_row_out_of_range_changes_nothing_and_names_the_table(engine, wrong, o
             loss_of(fused(features)).backward()
         assert torch.equal(features.values(), ids)
         assert_same(model, fused)
-        assert all(state["sum"].count_nonzero() == 0 for state in fused_optimizer(fused).state.values())
+        kept = [state for states in fused_optimizer(fused).state.values() for state in states.values()]
+        assert all(state.count_nonzero() == 0 for state in kept)
 
 
 def test_missing_feature_and_missing_weights(engine):
@@ -248,7 +250,8 @@ def test_copies_train_on_alike_and_apart(twin_of, optimizer, engine):
     loss_of(fused(batch(RAGGED, seed=1))).backward()
     assert all(torch.equal(a, b) for a, b in zip(twin.state_dict().values(), fused.state_dict().values(), strict=True))
     for mine, theirs in zip(fused_optimizer(fused).state.values(), fused_optimizer(twin).state.values(), strict=True):
-        assert torch.equal(mine["sum"], theirs["sum"])
+        assert list(mine) == list(theirs)
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.mark.parametrize("move", [nn.Module.half, lambda m: m.to("meta"), lambda m: m.to_empty(device="cpu")])
@@ -311,10 +314,10 @@ def test_tied_weights_are_refused():
 
 def test_bad_input():
     model = bag_model({})
-    with pytest.raises(ValueError, match="Adam"):
-        fuse_(model, optimizer=torch.optim.Adam)
-    with pytest.raises(ValueError, match="momentum"):
-        fuse_(model, optimizer=torch.optim.SGD, optimizer_kwargs={"momentum": 0.9})
+    with pytest.raises(ValueError, match=r"RMSprop.*choose one of"):
+        fuse_(model, optimizer=torch.optim.RMSprop)
+    with pytest.raises(ValueError, match=r"cannot fuse SGD with .'dampening'.: it takes lazy, lr, momentum"):
+        fuse_(model, optimizer=torch.optim.SGD, optimizer_kwargs={"dampening": 0.9})
     with pytest.raises(ValueError, match="no torchrec collection"):
         fuse_(nn.Linear(2, 2), optimizer=torch.optim.SGD)
     fuse_(model, optimizer=torch.optim.SGD)
@@ -325,8 +328,70 @@ def test_bad_input():
 @every_optimizer
 @pytest.mark.parametrize("setting", [{"lr": -0.1}, {"eps": -1e-8}, {"weight_decay": -0.1}, {"lr": float("nan")}])
 def test_settings_that_no_optimizer_takes(optimizer, setting):
-    with pytest.raises(ValueError, match=f"{next(iter(setting))}="):
+    name = next(iter(setting))
+    of_sgd = "eps" in setting and OPTIMIZERS[optimizer][0] is torch.optim.SGD  # which has none
+    with pytest.raises(ValueError, match=f"'{name}'.: it takes" if of_sgd else f"{name}="):
         fuse_(bag_model({}), optimizer=OPTIMIZERS[optimizer][0], optimizer_kwargs=setting)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "said"),
+    [
+        (torch.optim.Adam, {"betas": (0.9, 1.0)}, r"cannot fuse Adam with betas=\(0.9, 1.0\): it must be two numbers"),
+        (torch.optim.AdamW, {"eps": -1.0}, "cannot fuse AdamW with eps=-1.0"),
+        (torch.optim.AdamW, {"weight_decay": float("nan")}, "weight_decay=nan"),
+        (torch.optim.SGD, {"nesterov": True}, "nesterov=True and momentum=0"),
+        (torch.optim.SGD, {"lr": "fast"}, "lr='fast'"),
+        (torch.optim.Adam, {"amsgrad": True}, "'amsgrad'.: it takes betas, eps, lazy, lr, weight_decay"),
+    ],
+)
+def test_settings_that_are_impossible(kind, setting, said):
+    with pytest.raises(ValueError, match=said):
+        fuse_(bag_model({}), optimizer=kind, optimizer_kwargs=setting)
+
+
+@pytest.mark.parametrize("clip", [{"clip_grad_value": 0.0}, {"clip_grad_norm": -1.0}, {"clip_grad_norm": float("nan")}])
+def test_clipping_to_nothing(clip):
+    with pytest.raises(ValueError, match=f"cannot fuse SGD with {next(iter(clip))}="):
+        fuse_(bag_model({}), optimizer=torch.optim.SGD, **clip)
+
+
+@pytest.mark.parametrize("name", ["clip_grad_value", "clip_grad_norm"])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_gradients_are_clipped_table_by_table(name, optimizer):
+    model = Model(EmbeddingBagCollection(bag_tables()))
+    kind, kwargs = OPTIMIZERS[optimizer]
+    fused = fuse_(copy.deepcopy(model), optimizer=kind, optimizer_kwargs={**kwargs, "lazy": False}, **{name: 0.3})
+    outside = kind(model.parameters(), **kwargs)
+    for seed in range(3):
+        for each in (model, fused):
+            outside.zero_grad()
+            loss_of(each(batch(RAGGED, seed=seed))).backward()
+            if each is model:
+                for weight in model.parameters():
+                    getattr(torch.nn.utils, f"{name}_")([weight], 0.3)
+                outside.step()
+    assert_same(model, fused, outside)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "Adam", "AdamW"])
+def test_lazy_rows_move_as_under_torch_where_every_step_reads_them(optimizer):
+    model = bag_model({"*": embcomp.HashingTrick(rows=1)})
+    fused = fused_twin(model, optimizer, lazy=True)
+    batches = [batch([[1, 1]] * 4, seed=seed) for seed in range(4)]
+    assert_same(model, fused, train_both(model, fused, optimizer, batches))
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "Adam", "AdamW"])
+def test_lazy_rows_stay_where_no_step_reads_them(optimizer):
+    fused = fused_twin(Model(EmbeddingBagCollection(bag_tables())), optimizer, lazy=True)
+    loss_of(fused(batch(RAGGED))).backward()
+    before = fused.collection.embedding_bags["films"].weight.clone()
+    features = batch(RAGGED, seed=1)
+    loss_of(fused(features)).backward()
+    read = torch.cat([features["film"].values(), features["user"].values()])  # what reads "films"
+    moved = (fused.collection.embedding_bags["films"].weight != before).any(1)
+    assert torch.equal(moved.nonzero().squeeze(1), read.unique())
 
 
 def test_widths_that_fbgemm_cannot_read(monkeypatch):

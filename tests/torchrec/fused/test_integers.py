@@ -234,7 +234,7 @@ def test_what_cannot_be_is_refused_by_name() -> None:
         untrained(batch(RAGGED, seed=1)).sum().backward()
     with pytest.raises(ValueError, match="RowWiseAdagrad or SGD"):
         fuse_(untrained, optimizer=torch.optim.Adagrad)
-    with pytest.raises(ValueError, match=r"cannot fuse.*Adam"):
+    with pytest.raises(ValueError, match=r"adam keeps a float for each value"):
         fuse_(untrained, optimizer=torch.optim.Adam)
     frozen = nn.ModuleDict({"c": EmbeddingBagCollection(bag_tables())})
     frozen.requires_grad_(False)

@@ -17,7 +17,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import RowWiseAdagrad
 
 import embcomp
-from embcomp.ops.tables import FusedOptimizerSettings
+from embcomp.ops.optimizers import FusedOptimizerSettings
 from embcomp.sdim import SDIM
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_, shard, sharding
 from embcomp.torchrec.sharded.constraints import table_constraints
@@ -221,9 +221,13 @@ def odd_width(rank: int) -> nn.Module:
         (None, {"constraints": {"users": ParameterConstraints(sharding_types=["data_parallel"])}}, "would never move"),
         (None, {"constraints": {"userz": ParameterConstraints()}}, "name no table of the model: .'userz'.; the tables"),
         (None, {"constraints": {"users": ParameterConstraints(sharding_types=["rows"])}}, "no sharding type 'rows'"),
-        (None, {"optimizer": torch.optim.Adam}, "cannot shard .*Adam.*choose one of"),
-        (None, {"optimizer_kwargs": {"momentum": 0.9}}, "cannot shard Adagrad with .'momentum'.: only lr"),
-        (None, {"optimizer_kwargs": {"weight_decay": 0.1}}, "no weight_decay for adagrad"),
+        (None, {"optimizer": torch.optim.RMSprop}, "cannot shard .*RMSprop.*choose one of"),
+        (
+            None,
+            {"optimizer_kwargs": {"momentum": 0.9}},
+            "Adagrad with .'momentum'.: it takes eps, lazy, lr, weight_decay",
+        ),
+        (None, {"optimizer_kwargs": {"weight_decay": -0.1}}, "cannot shard Adagrad with weight_decay=-0.1"),
         (fused, {}, "is fused: give shard the model as it is before fuse_"),
         (without_tables, {}, "no torchrec collection"),
         (odd_width, {}, "a multiple of 4, got .'urls': 6."),
