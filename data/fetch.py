@@ -68,7 +68,7 @@ def download(
         timeout: the seconds without a byte after which an attempt has failed.
 
     Raises:
-        DataError: as for `fetch`.
+        DataError: the same errors as from `fetch`.
     """
     part = path.with_name(path.name + ".part")
     failures, most = 0, _size(part)

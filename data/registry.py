@@ -117,7 +117,7 @@ def load_interactions(
         name: a key of `INTERACTIONS`; "interactions" reads any parquet file with columns user_id, item_id and split.
         root: the folder of source data, by default that of EMBCOMP_DATA.
         folder: the folder or file of this data set, relative to `root` unless absolute, if it is not the usual one.
-        options: for "synthetic", those of `data.readers.synthetic.Config`.
+        options: the options; for "synthetic", those of `data.readers.synthetic.Config`.
 
     Raises:
         DataError: a name or an option is unknown, a file is missing or damaged, a value cannot be trained on, or a
@@ -142,7 +142,7 @@ def load_sequences(
         name: a key of `SEQUENCES`.
         root: the folder of source data, by default that of EMBCOMP_DATA.
         folder: the folder of this data set, relative to `root` unless absolute, if it is not the usual one.
-        options: for "synthetic", those of `data.readers.synthetic.Config`.
+        options: the options; for "synthetic", those of `data.readers.synthetic.Config`.
 
     Raises:
         DataError: a name or an option is unknown, or a file is missing or damaged.

@@ -42,14 +42,14 @@ def compress_(
         methods: a method for each table. Keys are glob patterns over module paths ("user.embedding") and torchrec table
             names; the first match wins, and a table that no key matches is left alone. A single method applies to all
             tables.
-        init: how the rows start. "fresh" draws rows so that the vectors have the mean and the standard deviation of the
-            replaced weights (of all tables together if they share a store). "warm" starts each row at the
+        init: the start of the rows. "fresh" draws rows so that the vectors have the mean and the standard deviation of
+            the replaced weights (of all tables together if they share a store). "warm" starts each row at the
             (count-weighted) mean of the trained vectors that map to it, refined by least squares where an id adds up
             several rows, and fits what a method learns beside its rows (code books, steps, matrices) to these rows.
             "fit" does the same for a model that is served without further training, and refuses methods that learn
             nothing beside their rows.
-        counts: with init="warm" or "fit", how often each id occurs, [num_embeddings] by table name; tables without
-            counts weigh all ids alike.
+        counts: the number of times each id occurs, [num_embeddings] by table name, for init="warm" or "fit"; tables
+            without counts weight all ids equally.
 
     Returns:
         The bytes before and after, table by table.

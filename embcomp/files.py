@@ -51,7 +51,7 @@ def replacing(path: StrPath, part: Path | None = None) -> Iterator[Path]:
         part: the name to give, for a caller that alone writes `path` and removes what a killed process left.
 
     Raises:
-        OSError: as in `write`; other OSErrors of the block are raised in the same form.
+        OSError: the same errors as from `write`; other OSErrors of the block are raised in the same form.
     """
     path = Path(path)
     part = part or path.with_name(f".{path.name[:40]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")

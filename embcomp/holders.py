@@ -45,7 +45,7 @@ class Held:
         table: the number of ids and the width, under the name that reports use.
         names: the names that a pattern may match, the one for messages first; "" for a model that is itself a table.
         stores: the rows that the table reads, by store, in the order of its chunks.
-        plan: how its ids become vectors; None for a table that was never compressed.
+        plan: the plan by which its ids become vectors; None for a table that was never compressed.
         dtype: the dtype of the vectors that the model receives.
     """
 

@@ -17,7 +17,7 @@ def match(patterns: Mapping[str, V], names: Sequence[Sequence[str]], argument: s
 
     Args:
         patterns: a value for each glob pattern, in the order in which they are tried.
-        names: for each table the names that a pattern may match; messages use the first.
+        names: the names of each table that a pattern may match; messages use the first.
         argument: the name of the argument that the patterns come from, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where modules went: their old names still import, so that what was pickled under them still loads."""
+"""The modules that have moved: their old names still import, so that objects pickled under them load."""
 
 import sys
 from collections.abc import Mapping, Sequence

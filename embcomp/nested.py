@@ -32,7 +32,7 @@ def load(path: StrPath, kind: str) -> Any:
     """Read a value that `save`, or `torch.save` in embcomp 0.1, wrote; its tensors are on the CPU.
 
     Raises:
-        ValueError, FileNotFoundError: as in `artifact.load`.
+        ValueError, FileNotFoundError: the same errors as from `artifact.load`.
     """
     with open(path, "rb") as file:
         if file.read(2) == b"PK":

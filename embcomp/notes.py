@@ -30,7 +30,7 @@ def note(plan: TablePlan, dims: Mapping[str, int], padding: int | None, bytes_be
     """The note about a table; "" if there is nothing to note.
 
     Args:
-        plan: how the table's ids become vectors.
+        plan: the plan by which the ids of the table become vectors.
         dims: the width of each store.
         padding: an id that reads no rows, or None.
         bytes_before: the bytes of the table before the swap.

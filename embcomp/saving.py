@@ -31,7 +31,7 @@ class _Saved:
     Attributes:
         module: the path of its module.
         name: the name that `compress_` uses: the path, or the table's name in a torchrec collection.
-        plan: how its ids become vectors.
+        plan: the plan by which its ids become vectors.
         stores: its stores by name.
     """
 

@@ -63,13 +63,13 @@ Ids = Annotated[Any, "integers"]
 
 
 def checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` as its type asks for it: integers of NumPy as `int`, arrays as tensors, mappings copied.
+    """Convert a setting to its type: integers of NumPy to `int`, arrays to tensors, mappings to copies.
 
     Args:
         value: the setting.
         hint: its type: `int`, `float`, `bool`, `str`, `Tensor`, a class, `Literal`, `Mapping[str, ...]`, a union of
-            these, or one of them in `Annotated` with `Within`. A class may say in `expected` how one is made. Another
-            type is not looked at.
+            these, or one of them in `Annotated` with `Within`. A class may say in `expected` how one is made. Values of
+            other types are not checked.
         name: the setting's name, for the error.
 
     Raises:

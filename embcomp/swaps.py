@@ -63,8 +63,8 @@ class Plain(Holder):
 
         Args:
             members: the holders.
-            chosen: for each holder the method of each table to compress.
-            moments: for each holder the moments of the values of each table.
+            chosen: the method of each table to compress, by holder.
+            moments: the moments of the values of each table, by holder.
         """
 
     def put(self, model: nn.Module, replacement: nn.Module) -> None:

@@ -151,7 +151,7 @@ def build_sequence(
 
 
 def reads_codes(model: type[SequenceModel]) -> bool:
-    """Whether a sequence model takes semantic codes of the items."""
+    """Return whether a sequence model takes semantic codes of the items."""
     return "codes" in inspect.signature(model.__init__).parameters
 
 

@@ -208,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fused_name(name: str) -> str:
-    """The name that torchrec puts after that of the table: the first state is "momentum1"."""
+    """Return the name that torchrec puts after that of the table: the first state is "momentum1"."""
     name = name.rpartition(".")[2]
     return "momentum1" if name in ("sum", "exp_avg", "momentum_buffer") else name
 

@@ -1,4 +1,4 @@
-"""From interactions to clusters and maps for graph methods. Maps need torch alone, the rest needs the extra `graph`."""
+"""Clusters and maps for graph methods, from interactions. Maps only need torch, the rest needs the extra `graph`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -116,7 +116,7 @@ def rows_in(mine: Rows, other: Rows, ids: np.ndarray) -> np.ndarray:
 def _majority(
     ids: np.ndarray, rows: np.ndarray, weights: np.ndarray | None, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each id once, with its row of the largest weight; among equals the row with the fewest ids, then the first."""
+    """Return each id once, with its row of largest weight; of equals the row with the fewest ids, then the first."""
     key, place = np.unique(ids.astype(np.int64) * sizes.size + rows, return_inverse=True)
     weight = np.bincount(place, weights, minlength=key.size)
     id, row = key // sizes.size, key % sizes.size

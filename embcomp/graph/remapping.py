@@ -33,7 +33,7 @@ def remap_(
         module: a `CompressedEmbedding`, a `CompressedEmbeddingBag`, or a compressed torchrec collection, plain or
             fused.
         new: the new map with as many rows; for `SoftGraphHash` a mixture over as many rows.
-        counts: how often each id occurs, as in `warm_rows`.
+        counts: the number of times each id occurs, as in `warm_rows`.
         table: the name of the table, if the module is a collection.
         optimizer: the optimizer that trains the rows outside the backward pass; without it its state stays with the row
             numbers.

@@ -17,7 +17,7 @@ def warm_rows(weight: Tensor, old: ClusterMap, new: ClusterMap, counts: Tensor |
         weight: the trained rows, [old.rows, dim].
         old: the map that they were trained under.
         new: the new map, with as many rows (see `align`).
-        counts: how often each id occurs, [old.num_ids]; by default all weigh alike.
+        counts: the number of times each id occurs, [old.num_ids]; by default all weigh alike.
 
     Returns:
         The rows, [new.rows, dim], in new memory.

@@ -97,7 +97,7 @@ class FrequencyHash(Method):
 
     Args:
         rows: the number of all rows of the table, or a mapping from table names to such numbers.
-        counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors.
+        counts: the occurrences of each id in training, [num_embeddings], or a mapping from table names to such tensors.
             Ids with equal counts are ordered by id. Ids that never occur own no row.
         tail: "hash" to give each other id one hashed row, "double" to give it the sum of two.
         hot_share: the share of the rows that are owned.

@@ -117,7 +117,7 @@ class GraphHash(Method):
         seed: the seed of the hashes of unseen ids.
 
     Raises:
-        ValueError: when a plan is made, the table has another number of ids than the map.
+        ValueError: the table has another number of ids than the map (raised when a plan is made).
 
     Example:
         >>> import torch, embcomp
@@ -227,8 +227,8 @@ class DoubleGraphHash(GraphHash):
     """A method that adds a hashed row to the row of the cluster, to tell its ids apart (arXiv 2412.17245, section 3.3).
 
     Args:
-        clusters: as in `GraphHash`.
-        hot: as in `GraphHash`.
+        clusters: the clusters, as in `GraphHash`.
+        hot: the ids with their own rows, as in `GraphHash`.
         second: "shared" to hash into the rows of the clusters, as in the paper; "own" to hash into a second table,
             where a hashed row does not disturb the clusters.
         rows: with second="own", the rows of the second table, or a mapping from table names to rows.
@@ -267,7 +267,7 @@ class DoubleGraphHash(GraphHash):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Like `GraphHash.ladder`, except for second="own" with given `clusters`: the size is that of the second table.
+        """Return the ladder of `GraphHash`; for second="own" with given `clusters` the size is the second table's.
 
         With `edges` and second="own" the second table gets as many rows as the first.
         """

@@ -282,7 +282,7 @@ class HashEmbedding(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Like `Method.ladder`, except that the importance is hashed if one per id would take over half of the budget.
+        """Return the usual ladder, but hash the importance if one per id would take more than half of the budget.
 
         The hashed importance table has as many rows as the main table, unless `importance_rows` is given.
         """

@@ -1,4 +1,4 @@
-"""Maps: the buffers of encoders, which training never changes."""
+"""The maps of encoders, which are buffers that training never changes."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -27,7 +27,7 @@ class Maps(nn.Module):
 
 
 class SharedMaps(Maps):
-    """Maps that the encoders of several tables hold together.
+    """The maps that the encoders of several tables hold together.
 
     Each encoder saves them under its own name, as if they were its own buffers, by `save_for` and `load_for`. As a
     submodule they save and load nothing.

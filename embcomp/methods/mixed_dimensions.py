@@ -162,7 +162,7 @@ class MixedDimensions(Method):
         base: the width of an id of probability 1; widths are proportional to it.
         alpha: the exponent of popularity; 0 gives all ids one width.
         groups: the number of frequency groups of a table; needs `counts` if above 1.
-        counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors.
+        counts: the occurrences of each id in training, [num_embeddings], or a mapping from table names to such tensors.
         multiple: the number that divides all widths, and the least width; torchrec needs 4.
 
     Raises:

@@ -113,7 +113,7 @@ class QuotientRemainder(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Like `Method.ladder`, except that the size is the number of rows of both tables of a pair together."""
+        """Return the usual ladder, with the rows of both tables of a pair together as the size."""
 
         def make(size: int) -> Self:
             shares = share_rows(tables, size)

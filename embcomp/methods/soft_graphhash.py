@@ -91,7 +91,7 @@ class SoftGraphHash(GraphHash):
     rows) bits for the row.
 
     Args:
-        clusters: as in `GraphHash`.
+        clusters: the clusters, as in `GraphHash`.
         weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures, or to
             None for a table whose ids read only their cluster.
         k: the number of rows to read, those with the largest weights.
@@ -146,7 +146,7 @@ class SoftGraphHash(GraphHash):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Like `GraphHash.ladder`, except that `embcomp.graph.mixture` also makes the mixtures from the edges.
+        """Return the ladder of `GraphHash`; `embcomp.graph.mixture` also makes the mixtures from the edges.
 
         With `second_clusters="users"` (or "items") ids of that side read two clusters, those of
         `embcomp.graph.second_clusters`, and other ids read only their own cluster. With objective="balanced" and

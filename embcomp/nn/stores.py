@@ -1,4 +1,4 @@
-"""Stores as torch modules: the parameters of compressed tables."""
+"""The stores as torch modules, which hold the parameters of compressed tables."""
 
 from collections.abc import Iterator
 

@@ -112,7 +112,7 @@ def bags_of_tables(
         rows: the rows, int64 [N], contiguous.
         offsets: the bounds of the bags, int64 [features * batch + 1], contiguous.
         weights: the weights of the rows, float32 [N], contiguous, or None.
-        columns: for each table the first output column of each of its features.
+        columns: the first output column of each feature, for each table.
         names: the names of the tables, for errors.
 
     Raises:

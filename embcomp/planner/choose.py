@@ -79,7 +79,7 @@ def choose(
         options: the methods to choose from, for all tables or by pattern; by default own rows of 8 to 1 bits, low rank,
             product codes and shared rows. A method whose tables share a store is one option for all its tables.
         keep: patterns of tables that stay unchanged. Their bytes count.
-        counts: how often each id occurs in training, [num_embeddings], by table name.
+        counts: the number of times each id occurs in training, [num_embeddings], by table name.
         edges: interactions as a graph, which add clusters as options for the tables of its two sides.
         content: semantic codes of ids, int64 [num_embeddings, levels], by table name, which add `SemanticIds` as
             options.
@@ -87,7 +87,7 @@ def choose(
         worth: the worth of tables in any unit, by table name, if it is known without a trained model:
             `embcomp.rank_features(clicks, ...).scores`, say.
         sides: "users" or "items" by table name, if the numbers of ids do not determine the tables of `edges`.
-        init: how the tables will start. With "fit" no training follows, and options cost what a probe measures; with
+        init: the start of the tables. With "fit" no training follows, and options cost what a probe measures; with
             "fresh" and "warm" training follows, which recovers much of the initial loss of bits and ranks.
         train: a function that trains a model for a share of a full training.
         effort: the share of a full training that all short trainings together may take.

@@ -54,7 +54,7 @@ class ByRules:
 
     Args:
         held: the tables.
-        counts: how often each id occurs, by table name.
+        counts: the number of times each id occurs, by table name.
         given: the worth of tables, in any unit, by table name.
 
     Attributes:

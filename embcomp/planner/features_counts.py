@@ -1,4 +1,4 @@
-"""Counts of values and labels of a streamed log, in bounded memory."""
+"""The counts of values and labels of a streamed log, in bounded memory."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _CHUNK = 1 << 21  # terms at once
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of rows within wholes; labels are assigned within a whole: the log, or the rows of one value of a feature.
+    """The groups of rows within wholes, in which labels are assigned: the log, or the rows of one value of a feature.
 
     Attributes:
         sizes: the rows of each group, int64 [V].

@@ -75,7 +75,7 @@ def options_of(
         count: the form whose bytes are limited; with "training" no option saves served bytes alone.
         given: methods for all tables, or by pattern; tables that no pattern matches get the usual ones. A method whose
             tables share a store is one option for all tables that it is given to.
-        counts: how often each id occurs, by table name; adds options with own rows for frequent ids.
+        counts: the number of times each id occurs, by table name; adds options with own rows for frequent ids.
         extra: further options by table name, in addition to the usual ones.
         seed: the seed of the hashes.
 

@@ -54,7 +54,7 @@ class Probes:
         held: the tables of the model.
         batches: held-out batches.
         loss: a function from a model and a batch to the mean loss of the batch.
-        counts: how often each id occurs, by table name.
+        counts: the number of times each id occurs, by table name.
         cache: a file for the figures, one per line.
         seconds: the time in seconds after which nothing more is measured.
         heard: a function that is told of each figure.

@@ -128,16 +128,16 @@ class VectorCodes:
         """Return the k rows of largest score for each query: exact, in blocks, without a matrix of all scores.
 
         Args:
-            queries: as in `score`.
+            queries: the queries, as in `score`.
             k: the number of results, 1 to the number of vectors.
-            how: as in `score`.
-            version: as in `score`.
+            how: the kind of score, as in `score`.
+            version: the stamp of the queries' model, as in `score`.
 
         Returns:
             The scores, float32 [Q, k], and rows, int64 [Q, k], best first, among equal scores the lower row.
 
         Raises:
-            ValueError: as in `score`, or k exceeds the number of vectors.
+            ValueError: k exceeds the number of vectors, or the same errors as from `score`.
         """
         check_k(k, len(self))
         asked, scaled = self._asked(queries, how, version)
@@ -191,7 +191,7 @@ class VectorCodes:
         """Return queries for a binary index as packed signs, uint8 [Q, bytes], to search the index of `to_faiss`.
 
         Raises:
-            ValueError: as in `score` with "hamming".
+            ValueError: the same errors as from `score` with "hamming".
         """
         asked, _ = self._asked(queries, "hamming", None)
         if self.form.packed.columns % 8:

@@ -59,7 +59,7 @@ class Neighbours:
 
         Args:
             content: the vectors [n, width]: a tensor, a numpy array, or the path of an .npy or .parquet file.
-            counts: how often each id occurs in training, [num_embeddings]; new items are those with 0.
+            counts: the number of times each id occurs in training, [num_embeddings]; new items are those with 0.
             ids: the ids of the vectors, [n]; by default every id has one, in order. Ids without a vector are left out.
             k: the number of neighbours of an item.
             temperature: the temperature of the weights, which are proportional to exp(cosine / temperature): the lower,

@@ -1,4 +1,4 @@
-"""Tests for authors of methods: `check_method` checks a method against the contract of all methods.
+"""The tests for authors of methods: `check_method` checks a method against the contract of all methods.
 
 Needs the extra `testing`. The checks are plain functions with assertions, and run without pytest, too.
 """

@@ -1,4 +1,4 @@
-"""Runs on several processes: each process reads its share of every batch, and the result is that of one process.
+"""The runs on several processes: each process reads its share of every batch, and the result is that of one process.
 
 `torchrun --nproc-per-node N -m experiments run FILE` starts them. The tables of a run with a fused optimizer are
 sharded by `embcomp.torchrec.shard`. Runs whose optimizer holds the tables, retrieval runs and runs on behavior

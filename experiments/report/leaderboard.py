@@ -19,13 +19,13 @@ from experiments.report.collect import LOWER_IS_BETTER, MAIN_METRICS, Stat
 from experiments.runs.results import named_results
 
 SHARES = (0.5, 0.25, 0.1, 0.03, 0.01)
-"""The budgets, of the bytes of the full tables; a method competes at the smallest that it keeps."""
+"""The budgets, as shares of the full tables' bytes; a method competes at the smallest that it keeps."""
 
 TOLERANCE = 1.02
 """Budgets are kept up to this: a method that takes 10.1 % competes at 10 %."""
 
 FEWEST = 5
-"""Methods that a set-up must have to be listed."""
+"""The least number of methods of a set-up that is listed."""
 
 Count = Literal["served", "training"]
 
@@ -35,9 +35,9 @@ class Entry:
     """A method at a budget.
 
     Attributes:
-        setup: the model and the data, with a number where several experiments differ in their settings.
-        count: the bytes that the budget is of.
-        budget: the budget, of the bytes of the full tables.
+        setup: the model and the data, with a number if several experiments differ in their settings.
+        count: the bytes that the budget counts.
+        budget: the budget, as a share of the bytes of the full tables.
         rank: the place among the entries of the budget, from 1.
         best: True if no entry of the budget is better by more than one standard deviation of the best one.
         label: the method and its options.
@@ -72,7 +72,7 @@ class Entry:
 
 
 def leaderboard(results: Path) -> list[Entry]:
-    """All entries, those of one set-up, count and budget together, the best first.
+    """Return all entries, those of one set-up, count and budget together, the best first.
 
     Runs compete if they differ in nothing but the method and the seed. Set-ups without full tables, or with fewer than
     `FEWEST` methods, are left out.
@@ -102,18 +102,18 @@ def leaderboard(results: Path) -> list[Entry]:
 
 
 def frame(entries: Sequence[Entry]) -> pl.DataFrame:
-    """The entries as a table, a column for each of their fields."""
+    """Return the entries as a table, a column for each of their fields."""
     return pl.DataFrame([asdict(entry) for entry in entries])
 
 
 def _setup(result: Mapping[str, Any]) -> str:
-    """What runs that compete have in common."""
+    """Return the settings that competing runs have in common."""
     config = {k: v for k, v in result["config"].items() if k not in ("experiment", "method", "seed", "slices")}
     return json.dumps([result["dataset"], result["model"], config], sort_keys=True)
 
 
 def _ranked(title: str, metric: str, runs: Sequence[tuple[str, dict[str, Any]]], full: float) -> Iterator[Entry]:
-    """The entries of one set-up."""
+    """Yield the entries of one set-up."""
     groups: dict[str, dict[int, tuple[str, dict[str, Any]]]] = {}
     for name, result in runs:
         if result["method"] != "Full":
@@ -139,7 +139,7 @@ def _ranked(title: str, metric: str, runs: Sequence[tuple[str, dict[str, Any]]],
 def _entry(
     title: str, count: Count, metric: str, group: Sequence[tuple[str, dict[str, Any]]], full: float
 ) -> Entry | None:
-    """A method at its budget, not yet ranked; None where it takes more than the largest."""
+    """Return a method at its budget, not yet ranked; None if it takes more than the largest."""
     names, runs = [name for name, _ in group], [result for _, result in group]
     first = runs[0]
     share = max(_nbytes(run, count) / run["full_nbytes"] for run in runs)
@@ -171,12 +171,12 @@ def _entry(
 
 
 def _nbytes(result: Mapping[str, Any], count: Count) -> int:
-    """The bytes of one form; results of methods that have one form may hold one number."""
+    """Return the bytes of one form; results of methods with a single form may hold one number."""
     return result.get(f"{count}_nbytes", result["nbytes"])
 
 
 def _method(result: Mapping[str, Any]) -> str:
-    """The name of a method, with those of the methods inside: LowBit(UnifiedEmbedding)."""
+    """Return the name of a method, with those of the methods inside: LowBit(UnifiedEmbedding)."""
     names, config = [], result["config"]["method"]
     while isinstance(config, Mapping) and config.get("method"):
         names.append(str(config["method"]))
@@ -185,7 +185,7 @@ def _method(result: Mapping[str, Any]) -> str:
 
 
 def _chosen(result: Mapping[str, Any]) -> str:
-    """The command that plans and trains a choice of the planner again."""
+    """Return the command that plans and trains a choice of the planner again."""
     method, data = result["config"]["method"], result["config"]["data"]["name"]
     file = next((path.stem for path in sorted(CONFIGS.glob("choose-*.toml")) if load(path).data.name == data), "")
     options, budget = method["options"], f"{100 * method['share']:.4g}%"
@@ -195,7 +195,7 @@ def _chosen(result: Mapping[str, Any]) -> str:
 
 
 def _command(experiment: str, names: Sequence[str]) -> str:
-    """The command that trains these runs again; empty where no configuration has them."""
+    """Return the command that trains these runs again; empty if no configuration has them."""
     for file, known in _files().get(experiment, ()):
         if known.issuperset(names):
             pattern = re.sub(r"-seed\d+$", "-seed*", names[0])
@@ -205,7 +205,7 @@ def _command(experiment: str, names: Sequence[str]) -> str:
 
 @cache
 def _files() -> dict[str, list[tuple[str, frozenset[str]]]]:
-    """The configurations of each experiment, and the names of their runs."""
+    """Return the configurations of each experiment, and the names of their runs."""
     files: dict[str, list[tuple[str, frozenset[str]]]] = {}
     for path in sorted(CONFIGS.glob("*.toml")):
         experiment = load(path)

@@ -121,7 +121,7 @@ def read_results(results: Path) -> list[dict[str, Any]]:
 
 
 def named_results(results: Path) -> list[tuple[str, dict[str, Any]]]:
-    """As `read_results`, each with the name of its run."""
+    """Return the results of `read_results`, each with the name of its run."""
     read = ((path.stem, _read(path)) for path in sorted(results.glob("*/*.json")))
     return [(name, result) for name, result in read if isinstance(result, dict)]
 

@@ -1,4 +1,4 @@
-"""Runs on behavior sequences: a click-through model reads each user's history, and poolings are compared."""
+"""The runs on behavior sequences: a click-through model reads each user's history, and poolings are compared."""
 
 from __future__ import annotations
 

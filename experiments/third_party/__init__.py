@@ -1,1 +1,1 @@
-"""Tests of `compress_` on models of other libraries: which train, which are refused and why, and which go wrong."""
+"""The tests of `compress_` on models of other libraries: which train, which are refused and why, and which go wrong."""

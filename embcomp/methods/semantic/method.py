@@ -66,7 +66,7 @@ class SemanticIds(Method):
         hot: the share of `rows` that hot items own, in place of `id_rows`: with `counts`, the items that occur most own
             one row each beside their pieces, which read the others. It comes in sizes with `rows`. H2Rec (arXiv
             2512.10388) keeps both kinds of rows in a model; this is their sum, for any model.
-        counts: how often each id occurs in training, [num_embeddings], or a mapping from table names to such tensors;
+        counts: the occurrences of each id in training, [num_embeddings], or a mapping from table names to such tensors;
             an item with a count is a training item. By default these are all items with codes or, with `vocabulary`,
             those whose pieces all have support.
         vocabulary: the support recorded when training began, which replaces that of `codes` and `counts`; give it if

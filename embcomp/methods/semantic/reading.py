@@ -1,4 +1,4 @@
-"""How the pieces of an item read the rows of a table."""
+"""The rows that the pieces of an item read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

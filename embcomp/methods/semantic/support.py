@@ -1,4 +1,4 @@
-"""What `SemanticIds` knows of a table's items: content, support of their pieces, and who is new."""
+"""The facts that `SemanticIds` knows of a table's items: content, support of their pieces, and which are new."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Items(NamedTuple):
         as_new: the pieces that it would read if it were new, bool [N, P]; None if no item is read as new.
         spans: the columns of each piece.
         size: the number of values that a column can have.
-        counts: how often each item occurs in training, [N]; None if that is not given.
+        counts: the number of times each item occurs in training, [N]; None if that is not given.
         has_content: whether an item has codes, bool [N].
         trained: whether an item counts as a training item, bool [N].
     """
@@ -133,7 +133,7 @@ class SupportReport:
         fallback: the number of items without any supported piece, `without_content` included; they read hashed rows,
             unless they have neighbours.
         neighbours: the number of items that do not occur in training and read the rows of neighbours.
-        supported: for each piece, coarse ones first, the share of the items with content whose piece is supported.
+        supported: the share of the items with content whose piece is supported, for each piece, coarse ones first.
     """
 
     items: int

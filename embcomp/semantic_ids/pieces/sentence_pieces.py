@@ -122,7 +122,7 @@ class SentencePieces(Pieces):
 
 
 def _words(codes: Tensor, codebook_size: int) -> list[str]:
-    """Each item as a word, one character for each (level, code); empty for items without codes."""
+    """Return each item as a word, one character for each (level, code); empty for items without codes."""
     rows = codes.tolist()
     return [
         "" if min(row) < 0 else "".join(chr(FIRST + level * codebook_size + code) for level, code in enumerate(row))

@@ -27,8 +27,8 @@ class Vocabulary:
     Attributes:
         pieces: the rule of the pieces.
         codebook_size: the number of codes at each level.
-        keys: for each span (one for all if the rule has one namespace) the numbers of the supported pieces, sorted,
-            int64 [V].
+        keys: the sorted numbers of the supported pieces of each span, int64 [V] each; one tensor if the rule has one
+            namespace.
         support: the number of items with each piece, int64 [V].
 
     Example:
@@ -60,7 +60,7 @@ class Vocabulary:
             codes: the codes, integers [N, levels], -1 for items without content, which have no piece.
             pieces: the rule of the pieces.
             codebook_size: the number of codes at each level.
-            counts: how often each item occurs in training, [N]; by default all items do.
+            counts: the number of times each item occurs in training, [N]; by default all items do.
 
         Raises:
             ValueError: codes are out of range, or counts have another length.

@@ -34,7 +34,7 @@ class LossScale:
 
     @property
     def scales(self) -> bool:
-        """Whether a scaler that is switched on scales the loss."""
+        """True if a scaler that is enabled scales the loss."""
         return isinstance(self.scaler, GradScaler) and self.scaler.is_enabled()
 
     def gradient(self, grad: Tensor) -> tuple[Tensor, bool]:
