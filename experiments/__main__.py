@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from experiments.arguments import device_of, matches, options_of, seeds_of
 from experiments.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -23,21 +22,21 @@ Imports = Annotated[
         "--import", help="A module, or a file mine.py, with own methods, models, readers, loggers; repeatable."
     ),
 ]
+Results = Annotated[Path | None, typer.Option(help="Folder of result files, by default experiments/results.")]
+Seeds = Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in each job.")]
 
 
 @app.command()
 def run(
     paths: Annotated[list[Path], typer.Argument(help="TOML files, folders of them, or names in experiments/configs.")],
-    seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
+    seeds: Seeds = None,
     filter: Annotated[str, typer.Option(help="Only runs whose name matches this pattern.")] = "*",
     force: Annotated[bool, typer.Option(help="Run again even if the result is current.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
     threads: Threads = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints and TensorBoard scalars.")] = Path("out"),
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 30.0,
     dry_run: Annotated[bool, typer.Option(help="List the runs without training.")] = False,
@@ -61,10 +60,10 @@ def run(
     for name in loggers:
         if name not in LOGGERS:
             raise InputError(f"--log {name}: unknown logger{hint(name, LOGGERS)}")
-    chosen = _seeds(seeds)
+    chosen = seeds_of(seeds)
     experiments = [load(path) for path in find(paths)]
     runs = [run for experiment in experiments for run in experiment.runs()]
-    runs = [run for run in runs if (chosen is None or run.seed in chosen) and _matches(run.name, filter)]
+    runs = [run for run in runs if (chosen is None or run.seed in chosen) and matches(run.name, filter)]
     if not runs:
         raise InputError(f"no run matches --filter {filter!r}" + (f" and --seeds {seeds}" if seeds else ""))
 
@@ -73,7 +72,7 @@ def run(
     from experiments.tasks.task import preflight
 
     folder = results or files.RESULTS
-    device = distributed.start(_device(device))
+    device = distributed.start(device_of(device))
     console.quiet = distributed.rank() > 0
     if jobs > 1 and distributed.size() > 1:
         raise InputError(f"--jobs {jobs}: the processes of torchrun train one run at a time; leave --jobs out")
@@ -109,9 +108,7 @@ def run(
 @app.command()
 def report(
     names: Annotated[list[str] | None, typer.Argument(help="Experiments, by default all.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder of the HTML page.")] = Path("out/report"),
     markdown: Annotated[
         Path | None, typer.Option(help="Write Markdown and SVG files for the docs here instead.")
@@ -131,9 +128,7 @@ def report(
 @app.command()
 def results(
     names: Annotated[list[str] | None, typer.Argument(help="Experiments, by default all.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="FILE.csv or FILE.parquet; repeatable.")] = None,
 ) -> None:
     """Write all results as one table, a row for each run: as CSV on the terminal, or as CSV and parquet files."""
@@ -151,13 +146,11 @@ def results(
 @app.command()
 def export(
     paths: Annotated[list[Path], typer.Argument(help="TOML files, folders of them, or names in experiments/configs.")],
-    seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
+    seeds: Seeds = None,
     filter: Annotated[str, typer.Option(help="Only runs whose name matches this pattern.")] = "*",
     force: Annotated[bool, typer.Option(help="Export again even if the result is current.")] = False,
     threads: Threads = 1,
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints of the runs.")] = Path("out"),
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
     imports: Imports = None,
@@ -170,9 +163,9 @@ def export(
     from experiments.studies.export import export_all, write_markdown
 
     plugins.load(imports or ())
-    chosen, folder = _seeds(seeds), results or RESULTS
+    chosen, folder = seeds_of(seeds), results or RESULTS
     runs = [run for path in find(paths) for run in load(path).runs()]
-    runs = [run for run in runs if (chosen is None or run.seed in chosen) and _matches(run.name, filter)]
+    runs = [run for run in runs if (chosen is None or run.seed in chosen) and matches(run.name, filter)]
     if not runs:
         raise InputError(f"no run matches --filter {filter!r}" + (f" and --seeds {seeds}" if seeds else ""))
     failed = export_all(runs, Settings(folder, out, threads=threads), console, force)
@@ -208,7 +201,7 @@ def bench(
     if not name:
         console.print("\n".join(names()))
         return
-    call, options = find(name), _options(option or [])
+    call, options = find(name), options_of(option or [])
     check_options(name, options)
     if json_file is not None and not json_file.parent.is_dir():
         raise InputError(f"--json {json_file}: there is no folder {json_file.parent}")
@@ -225,12 +218,10 @@ def choose(
     nbytes: Annotated[list[str], typer.Option(help="A budget, such as 10% or 50000; repeatable.")],
     count: Annotated[list[str] | None, typer.Option(help="served (the default) or training; repeatable.")] = None,
     level: Annotated[list[int] | None, typer.Option(min=1, max=3, help="1, 2 (the default) or 3; repeatable.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1,2.")] = None,
+    seeds: Seeds = None,
     force: Annotated[bool, typer.Option(help="Choose again even if the result is current.")] = False,
     threads: Threads = 1,
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("out"),
 ) -> None:
     """Choose a method and a size for every table of an experiment, and train with this choice."""
@@ -243,7 +234,7 @@ def choose(
     for each in counts:
         if each not in ("served", "training"):
             raise InputError(f"--count {each}: served or training")
-    chosen = _seeds(seeds)
+    chosen = seeds_of(seeds)
     runs = [run for path in find(paths) for run in load(path).runs() if run.method.method == "Full"]
     runs = [run for run in runs if (chosen is None or run.seed in chosen) and not run.method.after_training]
     if not runs:
@@ -255,9 +246,7 @@ def choose(
 
 @app.command()
 def parity(
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     processes: Annotated[int, typer.Option(min=1)] = 2,
     steps: Annotated[int, typer.Option(min=1)] = 20,
     force: Annotated[bool, typer.Option(help="Measure again the rows that the file holds.")] = False,
@@ -275,9 +264,7 @@ def parity(
 
 @app.command()
 def tokenizers(
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
     force: Annotated[bool, typer.Option(help="Fit again even if the result is current.")] = False,
 ) -> None:
@@ -294,9 +281,7 @@ def tokenizers(
 def kills(
     number: Annotated[int, typer.Option(min=1, help="The number of kills.")] = 20,
     epochs: Annotated[int, typer.Option(min=1, help="The number of epochs.")] = 2,
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
 ) -> None:
     """Kill a sharded training at random moments, and compare its result with that of an undisturbed one."""
     from experiments.runs.results import RESULTS
@@ -314,9 +299,7 @@ def kills(
 
 @app.command()
 def stability(
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("out/stability"),
     filter: Annotated[str, typer.Option(help="Only runs whose name holds this.")] = "",
     markdown: Annotated[Path | None, typer.Option(help="Write the table for the docs into this folder.")] = None,
@@ -332,9 +315,7 @@ def stability(
 
 @app.command("retrieval-codes")
 def retrieval_codes(
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files, by default experiments/results.")
-    ] = None,
+    results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints and vectors.")] = Path("out/retrieval-codes"),
     filter: Annotated[str, typer.Option(help="Only runs whose <data set>-seed<seed> holds this.")] = "",
     markdown: Annotated[Path | None, typer.Option(help="Write the tables for the docs into this folder.")] = None,
@@ -354,40 +335,6 @@ def text(dataset: Annotated[str, typer.Argument(help="ml-1m")]) -> None:
     from experiments.tasks.text import embed
 
     console.print(f"vectors in {embed(dataset, console)}", highlight=False)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*{pattern}*")
-
-
-def _seeds(text: str | None) -> set[int] | None:
-    try:
-        return None if text is None else {int(part) for part in text.split(",")}
-    except ValueError:
-        raise InputError(f"--seeds {text}: give whole numbers with commas between, as 0,1,2") from None
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"--device {name}: no such device here; leave it out for the CPU") from None
-    return name
-
-
-def _options(pairs: list[str]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"--option {pair}: write KEY=VALUE")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
 
 
 def main() -> None:
