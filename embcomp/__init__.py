@@ -9,6 +9,7 @@ from embcomp.compress import CompressionReport, TableReport, compress_
 from embcomp.methods import (
     METHODS,
     ROBE,
+    DeepHash,
     DoubleGraphHash,
     DoubleHash,
     FrequencyHash,
@@ -27,6 +28,7 @@ from embcomp.methods import (
     SemanticIds,
     SoftGraphHash,
     Table,
+    TensorTrain,
     UnifiedEmbedding,
 )
 from embcomp.notes import CompressionWarning
@@ -47,6 +49,7 @@ __all__ = [
     "Choice",
     "CompressionReport",
     "CompressionWarning",
+    "DeepHash",
     "DoubleGraphHash",
     "DoubleHash",
     "ExportReport",
@@ -71,6 +74,7 @@ __all__ = [
     "Table",
     "TableExport",
     "TableReport",
+    "TensorTrain",
     "UnifiedEmbedding",
     "Unigram",
     "align_",

@@ -188,7 +188,8 @@ def _check_trained(found: Sequence[Plain]) -> None:
 def _check_fitted(swap: Swap) -> None:
     codecs = swap.codecs()
     for part in swap.parts:
-        combines = type(part.plan.combiner).start_ is not Combiner.start_
+        kind_of = type(part.plan.combiner)
+        combines = kind_of.start_ is not Combiner.start_ or kind_of.rows_of is not Combiner.rows_of
         if not isinstance(part.method, Full) and not combines and not part.stores & codecs.keys():
             raise ValueError(
                 f"table {part.name!r}: {kind(part.method)} learns nothing beside its rows, so nothing is left "

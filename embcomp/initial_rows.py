@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_FEWEST = 1024  # vectors by which the moments of a rule are known
 _BLOCK = 1 << 16  # vectors at a time
 
 
@@ -37,14 +38,33 @@ class Moments:
 
         In a product of two factors, each factor carries the square root of |mean| / rms; only the second has the scale.
         """
+        if init == "mean":
+            return self.mean, 0.0
         if init == "centred":
             return 0.0, self.std * summands**-0.5
+        if init.startswith("chain"):
+            return self._of_chain(summands, middle=init == "chain_middle")
         if init not in ("unit", "factor"):
             return self.mean / summands, self.std * summands**-0.5
         size = math.hypot(self.mean, self.std)
         steady = abs(self.mean) / size if size else 0.0
         scale = 1.0 if init == "unit" else math.copysign(size, self.mean)
         return scale * steady**0.5, abs(scale) * (1 - steady) ** 0.5
+
+    def _of_chain(self, rank: int, middle: bool) -> tuple[float, float]:
+        """Return the moments of the entries of a core, for products a B c of a row, a matrix and a column.
+
+        The ends have mean square 1 / rank. Without a mean the middle one has the deviation of the product. With one, m,
+        the ends have the mean t / rank and the middle m / t^2; that brings m^2 (q^2 - 1) of the variance along, with
+        q = 1 / t^2 + 1 - 1 / rank, and q is chosen so that this is a tenth of it.
+        """
+        if not self.mean:
+            return 0.0, self.std if middle else rank**-0.5
+        q = math.sqrt(1 + 0.1 * (self.std / self.mean) ** 2)
+        square = 1 / (q - 1 + 1 / rank)
+        if middle:
+            return self.mean / square, self.std * 0.9**0.5
+        return square**0.5 / rank, max(0.0, 1 / rank - square / rank**2) ** 0.5
 
     @property
     def finite(self) -> bool:
@@ -104,12 +124,14 @@ def draw_rows(weight: Tensor, init: str, summands: int, like: Rule) -> None:
         weight.fill_(1.0)
         return
     if not isinstance(like, Moments):
-        drawn = torch.empty_like(weight) if init == "unit" else weight
+        drawn, scaled = weight, init in ("unit", "mean") or init.startswith("chain")
+        if scaled:  # no row has the rule's own numbers, and few rows would not tell its moments
+            drawn = weight.new_empty(max(len(weight), _FEWEST), weight.shape[1])
         like(drawn)
         if init == "table" and summands == 1:
             return
         found = moments_of(drawn)
-        if init != "unit" and not found.mean:  # keeps the shape of the rule's distribution
+        if not scaled and not found.mean:  # keeps the shape of the rule's distribution
             weight.mul_(summands**-0.5)
             return
         if init == "centred":
@@ -119,4 +141,8 @@ def draw_rows(weight: Tensor, init: str, summands: int, like: Rule) -> None:
             weight.sub_(found.mean).mul_(summands**-0.5).add_(found.mean / summands)
             return
         like = found
-    weight.normal_(*like.of_rows(init, summands))
+    mean, std = like.of_rows(init, summands)
+    weight.normal_(mean, std)
+    if init.startswith("chain") and weight.numel() > 1:  # a product of small cores would multiply the noise of each
+        found, off = weight.double().std(correction=0), weight.double().mean()
+        weight.copy_((weight - off) * (std / found.clamp(min=1e-30)) + mean)

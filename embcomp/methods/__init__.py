@@ -1,6 +1,7 @@
 """The compression methods, one file for each family; `base` defines what they share."""
 
 from embcomp.methods.base import METHODS, Method, Table
+from embcomp.methods.deep_hash import DeepHash
 from embcomp.methods.frequency import FrequencyHash
 from embcomp.methods.full import Full
 from embcomp.methods.graphhash import DoubleGraphHash, GraphHash
@@ -14,11 +15,13 @@ from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.robe import ROBE
 from embcomp.methods.semantic.method import SemanticIds
 from embcomp.methods.soft_graphhash import SoftGraphHash
+from embcomp.methods.tensor_train import TensorTrain
 from embcomp.methods.unified import UnifiedEmbedding
 
 __all__ = [
     "METHODS",
     "ROBE",
+    "DeepHash",
     "DoubleGraphHash",
     "DoubleHash",
     "FrequencyHash",
@@ -37,5 +40,6 @@ __all__ = [
     "SemanticIds",
     "SoftGraphHash",
     "Table",
+    "TensorTrain",
     "UnifiedEmbedding",
 ]

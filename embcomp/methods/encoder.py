@@ -78,10 +78,14 @@ class Encoder(Maps, abc.ABC):
         self.reset_buffers()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(f"{prefix}_extra_state")
-        if saved is not None:  # before torch copies the maps of another configuration over ours
-            self._check_config(json.loads(bytes(saved.cpu().tolist())))
+        self.check_state(state_dict, prefix)  # before torch copies the maps of another configuration over ours
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise ValueError for a state that was saved with another configuration."""
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None:
+            self._check_config(json.loads(bytes(saved.cpu().tolist())))
 
     def _check_config(self, saved: dict[str, Any]) -> None:
         mine = json.loads(json.dumps(self.config))

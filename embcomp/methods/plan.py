@@ -23,8 +23,9 @@ class Store:
     Attributes:
         init: the initial rows. "table": the combined vector gets the mean and the deviation of the replaced table.
             "unit" and "factor": the two factors of a product that gets them; the first has mean square 1. "centred":
-            the deviation alone, the mean is up to the combiner. "ones": all 1 (weights).
-        summands: the number of rows of this store that add up to one coordinate of a vector.
+            the deviation alone, the mean is up to the combiner. "chain" and "chain_middle": a row, a matrix and a row
+            whose product gets them. "mean": the mean alone, in every place. "ones": all 1 (weights).
+        summands: the number of rows of this store that add up to one coordinate of a vector; of a chain its rank.
         coding: the coding of the rows, which decodes them into the served vectors; None serves the rows as they are.
     """
 

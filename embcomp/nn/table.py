@@ -158,6 +158,7 @@ class CompressedTable(NotScripted, nn.Module):
                 f"table {self.encoder.table.name!r} is compressed, but the state holds a full weight "
                 f"({prefix + 'weight'!r}): load it into the model before compress_ (init='warm' keeps it)"
             )
+        self.encoder.check_state(state_dict, f"{prefix}encoder.")  # the combiner, which learns, comes before it
         saved = state_dict.get(f"{prefix}padding_vector")
         if saved is None:  # it was zero
             self.padding_vector = None

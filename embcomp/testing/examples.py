@@ -19,6 +19,7 @@ from embcomp.graph import ClusterMap, Edges, Mixture, interactions
 from embcomp.methods import (
     METHODS,
     ROBE,
+    DeepHash,
     DoubleGraphHash,
     DoubleHash,
     FrequencyHash,
@@ -36,6 +37,7 @@ from embcomp.methods import (
     SemanticIds,
     SoftGraphHash,
     Table,
+    TensorTrain,
     UnifiedEmbedding,
 )
 from embcomp.semantic_ids import Neighbours
@@ -103,6 +105,7 @@ EXAMPLES = [
     Example("MultiHash-sum", lambda tables: MultiHash(rows=ROWS, num_hashes=3)),
     Example("MultiHash-concat", lambda tables: MultiHash(rows=ROWS, num_hashes=2, combine="concat")),
     Example("DoubleHash", lambda tables: DoubleHash(rows=ROWS)),
+    Example("DeepHash", lambda tables: DeepHash(width=6, hashes=5)),
     Example("HashEmbedding", lambda tables: HashEmbedding(rows=ROWS), open_ids=False),
     Example("HashEmbedding-hashed", lambda tables: HashEmbedding(rows=ROWS, num_hashes=5, importance_rows=5)),
     Example("QuotientRemainder-mul", lambda tables: QuotientRemainder(), open_ids=False),
@@ -177,6 +180,7 @@ EXAMPLES = [
             **items_of(ts), pieces=PrefixNgram(2), rows=16, neighbours=neighbours_of(ts), neighbour_rows=4
         ),
     ),
+    Example("TensorTrain", lambda tables: TensorTrain(rank=2), open_ids=False),
     Example("UnifiedEmbedding", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=4)),
     Example("UnifiedEmbedding-whole", lambda tables: UnifiedEmbedding(rows=ROWS, chunk_dim=8, seed=5)),
     Example(
@@ -207,6 +211,8 @@ KINDS = [
         "ProductCodes-hot",
         "MixedDimensions-groups",
         "ROBE",
+        "TensorTrain",
+        "DeepHash",
     }
 ]
 """One for each kind of look-up, for tests of seconds that know of no method: several rows added up, weighed by what is

@@ -154,7 +154,8 @@ def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, O
     alone = Training(Model(_collection(case), case.kind))
     twin = copy.deepcopy(alone)
     kind, settings = OPTIMIZERS[case.optimizer]
-    stores = {table.name for collection in trained_collections(twin, "shard") for table in configs_of(collection)}
+    tables = [table for collection in trained_collections(twin, "shard") for table in configs_of(collection)]
+    stores = {table.name for table in tables if table.num_embeddings >= dist.get_world_size()}  # fewer are not split
     sharded = shard(
         twin,
         optimizer=kind,

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from embcomp.methods.base import Combiner, Product, WeightedSum
+from embcomp.methods.deep_hash import Network
 from embcomp.methods.low_rank import Projection
 from embcomp.methods.mixed_dimensions import MappedSum
 from embcomp.methods.robe import Blocks
+from embcomp.methods.tensor_train import Chain
 
 
 def steps(rows: Tensor, dtype: str) -> Tensor:
@@ -37,7 +39,9 @@ def combined(
     combiner: Combiner, chunks: Sequence[Tensor], errors: Sequence[Tensor], handed: Sequence[Tensor] = ()
 ) -> Tensor:
     """How far a vector may be off when its chunks are off by `errors`."""
-    if isinstance(combiner, Blocks):
+    if isinstance(combiner, Network):
+        return errors[0]
+    if isinstance(combiner, Blocks | Chain):
         sizes = [values.abs() for values in handed]
         largest = combiner([*(chunk.abs() + error for chunk, error in zip(chunks, errors, strict=True)), *sizes])
         return largest - combiner([*(chunk.abs() for chunk in chunks), *sizes])

@@ -232,7 +232,8 @@ def _init_rules(
         plan, table = planned[config.name]
         for chunk in table.chunks:
             readers.setdefault(chunk.store, {})[config.name] = _init_rule(config)
-            rows[chunk.store] = plan.stores[chunk.store].rows
+            store, ids = plan.stores[chunk.store], table.table.num_embeddings
+            rows[chunk.store] = ids if ids is not None and store.init.startswith("chain") else store.rows
     return {
         store: shared_rule(list(rules.values())) or functools.partial(_uniform, rows=rows[store])
         for store, rules in readers.items()

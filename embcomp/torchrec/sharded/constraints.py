@@ -82,6 +82,11 @@ def table_constraints(
         raise ValueError(f"constraints name no table of the model: {unknown}; the tables are {sorted(rows)}")
     for name, constraint in given.items():
         _check(name, constraint.sharding_types or (), settings)
+        if constraint.sharding_types == [ROW_WISE] and rows[name] < world_size:
+            raise ValueError(
+                f"table {name!r}: row_wise needs a row for each rank, and it has {rows[name]} for {world_size}; leave "
+                "the constraint out, or take table_wise"
+            )
     return {
         name: constraint
         if (constraint := given.get(name, ParameterConstraints())).sharding_types
