@@ -9,6 +9,7 @@ from embcomp.compress import CompressionReport, TableReport, compress_
 from embcomp.methods import (
     METHODS,
     ROBE,
+    Dedup,
     DeepHash,
     DoubleGraphHash,
     DoubleHash,
@@ -49,6 +50,7 @@ __all__ = [
     "Choice",
     "CompressionReport",
     "CompressionWarning",
+    "Dedup",
     "DeepHash",
     "DoubleGraphHash",
     "DoubleHash",

@@ -188,9 +188,10 @@ def _check_trained(found: Sequence[Plain]) -> None:
 def _check_fitted(swap: Swap) -> None:
     codecs = swap.codecs()
     for part in swap.parts:
-        kind_of = type(part.plan.combiner)
-        combines = kind_of.start_ is not Combiner.start_ or kind_of.rows_of is not Combiner.rows_of
-        if not isinstance(part.method, Full) and not combines and not part.stores & codecs.keys():
+        own = type(part.plan.combiner)
+        combines = own.start_ is not Combiner.start_ or own.rows_of is not Combiner.rows_of
+        learned = combines or part.method.learns_from_vectors
+        if not isinstance(part.method, Full) and not learned and not part.stores & codecs.keys():
             raise ValueError(
                 f"table {part.name!r}: {kind(part.method)} learns nothing beside its rows, so nothing is left "
                 "to fit; use init='warm' and train on, or a method that learns codes, steps or a map"

@@ -1,6 +1,7 @@
 """The compression methods, one file for each family; `base` defines what they share."""
 
 from embcomp.methods.base import METHODS, Method, Table
+from embcomp.methods.dedup import Dedup
 from embcomp.methods.deep_hash import DeepHash
 from embcomp.methods.frequency import FrequencyHash
 from embcomp.methods.full import Full
@@ -21,6 +22,7 @@ from embcomp.methods.unified import UnifiedEmbedding
 __all__ = [
     "METHODS",
     "ROBE",
+    "Dedup",
     "DeepHash",
     "DoubleGraphHash",
     "DoubleHash",

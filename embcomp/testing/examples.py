@@ -19,6 +19,7 @@ from embcomp.graph import ClusterMap, Edges, Mixture, interactions
 from embcomp.methods import (
     METHODS,
     ROBE,
+    Dedup,
     DeepHash,
     DoubleGraphHash,
     DoubleHash,
@@ -49,6 +50,17 @@ ROWS = 7
 def counts_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
     """Return training frequencies with ties and ids that never occur."""
     return {t.name: (torch.arange(t.ids_or_raise("counts")) * 7919 % 11).float() for t in tables}
+
+
+def vectors_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
+    """Trained vectors that lie around nine points."""
+    found = {}
+    for table in tables:
+        random = torch.Generator().manual_seed(table.embedding_dim)
+        points = torch.randn(9, table.embedding_dim, generator=random)
+        ids = torch.arange(table.ids_or_raise("vectors"))
+        found[table.name] = points[ids * 7919 % 9] + 0.1 * torch.randn(len(ids), table.embedding_dim, generator=random)
+    return found
 
 
 def clusters_of(tables: Sequence[Table], unseen_rows: int = 0) -> Mapping[str, ClusterMap]:
@@ -105,6 +117,8 @@ EXAMPLES = [
     Example("MultiHash-sum", lambda tables: MultiHash(rows=ROWS, num_hashes=3)),
     Example("MultiHash-concat", lambda tables: MultiHash(rows=ROWS, num_hashes=2, combine="concat")),
     Example("DoubleHash", lambda tables: DoubleHash(rows=ROWS)),
+    Example("Dedup", lambda tables: Dedup(rows=ROWS, vectors=vectors_of(tables)), open_ids=False),
+    Example("Dedup-blocks", lambda tables: Dedup(rows=12, vectors=vectors_of(tables), block=3), open_ids=False),
     Example("DeepHash", lambda tables: DeepHash(width=6, hashes=5)),
     Example("HashEmbedding", lambda tables: HashEmbedding(rows=ROWS), open_ids=False),
     Example("HashEmbedding-hashed", lambda tables: HashEmbedding(rows=ROWS, num_hashes=5, importance_rows=5)),

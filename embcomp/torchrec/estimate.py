@@ -129,9 +129,10 @@ def estimate(
     """
     _check(gpus, gpus_per_node, gpu_bytes, reserve, batch_size, ids_per_bag)
     collection = CompressedEmbeddingBagCollection(tables, methods, device="meta")
-    rows = list(collection.parameters())
+    rows = list(collection.branches.parameters())
     _apply_optimizer_in_backward(RowWiseAdagrad, rows, {})
-    maps = sum(buffer.nbytes for buffer in collection.buffers())  # on every GPU
+    # On every GPU, as what combiners learn is.
+    maps = sum(tensor.nbytes for tensor in (*collection.buffers(), *collection.assemble.parameters()))
     nbytes = sum(row.nbytes for row in rows) + maps
     state = sum(row.shape[0] * FLOAT_BYTES for row in rows)
     stores = _stores(collection)

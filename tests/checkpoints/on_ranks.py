@@ -166,7 +166,7 @@ def _plan(model: nn.Module, kind: str) -> ShardingPlan:
             tables = module.embedding_bags if isinstance(module, EmbeddingBagCollection) else module.embeddings
             ways = {
                 name: row_wise(compute_kernel="fused")
-                if kind == "row-wise"
+                if kind == "row-wise" and tables[name].weight.shape[0] >= world  # fewer rows are not split
                 else table_wise(rank=number % world, compute_kernel="fused")
                 for number, name in enumerate(tables)
             }

@@ -166,7 +166,7 @@ def test_the_learning_rate_of_tables_can_change(pair):
 def test_the_planner_may_choose_table_wise_and_row_wise_alone(name):
     settings = FusedOptimizerSettings(name, 0.1)
     given = {"b": ParameterConstraints(min_partition=8), "c": ParameterConstraints(sharding_types=["row_wise"])}
-    found = table_constraints({"a": 1, "b": 2, "c": 1}, given, settings, world_size=2)
+    found = table_constraints({"a": 1, "b": 2, "c": 2}, given, settings, world_size=2)
     assert [found[table].sharding_types for table in "abc"] == [
         ["table_wise"],
         ["table_wise", "row_wise"],
@@ -174,6 +174,8 @@ def test_the_planner_may_choose_table_wise_and_row_wise_alone(name):
     ]
     assert found["b"].min_partition == 8
     assert given["b"].sharding_types is None
+    with pytest.raises(ValueError, match=r"table 'c': row_wise needs a row for each rank, and it has 1 for 2"):
+        table_constraints({"a": 1, "b": 2, "c": 1}, given, settings, world_size=2)
 
 
 @pytest.mark.parametrize("kind", ["column_wise", "table_column_wise", "grid_shard"])
