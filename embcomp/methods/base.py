@@ -102,6 +102,7 @@ class Method(abc.ABC, metaclass=_Configurable):
     Attributes:
         shares_store: True if the tables of a group read one store, and so must live in one module tree.
         learns_from_vectors: True if it was made of trained vectors, so that it may be served without training.
+        sized_in_steps: True if its sizes are not a row apart, so that a budget may not be filled to a row.
         sized_by: the setting that `for_budget` chooses.
         budget_settings: the settings that `for_budget` takes beside the fields.
         expected: the text that tells users how to make a configuration, for errors.
@@ -117,6 +118,7 @@ class Method(abc.ABC, metaclass=_Configurable):
 
     shares_store: ClassVar[bool] = False
     learns_from_vectors: ClassVar[bool] = False
+    sized_in_steps: ClassVar[bool] = False
     sized_by: ClassVar[str] = "rows"
     budget_settings: ClassVar[tuple[str, ...]] = ()
     expected: ClassVar[str] = "a method's configuration, such as embcomp.HashingTrick(rows=1000)"

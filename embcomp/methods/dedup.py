@@ -94,6 +94,7 @@ class Dedup(Method):
         True
     """
 
+    sized_in_steps: ClassVar[bool] = True
     learns_from_vectors: ClassVar[bool] = True
 
     rows: RowCount | Mapping[str, RowCount]
@@ -118,7 +119,8 @@ class Dedup(Method):
             vectors = per_table(self.vectors, table, "vectors").detach().cpu().float()
             short = blocks * self.block - len(vectors)
             cut = torch.nn.functional.pad(vectors, (0, 0, 0, short)).view(blocks, -1)
-            owners, left = merged(cut, kept, self.share, self.tolerance, self.seed)
+            with torch.device("cpu"):  # the map is real where rows wait for their memory
+                owners, left = merged(cut, kept, self.share, self.tolerance, self.seed)
             if left > kept:
                 raise ValueError(
                     f"table {table.name!r}: tolerance={self.tolerance} leaves {left * self.block} rows, and rows="

@@ -126,6 +126,7 @@ class DeepHash(Method):
         True
     """
 
+    sized_in_steps: ClassVar[bool] = True
     sized_by: ClassVar[str] = "width"
 
     width: Width

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -33,6 +33,8 @@ class Full(Method):
         >>> model["country"]
         Embedding(20, 8)
     """
+
+    sized_in_steps: ClassVar[bool] = True
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
         return Sizes({table.name: Store(table.ids_or_raise("Full"), table.embedding_dim) for table in tables})

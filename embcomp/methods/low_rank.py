@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,8 @@ class LowRank(Method):
         >>> emb(torch.tensor([3, 7])).shape, embcomp.nbytes(emb) == 4 * (1000 * 4 + 4 * 32)
         (torch.Size([2, 32]), True)
     """
+
+    sized_in_steps: ClassVar[bool] = True
 
     rank: Width
     of: Method = field(default_factory=Full)

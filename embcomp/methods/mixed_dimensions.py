@@ -181,6 +181,7 @@ class MixedDimensions(Method):
         (tensor([2], dtype=torch.int32), [8, 1])
     """
 
+    sized_in_steps: ClassVar[bool] = True
     sized_by: ClassVar[str] = "base"
 
     base: Annotated[float, Within(0.001, 2.0**24)]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -82,6 +82,8 @@ class QuotientRemainder(Method):
         >>> embcomp.nbytes(emb) == 4 * 16 * (100 + 100)
         True
     """
+
+    sized_in_steps: ClassVar[bool] = True
 
     rows: RowCount | Mapping[str, RowCount] | None = None
     combine: Literal["mul", "sum", "concat"] = "mul"

@@ -151,6 +151,7 @@ class TensorTrain(Method):
         (torch.Size([2, 64]), True)
     """
 
+    sized_in_steps: ClassVar[bool] = True
     sized_by: ClassVar[str] = "rank"
 
     rank: Width

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import embcomp
-from embcomp.methods import Full, GraphHash, LowRank, LSHash, MixedDimensions, QuotientRemainder, Table
+from embcomp.methods import Full, GraphHash, LSHash, QuotientRemainder, Table
 from embcomp.testing.checks.check import check
 from embcomp.testing.drop_ins import D, N, embedding
 from embcomp.testing.example import Example
@@ -40,8 +40,8 @@ TABLES = st.lists(st.tuples(st.integers(1, 3000), st.sampled_from([8, 16])), min
 def budgets_are_filled_and_never_exceeded(example: Example) -> None:
     """Check the served bytes of the built model, not of the plan; a gap of one row for each table is allowed.
 
-    `Full` has one size, `LowRank` and `MixedDimensions` one for each width. `QuotientRemainder` has no size below its
-    smallest pair and none above its largest; between them one more remainder row may need fewer quotient rows.
+    Methods that are `sized_in_steps` leave more: `LowRank` has one size for each rank, `QuotientRemainder` none below
+    its smallest pair and none above its largest; between them one more row may need fewer of the other table.
     `GraphHash` and its variants have the size of the given clusters (tests/methods/test_graphhash.py fills budgets from
     edges).
     """
@@ -82,8 +82,7 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
         assert stored <= budget
         assert stored <= built(int(budget * more))
         one_size = any(isinstance(each, GraphHash) and getattr(each, "rows", None) is None for each in chain)
-        in_steps = (Full, QuotientRemainder, LowRank, MixedDimensions)
-        if not one_size and not any(isinstance(each, in_steps) for each in chain):
+        if not one_size and not any(each.sized_in_steps for each in chain):
             row = sum(16 * 4 + 16 for _ in tables)  # the widest row, and the place of an owned id
             if any(isinstance(each, LSHash) for each in chain):  # whose packed map takes a bit more for each id at 2^k
                 row += sum(n // 8 + 1 for n, _ in sizes)
