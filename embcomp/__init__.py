@@ -24,6 +24,7 @@ from embcomp.methods import (
     Method,
     MixedDimensions,
     MultiHash,
+    Nested,
     ProductCodes,
     QuotientRemainder,
     SemanticIds,
@@ -41,6 +42,7 @@ from embcomp.semantic_ids.pieces.base import Ngram, PrefixNgram, Unigram
 from embcomp.semantic_ids.pieces.sentence_pieces import SentencePieces
 from embcomp.serving import ExportReport, TableExport, export
 from embcomp.sizes import nbytes, served_nbytes, summary, training_nbytes
+from embcomp.widths import at_width, nested_loss, truncate_
 
 __version__ = "0.1.0"
 
@@ -66,6 +68,7 @@ __all__ = [
     "Method",
     "MixedDimensions",
     "MultiHash",
+    "Nested",
     "Ngram",
     "PrefixNgram",
     "ProductCodes",
@@ -82,6 +85,7 @@ __all__ = [
     "align_",
     "align_dot_product_",
     "anchor_loss",
+    "at_width",
     "choose",
     "compatible",
     "compress_",
@@ -89,10 +93,12 @@ __all__ = [
     "export",
     "load",
     "nbytes",
+    "nested_loss",
     "nn",
     "rank_features",
     "save",
     "served_nbytes",
     "summary",
     "training_nbytes",
+    "truncate_",
 ]

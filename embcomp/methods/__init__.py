@@ -11,6 +11,7 @@ from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.lsh import LSHash
 from embcomp.methods.mixed_dimensions import MixedDimensions
+from embcomp.methods.nested import Nested
 from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.robe import ROBE
@@ -37,6 +38,7 @@ __all__ = [
     "Method",
     "MixedDimensions",
     "MultiHash",
+    "Nested",
     "ProductCodes",
     "QuotientRemainder",
     "SemanticIds",

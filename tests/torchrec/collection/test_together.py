@@ -20,7 +20,7 @@ from embcomp.torchrec.collection.encoder import KeyedEncoder
 from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch_lengths, sequences
 
 ALONE = (
-    "MixedDimensions-groups",
+    "MixedDimensions",
     "ProductCodes-hot",
     "SoftGraphHash",
     "LowBit-soft",
