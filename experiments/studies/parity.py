@@ -46,6 +46,7 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "SGD": (torch.optim.SGD, {"lr": 1.0}),
     "Adagrad": (torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-3}),
     "RowWiseAdagrad": (RowWiseAdagrad, {"lr": 0.05, "eps": 1e-3}),
+    "Adam": (torch.optim.Adam, {"lr": 0.05, "eps": 1e-2}),
 }
 SHARDINGS = ("table_wise", "row_wise")
 KINDS = ("bags", "sequences")
