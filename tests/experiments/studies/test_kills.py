@@ -15,6 +15,7 @@ def test_a_training_that_is_killed_ends_as_one_left_alone():
     assert len(said) == 1 + len(found["kills"]) == 4
     alone, *killed = found["outcomes"].values()
     assert all(each == alone for each in killed)
+    assert list(alone) == ["steps", "loss", "test/auc", "test/logloss", "test/ne", "weights"]
     assert alone["steps"] == 40
     assert alone["test/auc"] > 0.5
     assert re.fullmatch("[0-9a-f]{64}", alone["weights"])
