@@ -1,5 +1,6 @@
 """A method written by somebody else, in one file, works in all places and keeps the contract."""
 
+import ast
 import importlib.util
 import itertools
 import sys
@@ -15,8 +16,20 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor
 
 import embcomp
-from embcomp.methods.base import METHODS, Chunk, Combiner, Encoder, Method, Plan, Rows, Store, Table, TablePlan
-from embcomp.methods.budget import largest_within
+from embcomp.methods import authoring
+from embcomp.methods.authoring import (
+    METHODS,
+    Chunk,
+    Combiner,
+    Encoder,
+    Method,
+    Plan,
+    Rows,
+    Store,
+    Table,
+    TablePlan,
+    largest_within,
+)
 from embcomp.testing.checks import CHECKS
 from embcomp.testing.drop_ins import N, embedding, randomize
 from embcomp.testing.example import Example
@@ -98,6 +111,16 @@ def residues() -> type[Method]:
             return largest_within(tables, nbytes, lambda rows: cls(rows=rows, **fixed))
 
     return Residues
+
+
+def test_the_page_imports_from_the_module_for_authors_alone(page: ModuleType) -> None:
+    tree = ast.parse(Path(str(page.__file__)).read_text())
+    taken = {
+        node.module: [alias.name for alias in node.names] for node in tree.body if isinstance(node, ast.ImportFrom)
+    }
+    ours = [module for module in taken if str(module).startswith("embcomp")]
+    assert ours == ["embcomp.methods.authoring"]
+    assert set(taken[ours[0]]) <= set(authoring.__all__)
 
 
 def test_defining_it_registers_it(page: ModuleType) -> None:
