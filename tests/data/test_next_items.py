@@ -1,7 +1,5 @@
 """Leave-one-out splits and windows of them against loops in plain Python."""
 
-import os
-
 import numpy as np
 import polars as pl
 import pytest
@@ -128,8 +126,8 @@ def test_globo_is_the_first_clicks_in_their_order(tmp_path):
     assert np.array_equal(events.content[:, 0], events.values)
 
 
-@pytest.mark.skipif(not os.environ.get("EMBCOMP_DATA"), reason="needs EMBCOMP_DATA")
-def test_movielens_has_the_published_size():
+@pytest.mark.dataset("ml-1m")
+def test_movielens_has_the_published_size(dataset):
     """3,416 items of 6,040 users (Kang and McAuley 2018, table II)."""
-    events = NextItems.of(data.load_sequences("ml-1m"))
+    events = NextItems.of(data.load_sequences("ml-1m", root=dataset.parent))
     assert (events.num_items, events.num_users) == (3416, 6040)

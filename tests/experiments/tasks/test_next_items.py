@@ -215,6 +215,8 @@ def test_h2rec_pays_for_its_levels(small, content, tmp_path):
     assert built.nbytes == levels + embcomp.served_nbytes(built.model.items)
     assert 0.45 * task.full_nbytes < built.nbytes <= 0.5 * task.full_nbytes
     assert execute(run, Settings(tmp_path, tmp_path / "out"), no_progress)[0] == "done"
+    history = json.loads((tmp_path / "next" / f"{run.name}.json").read_text())["history"]
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
     small["methods"] = [{"method": "HashingTrick", "nbytes": levels}]
     with pytest.raises(Infeasible):
         prepare(next(check(small, "x").runs()))
