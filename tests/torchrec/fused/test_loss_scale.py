@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim import LAMB
 
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, fused_optimizer
@@ -18,7 +19,8 @@ def model(**settings) -> nn.Module:
     torch.manual_seed(0)
     tables = [EmbeddingBagConfig(name="item", num_embeddings=9, embedding_dim=4, feature_names=["item"])]
     collection = EmbeddingBagCollection(tables, is_weighted=True)
-    return fuse_(nn.ModuleDict({"c": collection}), optimizer=torch.optim.SGD, optimizer_kwargs={"lr": LR}, **settings)
+    sgd = {"optimizer": torch.optim.SGD, "optimizer_kwargs": {"lr": LR}}
+    return fuse_(nn.ModuleDict({"c": collection}), **{**sgd, **settings})
 
 
 def loss_of(fused: nn.Module, weights: Tensor) -> Tensor:
@@ -73,6 +75,32 @@ def test_a_batch_that_overflows_changes_no_row(engine) -> None:
     before = rows(fused)
     scaler.scale(8 * loss_of(fused, weights)).backward()
     assert torch.equal(rows(fused), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+        (torch.optim.Adagrad, {"lr": 0.1, "weight_decay": 0.1}),
+        (torch.optim.Adam, {"lr": 0.1}),
+        (torch.optim.AdamW, {"lr": 0.1, "lazy": False}),
+        (LAMB, {"lr": 0.1}),
+    ],
+)
+def test_a_batch_that_overflows_leaves_momentum_and_decay_out(kind, settings) -> None:
+    """The batch before it has filled the moments, which would move rows by themselves."""
+    scaler, weights = torch.amp.GradScaler("cpu", init_scale=2.0**16), torch.ones(3)
+    plain = model(grad_scaler=False, optimizer=kind, optimizer_kwargs=settings)
+    scaled = model(grad_scaler=scaler, optimizer=kind, optimizer_kwargs=settings)
+    loss_of(plain, weights).backward()
+    scaler.scale(loss_of(scaled, weights)).backward()
+    scaler.update(2.0**127)
+    scaler.scale(64 * loss_of(scaled, weights)).backward()  # overflows
+    torch.testing.assert_close(rows(scaled), rows(plain))
+    scaler.update(2.0**10)
+    loss_of(plain, weights).backward()
+    scaler.scale(loss_of(scaled, weights)).backward()
+    torch.testing.assert_close(rows(scaled), rows(plain))
 
 
 def test_a_scaler_that_was_not_named_is_an_error(engine) -> None:

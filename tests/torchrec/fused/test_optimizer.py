@@ -5,12 +5,15 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
 import embcomp
 from embcomp.torchrec import fuse_, fused_optimizer
-from tests.torchrec.batches import RAGGED, batch
+from tests.torchrec.batches import RAGGED, bag_tables, batch
 from tests.torchrec.training import (
+    OPTIMIZERS,
+    Model,
     assert_same,
     bag_model,
     fused_twin,
@@ -32,6 +35,77 @@ def test_a_schedule_acts_as_on_the_unfused_optimizer(engine):
             opt.step()
             schedule.step()
     assert_same(model, fused, outside)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "AdamW"])
+def test_a_cycle_of_learning_rate_and_momentum_acts_as_on_the_unfused_optimizer(optimizer):
+    kind, settings = OPTIMIZERS[optimizer]
+    model = bag_model({"*": embcomp.HashingTrick(rows=7)})
+    fused, outside = fused_twin(model, optimizer), kind(model.parameters(), **settings)
+    inside = fused_optimizer(fused)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(each, 0.05, total_steps=6, base_momentum=0.5, max_momentum=0.9)
+        for each in (outside, inside)
+    ]
+    for seed in range(5):
+        for each, opt, schedule in zip((model, fused), (outside, inside), schedules, strict=True):
+            opt.zero_grad()
+            loss_of(each(batch(RAGGED, seed=seed))).backward()
+            opt.step()
+            schedule.step()
+    for group, own in zip(outside.param_groups, inside.param_groups, strict=True):
+        assert all(own[name] == group[name] for name in own if name != "params")
+    assert_same(model, fused, outside)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "setting", "said"),
+    [
+        ("Adam", {"lr": float("nan")}, "lr=nan"),
+        ("Adam", {"betas": (1.0, 0.9)}, "betas="),
+        ("momentum", {"momentum": 0.0}, "momentum=0"),
+    ],
+)
+def test_a_group_that_is_made_impossible_changes_nothing(optimizer, setting, said):
+    fused = fused_twin(bag_model({"*": embcomp.HashingTrick(rows=7)}), optimizer)
+    handle = fused_optimizer(fused)
+    handle.param_groups[0].update(setting)
+    with pytest.raises(ValueError, match=said):
+        handle.step()
+    assert next(iter(setting)) in fused_optimizer(fused).param_groups[0]
+    assert fused_optimizer(fused).param_groups[0] != handle.param_groups[0]
+
+
+def test_a_state_of_an_earlier_version_loads():
+    """It had a learning rate and, for each table, one sum."""
+    fused = fused_twin(bag_model({"*": embcomp.HashingTrick(rows=7)}), "RowWiseAdagrad")
+    handle = fused_optimizer(fused)
+    sums = [torch.rand(len(weight)) for weight in handle.param_groups[0]["params"]]
+    numbers = list(range(len(sums)))
+    saved = {
+        "state": {number: {"sum": kept} for number, kept in enumerate(sums)},
+        "param_groups": [{"lr": 0.03, "params": numbers}],
+    }
+    handle.load_state_dict(saved)
+    assert handle.param_groups[0]["lr"] == 0.03
+    assert handle.param_groups[0]["eps"] == OPTIMIZERS["RowWiseAdagrad"][1]["eps"]
+    for states, kept in zip(fused_optimizer(fused).state.values(), sums, strict=True):
+        assert torch.equal(states["sum"], kept)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "RowWiseAdagrad"])
+def test_a_pickle_of_an_earlier_version_loads(optimizer):
+    """Its tables kept a sum each, or nothing."""
+    tables = fused_twin(Model(EmbeddingBagCollection(bag_tables())), optimizer).collection
+    loss_of(tables(batch(RAGGED)).values()).backward()
+    saved = tables.__getstate__()
+    weights, states = saved["_saved"]
+    saved["_saved"] = (weights, [each["sum"] for each in states if each])
+    loaded = type(tables).__new__(type(tables))
+    loaded.__setstate__(saved)
+    for mine, theirs in zip(loaded.states, states, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_setting_the_learning_rate_takes_effect(engine):
