@@ -82,17 +82,30 @@ def table_constraints(
         raise ValueError(f"constraints name no table of the model: {unknown}; the tables are {sorted(rows)}")
     for name, constraint in given.items():
         _check(name, constraint.sharding_types or (), settings)
-        if constraint.sharding_types == [ROW_WISE] and rows[name] < world_size:
-            raise ValueError(
-                f"table {name!r}: row_wise needs a row for each rank, and it has {rows[name]} for {world_size}; leave "
-                "the constraint out, or take table_wise"
-            )
+        why = _unsplit(rows[name], settings, world_size)
+        if constraint.sharding_types == [ROW_WISE] and why:
+            raise ValueError(f"table {name!r}: row_wise {why}; leave the constraint out, or take table_wise")
     return {
         name: constraint
         if (constraint := given.get(name, ParameterConstraints())).sharding_types
-        else replace(constraint, sharding_types=[TABLE_WISE, ROW_WISE] if number >= world_size else [TABLE_WISE])
+        else replace(
+            constraint,
+            sharding_types=[TABLE_WISE] if _unsplit(number, settings, world_size) else [TABLE_WISE, ROW_WISE],
+        )
         for name, number in rows.items()
     }
+
+
+def _unsplit(rows: int, settings: FusedOptimizerSettings, world_size: int) -> str | None:
+    """Return why a table cannot be split by rows; None if it can."""
+    if rows < world_size:
+        return f"needs a row for each rank, and it has {rows} for {world_size}"
+    block = -(-rows // world_size)
+    _, *later = rule_of(settings).states(settings).values() or [None]
+    if "row" in later and block > 1 and rows % block == 1:
+        # torchrec takes a state of one number, unless it is the first, for one of the whole table.
+        return f"leaves the last rank one of {rows} rows, whose state of {settings.name} torchrec could not save"
+    return None
 
 
 def _check(name: str, types: Iterable[str], settings: FusedOptimizerSettings) -> None:

@@ -4,6 +4,7 @@ import copy
 import os
 import re
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -176,6 +177,16 @@ def test_the_planner_may_choose_table_wise_and_row_wise_alone(name):
     assert given["b"].sharding_types is None
     with pytest.raises(ValueError, match=r"table 'c': row_wise needs a row for each rank, and it has 1 for 2"):
         table_constraints({"a": 1, "b": 2, "c": 1}, given, settings, world_size=2)
+
+
+@pytest.mark.parametrize(("rows", "splits"), [(1, False), (2, True), (3, False), (4, True), (5, True)])
+def test_no_rank_is_left_with_one_row_of_a_state_that_torchrec_cannot_save(rows, splits):
+    given = {"a": ParameterConstraints(sharding_types=["row_wise"])}
+    adagrad, adam = FusedOptimizerSettings("rowwise_adagrad", 0.1), FusedOptimizerSettings("adam", 0.1)
+    assert table_constraints({"a": 3}, given, adagrad, 2)["a"].sharding_types == ["row_wise"]
+    assert (table_constraints({"a": rows}, None, adam, 2)["a"].sharding_types == ["table_wise", "row_wise"]) == splits
+    with nullcontext() if splits else pytest.raises(ValueError, match=r"table 'a': row_wise .*take table_wise"):
+        table_constraints({"a": rows}, given, adam, 2)
 
 
 @pytest.mark.parametrize("kind", ["column_wise", "table_column_wise", "grid_shard"])
