@@ -9,6 +9,7 @@ from embcomp.compress import CompressionReport, TableReport, compress_
 from embcomp.methods import (
     METHODS,
     ROBE,
+    ClusteredHash,
     Dedup,
     DeepHash,
     DoubleGraphHash,
@@ -36,6 +37,7 @@ from embcomp.methods import (
 from embcomp.notes import CompressionWarning
 from embcomp.planner import Choice, choose
 from embcomp.planner.features import rank_features
+from embcomp.reclustering import recluster_
 from embcomp.retrain import align_, anchor_loss, compatible
 from embcomp.saving import load, save
 from embcomp.semantic_ids.pieces.base import Ngram, PrefixNgram, Unigram
@@ -50,6 +52,7 @@ __all__ = [
     "METHODS",
     "ROBE",
     "Choice",
+    "ClusteredHash",
     "CompressionReport",
     "CompressionWarning",
     "Dedup",
@@ -96,6 +99,7 @@ __all__ = [
     "nested_loss",
     "nn",
     "rank_features",
+    "recluster_",
     "save",
     "served_nbytes",
     "summary",

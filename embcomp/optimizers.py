@@ -135,3 +135,9 @@ def _inside(item: Any) -> Collection[Any]:
     if isinstance(item, Tensor | nn.Module | type | ModuleType | Optimizer) or type(item) in weakref.ProxyTypes:
         return ()
     return contents(item) or list(getattr(item, "__dict__", {}).values())
+
+
+def row_states(optimizer: Optimizer | None, rows: Tensor) -> list[Tensor]:
+    """Return the tensors of the optimizer state that have one row for each row."""
+    state = {} if optimizer is None else optimizer.state.get(rows, {})
+    return [kept for kept in state.values() if isinstance(kept, Tensor) and kept.shape[:1] == rows.shape[:1]]

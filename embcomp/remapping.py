@@ -13,6 +13,7 @@ from embcomp.holders import holder_of
 from embcomp.methods.base import Chunk, Concat, TablePlan
 from embcomp.methods.graphhash import ClusterEncoder
 from embcomp.methods.soft_graphhash import MixtureEncoder
+from embcomp.optimizers import row_states
 from embcomp.warm import Trained, warm_start
 
 
@@ -45,7 +46,7 @@ def _(
             "remap_ wants a ClusterMap for a table of GraphHash or a Mixture for one of SoftGraphHash, got a "
             f"{type(new).__name__} for one of {encoder.config['method']}"
         )
-    kept = [rows.detach(), *store.states, *_states(optimizer, rows)]
+    kept = [rows.detach(), *store.states, *row_states(optimizer, rows)]
     kept = list({tensor.data_ptr(): tensor for tensor in kept}.values())  # a handle of fused tables has their state
     old = encoder.cluster_map()
     warm = [warm_rows(tensor.reshape(len(tensor), -1), old, new, counts).view_as(tensor) for tensor in kept]
@@ -74,9 +75,3 @@ def _fitted(rows: Tensor, encoder: MixtureEncoder, new: Mixture, counts: Tensor 
     plan = TablePlan(fresh.table, fresh, (Chunk("rows", encoder.k, weighted=True),), Concat())
     warm_start([Trained(plan, vectors, share)], {"rows": fitted})
     return fitted
-
-
-def _states(optimizer: torch.optim.Optimizer | None, rows: Tensor) -> list[Tensor]:
-    """The tensors of the optimizer state that have one row for each row."""
-    state = {} if optimizer is None else optimizer.state.get(rows, {})
-    return [kept for kept in state.values() if isinstance(kept, Tensor) and kept.shape[:1] == rows.shape[:1]]

@@ -19,6 +19,7 @@ from embcomp.graph import ClusterMap, Edges, Mixture, interactions
 from embcomp.methods import (
     METHODS,
     ROBE,
+    ClusteredHash,
     Dedup,
     DeepHash,
     DoubleGraphHash,
@@ -118,6 +119,7 @@ EXAMPLES = [
     Example("MultiHash-sum", lambda tables: MultiHash(rows=ROWS, num_hashes=3)),
     Example("MultiHash-concat", lambda tables: MultiHash(rows=ROWS, num_hashes=2, combine="concat")),
     Example("DoubleHash", lambda tables: DoubleHash(rows=ROWS)),
+    Example("ClusteredHash", lambda tables: ClusteredHash(rows=ROWS, chunks=2), open_ids=False),
     Example("Dedup", lambda tables: Dedup(rows=ROWS, vectors=vectors_of(tables)), open_ids=False),
     Example("Dedup-blocks", lambda tables: Dedup(rows=12, vectors=vectors_of(tables), block=3), open_ids=False),
     Example("DeepHash", lambda tables: DeepHash(width=6, hashes=5)),
