@@ -1,4 +1,4 @@
-"""Blocks of a trained table that are nearly equal become one."""
+"""A table whose nearly equal blocks of trained rows are merged."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ _WIDEST = 1e3  # deviations of a projection: everything lies in one bucket
 
 
 class BlockEncoder(Encoder):
-    """An encoder that reads the kept block in whose place a block of ids stands; the map is packed."""
+    """An encoder that reads the kept block that replaces the block of an id; the map is packed."""
 
     words: Tensor
 
@@ -50,7 +50,7 @@ class BlockEncoder(Encoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        """Rows of several encoders (`embcomp.methods.together`)."""
+        """Return the rows of several encoders (`embcomp.methods.together`)."""
         encoders = [part.encoder for part in asked.parts]
         start, bits, mask, block = asked.each(
             [32 * start for start in asked.starts("words")],
@@ -65,23 +65,25 @@ class BlockEncoder(Encoder):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dedup(Method):
-    """Nearly equal blocks of a trained table as one (Zhou et al. 2022, arXiv 2201.10442, section 4).
+    """A method that merges nearly equal blocks of a trained table (Zhou et al. 2022, arXiv 2201.10442, section 4).
 
     The ids are cut into blocks of neighbours. Blocks whose projections fall into one bucket (locality-sensitive hashing
-    for Euclidean distance, Datar et al. 2004) are candidates; the closest are merged first, until `rows` are left. Two
-    blocks are as far apart as the largest difference among the `share` of their entries that differ least.
-    `init="fit"` serves the mean of the merged vectors, `init="warm"` trains on from it.
+    for Euclidean distance, Datar et al. 2004) are candidates; the closest are merged first, until `rows` are left. The
+    distance of two blocks is the largest difference among the `share` of their entries that differ least. `init="fit"`
+    serves the mean of the merged vectors, `init="warm"` continues the training from it.
 
     Args:
-        rows: rows that are kept, or a mapping from table names to such numbers; rounded down to whole blocks.
-        vectors: the trained table, floats [num_embeddings, embedding_dim], or a mapping from table names to such.
-        block: ids that are merged together.
+        rows: the number of rows that are kept, or a mapping from table names to such numbers; rounded down to whole
+            blocks.
+        vectors: the trained table, float [num_embeddings, embedding_dim], or a mapping from table names to such tables.
+        block: the number of neighbouring ids that are merged together.
         share: the share of the entries by which blocks are compared.
         tolerance: the largest distance at which blocks are merged; None merges as many as `rows` asks for.
         seed: the seed of the projections.
 
     Raises:
-        ValueError: when a plan is made, vectors of another shape; a tolerance at which more rows stay than wanted.
+        ValueError: the vectors have another shape, or more rows remain at this tolerance than `rows` (raised when a
+            plan is made).
 
     Example:
         >>> import torch, embcomp
@@ -132,7 +134,7 @@ class Dedup(Method):
         return Plan(stores, plans)
 
     def _kept(self, table: Table) -> tuple[int, int]:
-        """Count the blocks that are kept, and all. Raise ValueError if the vectors do not fit the table."""
+        """Return the numbers of kept blocks and of all. Raise ValueError if the vectors do not fit the table."""
         ids = table.ids_or_raise("Dedup")
         vectors = per_table(self.vectors, table, "vectors")
         if tuple(vectors.shape) != (ids, table.embedding_dim) or not vectors.is_floating_point():
@@ -149,17 +151,17 @@ def merged(blocks: Tensor, kept: int, share: float, tolerance: float | None, see
     """Merge the closest blocks until `kept` are left.
 
     Args:
-        blocks: floats [B, D], finite.
-        kept: how many are wanted.
+        blocks: the blocks, float [B, D], finite.
+        kept: the number of blocks to keep.
         share: the share of the entries that are compared.
         tolerance: the largest distance of a merge, or None.
         seed: the seed of the projections.
 
     Returns:
-        The number of the group of each block, int64 [B], and how many groups are left: `kept`, or more.
+        The group of each block, int64 [B], and the number of groups that remain: `kept`, or more.
 
     Raises:
-        ValueError: blocks that are not finite.
+        ValueError: the blocks are not finite.
     """
     if not bool(blocks.isfinite().all()):
         raise ValueError("Dedup: vectors are NaN or infinite")
@@ -192,7 +194,7 @@ def merged(blocks: Tensor, kept: int, share: float, tolerance: float | None, see
 def _closest(
     means: Tensor, width: float, compared: int, tolerance: float | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Find pairs of one bucket, closest first, none in two pairs."""
+    """Return pairs of blocks of one bucket, closest first, with no block in two pairs."""
     directions = torch.randn(means.shape[1], 2, generator=generator)
     bucket = (means @ directions / width + torch.rand(2, generator=generator)).floor().long()
     along = means @ torch.randn(means.shape[1], generator=generator)  # neighbours in a bucket lie near each other

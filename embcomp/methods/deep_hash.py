@@ -1,4 +1,4 @@
-"""Many hashes of an id, from which a small network computes its vector."""
+"""A small network that computes the vector of an id from many of its hashes."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _SAMPLE = 2048  # random codes by which a fresh network is scaled
 
 
 class Network(Combiner):
-    """A perceptron with ReLU from the numbers that an encoder hands, [..., hashes], plus the one chunk: its last bias.
+    """A ReLU perceptron of the numbers that an encoder hands over, [..., hashes]; the one chunk is its last bias.
 
     Its layers are [hashes, width], [width, width] for each further hidden one, and [width, embedding_dim].
     """
@@ -81,7 +81,7 @@ class Network(Combiner):
 
 
 class NumbersEncoder(HashEncoder):
-    """Hands the hashes of an id scaled to [-1, 1]; all ids read the one row of the last bias."""
+    """An encoder that hands over the hashes of an id, scaled to [-1, 1]; all ids read the one row of the last bias."""
 
     hands: ClassVar[bool] = True
 
@@ -96,7 +96,7 @@ class NumbersEncoder(HashEncoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        """Rows of several encoders (`embcomp.methods.together`)."""
+        """Return the rows of several encoders (`embcomp.methods.together`)."""
         return Rows(torch.zeros_like(asked.ids))
 
 
@@ -105,17 +105,17 @@ class DeepHash(Method):
     """A network instead of a table (deep hash embedding, DHE, Kang et al. 2021, arXiv 2010.10784, sections 4 and 5).
 
     x(id) is `hashes` hashes of the id, scaled to [-1, 1]; e(id) = MLP(x(id)), hidden layers of `width` units with ReLU
-    (the paper has Mish and batch normalisation). Each table has a network of its own, which is replicated under
-    sharding and trained by the optimizer of the dense layers. Its last bias is a table of one row.
+    (the paper has Mish and batch normalisation). Each table has its own network, which is replicated under sharding and
+    trained by the optimizer of the dense layers. Its last bias is a table of one row.
 
     Args:
-        width: units of a hidden layer.
-        hashes: hashes of an id; few of them tell ids apart badly.
-        layers: hidden layers.
-        seed: another seed gives other hashes.
+        width: the number of units of a hidden layer.
+        hashes: the number of hashes of an id; with few of them ids are hard to tell apart.
+        layers: the number of hidden layers.
+        seed: the seed of the hashes.
 
     Raises:
-        ValueError: a width, hashes or layers below 1.
+        ValueError: the width, the hashes or the layers are below 1.
 
     Example:
         >>> import torch, embcomp
@@ -150,7 +150,7 @@ class DeepHash(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`; the size is the width, the same for all tables."""
+        """Return the usual ladder, with the width, the same for all tables, as the size."""
         return Ladder(
             lambda width: cls(width=width, **fixed),
             lambda width: cls(width=width, **fixed).sizes(tables),

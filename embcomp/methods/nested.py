@@ -1,4 +1,4 @@
-"""Nested: the first columns of a table, for tables trained so that every width is a good one."""
+"""The first columns of a table, for tables that are trained to be good at every width."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ class Nested(Method):
     """The first columns of another method's table, and zeros after them (Kusupati et al. 2022, arXiv 2205.13147).
 
     A table trained with `embcomp.nested_loss` is good at several widths at once, the most important columns first.
-    `embcomp.truncate_` then cuts it to one of them: vectors keep their shape, and the columns beyond are zeros, which
-    nothing stores. A warm start is the cut itself, not a fit.
+    `embcomp.truncate_` then cuts it to one of them: vectors keep their shape, and the further columns are zeros that
+    are not stored. A warm start cuts the table; it does not fit.
 
     Args:
         width: the number of columns that are stored, at most the embedding_dim.
@@ -83,7 +83,7 @@ class Nested(Method):
         return Plan(inner.stores, plans)
 
     def _narrow(self, tables: Sequence[Table]) -> list[Table]:
-        """The tables of the method inside, of width `width`."""
+        """Return the tables of the method inside, of width `width`."""
         for table in tables:
             if self.width > table.embedding_dim:
                 raise ValueError(

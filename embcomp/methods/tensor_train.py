@@ -1,4 +1,4 @@
-"""A table as a train of three small cores, whose slices an id multiplies."""
+"""A table as a tensor train of three small cores, whose slices are multiplied for an id."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ Three = tuple[int, int, int]
 @configs.kind
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a train: the factors of the ids, those of the width, the rank between cores."""
+    """The shape of a train: the factors of the ids, the factors of the width, and the rank between cores."""
 
     ids: Three
     widths: Three
@@ -41,13 +41,13 @@ class Shape:
 
     @property
     def cores(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of each core: (n1, d1 R), (n2, R d2 R), (n3, R d3)."""
+        """The rows and columns of each core: (n1, d1 R), (n2, R d2 R), (n3, R d3)."""
         (n1, n2, n3), (d1, d2, d3), rank = self.ids, self.widths, self.rank
         return (n1, d1 * rank), (n2, rank * d2 * rank), (n3, rank * d3)
 
 
 class Chain(Combiner):
-    """The product of the slices [d1, R], [R, d2 R] and [R, d3] of an id, by two batched matrix products."""
+    """A combiner that multiplies the slices [d1, R], [R, d2 R] and [R, d3] of an id, by two batched matrix products."""
 
     linear = False
 
@@ -75,8 +75,8 @@ def tensor_train(vectors: Tensor, shape: Shape) -> list[Tensor]:
     The error is at most the root of the sum of the squared singular values that both truncations leave out.
 
     Args:
-        vectors: [ids, width]; ids beyond the table count as zeros.
-        shape: of the train.
+        vectors: the table, [ids, width]; ids beyond it count as zeros.
+        shape: the shape of the train.
 
     Returns:
         The three cores, [rows, columns] as in `Shape.cores`.
@@ -104,7 +104,7 @@ def _directions(matrix: Tensor, rank: int) -> Tensor:
 
 
 class DigitEncoder(Encoder):
-    """The digits of an id in the mixed radix (n1, n2, n3), the last one the fastest."""
+    """An encoder whose rows are the digits of an id in the mixed radix (n1, n2, n3), the last one the fastest."""
 
     def __init__(self, table: Table, config: Mapping[str, Any], radix: Three) -> None:
         super().__init__(table, config)
@@ -118,7 +118,7 @@ class DigitEncoder(Encoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        """Rows of several encoders (`embcomp.methods.together`)."""
+        """Return the rows of several encoders (`embcomp.methods.together`)."""
         radices = [part.encoder.radix for part in asked.parts]
         below, own = asked.each(
             [math.prod(radix[part.chunk + 1 :]) for radix, part in zip(radices, asked.parts, strict=True)],
@@ -131,18 +131,18 @@ class DigitEncoder(Encoder):
 class TensorTrain(Method):
     """A table as three cores (TT-Rec, Yin et al. 2021, arXiv 2101.11714, equation 2).
 
-    With i = (i1 n2 + i2) n3 + i3, e(i) = G1[i1] G2[i2] G3[i3], slices [d1, R], [R, d2 R] and [R, d3] for a width of
-    d1 d2 d3. Fresh vectors have the moments of the table replaced. `init="warm"` and "fit" decompose a trained table by
+    With i = (i1 n2 + i2) n3 + i3, e(i) = G1[i1] G2[i2] G3[i3], slices [d1, R], [R, d2 R] and [R, d3] for a width of d1
+    d2 d3. Fresh vectors have the moments of the table replaced. `init="warm"` and "fit" decompose a trained table by
     TT-SVD, and refine the cores by least squares.
 
     Args:
-        rank: R, between neighbouring cores.
-        ids: n1, n2 and n3, whose product must cover the ids; by default close to their cube root.
-        widths: d1, d2 and d3, whose product must be the width; by default close to its cube root.
-        small: "refuse" a table for whose cores the rank is more than they can use, or "cap" its rank.
+        rank: the rank R between neighbouring cores.
+        ids: the factors n1, n2 and n3, whose product must cover the ids; by default close to their cube root.
+        widths: the factors d1, d2 and d3, whose product must be the width; by default close to its cube root.
+        small: "refuse" to refuse a table whose cores cannot use this rank, or "cap" to lower its rank.
 
     Raises:
-        ValueError: factors that do not cover the ids or give another width, a rank above n1 d1 or n3 d3.
+        ValueError: the factors do not cover the ids or give another width, or the rank is above n1 d1 or n3 d3.
 
     Example:
         >>> import torch, embcomp
@@ -210,7 +210,7 @@ class TensorTrain(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """As `Method.ladder`; the size is the rank, which small tables cap."""
+        """Return the usual ladder, with the rank as the size, which small tables cap."""
         fixed = {"small": "cap", **fixed}
 
         def make(rank: int) -> Self:
@@ -223,7 +223,7 @@ class TensorTrain(Method):
 
 
 def _names(table: Table, tables: Sequence[Table]) -> tuple[str, str, str]:
-    """Name the stores of the three cores."""
+    """Return the names of the stores of the three cores."""
     return side_store(table, "first", tables), table.name, side_store(table, "last", tables)
 
 

@@ -55,7 +55,7 @@ def counts_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
 
 
 def vectors_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
-    """Trained vectors that lie around nine points."""
+    """Return trained vectors around nine points."""
     found = {}
     for table in tables:
         random = torch.Generator().manual_seed(table.embedding_dim)
