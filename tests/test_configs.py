@@ -91,7 +91,7 @@ def test_a_method_takes_its_own_configuration_or_says_what_is_missing(example: E
         del config["method"]
         assert type(method)(**config) == method
         return
-    with pytest.raises((TypeError, ValueError), match=r"counts|clusters|codes|features|pieces"):
+    with pytest.raises((TypeError, ValueError), match=r"counts|clusters|codes|features|pieces|vectors"):
         METHODS[config["method"]](**config)
 
 

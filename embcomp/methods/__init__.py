@@ -14,6 +14,7 @@ from embcomp.methods.lsh import LSHash
 from embcomp.methods.mixed_dimensions import MixedDimensions
 from embcomp.methods.nested import Nested
 from embcomp.methods.product_codes import ProductCodes
+from embcomp.methods.pruned import Pruned
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.robe import ROBE
 from embcomp.methods.semantic.method import SemanticIds
@@ -42,6 +43,7 @@ __all__ = [
     "MultiHash",
     "Nested",
     "ProductCodes",
+    "Pruned",
     "QuotientRemainder",
     "SemanticIds",
     "SoftGraphHash",

@@ -20,6 +20,7 @@ from embcomp.torchrec.collection.encoder import KeyedEncoder
 from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch_lengths, sequences
 
 ALONE = (
+    "Pruned",
     "MixedDimensions",
     "ProductCodes-hot",
     "SoftGraphHash",
