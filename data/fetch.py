@@ -171,9 +171,9 @@ def check(path: Path, checksum: str | None) -> None:
         return
     algorithm, wanted = checksum.split(":")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
-    if found != wanted:
-        raise DataError(f"{path.name.removesuffix('.part')}: {algorithm} is {found}, not {wanted}; it was removed")
+        digest = hashlib.file_digest(file, algorithm).hexdigest()
+    if digest != wanted:
+        raise DataError(f"{path.name.removesuffix('.part')}: {algorithm} is {digest}, not {wanted}; it was removed")
 
 
 def _size(path: Path) -> int:

@@ -148,10 +148,10 @@ def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
         (50000000, 64000, 4096)
     """
     if isinstance(text, str):
-        found = _SIZE.fullmatch(text.strip())
-        if found is None:
+        match = _SIZE.fullmatch(text.strip())
+        if match is None:
             raise ValueError(f"nbytes={text!r} is not a size: write '10%', '50MB', '1.5GiB', or a number of bytes")
-        number, unit = found[1].replace("_", ""), found[2].lower()
+        number, unit = match[1].replace("_", ""), match[2].lower()
         if len(number) > 300:  # beyond a float
             raise ValueError(f"nbytes={text[:20]}... is beyond every size")
         if unit != "%":

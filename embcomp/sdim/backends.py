@@ -108,31 +108,31 @@ class LmdbBackend:
         """Return the sum of the last transaction; count it anew if that was one of embcomp 0.1, which writes none."""
         noted = transaction.get(_KEYS)
         if noted is not None:
-            found = lmdb_check.KeySum.from_bytes(noted)
-            if found.txn == transaction.id() - 1:
-                return found
-        found = lmdb_check.KeySum()
+            keys = lmdb_check.KeySum.from_bytes(noted)
+            if keys.txn == transaction.id() - 1:
+                return keys
+        keys = lmdb_check.KeySum()
         with transaction.cursor() as cursor:
             for key in cursor.iternext(values=False):
-                found.add(key, int(key != _KEYS))
-        return found
+                keys.add(key, int(key != _KEYS))
+        return keys
 
     def _verify(self) -> None:
         """Raise lmdb_check.Broken if the file is damaged."""
         for _ in range(100):
             with self.env.begin() as transaction:
                 try:
-                    found = lmdb_check.check_pages(self._data, transaction.id())
+                    keys = lmdb_check.check_pages(self._data, transaction.id())
                 except LookupError:  # another process has written meanwhile
                     continue
                 noted = transaction.get(_KEYS)
                 if noted is None and self._mark.exists():
                     raise lmdb_check.Broken("its records are gone")
                 if noted is not None:
-                    found.add(_KEYS, -1)
-                    found.txn, wanted = transaction.id(), lmdb_check.KeySum.from_bytes(noted)
-                    if wanted.txn > found.txn or (wanted.txn == found.txn and wanted != found):
-                        raise lmdb_check.Broken(f"it holds {found.count} keys, {wanted.count} were written, or others")
+                    keys.add(_KEYS, -1)
+                    keys.txn, wanted = transaction.id(), lmdb_check.KeySum.from_bytes(noted)
+                    if wanted.txn > keys.txn or (wanted.txn == keys.txn and wanted != keys):
+                        raise lmdb_check.Broken(f"it holds {keys.count} keys, {wanted.count} were written, or others")
                 return
 
     def _damaged(self, error: Exception) -> StoreDamaged:
@@ -257,17 +257,17 @@ class RedisBackend:
 
     def _warn_of_loss(self) -> None:
         try:
-            found: dict[str, str] = self.client.config_get("append*", "maxmemory-policy")  # pyright: ignore
+            settings: dict[str, str] = self.client.config_get("append*", "maxmemory-policy")  # pyright: ignore
         except self._errors.RedisError:
             return  # hosted servers do not tell their settings
-        if found.get("appendonly") != "yes" or found.get("appendfsync") != "always":
+        if settings.get("appendonly") != "yes" or settings.get("appendfsync") != "always":
             warnings.warn(
                 f"store {self.name}: the server may lose appends that it has acknowledged when it dies; "
                 "set `appendonly yes` and `appendfsync always`",
                 RuntimeWarning,
                 stacklevel=4,
             )
-        if (policy := found.get("maxmemory-policy", "")).startswith("allkeys"):
+        if (policy := settings.get("maxmemory-policy", "")).startswith("allkeys"):
             warnings.warn(
                 f"store {self.name}: the server throws users away when its memory is full ({policy}); "
                 "set `maxmemory-policy noeviction`",

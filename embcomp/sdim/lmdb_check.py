@@ -100,27 +100,27 @@ def metas(path: Path) -> list[_Meta]:
 
 
 def _metas(path: Path) -> list[_Meta]:
-    found: list[_Meta] = []
+    metas: list[_Meta] = []
     with path.open("rb") as file:
         for number in (0, 1):
-            data = os.pread(file.fileno(), _META_FORM.size, found[0].page_size if found else 0)
+            data = os.pread(file.fileno(), _META_FORM.size, metas[0].page_size if metas else 0)
             if len(data) < _META_FORM.size:
                 raise Broken(f"it is cut short, to {path.stat().st_size} bytes")
             page, _, flags, _, magic, version, _, _, *rest = _META_FORM.unpack(data)
             if (page, flags & _META, magic, version) != (number, _META, _MAGIC, _VERSION):
                 raise Broken(f"page {number} is not a meta page of LMDB")
             size, *free = rest[:8]
-            found.append(_Meta(size, _Tree(*free), _Tree(*rest[9:16]), *rest[16:]))
+            metas.append(_Meta(size, _Tree(*free), _Tree(*rest[9:16]), *rest[16:]))
             if size not in (2**power for power in range(9, 17)):
                 raise Broken(f"its pages would have {size} bytes")
-    if found[0].page_size != found[1].page_size:
+    if metas[0].page_size != metas[1].page_size:
         raise Broken("its meta pages differ in the size of a page")
     # The transactions take turns on the two pages; a new file has none.
-    if any(meta.txn % 2 != number for number, meta in enumerate(found) if meta.txn) or (
-        abs(found[0].txn - found[1].txn) != 1 and any(meta.txn for meta in found)
+    if any(meta.txn % 2 != number for number, meta in enumerate(metas) if meta.txn) or (
+        abs(metas[0].txn - metas[1].txn) != 1 and any(meta.txn for meta in metas)
     ):
-        raise Broken(f"its meta pages are of transactions {found[0].txn} and {found[1].txn}")
-    return found
+        raise Broken(f"its meta pages are of transactions {metas[0].txn} and {metas[1].txn}")
+    return metas
 
 
 def check_pages(path: Path, txn: int) -> KeySum:
@@ -149,17 +149,17 @@ class _Walk:
         if self.pages < 2:
             raise Broken("it is cut short")
         self.used[:2] = b"\1\1"
-        found = KeySum()
+        keys = KeySum()
         last = None
         for key, _ in self._tree(self.meta.main, "main"):
             if last is not None and key <= last:
                 raise Broken(f"key {key!r} does not follow {last!r}")
-            found.add(key)
+            keys.add(key)
             last = key
         lists = [value for _, value in self._tree(self.meta.free, "free")]
         for pages in lists:
             self._check_free(pages)
-        return found
+        return keys
 
     def _tree(self, tree: _Tree, name: str) -> Iterator[tuple[bytes, bytes]]:
         """Yield the keys in order, with the values of the free tree (empty bytes for the main tree)."""

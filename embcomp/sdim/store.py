@@ -256,9 +256,9 @@ class BehaviorStore:
         known = history.events[self.encoder.known(history.events)]
         return History.encode(self.encoder, known, history.tokens)
 
-    def _check_stamp(self, found: bytes | None) -> None:
-        if found != self._stamp:
-            holds = "no model" if found is None else repr(found.decode(errors="replace"))
+    def _check_stamp(self, stamp: bytes | None) -> None:
+        if stamp != self._stamp:
+            holds = "no model" if stamp is None else repr(stamp.decode(errors="replace"))
             raise StampMismatch(
                 f"store {self._name} holds {holds}, this is {self.encoder.stamp!r}: "
                 "use the encoder of that model, or take the store over with reencode=True"

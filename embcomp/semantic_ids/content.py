@@ -76,16 +76,16 @@ class Content:
         rows = width = 0
         for path in paths:
             with _damage_is_named(path):
-                schema, found = _parquet().read_schema(path), _parquet().read_metadata(path).num_rows
+                schema, count = _parquet().read_schema(path), _parquet().read_metadata(path).num_rows
             if column is None or column not in schema.names:
                 raise ValueError(f"{path}: give the column of the vectors, one of {schema.names}, got {column!r}")
             kind = schema.field(column).type
             if not hasattr(kind, "value_type") or str(kind.value_type) not in ("halffloat", "float", "double"):
                 raise ValueError(f"{path}: column {column!r} must hold lists of floats, got {kind}")
-            rows += found
+            rows += count
             if not width:
                 widths = (batch.column(0).value_lengths().drop_null() for batch in self._batches(path, column, 1024))
-                width = next((found[0].as_py() for found in widths if len(found)), 0)
+                width = next((lengths[0].as_py() for lengths in widths if len(lengths)), 0)
         assert column is not None
         self._parquet = (paths, column)
         self._set_shape(rows, width)

@@ -94,7 +94,7 @@ class Neighbours:
         order = ids[new].argsort()
         queries = torch.cat([part[mask] for part, mask in _blocks(content, new)])[order].to(device)
         scores = queries.new_full((queries.shape[0], k), -torch.inf)
-        found = torch.full(scores.shape, -1, dtype=torch.int32, device=device)
+        nearest = torch.full(scores.shape, -1, dtype=torch.int32, device=device)
         start = 0
         for part, mask in _blocks(content, ~new):
             others = ids[start : start + mask.numel()][mask].to(device, torch.int32)
@@ -104,10 +104,10 @@ class Neighbours:
                 rows = slice(low, low + NEW)
                 here = torch.cat([scores[rows], queries[rows] @ vectors.T], 1)
                 scores[rows], place = here.topk(k, dim=1)
-                both = torch.cat([found[rows], others.expand(here.shape[0], -1)], 1)
-                found[rows] = both.gather(1, place)
+                both = torch.cat([nearest[rows], others.expand(here.shape[0], -1)], 1)
+                nearest[rows] = both.gather(1, place)
         weights = torch.softmax(scores / temperature, dim=1)
-        return cls(ids[new][order], found.cpu(), weights.cpu())
+        return cls(ids[new][order], nearest.cpu(), weights.cpu())
 
     def save(self, path: StrPath) -> None:
         """Write the neighbours as one file, with a checksum. An existing file is replaced in one step or not at all."""

@@ -49,11 +49,11 @@ def plan(
     try:
         for name, chosen in _candidates(tables, methods or DEFAULT, shares or [0.1, 0.01]):
             for number in gpus or [1, 8, 64]:
-                found = estimate(
+                cost = estimate(
                     tables, chosen, gpus=number, gpus_per_node=gpus_per_node, gpu_bytes=int(gpu_gb * 1e9),
                     reserve=reserve, batch_size=batch_size, ids_per_bag=ids_per_bag,
                 )  # fmt: skip
-                lines.append(_line(name, found))
+                lines.append(_line(name, cost))
     except (ValueError, TypeError) as error:
         typer.echo(f"embcomp plan: {error}", err=True)
         raise typer.Exit(2) from None
@@ -88,12 +88,12 @@ def _parts(tables: Sequence[Table], number: int) -> list[Sequence[Table]]:
     return [tables[first:last] for first, last in pairwise(bounds)]
 
 
-def _line(name: str, found: Estimate) -> tuple[str, ...]:
-    start = (name, readable_bytes(found.nbytes), str(found.gpus))
-    if found.sent is None:
-        return (*start, found.problem, "", "", "", "")
-    sharding = ", ".join(f"{number} {kind.replace('_', '-')}" for kind, number in found.sharding.items())
-    sizes = (max(found.memory), found.sent.ids, found.sent.vectors, found.sent.gradients)
+def _line(name: str, cost: Estimate) -> tuple[str, ...]:
+    start = (name, readable_bytes(cost.nbytes), str(cost.gpus))
+    if cost.sent is None:
+        return (*start, cost.problem, "", "", "", "")
+    sharding = ", ".join(f"{number} {kind.replace('_', '-')}" for kind, number in cost.sharding.items())
+    sizes = (max(cost.memory), cost.sent.ids, cost.sent.vectors, cost.sent.gradients)
     return (*start, sharding, *map(readable_bytes, sizes))
 
 

@@ -55,5 +55,5 @@ def plain_collections(model: nn.Module) -> list[CollectionHolder]:
 
 def untrained_integers(model: nn.Module) -> list[IntegerTables]:
     """Return the tables of integers to which no `fuse_` was applied yet."""
-    found = [holder.module for holder in holders(model, opened=lambda holder: holder.form != "fused")]
-    return [tables for tables in found if isinstance(tables, IntegerTables) and tables.settings is None]
+    modules = [holder.module for holder in holders(model, opened=lambda holder: holder.form != "fused")]
+    return [tables for tables in modules if isinstance(tables, IntegerTables) and tables.settings is None]

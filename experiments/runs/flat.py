@@ -25,12 +25,12 @@ def table(results: Path, experiments: Sequence[str] | None = None) -> pl.DataFra
     Raises:
         InputError: there are no results, or none of a named experiment.
     """
-    found = [values for values in read_results(results) if "metrics" in values and "nbytes" in values]
-    known = {values["experiment"] for values in found}
+    files = [values for values in read_results(results) if "metrics" in values and "nbytes" in values]
+    known = {values["experiment"] for values in files}
     for name in experiments or ():
         if name not in known:
             raise InputError(f"no results of experiment {name!r} in {results}; there are {', '.join(sorted(known))}")
-    rows = [_row(values) for values in found if not experiments or values["experiment"] in experiments]
+    rows = [_row(values) for values in files if not experiments or values["experiment"] in experiments]
     if not rows:
         raise InputError(f"{results} holds no results; run an experiment first: python -m experiments run NAME")
     columns = dict.fromkeys(name for row in rows for name in row if "/" not in name)

@@ -202,9 +202,11 @@ def _endless(task: Any, start: int) -> Iterator[Any]:
 def _tables(model: nn.Module) -> list[nn.Module]:
     """Return the outermost modules that hold tables."""
     kinds = (nn.Embedding, embcomp.nn.CompressedEmbedding)
-    found = [m for m in model.modules() if isinstance(m, kinds) or type(m).__name__.endswith("EmbeddingBagCollection")]
-    inner = {id(child) for module in found for child in module.modules() if child is not module}
-    return [module for module in found if id(module) not in inner]
+    holders = [
+        m for m in model.modules() if isinstance(m, kinds) or type(m).__name__.endswith("EmbeddingBagCollection")
+    ]
+    inner = {id(child) for module in holders for child in module.modules() if child is not module}
+    return [module for module in holders if id(module) not in inner]
 
 
 def _line(table: TableChoice) -> dict[str, Any]:

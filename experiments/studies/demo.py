@@ -62,8 +62,8 @@ def run_demo(out: Path, jobs: int, console: Console, config: ExperimentConfig | 
     summary = run_all(pending, Settings(results, out), console, jobs)
     if summary.bad_input or summary.failed:
         raise SystemExit(2 if summary.bad_input else 1)
-    (found,) = collect(results, [config.experiment])
-    section = next(section for section in found.sections if section.dataset == config.data.name)
+    (shown,) = collect(results, [config.experiment])
+    section = next(section for section in shown.sections if section.dataset == config.data.name)
     console.print(_table(section))
     return write_html(results, out / "report.html", [config.experiment], title="embcomp demo")
 

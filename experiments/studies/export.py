@@ -119,8 +119,8 @@ def judge(run: RunConfig, settings: Settings) -> dict[str, Any]:
 
 
 def _metrics(task: ClickTask, model: nn.Module, device: torch.device) -> dict[str, float]:
-    found = task.evaluate(model, "test", device)
-    return {name: found[f"test/{name}"] for name in ("auc", "logloss") if f"test/{name}" in found}
+    metrics = task.evaluate(model, "test", device)
+    return {name: metrics[f"test/{name}"] for name in ("auc", "logloss") if f"test/{name}" in metrics}
 
 
 def _example(task: ClickTask) -> tuple[Any, Any]:
@@ -190,5 +190,5 @@ def _size(nbytes: float, full: int) -> str:
 
 
 def _mean(values: Iterator[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

@@ -39,7 +39,8 @@ from experiments.training.train import Trainer
 
 EXPERIMENT = "sharded-kills"
 PROCESSES = 2
-PATIENCE = 60.0  # seconds in which a process must end that has lost another
+WAIT = timedelta(seconds=30)  # of processes for each other, but for checkpoints, which wait `distributed.TIMEOUT`
+PATIENCE = 100.0  # seconds in which a process must end that has lost another, perhaps while they were joining
 STARTS = 0.2  # share of the kills that come before the training goes on
 PAUSE = 0.5  # seconds at most between a checkpoint and the kill
 METRICS = ("test/auc", "test/logloss", "test/ne")
@@ -111,22 +112,22 @@ def run(
         alone = Life(training)
         outcomes = {"alone": alone.end()}
         report(f"alone: {alone.seconds:.1f} s to start, {alone.trained:.1f} s to train")
-        moments, found = random.Random(seed), []
+        moments, done = random.Random(seed), []
         starts = moments.sample(range(kills), max(1, round(STARTS * kills)))
         steps = outcomes["alone"]["steps"]
         each = steps / training.save_every / kills  # checkpoints for each kill, so that the training outlives them
         most = max(1, math.floor(1.5 * each))
         least = min(most, math.ceil(0.5 * each))
         training = replace(training, folder=Path(folder) / "killed-1")
-        while len(found) < kills:
+        while len(done) < kills:
             ranks = moments.choice([[0], [1], [0, 1]])
-            if len(found) in starts:
+            if len(done) in starts:
                 kill = Life(training).kill_at_start(ranks, moments.uniform(0, alone.seconds))
             else:
                 kill = Life(training).kill_later(ranks, moments.randint(least, most), moments.uniform(0, PAUSE))
             if isinstance(kill, Kill):
-                found.append(kill)
-                report(f"kill {len(found)}: {kill}")
+                done.append(kill)
+                report(f"kill {len(done)}: {kill}")
             else:  # done before its time: once more from the start
                 outcomes[training.folder.name] = kill
                 training = replace(training, folder=Path(folder) / f"killed-{len(outcomes)}")
@@ -136,8 +137,8 @@ def run(
         "epochs": epochs,
         "equal": all(each == outcomes["alone"] for each in outcomes.values()),
         "outcomes": dict(sorted(outcomes.items())),
-        "kills_in_quarters": spread(found, steps),
-        "kills": [asdict(kill) for kill in found],
+        "kills_in_quarters": spread(done, steps),
+        "kills": [asdict(kill) for kill in done],
     }
 
 
@@ -156,19 +157,19 @@ class Life:
         self.begun = training.folder / "begun"  # is there once all have loaded, and train
         self.begun.unlink(missing_ok=True)
         self.started = time.monotonic()
-        self.processes = Processes(PROCESSES, timeout=timedelta(seconds=PATIENCE / 2))
+        self.processes = Processes(PROCESSES, timeout=WAIT)
         self.processes.start(_work, training, self.begun)
 
     def end(self) -> dict[str, Any]:
         """Wait until the training is done; return its outcome."""
         self._wait()
         self.seconds = time.monotonic() - self.started
-        found = self.processes.outcomes()
+        outcomes = self.processes.outcomes()
         self.trained = time.monotonic() - self.started - self.seconds
         self.processes.close()
-        if errors := [outcome.error for outcome in found if outcome and outcome.error]:
+        if errors := [outcome.error for outcome in outcomes if outcome and outcome.error]:
             raise RuntimeError(f"the training failed by itself: {errors}")
-        return found[0].value  # type: ignore[union-attr]
+        return outcomes[0].value  # type: ignore[union-attr]
 
     def kill_at_start(self, ranks: list[int], seconds: float) -> Kill | dict[str, Any]:
         """Kill these ranks this many seconds after the start, or as soon as the training has begun."""
@@ -189,15 +190,15 @@ class Life:
         for rank in ranks:
             self.processes.kill(rank)
         begin = time.monotonic()
-        found = self.processes.outcomes(PATIENCE)
+        outcomes = self.processes.outcomes(PATIENCE)
         ended = time.monotonic() - begin
         self.processes.close()
-        hung = [rank for rank, outcome in enumerate(found) if outcome is None]
+        hung = [rank for rank, outcome in enumerate(outcomes) if outcome is None]
         if hung:
             raise RuntimeError(f"ranks {hung} went on for {PATIENCE:.0f} s after ranks {ranks} had died")
-        errors = {rank: outcome.error for rank, outcome in enumerate(found) if outcome and outcome.error}
+        errors = {rank: outcome.error for rank, outcome in enumerate(outcomes) if outcome and outcome.error}
         if not errors:
-            return found[0].value  # type: ignore[union-attr]
+            return outcomes[0].value  # type: ignore[union-attr]
         if DIED not in errors.values():
             raise RuntimeError(f"the training failed by itself: {errors}")
         others = [_brief(error) for error in errors.values() if error != DIED]

@@ -133,15 +133,15 @@ def compare(case: Case, steps: int) -> Row:
         dist.all_reduce(mine)
         expected = _step(alone, outside, batch(step, slice(BATCH)))
         losses.append((mine / dist.get_world_size() - expected).abs().item())
-    found, expected = gathered_state(sharded.state_dict()), alone.state_dict()
-    assert found.keys() == expected.keys()
+    gathered, expected = gathered_state(sharded.state_dict()), alone.state_dict()
+    assert gathered.keys() == expected.keys()
     return Row(
         *asdict(case).values(),
         processes=dist.get_world_size(),
         steps=steps,
         loss=max(losses),
-        tables=largest(found, expected, "model.collection."),
-        dense=largest(found, expected, "model.head."),
+        tables=largest(gathered, expected, "model.collection."),
+        dense=largest(gathered, expected, "model.head."),
         moved=largest(start, expected, "model.collection."),
     )
 
@@ -269,7 +269,7 @@ def _step(model: nn.Module, optimizers: Optimizers, batch: Batch) -> Tensor:
     return loss.detach()
 
 
-def largest(found: dict[str, Tensor], expected: dict[str, Tensor], prefix: str) -> float:
+def largest(gathered: dict[str, Tensor], expected: dict[str, Tensor], prefix: str) -> float:
     """Return the largest difference between two states, among the weights whose names have this prefix."""
     names = [name for name in expected if name.startswith(prefix) and expected[name].is_floating_point()]
-    return max((found[name] - expected[name]).abs().max().item() for name in names)
+    return max((gathered[name] - expected[name]).abs().max().item() for name in names)

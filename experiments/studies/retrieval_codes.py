@@ -84,31 +84,33 @@ def said(row: dict[str, Any]) -> str:
 def ways(rows: int, dim: int) -> dict[str, dict[str, Any]]:
     """Return every way that takes at most a share of the full bytes, by name; "full" is the vectors themselves."""
     full = 4 * rows * dim
-    found: dict[str, dict[str, Any]] = {"full": {}}
+    chosen: dict[str, dict[str, Any]] = {"full": {}}
     for share in SHARES:
         for settings in _candidates(rows, dim, share * full):
             way = retrieval.way(**settings)
             if 0.75 * share * full < way.nbytes(rows, dim) <= share * full:
                 label = ", ".join(f"{name} {value}" for name, value in settings.items())
-                found.setdefault(label, settings)
-    return found | {"learned signs": {"learn": dim}}
+                chosen.setdefault(label, settings)
+    return chosen | {"learned signs": {"learn": dim}}
 
 
 def _candidates(rows: int, dim: int, most: float) -> list[dict[str, Any]]:
     """Return settings that may come close to `most` bytes from below."""
-    found: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = []
     for name, limit in (("signs", 2 * dim), ("row_bits", 8 * dim)):
         fitting = [n for n in range(8, limit) if retrieval.way(**{name: n}).nbytes(rows, dim) <= most]
-        found += [{name: n} for n in fitting[-1:]]
-    found += [{"bits": bits} for bits in (8, 7, 6, 4, 3, 2, 1)]
-    found += [{"levels": levels, "rotation": "itq"} for levels in (1, 2, 3, 4)]
-    found += [{"bits": bits, "rotation": "itq"} for bits in (3, 2)]
+        candidates += [{name: n} for n in fitting[-1:]]
+    candidates += [{"bits": bits} for bits in (8, 7, 6, 4, 3, 2, 1)]
+    candidates += [{"levels": levels, "rotation": "itq"} for levels in (1, 2, 3, 4)]
+    candidates += [{"bits": bits, "rotation": "itq"} for bits in (3, 2)]
     four: dict[str, Any] = {"bits": 4, "rotation": "svd"}
     widths = [width for width in range(2, dim, 2) if retrieval.way(**four, width=width).nbytes(rows, dim) <= most]
-    found += [{**four, "width": width} for width in widths[-1:]]
-    found += [{"parts": parts, "codes": codes} for parts in (4, 8, 16, 32) if not dim % parts for codes in (256, 16)]
-    found += [{"levels": 3}, {"levels": 1, "rotation": "random"}]
-    return found
+    candidates += [{**four, "width": width} for width in widths[-1:]]
+    candidates += [
+        {"parts": parts, "codes": codes} for parts in (4, 8, 16, 32) if not dim % parts for codes in (256, 16)
+    ]
+    candidates += [{"levels": 3}, {"levels": 1, "rotation": "random"}]
+    return candidates
 
 
 def sizes(task: Any) -> tuple[int, int]:
@@ -179,17 +181,17 @@ def judged(task: Any, users: Tensor, items: Tensor, settings: dict[str, Any]) ->
         nbytes, decoded = codes.nbytes, codes.decode()
         queries["float query"] = (users, decoded)
         queries["codes"] = (_coded(users, settings, task.run.seed), decoded)
-    found: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
     for how, (asking, asked_of) in queries.items():
-        found[how] = {}
+        metrics[how] = {}
         for split in ("valid", "test") if how == HOWS[0] else ("test",):
             known, wanted = pairs(task, split)
             every = rank_metrics(
                 Vectors(asking, asked_of), known, wanted, len(items), task.run.training.eval_batch_size
             )
-            found[how] |= {f"{split}/{metric}": every[metric] for metric in METRICS}
+            metrics[how] |= {f"{split}/{metric}": every[metric] for metric in METRICS}
     lost = float(F.mse_loss(queries["float query"][1], items) / items.square().mean())
-    return {"nbytes": nbytes, "share": nbytes / full, "lost": lost, "metrics": found, "settings": settings}
+    return {"nbytes": nbytes, "share": nbytes / full, "lost": lost, "metrics": metrics, "settings": settings}
 
 
 def _coded(users: Tensor, settings: dict[str, Any], seed: int) -> Tensor:

@@ -80,17 +80,17 @@ def change(before: Tensor, after: Tensor, slices: dict[str, Tensor]) -> dict[str
 
     `difference` is the mean of |p - q| over the mean of (p + q) / 2; `rank` is Spearman's correlation.
 
-    >>> found = change(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 2.0]), {})
-    >>> found == {"difference": 0.0, "rank": 1.0}
+    >>> same = change(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 2.0]), {})
+    >>> same == {"difference": 0.0, "rank": 1.0}
     True
     """
     p, q = before.double().sigmoid(), after.double().sigmoid()
-    found = {}
+    changes = {}
     for suffix, rows in {"": torch.ones(len(p), dtype=torch.bool), **{f"/{n}": r for n, r in slices.items()}}.items():
         frame = pl.DataFrame({"p": p[rows].numpy(), "q": q[rows].numpy()})
-        found[f"difference{suffix}"] = float((p - q)[rows].abs().mean() / ((p + q) / 2)[rows].mean())
-        found[f"rank{suffix}"] = round(float(frame.select(pl.corr("p", "q", method="spearman")).item()), 6)
-    return found
+        changes[f"difference{suffix}"] = float((p - q)[rows].abs().mean() / ((p + q) / 2)[rows].mean())
+        changes[f"rank{suffix}"] = round(float(frame.select(pl.corr("p", "q", method="spearman")).item()), 6)
+    return changes
 
 
 def write_markdown(results: Path, folder: Path) -> Path:

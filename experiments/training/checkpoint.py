@@ -82,7 +82,7 @@ class Last:
                 if path != self.path:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
-            found = self._saved.load()
+            saved = self._saved.load()
         except Damaged as error:  # of a disk that lost it
             warnings.warn(f"{error}; the run begins anew", RuntimeWarning, stacklevel=2)
             self.remove()
@@ -91,7 +91,7 @@ class Last:
             raise InputError(
                 f"{error}; it was written by another version of the code: begin anew with --force"
             ) from error
-        return None if found is None else Progress(**found.position)
+        return None if saved is None else Progress(**saved.position)
 
     def remove(self) -> None:
         if distributed.rank() == 0:

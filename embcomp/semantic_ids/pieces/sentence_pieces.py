@@ -100,10 +100,10 @@ class SentencePieces(Pieces):
 
     def columns(self, codes: Tensor, codebook_size: int) -> Tensor:
         """Return the pieces of each item from left to right, int64 [N, levels], then -1."""
-        found = self._processor.encode(_words(codes, codebook_size), out_type=int)
+        encoded = self._processor.encode(_words(codes, codebook_size), out_type=int)
         blank = self._processor.piece_to_id("▁")  # before a word, where it did not grow together with the first code
         unknown = self._processor.unk_id()
-        kept = [[piece for piece in pieces if piece not in (blank, unknown)] for pieces in found]
+        kept = [[piece for piece in pieces if piece not in (blank, unknown)] for pieces in encoded]
         padded = [pieces + [-1] * (codes.shape[1] - len(pieces)) for pieces in kept]
         return torch.tensor(padded, dtype=torch.int64, device="cpu").reshape(-1, codes.shape[1])
 

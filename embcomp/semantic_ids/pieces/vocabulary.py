@@ -65,32 +65,32 @@ class Vocabulary:
         Raises:
             ValueError: codes are out of range, or counts have another length.
         """
-        columns, found = piece_numbers(codes, pieces, codebook_size)
+        columns, number = piece_numbers(codes, pieces, codebook_size)
         carried = columns >= 0
         if counts is not None:
             if counts.shape != (codes.shape[0],):
                 raise ValueError(f"counts must have shape [{codes.shape[0]}], got {list(counts.shape)}")
             carried = carried & (counts.cpu() > 0).unsqueeze(1)
         groups = (
-            [(found.flatten(), carried.flatten())]
+            [(number.flatten(), carried.flatten())]
             if pieces.one_namespace
-            else list(zip(found.unbind(1), carried.unbind(1), strict=True))
+            else list(zip(number.unbind(1), carried.unbind(1), strict=True))
         )
         unique = [number[mask].unique(return_counts=True) for number, mask in groups]
         return cls(pieces, codes.shape[1], codebook_size, [k for k, _ in unique], [s for _, s in unique])
 
     def support_of(self, codes: Tensor) -> Tensor:
         """Return the support of each piece of each item, int64 [N, pieces]; 0 for a piece that no training item has."""
-        columns, found = piece_numbers(codes, self.pieces, self.codebook_size)
-        support = torch.zeros_like(found)
-        for j in range(found.shape[1]):
+        columns, number = piece_numbers(codes, self.pieces, self.codebook_size)
+        support = torch.zeros_like(number)
+        for j in range(number.shape[1]):
             keys, counts = (
                 self.keys[0 if self.pieces.one_namespace else j],
                 self.support[0 if self.pieces.one_namespace else j],
             )
             if keys.numel():
-                place = torch.searchsorted(keys, found[:, j].contiguous()).clamp_(max=keys.numel() - 1)
-                known = (keys[place] == found[:, j]) & (columns[:, j] >= 0)
+                place = torch.searchsorted(keys, number[:, j].contiguous()).clamp_(max=keys.numel() - 1)
+                known = (keys[place] == number[:, j]) & (columns[:, j] >= 0)
                 support[:, j] = torch.where(known, counts[place], 0)
         return support
 
@@ -121,8 +121,8 @@ def piece_numbers(codes: Tensor, pieces: Pieces, codebook_size: int) -> tuple[Te
     codes = checked_codes(codes, codebook_size)
     spans = pieces.spans(codes.shape[1])
     columns = pieces.columns(codes, codebook_size)
-    found = numbers(columns.clamp(min=0), spans, pieces.size(codebook_size))
-    return torch.stack([columns[:, list(span)].amin(1) for span in spans], 1), torch.stack(found, 1)
+    number = numbers(columns.clamp(min=0), spans, pieces.size(codebook_size))
+    return torch.stack([columns[:, list(span)].amin(1) for span in spans], 1), torch.stack(number, 1)
 
 
 def checked_codes(codes: Any, codebook_size: int | None, name: str = "codes") -> Tensor:

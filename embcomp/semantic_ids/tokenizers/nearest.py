@@ -35,7 +35,7 @@ def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
     half_squares = (codes.double().square().sum(1) / 2).float()
     longest = float((2 * half_squares.max()).sqrt())
     transposed = codes.t()
-    found = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
+    indices = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
     with _full_precision(vectors.device):
         for start in range(0, vectors.shape[0], ROWS):
             block = vectors[start : start + ROWS]
@@ -50,8 +50,8 @@ def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
             if tied.numel():
                 close = (scores[tied] <= limit[tied].unsqueeze(1)).scatter_(1, index[tied].unsqueeze(1), True)
                 index[tied] = _nearest_exactly(block[tied], codes, close)
-            found[start : start + block.shape[0]] = index
-    return found
+            indices[start : start + block.shape[0]] = index
+    return indices
 
 
 def _nearest_exactly(vectors: Tensor, codes: Tensor, candidates: Tensor) -> Tensor:

@@ -200,5 +200,5 @@ class _Network(nn.Module):
 def _principal(vectors: Tensor, dim: int) -> Tensor:
     """The `dim` principal directions, float32 [dim, width], padded with zeros if there are fewer."""
     _, directions = torch.linalg.eigh((vectors.t() @ vectors).double().cpu())
-    found = directions.flip(1).t()[:dim].float()
-    return F.pad(found, (0, 0, 0, dim - found.shape[0]))
+    principal = directions.flip(1).t()[:dim].float()
+    return F.pad(principal, (0, 0, 0, dim - principal.shape[0]))

@@ -129,6 +129,6 @@ def _scales() -> list[float]:
     kinds = [GradScaler]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
-    found = [scaler for scaler in gc.get_referrers(*kinds) if isinstance(scaler, GradScaler)]
-    used = [scaler.get_scale() for scaler in found if scaler.is_enabled() and scaler._scale is not None]
+    scalers = [scaler for scaler in gc.get_referrers(*kinds) if isinstance(scaler, GradScaler)]
+    used = [scaler.get_scale() for scaler in scalers if scaler.is_enabled() and scaler._scale is not None]
     return [scale for scale in used if scale != 1]

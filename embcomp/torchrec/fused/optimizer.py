@@ -101,8 +101,8 @@ def fused_optimizer(model: nn.Module) -> FusedOptimizer:
 
 
 def _fused(model: nn.Module) -> Iterator[Trained]:
-    found = [holder.module for holder in holders(model, opened=lambda holder: holder.form != "fused")]
-    return (module for module in found if isinstance(module, Trained) and module.settings is not None)
+    modules = [holder.module for holder in holders(model, opened=lambda holder: holder.form != "fused")]
+    return (module for module in modules if isinstance(module, Trained) and module.settings is not None)
 
 
 def _settings(tables: Trained) -> FusedOptimizerSettings:

@@ -31,26 +31,26 @@ _REMEDIES = {
 
 def facts_of(model: nn.Module, settings: Mapping[str, Any]) -> Facts:
     """Return the facts of a model: versions, settings, tables, maps, shapes. Values of weights are not included."""
-    found: Facts = {("the program", f"version of {name}"): value for name, value in _versions().items()}
-    found |= {("the call", f"setting {name}"): str(value) for name, value in settings.items()}
+    facts: Facts = {("the program", f"version of {name}"): value for name, value in _versions().items()}
+    facts |= {("the call", f"setting {name}"): str(value) for name, value in settings.items()}
     for path, module in model.named_modules():
         if isinstance(module, Encoder):
-            found |= _encoder_facts(path, module)
+            facts |= _encoder_facts(path, module)
         elif isinstance(module, SDIM):
             said = module.settings()
-            found |= {(f"SDIM {path!r}", f"configuration {key!r}"): str(value) for key, value in said.items()}
+            facts |= {(f"SDIM {path!r}", f"configuration {key!r}"): str(value) for key, value in said.items()}
         elif isinstance(module, KeyedEncoder):
-            found[f"collection {path!r}", "look-ups"] = str(module.reads)
+            facts[f"collection {path!r}", "look-ups"] = str(module.reads)
     for holder in holders(model, opened=lambda holder: not isinstance(holder, CollectionHolder)):
         for config in holder.configs if isinstance(holder, CollectionHolder) else ():
             kept = ("num_embeddings", "embedding_dim", "data_type", "feature_names", "pooling")
             said = {name: str(getattr(config, name, None)) for name in kept}
-            found[f"table {config.name!r} in {holder.paths[0]!r}", "shape"] = str(said)
+            facts[f"table {config.name!r} in {holder.paths[0]!r}", "shape"] = str(said)
     for name, parameter in model.named_parameters():
         place = "without memory" if parameter.is_meta else "with values"
         trained = "trained" if parameter.requires_grad else "frozen"
-        found[f"parameter {name!r}", "shape"] = f"{list(parameter.shape)} {parameter.dtype}, {trained}, {place}"
-    return found
+        facts[f"parameter {name!r}", "shape"] = f"{list(parameter.shape)} {parameter.dtype}, {trained}, {place}"
+    return facts
 
 
 def check_same(ranks: Ranks, mine: Facts) -> None:
@@ -73,9 +73,9 @@ def _versions() -> dict[str, str]:
 def _encoder_facts(path: str, encoder: Encoder) -> Facts:
     table = f"table {encoder.table.name!r} in {path!r}"
     config = json.loads(bytes(encoder.get_extra_state().tolist()))
-    found = {(table, f"configuration {key!r}"): str(value) for key, value in config.items()}
-    found |= {(table, f"map {name!r}"): plain(buffer) for name, buffer in encoder.named_buffers()}
-    return found
+    facts = {(table, f"configuration {key!r}"): str(value) for key, value in config.items()}
+    facts |= {(table, f"map {name!r}"): plain(buffer) for name, buffer in encoder.named_buffers()}
+    return facts
 
 
 def _differences(first: Facts, other: Facts, rank: int) -> Iterator[str]:
