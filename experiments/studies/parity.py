@@ -156,7 +156,7 @@ def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, O
     twin = copy.deepcopy(alone)
     kind, settings = OPTIMIZERS[case.optimizer]
     tables = [table for collection in trained_collections(twin, "shard") for table in configs_of(collection)]
-    stores = {table.name for table in tables if table.num_embeddings >= dist.get_world_size()}  # fewer are not split
+    stores = {table.name for table in tables if _splits(table.num_embeddings, dist.get_world_size())}
     sharded = shard(
         twin,
         optimizer=kind,
@@ -169,6 +169,12 @@ def twins(case: Case) -> tuple[Training, Optimizers, DistributedModelParallel, O
     others = [weight for name, weight in alone.named_parameters() if name not in rows]  # codecs too
     outside = [kind(rows.values(), **settings), torch.optim.SGD(others, lr=0.05)]
     return alone, outside, sharded, [torch.optim.SGD(dense, lr=0.05), sharded.fused_optimizer]
+
+
+def _splits(rows: int, processes: int) -> bool:
+    """Return whether `shard` splits so many rows with any optimizer: one row for each process, or more for all."""
+    block = -(-rows // processes)
+    return rows >= processes and (block == 1 or rows % block != 1)
 
 
 def share() -> slice:
