@@ -2,62 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recsys_models.code_levels import CodeLevels
 from recsys_models.contrastive import multi_positive_loss
 from recsys_models.retrieval import Embedding
 from recsys_models.sequence import CausalModel, Examples, last_of
 from recsys_models.transformer import Block, Positions
-
-
-class CodeLevels(nn.Module):
-    """A table with a row for each code of each level.
-
-    Args:
-        codes: the codes of the items, integers `[num_items, levels]`, -1 at all levels for an item without content.
-        dim: the width D of a row.
-        codebook_size: the number of codes of a level, by default the largest code plus one.
-
-    Raises:
-        ValueError: the codes have another shape, or one is beyond the code book.
-
-    Shapes: ids int64 `[*]` -> `[*, levels, D]`, zeros without content.
-    """
-
-    codes: Tensor
-
-    def __init__(self, codes: Tensor, dim: int, codebook_size: int | None = None) -> None:
-        super().__init__()
-        if codes.dim() != 2 or codes.is_floating_point() or not codes.numel():
-            raise ValueError(f"codes must be integers [num_items, levels], got {codes.dtype} {list(codes.shape)}")
-        size = int(codes.max()) + 1 if codebook_size is None else codebook_size
-        if int(codes.max()) >= size or int(codes.min()) < -1:
-            raise ValueError(f"codes lie within {int(codes.min())} .. {int(codes.max())}, but a level has {size} codes")
-        self.levels, self.size = codes.shape[1], size
-        # one row more at each level, which stays zero, for items without content
-        known = torch.where(codes < 0, size, codes).to(torch.uint8 if size < 256 else torch.int32)
-        self.register_buffer("codes", known)
-        self.rows = nn.Parameter(torch.randn(self.levels, size, dim) * 0.02 * self.levels**0.5)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        codes = self.codes[ids].long()
-        first = torch.arange(self.levels, device=ids.device) * self.size
-        known = (codes < self.size).unsqueeze(-1)
-        rows = F.embedding(first + codes.clamp(max=self.size - 1), self.rows.flatten(0, 1))
-        return torch.where(known, rows, 0.0)
-
-    def groups(self) -> Tensor:
-        """Return a group number for each item, int64 `[num_items]`, equal if all codes but the last are equal.
-
-        Items without content, and all items if there is a single level, are groups of one.
-        """
-        alone = torch.arange(len(self.codes), device=self.codes.device)
-        if self.levels == 1:
-            return alone
-        _, number = self.codes[:, :-1].unique(dim=0, return_inverse=True)
-        return torch.where(self.codes[:, 0] < self.size, number, alone + len(alone))
 
 
 class CrossAttention(nn.Module):
@@ -77,6 +32,24 @@ class CrossAttention(nn.Module):
         key, value = self.key_value(self.norm_seen(seen)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return x + self.dropout(self.join(attended.transpose(1, 2).flatten(2)))
+
+
+class Branches(NamedTuple):
+    """The two branches of a history after they have attended to each other.
+
+    Attributes:
+        own: the own vectors, `[B, L, D]`.
+        levels: the vectors of the codes, `[B, L, levels, D]`.
+        weights: the weights of the levels, `[B, L, levels]`.
+    """
+
+    own: Tensor
+    levels: Tensor
+    weights: Tensor
+
+    def sum_of_levels(self, weights: Tensor) -> Tensor:
+        """Return the weighted sum of the levels, `[B, L, D]`."""
+        return (weights.unsqueeze(3) * self.levels).sum(2)
 
 
 class H2Rec(CausalModel):
@@ -162,49 +135,54 @@ class H2Rec(CausalModel):
         return torch.cat([super().vectors(items), self.codes(every).mean(-2)], 1)
 
     def states(self, history: Tensor) -> Tensor:
-        own, codes = self.items(history), self.codes(history)
-        return torch.cat([self._of_own(own, codes), self._of_codes(own, codes, self.weights(own))], 2)
+        branches = self.branches(history)
+        return torch.cat(self._backbone(branches.own, branches.sum_of_levels(branches.weights)), 2)
 
     def examples(self, history: Tensor, mask: Tensor) -> Examples:
-        examples = super().examples(history, mask)
         if not self.training:
-            return examples
-        return examples._replace(penalty=self.penalty(history[:, :-1], mask[:, :-1]))
+            return super().examples(history, mask)
+        seen, before, asked = self.check(history[:, :-1]), mask[:, :-1], mask[:, 1:]
+        branches = self.branches(seen)
+        weights = (branches.weights, masked_levels(branches.weights)) if self.view else (branches.weights,)
+        own, codes, *view = self._backbone(branches.own, *map(branches.sum_of_levels, weights))
+        penalty = self.align * self.alignment(seen[before])
+        if view:
+            penalty = penalty + self.view * self._alignment_of_views(codes, view[0], before)
+        return Examples(torch.cat([own, codes], 2)[asked], history[:, 1:][asked], penalty)
 
-    def penalty(self, history: Tensor, mask: Tensor) -> Tensor:
-        """Return the loss, a scalar, that aligns own rows with codes, and views with each other."""
-        met = history[mask].unique()
+    def alignment(self, items: Tensor) -> Tensor:
+        """Return the loss, a scalar, that aligns own rows with codes: of each of the items, int64 `[N]`, once."""
+        met = items.unique()
         if not len(met):
             return self.prior.new_zeros(())
         both = self.items(met), self.codes(met).mean(1)
-        penalty = self.align * multi_positive_loss(*both, self.groups[met], self.temperature)
-        if not self.view:
-            return penalty
+        return multi_positive_loss(*both, self.groups[met], self.temperature)
+
+    def _alignment_of_views(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
         some = mask.any(1)
-        history, mask = history[some], mask[some]
+        if not bool(some.any()):
+            return self.prior.new_zeros(())
+        views = [last_of(states[some], mask[some]) for states in (first, second)]
+        apart = torch.arange(len(views[0]), device=mask.device)
+        return multi_positive_loss(views[0], views[1], apart, self.temperature)
+
+    def branches(self, history: Tensor) -> Branches:
+        """Let own vectors and codes attend to each other, and weigh the levels."""
         own, codes = self.items(history), self.codes(history)
-        weights = self.weights(own)
-        views = [last_of(self._of_codes(own, codes, each), mask) for each in (weights, masked_levels(weights))]
-        apart = torch.arange(len(history), device=history.device)
-        return penalty + self.view * multi_positive_loss(views[0], views[1], apart, self.temperature)
+        levels = [attend(codes[:, :, level], own) for level, attend in enumerate(self.to_own)]
+        return Branches(self.to_codes(own, codes.mean(2)), torch.stack(levels, 2), self.weights(own))
 
     def weights(self, own: Tensor) -> Tensor:
         """Return the weight of each level at each event, from its own vector: `[B, L, D]` -> `[B, L, levels]`."""
         prior = self.prior.expand(*own.shape[:2], -1)
         return (self.gate(torch.cat([own, prior], 2)) + prior).softmax(2)
 
-    def _of_codes(self, own: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
-        looked = torch.stack([look(codes[:, :, level], own) for level, look in enumerate(self.to_own)], 2)
-        return self._backbone((weights.unsqueeze(3) * looked).sum(2))
-
-    def _of_own(self, own: Tensor, codes: Tensor) -> Tensor:
-        return self._backbone(self.to_codes(own, codes.mean(2)))
-
-    def _backbone(self, x: Tensor) -> Tensor:
-        x = self.positions(x)
+    def _backbone(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the states of several sequences of vectors, each `[B, L, D]`, read by the same transformer."""
+        x = self.positions(torch.cat(inputs))
         for block in self.blocks:
             x = block(x, causal=True)
-        return self.norm(x)
+        return self.norm(x).chunk(len(inputs))
 
 
 def masked_levels(weights: Tensor) -> Tensor:

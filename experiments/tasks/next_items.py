@@ -30,7 +30,7 @@ from experiments.tasks.next_ranks import next_item_metrics, ranks_of
 from experiments.tasks.retrieval import embeddings
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import SEQUENCE_MODELS, build_sequence, reads_codes
-from recsys_models.h2rec import CodeLevels
+from recsys_models.code_levels import CodeLevels
 from recsys_models.losses import sampled_softmax_loss, softmax_loss
 from recsys_models.sequence import SequenceModel
 

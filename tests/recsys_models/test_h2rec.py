@@ -6,7 +6,8 @@ from torch import nn
 
 import embcomp
 from recsys_models import H2Rec, multi_positive_loss
-from recsys_models.h2rec import CodeLevels, CrossAttention, masked_levels
+from recsys_models.code_levels import CodeLevels
+from recsys_models.h2rec import CrossAttention, masked_levels
 from recsys_models.sequence import last_of
 
 ITEMS, DIM, LEVELS, SIZE = 30, 8, 3, 5
@@ -92,18 +93,25 @@ def test_states_are_two_passes_of_one_transformer(model, histories):
 
 def test_the_penalty_aligns_items_and_views(model, histories):
     history, mask = histories
-    met = torch.tensor(sorted(set(history[mask].tolist())))
+    seen, before = history[:, :-1], mask[:, :-1]
+    met = torch.tensor(sorted(set(seen[before].tolist())))
     items = multi_positive_loss(model.items(met), model.codes(met).mean(1), model.groups[met], 0.5)
-    own, codes = model.items(history), model.codes(history)
-    weights = model.weights(own)
-    views = [last_of(model._of_codes(own, codes, each), mask) for each in (weights, masked_levels(weights))]
+    torch.testing.assert_close(model.alignment(seen[before]), items)
+    branches = model.branches(seen)
+    masked = branches._replace(weights=masked_levels(branches.weights))
+    views = [
+        last_of(model._backbone((each.weights.unsqueeze(3) * each.levels).sum(2))[0], before)
+        for each in (branches, masked)
+    ]
     between = multi_positive_loss(*views, torch.arange(3), 0.5)
-    torch.testing.assert_close(model.penalty(history, mask), 0.1 * items + 0.1 * between)
-    model.view = 0.0
-    torch.testing.assert_close(model.penalty(history, mask), 0.1 * items)
-    assert model.examples(history, mask).penalty is not None
-    assert model.eval().examples(history, mask).penalty is None
-    assert model.penalty(history, torch.zeros_like(mask)) == 0
+    queries, targets, penalty = model.examples(history, mask)
+    torch.testing.assert_close(penalty, 0.1 * items + 0.1 * between)
+    for mine, plain in zip((queries, targets), model.eval().examples(history, mask), strict=False):
+        torch.testing.assert_close(mine, plain)
+    assert model.examples(history, mask).penalty is None
+    model.train().view = 0.0
+    torch.testing.assert_close(model.examples(history, mask).penalty, 0.1 * items)
+    assert model.examples(history, torch.zeros_like(mask)).penalty == 0
 
 
 def test_half_of_the_levels_are_masked_and_these_are_the_lightest():
