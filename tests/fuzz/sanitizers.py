@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = ["tests/ops", "tests/fuzz/test_ops.py"]
 TESTS = [
     *SHORT, "tests/sdim/test_formula.py", "tests/sdim/test_sdim.py", "tests/torchrec/test_checks.py",
-    "tests/torchrec/fused/test_fused.py", "tests/torchrec/fused/test_engines.py",
+    "tests/torchrec/fused/test_fused.py", "tests/torchrec/fused/test_engines.py", "tests/torchrec/test_fuse.py",
     "tests/torchrec/collection/test_collections.py", "tests/torchrec/collection/test_state.py",
     "tests/graph/test_partition.py", "tests/serving/test_low_bit.py", "tests/fuzz/test_collections.py",
     "tests/fuzz/test_drop_ins.py", "tests/fuzz/test_sdim.py",
