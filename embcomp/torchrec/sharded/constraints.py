@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import BaseEmbeddingSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from embcomp.ops.optimizers import FusedOptimizerSettings, rule_of
 from embcomp.torchrec.fused.fbgemm import fbgemm_lacks, fbgemm_settings
+from embcomp.torchrec.sharded.means import ShardedBags
 from embcomp.torchrec.sharded.native_tbe import native_params
 
 TABLE_WISE, ROW_WISE = ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value
@@ -22,6 +24,12 @@ _COLUMNS = {ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value
 
 class BagSharder(EmbeddingBagCollectionSharder):
     """A sharder of EmbeddingBagCollection that also offers row-wise sharding on CPU, and leaves frozen tables whole."""
+
+    def shard(self, *args: Any, **kwargs: Any) -> ShardedEmbeddingBagCollection:
+        sharded = super().shard(*args, **kwargs)
+        if sharded._has_mean_pooling_callback:
+            sharded.__class__ = ShardedBags
+        return sharded
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(dict.fromkeys([*super().sharding_types(compute_device_type), ROW_WISE]))
