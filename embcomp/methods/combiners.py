@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,15 @@ class Combiner(nn.Module, abc.ABC):
         if "__call__" in vars(cls) and "forward" not in vars(cls):  # as combiners were written before they were modules
             cls.forward = vars(cls)["__call__"]
             del cls.__call__
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move buffers, but never empty them (`to_empty`) or make them meta: nothing would fill them again."""
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            device = self.get_buffer(name).device
+            self._buffers[name] = buffer if device.type == "meta" else buffer.to(device)
+        return self
 
     @abc.abstractmethod
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:

@@ -45,7 +45,7 @@ class Blocks(Combiner):
         pairs = pairs.reshape(*pairs.shape[:-2], self.blocks, 2 * pairs.shape[-1])
         columns = starts.unsqueeze(-1) + torch.arange(self.block, device=starts.device)
         read = pairs.gather(-1, columns) * signs.unsqueeze(-1).to(pairs.dtype)
-        return read.flatten(-2) + self.centre.to(read.dtype)
+        return read.flatten(-2) + self.centre.to(read)  # the device too: only shapes may be asked for
 
     def dim(self, dims: Sequence[int]) -> int:
         return self.blocks * self.block
@@ -61,8 +61,11 @@ class BlockEncoder(HashEncoder):
 
     hands: ClassVar[bool] = True
 
-    def __init__(self, table: Table, config: Mapping[str, Any], seed: int, rows: int, width: int, blocks: int) -> None:
-        super().__init__(table, config, seed, [rows * width, 2], [blocks, blocks])
+    def __init__(
+        self, table: Table, config: Mapping[str, Any], seed: int, rows: int, width: int, blocks: int, signs: bool
+    ) -> None:
+        ranges = [rows * width, 2] if signs else [rows * width]
+        super().__init__(table, config, seed, ranges, [blocks] * len(ranges))
         self.rows, self.width = rows, width
 
     def encode(self, ids: Tensor) -> list[Rows]:
@@ -72,8 +75,10 @@ class BlockEncoder(HashEncoder):
         return [Rows(rows.unsqueeze(-1)) for pair in pairs for rows in pair]
 
     def handed(self, ids: Tensor) -> list[Tensor]:
-        signs = 2 * hash_rows(ids, self.keys[self.lookups[0] :], 2) - 1
-        return [self._places(ids) % self.width, signs.float()]
+        starts = self._places(ids) % self.width
+        if len(self.ranges) == 1:
+            return [starts, torch.ones_like(starts, dtype=torch.float32)]
+        return [starts, (2 * hash_rows(ids, self.keys[self.lookups[0] :], 2) - 1).float()]
 
     def lookups_of(self, chunk: int) -> int:
         return 1
@@ -111,6 +116,8 @@ class ROBE(Method):
         size: the number of floats of the array; a multiple of the row, which is `block` rounded up to a multiple of 4.
         block: the number of coordinates that are read together; it must divide the widths. With larger blocks there are
             fewer look-ups.
+        signs: False to read blocks without signs. Ids that meet in the array then share what all of them have in common,
+            as a popular item's bias, instead of cancelling it.
         seed: the seed of the places and signs.
 
     Raises:
@@ -130,6 +137,7 @@ class ROBE(Method):
 
     size: Annotated[int, Within(_WIDE, MAX_ROWS, text="in [4, 2^31)")]
     block: Width = 8
+    signs: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -142,7 +150,7 @@ class ROBE(Method):
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
         row = _row(self.block)
-        keys = sum(2 * self._blocks(table) for table in tables) * HashEncoder.key_nbytes
+        keys = sum((1 + self.signs) * self._blocks(table) for table in tables) * HashEncoder.key_nbytes
         return Sizes({group: Store(self.size // row, row, init="centred")}, keys + 4 * len(tables))
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
@@ -150,7 +158,7 @@ class ROBE(Method):
         plans = []
         for table in tables:
             blocks = self._blocks(table)
-            encoder = BlockEncoder(table, self.config(), self.seed, store.rows, store.dim, blocks)
+            encoder = BlockEncoder(table, self.config(), self.seed, store.rows, store.dim, blocks, self.signs)
             plans.append(TablePlan(table, encoder, (Chunk(group),) * (2 * blocks), Blocks(blocks, self.block)))
         return Plan({group: store}, plans)
 

@@ -97,3 +97,14 @@ def test_bad_settings_are_refused_by_name() -> None:
         ROBE(size=80, block=5).plan([Table("a", 10, 16)])
     with pytest.raises(ValueError, match="size"):
         ROBE(size=0)
+
+
+def test_without_signs_blocks_are_read_as_they_are() -> None:
+    method = ROBE(size=80, block=8, seed=3, signs=False)
+    module = CompressedEmbedding(N, D, method)
+    ids = torch.arange(60)
+    array = module.stores[0].weight.detach().reshape(-1)
+    keys = torch.tensor([hash_key(3, "embedding", j) for j in range(3)])
+    places = hash_rows_reference(ids, keys, 80).unsqueeze(-1) + torch.arange(8)
+    torch.testing.assert_close(module(ids).detach(), array[places % 80].reshape(60, D))
+    assert embcomp.nbytes(module) == 4 * 80 + 3 * 8 + 4
