@@ -116,8 +116,8 @@ class ROBE(Method):
         size: the number of floats of the array; a multiple of the row, which is `block` rounded up to a multiple of 4.
         block: the number of coordinates that are read together; it must divide the widths. With larger blocks there are
             fewer look-ups.
-        signs: False to read blocks without signs. Ids that meet in the array then share what all of them have in common,
-            as a popular item's bias, instead of cancelling it.
+        signs: False to read blocks without signs. Ids that meet in the array then share what all of them have in
+            common, as the bias of popular items, instead of cancelling it.
         seed: the seed of the places and signs.
 
     Raises:
