@@ -83,7 +83,7 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
             table, metadata, tensors, intact = _read(file)
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, RecursionError) as error:
-            raise Damaged(f"{path} is damaged, or no file of embcomp ({error})") from None
+            raise Damaged(f"{path} is damaged, or not a file of embcomp ({error})") from None
     if not intact:
         raise Damaged(f"{path} is damaged or was edited: its checksum does not fit")
     if metadata["embcomp"] != kind:
@@ -120,7 +120,7 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, str], dict[str, Te
         raise ValueError(f"it is cut short, to {size} bytes")
     text = file.read(int.from_bytes(length, "little"))
     if not text.startswith(_START):
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin as such a file does")
     place = len(_START)
     written, rest = text[place : place + len(_ZEROS)], text[place + len(_ZEROS) :]
     digest = hashlib.sha256(length + _START + _ZEROS + rest)
@@ -133,13 +133,13 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, str], dict[str, Te
         elements = torch.Size(entry["shape"]).numel()
         dtype = _BY_NAME[entry["dtype"]]
         if 8 + len(text) + start != at or end - start != elements * dtype.itemsize or at + end - start > size:
-            raise ValueError(f"tensor {name!r} does not lie where its header says")
+            raise ValueError(f"tensor {name!r} is not at the position in its header")
         tensors[name] = torch.empty(entry["shape"], dtype=dtype, device="cpu")
         file.readinto(memory(tensors[name]))  # pyright: ignore[reportAttributeAccessIssue]
         digest.update(memory(tensors[name]))
         at += end - start
     if at != size:
-        raise ValueError(f"it has {size} bytes, and {at} are described")
+        raise ValueError(f"it has {size} bytes, but its header describes {at}")
     return table, metadata, tensors, digest.hexdigest().encode() == written
 
 

@@ -76,7 +76,7 @@ def compress_(
     checked(init, Literal["fresh", "warm", "fit"], "init")
     counts = checked(counts, Mapping[str, Tensor] | None, "counts")
     if counts and init == "fresh":
-        raise ValueError("counts weigh the ids of a warm start: pass init='warm' with them, or leave them out")
+        raise ValueError("counts weight the ids of a warm start: pass init='warm' with them, or leave them out")
     found = plain_holders(model)
     chosen = _choose(found, _by_pattern(methods))
     touched = [holder for holder in found if chosen[holder]]
@@ -174,7 +174,7 @@ def _choose(found: Sequence[Plain], methods: Mapping[str, Method]) -> dict[Plain
         if method.shares_store and len(home) > 1:
             raise ValueError(
                 f"table {table!r}: one {type(method).__name__} cannot share its store between torchrec collections or "
-                "with torch modules; give each collection an instance of its own"
+                "with torch modules; give each collection its own instance"
             )
     return chosen
 
@@ -182,7 +182,7 @@ def _choose(found: Sequence[Plain], methods: Mapping[str, Method]) -> dict[Plain
 def _check_trained(found: Sequence[Plain]) -> None:
     empty = [name for holder in found for name in holder.tables if holder.tables[name].weight.is_meta]
     if empty:
-        raise ValueError(f"tables {empty} are on the meta device and hold nothing to start from: use init='fresh'")
+        raise ValueError(f"tables {empty} are on the meta device and hold no values to start from: use init='fresh'")
 
 
 def _check_fitted(swap: Swap) -> None:
@@ -193,8 +193,8 @@ def _check_fitted(swap: Swap) -> None:
         learned = combines or part.method.learns_from_vectors
         if not isinstance(part.method, Full) and not learned and not part.stores & codecs.keys():
             raise ValueError(
-                f"table {part.name!r}: {kind(part.method)} learns nothing beside its rows, so nothing is left "
-                "to fit; use init='warm' and train on, or a method that learns codes, steps or a map"
+                f"table {part.name!r}: {kind(part.method)} only learns rows, which need further training; "
+                "use init='warm' and continue to train, or a method that learns codes, steps or a map"
             )
 
 

@@ -213,7 +213,7 @@ class _Writer:
             return int(value)
         if isinstance(value, Real):
             if not math.isfinite(value):
-                raise ValueError(f"{path or 'the value'}: {value!r} has no place in a configuration")
+                raise ValueError(f"{path or 'the value'}: {value!r} cannot be part of a configuration")
             return float(value)
         if isinstance(value, Tensor) and value.layout != torch.strided:
             parts = zip(("indices", "values"), _sparse_parts(value), strict=True)

@@ -88,7 +88,7 @@ def _check_exchangeable(path: str, optimizer: Optimizer, weights: Sequence[Tenso
         return
     why = "has trained it" if own and not named else "keeps more of it than its parameters"
     raise ValueError(
-        f"cannot compress {owner(weights[0])!r}: {path!r} ({kind.__name__}) {why} and would go on training the old "
+        f"cannot compress {owner(weights[0])!r}: {path!r} ({kind.__name__}) {why} and would continue to train the old "
         "one; set it to None, and make it again after compress_"
     )
 
@@ -99,8 +99,8 @@ def _check_no_average(path: str, item: Any, owner: Owner) -> None:
     target = item() if isinstance(item, weakref.ref) else None
     if isinstance(target, Tensor) and owner(target):
         raise ValueError(
-            f"cannot compress {owner(target)!r}: {path!r} keeps track of its weight (an average, say), and would go on "
-            "with the old one; set it to None, and make it again after compress_"
+            f"cannot compress {owner(target)!r}: {path!r} keeps track of its weight (an average, say), and would "
+            "continue with the old one; set it to None, and make it again after compress_"
         )
 
 

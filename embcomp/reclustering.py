@@ -56,7 +56,7 @@ def recluster_(
     exchanged = None if holder is None else holder.exchanged(table)
     if exchanged is None:
         raise ValueError(
-            "recluster_ wants a CompressedEmbedding, a CompressedEmbeddingBag or a compressed torchrec collection, got "
+            "recluster_ takes a CompressedEmbedding, a CompressedEmbeddingBag or a compressed torchrec collection, got "
             f"{type(module).__name__}; give it the module of the table, not the model"
         )
     held, _ = exchanged

@@ -62,7 +62,7 @@ def check_not_held(
             if held:
                 raise ValueError(
                     f"cannot compress {held!r}: {join(path, name)!r} keeps it (or its weight) outside the module "
-                    "tree, and would go on using the old one; clear it, or exclude the table with embcomp.Full()"
+                    "tree, and would continue to use the old one; clear it, or exclude the table with embcomp.Full()"
                 )
 
 

@@ -43,7 +43,7 @@ def _(
         return
     if type(encoder) is not ClusterEncoder or not isinstance(new, ClusterMap):
         raise ValueError(
-            "remap_ wants a ClusterMap for a table of GraphHash or a Mixture for one of SoftGraphHash, got a "
+            "remap_ takes a ClusterMap for a table of GraphHash or a Mixture for one of SoftGraphHash, got a "
             f"{type(new).__name__} for one of {encoder.config['method']}"
         )
     kept = [rows.detach(), *store.states, *row_states(optimizer, rows)]

@@ -153,7 +153,7 @@ def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
             raise ValueError(f"nbytes={text!r} is not a size: write '10%', '50MB', '1.5GiB', or a number of bytes")
         number, unit = match[1].replace("_", ""), match[2].lower()
         if len(number) > 300:  # beyond a float
-            raise ValueError(f"nbytes={text[:20]}... is beyond every size")
+            raise ValueError(f"nbytes={text[:20]}... is too large")
         if unit != "%":
             return int(float(number) * (1024 if "i" in unit else 1000) ** "bkmgt".index(unit[0]))
         if full_nbytes is None:

@@ -15,7 +15,7 @@ class NotScripted:
         """Raise RuntimeError; `torch.jit.script` calls this on each module that it meets."""
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__} (torch has deprecated it): serve the model with "
-            "torch.export or embcomp.export, or take torch.fx.symbolic_trace where a graph is wanted"
+            "torch.export or embcomp.export, or use torch.fx.symbolic_trace for a graph"
         )
 
 
@@ -44,5 +44,5 @@ def check_not_a_constant(table: str) -> None:
     if get_proxy_mode() is None:
         raise RuntimeError(
             f"table {table!r}: torch.fx.symbolic_trace would keep its full weight as a constant; read it in "
-            "embcomp.nn.TiedLinear or a module of your own that the tracer does not enter"
+            "embcomp.nn.TiedLinear or your own module that the tracer does not enter"
         )

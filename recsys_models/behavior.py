@@ -78,9 +78,9 @@ class BehaviorModel(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
-            raise ValueError(f"pooling {pooling!r} is not known: choose one of {', '.join(POOLINGS)}")
+            raise ValueError(f"pooling {pooling!r} is unknown: choose one of {', '.join(POOLINGS)}")
         if last is not None and last < 1:
-            raise ValueError(f"last is {last}: use 1 event at least, or None for all")
+            raise ValueError(f"last is {last}: give at least 1 event, or None for all")
         if (pooling == "sim") != (categories is not None):
             raise ValueError(f"pooling {pooling!r} {'needs' if pooling == 'sim' else 'does not read'} categories")
         dim: int = items.embedding_dim  # pyright: ignore[reportAssignmentType]

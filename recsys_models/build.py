@@ -158,7 +158,7 @@ def reads_codes(model: type[SequenceModel]) -> bool:
 def _known(name: str, models: Mapping[str, type[_M]]) -> type[_M]:
     model = {_plain(known): cls for known, cls in models.items()}.get(_plain(name))
     if model is None:
-        raise ValueError(f"model {name!r} is not known: choose one of {', '.join(models)}{_did_you_mean(name, models)}")
+        raise ValueError(f"model {name!r} is unknown: choose one of {', '.join(models)}{_did_you_mean(name, models)}")
     return model
 
 

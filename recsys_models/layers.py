@@ -54,7 +54,7 @@ class MLP(nn.Sequential):
         batch_norm: bool = False,
     ) -> None:
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation {activation!r} is not known: choose one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation {activation!r} is unknown: choose one of {', '.join(ACTIVATIONS)}")
         if below := [width for width in hidden if width < 1]:
             raise ValueError(f"hidden layer of width {below[0]} in hidden={list(hidden)}: widths start at 1")
         layers: list[nn.Module] = []
@@ -134,7 +134,7 @@ def check_cross(cross_layers: int, structure: str) -> None:
     if cross_layers < 1:
         raise ValueError(f"cross_layers is {cross_layers}: give at least 1")
     if structure not in get_args(Structure):
-        raise ValueError(f"structure {structure!r} is not known: choose one of {', '.join(get_args(Structure))}")
+        raise ValueError(f"structure {structure!r} is unknown: choose one of {', '.join(get_args(Structure))}")
 
 
 class VectorCross(nn.Module):

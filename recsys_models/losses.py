@@ -50,7 +50,7 @@ def directau_loss(users: Tensor, items: Tensor, gamma: float = 1.0) -> Tensor:
         tensor(-4.0000)
     """
     if len(users) < 2:
-        raise ValueError(f"directau_loss needs two pairs or more, got {len(users)}; use larger batches")
+        raise ValueError(f"directau_loss needs at least two pairs, got {len(users)}; use larger batches")
     users, items = F.normalize(users, dim=-1), F.normalize(items, dim=-1)
     alignment = (users - items).square().sum(-1).mean()
     return alignment + gamma * (_uniformity(users) + _uniformity(items)) / 2
@@ -101,7 +101,7 @@ def sampled_softmax_loss(
         tensor(2.0794)
     """
     if not len(sampled):
-        raise ValueError("sampled_softmax_loss needs one drawn item at least")
+        raise ValueError("sampled_softmax_loss needs at least one drawn item")
     own = (queries * positives).sum(1, keepdim=True)
     others = queries @ negatives.T - (log_q + math.log(len(sampled)))
     others = others.masked_fill(targets.unsqueeze(1) == sampled, -math.inf)

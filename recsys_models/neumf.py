@@ -52,7 +52,7 @@ class NeuMF(RetrievalModel):
         if not 0 < gmf_dim < self.embedding_dim:
             raise ValueError(f"gmf_dim is {gmf_dim}; it must lie between 0 and the embedding's {self.embedding_dim}")
         if not hidden:
-            raise ValueError("hidden names no layer; the network needs one at least")
+            raise ValueError("hidden is empty; the network needs at least one layer")
         self.parts = [gmf_dim, self.embedding_dim - gmf_dim]
         # The first layer of [p_M, q_M] is the sum of a map of p_M and one of q_M; a full ranking computes each once.
         self.first_of_user = nn.Linear(self.parts[1], hidden[0])

@@ -50,7 +50,7 @@ class NGCF(DotProduct):
     ) -> None:
         super().__init__(users, items)
         if not hidden:
-            raise ValueError("hidden names no layer; without layers the model is MF")
+            raise ValueError("hidden is empty; without layers the model is MF")
         self.adjacency = NormalizedAdjacency(edges, self.num_users, self.num_items)
         widths = list(zip([self.embedding_dim, *hidden[:-1]], hidden, strict=True))
         self.sums = nn.ModuleList(_xavier(*width) for width in widths)  # W_1

@@ -102,7 +102,7 @@ class _Symmetric(torch.autograd.Function):
 
 def _checked(edges: Tensor, num_users: int, num_items: int) -> tuple[Tensor, Tensor]:
     if edges.ndim != 2 or edges.shape[0] != 2 or edges.is_floating_point():
-        raise ValueError(f"edges must be integers [2, E], users above items, not {edges.dtype} {list(edges.shape)}")
+        raise ValueError(f"edges must be integers [2, E], users and items, not {edges.dtype} {list(edges.shape)}")
     if edges.shape[1] == 0:
         raise ValueError("there are no edges to propagate along")
     for name, ids, size in (("user", edges[0], num_users), ("item", edges[1], num_items)):

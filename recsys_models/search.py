@@ -28,9 +28,9 @@ class Search(nn.Module):
     def __init__(self, dim: int, top: int = 50, attention: str = "din", **options: Any) -> None:
         super().__init__()
         if attention not in ATTENTIONS:
-            raise ValueError(f"attention {attention!r} is not known: choose one of {', '.join(ATTENTIONS)}")
+            raise ValueError(f"attention {attention!r} is unknown: choose one of {', '.join(ATTENTIONS)}")
         if top < 1:
-            raise ValueError(f"top is {top}: look at 1 event at least")
+            raise ValueError(f"top is {top}: give at least 1 event")
         self.top = top
         self.attention = ATTENTIONS[attention](dim, **options)
 

@@ -45,7 +45,7 @@ class SequenceModel(nn.Module, abc.ABC):
         if items.num_embeddings is None:
             raise ValueError("items have an open id space, which cannot be ranked as a whole: give num_embeddings")
         if length < 1:
-            raise ValueError(f"length is {length}: a history holds 1 event at least")
+            raise ValueError(f"length is {length}: give at least 1")
         self.items, self.length = items, length
         self.num_items, self.embedding_dim = items.num_embeddings, items.embedding_dim
 

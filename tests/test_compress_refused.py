@@ -134,7 +134,7 @@ BAD_CALLS: dict[str, tuple[Mapping[str, Any], dict[str, Any], type[Exception], s
     ),
     "init": ({"*": HashingTrick(rows=5)}, {"init": "hot"}, ValueError, "init must be 'fresh', 'warm' or 'fit', got"),
     "counts without a warm start": (
-        {"*": HashingTrick(rows=5)}, {"counts": {"user": torch.ones(50)}}, ValueError, "counts weigh .* init='warm'",
+        {"*": HashingTrick(rows=5)}, {"counts": {"user": torch.ones(50)}}, ValueError, "counts weight .* init='warm'",
     ),
     "counts of no table": (
         {"*": HashingTrick(rows=5)}, {"init": "warm", "counts": {"usr": torch.ones(50)}}, ValueError,

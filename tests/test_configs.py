@@ -177,7 +177,7 @@ def test_what_json_does_not_know_comes_back(tmp_path: Path) -> None:
     assert configs.same(again(views, tmp_path), views)
     for wrong, message in [
         (torch.float32, "'t' is of type|t is of type dtype"),
-        (float("nan"), "t: nan has no place"),
+        (float("nan"), "t: nan cannot be part"),
         (torch.nn.Linear(1, 1), "Linear"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):

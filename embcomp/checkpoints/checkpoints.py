@@ -237,7 +237,7 @@ class Checkpoints:
                 warnings.warn(f"{text}; step {step_of(name)} is loaded instead", RuntimeWarning, stacklevel=3)
             return path, saved
         if damaged:
-            raise Damaged(f"no checkpoint in {self.folder.path} is sound: {'; '.join(damaged)}; give another folder")
+            raise Damaged(f"no checkpoint in {self.folder.path} is intact: {'; '.join(damaged)}; give another folder")
         return None
 
     def _verified(self, path: Path) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class Checkpoints:
             if isinstance(error, OSError):
                 where = f" ({error.filename})" if error.filename else ""
                 text = f"{error.strerror or error}{where}: step {facts['step']} was not saved in {self.folder.path}"
-                raise OSError(error.errno, f"{text}; the steps {self.steps()} are there as before") from error
+                raise OSError(error.errno, f"{text}; the steps {self.steps()} are unchanged") from error
             raise
         self._known.add(name_of(facts["step"]))
 

@@ -42,7 +42,7 @@ class _Unpickler(pickle.Unpickler):
             return Path  # where it was written to
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint of ours holds")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint of embcomp holds")
 
 
 class Reader(FileSystemReader):

@@ -68,12 +68,12 @@ def check_saved(folder: Path, parts: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         saved = _saved(folder, name, part)
         if isinstance(part, bytes) and part != saved.read_bytes():
-            raise ValueError(f"part {name!r} is not what {saved} holds: the training went on with another one")
+            raise ValueError(f"part {name!r} is not what {saved} holds: the training continued with another one")
         if isinstance(part, Path) and part.exists():
             for file in sorted({*files_below(part), *files_below(saved)}) if part.is_dir() else [""]:
                 one, other = part / file, saved / file
                 if not (one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()):
-                    raise ValueError(f"part {name!r}: {one} is not what {other} holds: the training had another one")
+                    raise ValueError(f"part {name!r}: {one} is not what {other} holds: the training used another one")
 
 
 def saved_states(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def align(old: ClusterMap | Clusters, new: ClusterMap | Clusters) -> ClusterMap 
     if isinstance(old, ClusterMap) and isinstance(new, ClusterMap):
         return _aligned(old, new)
     if isinstance(old, ClusterMap) or isinstance(new, ClusterMap):
-        raise ValueError("align wants two maps or two Clusters, got one of each")
+        raise ValueError("align takes two maps or two Clusters, got one of each")
     return dataclasses.replace(new, users=_aligned(old.users, new.users), items=_aligned(old.items, new.items))
 
 

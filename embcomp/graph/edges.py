@@ -152,8 +152,8 @@ def _edges_of(
     edges = _edges(table, num_users, num_items)
     if age is not None and 2 * len(edges) < table.height:
         warnings.warn(
-            f"interactions: after half_life={half_life}, {table.height - len(edges)} of {table.height} pairs weigh "
-            "nothing and are left out; a number counts seconds where times are datetimes (a timedelta says days)",
+            f"interactions: after half_life={half_life}, {table.height - len(edges)} of {table.height} pairs have "
+            "weight 0 and are left out; with datetimes a number means seconds (use a timedelta for days)",
             stacklevel=2,
         )
     return edges

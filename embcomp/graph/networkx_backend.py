@@ -36,8 +36,8 @@ def networkx_partition(
         )
     if algorithm == "label_propagation":
         raise ValueError(
-            f"backend={backend!r}: label propagation of networkx has no objective and no resolution, so that no number "
-            "of rows can be asked of it: choose algorithm='louvain', or backend='igraph'"
+            f"backend={backend!r}: label propagation of networkx has no objective and no resolution, so it cannot "
+            "give a number of rows: choose algorithm='louvain', or backend='igraph'"
         )
     found = nx.DiGraph() if _DIRECTED[objective] else nx.Graph()
     found.add_nodes_from(range(graph.out.size))

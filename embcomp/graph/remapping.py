@@ -51,6 +51,6 @@ def remap_(
         True
     """
     raise ValueError(
-        "remap_ wants a CompressedEmbedding, a CompressedEmbeddingBag or a compressed torchrec collection, "
+        "remap_ takes a CompressedEmbedding, a CompressedEmbeddingBag or a compressed torchrec collection, "
         f"got {module!r}; give it the module of the table, not the model"
     )

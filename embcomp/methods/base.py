@@ -181,7 +181,7 @@ class Method(abc.ABC, metaclass=_Configurable):
         """
         hints = hints_of(cls)
         if "rows" not in hints:
-            raise TypeError(f"{cls.__name__} has no `rows` to size it by: a budget needs its own `ladder`")
+            raise TypeError(f"{cls.__name__} has no `rows` to choose by a budget: a budget needs its own `ladder`")
         if "balanced" in hints:
             fixed = {"balanced": can_balance(tables), **fixed}
 

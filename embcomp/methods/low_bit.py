@@ -58,7 +58,7 @@ class LowBit(Method):
         if self.bits not in BITS:
             raise ValueError(f"LowBit: copy='none' stores 8 or 4 bits, got bits={self.bits}; take copy='float'")
         if self.step != "table":
-            raise ValueError(f"LowBit: copy='none' has steps of its own, got step={self.step!r}; leave step out")
+            raise ValueError(f"LowBit: copy='none' has its own steps, got step={self.step!r}; leave step out")
 
     @property
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -192,7 +192,7 @@ class MixedDimensions(Method):
 
     def __post_init__(self) -> None:
         if self.groups > 1 and self.counts is None:
-            raise ValueError(f"MixedDimensions: groups={self.groups} needs counts, which say what is frequent")
+            raise ValueError(f"MixedDimensions: groups={self.groups} needs the counts of the ids")
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
         stores, maps, learned = {}, 0, 0

@@ -83,13 +83,13 @@ class ProductCodes(Method):
     def __post_init__(self) -> None:
         if (self.hot is None) != (self.cold_codes is None):
             raise ValueError(
-                f"ProductCodes: hot={self.hot} and cold_codes={self.cold_codes} go together: the share of the rows "
-                "with all codes, and among how many the others choose; give both or neither"
+                f"ProductCodes: hot={self.hot} and cold_codes={self.cold_codes} belong together: the share of the rows "
+                "with all codes, and the number of codes of the others; give both or neither"
             )
         if self.cold_codes is not None and not self.cold_codes <= self.codes:
             raise ValueError(f"ProductCodes: cold_codes={self.cold_codes} must be at most codes={self.codes}")
         if self.hot is not None and self.counts is None:
-            raise ValueError(f"ProductCodes: hot={self.hot} needs counts, which say what is hot")
+            raise ValueError(f"ProductCodes: hot={self.hot} needs the counts of the ids")
 
     @property
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

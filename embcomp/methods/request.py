@@ -50,7 +50,7 @@ def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[li
         raise ValueError(
             f"tables must have different names, got {twice!r} twice"
             if names
-            else "tables: a budget needs some to spend it on, got none"
+            else "tables: a budget needs at least one, got none"
         )
     closed = all(table.num_embeddings is not None for table in found)
     full = sum((table.num_embeddings or 0) * table.embedding_dim for table in found) * FLOAT_BYTES

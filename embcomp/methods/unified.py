@@ -84,7 +84,7 @@ class UnifiedEmbedding(Method):
         if chunks > MAX_READS:
             raise ValueError(
                 f"table {table.name!r}: chunk_dim {self.chunk_dim} cuts embedding_dim {table.embedding_dim} into "
-                f"{chunks} look-ups, at most {MAX_READS} go; choose a larger one"
+                f"{chunks} look-ups, the most are {MAX_READS}; choose a larger one"
             )
         return chunks
 
@@ -112,7 +112,7 @@ def best_chunk_dim(tables: Sequence[Table], nbytes: int, *, balanced: bool = Fal
         (16, 8)
     """
     if not tables:
-        raise ValueError("UnifiedEmbedding: a budget needs tables to spend it on, got none")
+        raise ValueError("UnifiedEmbedding: a budget needs at least one table, got none")
     width = math.gcd(*[table.embedding_dim for table in tables])
     full = sum((table.num_embeddings or nbytes) * table.embedding_dim * FLOAT_BYTES for table in tables)
     smaller = math.log2(max(1.0, full / max(1, nbytes)))

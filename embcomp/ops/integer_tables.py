@@ -118,8 +118,8 @@ def empty_states(settings: FusedOptimizerSettings, rows: int) -> dict[str, Tenso
         )
     if not settings.lazy:
         raise ValueError(
-            "rows without a float copy (copy='none') move in steps that read them alone: leave lazy=True, or take "
-            "copy='float'"
+            "rows without a float copy (copy='none') are only updated in steps that read them: leave "
+            "lazy=True, or take copy='float'"
         )
     return {name: torch.zeros(rows, dtype=torch.bfloat16, device="cpu") for name in states}
 

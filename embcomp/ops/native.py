@@ -107,5 +107,5 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(build()))
     except (NativeUnavailable, OSError) as error:
-        warnings.warn(f"embcomp: {error}. Slower torch forms serve instead.", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"embcomp: {error}. Slower torch code is used instead.", RuntimeWarning, stacklevel=2)
         return None

@@ -156,9 +156,9 @@ class Choice:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             given = values.pop("checksum")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise Damaged(f"{path}: no choice of embcomp: {error}") from error
+            raise Damaged(f"{path}: not a choice of embcomp: {error}") from error
         if given != _checksum(values):
-            raise Damaged(f"{path}: its checksum is another: it was damaged or edited")
+            raise Damaged(f"{path} is damaged or was edited: its checksum does not fit")
         tensors: dict[str, Tensor] = {}
         if values.pop("tensors"):
             header, tensors = artifact.load(_beside(path), "choice")

@@ -180,7 +180,7 @@ def _probes(
         raise ValueError("data holds no batch: give held-out batches, a list of them or a loader")
     empty = [table.name for table in held if table.weight is not None and table.weight.is_meta]
     if empty:
-        raise ValueError(f"tables {empty} are on the meta device, and hold nothing to measure")
+        raise ValueError(f"tables {empty} are on the meta device, and hold no values to measure")
     entropy = check_labels(batches) if loss is None else None
     probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard)
     worth, error = probes.worth(range(len(held))) or (math.inf, 0.0)

@@ -116,6 +116,6 @@ def _check_labels(label: str, rows: int, positives: int) -> None:
         raise ValueError("rank_features: clicks holds no rows; check the path, or the filter of the frame")
     if positives in (0, rows):
         raise ValueError(
-            f"rank_features: all {rows:,} labels of {label!r} are {int(positives > 0)}, so nothing tells them apart; "
+            f"rank_features: all {rows:,} labels of {label!r} are {int(positives > 0)}: nothing to predict; "
             "read rows of both classes"
         )

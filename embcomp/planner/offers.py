@@ -55,7 +55,7 @@ def offers(
         for name, method in _of_graph(edges, of, seed):
             found.setdefault(name, []).extend(_around(method, count))
     elif sides is not None:
-        raise ValueError("sides says which tables edges are of: give edges with it")
+        raise ValueError("sides names the tables of edges: give edges with it")
     for name, codes in (content or {}).items():
         table = next(t for t in held if t.name == name)
         ids = table.table.ids_or_raise("content")

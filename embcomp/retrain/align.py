@@ -75,7 +75,7 @@ def align_(
     """
     held = {name: new.get_submodule(name) for name in tables}
     if not held:
-        raise ValueError("tables names none: say which tables meet in the products")
+        raise ValueError("tables is empty: name the tables that the products read")
     if not products_only:
         _check_no_tower(new, held)
     earlier: dict[str, Any] = {n: old.get_submodule(n) if isinstance(old, nn.Module) else old[n] for n in tables}
@@ -83,7 +83,9 @@ def align_(
     pairs = [(vectors_of(held[n], common[n], n), vectors_of(earlier[n], common[n], n)) for n in tables]
     widths = {vectors.shape[1] for pair in pairs for vectors in pair}
     if len(widths) > 1:
-        raise ValueError(f"tables {list(tables)} are of the widths {sorted(widths)}: only one width can be turned")
+        raise ValueError(
+            f"tables {list(tables)} are of the widths {sorted(widths)}: only tables of one width can be rotated"
+        )
     left, _, right = torch.linalg.svd(sum(a.double().T @ b.double() for a, b in pairs))  # pyright: ignore
     rotation = left @ right
     for name in tables:
@@ -103,8 +105,8 @@ def _check_no_tower(model: nn.Module, held: Mapping[str, nn.Module]) -> None:
     if others:
         raise ValueError(
             f"the model has other parameters ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}): a layer "
-            "that reads coordinates would be given turned ones. Use anchor_loss or a warm start, or say "
-            "products_only=True where nothing but dot products reads these tables"
+            "that reads coordinates would read rotated ones. Use anchor_loss or a warm start, or pass "
+            "products_only=True if only dot products read these tables"
         )
 
 
@@ -128,12 +130,14 @@ def _check_turnable(name: str, table: nn.Module, model: nn.Module, held: Mapping
     remedy = "align the full table, then compress_ it with init='warm'"
     if not isinstance(table.combiner, Projection):
         if any(True for _ in coded_tables(table)):
-            raise ValueError(f"table {name!r}: its rows are rounded or coded, and cannot be turned exactly; {remedy}")
+            raise ValueError(f"table {name!r}: its rows are rounded or coded, and cannot be rotated exactly; {remedy}")
         stores: Any = table.stores
         widths = {store.weight.shape[1] for store in stores}
         plain = getattr(table.combiner, "linear", False) and not any(True for _ in table.combiner.parameters())
         if widths != {table.embedding_dim} or not plain:
-            raise ValueError(f"table {name!r}: its vectors are put together of parts, not turned as one; {remedy}")
+            raise ValueError(
+                f"table {name!r}: its vectors consist of parts, which cannot be rotated together; {remedy}"
+            )
     inside = {id(weight) for weight in _turned(table)}
     for path, module in model.named_modules():
         another = isinstance(module, CompressedTable) and all(module is not other for other in held.values())

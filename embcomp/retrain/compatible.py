@@ -73,7 +73,7 @@ def compatible(
     (new_queries, new_items), (old_queries, old_items) = _checked(new, "new"), _checked(old, "old")
     width = {vectors.shape[1] for vectors in (new_queries, new_items, old_queries, old_items)}
     if len(width) > 1:
-        raise ValueError(f"vectors of the widths {sorted(width)} do not compare: they are of different models")
+        raise ValueError(f"vectors of the widths {sorted(width)} cannot be compared: they are of different models")
     numbers = min(len(new_queries), len(old_queries)), min(len(new_items), len(old_items))
     if not 1 <= k <= numbers[1]:
         raise ValueError(f"k={k} items were asked for, {numbers[1]} are common to both")

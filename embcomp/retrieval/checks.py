@@ -39,7 +39,7 @@ def check_version(given: str | None, held: str, name: str) -> None:
     """Raise ValueError if the given version of `name` differs from that of the codes."""
     if given is not None and given != held:
         raise ValueError(
-            f"{name} are of version {given!r}, the codes of {held!r}: vectors of two trainings do not compare; "
+            f"{name} are of version {given!r}, the codes of {held!r}: two trainings cannot be compared; "
             "code the new vectors, or align them first"
         )
 

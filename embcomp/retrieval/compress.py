@@ -92,7 +92,7 @@ def compress(
     chosen.check(*vectors.shape)
     if queries is not None:
         if chosen.rotation != "svd":
-            raise ValueError("queries say which directions matter to rotation='svd': choose that, or leave them out")
+            raise ValueError("queries are only used by rotation='svd': choose that, or leave them out")
         check_device(queries, "queries", vectors.device)
         queries = check_matrix(queries, "queries", vectors.shape[1], metric == "cosine")
         queries = F.normalize(queries) if metric == "cosine" else queries

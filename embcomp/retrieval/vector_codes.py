@@ -251,7 +251,7 @@ class VectorCodes:
         try:
             form = _read(header, own)
         except (KeyError, TypeError, ValueError) as error:
-            raise Damaged(f"{path} does not hold what it says ({error})") from None
+            raise Damaged(f"{path} does not match its header ({error})") from None
         network = None
         if "network" in header:
             network = SignNetwork(**header["network"])

@@ -132,7 +132,7 @@ class LmdbBackend:
                     keys.add(_KEYS, -1)
                     keys.txn, wanted = transaction.id(), lmdb_check.KeySum.from_bytes(noted)
                     if wanted.txn > keys.txn or (wanted.txn == keys.txn and wanted != keys):
-                        raise lmdb_check.Broken(f"it holds {keys.count} keys, {wanted.count} were written, or others")
+                        raise lmdb_check.Broken(f"it holds {keys.count} keys, not the {wanted.count} that were written")
                 return
 
     def _damaged(self, error: Exception) -> StoreDamaged:
@@ -167,14 +167,14 @@ class LmdbBackend:
         except self._lmdb.MapResizedError as error:
             raise StoreFull(
                 f"store {self.path} has grown beyond max_bytes={self.max_bytes} in another process: "
-                "open it again with as many as there"
+                "open it again with the same max_bytes"
             ) from error
         except (self._lmdb.CorruptedError, self._lmdb.PageNotFoundError, lmdb_check.Broken) as error:
             raise self._damaged(error) from error
         except self._lmdb.Error as error:
             what = "nothing was written" if write else "nothing was read"
             if any(os.strerror(code) in str(error) for code in (ENOSPC, EDQUOT, EFBIG)):
-                raise StoreFull(f"store {self.path}: the disk takes no more ({error}); {what}") from error
+                raise StoreFull(f"store {self.path}: the disk is full ({error}); {what}") from error
             raise StoreError(f"store {self.path}: {what} ({error})") from error
 
 
@@ -250,7 +250,7 @@ class RedisBackend:
                     raise StoreUnavailable(f"store {self.name}: {why}; tried for {self.timeout} s") from error
             except self._errors.RedisError as error:
                 if isinstance(error, self._errors.OutOfMemoryError) or "MISCONF" in str(error):
-                    raise StoreFull(f"store {self.name}: the server takes no more ({error})") from error
+                    raise StoreFull(f"store {self.name}: the server is full ({error})") from error
                 raise StoreError(f"store {self.name}: {error}") from error
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, 0.1)
@@ -269,7 +269,7 @@ class RedisBackend:
             )
         if (policy := settings.get("maxmemory-policy", "")).startswith("allkeys"):
             warnings.warn(
-                f"store {self.name}: the server throws users away when its memory is full ({policy}); "
+                f"store {self.name}: the server deletes users when its memory is full ({policy}); "
                 "set `maxmemory-policy noeviction`",
                 RuntimeWarning,
                 stacklevel=4,

@@ -99,7 +99,7 @@ class BehaviorEncoder:
             OSError: the file cannot be written; the error names it.
         """
         if self.num_items is None:
-            raise ValueError("an open id space cannot be written out: serve the module itself (create_app)")
+            raise ValueError("an open id space cannot be saved: serve the module itself (create_app)")
         with torch.no_grad():
             parts = [self.items(ids).detach().float() for ids in torch.arange(self.num_items).split(chunk)]
         state = {

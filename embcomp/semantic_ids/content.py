@@ -59,7 +59,7 @@ class Content:
             try:
                 source = _numpy().load(path, mmap_mode="r", allow_pickle=False)
             except (ValueError, OSError, EOFError) as error:
-                raise ValueError(f"{path} is damaged, or no .npy file of numbers: {error}") from None
+                raise ValueError(f"{path} is damaged, or not an .npy file of numbers: {error}") from None
         array: Any = source
         if column is not None:
             raise ValueError(f"{self.name}: only parquet files have a column, got column={column!r}")
@@ -206,7 +206,7 @@ def _damage_is_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged, or no parquet file: {error}") from None
+        raise ValueError(f"{path} is damaged, or not a parquet file: {error}") from None
 
 
 def _numpy() -> Any:

@@ -81,8 +81,8 @@ class Neighbours:
         counts = torch.as_tensor(counts, device="cpu")
         if ids is None and counts.shape[:1] != (len(content),):
             raise ValueError(
-                f"{content.name}: {len(content)} vectors, but counts of {list(counts.shape)} ids; say in `ids` whose "
-                "vectors they are"
+                f"{content.name}: {len(content)} vectors, but counts of {list(counts.shape)} ids; give the ids of "
+                "the vectors in `ids`"
             )
         ids = torch.arange(len(content), device="cpu") if ids is None else torch.as_tensor(ids, device="cpu").long()
         _check(content, counts, ids)
@@ -141,7 +141,7 @@ class Neighbours:
             )
         if not self.weights.is_floating_point() or not bool((self.weights.isfinite() & (self.weights >= 0)).all()):
             raise ValueError(
-                "Neighbours: weights must be finite floats, not negative; where `of` made them, raise the temperature"
+                "Neighbours: weights must be finite floats, not negative; if `of` made them, raise the temperature"
             )
         if bool((self.ids[1:] <= self.ids[:-1]).any()):
             raise ValueError("Neighbours: ids must be ascending, each once")

@@ -112,8 +112,8 @@ def _check_old(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
             if archive.comment or not any(name.endswith("archive_format") for name in archive.namelist()):
-                raise Damaged(f"{path} is damaged, or no exported program")
+                raise Damaged(f"{path} is damaged, or not an exported program")
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
-        raise Damaged(f"{path} is damaged, or no exported program ({error})") from None
+        raise Damaged(f"{path} is damaged, or not an exported program ({error})") from None
     if wrong:
         raise Damaged(f"{path} is damaged: the checksum of {wrong} in it does not fit")

@@ -56,7 +56,7 @@ def serve_coded(rows: Tensor, codec: Codec, out: torch.dtype, table: str) -> Cod
     """
     if not bool(rows.isfinite().all()):
         raise ValueError(
-            f"table {table!r} holds NaN or infinite values, which no grid can serve; find out where training went wrong"
+            f"table {table!r} holds NaN or infinite values, which no grid can hold; look for the cause in the training"
         )
     coded = codec.code(rows)
     for name, value in coded.constants.items():

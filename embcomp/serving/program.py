@@ -65,7 +65,7 @@ def trace(model: nn.Module, example: Sequence[Any]) -> tuple[ExportedProgram, st
         if tensor.dim() and tensor.shape[axis] < 2:
             raise ValueError(
                 f"{path} has shape {list(tensor.shape)}: give an example with at least two bags and two ids, because "
-                "torch.export takes sizes of 0 and 1 for fixed ones"
+                "torch.export treats sizes of 0 and 1 as fixed"
             )
     try:
         with torch.no_grad():

@@ -198,8 +198,8 @@ def serve(rows: Tensor, dtype: Dtype, out: torch.dtype, table: str) -> FloatsSto
     """
     if dtype != "float32" and not bool(rows.isfinite().all()):
         raise ValueError(
-            f"table {table!r} holds NaN or infinite values, which {dtype} cannot serve; find out where training went "
-            "wrong, or export the table as float32"
+            f"table {table!r} holds NaN or infinite values, which {dtype} cannot hold; look for the cause in the "
+            "training, or export the table as float32"
         )
     try:
         return _STORES[dtype](rows, out)

@@ -57,7 +57,7 @@ def _check_rows(table: Held) -> None:
         if is_sharded(rows):
             raise ValueError(f"table {name!r} is sharded: gather it first, or load the checkpoint unsharded")
         if rows.is_meta:
-            raise ValueError(f"table {name!r} is on the meta device and holds nothing to serve: load its state")
+            raise ValueError(f"table {name!r} is on the meta device and holds no values to serve: load its state")
 
 
 def choose(tables: Sequence[Held], dtype: Dtype | Mapping[str, Dtype]) -> dict[int, Dtype]:
@@ -153,7 +153,7 @@ def _(holder: TorchHolder, stores: Mapping[int, ServedStore]) -> dict[int, Any]:
     where = f"cannot export {names_of(table)[0]!r}"
     remedy = "leave it out of the patterns of dtype, and it stays as it is"
     if type(module) not in (nn.Embedding, nn.EmbeddingBag):
-        raise ValueError(f"{where}: {type(module).__name__} is a subclass with behavior of its own; {remedy}")
+        raise ValueError(f"{where}: {type(module).__name__} is a subclass with its own behavior; {remedy}")
     if module.max_norm is not None:
         raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows at each call; {remedy}")
     (part,) = Full().plan([table.table]).tables

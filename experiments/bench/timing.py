@@ -40,7 +40,7 @@ def paired(
     ('two', 'one', True)
     """
     if against not in candidates:
-        raise ValueError(f"against={against!r} is none of the candidates {list(candidates)}")
+        raise ValueError(f"against={against!r} is not one of the candidates {list(candidates)}")
     times = seconds(candidates, rounds=rounds, warmup=warmup, min_seconds=min_seconds, progress=progress)
     return [spread(name, times[name] / times[against], against) for name in candidates if name != against]
 

@@ -65,7 +65,7 @@ def unfitted_problems(experiment: ExperimentConfig) -> Iterator[str]:
     """Yield a problem for each method fitted after training, for kinds of runs that cannot do so."""
     for number, method in enumerate(experiment.methods):
         if method.after_training:
-            yield f"methods[{number}].after_training: click-through runs alone have it; leave it out"
+            yield f"methods[{number}].after_training: only click-through runs have it; leave it out"
 
 
 def known_model(
@@ -101,9 +101,9 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
     if config.rows is not None and "rows" not in fields:
         yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
     if config.after_training and config.method == "Full":
-        yield f"{key}.after_training: full tables are what is trained; name a method that is fitted to them"
+        yield f"{key}.after_training: needs a method that is fitted to the trained full tables"
     if config.content and len(config.tables) != 1:
-        yield f"{key}.content: say in {key}.table whose content vectors"
+        yield f"{key}.content: name the table of the content vectors in {key}.table"
     needs = [
         name for name in fields if _required(fields[name]) and name not in config.options and name not in PROVIDERS
     ]

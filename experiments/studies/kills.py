@@ -195,7 +195,7 @@ class Life:
         self.processes.close()
         hung = [rank for rank, outcome in enumerate(outcomes) if outcome is None]
         if hung:
-            raise RuntimeError(f"ranks {hung} went on for {PATIENCE:.0f} s after ranks {ranks} had died")
+            raise RuntimeError(f"ranks {hung} were still running {PATIENCE:.0f} s after ranks {ranks} had died")
         errors = {rank: outcome.error for rank, outcome in enumerate(outcomes) if outcome and outcome.error}
         if not errors:
             return outcomes[0].value  # type: ignore[union-attr]

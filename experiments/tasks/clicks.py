@@ -69,7 +69,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
             yield f"model.linear: {model.name} takes no first-order weights; leave it out"
     fitted = [number for number, method in enumerate(experiment.methods) if method.after_training]
     if fitted and any(optimizer.embedding for optimizer in experiment.optimizer):
-        yield f"methods[{fitted[0]}].after_training: full tables are not fused then; leave out optimizer.embedding"
+        yield f"methods[{fitted[0]}].after_training: its full tables are not fused; leave out optimizer.embedding"
 
 
 @dataclass(frozen=True)

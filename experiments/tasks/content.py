@@ -84,7 +84,7 @@ def resolved(run: RunConfig, clicks: data.ClickData) -> RunConfig:
     if not needs_codes(run.method.options):
         return run
     if not isinstance(run.method.table, str):
-        raise InputError("SemanticIds: say in method.table which feature has the content")
+        raise InputError("SemanticIds: name the feature with the content in method.table")
     return with_codes(run, ClickContent(clicks.folder, run.method.table))
 
 

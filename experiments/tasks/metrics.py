@@ -34,7 +34,7 @@ def click_metrics(logits: Tensor, labels: Tensor, group: Tensor | None = None) -
         InputError: a label is neither 0 nor 1.
     """
     if not bool(torch.isfinite(logits).all()):
-        raise Diverged("the model answers NaN or infinite logits; lower the learning rate")
+        raise Diverged("the model returns NaN or infinite logits; lower the learning rate")
     if not bool(((labels == 0) | (labels == 1)).all()):
         raise InputError("labels must be 0 or 1")
     frame = pl.DataFrame({"score": logits.cpu().numpy(), "label": labels.cpu().numpy() > 0.5})

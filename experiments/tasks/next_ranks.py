@@ -63,7 +63,7 @@ def ranks_of(
     ranks = ranks.to(device)
     distributed.sum_(ranks)
     if bool((ranks < 1).any()):
-        raise Diverged("the model answers NaN or infinite scores; lower the learning rate")
+        raise Diverged("the model returns NaN or infinite scores; lower the learning rate")
     return ranks.cpu()
 
 

@@ -70,7 +70,7 @@ def rank_metrics(
         model.train(training)
     distributed.sum_(sums)
     if bool(sums.isnan().any()):
-        raise Diverged("the model answers NaN or infinite scores; lower the learning rate")
+        raise Diverged("the model returns NaN or infinite scores; lower the learning rate")
     recall, ndcg = (sums / len(users)).tolist()
     found = [(f"recall@{k}", value) for k, value in zip(ks, recall, strict=True)]
     return dict(found + [(f"ndcg@{k}", value) for k, value in zip(ks, ndcg, strict=True)])

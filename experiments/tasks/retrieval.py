@@ -65,7 +65,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
     for model in experiment.model:
         yield from known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
         if config.loss == "directau" and plain(model.name) == "neumf":
-            yield "retrieval.loss: directau compares vectors, and NeuMF has scores alone; take bpr or bce"
+            yield "retrieval.loss: directau compares vectors, and NeuMF only has scores; take bpr or bce"
         if model.linear:
             yield "model.linear: retrieval models take no first-order weights; leave it out"
     if any(optimizer.embedding for optimizer in experiment.optimizer):

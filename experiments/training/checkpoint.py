@@ -84,12 +84,12 @@ class Last:
         try:
             saved = self._saved.load()
         except Damaged as error:  # of a disk that lost it
-            warnings.warn(f"{error}; the run begins anew", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{error}; the run begins again", RuntimeWarning, stacklevel=2)
             self.remove()
             return None
         except ValueError as error:
             raise InputError(
-                f"{error}; it was written by another version of the code: begin anew with --force"
+                f"{error}; it was written by another version of the code: begin again with --force"
             ) from error
         return None if saved is None else Progress(**saved.position)
 
@@ -127,7 +127,7 @@ class Best:
         except Damaged as error:
             raise InputError(f"{error}; train the run again with --force") from None
         if state is None:
-            raise InputError(f"{self.path} is gone, with the weights of the best epoch; run with --force")
+            raise InputError(f"{self.path} is missing, with the weights of the best epoch; run with --force")
         model.load_state_dict(state["model"])
 
     def _read(self) -> dict[str, Any] | None:

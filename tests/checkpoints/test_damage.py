@@ -48,7 +48,7 @@ def test_no_sound_checkpoint_is_an_error_not_a_new_training(tmp_path):
     training = Training(tmp_path)
     training.checkpoints.save(1)
     damage(tmp_path / "step-0000000001" / "__0_0.distcp")
-    with pytest.raises(Damaged, match=r"no checkpoint in .* is sound: .*__0_0\.distcp is damaged"):
+    with pytest.raises(Damaged, match=r"no checkpoint in .* is intact: .*__0_0\.distcp is damaged"):
         training.checkpoints.load()
 
 

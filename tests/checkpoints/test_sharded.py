@@ -168,7 +168,7 @@ def test_a_full_disk_of_one_rank_is_heard_of_by_all(bad):
     for said in bad:
         for case in ("disk", "disk, in the background"):
             assert "OSError: [Errno 27] File too large: step 2 was not saved" in said[case]
-            assert "the steps [1] are there as before" in said[case]
+            assert "the steps [1] are unchanged" in said[case]
         assert said["left"] == ["step-0000000001"]
 
 

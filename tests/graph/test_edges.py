@@ -77,7 +77,7 @@ def test_pairs_that_have_decayed_to_nothing_are_no_edges() -> None:
     assert (found.weights > 0).all()
     log = {"user_id": np.arange(5), "item_id": np.arange(5), "t": np.array([0, 0, 9, 99, 99])}
     dated = pl.DataFrame(log).with_columns(t=pl.date(2024, 1, 1) + pl.duration(days=pl.col("t")))
-    with pytest.warns(UserWarning, match="after half_life=7, 3 of 5 pairs weigh nothing.*counts seconds"):
+    with pytest.warns(UserWarning, match="after half_life=7, 3 of 5 pairs have weight 0.*means seconds"):
         interactions(dated, time="t", half_life=7)
 
 

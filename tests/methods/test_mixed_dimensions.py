@@ -96,7 +96,7 @@ def test_fresh_vectors_are_spread_as_the_table_replaced():
         ({"base": 0}, "base"),
         ({"base": float("nan")}, "base"),
         ({"base": 8, "alpha": -1}, "alpha"),
-        ({"base": 8, "groups": 2}, "groups=2 needs counts"),
+        ({"base": 8, "groups": 2}, "groups=2 needs the counts"),
         ({"base": 8, "groups": 0, "counts": torch.ones(5)}, "groups"),
     ],
 )

@@ -36,7 +36,7 @@ def script(path: Path, *lines: str) -> Path:
 
 def assert_torch_forms_serve(reason: str) -> None:
     """One warning that says why, then silence and the same numbers."""
-    with pytest.warns(RuntimeWarning, match=rf"(?s)embcomp: .*{reason}.*Slower torch forms") as said:
+    with pytest.warns(RuntimeWarning, match=rf"(?s)embcomp: .*{reason}.*Slower torch code") as said:
         assert native.library() is None
     assert len(said) == 1
     with warnings.catch_warnings():

@@ -45,7 +45,7 @@ def test_options_and_linear_reach_the_model():
 
 @pytest.mark.parametrize(("typo", "meant"), [("deepmf", "DeepFM"), ("dcn_v3", "DCNv2"), ("widedeeep", "WideDeep")])
 def test_unknown_model_is_answered_with_the_nearest(typo, meant):
-    with pytest.raises(ValueError, match=rf"'{typo}' is not known.*DLRM, DCN.*did you mean '{meant}'"):
+    with pytest.raises(ValueError, match=rf"'{typo}' is unknown.*DLRM, DCN.*did you mean '{meant}'"):
         build(typo, nn.Identity(), dims=4, **COMMON)
 
 

@@ -198,13 +198,13 @@ def test_every_model_trains_every_kind_of_table(edges, name, method):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("LightGNC", {}, r"'LightGNC' is not known: choose one of MF, LightGCN.*did you mean 'LightGCN'"),
+        ("LightGNC", {}, r"'LightGNC' is unknown: choose one of MF, LightGCN.*did you mean 'LightGCN'"),
         ("lightgcn", {"layers": 2}, r"LightGCN takes no option 'layers'.*did you mean 'num_layers'"),
         ("MF", {"layers": 2}, "its options are none"),
         ("ngcf", {"edges": None}, "NGCF propagates along the edges"),
-        ("ngcf", {"hidden": []}, "hidden names no layer"),
+        ("ngcf", {"hidden": []}, "hidden is empty"),
         ("neumf", {"gmf_dim": 8}, "gmf_dim is 8; it must lie between 0 and the embedding's 8"),
-        ("neumf", {"hidden": []}, "hidden names no layer"),
+        ("neumf", {"hidden": []}, "hidden is empty"),
         ("lightgcn", {"num_layers": -1}, "num_layers must be at least 0, not -1"),
     ],
 )

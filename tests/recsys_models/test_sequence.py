@@ -187,7 +187,7 @@ def test_a_model_is_compressed_where_it_stands(histories):
         ("BERT4Rec", {"mask_share": 0.0}, "mask_share=0.0"),
         ("GRU4Rec", {"blocks": 1}, "GRU4Rec takes no option 'blocks'"),
         ("H2Rec", {}, "H2Rec reads semantic codes of the items: give codes"),
-        ("SAS", {}, "model 'SAS' is not known"),
+        ("SAS", {}, "model 'SAS' is unknown"),
     ],
 )
 def test_what_models_reject(name, options, message):

@@ -69,8 +69,8 @@ def test_compressed_tables_turn_as_one(method):
     ("method", "error"),
     [
         (embcomp.LowBit(bits=4), "rounded or coded"),
-        (embcomp.UnifiedEmbedding(rows=30, chunk_dim=4), "put together of parts"),
-        (embcomp.QuotientRemainder(), "put together of parts"),
+        (embcomp.UnifiedEmbedding(rows=30, chunk_dim=4), "consist of parts"),
+        (embcomp.QuotientRemainder(), "consist of parts"),
     ],
     ids=str,
 )
@@ -103,7 +103,7 @@ def test_rows_that_another_table_shares_are_refused():
 def test_other_mistakes_are_named():
     with pytest.raises(ValueError, match="no id is common"):
         embcomp.align_(pair(), pair(), ["user"], {"user": torch.zeros(0, dtype=torch.int64)}, products_only=True)
-    with pytest.raises(ValueError, match="tables names none"):
+    with pytest.raises(ValueError, match="tables is empty"):
         embcomp.align_(pair(), pair(), [])
     with pytest.raises(ValueError, match=r"of the widths \[6, 8\]"):
         embcomp.align_(pair(), {"user": torch.zeros(60, 6)}, ["user"], products_only=True)

@@ -172,5 +172,5 @@ def test_files_of_other_things(tmp_path):
         VectorCodes.load(tmp_path / "map")
     header = {"form": "grid", "rows": 9, "width": 4, "groups": [[4, 2]], "metric": "dot", "version": "", "settings": {}}
     artifact.save(tmp_path / "few", "vector codes", header, {"codes": torch.zeros(3, dtype=torch.uint8)})
-    with refused("does not hold what it says (9 rows", Damaged):
+    with refused("does not match its header (9 rows", Damaged):
         VectorCodes.load(tmp_path / "few")

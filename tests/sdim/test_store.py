@@ -99,6 +99,6 @@ def test_the_encoder_is_saved_whole_or_not_at_all(tmp_path, encoder):
         np.testing.assert_array_equal(ours, theirs)
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.pt"]
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="is damaged, or no file of embcomp"):
+    with pytest.raises(ValueError, match="is damaged, or not a file of embcomp"):
         BehaviorEncoder.load(path)
     assert isinstance(encoder(ids), Events)

@@ -103,7 +103,7 @@ def test_a_server_that_may_lose_appends_is_warned_about(redis_server, encoder):
         BehaviorStore(redis_server.url, encoder).close()
     redis_server.client.config_set("appendfsync", "always")
     redis_server.client.config_set("maxmemory-policy", "allkeys-lru")
-    with pytest.warns(RuntimeWarning, match=r"throws users away .*allkeys-lru.*noeviction"):
+    with pytest.warns(RuntimeWarning, match=r"deletes users .*allkeys-lru.*noeviction"):
         BehaviorStore(redis_server.url, encoder).close()
 
 
@@ -142,7 +142,7 @@ def test_a_server_without_memory(redis_server, encoder):
     with BehaviorStore(redis_server.url, encoder) as store:
         store.append("ann", [1])
         redis_server.client.config_set("maxmemory", 1)
-        with pytest.raises(StoreFull, match="takes no more"):
+        with pytest.raises(StoreFull, match="is full"):
             store.append("ann", [2])
         redis_server.client.config_set("maxmemory", 0)
         check(store, "ann", [1])

@@ -199,8 +199,8 @@ def refused(model: nn.Module, methods, match: str, **settings) -> None:
 
 
 def test_one_unified_instance_over_two_collections():
-    refused(Model(), {"*": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8)}, match="instance of its own")
-    refused(Model(), {"users": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8)}, match="instance of its own")
+    refused(Model(), {"*": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8)}, match="its own instance")
+    refused(Model(), {"users": embcomp.UnifiedEmbedding(rows=9, chunk_dim=8)}, match="its own instance")
 
 
 @pytest.mark.parametrize(

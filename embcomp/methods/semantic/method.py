@@ -122,9 +122,9 @@ class SemanticIds(Method):
 
     def _check_hot(self) -> None:
         if self.id_rows is not None:
-            raise ValueError(f"SemanticIds: hot={self.hot} says how many rows items own; leave out id_rows")
+            raise ValueError(f"SemanticIds: hot={self.hot} already sets the rows that items own; leave out id_rows")
         if self.counts is None:
-            raise ValueError("SemanticIds: hot items are those of the largest counts; give counts")
+            raise ValueError("SemanticIds: hot items are those with the largest counts; give counts")
         if self.rows < 2:
             raise ValueError("SemanticIds: hot items and pieces need a row each; give 2 rows or more")
 
@@ -166,8 +166,8 @@ class SemanticIds(Method):
         count = len(known.spans)
         if count > MOST_PIECES:
             raise ValueError(
-                f"table {table.name!r}: {self.pieces} makes {count} pieces of an item, at most {MOST_PIECES} go; take "
-                "longer pieces, or fewer levels"
+                f"table {table.name!r}: {self.pieces} makes {count} pieces of an item, the most are {MOST_PIECES}; "
+                "take longer pieces, or fewer levels"
             )
         parts = count + (self.own_rows is not None)
         concat = self.combine == "concat"

@@ -200,7 +200,7 @@ def _add_feature(
         if existing.data_type != config.data_type:
             raise ValueError(
                 f"table {config.name!r} is {config.data_type}, but shares a store with tables of {existing.data_type}; "
-                "give it a method instance of its own"
+                "give it its own instance of the method"
             )
         if read.key not in existing.feature_names:
             existing.feature_names.append(read.key)

@@ -31,7 +31,7 @@ def measure(collection: nn.Module, codecs: nn.ModuleDict) -> dict[str, Tensor | 
         return _of_shards(collection, codecs)
     tables = local_tables(collection)
     if not tables and codecs:
-        raise TypeError(f"the rows of a {type(collection).__name__} cannot be found, and its codecs need to see them")
+        raise TypeError(f"the rows of a {type(collection).__name__} cannot be found, but its codecs need them")
     return {name: codec.measure(tables[name]) for name, codec in codecs.items()}  # pyright: ignore[reportCallIssue]
 
 

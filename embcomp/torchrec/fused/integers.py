@@ -173,7 +173,7 @@ class _ReadAndUpdate(torch.autograd.Function):
         settings = tables.settings
         if settings is None:
             raise RuntimeError(
-                f"tables {tables.names} hold rows without a float copy, which no optimizer sees: call "
+                f"tables {tables.names} hold rows without a float copy, which no optimizer trains: call "
                 "embcomp.torchrec.fuse_(model, optimizer=..., optimizer_kwargs=...) before training, or take "
                 "copy='float'"
             )

@@ -79,7 +79,7 @@ class LossScale:
             if scales := _scales():
                 raise ValueError(
                     f"a GradScaler scales a loss by {scales[0]:g}, and the tables are updated before it can unscale: "
-                    f"give it to {self.verb}(..., grad_scaler=scaler), or grad_scaler=False where this model's loss is "
+                    f"give it to {self.verb}(..., grad_scaler=scaler), or grad_scaler=False if this model's loss is "
                     "not scaled"
                 )
 

@@ -124,11 +124,11 @@ def _check(name: str, types: Iterable[str], settings: FusedOptimizerSettings) ->
         if kind == ShardingType.DATA_PARALLEL.value:
             raise ValueError(
                 f"table {name!r}: data_parallel tables are not updated by the optimizer inside the backward pass and "
-                "would never move; choose table_wise or row_wise"
+                "would never be trained; choose table_wise or row_wise"
             )
         if kind in _COLUMNS and "row" in rule_of(settings).states(settings).values():
             raise ValueError(
-                f"table {name!r}: {kind} gives each column shard a state of its own per row, so that {settings.name} "
-                "would train otherwise than in one process, and its checkpoint would fit no other sharding; choose "
+                f"table {name!r}: {kind} gives each column shard its own state per row, so that {settings.name} "
+                "would train differently from one process, and its checkpoint would fit no other sharding; choose "
                 "table_wise or row_wise, or torch.optim.Adagrad or SGD"
             )

@@ -64,7 +64,7 @@ def test_threads_and_collection_are_as_before():
 
 
 def test_the_base_must_be_a_candidate():
-    with pytest.raises(ValueError, match="none of the candidates"):
+    with pytest.raises(ValueError, match="not one of the candidates"):
         timing.paired({"a": lambda: None}, "b")
 
 

@@ -29,9 +29,9 @@ def test_it_is_the_trained_model_but_for_rounding(make_run, tmp_path):
 
 
 def test_where_there_is_nothing_to_fit_it_is_refused(make_run, small):
-    with pytest.raises(InputError, match=r"after_training: full tables are what is trained"):
+    with pytest.raises(InputError, match=r"after_training: needs a method that is fitted"):
         make_run(methods=[{"method": "Full", "after_training": True}])
-    with pytest.raises(InputError, match=r"after_training: full tables are not fused"):
+    with pytest.raises(InputError, match=r"after_training: its full tables are not fused"):
         make_run(
             optimizer={"embedding": "RowWiseAdagrad"},
             methods=[{"method": "LowBit", "after_training": True}],

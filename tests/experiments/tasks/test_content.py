@@ -82,7 +82,7 @@ def test_other_runs_keep_their_keys(make_run):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"table": None}, "say in method.table which feature has the content"),
+        ({"table": None}, "name the feature with the content in method.table"),
         ({"table": "films"}, "no feature 'films'"),
         ({"table": "user"}, "no content vectors"),
         ({"options": {"codes": {**CODES, "tokenizer": "VQ"}, "pieces": {"kind": "Unigram"}}}, "unknown tokenizer 'VQ'"),
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_said(make_run, settings, message):
 
 def test_content_needs_a_table(small):
     small["methods"] = [{"method": "Full", "content": True}]
-    with pytest.raises(InputError, match=r"methods\[0\].content: say in methods\[0\].table"):
+    with pytest.raises(InputError, match=r"methods\[0\].content: name the table"):
         check(small, "small.toml")
 
 

@@ -223,7 +223,7 @@ def test_what_is_wrong_is_said_with_its_key(small, section, values, message):
 def test_neumf_has_no_vectors_for_directau(small):
     small["model"] = {"name": "NeuMF", "embedding_dim": 8}
     small["retrieval"] = {"loss": "directau"}
-    with pytest.raises(InputError, match="NeuMF has scores alone"):
+    with pytest.raises(InputError, match="NeuMF only has scores"):
         check(small, "x")
 
 

@@ -62,7 +62,7 @@ def test_damage_is_named(tokenizer: ResidualKMeans, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"tokenizer.safetensors is damaged"):
             semantic_ids.load(tmp_path)
     path.write_bytes(safetensors.torch.save({"codebooks": torch.zeros(3, 16, 12)}))
-    with pytest.raises(ValueError, match=r"tokenizer.safetensors is damaged, or no file of embcomp"):
+    with pytest.raises(ValueError, match=r"tokenizer.safetensors is damaged, or not a file of embcomp"):
         semantic_ids.load(tmp_path)
     artifact.save(path, "mixture", {}, {})
     with pytest.raises(ValueError, match="holds a mixture, not a tokenizer"):

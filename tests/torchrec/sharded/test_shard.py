@@ -193,7 +193,7 @@ def test_no_rank_is_left_with_one_row_of_a_state_that_torchrec_cannot_save(rows,
 def test_columns_are_for_optimizers_without_a_state_per_row(kind):
     given = {"a": ParameterConstraints(sharding_types=[kind])}
     assert table_constraints({"a": 9}, given, FusedOptimizerSettings("adagrad", 0.1), 2)["a"].sharding_types == [kind]
-    with pytest.raises(ValueError, match=f"'a': {kind} gives each column shard a state.*torch.optim.Adagrad"):
+    with pytest.raises(ValueError, match=f"'a': {kind} gives each column shard its own state.*torch.optim.Adagrad"):
         table_constraints({"a": 9}, given, FusedOptimizerSettings("rowwise_adagrad", 0.1), 2)
 
 
@@ -231,7 +231,7 @@ def odd_width(rank: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("make_model", "settings", "text"),
     [
-        (None, {"constraints": {"users": ParameterConstraints(sharding_types=["data_parallel"])}}, "would never move"),
+        (None, {"constraints": {"users": ParameterConstraints(sharding_types=["data_parallel"])}}, "never be trained"),
         (None, {"constraints": {"userz": ParameterConstraints()}}, "name no table of the model: .'userz'.; the tables"),
         (None, {"constraints": {"users": ParameterConstraints(sharding_types=["rows"])}}, "no sharding type 'rows'"),
         (None, {"optimizer": torch.optim.RMSprop}, "cannot shard .*RMSprop.*choose one of"),
