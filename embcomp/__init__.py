@@ -6,6 +6,7 @@ import embcomp.remapping  # noqa: F401 (`embcomp.graph.remap_` knows modules by 
 from embcomp import configs, nn
 from embcomp.align import align_dot_product_
 from embcomp.compress import CompressionReport, TableReport, compress_
+from embcomp.hot_tracker import HotTracker
 from embcomp.methods import (
     METHODS,
     ROBE,
@@ -19,6 +20,7 @@ from embcomp.methods import (
     GraphHash,
     HashEmbedding,
     HashingTrick,
+    HotRows,
     LowBit,
     LowRank,
     LSHash,
@@ -66,6 +68,8 @@ __all__ = [
     "GraphHash",
     "HashEmbedding",
     "HashingTrick",
+    "HotRows",
+    "HotTracker",
     "LSHash",
     "LowBit",
     "LowRank",

@@ -8,6 +8,7 @@ from embcomp.methods.frequency import FrequencyHash
 from embcomp.methods.full import Full
 from embcomp.methods.graphhash import DoubleGraphHash, GraphHash
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
+from embcomp.methods.hot_rows import HotRows
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.lsh import LSHash
@@ -35,6 +36,7 @@ __all__ = [
     "GraphHash",
     "HashEmbedding",
     "HashingTrick",
+    "HotRows",
     "LSHash",
     "LowBit",
     "LowRank",

@@ -10,6 +10,7 @@ except ImportError as error:
         "fbgemm-gpu) with --no-deps"
     ) from error
 
+import embcomp.torchrec.hot_rows
 import embcomp.torchrec.serve  # noqa: F401 (registers its kinds of holders, and how they are served)
 from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.fuse import fuse_
