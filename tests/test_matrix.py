@@ -90,7 +90,6 @@ def test_compiled_whole_as_eager(start: int) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own imports
 def test_inductor_hashes_alike() -> None:
     """The compiler that people use, on what it could get wrong: arithmetic on 64 bits with overflow.
 

@@ -108,6 +108,17 @@ def _methods(tables: Sequence[Table], share: float) -> dict[str, Callable[[], Me
             rows=min(2**31 - 1, rows * 4 * len(tables)), chunk_dim=dim // 4
         ),
         "LowRank": lambda: embcomp.LowRank(rank=max(1, dim // 4)),
+        "MixedDimensions": lambda: embcomp.MixedDimensions(
+            base=dim * ids * share, alpha=1.0, groups=3, counts=1 / torch.arange(1, ids + 1)
+        ),
+        "Nested": lambda: embcomp.Nested(width=max(1, dim // 4)),
+        "Pruned": lambda: embcomp.Pruned(keep=share, vectors=torch.randn(ids, dim, generator=random), block=dim // 2),
+        "Dedup": lambda: embcomp.Dedup(rows=rows, vectors=torch.randn(ids, 1, generator=random).expand(ids, dim)),
+        "ROBE": lambda: embcomp.ROBE(size=rows * dim // 4 * 4, block=dim // 2),
+        "TensorTrain": lambda: embcomp.TensorTrain(rank=8),
+        "DeepHash": lambda: embcomp.DeepHash(hashes=64, width=32),
+        "ClusteredHash": lambda: embcomp.ClusteredHash(rows=rows),
+        "HotRows": lambda: embcomp.HotRows(rows=rows),
         "LowBit, 4 bits": lambda: embcomp.LowBit(bits=4, of=embcomp.HashingTrick(rows=rows)),
         "ProductCodes": lambda: embcomp.ProductCodes(parts=4, codes=16, of=embcomp.HashingTrick(rows=max(16, rows))),
         "GraphHash": lambda: embcomp.GraphHash(clusters()),

@@ -71,7 +71,8 @@ FULL = 990 * 8 * 4
 def test_every_method_takes_a_model_and_words(example: Any) -> None:
     method: Method = example.make(TABLES)
     cls = type(method)
-    fixed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name != "rows"}
+    sized_by = "rows" if hasattr(method, "of") else cls.sized_by
+    fixed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name != sized_by}
     by_words = cls.for_budget(Tower(), "150%", **fixed)
     by_numbers = cls.for_budget(TABLES, FULL * 3 // 2, **fixed)
     assert by_words.config() == by_numbers.config()

@@ -58,7 +58,6 @@ def test_compiled_form_over_many_ids_in_any_layout() -> None:
             assert torch.equal(hash_rows_by_key(part, some, 12345), hash_rows_reference(part, some, 12345).t())
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_traced_module_hashes_what_it_is_given() -> None:
     """torch.jit.trace records torch operations alone: rows from C code would stay those of the example."""
     keys = keys_of((0, "t", 0), (0, "t", 1))

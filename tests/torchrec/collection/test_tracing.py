@@ -178,7 +178,7 @@ def test_symbolic_trace_of_torch_drop_ins():
     torch.testing.assert_close(recorded(ids), other(ids))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::UserWarning")  # torchrec
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torchrec
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("kind", ["bags", "sequences"])
 def test_torchscript_compiles_torchrec_and_is_refused_by_name_for_ours(kind, fused):
@@ -193,7 +193,6 @@ def test_torchscript_compiles_torchrec_and_is_refused_by_name_for_ours(kind, fus
             torch.jit.script(module)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_torchscript_of_torch_drop_ins():
     """Not by `script`; `trace` drops checks, and a warning says so."""
     model, ids = Scorer(reads_weight=False), torch.tensor([1, 2])
