@@ -45,7 +45,7 @@ class Dataset:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the options with their defaults."""
+        """The options with their defaults."""
         if self.defaults is not None:
             return self.defaults
         parameters = list(inspect.signature(self.read).parameters.values())

@@ -79,7 +79,7 @@ class Requests:
 
     @property
     def before(self) -> np.ndarray:
-        """Return how many events the user has before each request: int64 [R]."""
+        """The number of events that the user has before each request: int64 [R]."""
         first = self.offsets[:-1]
         return self.rows.events[first] - self.sequences.offsets[self.rows.users[first]]
 

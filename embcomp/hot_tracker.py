@@ -1,4 +1,4 @@
-"""`HotTracker`: own rows of `HotRows` move to the ids with the largest gradients while a model is trained."""
+"""The tracker that moves own rows of `HotRows` to the ids with the largest gradients while a model is trained."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -29,14 +29,14 @@ class Watched(abc.ABC):
 
     @abc.abstractmethod
     def attach(self, told: Told) -> Any:
-        """Tell of the gradients of each backward pass from now on; return a handle with `remove()`."""
+        """Report the gradients of each backward pass from now on; return a handle with `remove()`."""
 
     @abc.abstractmethod
     def copy_rows(self, source: Tensor, target: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Copy rows and their optimizer state, from and to row numbers int64 [M] each that do not overlap."""
 
     def gather(self, told: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """Return what all processes were told, the same on each, in the order of their ranks."""
+        """Return the reports of all processes, the same on each, in the order of their ranks."""
         return told
 
 
@@ -54,12 +54,12 @@ def watched(module: Any, table: str | None) -> Watched:
 
 
 class HotTracker:
-    """Watches the gradients of a table of `HotRows`, and lets its own rows move to the ids that need them most.
+    """A tracker of the gradients of a table of `HotRows` that moves its own rows to the ids that need them most.
 
     After each backward pass the norm of the gradient of each id's vector is added to a sketch of the largest such sums.
-    Every so many steps, ids with larger sums than owners take over: the row of the new owner is a copy of the shared
-    row that it read, with its optimizer state, so that its vector goes on from where it was. The former owner shares
-    again. Scores decay, and an owner stays until another's score is `hysteresis` times its own.
+    Every `every` steps, ids with larger sums than owners replace these: the row of a new owner is a copy of the shared
+    row that it read, with its optimizer state, so that its vector does not change. The former owner shares a row again.
+    Scores decay, and an owner stays until another id's score is `hysteresis` times its own.
 
     Under `shard` every process makes one for its module, and all call `step` together; rows and state move between the
     processes that hold them.
@@ -69,13 +69,13 @@ class HotTracker:
             or sharded.
         table: the name of the table, if the module is a collection.
         optimizer: the optimizer that trains the rows outside the backward pass, whose state moves with them.
-        every: steps between moves.
+        every: the number of steps between moves.
         decay: the factor of all scores at each move.
-        hysteresis: how many times an owner's score another must have.
-        room: cells of the sketch for each own row.
+        hysteresis: the factor by which another id's score must exceed that of an owner.
+        room: the number of cells of the sketch for each own row.
 
     Raises:
-        ValueError: another module or method; settings out of range.
+        ValueError: the module or method is another one, or a setting is out of range.
 
     Example:
         >>> import torch, embcomp
@@ -146,7 +146,7 @@ class HotTracker:
         return len(new)
 
     def _chosen(self, owners: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The ids that take rows over, the rows, and which owners stay, bool."""
+        """Return the ids that take rows over, these rows, and which owners stay, bool."""
         ids, scores = self.sketch.held()
         fresh = ~torch.isin(ids, owners)
         ids, scores = ids[fresh & (scores > 0)], scores[fresh & (scores > 0)]
@@ -163,15 +163,15 @@ class HotTracker:
         return ids[: len(target)], target, kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the module's state: the sketch and the number of steps.
+        """Return the state for a checkpoint, beside the module's: the sketch and the number of steps.
 
-        Under sharding each process has a state of its own: what it was told since the last move.
+        Under sharding each process has its own state: its gradients since the last move.
         """
         ids, sums = _joined(self._told)
         return {**self.sketch.state_dict(), "ids": ids, "sums": sums, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state.
+        """Load a saved state.
 
         Raises:
             ValueError: the state is of a sketch of another size.
@@ -180,12 +180,12 @@ class HotTracker:
         self._steps, self._told = int(state["steps"]), [(state["ids"], state["sums"])]
 
     def close(self) -> None:
-        """Watch no longer; owners keep their rows."""
+        """Stop tracking; owners keep their rows."""
         self._handle.remove()
 
 
 def _joined(told: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The ids and the norms of all calls, end to end."""
+    """Return the ids and the norms of all calls, concatenated."""
     if not told:
         return torch.empty(0, dtype=torch.int64), torch.empty(0)
     return torch.cat([ids for ids, _ in told]), torch.cat([sums for _, sums in told])
@@ -206,7 +206,7 @@ def copy_all(tensors: list[Tensor], source: Tensor, target: Tensor) -> None:
 
 
 class _WatchedTable(Watched):
-    """A table of its own module."""
+    """A watched table that is a module."""
 
     def __init__(self, module: CompressedTable) -> None:
         self.module = module

@@ -1,4 +1,4 @@
-"""`recluster_`: the map of a table of `ClusteredHash` is made anew from its vectors, between epochs."""
+"""The clustering of a table of `ClusteredHash` from its vectors, between epochs."""
 
 import torch
 from torch import Tensor, nn
@@ -23,26 +23,27 @@ def recluster_(
 ) -> None:
     """Cluster the vectors of a table of `ClusteredHash`, and write the clusters into its map and rows, in place.
 
-    For each chunk: k-means of a sample of the vectors, T the centroids, h the nearest one of each id, h' a new hash,
-    T' the mean of what the centroids leave of the vectors of the ids that meet there. Rows that no id reads stay.
+    For each chunk, k-means runs on a sample of the vectors. T becomes the centroids, h the nearest one of each id, h' a
+    new hash, and T' the mean residual of the ids that share its row. Rows that no id reads do not change.
 
-    Optimizer state with one row for each row (sums of squared gradients, moments) goes along: a new row gets the mean
-    of the state of the rows that its ids read before. Step counts stay. The seed of the method and the number of calls
-    so far, which is part of the state dict, decide every draw: a resumed training goes on as one that never stopped.
+    Optimizer state with one row for each row (sums of squared gradients, moments) is updated, too: a new row gets the
+    mean of the state of the rows that its ids read before. Step counts do not change. The seed of the method and the
+    number of calls so far, which is part of the state dict, decide every draw, so a resumed training equals an
+    uninterrupted one.
 
     Args:
         module: a `CompressedEmbedding`, a `CompressedEmbeddingBag`, or a compressed torchrec collection, plain or
             fused.
-        counts: how often each id occurs, [num_embeddings]: ids that never do are not sampled, and means are weighted by
-            it. By default all ids count alike.
+        counts: the occurrences of each id, [num_embeddings]: ids without any are not sampled, and means are weighted by
+            them. By default all ids count equally.
         table: the name of the table, if the module is a collection.
         optimizer: the optimizer that trains the rows outside the backward pass.
-        sample: vectors for each cluster that k-means sees, at most.
-        iterations: of k-means, at most.
+        sample: the most vectors per cluster that k-means reads.
+        iterations: the most iterations of k-means.
 
     Raises:
-        ValueError: another method or module, a sharded collection, coded rows, counts that do not fit; nothing has
-            changed then.
+        ValueError: the method or module is another one, the collection is sharded, rows are coded, or counts do not
+            fit; nothing has changed then.
 
     Example:
         >>> import torch, embcomp
@@ -100,7 +101,7 @@ def _cluster(
 
 
 def _write_means(target: Tensor, rows: Tensor, values: Tensor, weigh: Tensor) -> None:
-    """Write the weighted mean of the values of each row; rows without any weight stay."""
+    """Write the weighted mean of the values of each row; rows without any weight do not change."""
     share = weigh.view(-1, *[1] * (values.ndim - 1))
     total = torch.zeros(target.shape, device=target.device).index_add_(0, rows, values * share)
     whole = torch.zeros(len(target), device=target.device).index_add_(0, rows, weigh).view(-1, *[1] * (values.ndim - 1))
@@ -108,7 +109,7 @@ def _write_means(target: Tensor, rows: Tensor, values: Tensor, weigh: Tensor) ->
 
 
 def _weights(counts: Tensor | None, table: Table, rows: Tensor) -> Tensor:
-    """How much each id counts, float32 [num_embeddings]."""
+    """Return the weight of each id, float32 [num_embeddings]."""
     ids = table.ids_or_raise("recluster_")
     if counts is None:
         return torch.ones(ids, device=rows.device)

@@ -1,4 +1,4 @@
-"""Rows for the semantic codes of items, level by level."""
+"""A table of rows for the semantic codes of items, level by level."""
 
 from __future__ import annotations
 

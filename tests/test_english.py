@@ -64,6 +64,8 @@ def _fault_of_summary(kind: str, text: str) -> str | None:
         return f"begins with {word!r}, in the third person"
     if not text.split("\n\n")[0].rstrip().endswith((".", "?", ":", "!")):
         return "its first paragraph has no full stop"
+    if kind == "property" and word == "Return":
+        return "begins with 'Return', though it is read like an attribute"
     if kind != "function" or word in ARTICLES:
         return None
     if not re.fullmatch(r"[A-Z][a-z]+(-[a-z]+)?", word):
@@ -131,6 +133,7 @@ def _faults() -> Iterator[str]:
         ("function", "Loads the data."),
         ("function", "`hash_strings` of the values as strings."),
         ("property", "Whether the rows are poolings."),
+        ("property", "Return the rows."),
         ("class", "Writes frames as record batches."),
         ("module", "Where the published data sets are"),
         ("class", "A window.\n\nArgs:\n    label: of the data.\n"),

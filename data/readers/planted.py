@@ -53,13 +53,13 @@ class Config:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Return the number of ids of each feature, by name, the smallest first."""
+        """The number of ids of each feature, by name, the smallest first."""
         steps = max(self.features - 1, 1)
         return {f"f{k:02}": round(3 * (self.largest / 3) ** (k / steps)) for k in range(self.features)}
 
     @property
     def silent(self) -> list[str]:
-        """Return the features without effect."""
+        """The features without effect."""
         return list(self.sizes)[::-1][::3][: self.useless]
 
 

@@ -1,4 +1,4 @@
-"""All that a method of your own imports, in one stable module (docs/add-a-method.md).
+"""The names that a method of your own imports, in one stable module (docs/add-a-method.md).
 
 Names are only ever added here. The methods of embcomp itself import the modules behind it.
 """

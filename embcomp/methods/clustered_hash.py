@@ -1,4 +1,4 @@
-"""Two rows of small tables for each chunk of a vector, of which one is a cluster's after `recluster_`."""
+"""A method with two rows of small tables for each chunk of a vector, one of them a cluster's after `recluster_`."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,8 @@ class ClusteredEncoder(HashEncoder):
     Rows 2 c k to 2 c k + k - 1 of the store are the first table of chunk c, the next k its second.
 
     Attributes:
-        words: the packed map, `chunks` entries for each id; a hash at first.
-        round: int64 [1], how often the map was made anew; the second hash follows from it.
+        words: the packed map, with `chunks` entries for each id; a hash at first.
+        round: the number of clusterings so far, int64 [1], from which the second hash follows.
     """
 
     words: Tensor
@@ -60,7 +60,7 @@ class ClusteredEncoder(HashEncoder):
         return torch.tensor(keys, device="cpu" if torch.get_default_device().type == "meta" else None)
 
     def set_map(self, clusters: Tensor) -> None:
-        """Set the first rows, int64 [num_embeddings, chunks], and draw the second hash anew."""
+        """Set the first rows, int64 [num_embeddings, chunks], and draw the second hash again."""
         self.words = pack(clusters.cpu(), self.bits).to(self.words.device)
         self.round += 1
         self.reset_buffers()
@@ -82,7 +82,7 @@ class ClusteredEncoder(HashEncoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        """Rows of several encoders (`embcomp.methods.together`)."""
+        """Return the rows of several encoders (`embcomp.methods.together`)."""
         encoders = [part.encoder for part in asked.parts]
         start, bits, mask, chunks, chunk, key, rows = asked.each(
             [32 * start for start in asked.starts("words")],
@@ -103,17 +103,17 @@ class ClusteredHash(Method):
     """Sums of two rows side by side, one of them a cluster's (CCE, Tsang and Ahle 2023, arXiv 2310.17485, section 3).
 
     Chunk c of a vector is T_c[h_c(id)] + T'_c[h'_c(id)]. Both hashes are random at first. Between epochs,
-    `embcomp.recluster_` runs k-means over the vectors that the ids have: h_c(id) becomes the cluster, T_c the
-    centroids, h'_c another random hash, and T'_c the mean of what is left. The map h is stored and counted from the
-    start.
+    `embcomp.recluster_` runs k-means over the vectors of the ids: h_c(id) becomes the cluster, T_c the centroids, h'_c
+    another random hash, and T'_c the mean of the residuals. The map h is stored and counted from the start.
 
     Args:
-        rows: rows k of each of the 2 x `chunks` small tables, or a mapping from table names to such numbers.
-        chunks: parts of a vector; must divide the width.
-        seed: another seed gives other hashes and clusters.
+        rows: the number of rows k of each of the 2 x `chunks` small tables, or a mapping from table names to such
+            numbers.
+        chunks: the number of parts of a vector; it must divide the width.
+        seed: the seed of the hashes and clusters.
 
     Raises:
-        ValueError: chunks that do not divide a width.
+        ValueError: the chunks do not divide a width.
 
     Example:
         >>> import torch, embcomp

@@ -1,4 +1,4 @@
-"""Rows of their own for the ids that matter most, chosen while training; the others share hashed rows."""
+"""A method with own rows for the ids that matter most, chosen in training; the others share hashed rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class OwnersEncoder(HashEncoder):
 
     Attributes:
         owners: the ids that own a row, int64 [own], ascending; the last ones are spare.
-        slots: the row of each, int32 [own].
-        number: how many own a row, int64 [1].
+        slots: the row of each owner, int32 [own].
+        number: the number of owners, int64 [1].
     """
 
     owners: Tensor
@@ -73,14 +73,14 @@ class OwnersEncoder(HashEncoder):
 class HotRows(Method):
     """Own rows that move to the ids with the largest gradients (CAFE, Zhang et al. 2024, arXiv 2312.03256, section 3).
 
-    Of `rows` rows a share has an owner each; every other id reads a hashed one of the rest. All ids are hashed at
-    first. `embcomp.HotTracker` watches the gradients while training, and gives rows to the ids that need them most.
-    Counts are not needed, and ids that become popular later get rows later.
+    A share of the `rows` rows have one owner each; every other id reads a hashed row among the others. All ids are
+    hashed at first. `embcomp.HotTracker` watches the gradients in training, and gives rows to the ids that need them
+    most. Counts are not needed, and ids that become popular later get rows later.
 
     Args:
-        rows: all rows of the table, or a mapping from table names to such numbers.
+        rows: the number of all rows of the table, or a mapping from table names to such numbers.
         own_share: the share of the rows that have an owner.
-        seed: another seed gives other collisions.
+        seed: the seed of the hash.
 
     Example:
         >>> import torch, embcomp
@@ -108,5 +108,5 @@ class HotRows(Method):
         return Plan(stores, plans)
 
     def _own(self, rows: int) -> int:
-        """How many rows have an owner, at most."""
+        """Return the most rows that can have an owner."""
         return min(int(rows * self.own_share), rows - 1)

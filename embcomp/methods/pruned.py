@@ -1,4 +1,4 @@
-"""Pruned: the entries of a trained table that are large, and zeros in the place of the others."""
+"""The large entries of a trained table, with zeros instead of the others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,10 +31,10 @@ _STEPS = 4096  # sizes of the ladder: shares of 1 / 4096
 
 
 class MaskEncoder(Encoder):
-    """An encoder that reads the kept blocks of an id in their places, and row 0 with weight 0 for the others.
+    """An encoder that reads the kept blocks of an id at their positions, and row 0 with weight 0 for the others.
 
-    A bit of each block says whether it is kept. Kept blocks lie in the order of ids and columns, so that the place of a
-    block is the number of kept blocks before it.
+    A bit per block marks kept blocks. These are stored in the order of ids and columns, so the row of a block is the
+    number of kept blocks before it.
     """
 
     words: Tensor
@@ -75,20 +75,20 @@ class Pruned(Method):
 
     Vectors are cut into blocks of columns. The blocks of the largest mean square are kept, over the whole table
     (`by="block"`, magnitude pruning as in DeepLight), or all blocks of the rows of the largest mean square (`by="row"`,
-    as the row masks of OptEmbed, Lyu et al. 2022, arXiv 2208.04482). With `counts`, squares are weighed by how often
-    ids occur, which loses least of what is read. `init="fit"` serves what is left; `init="warm"` trains the kept blocks
-    on, under their mask; `init="fresh"` trains them anew, as pruning papers do to judge a mask.
+    as the row masks of OptEmbed, Lyu et al. 2022, arXiv 2208.04482). With `counts`, squares are weighted by the
+    frequency of ids, which loses the least over look-ups. `init="fit"` serves the kept blocks; `init="warm"` continues
+    to train them under their mask; `init="fresh"` trains them from new values, as pruning papers do to evaluate a mask.
 
     Args:
         keep: the share of the blocks that are kept, over the whole table.
-        vectors: the trained table, floats [num_embeddings, embedding_dim], or a mapping from table names to such.
+        vectors: the trained table, float [num_embeddings, embedding_dim], or a mapping from table names to such tables.
         block: the number of columns that are kept or dropped together; 1 is the papers' choice, torchrec needs 4.
         by: "block" to compare blocks, "row" to compare whole rows.
-        counts: how often each id occurs, [num_embeddings], or a mapping from table names to such tensors.
+        counts: the occurrences of each id, [num_embeddings], or a mapping from table names to such tensors.
 
     Raises:
-        ValueError: when a plan is made, a block that does not divide the width of a table, more blocks than a mask
-            holds (31), or vectors or counts of another shape, or that are not finite.
+        ValueError: a block does not divide the width of a table, there are more blocks than a mask holds (31), or
+            vectors or counts have another shape or are not finite (raised when a plan is made).
 
     Example:
         >>> import torch, embcomp
@@ -134,7 +134,7 @@ class Pruned(Method):
         return Plan(stores, plans)
 
     def _checked(self, table: Table) -> tuple[int, int]:
-        """The number of ids, and of blocks of a vector. Raise ValueError if the table or its vectors do not fit."""
+        """Return the numbers of ids and of blocks of a vector. Raise ValueError if table or vectors do not fit."""
         ids = table.ids_or_raise("Pruned")
         blocks, rest = divmod(table.embedding_dim, self.block)
         if rest or not 1 <= blocks <= MAX_BITS:
@@ -151,12 +151,12 @@ class Pruned(Method):
         return ids, blocks
 
     def _number(self, ids: int, blocks: int) -> int:
-        """The number of blocks of a table that are kept, at least those of one row or one block."""
+        """Return the number of kept blocks of a table, at least those of one row or one block."""
         unit = blocks if self.by == "row" else 1
         return min(max(1, int(self.keep * ids * blocks / unit)), ids * blocks // unit) * unit
 
     def _kept(self, table: Table) -> Tensor:
-        """Which blocks are kept, bool [ids, blocks] on CPU; of equal ones the first."""
+        """Return which blocks are kept, bool [ids, blocks] on CPU; the first of equal ones."""
         ids, blocks = self._checked(table)
         vectors = per_table(self.vectors, table, "vectors").detach().cpu().float()
         if not bool(vectors.isfinite().all()):

@@ -1,4 +1,4 @@
-"""Tables of `HotRows` in torchrec's collections, plain, fused and sharded, as `HotTracker` watches them."""
+"""The tables of `HotRows` in torchrec's collections, plain, fused and sharded, for `HotTracker`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ Collection = CompressedEmbeddingBagCollection | CompressedEmbeddingCollection
 
 
 class _WatchedCollection(Watched):
-    """A table of a collection."""
+    """A watched table of a collection."""
 
     def __init__(self, module: Collection, table: str | None) -> None:
         holder = holder_of(module, [""])
@@ -35,7 +35,7 @@ class _WatchedCollection(Watched):
 
     @property
     def _inner(self) -> Any:
-        """The collection that holds the rows, in the form that it has now."""
+        """The collection that holds the rows, in its present form."""
         return self.module.branches[self.outputs[0].reads[0].branch].collection
 
     def attach(self, told: Told) -> Any:
@@ -87,7 +87,7 @@ class _WatchedCollection(Watched):
         copy_all([store.weight, *store.states, *row_states(optimizer, store.weight)], source, target)
 
     def _sharded(self) -> dict[str, Any]:
-        """The rows, and each state of the fused optimizer with one row for each row, as far as this process knows."""
+        """Return the rows, and each row-wise state of the fused optimizer, as far as this process has them."""
         tensors: dict[str, Any] = {}
         for name, tensor in self._inner.state_dict().items():
             if name.endswith(f".{self.table}.weight"):
@@ -99,17 +99,17 @@ class _WatchedCollection(Watched):
 
     @property
     def _rows(self) -> int:
-        """How many rows the table has."""
+        """The number of rows of the table."""
         return self.encoder.own + self.encoder.ranges[0]
 
 
 def _group(collection: Any) -> Any:
-    """The processes over which a collection is sharded."""
+    """Return the processes over which a collection is sharded."""
     return collection._env.process_group
 
 
 def _copy_sharded(tensors: dict[str, Any], source: Tensor, target: Tensor, group: Any) -> None:
-    """Copy rows of sharded tensors; every process takes part, also for those of which it knows nothing."""
+    """Copy rows of sharded tensors; every process takes part, even if it holds none of the rows."""
     described = {
         key: (tuple(tensor.metadata().size[1:]), tensor.metadata().tensor_properties.dtype)
         for key, tensor in tensors.items()
@@ -129,7 +129,7 @@ def _copy_sharded(tensors: dict[str, Any], source: Tensor, target: Tensor, group
 
 
 def _local(tensor: Any, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, slice, Tensor]]:
-    """For each shard here: which of the rows it has, their numbers in it, its columns, and its values."""
+    """Yield for each shard here which of the rows it has, their numbers in it, its columns, and its values."""
     for shard in () if tensor is None else tensor.local_shards():
         first, size = shard.metadata.shard_offsets, shard.metadata.shard_sizes
         mine = (wanted >= first[0]) & (wanted < first[0] + size[0])

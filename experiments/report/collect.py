@@ -106,7 +106,7 @@ class Section:
 
     @cached_property
     def groups(self) -> list[list[Row]]:
-        """Return rows that may be compared: the full tables, then those of each budget, largest first, best first."""
+        """The rows that may be compared: the full tables, then those of each budget, largest first, best first."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             place = "full" if row.method == "Full" and not self.poolings else row.budget
@@ -116,7 +116,7 @@ class Section:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Return the names of metrics of all test rows, the main one first."""
+        """The names of metrics of all test rows, the main one first."""
         found = {name for row in self.rows for name in row.metrics if "/" not in name}
         first = next((name for name in MAIN_METRICS if name in found), None)
         order = {name: place for place, name in enumerate(_ORDER)}
@@ -124,7 +124,7 @@ class Section:
 
     @cached_property
     def sliced(self) -> list[str]:
-        """Return the names of metrics of slices, `<metric>/<slice>`; first-3 before first-10."""
+        """The names of metrics of slices, `<metric>/<slice>`; first-3 before first-10."""
         found = {name for row in self.rows for name in row.metrics if "/" in name and name[:5] != "rows/"}
         return sorted(
             found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

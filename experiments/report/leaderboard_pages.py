@@ -74,7 +74,7 @@ def write_markdown(entries: Sequence[Entry], folder: Path, methods: Path) -> Pat
 
 
 def write_html(entries: Sequence[Entry], path: Path, methods: str = "../../docs/methods") -> Path:
-    """Write one page that needs nothing else: it sorts by every column, filters, and fits a telephone.
+    """Write one self-contained page that sorts by every column, filters, and fits a telephone.
 
     Args:
         entries: the entries.
@@ -93,7 +93,7 @@ def write_html(entries: Sequence[Entry], path: Path, methods: str = "../../docs/
 
 
 def method_pages(folder: Path) -> dict[str, str]:
-    """The file of each method's page, by the name of the method: pages name it after `:::`."""
+    """Return the file of each method's page, by the name of the method: pages name it after `:::`."""
     pages = {}
     for path in sorted(folder.glob("*.md")):
         for name in re.findall(r"^::: embcomp\.(\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
@@ -102,7 +102,7 @@ def method_pages(folder: Path) -> dict[str, str]:
 
 
 def _page(method: str, pages: Mapping[str, str]) -> str:
-    """The page of the first method, from the inside, that has one: that of LowBit(GraphHash) is GraphHash's."""
+    """Return the page of the first method, from the inside, that has one: that of LowBit(GraphHash) is GraphHash's."""
     names = re.findall(r"\w+", method)
     return next((pages[name] for name in reversed(names) if name in pages and name != "Full"), "") or next(
         (pages[name] for name in names if name in pages), ""

@@ -166,7 +166,7 @@ class NextItemsTask:
 
     @cached_property
     def _log_q(self) -> Tensor:
-        """Return the log of the probability that each item is drawn; one that never occurs counts as one event."""
+        """The log of the probability that each item is drawn; one that never occurs counts as one event."""
         weights = self.data.counts().clamp(min=1).double() ** self.config.power
         return (weights / weights.sum()).log().float()
 

@@ -26,12 +26,12 @@ class BuiltModel:
 
     @property
     def training_nbytes(self) -> int:
-        """Return the bytes of tables and maps while they train."""
+        """The bytes of tables and maps while they train."""
         return embcomp.training_nbytes(self.embeddings)
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of tables and maps as they are served."""
+        """The bytes of tables and maps as they are served."""
         return embcomp.served_nbytes(self.embeddings)
 
 

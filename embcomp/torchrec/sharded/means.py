@@ -1,8 +1,8 @@
 """Mean pooling of collections that are split over processes by rows.
 
-torchrec adds the parts of a row-wise table up and divides afterwards. It takes the number of ids for the divisor by the
-order of features, not by their names, and divides table-wise tables again (1.8.0): a collection of both shardings or
-both poolings answers with wrong vectors, without an error.
+torchrec adds up the parts of a row-wise table and divides afterwards. It takes the divisors, the numbers of ids, by the
+order of features, not by their names, and divides table-wise tables again (1.8.0): a collection with both shardings or
+both poolings returns wrong vectors, without an error.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ class ShardedBags(ShardedEmbeddingBagCollection):
 
     @torch.no_grad()
     def _divisor(self, features: KeyedJaggedTensor) -> Tensor:
-        """What each column of the result is divided by, float32 [B, columns]."""
+        """Return the divisor of each column of the result, float32 [B, columns]."""
         lengths = features.lengths().view(len(features.keys()), -1)
         row = {key: number for number, key in enumerate(features.keys())}
         ones, columns = torch.ones_like(lengths[0]), {}
