@@ -1,0 +1,47 @@
+"""The frame's configurations: all methods at equal bytes, and those for data that is not here on its samples."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import embcomp
+from embcomp.methods import METHODS
+from experiments.__main__ import app
+from experiments.load import CONFIGS, load
+
+FRAMES = sorted(path.stem for path in CONFIGS.glob("frame-*.toml"))
+# They need interactions, content vectors or a trained table, or train in few bits what another method stores.
+LEFT_OUT = {
+    "DoubleGraphHash", "GraphHash", "LSHash", "SemanticIds", "SoftGraphHash", "Dedup", "Nested", "Pruned",
+    "ProductCodes", "HotRows",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["frame-ml1m", "frame-frappe", "frame-criteo", "frame-avazu"])
+def test_every_method_is_at_every_budget(name: str) -> None:
+    runs = list(load(CONFIGS / f"{name}.toml").runs())
+    ours = {name for name, method in METHODS.items() if method.__module__.startswith("embcomp.")}
+    assert {run.method.method for run in runs} >= ours - LEFT_OUT
+    sized = [run for run in runs if run.budget]
+    for label in {run.label for run in sized}:
+        shares = {run.budget[1]: 0 for run in sized if run.label == label}
+        assert set(shares) == {0.5, 0.1, 0.03, 0.01}
+        assert {run.seed for run in sized if run.label == label and run.budget[1] == 0.1} == {0, 1, 2}
+
+
+@pytest.mark.dataset("criteo_sample", "avazu_sample")
+@pytest.mark.parametrize("name", ["criteo", "avazu"])
+def test_configurations_of_large_data_train_on_a_sample(name, data_root, tmp_path, monkeypatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).symlink_to(data_root / f"{name}_sample")
+    monkeypatch.setenv("EMBCOMP_DATA", str(tmp_path / "data"))
+    text = (CONFIGS / f"frame-{name}.toml").read_text().replace("epochs = 2", "epochs = 1")
+    (tmp_path / "some.toml").write_text(text.replace("batch_size = 128", "batch_size = 1024"))
+    command = ["run", str(tmp_path / "some.toml"), "--results", str(tmp_path), "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(app, [*command, "--filter", "*-hash-share0.1-seed0"])
+    assert said.exit_code == 0, said.output
+    (path,) = (tmp_path / "frame").glob("*.json")
+    result = json.loads(path.read_text())
+    assert 0 < result["served_nbytes"] <= 0.1 * result["full_nbytes"]
+    assert embcomp.METHODS[result["method"]] is embcomp.HashingTrick
