@@ -1,7 +1,7 @@
 # `make demo` and `make test` need Python 3.11-3.13, make and a network the first time; after that they start at once.
 # PYTHON=... picks the interpreter, REQUIREMENTS=cpu|cuda overrides what the machine is found to be.
 .NOTPARALLEL:
-.PHONY: help demo test fuzz sanitize lint format typecheck docs lock clean
+.PHONY: help demo test test-newest fuzz sanitize lint format typecheck docs lock clean
 
 REQUIREMENTS ?= $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 INSTALLED := .venv/.installed-$(REQUIREMENTS)
@@ -13,6 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 help:
 	@echo "make demo       train with full and compressed tables, write out/demo/report.html"
 	@echo "make test       lint, type check, tests"
+	@echo "make test-newest  the tests with the newest releases of torch, torchrec and FBGEMM, in an environment of its own"
 	@echo "make fuzz       SECONDS=600 of random inputs in each area, and the counts"
 	@echo "make sanitize   tests of compiled code on a build with sanitizers"
 	@echo "make lint | format | typecheck | docs | lock | clean"
@@ -26,6 +27,15 @@ test: lint
 	$(PY) -m pyright >.venv/types.log 2>&1 & types=$$!; \
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal; tests=$$?; \
 	wait $$types || { cat .venv/types.log; exit 1; }; exit $$tests
+
+# All but torch, torchrec and FBGEMM as pinned; the build of torch on PyPI brings its CUDA libraries (some GB).
+test-newest: $(INSTALLED)
+	$(PY) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install -q --no-compile $$(grep '^torch==' requirements/newest.txt)
+	grep -v '^torch==' requirements/newest.txt >.venv-newest/rest.txt
+	grep -vE '^(torch|torchrec|fbgemm-gpu-cpu)==' requirements/cpu.txt >>.venv-newest/rest.txt
+	.venv-newest/bin/python -m pip install -q --no-compile --no-deps --requirement .venv-newest/rest.txt
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 fuzz: $(INSTALLED)
 	EMBCOMP_FUZZ_SECONDS=$(or $(SECONDS),600) OMP_NUM_THREADS=1 $(PY) -m pytest tests/fuzz -q --timeout 0
@@ -78,4 +88,4 @@ lock: $(INSTALLED)
 	$(LOCK_COMMAND) --group cuda --constraint requirements/cpu.txt --output-file requirements/cuda.txt
 
 clean:
-	rm -rf .venv build dist site out .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest build dist site out .pytest_cache .ruff_cache .hypothesis
