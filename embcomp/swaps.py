@@ -101,9 +101,12 @@ class Part:
         """The trained vectors and the weight of each id: its count if `counts` names the table, else 1."""
         vectors = self.weight.detach()
         given = counts.get(self.name)
-        weigh = torch.ones(vectors.shape[0]) if given is None else given.float()
-        weigh = weigh.to(vectors.device, copy=True)
+        if given is None:  # one number for all ids
+            weigh = torch.ones((), device=vectors.device).expand(vectors.shape[0])
+        else:
+            weigh = given.to(vectors.device, torch.float32)
         if self.padding_idx is not None:
+            weigh = weigh.clone()
             weigh[self.padding_idx] = 0.0  # its vector never comes from the rows
         return Trained(self.plan, vectors, weigh)
 

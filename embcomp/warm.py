@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from embcomp.methods.base import Rows, TablePlan
+from embcomp.methods.base import Concat, Rows, TablePlan
 
 BLOCK = 1 << 16  # ids at a time
 _ROUNDS = 8  # of Gauss-Newton, where a combiner is not linear
@@ -37,6 +37,13 @@ class Trained:
         combiner = self.plan.combiner
         linear = combiner.linear or combiner.linear_in_rows or bool(combiner.neutral)
         return linear and not any(True for _ in combiner.parameters())
+
+    @property
+    def is_mean(self) -> bool:
+        """True if each value of a vector is one value of one row, so that the best row is a mean."""
+        plan = self.plan
+        side_by_side = type(plan.combiner) is Concat and not plan.encoder.hands
+        return side_by_side and all(chunk.lookups == 1 for chunk in plan.chunks)
 
     def blocks(self) -> Iterator[tuple["Read", Tensor, Tensor]]:
         """Yield the reads, the vectors and the counts of a block of ids at a time."""
@@ -96,6 +103,8 @@ def _started(table: Trained) -> Trained:
 
 def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> None:
     """Fit tables that share stores, as in `warm_start`."""
+    if all(table.is_mean for table in trained):
+        return _mean(trained, stores)
     for table in trained:
         for chunk, value in table.plan.combiner.neutral.items():
             stores[table.plan.chunks[chunk].store].fill_(value)
@@ -122,6 +131,24 @@ def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> No
     for name, target in targets.items():
         read = used[name] > 0
         target.copy_(torch.where(read, x[name], target.float()).to(target.dtype))
+
+
+def _mean(trained: list[Trained], stores: Mapping[str, Tensor]) -> None:
+    """Set each row that is read to the weighted mean of the values it stands for, in place and in one pass."""
+    targets = {name: stores[name] for table in trained for _, name in table.learned}
+    used = _usage(trained, targets)
+    sums = {name: target if target.dtype == torch.float32 else target.float() for name, target in targets.items()}
+    for name, total in sums.items():
+        total.masked_fill_(used[name] > 0, 0.0)
+    for table in trained:
+        widths = [sums[store].shape[1] for _, store in table.learned]
+        for (rows, _), vectors, counts in table.blocks():
+            for (i, store), values in zip(table.learned, vectors.split(widths, dim=1), strict=True):
+                sums[store].index_add_(0, rows[i].rows.reshape(-1), counts * _factors(rows[i]) * values)
+    for name, total in sums.items():
+        total.div_(used[name].masked_fill_(used[name] <= 0, 1.0))
+        if total is not targets[name]:
+            targets[name].copy_(total)
 
 
 def _usage(trained: list[Trained], targets: Mapping[str, Tensor]) -> Unknowns:

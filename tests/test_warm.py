@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import embcomp
 from embcomp import compress_
 from embcomp.methods import Table
 from embcomp.testing.example import Example
 from embcomp.testing.examples import EXAMPLES
+from embcomp.warm import BLOCK
 
 N, D = 60, 8
 
@@ -240,6 +242,28 @@ def test_bags_start_warm_too_and_keep_what_they_pool() -> None:
     compress_(new, {"*": embcomp.QuotientRemainder(rows=N)}, init="warm")
     torch.testing.assert_close(outputs(new), outputs(old))
     assert not any(parameter.requires_grad for parameter in new.parameters())
+
+
+@pytest.mark.parametrize("init", ["fresh", "warm"])
+def test_nothing_as_large_as_the_table_is_made(init) -> None:
+    """Rows, or what belongs to a block of ids, are the largest tensors."""
+    ids, rows = 5 * BLOCK, 50_000
+    model = nn.ModuleDict({"t": nn.Embedding(ids, D)})
+
+    class Largest(TorchDispatchMode):
+        values = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made, given = func(*args, **(kwargs or {})), [each for each in args if isinstance(each, Tensor)]
+            if isinstance(made, Tensor) and not any(
+                made.untyped_storage()._cdata == each.untyped_storage()._cdata for each in given
+            ):
+                self.values = max(self.values, made.numel())
+            return made
+
+    with Largest() as largest:
+        compress_(model, embcomp.HashingTrick(rows=rows), init=init)
+    assert largest.values <= max(rows, BLOCK) * D
 
 
 def test_more_ids_than_a_block() -> None:
