@@ -19,7 +19,7 @@ console = Console()
 Imports = Annotated[
     list[str] | None,
     typer.Option(
-        "--import", help="A module, or a file mine.py, with own methods, models, readers, loggers; repeatable."
+        "--import", help="A module, or a file mine.py, with your methods, models, readers, loggers; repeatable."
     ),
 ]
 Results = Annotated[Path | None, typer.Option(help="Folder of result files, by default experiments/results.")]
@@ -96,7 +96,7 @@ def run(
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from the last checkpoint")
+        console.print("stopped; the same command continues from the last checkpoint")
         raise typer.Exit(130) from None
     # A budget that some method cannot serve belongs to a sweep; one that none can is a mistake.
     if summary.bad_input or (summary.infeasible and not summary.done):
@@ -179,7 +179,7 @@ def export(
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out/demo"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side, by default two where cores allow.")
+        int | None, typer.Option(min=1, help="Runs side by side, by default two if there are enough cores.")
     ] = None,
 ) -> None:
     """Train full and compressed tables in a few minutes, and show the bytes saved and the loss of quality."""

@@ -19,12 +19,12 @@ _WORDS = {"served": "bytes as served", "training": "bytes while training"}
 _INTRODUCTION = f"""\
 # leaderboard
 
-Methods ranked at equal bytes: runs that differ in nothing but the method and the seed, at the smallest budget of
+Methods are ranked at equal bytes: runs that only differ in the method and the seed, at the smallest budget of
 {", ".join(f"{100 * share:g} %" for share in SHARES)} of the full tables that they keep. Served bytes and training bytes
-are different budgets, and have lists of their own. Mean ± standard deviation over seeds, test split; bold: the best,
-and what is not below it by more than its standard deviation. Written by `python -m experiments report --markdown
-docs/results`; all lines, with the commands that reproduce them, are in [leaderboard.csv](leaderboard.csv), and
-`python -m experiments report` makes a page that sorts and filters.
+are different budgets with separate lists. Figures are mean ± standard deviation over seeds, on the test split; the best
+ones are bold, with all that are at most one standard deviation of the best below it. The page is written by `python -m
+experiments report --markdown docs/results`; all lines, with the commands that reproduce them, are in
+[leaderboard.csv](leaderboard.csv), and `python -m experiments report` makes a page that sorts and filters.
 """
 
 

@@ -46,7 +46,7 @@ def _parity(rows: Rows) -> Iterator[str]:
     yield from ("", f"## {rows[0]['processes']} processes against one", "")
     yield (
         f"The largest difference of a loss or a weight over {rows[0]['steps']} steps from the same start, bags and "
-        f"sequences, {len(rows)} cases; tables move by {min(row['moved'] for row in rows):.2g} or more. Written by "
+        f"sequences, {len(rows)} cases; tables change by {min(row['moved'] for row in rows):.2g} or more. Written by "
         "`python -m experiments parity`."
     )
     yield from _table(
@@ -65,8 +65,8 @@ def _kills(found: Rows) -> Iterator[str]:
     yield from ("", "## Killed", "")
     yield (
         f"A training of {outcomes[0]['steps']} steps on {found[0]['processes']} processes, killed with SIGKILL "
-        f"{len(kills)} times ({phases}), ended {'as' if found[0]['equal'] else 'OTHERWISE THAN'} one left alone: "
-        f"metrics and the checksum of all weights. Where one process was killed the other ended after "
+        f"{len(kills)} times ({phases}), {'equals' if found[0]['equal'] else 'DIFFERS FROM'} an undisturbed one "
+        f"in the metrics and the checksum of all weights. If one process was killed, the other ended after "
         f"{max(waits):.1f} s at most. Written by `python -m experiments kills`."
     )
     names = [name for name in outcomes[0] if name != "weights"]

@@ -13,8 +13,8 @@ from experiments.third_party.libraries import PACKAGES
 
 Rows = Sequence[Mapping[str, Any]]
 _INTRODUCTION = """\
-Models of other libraries, built as these do: trained for some steps, all tables swapped by four methods, fresh and
-warm, and trained again; a ninth swap gives each id a row of its own, warm, and must leave the loss where it was. A
+Models of other libraries are built as these do and trained for some steps; all tables are swapped by four methods,
+fresh and warm, and trained again. A ninth swap gives each id a separate row, warm, and must not change the loss. A
 model counts by the worst of its nine tries. Written by `python -m experiments.third_party`."""
 
 

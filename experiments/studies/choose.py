@@ -34,7 +34,7 @@ from experiments.training.optim import make_optimizers
 from experiments.training.train import Trainer
 
 PLANNING = 0.2
-"""Of the time of a full training, for the plan."""
+"""The share of the time of a full training for the plan."""
 
 _HELD_OUT = 8  # batches
 _ROWS = 4096  # of a batch

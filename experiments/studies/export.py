@@ -157,9 +157,9 @@ def write_markdown(results: Path, folder: Path) -> Path:
     if not groups:
         raise InputError(f"{results / EXPERIMENT} holds no results: run `python -m experiments export` first")
     lines = [
-        "Trained tables, and the same exported by `embcomp.export` and loaded from the file: bytes of tables and maps "
-        "in memory and how many times smaller that is than the full float32 tables; bytes of the whole program on "
-        "disk; the AUC of the test split with its difference to float32. "
+        "Trained tables, and these tables exported by `embcomp.export` and loaded from the file: bytes of tables and "
+        "maps in memory, with the factor to the full float32 tables; bytes of the whole program on disk; the AUC of "
+        "the test split with its difference to float32. "
         "Written by `python -m experiments export`; means over seeds.",
     ]
     header = ["method", "budget", "seeds", "float32", "AUC"]

@@ -206,7 +206,7 @@ def write_markdown(results: Path, folder: Path) -> Path:
     lines = [
         "Item vectors of trained full tables in few bits, all items ranked. Kept: recall on the test split as a share "
         "of that of the float vectors, in percent; lost: square error as a share of the squares. Coded users are coded "
-        "on their own in the same way. Mean ± standard deviation over seeds. Written by `python -m experiments "
+        "separately in the same way. Mean ± standard deviation over seeds. Written by `python -m experiments "
         "retrieval-codes`.",
     ]
     header = ["bytes", "way", "lost", "R@10 kept", "R@50 kept", "users coded: R@10", "R@50", "on valid: R@10", "R@50"]

@@ -113,10 +113,12 @@ def _library(name: str, again: bool, matching: str) -> list[dict[str, Any]] | No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.third_party", description=(__doc__ or "")[:76])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.third_party", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--only", choices=list(PACKAGES), action="append", help="this library (may be repeated)")
-    parser.add_argument("--matching", default="", metavar="TEXT", help="models whose name holds this text")
-    parser.add_argument("--again", action="store_true", help="also what stands in the results already")
+    parser.add_argument("--matching", default="", metavar="TEXT", help="models whose name contains this text")
+    parser.add_argument("--again", action="store_true", help="also models that are already in the results")
     parser.add_argument("--model", metavar="LIBRARY/NAME", help="try one model here, print all, write nothing")
     options = parser.parse_args(arguments)
     if options.model:

@@ -87,7 +87,7 @@ def test_where_one_process_dies_the_others_end_and_the_run_goes_on(config, alone
     assert time.monotonic() - begin < 60
     assert second.error == "the process has died"
     assert "process 0 of 2 has ended" in first.error
-    assert "goes on from the last checkpoint" in first.error
+    assert "continues from the last checkpoint" in first.error
     assert not results.path_of(config, tmp_path / "results").exists()
     runs = tmp_path / "out" / "runs" / config.experiment / config.name
     *_, saved = sorted(runs.glob("last-*/step-*/manifest.json"))
