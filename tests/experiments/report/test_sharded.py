@@ -19,7 +19,7 @@ def test_each_file_has_its_section(tmp_path):
     text = path.read_text()
     assert "| method | table-wise, SGD | row-wise, SGD |" in text
     assert "| Full | 4.2e-07 | 3.0e-08 |" in text
-    assert "3 cases; tables move by 0.5 or more" in text
+    assert "3 cases; tables change by 0.5 or more" in text
     assert "## Killed" not in text
 
 
