@@ -121,6 +121,13 @@ class Encoder(Maps, abc.ABC):
         """Return how many rows a chunk reads for each id."""
         return 1
 
+    def config_of(self, key: str) -> dict[str, Any]:
+        """Return the configuration that has a key: its own, or that of the method inside a wrapper."""
+        config = self.config
+        while key not in config:
+            config = config["of"]
+        return config
+
     def reset_buffers(self) -> None:
         """Recompute the buffers that depend on the table's name, after it has changed."""
 

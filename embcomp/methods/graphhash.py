@@ -82,7 +82,7 @@ class ClusterEncoder(HashEncoder):
 
     def cluster_map(self) -> ClusterMap:
         """Return the map that the encoder holds, without statistics of the clustering."""
-        said = self.config["clusters"]
+        said = self.config_of("clusters")["clusters"]
         labels = torch.arange(self.own_rows, dtype=torch.int32, device="cpu")
         return ClusterMap(self.words.cpu(), labels, **said)
 
@@ -91,7 +91,7 @@ class ClusterEncoder(HashEncoder):
         if self.table.num_embeddings is not None:
             self.table = dataclasses.replace(self.table, num_embeddings=found.num_ids)
             self.config["num_embeddings"] = found.num_ids
-        self.config["clusters"] = _described(found)
+        self.config_of("clusters")["clusters"] = _described(found)
         self._describe(found)
         self.words = found.words.to(self.words.device)
 

@@ -63,7 +63,7 @@ class MixtureEncoder(HashEncoder):
         if self.table.num_embeddings is not None:
             self.table = dataclasses.replace(self.table, num_embeddings=found.num_ids)
             self.config["num_embeddings"] = found.num_ids
-        self.config["ids"] = self.num_ids = found.num_ids
+        self.config_of("ids")["ids"] = self.num_ids = found.num_ids
         self.words, self.weights = found.words.to(self.words.device), found.weights.to(self.weights.device)
         return bool(kept)
 

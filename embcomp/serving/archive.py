@@ -18,14 +18,16 @@ from embcomp.files import Damaged, StrPath, replacing
 
 _SIGN = b"embcomp sha256 "
 _DIGITS = 64
+_VERSION = "embcomp_version"
 _END = b"PK\5\6"  # of the last record of an archive, 22 bytes with an empty comment
 
 
-def save(program: ExportedProgram, path: StrPath) -> None:
+def save(program: ExportedProgram, path: StrPath, version: str | None = None) -> None:
     """Write a program. An existing file is replaced in one step or not at all. Raise OSError, naming the file."""
+    extra = {} if version is None else {_VERSION: version}
     with replacing(path) as part, part.open("w+b") as file:
         stream = _Stream(file)
-        torch.export.save(program, stream)  # pyright: ignore[reportArgumentType]
+        torch.export.save(program, stream, extra_files=extra)  # pyright: ignore[reportArgumentType]
         if stream.error is not None:
             raise stream.error
         file.seek(-22, os.SEEK_END)
@@ -64,7 +66,32 @@ class _Stream(io.RawIOBase):
         return 0  # torch asks for it once, when all is written
 
 
-def load(path: StrPath) -> ExportedProgram:
+def version_of(path: StrPath) -> str | None:
+    """Return the version with which `embcomp.export` stamped a file; None without a stamp. Nothing is executed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        Damaged: the file is not an archive (also a ValueError).
+        FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import torch, embcomp
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 32), torch.nn.Linear(32, 1))
+        >>> report = embcomp.export(model, "monday.pt2", (torch.arange(4),), version="2026-11-30")
+        >>> embcomp.serving.version_of("monday.pt2")
+        '2026-11-30'
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f"extra/{_VERSION}")]
+            return archive.read(names[0]).decode() if names else None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError) as error:
+        raise Damaged(f"{path} is damaged, or not an exported program ({error})") from None
+
+
+def load(path: StrPath, *, version: str | None = None) -> ExportedProgram:
     """Load a program that `embcomp.export` wrote, after checking its checksum.
 
     Like `torch.export.load`, which it calls, it may run code from the file: load only files from sources whose code you
@@ -72,10 +99,11 @@ def load(path: StrPath) -> ExportedProgram:
 
     Args:
         path: the file.
+        version: the version that the file must be stamped with; None accepts any.
 
     Raises:
         Damaged: the file is cut short or was changed (also a ValueError).
-        ValueError: the file is not an exported program, or needs packages that are not imported.
+        ValueError: the file is not an exported program, has another version, or needs packages that are not imported.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -100,6 +128,12 @@ def load(path: StrPath) -> ExportedProgram:
                 raise Damaged(f"{path} is damaged or was edited: its checksum does not fit; export it again")
         else:
             _check_old(path)
+    found = version_of(path) if version is not None else None
+    if found != version:
+        raise ValueError(
+            f"{path} holds version {found!r}, and version {version!r} is wanted: vectors of two versions must not "
+            "meet; load the file of that version, or align the models first (embcomp.align_)"
+        )
     try:
         return torch.export.load(path)
     except Exception as error:

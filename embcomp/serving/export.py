@@ -20,6 +20,7 @@ def export(
     example: Sequence[Any],
     *,
     dtype: Dtype | Mapping[str, Dtype] = "int8",
+    version: str | None = None,
 ) -> ExportReport:
     """Write a trained model as a `torch.export` program with quantised tables, which is served without embcomp.
 
@@ -38,6 +39,8 @@ def export(
         example: the arguments of a call, with at least two bags and two ids; only their types and sizes are kept.
         dtype: "int8", "int4", "float16" or "float32"; or one for each table, by glob patterns over module paths and
             torchrec table names: the first match wins, and a table that no pattern matches is not quantised.
+        version: a stamp of the model, which `embcomp.serving.version_of` reads and `embcomp.serving.load` compares, so
+            that queries of one version never meet an index of another.
 
     Returns:
         The bytes before and after, table by table; `print` shows them.
@@ -65,6 +68,8 @@ def export(
         >>> torch.allclose(program(ids), model(ids), atol=0.02)
         True
     """
+    if not (version is None or isinstance(version, str)):
+        raise TypeError(f"version must be a string, such as a date, got {type(version).__name__}")
     target = Path(path)
     if target.suffix != ".pt2":
         raise ValueError(f"path {str(target)!r} must end in .pt2, by which torch knows such files")
@@ -72,5 +77,5 @@ def export(
         raise ValueError(f"path {str(target)!r}: there is no folder {str(target.parent)!r}; make it first")
     served = swap(model, dtype)
     program, inputs = trace(served.model, example)
-    archive.save(program, target)
+    archive.save(program, target, version)
     return ExportReport(table_lines(served), target, target.stat().st_size, inputs, packages(program))

@@ -182,3 +182,55 @@ def test_what_it_cannot_change_is_said_and_stays() -> None:
     found.branches["bags"].collection = nn.Identity()  # in the place of what sharding puts there
     with pytest.raises(ValueError, match="load its state into the collection as it was before"):
         remap_(found, NEW, table="film")
+
+
+WRAPPED = {
+    "few bits": lambda of: embcomp.LowBit(bits=4, of=of),
+    "a step for each row": lambda of: embcomp.LowBit(bits=4, step="row", of=of),
+    "low rank": lambda of: embcomp.LowRank(rank=4, of=of),
+    "few bits of low rank": lambda of: embcomp.LowBit(bits=4, of=embcomp.LowRank(rank=4, of=of)),
+    "nested": lambda of: embcomp.Nested(width=4, of=of),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("where", ["torch", "torchrec"])
+def test_a_map_inside_of_wrappers_grows(where: str, wrap) -> None:
+    longer = ClusterMap.of([0, 0, 1, 0, 2, 2, 1], 3)  # nothing moves; id 3 has a row now, id 6 is new
+    if where == "torch":
+        module, table = embcomp.nn.CompressedEmbedding(6, 4, wrap(embcomp.GraphHash(OLD))), None
+        fresh = embcomp.nn.CompressedEmbedding(7, 4, wrap(embcomp.GraphHash(longer)))
+    else:
+        module, table = collection("bags", wrap(embcomp.GraphHash(OLD))), "film"
+        fresh = None
+
+    def vectors(ids: list[int]) -> torch.Tensor:
+        return module(torch.tensor(ids)) if where == "torch" else module(batch(ids, ids))["film"]
+
+    stay = [0, 1, 2, 4, 5]
+    before = vectors(stay)
+    remap_(module, longer, table=table)
+    torch.testing.assert_close(vectors(stay), before)
+    torch.testing.assert_close(vectors([3, 6]), vectors([0, 2]))
+    if fresh is not None:  # saved under the new map, and loaded into what is made for it
+        fresh.load_state_dict(module.state_dict())
+        assert torch.equal(fresh(torch.arange(7)), module(torch.arange(7)))
+
+
+def test_a_mixture_inside_of_wrappers_grows() -> None:
+    rows, weights = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 0], [2, 1], [2, 2]]), torch.rand(6, 2) + 0.1
+    old = Mixture.of(rows, weights, OLD)
+    method = embcomp.LowBit(bits=4, of=embcomp.SoftGraphHash(OLD, weights=old, k=2))
+    module = embcomp.nn.CompressedEmbedding(6, 4, method)
+    before = module(torch.arange(6))
+    more = torch.cat([rows, torch.tensor([[1, 1]])]), torch.cat([weights, torch.ones(1, 2)])
+    longer = Mixture.of(*more, ClusterMap.of([0, 0, 1, -1, 2, 2, 1], 3))
+    remap_(module, longer)
+    torch.testing.assert_close(module(torch.arange(6)), before)
+    assert module(torch.tensor([6])).shape == (1, 4)
+    again = embcomp.nn.CompressedEmbedding(
+        7,
+        4,
+        embcomp.LowBit(bits=4, of=embcomp.SoftGraphHash(ClusterMap.of([0, 0, 1, -1, 2, 2, 1], 3), weights=longer, k=2)),
+    )
+    again.load_state_dict(module.state_dict())
