@@ -20,6 +20,7 @@ from embcomp.ops.tables import SumBags
 def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
     """Compute `collection(features)`, with fewer calls if the collection is plain and nothing is traced."""
     if type(collection) is not EmbeddingBagCollection or is_traced(features):
+        _check_means(collection)
         return collection(features)
     configs = collection.embedding_bag_configs()
     bags: list[Any] = list(collection.embedding_bags.values())
@@ -29,6 +30,23 @@ def look_up_bags(collection: Any, features: KeyedJaggedTensor) -> KeyedTensor:
         return sum_bags([bag.weight for bag in bags], numbers, features, weights)
     values = _pool_each([(bag.weight, bag.mode) for bag in bags], numbers, features, weights)
     return _keyed(features, [config.embedding_dim for config in configs], numbers, values)
+
+
+def _check_means(collection: Any) -> None:
+    """Raise ValueError if torchrec would divide means of a sharded collection by the wrong numbers.
+
+    torchrec 1.8 is right if all tables are split by rows and all are means; `embcomp.torchrec.shard` is always right.
+    """
+    if not getattr(collection, "_has_mean_pooling_callback", False) or hasattr(collection, "divides_by_name"):
+        return
+    by_rows = collection._pooling_type_to_rs_features
+    features = [feature for config in collection._embedding_bag_configs for feature in config.feature_names]
+    if set(by_rows) != {"MEAN"} or sorted(by_rows["MEAN"]) != sorted(features):
+        raise ValueError(
+            f"tables {collection._table_names}: torchrec divides means by the numbers of other features where a "
+            "collection has tables split by rows beside others; shard the model with embcomp.torchrec.shard, or give "
+            "all tables of the collection row_wise, or none"
+        )
 
 
 def sum_bags(

@@ -21,6 +21,8 @@ _BY_ROWS = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value}
 class ShardedBags(ShardedEmbeddingBagCollection):
     """A sharded collection whose row-wise means are divided by the number of ids of their own feature."""
 
+    divides_by_name = True
+
     def input_dist(self, ctx: EmbeddingBagCollectionContext, features: Any) -> Any:
         if not isinstance(features, KeyedJaggedTensor) or features.variable_stride_per_key():
             raise ValueError(

@@ -7,11 +7,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
-from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import PoolingType
 
 import embcomp
 from embcomp.torchrec import CompressedEmbeddingBagCollection, shard
+from embcomp.torchrec.sharded.constraints import BagSharder
 
 FEATURES = [
     [["a"], ["b"], ["c"]],
@@ -101,3 +105,35 @@ def test_batches_of_several_sizes_are_refused_by_name(pair):
     for said in pair.run(variable):
         assert "tables ['t']" in said
         assert "one batch size" in said
+
+
+def by_torchrec(shardings: list[str]) -> str:
+    """What `DistributedModelParallel` itself comes to for a compressed collection of means: an error, or nothing."""
+    tables = [
+        EmbeddingBagConfig(name=n, num_embeddings=9, embedding_dim=4, feature_names=[n], pooling=PoolingType.MEAN)
+        for n in "ab"
+    ]
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"c": CompressedEmbeddingBagCollection(tables, {"*": embcomp.HashingTrick(rows=6)})})
+    features = KeyedJaggedTensor(["a", "b"], torch.tensor([1, 2, 3]), lengths=torch.tensor([2, 0, 1, 0]))
+    expected = model["c"](features).values()
+    device, env = torch.device("cpu"), ShardingEnv.from_process_group(dist.group.WORLD)
+    chosen = {n: ParameterConstraints(sharding_types=[k]) for n, k in zip("ab", shardings, strict=True)}
+    sharders = [BagSharder()]
+    topology = Topology(world_size=2, compute_device="cpu")
+    plan = EmbeddingShardingPlanner(topology=topology, constraints=chosen).plan(model, sharders)
+    sharded = DistributedModelParallel(model, env, device, plan, [EmbeddingBagCollectionSharder()])
+    try:
+        got = sharded.module["c"](features).values()
+    except ValueError as error:
+        return str(error)
+    assert got.shape == expected.shape
+    return ""
+
+
+def test_what_torchrec_alone_would_get_wrong_is_refused(pair):
+    for said in pair.run(by_torchrec, ["row_wise", "table_wise"]):
+        assert "tables ['a', 'b']" in said
+        assert "embcomp.torchrec.shard" in said
+    assert pair.run(by_torchrec, ["row_wise", "row_wise"]) == ["", ""]
+    assert pair.run(by_torchrec, ["table_wise", "table_wise"]) == ["", ""]
