@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, distribution
 
-DISTRIBUTION = "embcomp-recsys"  # `embcomp` on PyPI is somebody else's
+DISTRIBUTION = "embcomp-recsys"  # `embcomp` on PyPI is another project
 
 
 def install(extra: str) -> str:

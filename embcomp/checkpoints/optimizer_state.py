@@ -39,7 +39,7 @@ class OptimizerState:
         self.optimizer = optimizer
         self.keyed = isinstance(optimizer, loaded(*_KEYED))
         self.fused = any(isinstance(optimizer, loaded(*kind)) for kind in _FUSED)
-        self.in_place = self.keyed or self.fused  # kernels and wrappers go on using the tensors that they have
+        self.in_place = self.keyed or self.fused  # kernels and wrappers continue to use their tensors
         if self.keyed:
             self.names = {parameter: join(prefix, name) for name, parameter in optimizer.params.items()}
         else:

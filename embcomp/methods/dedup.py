@@ -173,8 +173,8 @@ def merged(blocks: Tensor, kept: int, share: float, tolerance: float | None, see
     width, draws, idle = 1e-3 * spread, 0, 0
     while len(alive) > kept and idle < _DRAWS:
         firsts, seconds = _closest(means[alive], width, compared, tolerance, generator)
-        draws = 0 if len(firsts) > len(alive) // 8 else draws + 1  # much that is alike is merged before buckets widen
-        if width >= _WIDEST * spread:  # everything lies in one bucket: what is not merged now is not alike
+        draws = 0 if len(firsts) > len(alive) // 8 else draws + 1  # many similar blocks are merged before buckets widen
+        if width >= _WIDEST * spread:  # all lie in one bucket: blocks not merged now are too far apart
             idle = 0 if len(firsts) else idle + 1
         elif draws == _DRAWS:
             width, draws = width * _WIDER, 0

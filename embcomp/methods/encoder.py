@@ -35,7 +35,7 @@ class Encoder(Maps, abc.ABC):
     """
 
     hands: ClassVar[bool] = False
-    """True if `handed` gives anything."""
+    """True if `handed` returns numbers for the combiner."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

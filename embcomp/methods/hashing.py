@@ -47,7 +47,7 @@ class HashEncoder(Encoder):
 
     def _keys(self) -> Tensor:
         keys = [self._key(self.seed, self.table.name, j) for j in range(sum(self.lookups))]
-        # Real even inside `with torch.device("meta")`: they follow from the configuration, so nobody would load them.
+        # Real even inside `with torch.device("meta")`: they follow from the configuration, so no state fills them.
         return torch.tensor(keys, device="cpu" if torch.get_default_device().type == "meta" else None)
 
     def reset_buffers(self) -> None:

@@ -134,7 +134,7 @@ class Probes:
                 if not math.isfinite(rise):
                     raise ValueError(f"the loss becomes {rise + self.base}")
                 error = _error(rises)
-            except Exception as failure:  # of one option: it is named, and the others go on
+            except Exception as failure:  # of one option: it is recorded, and the others continue
                 self.failed.append(Failure(names, what, f"{type(failure).__name__}: {failure}"))
                 rise = error = math.nan
             self._known[key] = rise, error

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 Rotation = Literal["itq", "random", "svd"] | None
 ROTATIONS = (None, "itq", "random", "svd")
 _SAMPLE = 1 << 16  # vectors that directions are learned from
-_ROUNDS = 40  # of ITQ; 50 in the paper, and the error stands still before
+_ROUNDS = 40  # of ITQ; the paper has 50, but the error converges before
 
 
 def sample(vectors: Tensor, seed: int, most: int = _SAMPLE) -> Tensor:

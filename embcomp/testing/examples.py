@@ -236,8 +236,8 @@ KINDS = [
         "DeepHash",
     }
 ]
-"""One for each kind of look-up, for tests of seconds that know of no method: several rows added up, weighed by what is
-learned or by a map, two tables multiplied, side by side, a store of several tables, coded rows, learned combiners."""
+"""An example for each kind of look-up, for slow tests that do not depend on the method: several rows added up, weights
+that are learned or from a map, two tables multiplied or side by side, a shared store, coded rows, learned combiners."""
 
 
 def missing() -> set[str]:

@@ -19,7 +19,7 @@ from experiments.bench import BenchRow
 from experiments.bench.timing import seconds, spread
 
 Search = Callable[[Tensor], Tensor]
-"""Queries -> rows, int64 [Q, k]."""
+"""A function from queries to rows, int64 [Q, k]."""
 MORE = 4  # candidates for each of the best, where they are rescored
 PART = 20  # of the queries, for what takes one after the other
 

@@ -22,7 +22,7 @@ SHARES = (0.5, 0.25, 0.1, 0.03, 0.01)
 """The budgets, as shares of the full tables' bytes; a method competes at the smallest that it keeps."""
 
 TOLERANCE = 1.02
-"""Budgets are kept up to this: a method that takes 10.1 % competes at 10 %."""
+"""The tolerance of budgets: a method that takes 10.1 % competes at 10 %."""
 
 FEWEST = 5
 """The least number of methods of a set-up that is listed."""

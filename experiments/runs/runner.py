@@ -260,7 +260,7 @@ def _execute_in_worker(run: RunConfig, settings: Settings) -> tuple[str, str]:
     def report(done: int, total: int, text: str) -> None:
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
-            os._exit(1)  # nobody waits for this run any more; it goes on from its checkpoint when asked for again
+            os._exit(1)  # no process waits for this run any more; the next command continues it
         _messages[0].put((run.name, done, total, text))
 
     return execute(run, settings, report)

@@ -19,7 +19,7 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLICKS, RETRIEVAL, BEHAVI
 """The kinds of runs; one of your own is added as `KINDS["mine"] = Kind("mine", ...)`."""
 
 Prepared = deque[Task | Infeasible]
-"""The task of each run in their order, or why its method cannot serve its budget."""
+"""The task of each run, in order, or the reason why its method cannot serve its budget."""
 
 
 def prepare(run: RunConfig) -> Task:

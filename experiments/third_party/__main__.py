@@ -33,11 +33,11 @@ from experiments.third_party.trial import METHODS, Build, try_exact, try_method
 THIRD_PARTY = RESULTS / "third-party"
 REQUIREMENTS = "requirements/third-party.txt"
 LIMIT = 300.0
-"""Seconds for one model with all methods."""
-_NO_ANSWER = "no answer in"  # a busy machine perhaps: tried again the next time
+"""The most seconds for one model with all methods."""
+_NO_ANSWER = "no answer in"  # perhaps the machine was busy: it is tried again the next time
 
 Tries = dict[str, list[str]]
-"""The try -> (outcome, reason)."""
+"""The outcome and the reason of each try, by its name."""
 
 
 def _tries(build: Build) -> Tries:

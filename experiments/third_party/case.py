@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FIELDS, BATCH, DIM = [90, 120, 150], 16, 8
-"""Ids of three fields, examples of a batch, the width of vectors."""
+"""The numbers of ids of three fields and of examples of a batch, and the width of vectors."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Case:
     loss: Callable[[nn.Module], Tensor]
     """The loss on a batch, with the penalties of the library."""
     answer: Callable[[nn.Module], Tensor] | None = None
-    """The loss less what depends on parameters themselves; else `loss` is that."""
+    """The loss without terms of the parameters themselves; None if `loss` has no such terms."""
     own_optimizer: bool = False
-    """Whether the model trains by the `optimizer` that it made for itself."""
+    """True if the model is trained by the `optimizer` that it made itself."""
     penalty: Callable[[nn.Module], Tensor] | None = None
-    """The library's penalty of its tables alone; it must reach every row."""
+    """The library's penalty of its tables, without other terms; it must reach every row."""
 
 
 Build = Callable[[], Case]

@@ -112,7 +112,7 @@ class Best:
         state = {"key": self.key, "model": model.state_dict()}
         if distributed.rank() == 0:
             nested.save(self.path, _BEST, state)
-        distributed.agreed(None)  # nobody reads it before it is there
+        distributed.agreed(None)  # no process reads it before it is written
 
     def exists(self) -> bool:
         """Return whether the file exists, undamaged and of this configuration."""

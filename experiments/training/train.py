@@ -21,7 +21,7 @@ from experiments.training.checkpoint import Best, Last, Progress
 from experiments.training.optim import decay_lr, make_optimizers
 
 Report = Callable[[int, int, str], None]
-"""(steps done, steps at most, text) -> None; called about twice a second."""
+"""A function of (steps done, steps in all, text) that is called about twice a second."""
 
 _TICK_SECONDS = 0.5
 _ASK_EVERY = 16

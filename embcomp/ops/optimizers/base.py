@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 Per = Literal["value", "row"]
-"""Whether a state has a number for each value of a table, or for each row."""
+"""The size of a state: a number for each value of a table, or for each row."""
 
 
 @dataclass

@@ -105,7 +105,7 @@ class FbgemmEngine(Engine):
             weights_precision=SparseType.from_dtype(tables[0].dtype),
             output_dtype=SparseType.FP32,
             pooling_mode=PoolingMode.SUM,
-            bounds_check_mode=BoundsCheckMode.FATAL,  # the default reads row 0 instead, and goes on
+            bounds_check_mode=BoundsCheckMode.FATAL,  # the default reads row 0 instead, without an error
             device=device,
             **fbgemm_settings(settings, self.on_gpu),
         )

@@ -90,7 +90,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().load_state_dict({**state_dict, "param_groups": groups})
         for weight, states in held.items():
             for name, state in states.items():
-                state.copy_(self.state[weight][name])  # the engine goes on using its own memory
+                state.copy_(self.state[weight][name])  # the engine continues to use its own memory
             self.state[weight] = states
         self._pass_on()
 
