@@ -20,7 +20,8 @@ class Combiner(nn.Module, abc.ABC):
     A `linear` combiner commutes with pooling, so bags are pooled inside the look-up; other combiners combine before
     pooling. `neutral` maps a chunk to the constant at which the rest is linear; warm starts fix the chunk at that
     value. `linear_in_rows` marks a combiner that is linear in the rows but cannot pool inside the look-up, because its
-    encoder hands it numbers of each id.
+    encoder hands it numbers of each id. A `costly` one takes so many operations for a vector that each id of a batch is
+    computed once on a CPU.
 
     Attributes:
         like: the moments of the replaced table, for combiners that draw something by themselves (`draws`).
@@ -30,6 +31,7 @@ class Combiner(nn.Module, abc.ABC):
     linear_in_rows: ClassVar[bool] = False
     neutral: ClassVar[Mapping[int, float]] = {}
     draws: ClassVar[bool] = False
+    costly: ClassVar[bool] = False
     like: Moments = Moments()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -27,6 +27,7 @@ class Network(Combiner):
 
     linear = False
     draws = True
+    costly = True
 
     def __init__(self, hashes: int, width: int, layers: int, embedding_dim: int) -> None:
         super().__init__()

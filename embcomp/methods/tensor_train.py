@@ -50,6 +50,7 @@ class Chain(Combiner):
     """A combiner that multiplies the slices [d1, R], [R, d2 R] and [R, d3] of an id, by two batched matrix products."""
 
     linear = False
+    costly = True
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -5,14 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from embcomp.methods.base import Method, Plan, Table, TablePlan
 from embcomp.nn.arguments import check_flag, check_home, check_method
 from embcomp.nn.stores import PlainStore, check_floats
 from embcomp.nn.weight import ComputedWeight
-from embcomp.ops.checks import check_same_device, check_tensor
+from embcomp.ops.bags import transformed
+from embcomp.ops.checks import check_same_device, check_tensor, readable
 from embcomp.settings import checked
 from embcomp.tracing import NotScripted, check_not_a_constant
+
+_WORTH_SORTING = 512  # ids, where a vector takes many operations
 
 
 class CompressedTable(NotScripted, nn.Module):
@@ -117,6 +121,14 @@ class CompressedTable(NotScripted, nn.Module):
 
     def _vectors(self, ids: Tensor) -> Tensor:
         """Look up ids [N] -> [N, embedding_dim]; the padding id gives zeros."""
+        if self.combiner.costly and readable(ids) and not transformed() and ids.numel() >= _WORTH_SORTING:
+            different, places = torch.unique(ids, return_inverse=True)
+            if different.numel() <= 0.75 * ids.numel():  # each is computed once
+                return F.embedding(places, self._vectors_of(different))
+        return self._vectors_of(ids)
+
+    def _vectors_of(self, ids: Tensor) -> Tensor:
+        """Look up every id, as `_vectors`."""
         encoded = self.encoder(ids)
         chunks = [self._store(i).look_up(*rows) for i, rows in enumerate(encoded)]
         vectors = self.combiner([*chunks, *self.encoder.hand(ids)] if self.encoder.hands else chunks)

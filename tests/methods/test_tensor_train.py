@@ -98,6 +98,25 @@ def test_a_warm_start_is_at_least_as_close_as_the_decomposition() -> None:
     assert float((model["a"].materialize() - trained).square().sum().detach()) <= start
 
 
+@pytest.mark.parametrize("method", [TensorTrain(rank=3), embcomp.DeepHash(width=8, hashes=6)], ids=["train", "network"])
+def test_large_batches_compute_each_id_once(method: embcomp.Method) -> None:
+    """The vectors and gradients are those of ids that are looked up a few at a time."""
+    torch.manual_seed(4)
+    module = CompressedEmbedding(300, 12, method, padding_idx=5)
+    ids, factors = torch.randint(300, (40, 30)), torch.randn(40, 30, 12)
+    whole = module(ids)
+    (whole * factors).sum().backward()
+    found = [parameter.grad.clone() for parameter in module.parameters()]
+    module.zero_grad()
+    parts = torch.cat([module(some) for some in ids.split(10)])
+    torch.testing.assert_close(whole, parts)
+    (parts * factors).sum().backward()
+    for mine, parameter in zip(found, module.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-4)
+    with pytest.raises(IndexError, match="id 300"):
+        module(torch.full((900,), 300))
+
+
 def test_budgets_and_bytes() -> None:
     tables = [Table("a", 100_000, 32), Table("b", 3, 16)]
     method = TensorTrain.for_budget(tables, 200_000)

@@ -124,3 +124,9 @@ def test_tables_on_one_store_have_one_dtype() -> None:
     for dtype in ({"user": "int8", "item": "int4"}, {"user": "int8"}):
         with pytest.raises(ValueError, match=r"'user' .int8. and 'item' .* read the same rows"):
             swap(model, dtype)
+
+
+@pytest.mark.parametrize("method", [embcomp.TensorTrain(rank=2), embcomp.DeepHash(width=4, hashes=8)])
+def test_large_batches_of_costly_vectors_are_served_alike(method: embcomp.Method) -> None:
+    module, ids = CompressedEmbedding(N, D, method), torch.randint(N, (900,))
+    torch.testing.assert_close(swap(module, "float32").model(ids), module(ids))
