@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,21 @@ class Last:
         key: the key of its configuration; checkpoints of another one are not read.
         model: the model, as it is trained.
         optimizers: the optimizers, in the order of the trainer.
+        parts: other parts of the training, by name.
     """
 
-    def __init__(self, folder: Path, key: str, model: nn.Module, optimizers: list[Optimizer]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        parts: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.path = folder, folder / f"last-{key}"
-        self._saved = Checkpoints(self.path, distributed.local(model), optimizers, timeout=distributed.TIMEOUT)
+        self._saved = Checkpoints(
+            self.path, distributed.local(model), optimizers, parts=parts, timeout=distributed.TIMEOUT
+        )
 
     def save(self, step: int, progress: Progress, background: bool = False) -> None:
         self._saved.save(step, distributed.agreed(asdict(progress)), asynchronous=background)

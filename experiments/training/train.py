@@ -17,6 +17,7 @@ from experiments.loggers import Logger
 from experiments.processes import distributed
 from experiments.processes.machine import PeakMemory
 from experiments.tasks.kind import FittedTask, Task
+from experiments.training.adapting import Adapting
 from experiments.training.checkpoint import Best, Last, Progress
 from experiments.training.optim import decay_lr, make_optimizers
 
@@ -77,7 +78,9 @@ class Trainer:
         self.nbytes, self.training_nbytes = built.nbytes, built.training_nbytes  # before a process holds a part
         self.model: nn.Module
         self.model, self.optimizers = make_optimizers(built, task.run.optimizer, device)
-        self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers)
+        self.adapting = Adapting(built.embeddings, self.optimizers)
+        parts = self.adapting.trackers
+        self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers, parts)
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         self.memory = PeakMemory(device)
         self.progress = self.last.load() or Progress()
@@ -137,6 +140,7 @@ class Trainer:
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
+            self.adapting.after_step()
             loss_sum += loss.detach()
             progress.batch += 1
             now = time.monotonic()
@@ -167,6 +171,8 @@ class Trainer:
             self._judge(metrics)
         progress.epoch += 1
         progress.batch, progress.loss_sum = 0, 0.0
+        if not progress.finished:
+            self.adapting.after_epoch(progress.epoch, self.config.epochs)
         if validated:
             self._save()
 

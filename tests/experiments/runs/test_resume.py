@@ -14,6 +14,7 @@ from experiments.runs.runner import Settings, execute
 
 SECTIONS = {
     "adam and dropout": {"model": {"options": {"hidden": [16], "dropout": 0.3, "batch_norm": True}}},
+    "owners that move": {"methods": [{"method": "HotRows", "share": 0.3}], "optimizer": {"embedding": "Adagrad"}},
     "fused row-wise Adagrad": {"optimizer": {"embedding": "RowWiseAdagrad", "embedding_lr": 0.1}},
 }
 
@@ -21,7 +22,7 @@ SECTIONS = {
 @pytest.mark.parametrize("sections", SECTIONS.values(), ids=SECTIONS.keys())
 def test_killed_runs_end_like_others(make_run, tmp_path, sections):
     training = {"epochs": 3, "batch_size": 32, "patience": 3}
-    run = make_run(**sections, training=training, methods=[{"method": "DoubleHash", "share": 0.3}])
+    run = make_run(**{"training": training, "methods": [{"method": "DoubleHash", "share": 0.3}], **sections})
     settings = {
         name: Settings(tmp_path / name / "results", tmp_path / name / "out", checkpoint_seconds=0.1)
         for name in ("alone", "killed")
