@@ -1,8 +1,15 @@
-"""What the build adds to pyproject.toml: the README as an index shows it, and the runner under names of its own."""
+"""What the build adds to pyproject.toml: the README as an index shows it, and the runner under names of its own.
+
+With EMBCOMP_WHEEL_NATIVE=1 the wheel is for the platform that builds it, and carries the compiled functions.
+"""
 
 import os
+import platform
 import re
+import shlex
 import shutil
+import subprocess
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +23,9 @@ _LINK = re.compile(r"\[([^\]]*)\]\((?!https://)([^)]*)\)")
 
 SHIPPED = {"experiments": "embcomp_experiments", "data": "embcomp_data"}
 """Packages of the checkout whose names are too common for an environment, and their names in the wheel."""
+
+_MARCH = {"x86_64": "-march=x86-64-v3", "aarch64": "-march=armv8-a"}
+"""The processors that compiled functions of a wheel are for; `embcomp.ops.native` asks whether it runs on one."""
 
 _LEFT_OUT = {"__pycache__", "results"}
 # Imports, names of modules in quotes, and commands. `"data.` in quotes is a key of a TOML file.
@@ -72,11 +82,28 @@ class CustomBuildHook(BuildHookInterface):
                 else:
                     shutil.copyfile(path, new)
                 build_data["force_include"][str(new)] = f"{name}/{inside}"
+        if os.environ.get("EMBCOMP_WHEEL_NATIVE") == "1":
+            compiled = self.folder / "compiled.so"
+            compile_native(Path(self.root) / "embcomp" / "native", compiled)
+            build_data["force_include"][str(compiled)] = "embcomp/native/compiled.so"
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{re.sub('[-.]', '_', sysconfig.get_platform())}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Removes the temporary folder."""
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder)
+
+
+def compile_native(sources: Path, target: Path) -> None:
+    """Compiles the C++ of `embcomp/native` for the common processors of this machine's kind, libstdc++ included."""
+    machine = platform.machine()
+    if machine not in _MARCH:
+        raise RuntimeError(f"no wheel with compiled functions is built for {machine}: only for {', '.join(_MARCH)}")
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    flags = [*(sources / "flags.txt").read_text().split(), _MARCH[machine], "-static-libstdc++", "-static-libgcc"]
+    flags += shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))
+    subprocess.run([*compiler, *flags, *sorted(map(str, sources.glob("*.cpp"))), "-o", str(target)], check=True)
 
 
 def renamed(code: str) -> str:

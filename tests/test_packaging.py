@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -94,6 +95,44 @@ def test_wheel_holds_its_packages_and_nothing_else(wheel: Path) -> None:
     configs = {path.name for path in (ROOT / "experiments" / "configs").glob("*.toml")}
     assert {name.rsplit("/", 1)[1] for name in names if name.startswith("embcomp_experiments/configs/")} == configs
     assert not [name for name in names if "/results/" in name]
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+def test_a_wheel_of_the_platform_compiles_nothing(tmp_path: Path) -> None:
+    """Its functions are loaded, and are those of plain torch; without a compiler, and with an empty cache."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "EMBCOMP_WHEEL_NATIVE": "1", "EMBCOMP_CXXFLAGS": "-O0"},  # five seconds instead of fifteen
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith(f"-py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+        assert "Root-Is-Purelib: false" in archive.read(
+            next(name for name in archive.namelist() if name.endswith(".dist-info/WHEEL"))
+        ).decode().replace("\r", "")
+    code = (
+        "import torch\n"
+        "from embcomp.ops import native\n"
+        "from embcomp.ops.hashing import hash_rows, hash_rows_reference\n"
+        "if native.shipped() is None: raise SystemExit('another processor')\n"
+        "assert native.library() is not None\n"
+        "ids, keys = torch.arange(9), torch.tensor([3, -4])\n"
+        "assert torch.equal(hash_rows(ids, keys, 5), hash_rows_reference(ids, keys, 5))\n"
+        "print('loaded')\n"
+    )
+    variables = {
+        "PYTHONPATH": str(tmp_path / "site"), "EMBCOMP_CACHE": str(tmp_path / "cache"), "CXX": "/no/compiler",
+        "PATH": "", "HOME": str(tmp_path),
+    }  # fmt: skip
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code]
+    ended = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    if "another processor" in ended.stderr:
+        pytest.skip("this processor lacks what the wheel needs")
+    assert ended.stdout == "loaded\n", ended.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_runner_in_the_wheel_imports_nothing_under_its_names_in_the_checkout(wheel: Path) -> None:

@@ -3,7 +3,8 @@
 The build needs only a C++ compiler (`$CXX`, `c++`, `g++` or `clang++`; `$EMBCOMP_CXXFLAGS` adds options) and is kept in
 a cache folder (`$EMBCOMP_CACHE`, else `$XDG_CACHE_HOME/embcomp`, else `~/.cache/embcomp`). It takes about ten seconds,
 so the logger `embcomp` announces it. Without a compiler, or with `EMBCOMP_NATIVE=0`, `library()` returns None and the
-torch forms are used; without a compiler a warning says so once.
+torch forms are used; without a compiler a warning says so once. A wheel for one platform has the functions compiled for
+its common processors (`hatch_build.py`): they are loaded where the processor has what they need, without a build.
 """
 
 import ctypes
@@ -21,8 +22,9 @@ from pathlib import Path
 from embcomp.files import replacing
 
 _SOURCES = Path(__file__).parent.parent / "native"
-_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros",
-          "-fno-trapping-math", "-shared", "-fPIC"]  # fmt: skip
+_SHIPPED = _SOURCES / "compiled.so"
+_NEEDED = {"x86_64": {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}}
+"""What compiled functions of a wheel need of a processor, by machine: on x86-64 its third level."""
 
 
 _log = logging.getLogger("embcomp")
@@ -43,7 +45,8 @@ def _compiler() -> list[str]:
 
 def _flags() -> list[str]:
     """The options of the compiler; those of `$EMBCOMP_CXXFLAGS` come last, so that they take precedence."""
-    return [*_FLAGS, *shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))]
+    given = (_SOURCES / "flags.txt").read_text().split()
+    return [*given, "-march=native", *shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))]
 
 
 def _cache_folder() -> Path:
@@ -70,6 +73,14 @@ def _run(command: list[str]) -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", "") or str(error)
         raise NativeUnavailable(f"`{shlex.join(command[:2])} ...` failed: {detail.strip()[-500:]}") from error
+
+
+def shipped() -> Path | None:
+    """Return the library of the wheel; None if there is none, or if this processor or an option needs another."""
+    if not _SHIPPED.exists() or os.environ.get("EMBCOMP_CXXFLAGS"):
+        return None
+    needed = _NEEDED.get(platform.machine(), set())
+    return _SHIPPED if needed <= set(_processor().split()) else None
 
 
 def build() -> Path:
@@ -105,7 +116,7 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("EMBCOMP_NATIVE") == "0":
         return None
     try:
-        return ctypes.CDLL(str(build()))
+        return ctypes.CDLL(str(shipped() or build()))
     except (NativeUnavailable, OSError) as error:
         warnings.warn(f"embcomp: {error}. Slower torch code is used instead.", RuntimeWarning, stacklevel=2)
         return None
