@@ -1,4 +1,4 @@
-"""Methods that change while they train: owners of `HotRows`, clusters of `ClusteredHash`."""
+"""The methods that change in training: owners of `HotRows`, clusters of `ClusteredHash`."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ UNTIL = 0.75
 
 
 class Adapting:
-    """What is done to the tables of a model between its steps and epochs; nothing for most methods.
+    """The changes of a model's tables between its steps and epochs; none for most methods.
 
     Args:
-        embeddings: the tables.
-        optimizers: those of the trainer; the first trains what is not fused.
+        embeddings: the module of the tables.
+        optimizers: the optimizers of the trainer; the first trains all that is not fused.
 
     Attributes:
-        trackers: those of `HotRows`, which a checkpoint holds as parts.
+        trackers: the trackers of `HotRows`, which a checkpoint holds as parts.
 
     Raises:
-        InputError: such a method in a run of several processes.
+        InputError: such a method is used in a run of several processes.
     """
 
     def __init__(self, embeddings: nn.Module, optimizers: Sequence[Optimizer]) -> None:
@@ -50,12 +50,12 @@ class Adapting:
             raise InputError("HotRows and ClusteredHash change while they train: run them in one process")
 
     def after_step(self) -> None:
-        """Let rows move to other owners, every so many steps."""
+        """Let rows move to other owners, every few steps."""
         for tracker in self.trackers.values():
             tracker.step()
 
     def after_epoch(self, done: int, epochs: int) -> None:
-        """Cluster tables anew, in the first part of the training."""
+        """Cluster tables again, in the first part of the training."""
         if done <= UNTIL * epochs:
             for module, table in self._clustered:
                 embcomp.recluster_(module, table=table, optimizer=self._optimizer)
