@@ -13,29 +13,29 @@ _MOST_BITS = 16
 
 
 class MemoryLinear(nn.Module):
-    """Looks up where `nn.Linear` multiplies (MemoryFormer, Ding et al. 2024, arXiv 2411.12992, section 3.1).
+    """A layer that looks up rows instead of multiplying (MemoryFormer, Ding et al. 2024, arXiv 2411.12992, sec. 3.1).
 
-    The input is cut into K parts z_k of `bits` values. The signs of a part number a row of its table T_k, and
+    The input is cut into K parts z_k of `bits` values. The signs of a part select a row of its table T_k, and
     y = b + sum_k p(z_k) T_k[signs of z_k], with p the softmax of the products of z_k with all corners {-1, 1}^bits, at
     the corner that was chosen: p(z) = prod_i sigmoid(2 |z_i|). The gradient reaches the input through p.
 
     It needs no matrix product, K additions of rows instead of in_features, and 2^bits / bits times the parameters of
-    `nn.Linear`. docs/methods/memory-linear.md says what that is worth in a recommender.
+    `nn.Linear`. docs/methods/memory-linear.md discusses its use in a recommender.
 
     Args:
-        in_features: width of the input; a multiple of `bits`.
-        out_features: width of the output.
-        bits: values of a part, 1 to 16.
-        bias: whether a bias is added.
-        device: where the parameters live.
-        dtype: floating dtype of the parameters.
+        in_features: the width of the input; a multiple of `bits`.
+        out_features: the width of the output.
+        bits: the number of values of a part, 1 to 16.
+        bias: True to add a bias.
+        device: the device of the parameters.
+        dtype: the floating dtype of the parameters.
 
     Attributes:
         weight: the rows of all tables, [K 2^bits, out_features].
-        bias: [out_features], or None.
+        bias: the bias, [out_features], or None.
 
     Raises:
-        ValueError: `bits` does not divide in_features; a width or number of bits out of range.
+        ValueError: `bits` does not divide in_features, or a width or the number of bits is out of range.
 
     Example:
         >>> import torch, embcomp
