@@ -117,16 +117,19 @@ def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> No
     used = _usage(trained, targets)
     linear = all(table.is_linear for table in trained)
     x = {name: target.float().clone() for name, target in targets.items()}
+    rounds = _ROUNDS
     for table in trained:
         known = table.plan.combiner.rows_of(table.vectors, table.counts)
         for chunk, rows in zip(table.plan.chunks, known or (), strict=known is not None):
             x[chunk.store] = rows.to(x[chunk.store])
+        if known is not None and len(table.vectors) > BLOCK:
+            rounds = 1  # it is close already, and a round reads the table dozens of times
     if linear:
         for name in x:
             x[name][(used[name] > 0).squeeze(-1)] = 0.0  # zeros, so that what cannot be determined stays there
         _solve(trained, x, used, steps, by=1.0)
     else:
-        _descend(trained, x, used, steps)
+        _descend(trained, x, used, steps, rounds)
     _check(trained, x)
     for name, target in targets.items():
         read = used[name] > 0
@@ -192,10 +195,10 @@ def _solve(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int, by: 
         x[name] += by * delta[name]
 
 
-def _descend(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int) -> None:
+def _descend(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int, rounds: int) -> None:
     """Run Gauss-Newton: each round solves the linearised problem, and shortens the step until the error falls."""
     error = _error(trained, x)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         before = {name: value.clone() for name, value in x.items()}
         _solve(trained, x, used, steps, by=1.0)
         delta = {name: x[name] - before[name] for name in x}
