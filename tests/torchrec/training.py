@@ -57,7 +57,8 @@ def fused_twin(model: nn.Module, optimizer: str, **more) -> nn.Module:
         if serving.make_engine is FbgemmEngine:
             pytest.skip("FBGEMM has it on GPUs alone")
         more = {"lazy": False, **more}
-    return fuse_(copy.deepcopy(model), optimizer=kind, optimizer_kwargs={**kwargs, **more})
+    # Nothing scales the loss: said, because looking for a scaler takes long in a process that runs many tests.
+    return fuse_(copy.deepcopy(model), optimizer=kind, optimizer_kwargs={**kwargs, **more}, grad_scaler=False)
 
 
 def train_both(model: nn.Module, fused: nn.Module, optimizer: str, batches) -> torch.optim.Optimizer:
