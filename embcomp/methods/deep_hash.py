@@ -62,10 +62,10 @@ class Network(Combiner):
             if last.is_meta:
                 return
             codes = self._hidden(codes.to(last.dtype)).float()
-            mean, found = codes.mean(0), last.float()
+            mean, weight = codes.mean(0), last.float()
             # No column has a mean of its own: it is turned away from the mean of the last hidden layer.
-            found = found - mean.unsqueeze(1) * (mean @ found) / mean.square().sum().clamp(min=1e-12)
-            last.copy_(found * (self.like.std / (codes @ found).std().clamp(min=1e-12)))
+            weight = weight - mean.unsqueeze(1) * (mean @ weight) / mean.square().sum().clamp(min=1e-12)
+            last.copy_(weight * (self.like.std / (codes @ weight).std().clamp(min=1e-12)))
 
     def _hidden(self, codes: Tensor) -> Tensor:
         for matrix, bias in zip(self.matrices[:-1], self.biases, strict=True):

@@ -72,9 +72,9 @@ class ClusterEncoder(HashEncoder):
             [32 * start for start in asked.starts("words")],
             [encoder.bits for encoder in encoders],
             [(1 << encoder.bits) - 1 for encoder in encoders],
-            [0 if found is None else found.num_ids for found in maps],
+            [0 if map_encoder is None else map_encoder.num_ids for map_encoder in maps],
             [encoder.own_rows for encoder in encoders],
-            [0 if found is None else found.first for found in maps],
+            [0 if map_encoder is None else map_encoder.first for map_encoder in maps],
         )
         known = asked.ids < entries
         row = unpack_at(asked.joined("words"), torch.where(known, starts + asked.ids * bits, starts), masks)
@@ -137,22 +137,23 @@ class GraphHash(Method):
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
         for table in tables:
-            found = self._map(table)
-            stores[table.name] = Store(found.rows, table.embedding_dim)
-            encoder = ClusterEncoder(table, self._config(), self.seed, found)
+            cluster_map = self._map(table)
+            stores[table.name] = Store(cluster_map.rows, table.embedding_dim)
+            encoder = ClusterEncoder(table, self._config(), self.seed, cluster_map)
             plans.append(TablePlan(table, encoder, (Chunk(table.name),), Concat()))
         return Plan(stores, plans)
 
     def _map(self, table: Table) -> ClusterMap:
         """The checked map of the table, with the hot ids on rows of their own."""
-        found = per_table(self.clusters, table, "clusters")
-        if table.num_embeddings not in (None, found.num_ids):
+        cluster_map = per_table(self.clusters, table, "clusters")
+        if table.num_embeddings not in (None, cluster_map.num_ids):
             raise ValueError(
-                f"table {table.name!r} has {table.num_embeddings} ids, but the map of {found.side} has {found.num_ids}"
-                ": is it another table's? Give num_users and num_items to `interactions`, or extend the map"
+                f"table {table.name!r} has {table.num_embeddings} ids, but the map of {cluster_map.side} has "
+                f"{cluster_map.num_ids}: is it another table's? Give num_users and num_items to `interactions`, or "
+                "extend the map"
             )
         hot = None if self.hot is None else per_table(self.hot, table, "hot")
-        return found if hot is None else found.with_own_rows(hot)
+        return cluster_map if hot is None else cluster_map.with_own_rows(hot)
 
     def _config(self) -> dict[str, Any]:
         """The configuration without the settings whose content is in the map."""
@@ -203,8 +204,8 @@ class GraphHash(Method):
         def make(total: int) -> Self:
             from embcomp.graph.clustering import cluster
 
-            found = cluster(edges, rows_of(total), seed=fixed.get("seed", 0), **settings)
-            return cls._of(found, side_of, edges, **fixed)
+            clusters = cluster(edges, rows_of(total), seed=fixed.get("seed", 0), **settings)
+            return cls._of(clusters, side_of, edges, **fixed)
 
         return Ladder(make, price, least=len(set(side_of.values())), most=sum(ids.values()))
 
@@ -253,15 +254,15 @@ class DoubleGraphHash(GraphHash):
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
         for table in tables:
-            found = self._map(table)
-            second, rows = table.name, found.rows
+            cluster_map = self._map(table)
+            second, rows = table.name, cluster_map.rows
             if self.second == "own":
                 second = side_store(table, "second", tables)
                 rows = check_rows(per_table(self.rows, table, "rows"), table.name)
-            for name, size in ((table.name, found.rows), (second, rows)):
+            for name, size in ((table.name, cluster_map.rows), (second, rows)):
                 stores[name] = Store(size, table.embedding_dim, summands=2)
             config = {**self._config(), "rows": rows}
-            encoder = ClusterEncoder(table, config, self.seed, found, hashes=[rows])
+            encoder = ClusterEncoder(table, config, self.seed, cluster_map, hashes=[rows])
             plans.append(TablePlan(table, encoder, (Chunk(table.name), Chunk(second)), Sum()))
         return Plan(stores, plans)
 

@@ -91,9 +91,9 @@ class LSHash(Method):
             features = per_table(self.features, table, "features")
             codes, known = signatures(features, table, self.bits or min(bits_for(rows) + 2, MAX_SIGNATURE), self.seed)
             row_of_id = hash_rows(codes, torch.tensor([hash_key(self.seed, "", 0)], device="cpu"), rows)[:, 0]
-            found = ClusterMap.of(row_of_id.masked_fill(~known, -1), rows)
+            cluster_map = ClusterMap.of(row_of_id.masked_fill(~known, -1), rows)
             config = {**self.config(without=["features"]), "rows": rows}  # the features live on in the map
-            encoder = ClusterEncoder(table, config, self.seed, found)
+            encoder = ClusterEncoder(table, config, self.seed, cluster_map)
             plans.append(TablePlan(table, encoder, (Chunk(table.name),), Concat()))
         return Plan(stores, plans)
 

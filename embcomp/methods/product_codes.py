@@ -169,13 +169,13 @@ class ProductCodes(Method):
 
     def _hot_rows(self, plan: Plan) -> dict[str, Tensor]:
         """The masks of hot rows of each store, bool [rows]: the rows that are read most, by the ids' counts."""
-        found, vectors = {}, _vectors(plan.stores)
+        masks, vectors = {}, _vectors(plan.stores)
         for part in plan.tables:
             counts = check_counts(per_table(self.counts, part.table, "counts"), part.table)
             for name, reads in _reads(part, counts, vectors).items():
                 most = torch.argsort(reads, descending=True, stable=True)[: self._hot(vectors[name])]
-                found[name] = torch.zeros_like(reads, dtype=torch.bool).index_fill_(0, most, True)
-        return found
+                masks[name] = torch.zeros_like(reads, dtype=torch.bool).index_fill_(0, most, True)
+        return masks
 
     def _moved(self, plan: TablePlan, places: Mapping[str, Place], home: Mapping[str, str]) -> TablePlan:
         """The plan of a table whose rows are at these places."""
@@ -228,10 +228,10 @@ def _reads(plan: TablePlan, counts: Tensor, stores: Mapping[str, Store]) -> dict
     """Count how often a table's ids read the rows of these stores, float64 [rows] each."""
     home = next((buffer.device for buffer in plan.encoder.buffers()), torch.device("cpu"))
     kind = {"dtype": torch.float64, "device": home}
-    found = {name: torch.zeros(stores[name].rows, **kind) for name in _stores(plan) & stores.keys()}
+    reads = {name: torch.zeros(stores[name].rows, **kind) for name in _stores(plan) & stores.keys()}
     for block in torch.arange(len(counts), device=home).split(_BLOCK):
         for chunk, (rows, weights) in zip(plan.chunks, plan.encoder(block), strict=True):
-            if chunk.store in found:
+            if chunk.store in reads:
                 each = counts.to(home)[block].double().unsqueeze(1) * (1.0 if weights is None else weights.double())
-                found[chunk.store].index_add_(0, rows.reshape(-1), each.expand_as(rows).reshape(-1))
-    return found
+                reads[chunk.store].index_add_(0, rows.reshape(-1), each.expand_as(rows).reshape(-1))
+    return reads

@@ -43,8 +43,8 @@ def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[li
         ([Table(name='item', num_embeddings=1000, embedding_dim=16)], 6400)
     """
     checked(count, Count, "count")
-    found = tables_of(tables)
-    names = [table.name for table in found]
+    table_list = tables_of(tables)
+    names = [table.name for table in table_list]
     twice = next((name for name in names if names.count(name) > 1), None)
     if not names or twice is not None:
         raise ValueError(
@@ -52,6 +52,6 @@ def request(tables: Tables, nbytes: Budget, count: Count = "served") -> tuple[li
             if names
             else "tables: a budget needs at least one, got none"
         )
-    closed = all(table.num_embeddings is not None for table in found)
-    full = sum((table.num_embeddings or 0) * table.embedding_dim for table in found) * FLOAT_BYTES
-    return found, checked(parse_nbytes(nbytes, full if closed else None), Bytes, "nbytes")
+    closed = all(table.num_embeddings is not None for table in table_list)
+    full = sum((table.num_embeddings or 0) * table.embedding_dim for table in table_list) * FLOAT_BYTES
+    return table_list, checked(parse_nbytes(nbytes, full if closed else None), Bytes, "nbytes")

@@ -123,25 +123,25 @@ class SoftGraphHash(GraphHash):
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
         for table in tables:
-            clusters, found = self._map(table), per_table(self.weights, table, "weights")
-            if found is None:
+            clusters, mixture = self._map(table), per_table(self.weights, table, "weights")
+            if mixture is None:
                 alone = super().plan([table], group)
                 stores |= alone.stores
                 plans += alone.tables
                 continue
-            agree = isinstance(found, Mixture) and [
-                (m.num_ids, m.rows, m.unseen_rows, m.side, m.clustering) for m in (found, clusters)
+            agree = isinstance(mixture, Mixture) and [
+                (m.num_ids, m.rows, m.unseen_rows, m.side, m.clustering) for m in (mixture, clusters)
             ]
             if not agree or agree[0] != agree[1]:
                 raise ValueError(
-                    f"table {table.name!r}: weights must be a Mixture over the same ids and clusters, got {found!r} "
+                    f"table {table.name!r}: weights must be a Mixture over the same ids and clusters, got {mixture!r} "
                     f"for {clusters!r}"
                 )
-            found = found.first(self.k)
-            stores[table.name] = Store(found.rows, table.embedding_dim)
-            config = {**self._config(), "clusters": {"rows": found.rows, "unseen_rows": found.unseen_rows}}
-            encoder = MixtureEncoder(table, {**config, "ids": found.num_ids}, self.seed, found)
-            plans.append(TablePlan(table, encoder, (Chunk(table.name, found.k, weighted=True),), Concat()))
+            mixture = mixture.first(self.k)
+            stores[table.name] = Store(mixture.rows, table.embedding_dim)
+            config = {**self._config(), "clusters": {"rows": mixture.rows, "unseen_rows": mixture.unseen_rows}}
+            encoder = MixtureEncoder(table, {**config, "ids": mixture.num_ids}, self.seed, mixture)
+            plans.append(TablePlan(table, encoder, (Chunk(table.name, mixture.k, weighted=True),), Concat()))
         return Plan(stores, plans)
 
     @classmethod

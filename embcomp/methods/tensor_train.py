@@ -260,5 +260,5 @@ def factors(width: int) -> Three:
     """
     divisors = [n for n in range(1, width + 1) if width % n == 0]
     pairs = itertools.combinations_with_replacement(divisors, 2)
-    found = [(a, b, width // (a * b)) for a, b in pairs if width % (a * b) == 0 and width // (a * b) >= b]
-    return min(found, key=sum)
+    triples = [(a, b, width // (a * b)) for a, b in pairs if width % (a * b) == 0 and width // (a * b) >= b]
+    return min(triples, key=sum)

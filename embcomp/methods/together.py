@@ -34,12 +34,12 @@ class Constants:
         """Return the numbers as int64 [rows, columns, 1] on the device of `like`."""
         if is_recorded(like):  # what is made of tracing stand-ins is not to be kept
             return _tensor(rows, like.device)
-        found = self._kept.get((rows, like.device))
-        if found is None:
+        numbers = self._kept.get((rows, like.device))
+        if numbers is None:
             if len(self._kept) > 64:  # of maps that were swapped
                 self._kept.clear()
-            found = self._kept[rows, like.device] = _tensor(rows, like.device)
-        return found
+            numbers = self._kept[rows, like.device] = _tensor(rows, like.device)
+        return numbers
 
     def __reduce__(self) -> Any:
         return Constants, ()
@@ -79,11 +79,11 @@ class Parts:
 
     def starts(self, buffer: str) -> list[int]:
         """Return the position in `joined` at which the buffer of each part's encoder starts."""
-        found, start = {}, 0
+        start_of, start = {}, 0
         for encoder in self.encoders:
-            found[id(encoder)] = start
+            start_of[id(encoder)] = start
             start += len(getattr(encoder, buffer))
-        return [found[id(part.encoder)] for part in self.parts]
+        return [start_of[id(part.encoder)] for part in self.parts]
 
     def _checked(self, ids: Tensor) -> Tensor:
         """Check the ids of all tables at once, as `check_ids` does for one."""
