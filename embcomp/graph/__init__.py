@@ -48,8 +48,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        attribute = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"embcomp.graph.{name}: {error}: {install('graph')}") from error
-    globals()[name] = found
-    return found
+    globals()[name] = attribute
+    return attribute

@@ -48,18 +48,18 @@ def graphhash(
         wanted = _rows(rows, user_rows, item_rows)
         columns: dict[str, Any] = {"weight": weight, "label": label, "min_label": min_label, "time": time}
         span = None if half_life is None else _span(half_life)
-        found = interactions(
+        graph = interactions(
             edges, user=user, item=item, half_life=span, num_users=num_users, num_items=num_items, **columns
         )
         settings: dict[str, Any] = {"objective": objective, "algorithm": algorithm, "backend": backend}
-        clusters = cluster(found, wanted, unseen_rows=unseen_rows, seed=seed, **settings)
+        clusters = cluster(graph, wanted, unseen_rows=unseen_rows, seed=seed, **settings)
         clusters.save(out)
         draw_sizes(clusters, out / "sizes.svg")
     except (ValueError, OSError) as error:
         typer.echo(f"embcomp graphhash: {error}", err=True)
         raise typer.Exit(2) from None
     typer.echo(summary(clusters))
-    typer.echo(f"{grouped(len(found))} edges, quality {clusters.quality:.4f} at resolution {clusters.resolution:.4g}")
+    typer.echo(f"{grouped(len(graph))} edges, quality {clusters.quality:.4f} at resolution {clusters.resolution:.4g}")
     typer.echo(f"wrote {out / 'users.map'}, {out / 'items.map'}, {out / 'sizes.svg'}")
 
 
@@ -97,11 +97,11 @@ def summary(clusters: Clusters) -> str:
         items    3       0     2        2       1      1         12
     """
     lines = []
-    for name, found in (("users", clusters.users), ("items", clusters.items)):
-        sizes = found.sizes()
+    for name, cluster_map in (("users", clusters.users), ("items", clusters.items)):
+        sizes = cluster_map.sizes()
         numbers = (
-            found.num_ids, found.num_ids - int(sizes.sum()), found.rows, int(sizes.max()), int(sizes.median()),
-            int((sizes == 1).sum()), found.nbytes,
+            cluster_map.num_ids, cluster_map.num_ids - int(sizes.sum()), cluster_map.rows,
+            int(sizes.max()), int(sizes.median()), int((sizes == 1).sum()), cluster_map.nbytes,
         )  # fmt: skip
         lines.append((name, *map(grouped, numbers)))
     return text_table(("table", "ids", "unseen", "rows", "largest", "median", "alone", "map bytes"), lines, left=1)
@@ -113,9 +113,11 @@ def draw_sizes(clusters: Clusters, path: Path) -> None:
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="rows, largest first", ylabel="ids that share the row")
-    for name, found, colour in (("users", clusters.users, "#1f77b4"), ("items", clusters.items, "#d95f02")):
-        sizes = _sorted_sizes(found)
-        axes.step(np.arange(1, sizes.size + 1), sizes, where="mid", color=colour, label=f"{name}, {found.rows:,} rows")
+    for name, cluster_map, colour in (("users", clusters.users, "#1f77b4"), ("items", clusters.items, "#d95f02")):
+        sizes = _sorted_sizes(cluster_map)
+        axes.step(
+            np.arange(1, sizes.size + 1), sizes, where="mid", color=colour, label=f"{name}, {cluster_map.rows:,} rows"
+        )
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})

@@ -207,14 +207,14 @@ def _search(
     best: tuple[float, np.ndarray, float] | None = None
     for _ in range(SEARCH_STEPS):
         labels = partition(graph, resolution, seed)
-        found = sum(count_rows(graph, labels))
-        say(f"resolution {resolution:.4g}: {found:,} rows, {target:,} wanted")
-        off = abs(math.log(found / aim))
+        rows = sum(count_rows(graph, labels))
+        say(f"resolution {resolution:.4g}: {rows:,} rows, {target:,} wanted")
+        off = abs(math.log(rows / aim))
         if best is None or off < best[0]:
             best = off, labels, resolution
         if off < CLOSE_ENOUGH:
             break
-        tried.append((math.log(resolution), math.log(found)))
+        tried.append((math.log(resolution), math.log(rows)))
         step = _next(tried, math.log(aim))
         if step is None:
             break
@@ -259,12 +259,12 @@ def _maps(edges: Edges, graph: Problem, labels: np.ndarray, kept: tuple[int, int
         ("items", graph.items, labels[split:], kept[1]),
     ]
     for side, ids, mine, spare in parts:
-        found, rows_of = np.unique(mine, return_inverse=True)
+        label_of_row, rows_of = np.unique(mine, return_inverse=True)
         row_of_id = np.full(edges.num_ids(side), -1, dtype=np.int64)
         row_of_id[ids] = rows_of
         more = {"side": side, "coherence": coherence(edges, side, row_of_id), "clustering": name}
-        more["labels"] = torch.from_numpy(found.astype(np.int32))
-        maps.append(ClusterMap.of(torch.from_numpy(row_of_id), found.size + spare, spare, **more))
+        more["labels"] = torch.from_numpy(label_of_row.astype(np.int32))
+        maps.append(ClusterMap.of(torch.from_numpy(row_of_id), label_of_row.size + spare, spare, **more))
     return maps[0], maps[1]
 
 

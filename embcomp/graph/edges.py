@@ -252,20 +252,20 @@ def _check(frame: pl.LazyFrame, user: str, item: str, weight: str) -> None:
     asked = [f(pl.col(n)).alias(f"{n}.{k}") for n in names for k, f in _EXTREMES.items()]
     if "weight" in names:
         asked.append((~pl.col("weight").is_finite()).sum().alias("weight.infinite"))
-    found = frame.select(asked).collect(engine="streaming").row(0, named=True)
+    extremes = frame.select(asked).collect(engine="streaming").row(0, named=True)
     for name, column in (("user", user), ("item", item), ("weight", weight)):
         if name not in names:
             continue
-        if found[f"{name}.missing"]:
-            raise ValueError(f"interactions: {found[f'{name}.missing']} values of {column!r} are missing")
-        if name == "weight" and found["weight.infinite"]:
-            bad = found["weight.infinite"]
+        if extremes[f"{name}.missing"]:
+            raise ValueError(f"interactions: {extremes[f'{name}.missing']} values of {column!r} are missing")
+        if name == "weight" and extremes["weight.infinite"]:
+            bad = extremes["weight.infinite"]
             raise ValueError(f"interactions: {bad} weights from {column!r} are NaN, infinite or beyond a float32")
-        if found[f"{name}.min"] is not None and found[f"{name}.min"] < 0:
-            raise ValueError(f"interactions: {column!r} has a negative value, {found[f'{name}.min']}")
-        if name != "weight" and found[f"{name}.max"] is not None and found[f"{name}.max"] >= MAX_IDS:
+        if extremes[f"{name}.min"] is not None and extremes[f"{name}.min"] < 0:
+            raise ValueError(f"interactions: {column!r} has a negative value, {extremes[f'{name}.min']}")
+        if name != "weight" and extremes[f"{name}.max"] is not None and extremes[f"{name}.max"] >= MAX_IDS:
             raise ValueError(
-                f"interactions: {column!r} has the id {found[f'{name}.max']}, but maps are arrays over all ids "
+                f"interactions: {column!r} has the id {extremes[f'{name}.max']}, but maps are arrays over all ids "
                 "and hold ids below 2^31; number the ids from 0 (the tutorial on click logs shows how)"
             )
 

@@ -39,16 +39,16 @@ def networkx_partition(
             f"backend={backend!r}: label propagation of networkx has no objective and no resolution, so it cannot "
             "give a number of rows: choose algorithm='louvain', or backend='igraph'"
         )
-    found = nx.DiGraph() if _DIRECTED[objective] else nx.Graph()
-    found.add_nodes_from(range(graph.out.size))
+    nx_graph = nx.DiGraph() if _DIRECTED[objective] else nx.Graph()
+    nx_graph.add_nodes_from(range(graph.out.size))
     weights = np.ones(graph.sources.size) if graph.weights is None else graph.weights
-    found.add_weighted_edges_from(zip(graph.sources.tolist(), graph.targets.tolist(), weights.tolist(), strict=True))
+    nx_graph.add_weighted_edges_from(zip(graph.sources.tolist(), graph.targets.tolist(), weights.tolist(), strict=True))
     communities = nx.community.louvain_communities if algorithm == "louvain" else nx.community.leiden_communities
     elsewhere = {} if backend == "networkx" else {"backend": backend}
 
     def partition(graph: Problem, resolution: float, seed: int) -> np.ndarray:
         try:
-            groups = communities(found, weight="weight", resolution=resolution, seed=seed, **elsewhere)
+            groups = communities(nx_graph, weight="weight", resolution=resolution, seed=seed, **elsewhere)
         except (ImportError, NotImplementedError, nx.NetworkXException) as error:  # not installed, not there, not so
             raise ValueError(
                 f"backend={backend!r} cannot run algorithm={algorithm!r} on objective={objective!r}: {error} (networkx "

@@ -112,13 +112,13 @@ def louvain(problem: Problem, resolution: float, seed: int, levels: int = 100, p
     for _ in range(levels):
         n = graph.out.size
         order = rng.permutation(n).astype(np.int32)
-        found = numbered(local_moves(graph, gamma, problem.tie, order, passes, np.arange(n, dtype=np.int32)))
-        member = found[member]
-        clusters = int(found.max()) + 1
+        labels = numbered(local_moves(graph, gamma, problem.tie, order, passes, np.arange(n, dtype=np.int32)))
+        member = labels[member]
+        clusters = int(labels.max()) + 1
         if clusters == n:
             break
-        sources, targets, weights = _aggregated(found[sources], found[targets], weights, clusters)
-        out, inn = np.bincount(found, graph.out), np.bincount(found, graph.inn)
+        sources, targets, weights = _aggregated(labels[sources], labels[targets], weights, clusters)
+        out, inn = np.bincount(labels, graph.out), np.bincount(labels, graph.inn)
         graph = Graph(*symmetric(sources, targets, weights, clusters), out, inn)
     return member
 
