@@ -181,10 +181,12 @@ def _of_normal(codes: int, width: int, seed: int) -> Tensor:
     with torch.device("cpu"):
         draw = torch.Generator().manual_seed(seed)
         vectors = torch.randn(_DRAWN * codes, width, generator=draw, dtype=torch.float32)
-        found = _centroids(vectors, codes)
+        centroids = _centroids(vectors, codes)
         if codes > 1:
-            found = found / found[nearest_codes(vectors, found.unsqueeze(0)).squeeze(1)].square().mean().sqrt()
-        return found
+            centroids = (
+                centroids / centroids[nearest_codes(vectors, centroids.unsqueeze(0)).squeeze(1)].square().mean().sqrt()
+            )
+        return centroids
 
 
 def _centroids(vectors: Tensor, codes: int, balanced: bool = False) -> Tensor:
