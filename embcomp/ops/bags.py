@@ -97,12 +97,12 @@ class _Bags(torch.autograd.Function):
     ) -> Tensor:
         ctx.mode, ctx.sparse = _MODES[mode], sparse
         rows, offsets = rows.contiguous(), offsets.contiguous()  # it reads them so, whatever their strides are
-        out, *found = torch._embedding_bag(  # pyright: ignore[reportPrivateImportUsage]
+        out, *bag_tensors = torch._embedding_bag(  # pyright: ignore[reportPrivateImportUsage]
             table, rows, offsets, False, ctx.mode, sparse, weights, True, _NO_PADDING
         )
         ctx.shape = table.shape
         # The rows may change before the backward pass, as with torch's own bags, unless the weights learn from them.
-        ctx.save_for_backward(table if ctx.needs_input_grad[3] else None, rows, offsets, weights, *found)
+        ctx.save_for_backward(table if ctx.needs_input_grad[3] else None, rows, offsets, weights, *bag_tensors)
         return out
 
     @staticmethod

@@ -143,8 +143,8 @@ def balanced_rows(ids: Tensor, keys: Tensor, num_embeddings: int, rows: int, out
     domain = Domain.of(num_embeddings, rows)
     lib = native.library() if readable(ids, keys, *([] if out is None else [out])) else None
     if lib is None:
-        found = balanced_rows_reference(ids, keys, domain)
-        return found if out is None else out.copy_(found)
+        key_rows = balanced_rows_reference(ids, keys, domain)
+        return key_rows if out is None else out.copy_(key_rows)
     if out is None:
         out = torch.empty(len(keys), ids.numel(), dtype=torch.int64, device=ids.device)
     ids, keys = ids.contiguous(), keys.contiguous()

@@ -233,12 +233,12 @@ class _Unit(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, scales = ctx.saved_tensors
-        found = grads[0].clone(memory_format=torch.contiguous_format)
+        gradient = grads[0].clone(memory_format=torch.contiguous_format)
         _library().unit_rows_backward(
             float32("rows", rows, *rows.shape), float32("scales", scales, *scales.shape), *ctx.sizes,
-            float32("gradient", found, *rows.shape),
+            float32("gradient", gradient, *rows.shape),
         )  # fmt: skip
-        return found, None
+        return gradient, None
 
 
 class _Collide(torch.autograd.Function):

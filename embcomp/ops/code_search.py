@@ -64,7 +64,7 @@ def search_blocks(vectors: Callable[[Tensor], Tensor], rows: int, queries: Tenso
         >>> search_blocks(table.__getitem__, 3, torch.tensor([[2.0]]), k=2)
         Found(scores=tensor([[10.,  6.]]), rows=tensor([[1, 2]]))
     """
-    found: list[Found] = []
+    results: list[Found] = []
     for part in queries.split(_QUERIES):
         step = max(1, _SCORES // max(1, len(part)))
         best = Found(part.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64, device=part.device))
@@ -73,8 +73,8 @@ def search_blocks(vectors: Callable[[Tensor], Tensor], rows: int, queries: Tenso
             scores = torch.cat([best.scores, part @ vectors(here).T], 1)
             places = torch.cat([best.rows, here.expand(len(part), -1)], 1)
             best = best_of(scores, places, min(k, scores.shape[1]))
-        found.append(best)
-    return Found(torch.cat([each.scores for each in found]), torch.cat([each.rows for each in found]))
+        results.append(best)
+    return Found(torch.cat([each.scores for each in results]), torch.cat([each.rows for each in results]))
 
 
 def code_search_reference(codes: PackedColumns, scales: Tensor | None, queries: Tensor, k: int) -> Found:

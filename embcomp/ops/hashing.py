@@ -95,8 +95,8 @@ def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = 
         raise ValueError(f"out must be contiguous {[keys.numel(), ids.numel()]}, got {list(out.shape)}")
     lib = native.library() if readable(ids, keys, *([] if out is None else [out])) else None
     if lib is None:
-        found = hash_rows_reference(ids, keys, rows).t()
-        return found if out is None else out.copy_(found)
+        key_rows = hash_rows_reference(ids, keys, rows).t()
+        return key_rows if out is None else out.copy_(key_rows)
     if out is None:
         out = torch.empty(keys.numel(), ids.numel(), dtype=torch.int64, device=ids.device)
     into = int64("out", out, keys.numel(), ids.numel())

@@ -78,11 +78,11 @@ class PackedColumns:
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the codes of rows, int64 [n] -> uint8 [n, columns]."""
-        found = []
+        codes = []
         for (start, end), (columns, bits) in zip(self.bounds(), self.groups, strict=True):
             lines = self.data[start:end].view(-1, line_nbytes(columns, bits))
-            found.append(read_rows(lines, bits, columns, rows))
-        return torch.cat(found, 1) if len(found) > 1 else found[0]
+            codes.append(read_rows(lines, bits, columns, rows))
+        return torch.cat(codes, 1) if len(codes) > 1 else codes[0]
 
     def centered(self, rows: Tensor) -> Tensor:
         """Return the codes of rows minus the middle of their column, float32 [n, columns]."""

@@ -134,8 +134,8 @@ def unpack_lines(packed: Tensor, bits: int, values: int) -> Tensor:
         for place, part in enumerate(parts[1:], 1):
             words = words | (part.to(kind) << 8 * place)
     mask = 2**bits - 1
-    found = torch.stack([((words >> bits * j) & mask).to(torch.uint8) for j in range(each)], -1).flatten(1)
-    return found[:, :values] if found.shape[1] > values else found
+    unpacked = torch.stack([((words >> bits * j) & mask).to(torch.uint8) for j in range(each)], -1).flatten(1)
+    return unpacked[:, :values] if unpacked.shape[1] > values else unpacked
 
 
 def read_rows(packed: Tensor, bits: int, values: int, rows: Tensor) -> Tensor:
@@ -159,6 +159,6 @@ def read_rows(packed: Tensor, bits: int, values: int, rows: Tensor) -> Tensor:
     together = rows_of_line(values, bits)
     if together == 1:
         return unpack_lines(gather_lines(packed, rows), bits, values)
-    found = unpack_lines(gather_lines(packed, rows // together), bits, together * values)
+    unpacked = unpack_lines(gather_lines(packed, rows // together), bits, together * values)
     place = (rows % together).view(-1, 1, 1).expand(-1, 1, values)
-    return found.view(-1, together, values).gather(1, place).squeeze(1)
+    return unpacked.view(-1, together, values).gather(1, place).squeeze(1)

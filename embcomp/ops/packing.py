@@ -132,8 +132,8 @@ def _room(words: Tensor, bits: int) -> int:
 
 def unpack_known_reference(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:
     """Compute `unpack_known` in plain torch."""
-    found = unpack_reference(words, bits, ids.clamp(max=max(entries - 1, 0)))
-    return found.masked_fill((ids >= entries) | (found >= values), -1)
+    unpacked = unpack_reference(words, bits, ids.clamp(max=max(entries - 1, 0)))
+    return unpacked.masked_fill((ids >= entries) | (unpacked >= values), -1)
 
 
 def unpack_known(words: Tensor, bits: int, ids: Tensor, entries: int, values: int) -> Tensor:

@@ -60,13 +60,13 @@ def nearest_codes(values: Tensor, books: Tensor, allowed: Tensor | None = None) 
         return torch.cat([flat.new_empty(0, parts, dtype=torch.int64), *each]).view(*values.shape[:-1], parts)
     stride = -(-codes // _LANES) * _LANES
     planes = F.pad(books.permute(2, 0, 1), (0, stride - codes), value=torch.inf).contiguous()  # the codes side by side
-    found = torch.empty(flat.shape[0], parts, dtype=torch.int64, device="cpu")
+    nearest = torch.empty(flat.shape[0], parts, dtype=torch.int64, device="cpu")
     lib.nearest_codes(
         float32("values", flat, flat.shape[0], parts * width), size(flat.shape[0]), size(parts), size(width),
         float32("books", planes, width, parts, stride), size(stride), size(codes),
-        int64("allowed", few, flat.shape[0]), int64("out", found, flat.shape[0], parts),
+        int64("allowed", few, flat.shape[0]), int64("out", nearest, flat.shape[0], parts),
     )  # fmt: skip
-    return found.view(*values.shape[:-1], parts)
+    return nearest.view(*values.shape[:-1], parts)
 
 
 def vectors_of(codes: Tensor, books: Tensor) -> Tensor:

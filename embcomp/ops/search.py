@@ -23,7 +23,7 @@ def lower_bound(numbers: Tensor, wanted: Tensor) -> Tensor:
 def _halving(numbers: Tensor, wanted: Tensor) -> Tensor:
     step = 1 << numbers.numel().bit_length()  # a power of two above n
     padded = torch.cat([numbers, numbers.new_full((step - numbers.numel(),), torch.iinfo(numbers.dtype).max)])
-    found = torch.zeros_like(wanted, dtype=torch.int64)
+    bound = torch.zeros_like(wanted, dtype=torch.int64)
     while step := step >> 1:
-        found = found + step * (padded[found + (step - 1)] < wanted).to(torch.int64)
-    return found
+        bound = bound + step * (padded[bound + (step - 1)] < wanted).to(torch.int64)
+    return bound

@@ -77,13 +77,13 @@ def _square(table: Tensor | None, shape: Sequence[int], bags: Bags, grad: Tensor
         if grid is not None and table is not None:
             summed, _ = grid.pass_back(table[read], read, summed)
         return float(summed.double().square().sum())
-    found = ctypes.c_double()
+    square = ctypes.c_double()
     lib.bag_square(
         float32("table", table, rows, dim), size(rows), size(dim), *grid_arguments(grid, rows), *bags.arguments(),
         float32("grad", grad, bags.batch, width), size(width), int64("columns", bags.columns, bags.columns.numel()),
-        ctypes.byref(found),
+        ctypes.byref(square),
     )  # fmt: skip
-    return found.value
+    return square.value
 
 
 def update_rows_reference(
