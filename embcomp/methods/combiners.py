@@ -92,10 +92,10 @@ class Combiner(nn.Module, abc.ABC):
 
 def start_like(combiner: Combiner, like: Moments) -> None:
     """Draw the parameters of a combiner, or of one inside it, for vectors of these moments."""
-    for part in combiner.modules():
-        if isinstance(part, Combiner) and part.draws:
-            part.like = like
-            part.reset_parameters()
+    for submodule in combiner.modules():
+        if isinstance(submodule, Combiner) and submodule.draws:
+            submodule.like = like
+            submodule.reset_parameters()
 
 
 class Concat(Combiner):

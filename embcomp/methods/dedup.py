@@ -45,8 +45,10 @@ class BlockEncoder(Encoder):
     def encode(self, ids: Tensor) -> list[Rows]:
         if self.block == 1:
             return [Rows(unpack(self.words, self.bits, ids).unsqueeze(-1))]
-        place = ids // self.block
-        return [Rows((unpack(self.words, self.bits, place) * self.block + ids - place * self.block).unsqueeze(-1))]
+        own_block = ids // self.block
+        return [
+            Rows((unpack(self.words, self.bits, own_block) * self.block + ids - own_block * self.block).unsqueeze(-1))
+        ]
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
@@ -58,9 +60,9 @@ class BlockEncoder(Encoder):
             [(1 << encoder.bits) - 1 for encoder in encoders],
             [encoder.block for encoder in encoders],
         )
-        place = asked.ids // block
-        owner = unpack_at(asked.joined("words"), start + place * bits, mask)
-        return Rows(owner * block + asked.ids - place * block)
+        own_block = asked.ids // block
+        owner = unpack_at(asked.joined("words"), start + own_block * bits, mask)
+        return Rows(owner * block + asked.ids - own_block * block)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,8 +182,8 @@ def merged(blocks: Tensor, kept: int, share: float, tolerance: float | None, see
             width, draws = width * _WIDER, 0
         firsts, seconds = alive[firsts[: len(alive) - kept]], alive[seconds[: len(alive) - kept]]
         whole = sizes[firsts] + sizes[seconds]
-        part = (sizes[seconds] / whole).unsqueeze(1)
-        means[firsts] += part * (means[seconds] - means[firsts])
+        of_second = (sizes[seconds] / whole).unsqueeze(1)
+        means[firsts] += of_second * (means[seconds] - means[firsts])
         sizes[firsts] = whole
         moved = torch.arange(len(blocks)).index_copy_(0, seconds, firsts)
         owner = moved[owner]

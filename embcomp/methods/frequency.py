@@ -45,9 +45,9 @@ class FrequencyEncoder(HashEncoder):
         if hot == 0:
             return [Rows(shared.rows, torch.ones_like(shared.rows, dtype=torch.float32) if self._double else None)]
         narrow = ids.to(self.hot_ids.dtype).contiguous()  # else searchsorted warns
-        place = lower_bound(self.hot_ids, narrow).clamp(max=hot - 1)
-        is_hot = (self.hot_ids[place] == narrow).unsqueeze(-1)
-        rows = torch.where(is_hot, place.unsqueeze(-1), shared.rows + hot)
+        hot_row = lower_bound(self.hot_ids, narrow).clamp(max=hot - 1)
+        is_hot = (self.hot_ids[hot_row] == narrow).unsqueeze(-1)
+        rows = torch.where(is_hot, hot_row.unsqueeze(-1), shared.rows + hot)
         if not self._double:
             return [Rows(rows)]
         # A hot id reads its row once: the second look-up repeats it with weight 0.
@@ -60,7 +60,7 @@ class FrequencyEncoder(HashEncoder):
         encoders = [part.encoder for part in asked.parts]
         hot, starts = [encoder.hot_ids.numel() for encoder in encoders], asked.starts("hot_ids")
         # One sorted list of all: an id is numbered after those of the tables before.
-        lists = {id(encoder): (place, encoder.hot_ids.numel()) for place, encoder in enumerate(asked.encoders)}
+        lists = {id(encoder): (position, encoder.hot_ids.numel()) for position, encoder in enumerate(asked.encoders)}
         span = max(encoder.table.num_embeddings for encoder in encoders)
         shared, number, start, end = hashed_together(
             asked,
@@ -71,12 +71,12 @@ class FrequencyEncoder(HashEncoder):
         ids, lengths = asked.joined("hot_ids"), [own for _, own in lists.values()]
         place_of = torch.repeat_interleave(asked.constant(lengths), output_size=sum(lengths))
         sorted_ids, wanted = torch.add(ids, place_of, alpha=span), torch.add(asked.ids, number, alpha=span)
-        place = torch.searchsorted(sorted_ids, wanted)
+        position = torch.searchsorted(sorted_ids, wanted)
         if not sum(lengths):
-            is_hot = torch.zeros_like(place, dtype=torch.bool)
+            is_hot = torch.zeros_like(position, dtype=torch.bool)
         else:
-            is_hot = (place < end) & (sorted_ids[place.clamp(max=sum(lengths) - 1)] == wanted)
-        rows = torch.where(is_hot, place, shared + end) - start
+            is_hot = (position < end) & (sorted_ids[position.clamp(max=sum(lengths) - 1)] == wanted)
+        rows = torch.where(is_hot, position, shared + end) - start
         if not encoders[0]._double:
             return Rows(rows)
         weights = torch.ones_like(rows, dtype=torch.float32)

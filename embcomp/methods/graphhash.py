@@ -198,8 +198,8 @@ class GraphHash(Method):
             rows = dict(zip(("users", "items"), rows_of(total), strict=True))
             sides = [(table, side_of[table.name]) for table in tables]
             parts = [cls._sizes(table, tables, rows[side], side, **fixed) for table, side in sides]
-            stores = {name: store for part in parts for name, store in part.stores.items()}
-            return Sizes(stores, sum(part.maps for part in parts))
+            stores = {name: store for sizes in parts for name, store in sizes.stores.items()}
+            return Sizes(stores, sum(sizes.maps for sizes in parts))
 
         def make(total: int) -> Self:
             from embcomp.graph.clustering import cluster

@@ -58,8 +58,8 @@ class HashEncoder(Encoder):
         if not self._one_each or type(self).encode is not HashEncoder.encode or ids.is_meta:
             return super().packed(ids, out)
         ids = check_ids(ids, self.table.num_embeddings, self.table.name)
-        place = None if out is None else out.view(len(self.keys), ids.numel())
-        return self._by_key(ids, self.keys, self.ranges[0], place).reshape(-1)
+        out_by_key = None if out is None else out.view(len(self.keys), ids.numel())
+        return self._by_key(ids, self.keys, self.ranges[0], out_by_key).reshape(-1)
 
     def encode(self, ids: Tensor) -> list[Rows]:
         if self._one_each:  # chunks of one store: one pass over the ids
@@ -320,10 +320,10 @@ class _HashEmbeddingEncoder(HashEncoder):
     def encode_together(cls, asked: Parts) -> Rows:
         starts = asked.starts("keys")
         # The importance comes first, but its key is the last.
-        places = [len(part.encoder.keys) - 1 if part.chunk == 0 else part.chunk - 1 for part in asked.parts]
+        key_indices = [len(part.encoder.keys) - 1 if part.chunk == 0 else part.chunk - 1 for part in asked.parts]
         first, rows, own = asked.each(
-            [start + place for start, place in zip(starts, places, strict=True)],
-            [part.encoder.ranges[place] for part, place in zip(asked.parts, places, strict=True)],
+            [start + key_index for start, key_index in zip(starts, key_indices, strict=True)],
+            [part.encoder.ranges[key_index] for part, key_index in zip(asked.parts, key_indices, strict=True)],
             [part.chunk == 0 and part.encoder.own_importance for part in asked.parts],
         )
         hashed = hash_rows_each(asked.ids, _keys_at(asked, first), rows)

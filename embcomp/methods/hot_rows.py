@@ -55,9 +55,9 @@ class OwnersEncoder(HashEncoder):
         shared = self.shared_rows(ids)
         if not self.own:
             return [Rows(shared.unsqueeze(1))]
-        place = lower_bound(self.owners, ids.contiguous())
-        at = place.clamp(max=self.own - 1)
-        owned = (place < self.number) & (self.owners[at] == ids)
+        position = lower_bound(self.owners, ids.contiguous())
+        at = position.clamp(max=self.own - 1)
+        owned = (position < self.number) & (self.owners[at] == ids)
         return [Rows(torch.where(owned, self.slots[at].long(), shared).unsqueeze(1))]
 
     def set_owners(self, ids: Tensor, slots: Tensor) -> None:

@@ -91,12 +91,12 @@ class LowRank(Method):
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         inner = self.of.plan(self._narrow(tables), group)
         plans = []
-        for table, part in zip(tables, inner.tables, strict=True):
-            width = inner.embedding_dim(part)
-            part.encoder.config = config_around(self.config(), part, table)
-            part.encoder.table = table  # whose vectors come out in the end
-            combiner = Projection(part.combiner, width, table.embedding_dim)
-            plans.append(TablePlan(table, part.encoder, part.chunks, combiner))
+        for table, inner_plan in zip(tables, inner.tables, strict=True):
+            width = inner.embedding_dim(inner_plan)
+            inner_plan.encoder.config = config_around(self.config(), inner_plan, table)
+            inner_plan.encoder.table = table  # whose vectors come out in the end
+            combiner = Projection(inner_plan.combiner, width, table.embedding_dim)
+            plans.append(TablePlan(table, inner_plan.encoder, inner_plan.chunks, combiner))
         return Plan(inner.stores, plans)
 
     def _narrow(self, tables: Sequence[Table]) -> list[Table]:

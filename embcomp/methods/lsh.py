@@ -143,6 +143,6 @@ def _known(features: Any, table: Table) -> Tensor:
 
 def _ends(features: tuple[Edges, Side]) -> tuple[Tensor, Tensor, Tensor | None, int]:
     edges, side = features
-    ids, neighbours = (torch.from_numpy(part).long() for part in edges.ends(side))
+    ids, neighbours = (torch.from_numpy(end).long() for end in edges.ends(side))
     weights = None if edges.weights is None else torch.from_numpy(edges.weights)
     return ids, neighbours, weights, edges.num_ids("items" if side == "users" else "users")

@@ -54,11 +54,11 @@ class GroupEncoder(Encoder):
         self.groups = len(groups)
         with torch.device("cpu"):  # whatever the default device is
             none = torch.empty(0, dtype=torch.int64)
-            parts = [group.ids for group in groups if group.ids is not None]
-            listed = torch.cat([none, *parts])
+            lists = [group.ids for group in groups if group.ids is not None]
+            listed = torch.cat([none, *lists])
             order = torch.argsort(listed)
-            number = torch.cat([none, *(torch.full_like(part, i) for i, part in enumerate(parts))])
-            row = torch.cat([none, *(torch.arange(len(part)) for part in parts)])
+            number = torch.cat([none, *(torch.full_like(group_ids, i) for i, group_ids in enumerate(lists))])
+            row = torch.cat([none, *(torch.arange(len(group_ids)) for group_ids in lists)])
         kind = torch.int32 if table.ids_or_raise("MixedDimensions") <= 2**31 else torch.int64
         self.register_buffer("listed", listed[order].to(kind))
         self.register_buffer("group", number[order].to(torch.uint8))
@@ -69,10 +69,10 @@ class GroupEncoder(Encoder):
             return [Rows(ids.unsqueeze(-1))]
         narrow = ids.to(self.listed.dtype).contiguous()
         before = lower_bound(self.listed, narrow)
-        place = before.clamp(max=self.listed.numel() - 1)
-        listed = self.listed[place] == narrow
-        group = torch.where(listed, self.group[place].long(), self.groups - 1)
-        row = torch.where(listed, self.row[place].long(), ids - before)
+        position = before.clamp(max=self.listed.numel() - 1)
+        listed = self.listed[position] == narrow
+        group = torch.where(listed, self.group[position].long(), self.groups - 1)
+        row = torch.where(listed, self.row[position].long(), ids - before)
         own = [(group == number).unsqueeze(-1) for number in range(self.groups)]
         return [Rows(torch.where(mine, row.unsqueeze(-1), 0), mine.float()) for mine in own]
 
@@ -198,11 +198,11 @@ class MixedDimensions(Method):
         stores, maps, learned = {}, 0, 0
         for table in tables:
             groups = self._groups(table)
-            for number, part in enumerate(groups):
-                stores[self._store(table, number, tables)] = Store(part.number, part.width)
-                learned += 0 if part.width == table.embedding_dim else part.width * table.embedding_dim
+            for number, id_group in enumerate(groups):
+                stores[self._store(table, number, tables)] = Store(id_group.number, id_group.width)
+                learned += 0 if id_group.width == table.embedding_dim else id_group.width * table.embedding_dim
             kind = 4 if table.ids_or_raise("MixedDimensions") <= 2**31 else 8
-            maps += (2 * kind + 1) * sum(part.number for part in groups[:-1])
+            maps += (2 * kind + 1) * sum(id_group.number for id_group in groups[:-1])
         return Sizes(stores, maps, learned)
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
@@ -210,11 +210,11 @@ class MixedDimensions(Method):
         for table in tables:
             groups = self._groups(table)
             # The counts live on in the lists of ids, which are saved with the rows.
-            config = {**self.config(without=["counts"]), "widths": [part.width for part in groups]}
+            config = {**self.config(without=["counts"]), "widths": [id_group.width for id_group in groups]}
             encoder = GroupEncoder(table, config, groups)
             names = [self._store(table, number, tables) for number in range(len(groups))]
             chunks = tuple(Chunk(name, weighted=len(groups) > 1) for name in names)
-            combiner = MappedSum([part.width for part in groups], table.embedding_dim)
+            combiner = MappedSum([id_group.width for id_group in groups], table.embedding_dim)
             plans.append(TablePlan(table, encoder, chunks, combiner))
         return Plan(stores, plans)
 

@@ -165,14 +165,14 @@ class ProductCodes(Method):
                 places[member], home[member] = Place(first, hot.get(member), first_hot), name
                 first_hot, first = first_hot + own, first + inner.stores[member].rows - own
         stores = {name: store for name, (store, _) in coded.items()}
-        return Plan(stores, [self._moved(part, places, home) for part in inner.tables])
+        return Plan(stores, [self._moved(table_plan, places, home) for table_plan in inner.tables])
 
     def _hot_rows(self, plan: Plan) -> dict[str, Tensor]:
         """The masks of hot rows of each store, bool [rows]: the rows that are read most, by the ids' counts."""
         masks, vectors = {}, _vectors(plan.stores)
-        for part in plan.tables:
-            counts = check_counts(per_table(self.counts, part.table, "counts"), part.table)
-            for name, reads in _reads(part, counts, vectors).items():
+        for table_plan in plan.tables:
+            counts = check_counts(per_table(self.counts, table_plan.table, "counts"), table_plan.table)
+            for name, reads in _reads(table_plan, counts, vectors).items():
                 most = torch.argsort(reads, descending=True, stable=True)[: self._hot(vectors[name])]
                 masks[name] = torch.zeros_like(reads, dtype=torch.bool).index_fill_(0, most, True)
         return masks

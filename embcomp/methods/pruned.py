@@ -52,10 +52,10 @@ class MaskEncoder(Encoder):
     def encode(self, ids: Tensor) -> list[Rows]:
         group = ids // TOGETHER
         masks = unpack(self.words, self.blocks, group, TOGETHER)
-        place = (ids - group * TOGETHER).unsqueeze(1)
-        before = torch.arange(TOGETHER, device=ids.device) < place
+        position = (ids - group * TOGETHER).unsqueeze(1)
+        before = torch.arange(TOGETHER, device=ids.device) < position
         first = self.starts[group].long() + (_ones(masks) * before).sum(1)
-        bits = masks.gather(1, place) >> torch.arange(self.blocks, device=ids.device) & 1
+        bits = masks.gather(1, position) >> torch.arange(self.blocks, device=ids.device) & 1
         rows = (first.unsqueeze(1) + bits.cumsum(1) - bits) * bits
         parts = zip(rows.unbind(1), bits.unbind(1), strict=True)
         return [Rows(row.unsqueeze(1), bit.unsqueeze(1).float()) for row, bit in parts]

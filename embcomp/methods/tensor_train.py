@@ -100,7 +100,7 @@ def tensor_train(vectors: Tensor, shape: Shape) -> list[Tensor]:
 
 def _directions(matrix: Tensor, rank: int) -> Tensor:
     """Return the left singular vectors of the largest singular values, [rows, rank]."""
-    gram = sum((part @ part.t() for part in matrix.double().split(1 << 16, dim=1)), torch.zeros(()))
+    gram = sum((columns @ columns.t() for columns in matrix.double().split(1 << 16, dim=1)), torch.zeros(()))
     return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank].to(matrix.dtype)
 
 

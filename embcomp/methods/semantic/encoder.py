@@ -99,17 +99,17 @@ class SemanticEncoder(Encoder):
         """
         items, reading, is_open = self.items, self.reading, self.table.num_embeddings is None
         count = len(reading.spans)
-        place = ids.clamp(max=items.count - 1) if is_open else ids
-        rows = reading.rows_of(items.codes.index_select(0, place).long(), self.keys)
+        known_ids = ids.clamp(max=items.count - 1) if is_open else ids
+        rows = reading.rows_of(items.codes.index_select(0, known_ids).long(), self.keys)
         if not reading.weighted:
             return rows, None
-        bits = items.supported.index_select(0, place).long()
+        bits = items.supported.index_select(0, known_ids).long()
         if is_open:
             bits = torch.where(ids < items.count, bits, 0)
         without = (bits == 0).unsqueeze(1)
         rows = torch.where(without, hash_rows(ids, self.keys[count : 2 * count], reading.rows), rows)
         if new is not None and items.as_new is not None:
-            bits = torch.where(new, bits & items.as_new.index_select(0, place).long(), bits)
+            bits = torch.where(new, bits & items.as_new.index_select(0, known_ids).long(), bits)
         weights = torch.bitwise_right_shift(bits.unsqueeze(1), torch.arange(count, device=ids.device)) & 1
         return rows, torch.where(without, 1, weights).float()
 
@@ -125,10 +125,10 @@ class SemanticEncoder(Encoder):
         if owners is None:
             return Rows(hash_rows(ids, self.keys[-1:], id_rows))
         narrow = ids.to(owners.dtype).contiguous()
-        place = lower_bound(owners, narrow).clamp(max=owners.numel() - 1)
-        owned = owners[place] == narrow
+        own_row = lower_bound(owners, narrow).clamp(max=owners.numel() - 1)
+        owned = owners[own_row] == narrow
         read = owned if new is None else owned & ~new
-        return Rows(torch.where(owned, place, 0).unsqueeze(1), read.unsqueeze(1).float())
+        return Rows(torch.where(owned, own_row, 0).unsqueeze(1), read.unsqueeze(1).float())
 
     def _shared(self) -> list[SharedMaps]:
         return [maps for maps in (self.items, self.mixtures) if maps is not None]

@@ -70,14 +70,14 @@ class NeighbourRows(SharedMaps):
         """Replace the rows and weights of new items among ids, [N, P] each; the result is as wide as the wider."""
         width = max(rows.shape[1], self.lookups)
         narrow = ids.to(self.new_ids.dtype).contiguous()
-        place = lower_bound(self.new_ids, narrow).clamp(max=self.new_ids.numel() - 1)
-        mixed = self.new_ids[place] == narrow
+        position = lower_bound(self.new_ids, narrow).clamp(max=self.new_ids.numel() - 1)
+        mixed = self.new_ids[position] == narrow
         rows, weights = _padded(rows, width), _padded(weights, width)
         if readable(ids):  # few ids are new: on CPU only theirs are read
             at = mixed.nonzero().squeeze(1)
-            rows[at], weights[at] = self._mixtures(place[at], width)
+            rows[at], weights[at] = self._mixtures(position[at], width)
             return rows, weights
-        others, shares = self._mixtures(place, width)
+        others, shares = self._mixtures(position, width)
         mixed = mixed.unsqueeze(1)
         return torch.where(mixed, others, rows), torch.where(mixed, shares, weights)
 
@@ -118,7 +118,7 @@ def _votes(nearest: Tensor, each: Tensor, read: Read, lookups: int) -> tuple[Ten
     votes = torch.zeros_like(weights).scatter_add_(1, run, weights.gather(1, order))
     votes, best = votes.sort(dim=1, descending=True, stable=True)
     rows = torch.zeros_like(rows).scatter_(1, run, rows).gather(1, best)
-    rows, votes = (_padded(part[:, :lookups], lookups) for part in (rows, votes))
+    rows, votes = (_padded(values[:, :lookups], lookups) for values in (rows, votes))
     return rows, (votes * FULL).round().clamp(max=FULL).to(torch.uint8)
 
 

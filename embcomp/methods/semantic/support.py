@@ -105,7 +105,7 @@ def neighbours_of_new(neighbours: Neighbours, items: Items, table: Table) -> Nei
         ValueError: the neighbours are of other items.
     """
     count = items.columns.shape[0]
-    largest = max((int(part.max()) for part in (neighbours.ids, neighbours.nearest) if part.numel()), default=-1)
+    largest = max((int(ids.max()) for ids in (neighbours.ids, neighbours.nearest) if ids.numel()), default=-1)
     if largest >= count or (neighbours.ids < 0).any() or (neighbours.nearest < -1).any():
         raise ValueError(
             f"table {table.name!r}: neighbours must be of its {count} items, but name item {largest}; make them "
