@@ -163,9 +163,9 @@ def _edges_of(
 def _frame(source: Any, user: str, item: str, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
     """Give the rows of any source; while they are read, errors of files name the file."""
     paths = [source] if isinstance(source, str | os.PathLike) else source
-    if isinstance(paths, Sequence) and paths and all(isinstance(part, str | os.PathLike) for part in paths):
-        if any("://" in os.fspath(part) for part in paths):  # of a store that polars knows how to reach
-            yield pl.scan_parquet([os.fspath(part) for part in paths])
+    if isinstance(paths, Sequence) and paths and all(isinstance(path, str | os.PathLike) for path in paths):
+        if any("://" in os.fspath(path) for path in paths):  # of a store that polars knows how to reach
+            yield pl.scan_parquet([os.fspath(path) for path in paths])
             return
         try:
             files = parquet_files(paths)
@@ -230,8 +230,8 @@ def _product(parts: list[pl.Expr]) -> list[pl.Expr]:
     if not parts:
         return []
     product = parts[0]
-    for part in parts[1:]:
-        product = product * part
+    for factor in parts[1:]:
+        product = product * factor
     # Weights of 24 bits add up exactly in 53: the sum is the same in whatever order threads add.
     return [product.cast(pl.Float32).cast(pl.Float64).alias("weight")]
 

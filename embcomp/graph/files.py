@@ -46,7 +46,7 @@ def read_file(path: StrPath, kind: str) -> tuple[dict[str, Any], dict[str, Any]]
     at = _START + length
     for name, (dtype, shape) in header.pop("tensors").items():
         empty = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
-        part = bytearray(body[at : at + empty.nbytes])
-        tensors[name] = torch.frombuffer(part, dtype=empty.dtype).view(shape) if part else empty
+        buffer = bytearray(body[at : at + empty.nbytes])
+        tensors[name] = torch.frombuffer(buffer, dtype=empty.dtype).view(shape) if buffer else empty
         at += empty.nbytes
     return header, tensors

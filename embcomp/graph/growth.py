@@ -117,8 +117,8 @@ def _majority(
     ids: np.ndarray, rows: np.ndarray, weights: np.ndarray | None, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each id once, with its row of largest weight; of equals the row with the fewest ids, then the first."""
-    key, place = np.unique(ids.astype(np.int64) * sizes.size + rows, return_inverse=True)
-    weight = np.bincount(place, weights, minlength=key.size)
+    key, key_of_entry = np.unique(ids.astype(np.int64) * sizes.size + rows, return_inverse=True)
+    weight = np.bincount(key_of_entry, weights, minlength=key.size)
     id, row = key // sizes.size, key % sizes.size
     order = np.lexsort((row, sizes[row], -weight, id))
     first = np.append(True, id[order][1:] != id[order][:-1])[: order.size]

@@ -134,8 +134,8 @@ def _aggregated(
     if given is None:
         pairs, summed = np.unique(key, return_counts=True)
     else:
-        pairs, place = np.unique(key, return_inverse=True)
-        summed = np.bincount(place, given, minlength=pairs.size)
+        pairs, pair_of_edge = np.unique(key, return_inverse=True)
+        summed = np.bincount(pair_of_edge, given, minlength=pairs.size)
     return (pairs // n).astype(np.int32), (pairs % n).astype(np.int32), summed.astype(np.float32)
 
 
@@ -180,7 +180,7 @@ def leiden(problem: Problem, resolution: float, seed: int, start: np.ndarray | N
 
 def numbered(labels: np.ndarray) -> np.ndarray:
     """Number labels 0, 1, ... in the order of their first vertex, int32."""
-    _, first, place = np.unique(labels, return_index=True, return_inverse=True)
+    _, first, position = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty(first.size, dtype=np.int32)
     rank[np.argsort(first)] = np.arange(first.size, dtype=np.int32)
-    return rank[place]
+    return rank[position]

@@ -77,8 +77,10 @@ def _pairs(problem: Problem, labels: np.ndarray, gamma: float, n: int) -> tuple[
     a, b = labels[problem.sources], labels[problem.targets]
     between = a != b
     key = np.minimum(a, b)[between].astype(np.int64) * n + np.maximum(a, b)[between]
-    pairs, place = np.unique(key, return_inverse=True)
-    weight = np.bincount(place, None if problem.weights is None else problem.weights[between], minlength=pairs.size)
+    pairs, pair_of_edge = np.unique(key, return_inverse=True)
+    weight = np.bincount(
+        pair_of_edge, None if problem.weights is None else problem.weights[between], minlength=pairs.size
+    )
     first, second = pairs // n, pairs % n
     out, inn = np.bincount(labels, problem.out), np.bincount(labels, problem.inn)
     gain = weight - gamma * (out[first] * inn[second] + inn[first] * out[second])

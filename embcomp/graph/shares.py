@@ -28,10 +28,10 @@ def cluster_shares(edges: Edges, clusters: Clusters, side: Side, k: int) -> tupl
     of_id, of_neighbour = np.where(shared[own], own, -1), rows_in(mine, theirs, np.arange(m))
     rows, share = np.zeros((n, k), dtype=np.int64), np.zeros((n, k))
     for start, weighed in neighbourhoods(seen, seen, of_id, of_neighbour, mine.own_rows):
-        part = largest(weighed, k)
-        at = start + row_of_entry(part)
-        rank = np.arange(part.nnz) - np.repeat(np.asarray(part.indptr)[:-1], counts(part))
-        rows[at, rank], share[at, rank] = part.indices, part.data
+        kept = largest(weighed, k)
+        at = start + row_of_entry(kept)
+        rank = np.arange(kept.nnz) - np.repeat(np.asarray(kept.indptr)[:-1], counts(kept))
+        rows[at, rank], share[at, rank] = kept.indices, kept.data
     own_rows_alone(mine, rows, share)
     return torch.from_numpy(rows), torch.from_numpy(share), mine
 

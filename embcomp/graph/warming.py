@@ -44,7 +44,7 @@ def warm_rows(weight: Tensor, old: ClusterMap, new: ClusterMap, counts: Tensor |
     before, after = old.assignment()[:both], new.assignment()[:both]
     share = torch.ones(both, dtype=torch.float64) if counts is None else counts[:both].double().cpu()
     kept = (before >= 0) & (after >= 0) & (share > 0)
-    before, after, share = (part[kept].to(weight.device) for part in (before, after, share))
+    before, after, share = (values[kept].to(weight.device) for values in (before, after, share))
     total = torch.zeros(new.rows, weight.shape[1], dtype=torch.float64, device=weight.device)
     total.index_add_(0, after, weight.double()[before] * share.unsqueeze(1))
     mass = torch.zeros(new.rows, dtype=torch.float64, device=weight.device).index_add_(0, after, share)
