@@ -169,10 +169,10 @@ class Codec(nn.Module, abc.ABC):
 def coded_tables(module: nn.Module) -> Iterator[tuple[Tensor, Codec]]:
     """Yield the rows [rows, width] and the codec of each coded table in a module, each codec once."""
     seen: set[int] = set()
-    for part in module.modules():
-        if not callable(getattr(part, "coded_tables", None)):
+    for submodule in module.modules():
+        if not callable(getattr(submodule, "coded_tables", None)):
             continue
-        for weight, codec in part.coded_tables():  # pyright: ignore[reportCallIssue]
+        for weight, codec in submodule.coded_tables():  # pyright: ignore[reportCallIssue]
             if id(codec) not in seen:
                 seen.add(id(codec))
                 yield weight, codec

@@ -143,10 +143,10 @@ class GridCodec(Codec):
         values, rows = stored[:, : self.dim], torch.arange(len(stored), device=stored.device)
         plain = self.steps(stored, rows, self.measure(stored)).float()
         if self.growth is None:
-            best = torch.cat([best_step(part, self.grid.bits) for part in values.split(max(1, _SAMPLE // self.dim))])
+            best = torch.cat([best_step(block, self.grid.bits) for block in values.split(max(1, _SAMPLE // self.dim))])
             stored[:, self.dim : self.dim + 1] = (best / plain).log() / PACE
             return
-        best = [best_step(_sample(part).reshape(1, -1), self.grid.bits) for part in values.split(self.shared)]
+        best = [best_step(_sample(block).reshape(1, -1), self.grid.bits) for block in values.split(self.shared)]
         first = plain.reshape(-1)[:: self.shared] if self.shared < self.rows else plain
         self.growth.copy_((torch.cat(best).reshape(-1) / first).log().unsqueeze(1) / PACE)
 
