@@ -65,13 +65,13 @@ def search_blocks(vectors: Callable[[Tensor], Tensor], rows: int, queries: Tenso
         Found(scores=tensor([[10.,  6.]]), rows=tensor([[1, 2]]))
     """
     results: list[Found] = []
-    for part in queries.split(_QUERIES):
-        step = max(1, _SCORES // max(1, len(part)))
-        best = Found(part.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64, device=part.device))
+    for batch in queries.split(_QUERIES):
+        step = max(1, _SCORES // max(1, len(batch)))
+        best = Found(batch.new_empty(len(batch), 0), torch.empty(len(batch), 0, dtype=torch.int64, device=batch.device))
         for start in range(0, rows, step):
-            here = torch.arange(start, min(start + step, rows), device=part.device)
-            scores = torch.cat([best.scores, part @ vectors(here).T], 1)
-            places = torch.cat([best.rows, here.expand(len(part), -1)], 1)
+            here = torch.arange(start, min(start + step, rows), device=batch.device)
+            scores = torch.cat([best.scores, batch @ vectors(here).T], 1)
+            places = torch.cat([best.rows, here.expand(len(batch), -1)], 1)
             best = best_of(scores, places, min(k, scores.shape[1]))
         results.append(best)
     return Found(torch.cat([each.scores for each in results]), torch.cat([each.rows for each in results]))

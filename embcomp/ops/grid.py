@@ -44,11 +44,11 @@ class RowGrid:
 
     def pass_back(self, values: Tensor, rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Turn gradients [n, dim] of rounded rows into those of the rows, with these values, and of `step`, [steps]."""
-        place = self.place(rows)
-        step = self.step.detach()[place].unsqueeze(-1)
+        step_index = self.place(rows)
+        step = self.step.detach()[step_index].unsqueeze(-1)
         inside, slope = _derivatives(values, step, _rounded(values, step, self.bits, stochastic=False), self.bits)
         of_rows = (grad * slope).sum(1, dtype=torch.float64)
-        sums = of_rows.new_zeros(self.step.shape).index_add_(0, place, of_rows)
+        sums = of_rows.new_zeros(self.step.shape).index_add_(0, step_index, of_rows)
         return grad * inside, (sums * self.scale).to(self.step.dtype)
 
 

@@ -54,8 +54,8 @@ class HotSketch:
             ids: int64 [N], not negative; equal ones add up.
             scores: float [N], not negative.
         """
-        ids, place = torch.unique(ids.cpu(), return_inverse=True)
-        sums = torch.zeros(len(ids), dtype=torch.float32, device="cpu").index_add_(0, place, scores.cpu().float())
+        ids, id_of_score = torch.unique(ids.cpu(), return_inverse=True)
+        sums = torch.zeros(len(ids), dtype=torch.float32, device="cpu").index_add_(0, id_of_score, scores.cpu().float())
         buckets = self._buckets(ids)
         order = buckets.argsort(stable=True)
         ids, sums, buckets = ids[order], sums[order], buckets[order]

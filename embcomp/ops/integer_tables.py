@@ -90,8 +90,8 @@ def write_rows(
     if seed is None or rows is None:
         whole = scaled.floor()
     else:
-        place = rows.unsqueeze(-1) * dim + torch.arange(dim, device=rows.device)
-        whole = (scaled - 0.5 + (_random_bits(seed, place) >> 8).float() * 2.0**-24).floor()
+        value_index = rows.unsqueeze(-1) * dim + torch.arange(dim, device=rows.device)
+        whole = (scaled - 0.5 + (_random_bits(seed, value_index) >> 8).float() * 2.0**-24).floor()
     codes = (whole.clamp_(-half, half - 1) + half).to(torch.uint8)
     if bits == 4:
         codes = torch.nn.functional.pad(codes, (0, dim % 2))

@@ -53,8 +53,8 @@ class PackedColumns:
             (16, tensor([[5, 1]], dtype=torch.uint8))
         """
         parts = []
-        for part, (_, bits) in zip(codes.split([columns for columns, _ in groups], 1), groups, strict=True):
-            flat = pack_rows(part, bits).reshape(-1)
+        for group_codes, (_, bits) in zip(codes.split([columns for columns, _ in groups], 1), groups, strict=True):
+            flat = pack_rows(group_codes, bits).reshape(-1)
             parts.append(F.pad(flat, (0, -flat.numel() % _ALIGNED)))
         return cls(torch.cat(parts), len(codes), groups)
 

@@ -129,10 +129,10 @@ def unpack_lines(packed: Tensor, bits: int, values: int) -> Tensor:
         kind = torch.int32 if nbytes < 4 else torch.int64
         groups = -(-packed.shape[1] // nbytes)  # as a number, because there may be no row
         whole = F.pad(packed, (0, groups * nbytes - packed.shape[1]))
-        parts = whole.view(packed.shape[0], groups, nbytes).unbind(-1)
-        words = parts[0].to(kind)
-        for place, part in enumerate(parts[1:], 1):
-            words = words | (part.to(kind) << 8 * place)
+        group_bytes = whole.view(packed.shape[0], groups, nbytes).unbind(-1)
+        words = group_bytes[0].to(kind)
+        for position, byte in enumerate(group_bytes[1:], 1):
+            words = words | (byte.to(kind) << 8 * position)
     mask = 2**bits - 1
     unpacked = torch.stack([((words >> bits * j) & mask).to(torch.uint8) for j in range(each)], -1).flatten(1)
     return unpacked[:, :values] if unpacked.shape[1] > values else unpacked
@@ -160,5 +160,5 @@ def read_rows(packed: Tensor, bits: int, values: int, rows: Tensor) -> Tensor:
     if together == 1:
         return unpack_lines(gather_lines(packed, rows), bits, values)
     unpacked = unpack_lines(gather_lines(packed, rows // together), bits, together * values)
-    place = (rows % together).view(-1, 1, 1).expand(-1, 1, values)
-    return unpacked.view(-1, together, values).gather(1, place).squeeze(1)
+    row_in_line = (rows % together).view(-1, 1, 1).expand(-1, 1, values)
+    return unpacked.view(-1, together, values).gather(1, row_in_line).squeeze(1)

@@ -18,8 +18,8 @@ def nearest_codes_reference(values: Tensor, books: Tensor, allowed: Tensor | Non
     parts, codes, width = books.shape
     squares = (values.unflatten(-1, (parts, 1, width)) - books).square()
     distances = squares[..., 0]
-    for place in range(1, width):  # in this order, as the compiled form adds them
-        distances = distances + squares[..., place]
+    for column in range(1, width):  # in this order, as the compiled form adds them
+        distances = distances + squares[..., column]
     if allowed is not None:
         beyond = torch.arange(codes, device=values.device) >= allowed[..., None, None]
         distances = distances.masked_fill(beyond, torch.inf)
@@ -56,7 +56,7 @@ def nearest_codes(values: Tensor, books: Tensor, allowed: Tensor | None = None) 
     if lib is None:
         blocks = range(0, flat.shape[0], max(1, _BLOCK // books.numel()))
         cut = [slice(start, start + blocks.step) for start in blocks]
-        each = [nearest_codes_reference(flat[part], books, None if few is None else few[part]) for part in cut]
+        each = [nearest_codes_reference(flat[block], books, None if few is None else few[block]) for block in cut]
         return torch.cat([flat.new_empty(0, parts, dtype=torch.int64), *each]).view(*values.shape[:-1], parts)
     stride = -(-codes // _LANES) * _LANES
     planes = F.pad(books.permute(2, 0, 1), (0, stride - codes), value=torch.inf).contiguous()  # the codes side by side

@@ -56,11 +56,11 @@ def balanced_assign(vectors: Tensor, centroids: Tensor, *, epsilon: float = 0.01
     index = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
     # Equal batches: a last one of a few vectors would be spread over all centroids.
     batches = max(1, round(len(vectors) / BATCH))
-    for part in torch.arange(len(vectors), device=vectors.device).tensor_split(batches):
-        costs = torch.cdist(vectors[part], centroids).square()
+    for batch in torch.arange(len(vectors), device=vectors.device).tensor_split(batches):
+        costs = torch.cdist(vectors[batch], centroids).square()
         low, high = costs.aminmax()
         costs = (costs - (low + high) / 2) / ((high - low) / 2).clamp(min=1e-30)
-        index[part] = transport(costs, epsilon, iterations).argmax(1)
+        index[batch] = transport(costs, epsilon, iterations).argmax(1)
     return index
 
 
