@@ -150,12 +150,12 @@ class Checkpoints:
         contents = self._ranks.together(lambda: Contents(self.model, self.optimizers))
         every = self._ranks.gather(lambda: {**contents.described(), **_facts(step, position)})
         check_alike(every)
-        found, parts, state = self._ranks.together(lambda: self._take(contents.tensors(), asynchronous))
+        tensors, parts, state = self._ranks.together(lambda: self._take(contents.tensors(), asynchronous))
         part = Path(self._ranks.broadcast(lambda: str(self._begin(step))))
         facts = {name: every[0][name] for name in ("step", "position", "version", "encoders")}
         facts |= {"torch": str(torch.__version__), "world_size": self._ranks.world_size}
         facts["optimizers"] = merged(each["optimizers"] for each in every)
-        write = functools.partial(self._write, part, facts, found, parts, state)
+        write = functools.partial(self._write, part, facts, tensors, parts, state)
         if asynchronous:
             self._pending = self._thread.submit(write)
         else:
@@ -191,10 +191,10 @@ class Checkpoints:
         from embcomp.checkpoints.contents import Contents, check_fits, some
 
         self.wait()
-        found = self._find(step)
-        if found is None:
+        checkpoint = self._find(step)
+        if checkpoint is None:
             return None
-        path, saved = found
+        path, saved = checkpoint
         contents = self._ranks.together(lambda: Contents(self.model, self.optimizers))
         every = self._ranks.gather(lambda: contents.described(loading=True))
         shapes = self._ranks.together(lambda: storage.saved_shapes(path))

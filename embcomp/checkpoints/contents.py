@@ -21,10 +21,10 @@ class Contents:
 
     def tensors(self) -> dict[str, Any]:
         """Return the tensors by the names that the engine gives to `{"model": ..., "optimizer": ...}`."""
-        found = {f"model.{name}": value for name, value in self.weights.items()}
+        tensors = {f"model.{name}": value for name, value in self.weights.items()}
         for optimizer in self.optimizers:
-            found |= {f"optimizer.{name}": value for name, value in optimizer.tensors().items()}
-        return found
+            tensors |= {f"optimizer.{name}": value for name, value in optimizer.tensors().items()}
+        return tensors
 
     def described(self, loading: bool = False) -> dict[str, Any]:
         """Describe encoders and optimizers as JSON values, and the shapes of the weights."""
@@ -36,12 +36,12 @@ class Contents:
 
     def targets(self, saved: Mapping[str, Any], shapes: storage.Shapes) -> dict[str, Any]:
         """Return the tensors to read a checkpoint into. Optimizer state is made if there is none yet."""
-        found: dict[str, Any] = {}
+        targets: dict[str, Any] = {}
         for name, value in self.weights.items():
             shape = shapes[f"model.{name}"]
             if name.endswith("_extra_state") and isinstance(value, Tensor) and shape is not None:
                 value = value.new_empty(shape[1])  # a configuration, say, whose text may be longer than ours
-            found[f"model.{name}"] = value
+            targets[f"model.{name}"] = value
         of_optimizers = {
             name.removeprefix("optimizer."): shape
             for name, shape in shapes.items()
@@ -50,8 +50,8 @@ class Contents:
         for optimizer in self.optimizers:
             optimizer.prepare()
             made = optimizer.targets(saved["optimizers"], of_optimizers)
-            found |= {f"optimizer.{name}": value for name, value in made.items()}
-        return found
+            targets |= {f"optimizer.{name}": value for name, value in made.items()}
+        return targets
 
     def load(self, saved: Mapping[str, Any], filled: Mapping[str, Any]) -> None:
         """Load the values that were read into `targets`."""

@@ -17,7 +17,7 @@ def encoders_of(state: Mapping[str, Any]) -> Encoders:
 
     For `SDIM`, the other module of embcomp that stores its configuration, only the configuration.
     """
-    found: Encoders = {}
+    encoders: Encoders = {}
     for key, value in state.items():
         config = _config(value) if key.endswith("_extra_state") else None
         if config is not None:
@@ -27,8 +27,8 @@ def encoders_of(state: Mapping[str, Any]) -> Encoders:
                 for name, part in state.items()
                 if "table" in config and name.startswith(prefix) and name != key and isinstance(part, Tensor)
             }
-            found[prefix.rstrip(".")] = {"config": config, "maps": maps}
-    return found
+            encoders[prefix.rstrip(".")] = {"config": config, "maps": maps}
+    return encoders
 
 
 def difference(one: Encoders, other: Encoders, whose: str, others: str, names_count: bool = False) -> list[str]:
@@ -44,7 +44,7 @@ def difference(one: Encoders, other: Encoders, whose: str, others: str, names_co
                 continue  # its tensors, too, are in one of the two alone, or the checkpoint is an older one
             lines.append(f"{path} is {whose if path in one else others} alone")
             continue
-        mine, theirs = ({**found["config"], **found["maps"]} for found in (one[path], other[path]))
+        mine, theirs = ({**encoder["config"], **encoder["maps"]} for encoder in (one[path], other[path]))
         said = [
             f"{name}: {whose} {_short(mine.get(name))}, {others} {_short(theirs.get(name))}"
             for name in dict.fromkeys([*mine, *theirs])

@@ -33,8 +33,8 @@ class Folder:
         """Return the existing checkpoints, the newest first; one that is being replaced follows its replacement."""
         if not self.path.is_dir():
             return []
-        found = [match for entry in self.path.iterdir() if (match := _NAME.fullmatch(entry.name))]
-        return [match[0] for match in sorted(found, key=lambda match: (-int(match[1]), match[2] or ""))]
+        matches = [match for entry in self.path.iterdir() if (match := _NAME.fullmatch(entry.name))]
+        return [match[0] for match in sorted(matches, key=lambda match: (-int(match[1]), match[2] or ""))]
 
     def begin(self, step: int) -> Path:
         """Make an empty folder to write a checkpoint into, and remove the remains of killed saves."""

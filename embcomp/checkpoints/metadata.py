@@ -40,8 +40,8 @@ class _Unpickler(pickle.Unpickler):
             return _KNOWN[module, name]
         if module.startswith("pathlib") and name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"):
             return Path  # where it was written to
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint of embcomp holds")
 
 
@@ -53,19 +53,19 @@ class Reader(FileSystemReader):
         path = self._get_metadata_path(kwargs.get("rank"))
         try:
             with open(path, "rb") as file:
-                found = _Unpickler(file).load()
-            if not isinstance(found, metadata.Metadata) or not isinstance(found.state_dict_metadata, dict):
+                content = _Unpickler(file).load()
+            if not isinstance(content, metadata.Metadata) or not isinstance(content.state_dict_metadata, dict):
                 raise ValueError("it holds something else")
-            for info in (found.storage_data or {}).values():
+            for info in (content.storage_data or {}).values():
                 if not _FILE.fullmatch(info.relative_path):
                     raise ValueError(f"it names the file {info.relative_path!r}")
         except OSError:
             raise
         except Exception as error:  # bytes of anybody may raise anything
             raise Damaged(f"{path} is damaged, or not of torch.distributed.checkpoint: {error}") from None
-        found.storage_meta = found.storage_meta or metadata.StorageMeta()
-        found.storage_meta.load_id = self.load_id
-        return found
+        content.storage_meta = content.storage_meta or metadata.StorageMeta()
+        content.storage_meta.load_id = self.load_id
+        return content
 
 
 class Planner(DefaultLoadPlanner):

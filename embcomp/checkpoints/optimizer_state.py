@@ -58,17 +58,17 @@ class OptimizerState:
 
         With `loading` the shapes are None if the state is made to fit any shapes.
         """
-        found: Described = {}
+        described: Described = {}
         for group in self.optimizer.param_groups:
             settings = {name: _plain(value) for name, value in group.items() if name != "params"}
             settings = {name: value for name, value in settings.items() if value is not _NOT_PLAIN}
             for parameter in group["params"]:
                 states = None
                 if not loading or (self.in_place and self._made):
-                    found_here = shapes({name: v for name, v in self._state(parameter).items() if v is not None})
-                    states = {name: list(shape[1]) if shape else None for name, shape in sorted(found_here.items())}
-                found[self.names[parameter]] = {"kind": self._kind, "settings": settings, "states": states}
-        return found
+                    held_shapes = shapes({name: v for name, v in self._state(parameter).items() if v is not None})
+                    states = {name: list(shape[1]) if shape else None for name, shape in sorted(held_shapes.items())}
+                described[self.names[parameter]] = {"kind": self._kind, "settings": settings, "states": states}
+        return described
 
     def tensors(self) -> dict[str, Any]:
         """Return the current state, from "<parameter>.<state>" to tensor.
@@ -76,7 +76,7 @@ class OptimizerState:
         Raises:
             ValueError: a state is not a tensor.
         """
-        found: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
         for parameter, name in self.names.items():
             for key, value in self._state(parameter).items():
                 if value is not None:
@@ -84,8 +84,8 @@ class OptimizerState:
                         raise ValueError(
                             f"{self._kind} keeps {key!r} of {name} as a {type(value).__name__}: only tensors are saved"
                         )
-                    found[f"{name}.{key}"] = value
-        return found
+                    tensors[f"{name}.{key}"] = value
+        return tensors
 
     def prepare(self) -> None:
         """Make the state of torchrec's optimizers, which is loaded in place."""
@@ -97,16 +97,16 @@ class OptimizerState:
         """Return the tensors to load into: the state itself if it exists, else new tensors of the saved shapes."""
         if self.in_place:
             return self.tensors()
-        found: dict[str, Any] = {}
+        targets: dict[str, Any] = {}
         for parameter, name in self.names.items():
             for key in saved[name]["states"]:
                 dtype, size = shapes[f"{name}.{key}"]
                 if size == parameter.shape and parameter.dim():
-                    found[f"{name}.{key}"] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+                    targets[f"{name}.{key}"] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
                 else:
                     device = parameter.device if size else "cpu"  # counts of steps stay on the CPU
-                    found[f"{name}.{key}"] = torch.empty(size, dtype=dtype, device=device)
-        return found
+                    targets[f"{name}.{key}"] = torch.empty(size, dtype=dtype, device=device)
+        return targets
 
     def load(self, saved: Described, tensors: Mapping[str, Any]) -> None:
         """Load settings and state, after `tensors` (those of `targets`) were filled."""
@@ -133,16 +133,16 @@ class OptimizerState:
 
     def _settings(self, group: Mapping[str, Any], saved: Described) -> dict[str, Any]:
         """The saved settings of a group, each converted to the type that it has here."""
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if not group["params"]:
-            return found
+            return settings
         for name, value in saved[self.names[group["params"][0]]]["settings"].items():
             here = group.get(name)
             if isinstance(here, Tensor):
-                found[name] = torch.full_like(here, value)
+                settings[name] = torch.full_like(here, value)
             else:
-                found[name] = tuple(value) if isinstance(value, list) and not isinstance(here, list) else value
-        return found
+                settings[name] = tuple(value) if isinstance(value, list) and not isinstance(here, list) else value
+        return settings
 
     def _state(self, parameter: Any) -> Mapping[str, Any]:
         state = self.optimizer.state.get(parameter, {})
@@ -167,8 +167,8 @@ def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[Optimi
     """
     fused = getattr(model, "fused_optimizer", None)
     given = [*([fused] if isinstance(fused, loaded(*_KEYED)) else []), *optimizers]
-    found = {id(leaf): (leaf, prefix) for optimizer in given for leaf, prefix in _leaves(optimizer)}
-    states = [OptimizerState(leaf, model, prefix) for leaf, prefix in found.values()]
+    leaves = {id(leaf): (leaf, prefix) for optimizer in given for leaf, prefix in _leaves(optimizer)}
+    states = [OptimizerState(leaf, model, prefix) for leaf, prefix in leaves.values()]
     sharded = [path for path, module in model.named_modules() if isinstance(module, loaded(*_SHARDED))]
     if sharded and not any(state.fused for state in states):
         raise ValueError(
@@ -215,7 +215,7 @@ def _fused_name(name: str) -> str:
 
 def _leaves(optimizer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
     if isinstance(optimizer, loaded(*_KEYED)) and hasattr(optimizer, "optimizers"):  # torchrec's CombinedOptimizer
-        for name, part in optimizer.optimizers:
-            yield from _leaves(part, join(prefix, name))
+        for name, inner in optimizer.optimizers:
+            yield from _leaves(inner, join(prefix, name))
     else:
         yield optimizer, prefix

@@ -24,20 +24,20 @@ def check_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: a part cannot be saved.
         ValueError: a name is not a plain word.
     """
-    found: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for name, part in parts.items():
         if not _NAME.fullmatch(name):
             raise ValueError(f"part {name!r}: a name has letters, digits, '_' and '-'")
         if isinstance(part, str | os.PathLike):
-            found[name] = Path(part).absolute()
+            checked[name] = Path(part).absolute()
         elif isinstance(part, bytes) or (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
-            found[name] = part
+            checked[name] = part
         else:
             raise TypeError(
                 f"part {name!r} is a {type(part).__name__}: give an object with state_dict and load_state_dict, bytes, "
                 "or the path of a file or folder"
             )
-    return found
+    return checked
 
 
 def taken(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,10 +63,10 @@ def _shape(value: Any) -> tuple[torch.dtype, torch.Size] | None:
 
 def saved_shapes(path: Path) -> Shapes:
     """Return the shapes in a checkpoint."""
-    found = Reader(path).read_metadata().state_dict_metadata
+    entries = Reader(path).read_metadata().state_dict_metadata
     return {
         name: (value.properties.dtype, value.size) if isinstance(value, TensorStorageMetadata) else None
-        for name, value in found.items()
+        for name, value in entries.items()
     }
 
 
@@ -95,8 +95,8 @@ def write(tensors: dict[str, Any], path: Path, ranks: Ranks) -> None:
     _quiet()
     nested: dict[str, Any] = {}  # "model.<name>" is written as {"model": {"<name>": ...}}, which readers expect
     for name, value in tensors.items():
-        part, _, rest = name.partition(".")
-        nested.setdefault(part, {})[rest] = value
+        head, _, rest = name.partition(".")
+        nested.setdefault(head, {})[rest] = value
     try:
         save(nested, storage_writer=_Writer(path), process_group=ranks.group, no_dist=not ranks.several)
     except CheckpointException as error:
