@@ -203,10 +203,10 @@ def _budget(held: Sequence[Held], nbytes: Budget) -> int:
 def _worth(held: Sequence[Held], given: Mapping[str, float] | None) -> dict[str, float]:
     """The given worth by table name; scores of features that are not tables are left out."""
     given = checked(given, Mapping[str, float] | None, "worth")
-    found = {table.name: float(value) for name, value in (given or {}).items() for table in held if name in table.names}
-    if given and not found:
+    worth = {table.name: float(value) for name, value in (given or {}).items() for table in held if name in table.names}
+    if given and not worth:
         raise ValueError(f"worth names no table: {sorted(given)[:5]}; the tables are {[table.name for table in held]}")
-    return found
+    return worth
 
 
 def _table(held: Sequence[Held], name: str) -> Table:

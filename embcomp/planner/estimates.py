@@ -111,12 +111,12 @@ class ByProbes:
     def __init__(self, held: Sequence[Held], probes: Probes, after: After) -> None:
         self.held, self.probes, self.after = held, probes, after
         order = sorted(range(len(held)), key=lambda i: -held[i].nbytes)
-        found = {i: probes.worth([i]) for i in order if held[i].weight is not None}
-        known = [worth[0] for worth in found.values() if worth is not None]
-        self.silent = {i for i, worth in found.items() if worth is not None and worth[0] <= 2 * worth[1]}
+        measured = {i: probes.worth([i]) for i in order if held[i].weight is not None}
+        known = [worth[0] for worth in measured.values() if worth is not None]
+        self.silent = {i for i, worth in measured.items() if worth is not None and worth[0] <= 2 * worth[1]}
         middle = max(1e-9, sorted(known)[len(known) // 2]) if known else 1.0
         floor = 1e-9 * max([1.0, *known])
-        self.worth = [middle if (worth := found.get(i)) is None else max(floor, worth[0]) for i in range(len(held))]
+        self.worth = [middle if (worth := measured.get(i)) is None else max(floor, worth[0]) for i in range(len(held))]
         self._losses: dict[tuple[tuple[int, ...], int], float] = {}
         self._kept: list[Option] = []  # so that no id of a method is given twice
 

@@ -86,11 +86,11 @@ def rank_features(
     _check_labels(label, rows, positives)
 
     scores = feature_scores(list(single.values()), rows, positives, least)
-    information, found = entropy(positives / rows), []
+    information, scored_pairs = entropy(positives / rows), []
     for pair in crossed:
         better, other = sorted(pair.keys, key=lambda name: -scores[name].score)
-        found.append(pair_score(pair, single[better], scores[other], rows, information))
-    speaking = {name for pair in found if speaks(pair, least) for name in pair.features}
+        scored_pairs.append(pair_score(pair, single[better], scores[other], rows, information))
+    speaking = {name for pair in scored_pairs if speaks(pair, least) for name in pair.features}
     ranked = [
         replace(score, useless=False, even=False) if score.feature in speaking else score for score in scores.values()
     ]
@@ -98,7 +98,7 @@ def rank_features(
     useful = [score.feature for score in ranked if not (score.useless or score.even)]
     follows = redundant_with(sample.result(), {score.feature: score.values for score in ranked}, useful)
     ranked = [replace(score, redundant_with=follows.get(score.feature)) for score in ranked]
-    best = sorted(found, key=lambda pair: -sure_gain(pair))[: 10 if pairs is True else pairs]
+    best = sorted(scored_pairs, key=lambda pair: -sure_gain(pair))[: 10 if pairs is True else pairs]
     return FeatureRanking(label, rows, positives / rows, information, tuple(ranked), tuple(best))
 
 

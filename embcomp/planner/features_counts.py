@@ -94,9 +94,9 @@ class RowSample:
         order = pl.int_range(self._seen, self._seen + rows.height, dtype=pl.UInt64).hash(self._seed)
         self._seen += rows.height
         self._rows.append(_lowest(rows.with_columns(order.alias(_ORDER)), pl.col(_ORDER), self._share))
-        while sum(part.height for part in self._rows) > 2 * self._most:
+        while sum(block.height for block in self._rows) > 2 * self._most:
             self._share /= 2
-            self._rows = [_lowest(part, pl.col(_ORDER), self._share) for part in self._rows]
+            self._rows = [_lowest(block, pl.col(_ORDER), self._share) for block in self._rows]
 
     def result(self) -> pl.DataFrame:
         """Return the rows, in a random order."""

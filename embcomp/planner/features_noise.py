@@ -108,11 +108,11 @@ def _moments(sizes: Tensor, rows: Tensor, dealt: Tensor) -> Moments:
     reach = 9 * (center * (1 - rate)).sqrt() + 20
     low = (center - reach).floor().clamp(min=0).long()
     widths = torch.minimum((center + reach).ceil().long(), sizes) - low + 1
-    part = (widths.cumsum(0) - 1) // _CHUNK
-    _, parts = part.unique_consecutive(return_counts=True)
+    chunk = (widths.cumsum(0) - 1) // _CHUNK
+    _, parts = chunk.unique_consecutive(return_counts=True)
     columns = zip(*(each.split(parts.tolist()) for each in (sizes, rows, dealt, low, widths)), strict=True)
-    found = [_moments_of(*column) for column in columns]
-    return Moments(*(torch.cat(column) for column in zip(*found, strict=True)))
+    chunks = [_moments_of(*column) for column in columns]
+    return Moments(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 
 
 def _moments_of(

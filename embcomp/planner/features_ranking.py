@@ -87,8 +87,8 @@ class FeatureRanking:
     @property
     def useless(self) -> list[str]:
         """The features that a model can do without, those with the most values first."""
-        found = [score for score in self.features if score.useless]
-        return [score.feature for score in sorted(found, key=lambda score: -score.values)]
+        scores = [score for score in self.features if score.useless]
+        return [score.feature for score in sorted(scores, key=lambda score: -score.values)]
 
     @property
     def advice(self) -> str:
@@ -146,10 +146,10 @@ class FeatureRanking:
             ValueError: the file holds something else; the text names it.
         """
         try:
-            found = json.loads(Path(path).read_text())
-            features = tuple(FeatureScore(**score) for score in found.pop("features"))
-            pairs = tuple(PairScore(**pair | {"features": tuple(pair["features"])}) for pair in found.pop("pairs"))
-            return cls(**found, features=features, pairs=pairs)
+            saved = json.loads(Path(path).read_text())
+            features = tuple(FeatureScore(**score) for score in saved.pop("features"))
+            pairs = tuple(PairScore(**pair | {"features": tuple(pair["features"])}) for pair in saved.pop("pairs"))
+            return cls(**saved, features=features, pairs=pairs)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{path} holds no ranking of features, as FeatureRanking.save writes it: {error}"

@@ -27,7 +27,7 @@ def redundant_with(rows: pl.DataFrame, values: dict[str, float], told: Sequence[
 
     codes = {name: np.unique(rows[name].to_numpy(), return_inverse=True)[1] for name in told}
     chance = {name: float(((np.bincount(code) / max(len(code), 1)) ** 2).sum()) for name, code in codes.items()}
-    found: dict[str, str] = {}
+    follows: dict[str, str] = {}
     # From the fewest values up: the nearest feature that tells all is named, not the finest.
     for other in sorted(told, key=lambda name: values[name]):
         order = np.argsort(codes[other], kind="stable")
@@ -35,12 +35,12 @@ def redundant_with(rows: pl.DataFrame, values: dict[str, float], told: Sequence[
         for name in told:
             # Of two that follow from each other the better one stays.
             later = told.index(name) > told.index(other)
-            if name == other or name in found or values[name] > 1.001 * values[other]:
+            if name == other or name in follows or values[name] > 1.001 * values[other]:
                 continue
             if values[other] <= 1.001 * values[name] and not later:
                 continue
             agree = np.diff(codes[name][order])[same] == 0
             expected = (1 - chance[name]) * agree.size
             if expected >= _EXPECTED and (~agree).sum() <= (1 - _AGREE) * expected:
-                found[name] = other
-    return found
+                follows[name] = other
+    return follows

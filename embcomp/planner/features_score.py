@@ -28,9 +28,9 @@ def feature_scores(counts: Sequence[ValueCounts], rows: int, positives: int, lea
     table = Moments.of(sizes, *(each.expand(len(sizes)) for each in log))
     scores = {}
     for each in counts:
-        found = each.result()
-        held = _column(found, ROWS)
-        groups = Groups(held, _column(found, POSITIVES), torch.zeros_like(held), *log, each.share)
+        frame = each.result()
+        held = _column(frame, ROWS)
+        groups = Groups(held, _column(frame, POSITIVES), torch.zeros_like(held), *log, each.share)
         bits, _, sureness = beyond(groups, table[torch.searchsorted(sizes, held)])
         score = bits / rows
         scores[each.keys[0]] = FeatureScore(

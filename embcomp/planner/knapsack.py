@@ -140,22 +140,22 @@ def _solved(
         row = np.zeros((1, len(useful)))
         row[0, [column[i] for i in cut]] = 1
         constraints.append(optimize.LinearConstraint(sparse.csr_array(row), -np.inf, len(cut) - 1))
-    found = optimize.milp(
+    result = optimize.milp(
         losses / unit,
         constraints=constraints,
         integrality=np.ones(len(useful)),
         bounds=optimize.Bounds(0, 1),
         options={"time_limit": seconds, "mip_rel_gap": max(near, 1e-9)},
     )
-    if found.x is None:
+    if result.x is None:
         return None
-    chosen = tuple(i for i, x in zip(useful, found.x, strict=True) if x > 0.5)
+    chosen = tuple(i for i, x in zip(useful, result.x, strict=True) if x > 0.5)
     taken = sum(items[i].nbytes for i in chosen)
     if taken > nbytes:  # by rounding; the slack above is far below a byte for all but huge budgets
         return _solved(items, useful, tables, nbytes, [*cuts, chosen], seconds, near)
     loss = sum(items[i].loss for i in chosen)
-    bound = float(found.mip_dual_bound) * unit if found.mip_dual_bound is not None else loss
-    return Solution(chosen, taken, loss, max(0.0, loss - bound) if found.status == 1 or near else 0.0)
+    bound = float(result.mip_dual_bound) * unit if result.mip_dual_bound is not None else loss
+    return Solution(chosen, taken, loss, max(0.0, loss - bound) if result.status == 1 or near else 0.0)
 
 
 def _scipy() -> tuple[Any, Any, Any]:

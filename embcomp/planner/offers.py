@@ -49,11 +49,11 @@ def offers(
         ValueError: no table has as many ids as the graph has users or items, several tables do, or codes have another
             length.
     """
-    found: dict[str, list[Method]] = {}
+    methods: dict[str, list[Method]] = {}
     if edges is not None:
         of = _sides(held, edges, sides)
         for name, method in _of_graph(edges, of, seed):
-            found.setdefault(name, []).extend(_around(method, count))
+            methods.setdefault(name, []).extend(_around(method, count))
     elif sides is not None:
         raise ValueError("sides names the tables of edges: give edges with it")
     for name, codes in (content or {}).items():
@@ -66,8 +66,8 @@ def offers(
             )
         for share in CLUSTERED:
             method = SemanticIds(codes, PrefixNgram(min(3, codes.shape[1])), max(1, int(ids * share)), seed=seed)
-            found.setdefault(name, []).extend(_around(method, count))
-    return found
+            methods.setdefault(name, []).extend(_around(method, count))
+    return methods
 
 
 def _around(method: Method, count: Count) -> Iterator[Method]:
