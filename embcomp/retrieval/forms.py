@@ -55,14 +55,14 @@ class Form(abc.ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors, by name."""
-        found = {}
+        tensors = {}
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             if isinstance(value, PackedColumns):
-                found[field.name] = value.data
+                tensors[field.name] = value.data
             elif isinstance(value, Tensor):
-                found[field.name] = value
-        return found
+                tensors[field.name] = value
+        return tensors
 
     @property
     @abc.abstractmethod
@@ -155,14 +155,14 @@ class GridForm(Form):
 
     def signs(self, queries: Tensor) -> Tensor:
         """Return the recurrent signs of queries, -1 and 1, [Q, columns], coded like the rows, level by level."""
-        found, left, each = [], F.normalize(queries), self.codes.columns // self.levels
+        signs, left, each = [], F.normalize(queries), self.codes.columns // self.levels
         for level in range(self.levels):
             chosen = slice(level * each, (level + 1) * each)
             sign = torch.where(self.asked(left)[:, chosen] < 0, -1.0, 1.0)
             alone = F.pad(sign, (level * each, (self.levels - level - 1) * each))
-            found.append(sign)
+            signs.append(sign)
             left = left - self._on_basis(alone / 2)
-        return torch.cat(found, 1)
+        return torch.cat(signs, 1)
 
     def of_signs(self, signs: Tensor, queries: Tensor) -> Tensor:
         """Transform the queries that signs stand for into the space of the codes."""
@@ -173,13 +173,13 @@ class GridForm(Form):
     def coded(self, queries: Tensor) -> Tensor:
         if self.levels > 1:
             return self.of_signs(self.signs(queries), queries)
-        found, start, asked = [], 0, self.asked(queries)
+        coded, start, asked = [], 0, self.asked(queries)
         for columns, bits in self.codes.groups:
-            part = asked[:, start : start + columns]
-            step = best_step(part, bits)
-            found.append((levels(part, step, bits) + 0.5) * step)
+            values = asked[:, start : start + columns]
+            step = best_step(values, bits)
+            coded.append((levels(values, step, bits) + 0.5) * step)
             start += columns
-        return torch.cat(found, 1)
+        return torch.cat(coded, 1)
 
     def scores(self, asked: Tensor, rows: Tensor, scaled: bool = True) -> Tensor:
         return asked @ self._scaled(rows, scaled).T

@@ -120,8 +120,8 @@ def learn(
                 loss = _contrast(*codes.chunk(2), pairs, hard)
                 if before is not None:
                     known = rows < len(before)
-                    for part in codes.chunk(2):
-                        loss = loss + 0.5 * _contrast(part[known], before[rows[known]], pairs[known][:, known], hard)
+                    for half in codes.chunk(2):
+                        loss = loss + 0.5 * _contrast(half[known], before[rows[known]], pairs[known][:, known], hard)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -160,7 +160,7 @@ def _old_codes(old: VectorCodes, rows: int, signs: int, levels: int) -> Tensor:
 @torch.no_grad()
 def _coded(network: SignNetwork, vectors: Tensor) -> GridForm:
     """Code all vectors by a trained network, and fit the matrix that decodes them best."""
-    codes = torch.cat([network.signs(part) for part in vectors.split(_BLOCK)]) / 2
+    codes = torch.cat([network.signs(block) for block in vectors.split(_BLOCK)]) / 2
     unit = F.normalize(vectors).double()
     gram = codes.double().T @ codes.double()
     ridge = 1e-6 * float(gram.diagonal().mean()) * torch.eye(len(gram), dtype=torch.float64, device=gram.device)

@@ -59,14 +59,14 @@ class SignNetwork(nn.Module):
     def forward(self, vectors: Tensor) -> list[Tensor]:
         """Return the signs of each level, -1 and 1, with gradients: floats [n, width] -> `levels` times [n, signs]."""
         vectors = F.normalize(vectors)
-        found: list[Tensor] = []
+        signs: list[Tensor] = []
         total = vectors.new_zeros(len(vectors), self.number)
         for level in range(self.levels):
             left = vectors if level == 0 else vectors - F.normalize(self.back[level - 1](total))
             values = self.direct[level](left) + self.to_signs[level](left)
-            found.append(_Sign.apply(values))  # pyright: ignore[reportArgumentType]
-            total = total + 2.0**-level * found[-1]
-        return found
+            signs.append(_Sign.apply(values))  # pyright: ignore[reportArgumentType]
+            total = total + 2.0**-level * signs[-1]
+        return signs
 
     def signs(self, vectors: Tensor) -> Tensor:
         """Return the signs of all levels side by side, [n, levels * signs]."""

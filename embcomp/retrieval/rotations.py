@@ -38,15 +38,15 @@ def directions(vectors: Tensor, kind: Rotation, width: int, seed: int) -> Tensor
     if kind == "random":
         return drawn[:width].float().to(vectors.device)
     rows = sample(vectors, seed).double()
-    found = torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)[:, :width]  # largest first
+    axes = torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)[:, :width]  # largest first
     if kind == "itq":
-        values = F.normalize(rows @ found)
+        values = F.normalize(rows @ axes)
         turn = torch.linalg.qr(drawn[:width, :width])[0].to(values.device)
         for _ in range(_ROUNDS):
             u, _, v = torch.linalg.svd(values.T @ (values @ turn).sign())
             turn = u @ v
-        found = found @ turn
-    return found.T.float().contiguous()
+        axes = axes @ turn
+    return axes.T.float().contiguous()
 
 
 def of_products(vectors: Tensor, queries: Tensor, width: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -64,6 +64,6 @@ def of_products(vectors: Tensor, queries: Tensor, width: int, seed: int) -> tupl
     spread, axes = torch.linalg.eigh(asked.T @ asked / len(asked))
     root = spread.clamp(min=float(spread.max()) * 1e-8).sqrt()
     half = (axes * root) @ axes.T  # its square is the Gram matrix of the queries
-    found = torch.linalg.eigh(half @ (rows.T @ rows) @ half).eigenvectors.flip(1)[:, :width]
+    leading = torch.linalg.eigh(half @ (rows.T @ rows) @ half).eigenvectors.flip(1)[:, :width]
     back = (axes / root) @ axes.T
-    return (found.T @ back).float().contiguous(), (found.T @ half).float().contiguous()
+    return (leading.T @ back).float().contiguous(), (leading.T @ half).float().contiguous()

@@ -54,7 +54,7 @@ class SignSums(Way):
     ) -> Form:
         rows = sample(vectors, seed, _SAMPLE)
         size = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
-        found: list[tuple[float, Tensor]] = []
+        tries: list[tuple[float, Tensor]] = []
         for number, start in enumerate((_recurrent, _spread)):
             basis, signs = start(rows / size, self.signs, seed)
             fitted, lost = size, torch.ones(())
@@ -64,11 +64,11 @@ class SignSums(Way):
                 fitted = least_squares(rows, signs @ basis).clamp(min=1e-30)
                 lost = (rows - fitted * (signs @ basis)).square().sum() / rows.square().sum().clamp(min=1e-30)
                 progress(number * _ROUNDS + step + 1, 2 * _ROUNDS + 1, f"lost {float(lost):.4f} of the squares")
-            found.append((float(lost), basis))
-        basis = held(2 * min(found, key=lambda each: each[0])[1])  # codes 0 and 1 less their middle are halves
+            tries.append((float(lost), basis))
+        basis = held(2 * min(tries, key=lambda each: each[0])[1])  # codes 0 and 1 less their middle are halves
         codes, sizes = [], []
-        for part in vectors.split(_BLOCK):
-            signs, size = _code(part, basis.float() / 2)
+        for block in vectors.split(_BLOCK):
+            signs, size = _code(block, basis.float() / 2)
             codes.append((signs > 0).to(torch.uint8))
             sizes.append(size)
         scales, steps = quantized_scales(torch.cat(sizes).squeeze(1))
@@ -101,16 +101,16 @@ def _spread(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
         each = int(bits[column])
         step = best_step(values[:, column].reshape(1, -1), each)
         code = levels(values[:, column], step[0], each).long() + 2 ** (each - 1)
-        for place in range(each):
-            signs.append(((code >> place) & 1).float() * 2 - 1)
-            bases.append(step[0] * 2**place / 2 * turn[column])
+        for bit in range(each):
+            signs.append(((code >> bit) & 1).float() * 2 - 1)
+            bases.append(step[0] * 2**bit / 2 * turn[column])
     return torch.stack(bases), torch.stack(signs, 1)
 
 
 def _descend(unit: Tensor, signs: Tensor, basis: Tensor, sweeps: int) -> Tensor:
     """Set each sign in turn to the one that loses less, given the others."""
     squares = basis.square().sum(1).tolist()
-    found: list[Tensor] = []
+    blocks: list[Tensor] = []
     for rows, held_ in zip(unit.split(_BLOCK), signs.split(_BLOCK), strict=True):
         columns = held_.T.contiguous()
         left = rows - held_ @ basis
@@ -122,8 +122,8 @@ def _descend(unit: Tensor, signs: Tensor, basis: Tensor, sweeps: int) -> Tensor:
                 columns[j] = new
             if torch.equal(before, columns):
                 break
-        found.append(columns.T)
-    return torch.cat(found)
+        blocks.append(columns.T)
+    return torch.cat(blocks)
 
 
 def _fitted(unit: Tensor, signs: Tensor, weights: Tensor) -> Tensor:

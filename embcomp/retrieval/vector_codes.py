@@ -96,7 +96,7 @@ class VectorCodes:
         """
         if rows is None:
             rows = torch.arange(len(self), device=self.device)
-        return torch.cat([self.form.decode(part) for part in rows.split(max(1, _CODES // self.width))])
+        return torch.cat([self.form.decode(block) for block in rows.split(max(1, _CODES // self.width))])
 
     def score(
         self, queries: Tensor, how: How = "float query", *, rows: Tensor | None = None, version: str | None = None
@@ -173,7 +173,7 @@ class VectorCodes:
             if len(vectors) != len(self) or vectors.width != self.width:
                 got = f"{len(vectors)} x {vectors.width}"
                 raise ValueError(f"vectors are {got}, the codes {len(self)} x {self.width}: code the same vectors")
-            found = vectors.decode(candidates.reshape(-1))
+            candidate_vectors = vectors.decode(candidates.reshape(-1))
         else:
             rows = candidates.reshape(-1).to(vectors.device) if isinstance(vectors, Tensor) else candidates
             if isinstance(vectors, Tensor) and vectors.dim() == 2 and len(vectors) != len(self):
@@ -181,10 +181,10 @@ class VectorCodes:
                     f"there are {len(vectors)} vectors, and codes of {len(self)}: give those that were coded"
                 )
             chosen = vectors[rows] if isinstance(vectors, Tensor) and vectors.dim() == 2 else vectors
-            found = check_matrix(chosen, "vectors", self.width, self.metric == "cosine").to(self.device)
+            candidate_vectors = check_matrix(chosen, "vectors", self.width, self.metric == "cosine").to(self.device)
         if self.metric == "cosine":
-            found = F.normalize(found)
-        scores = (found.view(*candidates.shape, -1) @ queries.unsqueeze(2)).squeeze(2)
+            candidate_vectors = F.normalize(candidate_vectors)
+        scores = (candidate_vectors.view(*candidates.shape, -1) @ queries.unsqueeze(2)).squeeze(2)
         return best_of(scores, candidates, k)
 
     def signs(self, queries: Tensor) -> Tensor:

@@ -75,10 +75,10 @@ class Way(abc.ABC):
         if self.rotation == "svd" and queries is not None:
             first, second = of_products(vectors, queries, columns, seed)
             return vectors @ second.T, first
-        found = directions(vectors, self.rotation, columns, seed)
-        if found is None:
+        basis = directions(vectors, self.rotation, columns, seed)
+        if basis is None:
             return vectors[:, :columns], vectors.new_ones(columns)
-        return vectors @ found.T, found
+        return vectors @ basis.T, basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Grid(Way):
             if self.rotation == "svd":  # columns of falling spread, which one step cannot fit
                 spread = sample(values, seed).square().mean(0).sqrt().clamp(min=1e-30)
                 values, basis = values / spread, basis * spread.unsqueeze(1)
-            steps = torch.cat([best_step(part, self.bits) for part in values.split(_BLOCK)]).squeeze(1)
+            steps = torch.cat([best_step(block, self.bits) for block in values.split(_BLOCK)]).squeeze(1)
             scales, sizes = quantized_scales(torch.where(values.any(1), steps, 0.0))
             step = sizes[scales.long()].unsqueeze(1)
         else:
@@ -266,8 +266,8 @@ class Product(Way):
         books = []
         for part, rows in enumerate(few.chunk(self.parts, 1)):
             settings = {"iterations": _ITERATIONS, "tolerance": _TOLERANCE, "seed": seed + part, "fewer": True}
-            found = kmeans(rows.contiguous(), self.codes, **settings)  # pyright: ignore[reportArgumentType]
-            books.append(F.pad(found, (0, 0, 0, self.codes - len(found)), value=0.0))
+            book = kmeans(rows.contiguous(), self.codes, **settings)  # pyright: ignore[reportArgumentType]
+            books.append(F.pad(book, (0, 0, 0, self.codes - len(book)), value=0.0))
             progress(part + 1, self.parts, f"part {part + 1}")
         half = held(torch.stack(books))
         codes = nearest_codes(values.contiguous(), half.float())
