@@ -108,17 +108,17 @@ def _pairs(pairs: Tensor, numbers: tuple[int, int], name: str) -> Tensor:
 
 def _recall(queries: Tensor, items: Tensor, wanted: Tensor, known: Tensor | None, k: int) -> float:
     """The mean over queries of the share of wanted items among the k best, relative to at most k."""
-    asked, place, number = wanted[0].unique(return_inverse=True, return_counts=True)
+    asked, positions, number = wanted[0].unique(return_inverse=True, return_counts=True)
     hits = torch.zeros(len(asked))
     for start in range(0, len(asked), _BLOCK):
-        part = asked[start : start + _BLOCK]
-        scores = queries[part] @ items.T
+        block = asked[start : start + _BLOCK]
+        scores = queries[block] @ items.T
         if known is not None:
-            row = torch.searchsorted(part, known[0])
-            seen = (row < len(part)) & (part[row.clamp(max=len(part) - 1)] == known[0])
+            row = torch.searchsorted(block, known[0])
+            seen = (row < len(block)) & (block[row.clamp(max=len(block) - 1)] == known[0])
             scores[row[seen], known[1][seen]] = -torch.inf
-        found = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k).indices, True)
-        mine = (place >= start) & (place < start + len(part))
-        hit = found[place[mine] - start, wanted[1][mine]]
-        hits.index_add_(0, place[mine], hit.float())
+        top = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k).indices, True)
+        mine = (positions >= start) & (positions < start + len(block))
+        hit = top[positions[mine] - start, wanted[1][mine]]
+        hits.index_add_(0, positions[mine], hit.float())
     return float((hits / number.clamp(max=k)).mean())
