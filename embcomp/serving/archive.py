@@ -128,10 +128,10 @@ def load(path: StrPath, *, version: str | None = None) -> ExportedProgram:
                 raise Damaged(f"{path} is damaged or was edited: its checksum does not fit; export it again")
         else:
             _check_old(path)
-    found = version_of(path) if version is not None else None
-    if found != version:
+    stamped = version_of(path) if version is not None else None
+    if stamped != version:
         raise ValueError(
-            f"{path} holds version {found!r}, and version {version!r} is wanted: vectors of two versions must not "
+            f"{path} holds version {stamped!r}, and version {version!r} is wanted: vectors of two versions must not "
             "meet; load the file of that version, or align the models first (embcomp.align_)"
         )
     try:

@@ -92,22 +92,22 @@ def neutral(plain: tuple[Any, ...], templates: list[Any]) -> tuple[Any, ...]:
     """Return inputs of the same types and sizes without information: zeros, with all ids in the first bag."""
 
     def zeros(path: str, tensor: Tensor, axis: int | None) -> Tensor:
-        found = torch.zeros_like(tensor)
+        blank = torch.zeros_like(tensor)
         if path.endswith(".lengths") and axis == 1 and tensor.numel():
-            found.view(-1)[0] = tensor.sum()
-        return found
+            blank.view(-1)[0] = tensor.sum()
+        return blank
 
     pairs = enumerate(zip(plain, templates, strict=True))
-    return tuple(_map(value, part, f"example[{i}]", zeros) for i, (value, part) in pairs)
+    return tuple(_map(value, template, f"example[{i}]", zeros) for i, (value, template) in pairs)
 
 
 def packages(program: ExportedProgram) -> tuple[str, ...]:
     """Return the packages to import before a program is loaded, torch first."""
-    found = {"torch": None}
+    names = {"torch": None}
     for node in _nodes(program):
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _TORCH:
-            found[_PACKAGES.get(node.target.namespace, node.target.namespace)] = None
-    return tuple(found)
+            names[_PACKAGES.get(node.target.namespace, node.target.namespace)] = None
+    return tuple(names)
 
 
 def _nodes(program: ExportedProgram) -> Iterator[torch.fx.Node]:
@@ -161,7 +161,7 @@ def _map(value: Any, template: Any, path: str, leaf: Callable[[str, Tensor, int 
         return {key: _map(item, template[key], f"{path}[{key!r}]", leaf) for key, item in value.items()}
     if isinstance(value, list | tuple):
         pairs = enumerate(zip(value, template, strict=True))
-        items = [_map(item, part, f"{path}[{i}]", leaf) for i, (item, part) in pairs]
+        items = [_map(item, inner, f"{path}[{i}]", leaf) for i, (item, inner) in pairs]
         return items if isinstance(value, list) else tuple(items)
     return None if value is None else leaf(path, value, None)
 
@@ -175,7 +175,7 @@ def _from_plain(value: Any, template: Any) -> Any:
     if isinstance(value, dict):
         return {key: _from_plain(item, template[key]) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [_from_plain(item, part) for item, part in zip(value, template, strict=True)]
+        items = [_from_plain(item, inner) for item, inner in zip(value, template, strict=True)]
         return items if isinstance(value, list) else tuple(items)
     return value
 
@@ -190,5 +190,5 @@ def _signature(plain: tuple[Any, ...], templates: list[Any], sizes: list[torch.S
         shape = [size if size.isdigit() else names.setdefault(size, f"n{len(names)}") for size in shown]
         return f"{str(tensor.dtype).removeprefix('torch.')} [{', '.join(shape)}]"
 
-    inputs = [_map(value, part, "", text) for value, part in zip(plain, templates, strict=True)]
+    inputs = [_map(value, template, "", text) for value, template in zip(plain, templates, strict=True)]
     return str(inputs)[1:-1].replace("'", "")

@@ -123,9 +123,9 @@ def table_lines(served: Served) -> list[TableExport]:
             after = rows.nbytes if store is None else store.nbytes
             before = rows.nbytes + (0 if held.codec is None else nbytes(held.codec))
             weights = [(user.table.num_embeddings or 1) * user.table.embedding_dim for user in users[id(rows)]]
-            place = next(i for i, user in enumerate(users[id(rows)]) if user is table)
-            trained += share_of(before, weights, place)
-            exported += share_of(after, weights, place)
+            position = next(i for i, user in enumerate(users[id(rows)]) if user is table)
+            trained += share_of(before, weights, position)
+            exported += share_of(after, weights, position)
             dtypes.append(str(rows.dtype).removeprefix("torch.") if store is None else store.kind)
         ids, dim = table.table.num_embeddings, table.table.embedding_dim
         full = None if ids is None else 4 * ids * dim

@@ -39,11 +39,11 @@ def find_tables(model: nn.Module) -> list[Holder]:
         ValueError: a module is wrapped or sharded for several processes, or a weight is on the meta device.
     """
     remedy = "build the model in one process, load the checkpoint there, and export that"
-    found = holders(model, if_wrapped="export its .module", if_sharded=remedy)
-    for holder in found:
+    table_holders = holders(model, if_wrapped="export its .module", if_sharded=remedy)
+    for holder in table_holders:
         for table in holder.tables.values():
             _check_rows(table)
-    return found
+    return table_holders
 
 
 def names_of(table: Held) -> list[str]:
@@ -120,8 +120,8 @@ def swap(model: nn.Module, dtype: Dtype | Mapping[str, Dtype]) -> Served:
         ValueError: there is no table; `find_tables`, `choose` or `embcomp.serving.stores.serve` refuse one; or the
             module of a table does more than look up.
     """
-    found = find_tables(model)
-    tables = [table for holder in found for table in holder.tables.values()]
+    table_holders = find_tables(model)
+    tables = [table for holder in table_holders for table in holder.tables.values()]
     if not tables:
         raise ValueError("the model has no embedding table to export")
     wanted = choose(tables, dtype)
@@ -134,7 +134,7 @@ def swap(model: nn.Module, dtype: Dtype | Mapping[str, Dtype]) -> Served:
             if id(rows) in wanted and id(rows) not in stores:
                 stores[id(rows)] = serve(rows.detach(), wanted[id(rows)], table.dtype, name)
     memo: dict[int, Any] = {}
-    for holder in found:
+    for holder in table_holders:
         if any(id(rows) in stores for table in holder.tables.values() for rows in table.rows):  # else it stays
             memo |= served_form(holder, stores)
     copied = copy.deepcopy(model, memo).cpu().eval().requires_grad_(False)
