@@ -26,7 +26,7 @@ def randomize(module: M, seed: int = 0) -> M:
 
 def is_coded(module: nn.Module) -> bool:
     """Return whether rows are rounded: finite differences are then not gradients, and dtypes may round differently."""
-    return any(isinstance(part, Codec) for part in module.modules())
+    return any(isinstance(submodule, Codec) for submodule in module.modules())
 
 
 def embedding(example: Example, n: int | None = N, dim: int = D, **settings: Any) -> CompressedEmbedding:

@@ -58,13 +58,13 @@ def counts_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
 
 def vectors_of(tables: Sequence[Table]) -> Mapping[str, Tensor]:
     """Return trained vectors around nine points."""
-    found = {}
+    values = {}
     for table in tables:
         random = torch.Generator().manual_seed(table.embedding_dim)
         points = torch.randn(9, table.embedding_dim, generator=random)
         ids = torch.arange(table.ids_or_raise("vectors"))
-        found[table.name] = points[ids * 7919 % 9] + 0.1 * torch.randn(len(ids), table.embedding_dim, generator=random)
-    return found
+        values[table.name] = points[ids * 7919 % 9] + 0.1 * torch.randn(len(ids), table.embedding_dim, generator=random)
+    return values
 
 
 def clusters_of(tables: Sequence[Table], unseen_rows: int = 0) -> Mapping[str, ClusterMap]:
@@ -76,12 +76,12 @@ def clusters_of(tables: Sequence[Table], unseen_rows: int = 0) -> Mapping[str, C
 
 def mixtures_of(tables: Sequence[Table]) -> Mapping[str, Mixture]:
     """Return a mixture of three clusters for each id; ids that are multiples of 5 have none."""
-    found = {}
+    mixtures = {}
     for name, clusters in clusters_of(tables).items():
         ids = torch.arange(clusters.num_ids).unsqueeze(1)
         weights = torch.tensor([0.7, 0.2, 0.1]) * (ids % 5 > 0)
-        found[name] = Mixture.of((ids * torch.tensor([1, 3, 5]) + 2) % ROWS, weights, clusters)
-    return found
+        mixtures[name] = Mixture.of((ids * torch.tensor([1, 3, 5]) + 2) % ROWS, weights, clusters)
+    return mixtures
 
 
 def edges_of(table: Table) -> tuple[Edges, str]:
@@ -106,12 +106,12 @@ def items_of(tables: Sequence[Table]) -> dict[str, Any]:
 
 def neighbours_of(tables: Sequence[Table]) -> Mapping[str, Neighbours]:
     """Return for every third item the next five, some of which have no content."""
-    found = {}
+    neighbours = {}
     for name, codes in items_of(tables)["codes"].items():
         ids = torch.arange(0, len(codes), 3)
         nearest = (ids.unsqueeze(1) + torch.arange(1, 6)) % len(codes)
-        found[name] = Neighbours(ids, nearest.int(), torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1]).expand(nearest.shape))
-    return found
+        neighbours[name] = Neighbours(ids, nearest.int(), torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1]).expand(nearest.shape))
+    return neighbours
 
 
 EXAMPLES = [

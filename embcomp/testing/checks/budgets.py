@@ -56,14 +56,14 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
         full = sum(n * dim * 4 for n, dim in sizes)
 
         def built(budget: int) -> int:
-            found = type(method).for_budget(tables, budget, **fixed)
-            assert found.sizes(tables) == found.plan(tables).sizes  # numbers alone, and those of the plan
-            if isinstance(found, Full):
-                return found.plan(tables).served_nbytes()
+            sized = type(method).for_budget(tables, budget, **fixed)
+            assert sized.sizes(tables) == sized.plan(tables).sizes  # numbers alone, and those of the plan
+            if isinstance(sized, Full):
+                return sized.plan(tables).served_nbytes()
             model = nn.ModuleDict({t.name: nn.Embedding(t.num_embeddings or 0, t.embedding_dim) for t in tables})
-            report = embcomp.compress_(model, {"*": found})
-            assert report.bytes_after == embcomp.nbytes(model) == found.plan(tables).nbytes()
-            assert embcomp.served_nbytes(model) == found.plan(tables).served_nbytes()
+            report = embcomp.compress_(model, {"*": sized})
+            assert report.bytes_after == embcomp.nbytes(model) == sized.plan(tables).nbytes()
+            assert embcomp.served_nbytes(model) == sized.plan(tables).served_nbytes()
             return embcomp.served_nbytes(model)
 
         with pytest.raises(ValueError, match=r"budget of 0 bytes is too small.* \d+ bytes") as refused:

@@ -44,14 +44,14 @@ def dtypes_and_devices_are_those_asked_for(example: Example) -> None:
 def the_padding_id_is_zero_and_gets_no_gradient(example: Example) -> None:
     """Check that the padding id gives zeros, and that all other gradients are as without it."""
     ids = torch.tensor([[3, 1, 39], [39, 0, 3]])
-    for padding, place in ((3, 3), (-1, N - 1), (-N, 0)):
+    for padding, row in ((3, 3), (-1, N - 1), (-N, 0)):
         plain, module = embedding(example), embedding(example, padding_idx=padding)
-        assert module.padding_idx == torch.nn.Embedding(N, D, padding_idx=padding).padding_idx == place
-        expected = singles(plain).index_fill(0, torch.tensor(place), 0.0)
+        assert module.padding_idx == torch.nn.Embedding(N, D, padding_idx=padding).padding_idx == row
+        expected = singles(plain).index_fill(0, torch.tensor(row), 0.0)
         assert torch.equal(module.materialize(), expected)
         assert torch.equal(module(ids), expected[ids])
         factors = torch.randn(2, 3, D)
-        kept = (ids != place).unsqueeze(-1)
+        kept = (ids != row).unsqueeze(-1)
         assert_all_close(
             gradients(module, (module(ids) * factors).sum()), gradients(plain, (plain(ids) * factors * kept).sum())
         )
