@@ -131,8 +131,8 @@ def _check_offsets(keys: Sequence[str], offsets: Tensor, lengths: Tensor) -> Non
         raise ValueError(f"the batch: offsets begin at {int(offsets[0])}, not at 0")
     differ = (offsets.diff() != lengths.reshape(-1)).nonzero()
     if differ.numel():
-        place = int(differ[0])
+        bag = int(differ[0])
         raise ValueError(
-            f"feature {keys[place // lengths.shape[1]]!r}: offsets {offsets[place : place + 2].tolist()} of bag "
-            f"{place % lengths.shape[1]}, whose length is {int(lengths.reshape(-1)[place])}"
+            f"feature {keys[bag // lengths.shape[1]]!r}: offsets {offsets[bag : bag + 2].tolist()} of bag "
+            f"{bag % lengths.shape[1]}, whose length is {int(lengths.reshape(-1)[bag])}"
         )

@@ -72,13 +72,13 @@ def _candidates(
             if kind not in METHODS or (instances and not 1 <= int(instances) <= len(asked)):
                 raise ValueError(f"--method {name}: the methods are {', '.join(METHODS)}, or NAME/2 .. {len(asked)}")
             chosen: dict[str, Method] = {}
-            for part in _parts(asked, int(instances or 1)):
-                full = sum(4 * t.ids_or_raise(name) * t.embedding_dim for t in part)
+            for group in _parts(asked, int(instances or 1)):
+                full = sum(4 * t.ids_or_raise(name) * t.embedding_dim for t in group)
                 try:
-                    method = METHODS[kind].for_budget(part, int(share * full))
+                    method = METHODS[kind].for_budget(group, int(share * full))
                 except TypeError as error:
                     raise ValueError(f"--method {name}: it is made from data, not from sizes alone ({error})") from None
-                chosen.update(dict.fromkeys((t.name for t in part), method))
+                chosen.update(dict.fromkeys((t.name for t in group), method))
             yield f"{name}, {100 * share:g} %", chosen
 
 

@@ -22,10 +22,10 @@ def checked_tables(tables: Any, kind: type[C]) -> list[C]:
         raise TypeError(f"{what}, got {shown(tables)}")
     if not tables:
         raise ValueError(f"{what}, at least one, got {shown(tables)}")
-    for place, table in enumerate(tables):
+    for number, table in enumerate(tables):
         if not isinstance(table, kind):
-            raise TypeError(f"{what}, got {shown(table)} at place {place}")
-        _check_table(table, f"tables[{place}]")
+            raise TypeError(f"{what}, got {shown(table)} at place {number}")
+        _check_table(table, f"tables[{number}]")
     return list(tables)
 
 

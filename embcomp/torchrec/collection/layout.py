@@ -251,7 +251,7 @@ def _init_rule(config: BaseEmbeddingConfig) -> Rule | None:
 
 def _start_combiner(config: BaseEmbeddingConfig, combiner: Combiner) -> None:
     """Draw the parameters of a combiner, for vectors with the moments of the replaced table."""
-    if not any(isinstance(part, Combiner) and part.draws for part in combiner.modules()):
+    if not any(isinstance(submodule, Combiner) and submodule.draws for submodule in combiner.modules()):
         return
     rule = _init_rule(config) or functools.partial(_uniform, rows=min(config.num_embeddings, _MOST_OPEN))
     if not isinstance(rule, Moments):

@@ -47,9 +47,9 @@ def facts_of(model: nn.Module, settings: Mapping[str, Any]) -> Facts:
             said = {name: str(getattr(config, name, None)) for name in kept}
             facts[f"table {config.name!r} in {holder.paths[0]!r}", "shape"] = str(said)
     for name, parameter in model.named_parameters():
-        place = "without memory" if parameter.is_meta else "with values"
+        memory = "without memory" if parameter.is_meta else "with values"
         trained = "trained" if parameter.requires_grad else "frozen"
-        facts[f"parameter {name!r}", "shape"] = f"{list(parameter.shape)} {parameter.dtype}, {trained}, {place}"
+        facts[f"parameter {name!r}", "shape"] = f"{list(parameter.shape)} {parameter.dtype}, {trained}, {memory}"
     return facts
 
 

@@ -214,7 +214,7 @@ def _unscale(model: nn.Module, loss_scale: LossScale) -> None:
 
     sharded = [module for module in model.modules() if isinstance(module, ShardedModule)]
     lookups: list[nn.Module] = [lookup for module in sharded for lookup in module._lookups]  # pyright: ignore
-    native = [part for lookup in lookups for part in lookup.modules() if isinstance(part, NativeTbe)]
+    native = [submodule for lookup in lookups for submodule in lookup.modules() if isinstance(submodule, NativeTbe)]
     for tables in native:
         tables.leave_out_overflows(loss_scale.scales)
     for lookup in lookups:
