@@ -225,9 +225,9 @@ def move_combiner(combiner: nn.Module, device: torch.device, dtype: torch.dtype)
 
 def reset_combiner(combiner: nn.Module) -> None:
     """Draw the parameters of a combiner anew."""
-    for part in combiner.modules():
-        if callable(getattr(part, "reset_parameters", None)):
-            part.reset_parameters()  # pyright: ignore[reportCallIssue]
+    for submodule in combiner.modules():
+        if callable(getattr(submodule, "reset_parameters", None)):
+            submodule.reset_parameters()  # pyright: ignore[reportCallIssue]
 
 
 def make_stores(
@@ -242,15 +242,13 @@ def make_stores(
 def _checked_padding(padding_idx: int | None, table: Table) -> int | None:
     if padding_idx is None:
         return None
-    place: int = checked(padding_idx, int, f"table {table.name!r}: padding_idx")
+    row: int = checked(padding_idx, int, f"table {table.name!r}: padding_idx")
     if table.num_embeddings is None:
-        if place < 0:
-            raise ValueError(
-                f"table {table.name!r}: padding_idx {place} counts from the end, but num_embeddings is None"
-            )
-        return place
-    if not -table.num_embeddings <= place < table.num_embeddings:
+        if row < 0:
+            raise ValueError(f"table {table.name!r}: padding_idx {row} counts from the end, but num_embeddings is None")
+        return row
+    if not -table.num_embeddings <= row < table.num_embeddings:
         raise ValueError(
-            f"table {table.name!r}: padding_idx {place} must lie within num_embeddings {table.num_embeddings}"
+            f"table {table.name!r}: padding_idx {row} must lie within num_embeddings {table.num_embeddings}"
         )
-    return place % table.num_embeddings
+    return row % table.num_embeddings
