@@ -121,16 +121,16 @@ class History:
             if form is _HEADER and rest[0] != digest(user, 8):
                 raise ValueError("it belongs to another user")
             width += 1
-            kept, place = [], 0
+            kept, at = [], 0
             for _ in range(tokens):
-                kept.append(bytes(body[place : place + 8]))
-                place += 8
+                kept.append(bytes(body[at : at + 8]))
+                at += 8
 
             def take(kind: str, count: int) -> np.ndarray:
-                nonlocal place
-                part = np.frombuffer(body, kind, count, place)
-                place += part.nbytes
-                return part
+                nonlocal at
+                array = np.frombuffer(body, kind, count, at)
+                at += array.nbytes
+                return array
 
             ids = take("<i8", events).astype(np.int64)
             counts = take("<u2", groups * width).astype(np.int64).reshape(groups, width)
@@ -139,8 +139,8 @@ class History:
             held = take(DTYPES[dtype], occupied * dim).astype(np.float32).reshape(occupied, dim)
             sums = np.zeros((groups, width, dim), np.float32)
             sums[counts > 0] = held if scales is None else held * scales[:, None]
-            if place != len(body):
-                raise ValueError(f"it has {len(body)} bytes of {place}")
+            if at != len(body):
+                raise ValueError(f"it has {len(body)} bytes of {at}")
             return cls(ids, sums, counts, stamp, kept, changes)
         except (struct.error, ValueError, IndexError) as error:
             raise CorruptRecord(

@@ -224,20 +224,20 @@ class _Walk:
             raise Broken(f"page {page} says that it has {count} nodes")
         places = struct.unpack_from(f"<{count}H", raw, _HEADER)
         spans: list[tuple[int, int]] = []
-        for place in places:
-            if not upper <= place <= self.size - _NODE:
-                raise Broken(f"page {page} has a node at {place}")
-            low, high, kind, length = struct.unpack_from("<HHHH", raw, place)
-            at = place + _NODE + length
+        for offset in places:
+            if not upper <= offset <= self.size - _NODE:
+                raise Broken(f"page {page} has a node at {offset}")
+            low, high, kind, length = struct.unpack_from("<HHHH", raw, offset)
+            at = offset + _NODE + length
             size = low | high << 16
             end = at + (0 if not leaf else 8 if kind & _BIG else size)
             if end > self.size or (leaf and kind & ~_BIG):
-                raise Broken(f"page {page} has a node of {end - place} bytes with flags {kind} at {place}")
-            spans.append((place, end + end % 2))
-            key = raw[place + _NODE : at]
+                raise Broken(f"page {page} has a node of {end - offset} bytes with flags {kind} at {offset}")
+            spans.append((offset, end + end % 2))
+            key = raw[offset + _NODE : at]
             yield (key, start + at, size, kind) if leaf else (key, size | kind << 32, 0, 0)
         spans.sort()
-        if [upper, *(end for _, end in spans)] != [*(place for place, _ in spans), self.size]:
+        if [upper, *(end for _, end in spans)] != [*(offset for offset, _ in spans), self.size]:
             raise Broken(f"page {page} has nodes that overlap")
 
     def _check_big(self) -> int:

@@ -160,10 +160,10 @@ class BehaviorStore:
         users, sdim = list(users), self.encoder.sdim
         sums = np.zeros((len(users), sdim.groups, sdim.width, sdim.embedding_dim), np.float32)
         counts = np.zeros(sums.shape[:3], np.float32)
-        for place, (user, record) in enumerate(zip(users, self._read(users), strict=True)):
+        for row, (user, record) in enumerate(zip(users, self._read(users), strict=True)):
             if record is not None:
                 history = self._history(record, user)
-                sums[place], counts[place] = history.sums, history.counts
+                sums[row], counts[row] = history.sums, history.counts
         return Buckets(torch.from_numpy(sums), torch.from_numpy(counts))
 
     def events(self, user: User) -> list[int]:
