@@ -92,20 +92,20 @@ class Neighbours:
                 f"{content.name}: no item with a vector occurs in training, so new ones have no neighbours"
             )
         order = ids[new].argsort()
-        queries = torch.cat([part[mask] for part, mask in _blocks(content, new)])[order].to(device)
+        queries = torch.cat([unit[mask] for unit, mask in _blocks(content, new)])[order].to(device)
         scores = queries.new_full((queries.shape[0], k), -torch.inf)
         nearest = torch.full(scores.shape, -1, dtype=torch.int32, device=device)
         start = 0
-        for part, mask in _blocks(content, ~new):
+        for unit, mask in _blocks(content, ~new):
             others = ids[start : start + mask.numel()][mask].to(device, torch.int32)
             start += mask.numel()
-            vectors = part[mask].to(device)
+            vectors = unit[mask].to(device)
             for low in range(0, queries.shape[0], NEW):
                 rows = slice(low, low + NEW)
                 here = torch.cat([scores[rows], queries[rows] @ vectors.T], 1)
-                scores[rows], place = here.topk(k, dim=1)
+                scores[rows], best = here.topk(k, dim=1)
                 both = torch.cat([nearest[rows], others.expand(here.shape[0], -1)], 1)
-                nearest[rows] = both.gather(1, place)
+                nearest[rows] = both.gather(1, best)
         weights = torch.softmax(scores / temperature, dim=1)
         return cls(ids[new][order], nearest.cpu(), weights.cpu())
 
@@ -130,7 +130,7 @@ class Neighbours:
         return cls(**tensors)
 
     def __post_init__(self) -> None:
-        shapes = [list(part.shape) for part in (self.ids, self.nearest, self.weights)]
+        shapes = [list(tensor.shape) for tensor in (self.ids, self.nearest, self.weights)]
         if len(shapes[1]) != 2 or shapes[0] != shapes[1][:1] or shapes[1] != shapes[2]:
             raise ValueError(
                 f"Neighbours: expected ids [n], nearest [n, k], weights [n, k], got {', '.join(map(str, shapes))}"
@@ -151,9 +151,9 @@ def _blocks(content: Content, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]
     """Yield (unit vectors, mask of the wanted ones) of each block."""
     start = 0
     for block in content.blocks(VECTORS):
-        part = torch.nn.functional.normalize(block.cpu(), dim=1)
-        yield part, wanted[start : start + part.shape[0]]
-        start += part.shape[0]
+        unit = torch.nn.functional.normalize(block.cpu(), dim=1)
+        yield unit, wanted[start : start + unit.shape[0]]
+        start += unit.shape[0]
 
 
 def _check(content: Content, counts: Tensor, ids: Tensor) -> None:

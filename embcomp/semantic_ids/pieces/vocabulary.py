@@ -89,9 +89,9 @@ class Vocabulary:
                 self.support[0 if self.pieces.one_namespace else j],
             )
             if keys.numel():
-                place = torch.searchsorted(keys, number[:, j].contiguous()).clamp_(max=keys.numel() - 1)
-                known = (keys[place] == number[:, j]) & (columns[:, j] >= 0)
-                support[:, j] = torch.where(known, counts[place], 0)
+                indices = torch.searchsorted(keys, number[:, j].contiguous()).clamp_(max=keys.numel() - 1)
+                known = (keys[indices] == number[:, j]) & (columns[:, j] >= 0)
+                support[:, j] = torch.where(known, counts[indices], 0)
         return support
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

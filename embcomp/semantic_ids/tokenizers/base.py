@@ -152,9 +152,9 @@ class Tokenizer(abc.ABC):
         start = 0
         for block in content.blocks():
             # What the levels leave stays in the cache of a CPU; a device gets whole blocks.
-            for part in block.split(ROWS if torch.device(device).type == "cpu" else block.shape[0]):
-                rest = self._latents(part.to(device), tensors)
-                stop = start + part.shape[0]
+            for chunk in block.split(ROWS if torch.device(device).type == "cpu" else block.shape[0]):
+                rest = self._latents(chunk.to(device), tensors)
+                stop = start + chunk.shape[0]
                 for level, codebook in enumerate(tensors["codebooks"]):
                     index = nearest(rest, codebook)
                     codes[start:stop, level] = index.cpu()

@@ -10,8 +10,8 @@ def without(vectors: Tensor, centroids: Tensor, index: Tensor) -> Tensor:
     """Subtract its centroid from each vector, float32 [N, d], by blocks that stay in the cache."""
     rest = torch.empty_like(vectors)
     for start in range(0, vectors.shape[0], ROWS):
-        part = slice(start, start + ROWS)
-        torch.sub(vectors[part], centroids.index_select(0, index[part]), out=rest[part])
+        rows = slice(start, start + ROWS)
+        torch.sub(vectors[rows], centroids.index_select(0, index[rows]), out=rest[rows])
     return rest
 
 
