@@ -121,8 +121,8 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, str], dict[str, Te
     text = file.read(int.from_bytes(length, "little"))
     if not text.startswith(_START):
         raise ValueError("it does not begin as such a file does")
-    place = len(_START)
-    written, rest = text[place : place + len(_ZEROS)], text[place + len(_ZEROS) :]
+    begin = len(_START)
+    written, rest = text[begin : begin + len(_ZEROS)], text[begin + len(_ZEROS) :]
     digest = hashlib.sha256(length + _START + _ZEROS + rest)
     table = json.loads(text)
     metadata = table.pop("__metadata__")

@@ -19,7 +19,7 @@ _update = AveragedModel.update_parameters
 def _constant(model: nn.Module) -> list[nn.Module]:
     """The modules whose buffers must not be averaged, in the order of the model."""
     held = [module for module in model.modules() if getattr(module, "constant_buffers", False)]
-    return list(dict.fromkeys(part for module in held for part in module.modules()))
+    return list(dict.fromkeys(submodule for module in held for submodule in module.modules()))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ def drop_outputs(model: nn.Module, tables: Collection[nn.Module]) -> None:
     """
     wanted = {id(table) for table in tables}
     for module in model.modules():
-        if not any(id(part) in wanted for part in module.modules()):
+        if not any(id(submodule) in wanted for submodule in module.modules()):
             continue
         for name in RESETS:
             reset = getattr(module, name, None)

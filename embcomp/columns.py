@@ -43,12 +43,12 @@ def parquet_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[st
         FileNotFoundError: a path does not exist, or a glob or a folder has no parquet files.
         ColumnsError: a file is cut short, compressed as a whole, or not a parquet file.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in _parts(source):
-        found += _expanded(path)
-    for path in found:
+        files += _expanded(path)
+    for path in files:
         check_parquet(path)
-    return found
+    return files
 
 
 def check_parquet(path: Path) -> None:
@@ -118,7 +118,7 @@ def readable(paths: Sequence[Path]) -> Iterator[None]:
 
 def _parts(source: Any) -> list[Path]:
     several = [source] if isinstance(source, str | os.PathLike) else list(source)
-    return [Path(part) for part in several]
+    return [Path(path) for path in several]
 
 
 def _expanded(path: Path) -> list[Path]:

@@ -77,9 +77,9 @@ def compress_(
     counts = checked(counts, Mapping[str, Tensor] | None, "counts")
     if counts and init == "fresh":
         raise ValueError("counts weight the ids of a warm start: pass init='warm' with them, or leave them out")
-    found = plain_holders(model)
-    chosen = _choose(found, _by_pattern(methods))
-    touched = [holder for holder in found if chosen[holder]]
+    holders = plain_holders(model)
+    chosen = _choose(holders, _by_pattern(methods))
+    touched = [holder for holder in holders if chosen[holder]]
     for holder in touched:
         holder.check(chosen[holder])
     owned = {id(weight): holder.paths[0] for holder in touched for weight in holder.module.parameters()}
@@ -116,7 +116,7 @@ def compress_(
                     f"cannot compress {frozen[0]!r}: its weight is frozen (requires_grad=False), and rows without a "
                     "float copy are always trained; take copy='float', or unfreeze it"
                 )
-    order = {name: place for place, name in enumerate(name for holder in found for name in holder.tables)}
+    order = {name: position for position, name in enumerate(name for holder in holders for name in holder.tables)}
     lines = sorted((line for swap in swaps for line in lines_of(swap)), key=lambda line: order[line.name])
     replacements = [pair for swap in swaps for pair in swap.replacements]
     new = {id(old): list(module.parameters()) for holder, module in replacements for old in holder.module.parameters()}
@@ -211,16 +211,16 @@ def _check_not_frozen(found: Sequence[Plain], chosen: Mapping[Plain, Mapping[str
 
 def _moments(holder: Plain, replaced: Collection[str]) -> dict[str, Moments]:
     """The mean and the deviation of each weight; for a weight on the meta device those of `nn.Embedding`."""
-    found = {}
+    moments = {}
     for name in holder.tables:
         weight, padding = holder.tables[name].weight, getattr(holder.module, "padding_idx", None)
-        found[name] = Moments() if weight.is_meta else moments_of(weight, padding)
-        if name in replaced and not found[name].finite:
+        moments[name] = Moments() if weight.is_meta else moments_of(weight, padding)
+        if name in replaced and not moments[name].finite:
             raise ValueError(
                 f"cannot compress {name!r}: its weight holds NaN or infinite numbers; initialise it first, or "
                 "exclude the table with embcomp.Full()"
             )
-    return found
+    return moments
 
 
 def _checked_counts(touched: Sequence[Plain], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -94,13 +94,13 @@ def kind_at(name: str, module: str) -> None:
 
 
 def _class(tag: str, name: str, where: str) -> type:
-    found = _TAGS[tag].classes.get(name)
-    if found is None:
+    class_ = _TAGS[tag].classes.get(name)
+    if class_ is None:
         raise ValueError(f"{where}: no {tag} is called {name!r}; known are {sorted(_TAGS[tag].classes)}")
-    if isinstance(found, str):
-        module, _, name = found.partition(":")
-        found = getattr(importlib.import_module(module), name)
-    return found
+    if isinstance(class_, str):
+        module, _, name = class_.partition(":")
+        class_ = getattr(importlib.import_module(module), name)
+    return class_
 
 
 def name_of(classes: Mapping[str, Any], cls: type) -> str:
@@ -322,8 +322,8 @@ class _Reader:
     def sparse(self, value: Mapping[str, Any], path: str) -> Tensor:
         layout, shape = value["$sparse"]
         indices, values = (self.tensor(value[name], path) for name in ("indices", "values"))
-        found = torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=True)
-        return found if layout == "sparse_coo" else found.to_sparse(layout=getattr(torch, layout))
+        tensor = torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=True)
+        return tensor if layout == "sparse_coo" else tensor.to_sparse(layout=getattr(torch, layout))
 
     def tensor(self, name: str, path: str) -> Tensor:
         if name not in self.tensors:

@@ -168,11 +168,11 @@ def holders(
         >>> [(holder.form, holder.paths) for holder in holders(model)]
         [('plain', ['item', 'seen'])]
     """
-    found: dict[int, Holder] = {}
+    listed: dict[int, Holder] = {}
     left_out: dict[int, Holder] = {}
 
     def walk(path: str, module: nn.Module) -> None:
-        known = found.get(id(module))
+        known = listed.get(id(module))
         if known is not None:
             known.paths.append(path)
             return
@@ -182,15 +182,15 @@ def holders(
             if remedy is not None:
                 raise ValueError(f"{path or 'the model'!r} {holder.state}: {remedy}")
         if holder is not None:
-            (left_out if opened(holder) else found)[id(module)] = holder
-        if id(module) in found:
+            (left_out if opened(holder) else listed)[id(module)] = holder
+        if id(module) in listed:
             return
         for name, child in module._modules.items():
             if child is not None:
                 walk(join(path, name), child)
 
     walk("", model)
-    return list(found.values())
+    return list(listed.values())
 
 
 def join(path: str, name: str) -> str:

@@ -115,8 +115,8 @@ class HotTracker:
         self._handle = self._table.attach(self._tell)
 
     def _tell(self, ids: Tensor, norms: Tensor) -> None:
-        ids, place = torch.unique(ids.detach().cpu().long(), return_inverse=True)
-        sums = torch.zeros(len(ids), dtype=torch.float32).index_add_(0, place, norms.detach().cpu().float())
+        ids, positions = torch.unique(ids.detach().cpu().long(), return_inverse=True)
+        sums = torch.zeros(len(ids), dtype=torch.float32).index_add_(0, positions, norms.detach().cpu().float())
         finite = sums.isfinite() & (sums > 0)  # a scaled loss may overflow
         self._told.append((ids[finite], sums[finite]))
 

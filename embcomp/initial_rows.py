@@ -80,9 +80,9 @@ def moments_of(weight: Tensor, padding_idx: int | None = None) -> Moments:
     """The moments of a weight [num_embeddings, embedding_dim], of any dtype, without its padding row."""
     parts = [weight] if padding_idx is None else [weight[:padding_idx], weight[padding_idx + 1 :]]
     blocks = [block for part in parts for block in part.detach().split(_BLOCK) if block.numel()]
-    found = pooled(_of_block(block.float()) for block in blocks) if blocks else Moments(0.0, 0.0)
-    noise = 4 * found.std / max(1, found.count) ** 0.5
-    return Moments(0.0, found.std, found.count) if abs(found.mean) <= noise else found
+    moments = pooled(_of_block(block.float()) for block in blocks) if blocks else Moments(0.0, 0.0)
+    noise = 4 * moments.std / max(1, moments.count) ** 0.5
+    return Moments(0.0, moments.std, moments.count) if abs(moments.mean) <= noise else moments
 
 
 def _of_block(block: Tensor) -> Moments:
@@ -95,10 +95,10 @@ def pooled(parts: Iterable[Moments]) -> Moments:
     given = list(parts)
     if len(given) == 1:
         return given[0]
-    count = sum(part.count for part in given)
-    shares = [part.count / count if count else 1 / len(given) for part in given]
-    mean = sum(share * part.mean for share, part in zip(shares, given, strict=True))
-    variance = sum(share * (part.std**2 + (part.mean - mean) ** 2) for share, part in zip(shares, given, strict=True))
+    count = sum(each.count for each in given)
+    shares = [each.count / count if count else 1 / len(given) for each in given]
+    mean = sum(share * each.mean for share, each in zip(shares, given, strict=True))
+    variance = sum(share * (each.std**2 + (each.mean - mean) ** 2) for share, each in zip(shares, given, strict=True))
     return Moments(mean, variance**0.5, count)
 
 
@@ -130,19 +130,19 @@ def draw_rows(weight: Tensor, init: str, summands: int, like: Rule) -> None:
         like(drawn)
         if init == "table" and summands == 1:
             return
-        found = moments_of(drawn)
-        if not scaled and not found.mean:  # keeps the shape of the rule's distribution
+        measured = moments_of(drawn)
+        if not scaled and not measured.mean:  # keeps the shape of the rule's distribution
             weight.mul_(summands**-0.5)
             return
         if init == "centred":
-            weight.sub_(found.mean).mul_(summands**-0.5)
+            weight.sub_(measured.mean).mul_(summands**-0.5)
             return
         if init == "table":
-            weight.sub_(found.mean).mul_(summands**-0.5).add_(found.mean / summands)
+            weight.sub_(measured.mean).mul_(summands**-0.5).add_(measured.mean / summands)
             return
-        like = found
+        like = measured
     mean, std = like.of_rows(init, summands)
     weight.normal_(mean, std)
     if init.startswith("chain") and weight.numel() > 1:  # a product of small cores would multiply the noise of each
-        found, off = weight.double().std(correction=0), weight.double().mean()
-        weight.copy_((weight - off) * (std / found.clamp(min=1e-30)) + mean)
+        measured, off = weight.double().std(correction=0), weight.double().mean()
+        weight.copy_((weight - off) * (std / measured.clamp(min=1e-30)) + mean)

@@ -84,7 +84,7 @@ def _flat(value: Any, path: str, tensors: dict[str, Tensor], above: tuple[int, .
     if kind is float:
         return value if math.isfinite(value) else {"$float": str(value)}
     if kind is complex:
-        return {"$complex": [_flat(part, path, tensors, above) for part in (value.real, value.imag)]}
+        return {"$complex": [_flat(number, path, tensors, above) for number in (value.real, value.imag)]}
     if kind is bytes:
         return {"$bytes": value.hex()}
     if isinstance(value, Tensor):
@@ -151,7 +151,7 @@ def unflatten(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
         case "$float":
             return float(held)
         case "$complex":
-            return complex(*(unflatten(part, tensors) for part in held))
+            return complex(*(unflatten(number, tensors) for number in held))
         case "$bytes":
             return bytes.fromhex(held)
         case "$tensor":

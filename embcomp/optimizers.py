@@ -37,10 +37,10 @@ class HeldOptimizer:
         """
         groups, homes = [], {}
         for number, group in enumerate(self.optimizer.param_groups):
-            parameters = [part for weight in group["params"] for part in new.get(id(weight), [weight])]
-            groups.append(list({id(part): part for part in parameters}.values()))
-            for part in groups[-1]:
-                if homes.setdefault(id(part), number) != number:
+            parameters = [parameter for weight in group["params"] for parameter in new.get(id(weight), [weight])]
+            groups.append(list({id(parameter): parameter for parameter in parameters}.values()))
+            for parameter in groups[-1]:
+                if homes.setdefault(id(parameter), number) != number:
                     raise ValueError(
                         f"cannot compress: {self.path!r} ({type(self.optimizer).__name__}) trains tables that would "
                         "share rows in several groups; set it to None, and make it again after compress_"
@@ -62,7 +62,7 @@ def held_optimizers(model: nn.Module, owner: Owner) -> list[HeldOptimizer]:
         ValueError: there is an average of a table, or an optimizer that has stepped on a table or is not one of torch's
             own.
     """
-    found: dict[int, HeldOptimizer] = {}
+    optimizers: dict[int, HeldOptimizer] = {}
     for path, module in model.named_modules():
         if isinstance(module, AveragedModel) and path and _holds_tables(module):
             raise _averaged(path, module)
@@ -72,12 +72,12 @@ def held_optimizers(model: nn.Module, owner: Owner) -> list[HeldOptimizer]:
             for item in _reachable(value):
                 where = join(path, name)
                 _check_no_average(where, item, owner)
-                if isinstance(item, Optimizer) and id(item) not in found:
+                if isinstance(item, Optimizer) and id(item) not in optimizers:
                     weights = [w for group in item.param_groups for w in group["params"] if owner(w)]
                     if weights:
                         _check_exchangeable(where, item, weights, owner)
-                        found[id(item)] = HeldOptimizer(where, item)
-    return list(found.values())
+                        optimizers[id(item)] = HeldOptimizer(where, item)
+    return list(optimizers.values())
 
 
 def _check_exchangeable(path: str, optimizer: Optimizer, weights: Sequence[Tensor], owner: Owner) -> None:
@@ -112,7 +112,7 @@ def _averaged(path: str, module: nn.Module) -> ValueError:
 
 
 def _holds_tables(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules())
+    return any(isinstance(submodule, nn.Embedding | nn.EmbeddingBag) for submodule in module.modules())
 
 
 def _reachable(value: Any) -> Iterator[Any]:

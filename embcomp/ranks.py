@@ -57,18 +57,18 @@ class Ranks:
 
     def broadcast(self, work: Callable[[], T]) -> T:
         """Call `work` on rank 0 and return its answer, or raise its error, on all ranks."""
-        found: Any = self.gather(lambda: work() if self.first else None)
-        return found[0]
+        answers: Any = self.gather(lambda: work() if self.first else None)
+        return answers[0]
 
     def _exchange(self, value: Any) -> list[Any]:
         if not self.several:
             return [value]
-        found: list[Any] = [None] * self.world_size
+        values: list[Any] = [None] * self.world_size
         try:
-            dist.all_gather_object(found, value, group=self.group)
+            dist.all_gather_object(values, value, group=self.group)
         except RuntimeError as error:
             raise self.gone(error) from error
-        return found
+        return values
 
     def gone(self, error: RuntimeError) -> RuntimeError:
         """The exception to raise after a collective call has failed."""

@@ -29,10 +29,10 @@ def check_not_held(
     owned: dict[Any, str] = {}  # by id of a module or tensor, and by address of a weight
     inside: set[int] = set()
     for holder in holders:
-        for part in (part for module in holder.held for part in module.modules()):
-            owned[id(part)] = holder.paths[0]
-            inside.add(id(part))
-            for weight in part.parameters(recurse=False) if part in holder.module.modules() else ():
+        for submodule in (submodule for module in holder.held for submodule in module.modules()):
+            owned[id(submodule)] = holder.paths[0]
+            inside.add(id(submodule))
+            for weight in submodule.parameters(recurse=False) if submodule in holder.module.modules() else ():
                 if is_sharded(weight):
                     raise ValueError(
                         f"cannot compress {holder.paths[0]!r}: its weight is sharded; compress before sharding"
@@ -106,9 +106,9 @@ def _table(item: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str 
         return _owner(item, owned)
     if not isinstance(item, nn.Module) or item in reached:  # the swap reaches what is inside
         return None
-    for _, part in item.named_modules(memo=set(reached)):
-        tensors = (*part.parameters(recurse=False), *part.buffers(recurse=False))
-        table = owned.get(id(part)) or next(filter(None, (_owner(tensor, owned) for tensor in tensors)), None)
+    for _, submodule in item.named_modules(memo=set(reached)):
+        tensors = (*submodule.parameters(recurse=False), *submodule.buffers(recurse=False))
+        table = owned.get(id(submodule)) or next(filter(None, (_owner(tensor, owned) for tensor in tensors)), None)
         if table:
             return table
     return None

@@ -17,14 +17,14 @@ def penalties(model: nn.Module, owns: Callable[[Tensor], Any]) -> dict[Attribute
     An entry is (weights, coefficient, ...). The weights are a parameter, or a list of parameters or of (name,
     parameter) pairs; the coefficients are numbers.
     """
-    found = {}
+    attributes = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, list) and value and all(_is_penalty(item) for item in value):
                 weights = [weight for item in value for _, weight in _named(item[0])]
                 if any(owns(weight) for weight in weights):
-                    found[module, name] = join(path, name)
-    return found
+                    attributes[module, name] = join(path, name)
+    return attributes
 
 
 def put_rows(attribute: Attribute, new: Mapping[int, Sequence[nn.Parameter]]) -> None:
@@ -57,7 +57,7 @@ def _replaced(weights: Any, new: Mapping[int, Sequence[nn.Parameter]]) -> Any:
     parts: dict[int, Any] = {}
     for name, weight in _named(weights):
         fresh = new.get(id(weight), [weight])
-        for number, part in enumerate(fresh):
+        for number, parameter in enumerate(fresh):
             label = name if len(fresh) == 1 else f"{name}.{number}"
-            parts.setdefault(id(part), part if name is None else (label, part))
+            parts.setdefault(id(parameter), parameter if name is None else (label, parameter))
     return list(parts.values())

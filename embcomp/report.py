@@ -124,9 +124,9 @@ def lines_of(swap: Swap) -> Iterator[TableReport]:
             if store in codecs:
                 codec = codecs[store][1]
                 size, in_service = size + nbytes(codec), codec.served_nbytes
-            weights, place = [before[name] for name in users[store]], users[store].index(part.name)
-            training += share_of(size, weights, place)
-            served += share_of(in_service, weights, place)
+            weights, position = [before[name] for name in users[store]], users[store].index(part.name)
+            training += share_of(size, weights, position)
+            served += share_of(in_service, weights, position)
         rows = sum(swap.stores[store].shape[0] for store in part.stores)
         dims = {name: codecs[name][1].dim if name in codecs else s.shape[1] for name, s in swap.stores.items()}
         noted = note(part.plan, dims, part.padding_idx, before[part.name], served)

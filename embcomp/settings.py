@@ -89,9 +89,9 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         if of is not None and isinstance(value, Mapping):
             return {_checked_key(key, name): checked(item, of, f"{name}[{key!r}]") for key, item in value.items()}
     for alternative in alternatives:
-        found = _fitted(value, alternative)
-        if found is not _UNFIT:
-            return found
+        fitted = _fitted(value, alternative)
+        if fitted is not _UNFIT:
+            return fitted
     also = [_described(each) for each in alternatives[1:] if each is not type(None) and _mapped(each) is None]
     expected = _outside(value, alternatives[0]) or " or ".join([_described(alternatives[0]), *also])
     raise ValueError(f"{name} must be {expected}, got {shown(value)}")
@@ -138,12 +138,12 @@ def _outside(value: Any, hint: Any) -> str | None:
 
 def _alternatives(hint: Any) -> list[Any]:
     if get_origin(hint) in (typing.Union, types.UnionType):
-        return [part for each in get_args(hint) for part in _alternatives(each)]
+        return [alternative for each in get_args(hint) for alternative in _alternatives(each)]
     return [hint]
 
 
 def _bounds(hint: Any) -> Within | None:
-    return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Within)), None)
+    return next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Within)), None)
 
 
 def _mapped(hint: Any) -> Any:
@@ -212,10 +212,10 @@ def _tensor(value: Any) -> Any:
 
 
 def _integers(value: Any) -> Any:
-    found = _tensor(value)
-    if found is _UNFIT or (found.numel() and (found.is_floating_point() or found.dtype == torch.bool)):
+    tensor = _tensor(value)
+    if tensor is _UNFIT or (tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool)):
         return _UNFIT
-    return found.long()
+    return tensor.long()
 
 
 def _described(hint: Any) -> str:

@@ -29,8 +29,8 @@ def nbytes(module: nn.Module) -> int:
     """
     seen: set[int] = set()
     total = 0
-    for part in module.modules():
-        for tensor in _stored(part):
+    for submodule in module.modules():
+        for tensor in _stored(submodule):
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 total += tensor.nbytes
@@ -84,13 +84,13 @@ def summary(model: nn.Module) -> str:
         served |= {id(tensor): 0 for tensor in (*codec.parameters(), *codec.buffers())}  # counted with the rows
     seen: set[int] = set()
     rows: list[tuple[str, str, int, int]] = []
-    for name, part in model.named_modules():
-        tensors = [tensor for tensor in _stored(part) if id(tensor) not in seen]
+    for name, submodule in model.named_modules():
+        tensors = [tensor for tensor in _stored(submodule) if id(tensor) not in seen]
         seen |= {id(tensor) for tensor in tensors}
         if tensors:
             training = sum(tensor.nbytes for tensor in tensors)
             own = sum(served.get(id(tensor), tensor.nbytes) for tensor in tensors)
-            rows.append((name or "(model)", type(part).__name__, training, own))
+            rows.append((name or "(model)", type(submodule).__name__, training, own))
     rows = sorted((row for row in rows if row[2]), key=lambda row: (-row[3], -row[2]))
     whole = sum(row[3] for row in rows)
     cells = [

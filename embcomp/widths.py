@@ -81,9 +81,9 @@ def at_width(model: nn.Module, width: int) -> Iterator[None]:
         >>> torch.equal(vectors[:, :4], model.weight[3:4, :4]), int((vectors != 0).sum())
         (True, 4)
     """
-    found, most = _tables(model)
+    table_holders, most = _tables(model)
     _check(width, most)
-    handles = [h.module.register_forward_hook(lambda _, __, output: _cut(output, width)) for h in found]
+    handles = [h.module.register_forward_hook(lambda _, __, output: _cut(output, width)) for h in table_holders]
     try:
         yield
     finally:
@@ -118,9 +118,9 @@ def truncate_(model: nn.Module, width: int | Mapping[str, int], *, of: Method | 
     method = Full() if of is None else of
     if isinstance(width, Mapping):
         return compress_(model, {name: Nested(width=w, of=method) for name, w in width.items()}, init="warm")
-    found, most = _tables(model)
+    table_holders, most = _tables(model)
     _check(width, most)
-    held = [table for holder in found for table in holder.tables.values()]
+    held = [table for holder in table_holders for table in holder.tables.values()]
     methods = {
         escape(table.names[0]) or "*": Nested(width=width, of=method)
         for table in held
@@ -131,11 +131,11 @@ def truncate_(model: nn.Module, width: int | Mapping[str, int], *, of: Method | 
 
 def _tables(model: nn.Module) -> tuple[list[Holder], int]:
     """The modules that give a model its vectors, and the width of the widest table."""
-    found = holders(model, if_wrapped="give the module inside of it")
-    widths = [held.table.embedding_dim for holder in found for held in holder.tables.values()]
+    table_holders = holders(model, if_wrapped="give the module inside of it")
+    widths = [held.table.embedding_dim for holder in table_holders for held in holder.tables.values()]
     if not widths:
         raise ValueError("the model has no embedding table")
-    return found, max(widths)
+    return table_holders, max(widths)
 
 
 def _check(width: int, most: int) -> None:
@@ -150,7 +150,7 @@ def _cut(output: Any, width: int) -> Any:
     if isinstance(output, Mapping):  # of sequences, by feature
         return {key: _replaced(jagged, _zeroed(jagged.values(), width)) for key, jagged in output.items()}
     keys, lengths = output.keys(), output.length_per_key()
-    values = [_zeroed(part, width) for part in output.values().split(lengths, dim=-1)]
+    values = [_zeroed(vectors, width) for vectors in output.values().split(lengths, dim=-1)]
     return type(output)(keys=keys, length_per_key=lengths, values=torch.cat(values, -1))
 
 
