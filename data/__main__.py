@@ -69,8 +69,8 @@ def head(
 ) -> None:
     """Print the first encoded rows of a split, and the sizes."""
     if name in INTERACTIONS and name not in DATASETS:
-        found = load_interactions(name, root=root)
-        typer.echo(f"{found}\n{found.pairs[known('split', split, found.pairs)].head(rows)}")
+        interactions = load_interactions(name, root=root)
+        typer.echo(f"{interactions}\n{interactions.pairs[known('split', split, interactions.pairs)].head(rows)}")
         return
     clicks = load(name, root=root, cache=cache)
     first = clicks.split(split).head(rows).collect()

@@ -33,11 +33,11 @@ def fingerprint(path: Path) -> str:
         if isinstance(known, list) and known[:-1] == seen:
             return known[-1]
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        checksum = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if state(path) == seen and time.time_ns() - max(seen[1:3]) > _RACY:
         with suppress(OSError):  # a cache that cannot be written only costs time
-            write(note, json.dumps([*seen, found]).encode())
-    return found
+            write(note, json.dumps([*seen, checksum]).encode())
+    return checksum
 
 
 def fingerprints(files: Sequence[Path]) -> list[tuple[str, str]]:
@@ -50,5 +50,5 @@ def fingerprints(files: Sequence[Path]) -> list[tuple[str, str]]:
 
 def state(path: Path) -> list[int]:
     """Return the file attributes that change if the content does."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]

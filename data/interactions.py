@@ -73,20 +73,20 @@ def from_rows(name: str, rows: pl.LazyFrame) -> Interactions:
         if column != "split" and not (dtypes[column].is_integer() or dtypes[column] == pl.String):
             raise DataError(f"{column} must hold integers or strings, not {dtypes[column]}")
     split = pl.col("split").cast(pl.String)
-    places = {part: place for place, part in enumerate(SPLITS)}
-    number = split.replace_strict(places, default=None, return_dtype=pl.Int8)
+    codes = {part: code for code, part in enumerate(SPLITS)}
+    number = split.replace_strict(codes, default=None, return_dtype=pl.Int8)
     grouped = rows.group_by("user_id", "item_id").agg(number.min(), bad=split.filter(number.is_null()).len())
-    found = grouped.sort("user_id", "item_id").collect(engine="streaming")
-    if found["bad"].sum():
+    distinct = grouped.sort("user_id", "item_id").collect(engine="streaming")
+    if distinct["bad"].sum():
         value = rows.filter(number.is_null()).select(split).head(1).collect().item()
         raise DataError(f"split is {value!r}; it must be one of {', '.join(SPLITS)}")
     for column in COLUMNS[:2]:
-        if found[column].null_count():
-            raise DataError(f"{column} is missing in {found[column].null_count()} pairs; drop those rows")
-    values = {column: found[column].unique().sort() for column in COLUMNS[:2]}
-    coded = [values[column].search_sorted(found[column]).cast(pl.Int64).alias(column) for column in COLUMNS[:2]]
-    frame = pl.DataFrame([*coded, found["split"]])
-    pairs = {part: frame.filter(split=place).drop("split") for part, place in places.items()}
+        if distinct[column].null_count():
+            raise DataError(f"{column} is missing in {distinct[column].null_count()} pairs; drop those rows")
+    values = {column: distinct[column].unique().sort() for column in COLUMNS[:2]}
+    coded = [values[column].search_sorted(distinct[column]).cast(pl.Int64).alias(column) for column in COLUMNS[:2]]
+    frame = pl.DataFrame([*coded, distinct["split"]])
+    pairs = {part: frame.filter(split=code).drop("split") for part, code in codes.items()}
     for part, rows_of_part in pairs.items():
         if rows_of_part.is_empty():
             raise DataError(f"the {part} split is empty; give each of {', '.join(SPLITS)} some pairs")

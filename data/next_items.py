@@ -137,8 +137,8 @@ class NextItems:
         draw = np.random.default_rng([seed, epoch])
         order = draw.permutation(len(starts))
         for begin in range(0, len(order), batch_size * _SORTED):
-            part = order[begin : begin + batch_size * _SORTED]
-            order[begin : begin + len(part)] = part[np.argsort((ends - starts)[part], kind="stable")]
+            chunk = order[begin : begin + batch_size * _SORTED]
+            order[begin : begin + len(chunk)] = chunk[np.argsort((ends - starts)[chunk], kind="stable")]
         for first in draw.permutation(range(0, len(order), batch_size)).tolist()[start:]:
             chosen = order[first : first + batch_size]
             mine = chosen[share[0] :: share[1]]

@@ -102,10 +102,10 @@ def load(
     chosen = _chosen(name, dataset, options)
     if dataset.files is None:
         return ClickData(prepared(name, cache, chosen, [], lambda: dataset.read(**chosen)))
-    place = _place(root, folder or dataset.folder)
-    with _named(name, place, files := []):
-        files += dataset.files(place)
-        return ClickData(prepared(name, cache, chosen, files, lambda: dataset.read(place, **chosen)))
+    directory = _place(root, folder or dataset.folder)
+    with _named(name, directory, files := []):
+        files += dataset.files(directory)
+        return ClickData(prepared(name, cache, chosen, files, lambda: dataset.read(directory, **chosen)))
 
 
 def load_interactions(
@@ -127,10 +127,10 @@ def load_interactions(
     chosen = _chosen(name, dataset, options)
     if dataset.files is None:
         return from_rows(name, dataset.read(**chosen))
-    place = _place(root, folder or dataset.folder)
-    with _named(name, place, files := []):
-        files += _there(name, dataset.files(place))
-        return from_rows(name, dataset.read(place, **chosen))
+    directory = _place(root, folder or dataset.folder)
+    with _named(name, directory, files := []):
+        files += _there(name, dataset.files(directory))
+        return from_rows(name, dataset.read(directory, **chosen))
 
 
 def load_sequences(
@@ -151,10 +151,10 @@ def load_sequences(
     chosen = _chosen(name, dataset, options)
     if dataset.files is None:
         return dataset.read(**chosen)
-    place = _place(root, folder or dataset.folder)
-    with _named(name, place, files := []):
-        files += _there(name, dataset.files(place))
-        return dataset.read(place, **chosen)
+    directory = _place(root, folder or dataset.folder)
+    with _named(name, directory, files := []):
+        files += _there(name, dataset.files(directory))
+        return dataset.read(directory, **chosen)
 
 
 def content_of(
@@ -175,9 +175,9 @@ def content_of(
         return []
     if not (folder or dataset.folder) or not (os.environ.get("EMBCOMP_DATA") or Path(folder or "").is_absolute()):
         return None
-    place = _place(None, folder or dataset.folder)
+    directory = _place(None, folder or dataset.folder)
     try:
-        return fingerprints(dataset.files(place))
+        return fingerprints(dataset.files(directory))
     except FileNotFoundError:
         return None
     except (ColumnsError, OSError) as error:

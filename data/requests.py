@@ -105,11 +105,11 @@ class Requests:
             draw = np.random.default_rng([seed, epoch])
             order, before = draw.permutation(order), np.minimum(self.before, self.length)
             for begin in range(0, len(order), batch_size * _WINDOW):
-                part = order[begin : begin + batch_size * _WINDOW]
-                order[begin : begin + len(part)] = part[np.argsort(before[part], kind="stable")]
+                chunk = order[begin : begin + batch_size * _WINDOW]
+                order[begin : begin + len(chunk)] = chunk[np.argsort(before[chunk], kind="stable")]
             places = draw.permutation(places).tolist()
-        for place in places[start:]:
-            yield self.batch(order[place : place + batch_size], share)
+        for first in places[start:]:
+            yield self.batch(order[first : first + batch_size], share)
 
     def batch(self, chosen: np.ndarray, share: tuple[int, int] = (0, 1)) -> RequestBatch:
         """Make a share of the requests of these numbers, int64 [B]; padded to the longest of them."""
@@ -127,9 +127,9 @@ class Requests:
         users, ends = self.rows.users[first], self.rows.events[first]
         before = ends - self.sequences.offsets[users]
         held = np.minimum(before, self.length)
-        place = np.arange(max(held.max(initial=0), 1))
-        mask = place < held[:, None]
-        history = self.sequences.items[np.where(mask, (ends - held)[:, None] + place, 0)]
+        position = np.arange(max(held.max(initial=0), 1))
+        mask = position < held[:, None]
+        history = self.sequences.items[np.where(mask, (ends - held)[:, None] + position, 0)]
         return RequestBatch(
             candidates=torch.from_numpy(np.where(asked, self.rows.candidates[row], 0)),
             asked=torch.from_numpy(asked),

@@ -56,28 +56,28 @@ class Rule:
 
     def column(self, dtype: pl.DataType) -> pl.Expr:
         """Return the column, made from one of this type."""
-        found = pl.col(self.of)
+        values = pl.col(self.of)
         if self.part is not None:
             if dtype not in (pl.Date, pl.Datetime, pl.Time) or (dtype == pl.Time and self.part not in _NEEDS_TIME):
                 raise DataError(f"column {self.of!r} is {dtype}; {self.part!r} is a part of dates and times")
             if dtype == pl.Date and self.part in _NEEDS_TIME:
                 raise DataError(f"column {self.of!r} holds dates alone, which have no {self.part}")
-            found = PARTS[self.part][1](found).cast(pl.Int32)
+            values = PARTS[self.part][1](values).cast(pl.Int32)
         elif isinstance(dtype, pl.Array):
-            found = found.cast(pl.List(dtype.inner))
+            values = values.cast(pl.List(dtype.inner))
         if self.fill is not None:
             if dtype.is_float():
-                found = found.fill_nan(None)
+                values = values.fill_nan(None)
             if dtype.is_numeric() == isinstance(self.fill, str) and self.part is None:
                 raise DataError(f"column {self.of!r} is {dtype}; fill={self.fill!r} is of another type")
-            found = found.fill_null(pl.lit(self.fill))
-        return found.alias(self.name)
+            values = values.fill_null(pl.lit(self.fill))
+        return values.alias(self.name)
 
     def dense(self, dtype: pl.DataType) -> list[pl.Expr]:
         """Return the dense columns; a fixed-size list of n numbers gives n columns, `name[0]` to `name[n - 1]`."""
         if not isinstance(dtype, pl.Array) or self.part is not None:
             return [self.column(dtype)]
-        entries = [(f"{self.name}[{place}]", pl.col(self.of).arr.get(place)) for place in range(dtype.size)]
+        entries = [(f"{self.name}[{index}]", pl.col(self.of).arr.get(index)) for index in range(dtype.size)]
         if self.fill is None:
             return [entry.alias(name) for name, entry in entries]
         plain = [entry.cast(pl.Float64).fill_nan(None).fill_null(float(self.fill)) for _, entry in entries]

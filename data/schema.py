@@ -68,9 +68,9 @@ class Schema:
 
     def place(self, name: str) -> int:
         """Return the number of a feature."""
-        for place, feature in enumerate(self.features):
+        for index, feature in enumerate(self.features):
             if feature.name == name:
-                return place
+                return index
         raise DataError(f"no feature {name!r}; the features are {', '.join(self.feature_names)}")
 
     def to_dict(self) -> dict[str, Any]:

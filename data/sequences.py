@@ -48,8 +48,8 @@ class Sequences:
     def split(self) -> np.ndarray:
         """Return the split of each event, as a number of `SPLITS`: uint8 [N]."""
         lengths = np.diff(self.offsets)
-        place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
-        share = place / np.repeat(lengths, lengths)
+        position = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
+        share = position / np.repeat(lengths, lengths)
         return (share >= 0.8).astype(np.uint8) + (share >= 0.9)
 
     def users(self) -> np.ndarray:
@@ -141,8 +141,8 @@ def _negatives(sequences: Sequences, users: np.ndarray, draw: np.random.Generato
     again = np.arange(len(users))
     for _ in range(1000):
         pairs = users[again] * sequences.num_items + items[again]
-        place = np.searchsorted(own, pairs).clip(max=len(own) - 1)
-        again = again[own[place] == pairs]
+        nearest = np.searchsorted(own, pairs).clip(max=len(own) - 1)
+        again = again[own[nearest] == pairs]
         if not len(again):
             return items
         items[again] = train[draw.integers(len(train), size=len(again))]

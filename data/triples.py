@@ -73,8 +73,8 @@ def triples(
     """
     batches = num_batches(edges, batch_size)
     order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(edges.shape[1]))
-    for number, part in enumerate(order.tensor_split(batches)):
+    for number, columns in enumerate(order.tensor_split(batches)):
         if number >= start_batch:
-            users, positives = edges[:, part]
-            drawn = np.random.default_rng([seed, epoch, number]).integers(num_items, size=len(part))
+            users, positives = edges[:, columns]
+            drawn = np.random.default_rng([seed, epoch, number]).integers(num_items, size=len(columns))
             yield Triples(users, positives, torch.from_numpy(drawn))

@@ -13,8 +13,8 @@ def no_settings(values: Any, key: str = "") -> Iterator[str]:
         for name, value in values.items():
             yield from no_settings(value, f"{key}.{name}" if key else str(name))
     elif isinstance(values, list | tuple):
-        for place, value in enumerate(values):
-            yield from no_settings(value, f"{key}[{place}]")
+        for index, value in enumerate(values):
+            yield from no_settings(value, f"{key}[{index}]")
     elif isinstance(values, float) and not math.isfinite(values):
         yield f"{key}: must be a finite number, not {values}"
     elif isinstance(values, int) and not -(2**63) <= values < 2**63:

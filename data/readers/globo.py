@@ -70,8 +70,8 @@ def read(
         .select("item", pl.col("click_timestamp").alias("time"), pl.col("user_id").alias("user"), **_context())
     )
     created = known.join(born, left_on="click_article_id", right_on="article_id", how="left", maintain_order="left")
-    place = np.arange(len(clicks)) / len(clicks)
-    split = (place >= 0.8).astype(np.uint8) + (place >= 0.9)
+    position = np.arange(len(clicks)) / len(clicks)
+    split = (position >= 0.8).astype(np.uint8) + (position >= 0.9)
     age = pl.col("time") - created["created_at_ts"].gather(clicks["item"])
     clicks = clicks.with_columns(
         pl.Series(SPLIT, split),
@@ -81,7 +81,7 @@ def read(
         older=(age >= 24 * HOUR).fill_null(False),
     )
     others = _others(clicks["time"].to_numpy() // HOUR, clicks["item"].to_numpy(), negatives, seed)
-    used = ((place >= first_share) & (place < train_share)) | (place >= 0.8)
+    used = ((position >= first_share) & (position < train_share)) | (position >= 0.8)
     used &= others[:, 0] >= 0  # another article was alive
     item = np.concatenate([clicks["item"].to_numpy()[:, None], others], 1)[used]
     rows = clicks.filter(used).select(pl.exclude("item").repeat_by(negatives + 1).explode())
@@ -118,5 +118,5 @@ def _others(hour: np.ndarray, item: np.ndarray, number: int, seed: int) -> np.nd
     own = np.searchsorted(alive, hour * most + item) - start
     drawn = np.random.default_rng(seed).integers(0, np.maximum(size - 1, 1)[:, None], (len(item), number))
     drawn += drawn >= own[:, None]  # over the own place
-    found = alive[np.minimum(start[:, None] + drawn, len(alive) - 1)] % most
-    return np.where((size > 1)[:, None], found, -1)
+    others = alive[np.minimum(start[:, None] + drawn, len(alive) - 1)] % most
+    return np.where((size > 1)[:, None], others, -1)

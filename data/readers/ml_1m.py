@@ -72,9 +72,9 @@ def read(
     if len(unknown):
         raise DataError(f"user {unknown['user'][0]} has ratings but is not in {files(folder)[1]}")
     if split == "time":
-        # The order of the rows of a user, 0 <= place < 1.
-        place = pl.struct("position", "item").rank("ordinal").over("user") - 1
-        share = place / pl.len().over("user")
+        # The order of the rows of a user, 0 <= share < 1.
+        rank = pl.struct("position", "item").rank("ordinal").over("user") - 1
+        share = rank / pl.len().over("user")
         lazy = rows.lazy().with_columns((share >= 0.8).cast(pl.UInt8).add((share >= 0.9).cast(pl.UInt8)).alias(SPLIT))
     elif split == "last":
         behind = pl.struct("position", "item").rank("ordinal", descending=True).over("user") <= 2

@@ -42,7 +42,7 @@ _FIELD_KEYS = {f.name for f in dataclass_fields(Field)} - {"name"}
 
 def files(folder: Path) -> list[Path]:
     """Return the parquet files of a folder or a glob, or the one file."""
-    return [path for part in _splits(folder).values() for path in part]
+    return [path for paths in _splits(folder).values() for path in paths]
 
 
 def resolve(options: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def read(folder: Path, *, schema: dict[str, Any]) -> Source:
     dense_columns = [column for rule in dense for column in rule.dense(dtypes[rule.of])]
     made = [*(rule.column(dtypes[rule.of]) for rule in features.values()), *dense_columns]
     if len(splits) > 1:
-        parts = [scan(paths, dtypes).cast(dtypes) for paths in splits.values()]
-        rows = pl.concat([part.with_columns(pl.lit(i, pl.UInt8).alias(SPLIT)) for i, part in enumerate(parts)])
+        frames = [scan(paths, dtypes).cast(dtypes) for paths in splits.values()]
+        rows = pl.concat([frame.with_columns(pl.lit(i, pl.UInt8).alias(SPLIT)) for i, frame in enumerate(frames)])
     else:
         number = rows.select(pl.len()).collect(engine="streaming").item()
         rows = with_split(rows, number, schema.get("split", "random"), schema.get("seed", 0))
@@ -95,9 +95,9 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
     """Return the files by split, if there is a file or folder for each of SPLITS; else all files under ""."""
     if folder.is_dir():
         for end in (".parquet", ""):
-            parts = {split: folder / f"{split}{end}" for split in SPLITS}
-            if all(part.exists() for part in parts.values()):
-                return {split: parquet_files(part) for split, part in parts.items()}
+            paths = {split: folder / f"{split}{end}" for split in SPLITS}
+            if all(path.exists() for path in paths.values()):
+                return {split: parquet_files(path) for split, path in paths.items()}
     return {"": parquet_files(folder)}
 
 
@@ -117,8 +117,8 @@ def _field(name: str, settings: dict[str, Any]) -> Field:
 
 
 def _check_once(names: Any) -> None:
-    for place, name in enumerate(names):
-        if name in names[:place]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
             raise DataError(f"column {name!r} has more than one use; give each column one")
 
 

@@ -111,7 +111,7 @@ def generate(config: Config) -> Clicks:
     (40, 32)
     """
     # A stream for each part: another number of rows leaves users and items as they are.
-    user_rng, item_rng, row_rng, click_rng = (np.random.default_rng([config.seed, part]) for part in range(4))
+    user_rng, item_rng, row_rng, click_rng = (np.random.default_rng([config.seed, stream]) for stream in range(4))
     users = _users(config, user_rng)
     items, content, bags = _items(config, item_rng)
     rows, score = _rows(config, row_rng, users, items)
