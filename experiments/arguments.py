@@ -16,7 +16,7 @@ def matches(name: str, pattern: str) -> bool:
 def seeds_of(text: str | None) -> set[int] | None:
     """Read `--seeds`. Raise InputError if it is no list of whole numbers."""
     try:
-        return None if text is None else {int(part) for part in text.split(",")}
+        return None if text is None else {int(number) for number in text.split(",")}
     except ValueError:
         raise InputError(f"--seeds {text}: give whole numbers with commas between, as 0,1,2") from None
 

@@ -76,9 +76,11 @@ class MLflow:
         if start.step and note.is_file():
             self.id = note.read_text().strip()
             return
-        found = self.client.get_experiment_by_name(start.run.experiment)
-        place = self.client.create_experiment(start.run.experiment) if found is None else found.experiment_id
-        self.id = self.client.create_run(place, run_name=start.run.name).info.run_id
+        experiment = self.client.get_experiment_by_name(start.run.experiment)
+        experiment_id = (
+            self.client.create_experiment(start.run.experiment) if experiment is None else experiment.experiment_id
+        )
+        self.id = self.client.create_run(experiment_id, run_name=start.run.name).info.run_id
         write_text(note, self.id)
         for name, value in _flat(start.run.to_dict()).items():
             self.client.log_param(self.id, name, str(value)[:500])
@@ -137,10 +139,10 @@ def _plain(name: str) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            flat[f"{prefix}{name}"] = value
+    return flat

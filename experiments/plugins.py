@@ -45,18 +45,18 @@ def load(modules: Iterable[str] = ()) -> None:
         InputError: a module does not exist or cannot be imported.
     """
     named = [(entry.name, entry.value) for entry in entry_points(group=GROUP)]
-    for place, module in [*named, *((f"--import {module}", module) for module in modules)]:
+    for origin, module in [*named, *((f"--import {module}", module) for module in modules)]:
         name = module
         if module.endswith(".py"):
             path = Path(module).resolve()
             if not path.is_file():
-                raise InputError(f"{place}: no such file")
+                raise InputError(f"{origin}: no such file")
             name = path.stem
             sys.path[:0] = [] if str(path.parent) in sys.path else [str(path.parent)]
         try:
             import_module(name)
         except Exception as error:
-            raise InputError(f"{place}: cannot be imported: {type(error).__name__}: {error}") from error
+            raise InputError(f"{origin}: cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def add_model(model: type[nn.Module]) -> None:

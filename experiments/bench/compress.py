@@ -48,11 +48,11 @@ def run(console: Console, *, tables: int = TABLES, ids: int = LARGE, rounds: int
     rows: list[BenchRow] = []
     for init in get_args(Init):
         label, sizes = f"HashingTrick, {init}", [(tables, IDS), (tables // 2, IDS), (1, ids)]
-        found = [[in_process("HashingTrick", init, *size) for _ in range(rounds)] for size in sizes]
-        rows += _rows(console, label, *sizes[0], found[0])
-        times = [whole.seconds / half.seconds for whole, half in zip(found[0], found[1], strict=True)]
+        runs = [[in_process("HashingTrick", init, *size) for _ in range(rounds)] for size in sizes]
+        rows += _rows(console, label, *sizes[0], runs[0])
+        times = [whole.seconds / half.seconds for whole, half in zip(runs[0], runs[1], strict=True)]
         rows.append(_row(f"{label}, {_shape(*sizes[0])}: time", times, f"{tables // 2:,} tables"))
-        rows += _rows(console, label, *sizes[2], found[2])
+        rows += _rows(console, label, *sizes[2], runs[2])
     few = max(2, tables // 10)
     each = [in_process("DoubleHash", "warm", few, IDS) for _ in range(rounds)]
     return rows + _rows(console, "DoubleHash, warm", few, IDS, each)

@@ -57,11 +57,11 @@ def run(
     """
     if subprocess.run([outrank, "-c", "import outrank"], capture_output=True, check=False).returncode:
         raise InputError(f"outrank={outrank}: no such interpreter has the package outrank; `pip install outrank` there")
-    found: list[BenchRow] = []
+    results: list[BenchRow] = []
     for name, clicks, whole in _logs(rows, part, only):
         with tempfile.TemporaryDirectory() as folder:
-            found += _compared(console, name, clicks, Path(folder), outrank, whole)
-    return found
+            results += _compared(console, name, clicks, Path(folder), outrank, whole)
+    return results
 
 
 def _logs(rows: int, part: int, only: str) -> Iterator[tuple[str, pl.DataFrame, bool]]:

@@ -59,10 +59,10 @@ def run(
     `ids` is the size of each feature's id space, `share` the part of the rows that compressed tables keep, `only` one
     method's name; `compiled` times the encoding under torch.compile too.
     """
-    place = _device(device)
-    bench = _Bench(place, features, batch, rounds, compiled, console.log)
-    console.log(f"{torch.cuda.get_device_name(place) if place.type == 'cuda' else 'CPU'}, torch {torch.__version__}")
-    found: list[BenchRow] = []
+    chosen = _device(device)
+    bench = _Bench(chosen, features, batch, rounds, compiled, console.log)
+    console.log(f"{torch.cuda.get_device_name(chosen) if chosen.type == 'cuda' else 'CPU'}, torch {torch.__version__}")
+    results: list[BenchRow] = []
     for dim in dims:
         tables = [Table(f"feature_{i}", ids, dim) for i in range(features)]
         methods = _methods(tables, share)
@@ -70,8 +70,8 @@ def run(
             raise InputError(f"only={only}: no such method; there are {', '.join(methods)}")
         for name, make in methods.items():
             if only in ("", name):
-                found += bench.rows(f"{name}, D={dim}", make().plan(tables), dim)
-    return found
+                results += bench.rows(f"{name}, D={dim}", make().plan(tables), dim)
+    return results
 
 
 def _device(name: str) -> torch.device:
@@ -92,9 +92,9 @@ def _methods(tables: Sequence[Table], share: float) -> dict[str, Callable[[], Me
         return ClusterMap.of(torch.randint(rows, (ids,), generator=random), rows)
 
     def soft() -> Method:
-        found = clusters()
+        cluster_map = clusters()
         near, weights = torch.randint(rows, (ids, 2), generator=random), torch.rand(ids, 2, generator=random)
-        return embcomp.SoftGraphHash(found, weights=Mixture.of(near, weights, found), k=2)
+        return embcomp.SoftGraphHash(cluster_map, weights=Mixture.of(near, weights, cluster_map), k=2)
 
     return {
         "Full": embcomp.Full,
@@ -168,17 +168,17 @@ class _Bench:
         times = seconds(candidates, rounds=self.rounds, device=self.device)
         bandwidth = 2 * copied.nbytes / times["copy"]
         self.log(f"{name}: a copy moves {bandwidth.median() / 1e9:.1f} GB/s, encoding {_ms(times['encoding'])}")
-        found = []
+        results = []
         for way in ways:
             forward, step = times[f"{way}: forward"], times[f"{way}: step"]
             self.log(f"{name}, {way}: forward {_ms(forward)}, forward + backward + update {_ms(step)}")
             full = f"{name}, {way}"
-            found += [
+            results += [
                 spread(f"{full}: forward", forward_bytes / forward / bandwidth, "copy bandwidth"),
                 spread(f"{full}: forward + backward + update", step_bytes / step / bandwidth, "copy bandwidth"),
                 *(spread(f"{full}: {kind}", times[kind] / step, "the step") for kind in encodings),
             ]
-        return found
+        return results
 
 
 def _ms(times: Tensor) -> str:

@@ -32,10 +32,14 @@ IDS, LOOKUPS, RESOLUTION = 1_000_000, 26 * 8192, 200.0
 def run(console: Console, *, rounds: int = 3, rows: int = 12_000, edges: int = 0) -> list[BenchRow]:
     """Run all comparisons. `rows` is the budget on Gowalla, `rounds` the number of timings of each pair."""
     graph = _gowalla(console)
-    found = [*_clustering(console, graph, rows, rounds), *_growth(console, graph, rows, rounds), *_look_up(rounds * 20)]
+    results = [
+        *_clustering(console, graph, rows, rounds),
+        *_growth(console, graph, rows, rounds),
+        *_look_up(rounds * 20),
+    ]
     if edges:
-        found += _large(console, edges)
-    return found
+        results += _large(console, edges)
+    return results
 
 
 def _gowalla(console: Console) -> Edges:
@@ -147,16 +151,16 @@ def _peak() -> Iterator[list[float]]:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    start, found, done = resident(), [0.0], threading.Event()
+    start, peak, done = resident(), [0.0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            found[0] = max(found[0], resident() - start)
+            peak[0] = max(peak[0], resident() - start)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield found
+        yield peak
     finally:
         done.set()
         watcher.join()

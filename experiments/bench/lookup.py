@@ -62,11 +62,11 @@ def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
     for name, method in methods.items():
         console.log(f"building {name}")
         candidates[name] = _step(ids, method, batches, grad)
-    found = paired(candidates, against="uncompressed FBGEMM TBE", rounds=rounds)
+    results = paired(candidates, against="uncompressed FBGEMM TBE", rounds=rounds)
     shared = "UnifiedEmbedding 4 x 16 at 10 %"
     console.log("building LowBit around it")
     bits = _step(ids, embcomp.LowBit(bits=4, of=methods[shared]), batches, grad)
-    found += paired({shared: candidates[shared], "LowBit(4) around it": bits}, against=shared, rounds=rounds)
+    results += paired({shared: candidates[shared], "LowBit(4) around it": bits}, against=shared, rounds=rounds)
     del bits
     console.log("the floor: the bytes of each step's own work, moved as fast as this machine copies")
     floors = {
@@ -83,7 +83,7 @@ def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
             {"floor": floors[name], f"{name}, against its floor": step}, against="floor", rounds=rounds // 3
         )
     ]
-    return found + beside
+    return results + beside
 
 
 def _tbe_step(ids: int, batches: Sequence[Tensor], grad: Tensor) -> Callable[[], object]:

@@ -39,8 +39,8 @@ class PublishedSDIM(torch.nn.Module):
         ends = collide.sum(dim=-1).flatten().cumsum(dim=0)
         offsets = torch.cat((torch.zeros(1, device=ends.device), ends)).long()
         events = histories.reshape(-1, candidates.shape[1])
-        found = F.embedding_bag(places, events, offsets, mode="sum", include_last_offset=True)
-        return F.normalize(found, dim=-1).view(self.num_hashes, -1, candidates.shape[1]).mean(dim=0)
+        sums = F.embedding_bag(places, events, offsets, mode="sum", include_last_offset=True)
+        return F.normalize(sums, dim=-1).view(self.num_hashes, -1, candidates.shape[1]).mean(dim=0)
 
     def _hash(self, vectors: Tensor, rotations: Tensor) -> Tensor:
         rotated = torch.einsum("bld,bdht->blht", vectors, rotations).unsqueeze(-1)

@@ -37,21 +37,21 @@ def run(
     asked = torch.randn(queries, width, generator=random)
     few = asked[: max(1, queries // 10)]
     exact = search_blocks(vectors.__getitem__, items, few, k).rows
-    found = []
+    results = []
     for candidates in (four_bits(vectors, k), signs(vectors, k)):
         names = {}
         for name, (search, _) in candidates.items():
             recall = (search(few).unsqueeze(2) == exact.unsqueeze(1)).any(2).float().mean()
             names[name] = f"{name}, recall {recall:.2f}"
             console.log(names[name])
-        calls = {name: _call(search, asked[::part]) for name, (search, part) in candidates.items()}
+        calls = {name: _call(search, asked[::stride]) for name, (search, stride) in candidates.items()}
         taken = seconds(calls, rounds=rounds, warmup=1, progress=lambda done, total: console.log(f"{done} of {total}"))
-        parts = {name: len(asked) / len(asked[::part]) for name, (_, part) in candidates.items()}
+        parts = {name: len(asked) / len(asked[::stride]) for name, (_, stride) in candidates.items()}
         ours = next(iter(candidates))
         for name in list(candidates)[1:]:
             ratios = taken[name] * parts[name] / taken[ours]
-            found.append(spread(names[name], ratios, names[ours]))
-    return found
+            results.append(spread(names[name], ratios, names[ours]))
+    return results
 
 
 def four_bits(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
@@ -66,7 +66,7 @@ def four_bits(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
     def rescored(queries: Tensor) -> Tensor:
         return rows.rescore(queries, rows.search(queries, MORE * k).rows, vectors, k).rows
 
-    found: dict[str, tuple[Search, int]] = {
+    searches: dict[str, tuple[Search, int]] = {
         "ours, 4 bits, a size for each row": (lambda queries: rows.search(queries, k).rows, 1),
         f"ours, 4 bits, {MORE} times as many rescored by float32": (rescored, 1),
         "ours, 4 bits, one step": (lambda queries: table.search(queries, k).rows, 1),
@@ -83,15 +83,15 @@ def four_bits(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
             asked = (queries / largest * 127).round().to(torch.int8).numpy()
             return _keys(search(integers, asked, k, "ip", exact=True, threads=1), len(queries))
 
-        found["usearch i8 of the same 4 bits, exact"] = (usearch, PART)
-    return found
+        searches["usearch i8 of the same 4 bits, exact"] = (usearch, PART)
+    return searches
 
 
 def signs(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
     """Return the searches among signs."""
     codes = retrieval.compress(vectors, bits=1)
     binary = codes.to_faiss()
-    found: dict[str, tuple[Search, int]] = {
+    searches: dict[str, tuple[Search, int]] = {
         "ours, 1 bit, Hamming": (lambda queries: codes.search(queries, k, "hamming").rows, 1),
         "ours, 1 bit, float queries": (lambda queries: codes.search(queries, k).rows, 1),
         "faiss IndexBinaryFlat": (lambda queries: _of(binary.search(codes.signs(queries).numpy(), k)), 1),
@@ -105,8 +105,8 @@ def signs(vectors: Tensor, k: int) -> dict[str, tuple[Search, int]]:
             asked = codes.signs(queries).numpy()
             return _keys(search(packed, asked, k, "hamming", exact=True, threads=1, dtype="b1"), len(queries))
 
-        found["usearch b1, exact"] = (usearch, PART)
-    return found
+        searches["usearch b1, exact"] = (usearch, PART)
+    return searches
 
 
 def _call(search: Search, queries: Tensor) -> Callable[[], Tensor]:

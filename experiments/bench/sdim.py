@@ -48,14 +48,14 @@ def run(
         clients: the number of concurrent clients of a store.
     """
     torch.manual_seed(0)
-    found = _approximation() + _collisions()
-    found += _serving(length, dim, candidates, rounds, published)
-    found += _lengths(length, dim, candidates, rounds)
-    found += _encoding(console, length, dim, rounds)
-    found += _training(length, dim, max(rounds // 2, 2))
+    results = _approximation() + _collisions()
+    results += _serving(length, dim, candidates, rounds, published)
+    results += _lengths(length, dim, candidates, rounds)
+    results += _encoding(console, length, dim, rounds)
+    results += _training(length, dim, max(rounds // 2, 2))
     if operations:
-        found += store_rows(console, length=length, dim=dim, operations=operations, clients=clients)
-    return found
+        results += store_rows(console, length=length, dim=dim, operations=operations, clients=clients)
+    return results
 
 
 @torch.no_grad()

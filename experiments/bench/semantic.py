@@ -22,11 +22,11 @@ def run(console: Console, *, items: int = 200_000, rounds: int = 7) -> list[Benc
     """Run all comparisons; `items` is the number of content vectors, `rounds` the number of timings of encoding."""
     content = _content(items)
     console.log("encoding")
-    found = _encoding(content[: items // 10], rounds)
+    results = _encoding(content[: items // 10], rounds)
     console.log("fitting")
-    found += _fitting(content, max(1, rounds // 3))
+    results += _fitting(content, max(1, rounds // 3))
     console.log("look-ups in training")
-    return found + _look_ups(3 * rounds)
+    return results + _look_ups(3 * rounds)
 
 
 def _content(items: int) -> Tensor:

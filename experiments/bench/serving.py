@@ -30,20 +30,20 @@ Form = Callable[[Tensor], Tensor]
 
 def run(console: Console, *, rows: int = 200_000, rounds: int = 15) -> list[BenchRow]:
     """Time a look-up for each of 26 x 8192 ids in a table of `rows`, against float32 rows, for five widths."""
-    found = []
+    results = []
     random = torch.Generator().manual_seed(0)
     batches = [torch.randint(rows, (BATCH,), generator=random) for _ in range(FEATURES)]
     for dim in DIMS:
         console.log(f"width {dim}")
         forms = _forms(torch.randn(rows, dim, generator=random))
         calls = {name: lambda form=form: [form(ids) for ids in batches] for name, form in forms.items()}
-        found += paired(calls, against=f"float32, width {dim}, {4 * dim} B", rounds=rounds)
+        results += paired(calls, against=f"float32, width {dim}, {4 * dim} B", rounds=rounds)
     for dim in GRID_DIMS:
         console.log(f"few bits, width {dim}")
         single, one, bags, many = grid.calls(torch.randn(rows, dim, generator=random), batches)
-        found += paired(one, against=single, rounds=rounds)
-        found += paired(many, against=bags, rounds=rounds)
-    return found
+        results += paired(one, against=single, rounds=rounds)
+        results += paired(many, against=bags, rounds=rounds)
+    return results
 
 
 def _forms(table: Tensor) -> dict[str, Form]:
@@ -62,9 +62,9 @@ def _forms(table: Tensor) -> dict[str, Form]:
         )
     forms[f"int8 gathered, width {dim}, {dim + 4} B"] = _gathered(table)
     for dtype, kind in (("int8", SparseType.INT8), ("int4", SparseType.INT4)):
-        place = ("bench", count, dim, kind, EmbeddingLocation.HOST)
+        spec = ("bench", count, dim, kind, EmbeddingLocation.HOST)
         module = IntNBitTableBatchedEmbeddingBagsCodegen(
-            [place], device="cpu", pooling_mode=PoolingMode.SUM, output_dtype=SparseType.FP32, row_alignment=16
+            [spec], device="cpu", pooling_mode=PoolingMode.SUM, output_dtype=SparseType.FP32, row_alignment=16
         )
         module.fill_random_weights()
         size, offsets = rounded_row_size_in_bytes(dim, kind, 16, 4), order.int()

@@ -68,14 +68,14 @@ def run(
     """Compare each method with full tables on the same number of processes, and with one process."""
     size = Size(ids, batch, rounds)
     with Processes(processes) as group:
-        found: dict[str, Measured] = group.run(measure, size)[0]
-    for name, measured in found.items():
+        measurements: dict[str, Measured] = group.run(measure, size)[0]
+    for name, measured in measurements.items():
         rate = batch / np.median(measured.seconds)
         console.log(f"{name}: {rate:,.0f} samples/s, {measured.sent:,} bytes sent per step by each process")
     many, alone = f"{processes} processes", "1 process"
     pairs = [(f"{method}, {many}", f"{FULL}, {many}") for method in methods(ids) if method != FULL]
     pairs += [(f"{method}, {many}", f"{method}, {alone}") for method in methods(ids)]
-    return [_row(name, against, found, batch) for name, against in pairs]
+    return [_row(name, against, measurements, batch) for name, against in pairs]
 
 
 def methods(ids: int) -> dict[str, embcomp.Method]:

@@ -62,13 +62,13 @@ def _clients(name: str, location: str, length: int, dim: int, operations: int, c
     processes = [context.Process(target=_client, args=(number, *arguments)) for number in range(clients)]
     for process in processes:
         process.start()
-    found = [answers.get(timeout=600) for _ in processes]
+    received = [answers.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     rows = []
     for kind in ("append", "fetch"):
-        times = np.concatenate([answer[kind][0] for answer in found]) * 1e3
-        rate = clients * operations / max(answer[kind][1] for answer in found)
+        times = np.concatenate([answer[kind][0] for answer in received]) * 1e3
+        rate = clients * operations / max(answer[kind][1] for answer in received)
         rows.append(BenchRow(f"{kind}, {name}", rate, rate, rate, "1 per second"))
         p50, p99 = np.percentile(times, [50, 99]).tolist()
         rows += [BenchRow(f"{kind}, {name}, {p}", v, v, v, "1 ms") for p, v in (("p50", p50), ("p99", p99))]
@@ -79,20 +79,20 @@ def _client(number: int, location: str, length: int, dim: int, operations: int, 
     torch.set_num_threads(1)
     draw = np.random.default_rng([2, number])
     users, items = draw.integers(USERS, size=operations).astype(str), draw.integers(ITEMS, size=operations)
-    found = {}
+    timings = {}
     with BehaviorStore(location, _encoder(dim), max_events=length) as store:
         for kind in ("append", "fetch"):
             barrier.wait()
             times, begin = np.empty(operations), time.perf_counter()
-            for place, (user, item) in enumerate(zip(users.tolist(), items.tolist(), strict=True)):
+            for index, (user, item) in enumerate(zip(users.tolist(), items.tolist(), strict=True)):
                 start = time.perf_counter()
                 if kind == "append":
                     store.append(user, [item])
                 else:
                     store.fetch([user])
-                times[place] = time.perf_counter() - start
-            found[kind] = times, time.perf_counter() - begin
-    answers.put(found)
+                times[index] = time.perf_counter() - start
+            timings[kind] = times, time.perf_counter() - begin
+    answers.put(timings)
 
 
 @contextmanager

@@ -55,12 +55,12 @@ def plain(name: str) -> str:
 def _annotations(call: Callable[..., Any]) -> dict[str, Any]:
     """Return the type of each parameter, if it is known at run time."""
     function: Any = call.__init__ if isinstance(call, type) else inspect.unwrap(getattr(call, "__func__", call))
-    found = {}
+    hints = {}
     for name, annotation in getattr(function, "__annotations__", {}).items():
         one = types.SimpleNamespace(__annotations__={name: annotation})
         with suppress(NameError, TypeError):
-            found |= typing.get_type_hints(one, function.__globals__)
-    return found
+            hints |= typing.get_type_hints(one, function.__globals__)
+    return hints
 
 
 def _is_plain(kind: Any) -> bool:
@@ -74,4 +74,4 @@ def _is_plain(kind: Any) -> bool:
 
 def _takes_lists(kind: Any) -> bool:
     inner = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else [kind]
-    return any((typing.get_origin(part) or part) in (list, tuple, Sequence, Collection) for part in inner)
+    return any((typing.get_origin(argument) or argument) in (list, tuple, Sequence, Collection) for argument in inner)

@@ -317,7 +317,7 @@ class RunConfig:
 def _json(value: Any) -> Any:
     """Return a section, or a table of sections, as plain values."""
     if isinstance(value, dict):
-        return {name: _json(part) for name, part in value.items()}
+        return {name: _json(entry) for name, entry in value.items()}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 

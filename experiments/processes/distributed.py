@@ -192,7 +192,7 @@ def spread(
         if fused is None:
             check_same(Ranks(timeout=TIMEOUT), facts_of(model, {}))
             # Maps and graphs are the same everywhere, then, and stay as they are.
-            changing = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+            changing = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
             return Parallel(nn.parallel.DistributedDataParallel(_Methods(model), broadcast_buffers=changing)), []
         optimizer, settings = fused
         sharded = shard(model, optimizer=optimizer, optimizer_kwargs=settings, device=device)
@@ -234,8 +234,8 @@ def _merged(everyone: list[Any]) -> Any:
         return first
     parts = [part for shards in everyone for part in shards.parts]
     whole = torch.empty(first.size, dtype=parts[0][1].dtype)
-    for place, part in parts:
-        whole[place] = part
+    for index, part in parts:
+        whole[index] = part
     return whole
 
 

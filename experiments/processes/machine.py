@@ -16,25 +16,25 @@ import embcomp
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """Return the processor, its cores, memory in bytes, threads used, and the accelerator if one is used."""
-    found: dict[str, Any] = {
+    properties: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        properties["gpu"] = torch.cuda.get_device_name(device)
+    return properties
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "embcomp": embcomp.__version__, "torch": str(torch.__version__)}
+    installed = {"python": platform.python_version(), "embcomp": embcomp.__version__, "torch": str(torch.__version__)}
     for package in ("torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 class PeakMemory:

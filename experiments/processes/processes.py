@@ -77,11 +77,11 @@ class Processes:
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Run a function and return its values, by rank. Raise RuntimeError with the text of every error."""
         self.start(function, *args)
-        found = [outcome for outcome in self.outcomes() if outcome]
-        errors = [f"rank {rank}: {outcome.error}" for rank, outcome in enumerate(found) if outcome.error]
+        outcomes = [outcome for outcome in self.outcomes() if outcome]
+        errors = [f"rank {rank}: {outcome.error}" for rank, outcome in enumerate(outcomes) if outcome.error]
         if errors:
             raise RuntimeError("\n".join(errors))
-        return [outcome.value for outcome in found]
+        return [outcome.value for outcome in outcomes]
 
     def _receive(self, end: Any, end_of_time: float | None) -> Outcome | None:
         try:

@@ -107,27 +107,29 @@ class Section:
     @cached_property
     def groups(self) -> list[list[Row]]:
         """The rows that may be compared: the full tables, then those of each budget, largest first, best first."""
-        found: dict[str, list[Row]] = {}
+        by_budget: dict[str, list[Row]] = {}
         for row in self.rows:
-            place = "full" if row.method == "Full" and not self.poolings else row.budget
-            found.setdefault(place, []).append(row)
-        groups = [sorted(rows, key=lambda row: (-row.score(self.main), row.label)) for rows in found.values()]
-        return sorted(groups, key=lambda rows: -max(row.nbytes + (rows is found.get("full")) * 2**62 for row in rows))
+            budget = "full" if row.method == "Full" and not self.poolings else row.budget
+            by_budget.setdefault(budget, []).append(row)
+        groups = [sorted(rows, key=lambda row: (-row.score(self.main), row.label)) for rows in by_budget.values()]
+        return sorted(
+            groups, key=lambda rows: -max(row.nbytes + (rows is by_budget.get("full")) * 2**62 for row in rows)
+        )
 
     @cached_property
     def metrics(self) -> list[str]:
         """The names of metrics of all test rows, the main one first."""
-        found = {name for row in self.rows for name in row.metrics if "/" not in name}
-        first = next((name for name in MAIN_METRICS if name in found), None)
-        order = {name: place for place, name in enumerate(_ORDER)}
-        return sorted(found, key=lambda name: (name != first, order.get(name, len(order)), name))
+        names = {name for row in self.rows for name in row.metrics if "/" not in name}
+        first = next((name for name in MAIN_METRICS if name in names), None)
+        order = {name: rank for rank, name in enumerate(_ORDER)}
+        return sorted(names, key=lambda name: (name != first, order.get(name, len(order)), name))
 
     @cached_property
     def sliced(self) -> list[str]:
         """The names of metrics of slices, `<metric>/<slice>`; first-3 before first-10."""
-        found = {name for row in self.rows for name in row.metrics if "/" in name and name[:5] != "rows/"}
+        names = {name for row in self.rows for name in row.metrics if "/" in name and name[:5] != "rows/"}
         return sorted(
-            found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+            names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
         )
 
     @cached_property
@@ -149,29 +151,30 @@ def collect(results: Path, experiments: Sequence[str] | None = None) -> list[Exp
     Raises:
         InputError: there are no results, or none of a named experiment.
     """
-    found = read_results(results)
-    known = sorted({result["experiment"] for result in found})
-    if not found:
+    all_results = read_results(results)
+    known = sorted({result["experiment"] for result in all_results})
+    if not all_results:
         raise InputError(f"{results} holds no results; run an experiment first: python -m experiments run NAME")
     for name in experiments or ():
         if name not in known:
             raise InputError(f"no results of experiment {name!r} in {results}; there are {', '.join(known)}")
     groups: dict[tuple[str, str, str], dict[tuple[str, str], list[dict[str, Any]]]] = {}
-    for result in found:
+    for result in all_results:
         if not experiments or result["experiment"] in experiments:
             section = groups.setdefault((result["experiment"], result["dataset"], result["model"]), {})
             section.setdefault((result["label"], str(result["budget"])), []).append(result)
-    sections = {place: Section(*place, rows=[_row(runs) for runs in group.values()]) for place, group in groups.items()}
+    sections = {key: Section(*key, rows=[_row(runs) for runs in group.values()]) for key, group in groups.items()}
     # Rows are told apart by what they are, drawn and listed by how good they are.
     sections = {
-        place: replace(part, rows=[row for rows in part.groups for row in rows]) for place, part in sections.items()
+        key: replace(unsorted, rows=[row for rows in unsorted.groups for row in rows])
+        for key, unsorted in sections.items()
     }
     for entry in read_infeasible(results):
-        place = (entry["experiment"], entry["dataset"], entry["model"])
-        if place in sections:
+        key = (entry["experiment"], entry["dataset"], entry["model"])
+        if key in sections:
             line = (entry["label"], _budget(entry["budget"]), entry["reason"])
-            if line not in sections[place].missing:
-                sections[place].missing.append(line)
+            if line not in sections[key].missing:
+                sections[key].missing.append(line)
     by_name: dict[str, list[Section]] = {}
     for section in sections.values():
         by_name.setdefault(section.experiment, []).append(section)

@@ -118,9 +118,9 @@ def _ranked(title: str, metric: str, runs: Sequence[tuple[str, dict[str, Any]]],
     for name, result in runs:
         if result["method"] != "Full":
             asked = {key: value for key, value in result["config"]["method"].items() if key not in ("label", "seeds")}
-            place = json.dumps([asked, result["budget"]], sort_keys=True)
+            settings = json.dumps([asked, result["budget"]], sort_keys=True)
             # Two experiments may have trained the same: one run for each seed counts.
-            groups.setdefault(place, {}).setdefault(result["seed"], (name, result))
+            groups.setdefault(settings, {}).setdefault(result["seed"], (name, result))
     sign = -1 if metric in LOWER_IS_BETTER else 1
     counts: tuple[Count, ...] = ("served", "training")
     for count in counts:

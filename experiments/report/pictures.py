@@ -124,10 +124,10 @@ def slices(section: Section) -> Picture | None:
 
     def draw(axes: Axes) -> None:
         for name in names:
-            known = [(place, row.metrics[name]) for place, row in enumerate(rows) if name in row.metrics]
+            known = [(height, row.metrics[name]) for height, row in enumerate(rows) if name in row.metrics]
             axes.errorbar(
                 [stat.mean for _, stat in known],
-                [place for place, _ in known],
+                [height for height, _ in known],
                 xerr=[stat.std for _, stat in known],
                 label=name.partition("/")[2].replace("_", " "),
                 **{**styles[name], "linestyle": "none"},
@@ -162,23 +162,23 @@ def _said(section: Section, metric: str) -> str:
     for row in section.rows:
         if metric in row.metrics:
             values.setdefault(row.label, []).append(row.metrics[metric].mean)
-    ranges = {label: sorted({f"{min(found):.4f}", f"{max(found):.4f}"}) for label, found in values.items()}
+    ranges = {label: sorted({f"{min(numbers):.4f}", f"{max(numbers):.4f}"}) for label, numbers in values.items()}
     return ", ".join(f"{label} {' to '.join(ends)}" for label, ends in ranges.items())
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return a colour for each name, none twice, and markers and dashes that also tell neighbours apart."""
-    plain = [f"C{place}" for place in range(10)]
+    plain = [f"C{index}" for index in range(10)]
     # Beyond the ten usual ones: hues all around, dark and light in turn.
-    wheel = [hls_to_rgb(place / len(names), 0.35 + 0.2 * (place % 2), 0.75) for place in range(len(names))]
+    wheel = [hls_to_rgb(index / len(names), 0.35 + 0.2 * (index % 2), 0.75) for index in range(len(names))]
     colors: list[Any] = plain if len(names) <= len(plain) else wheel
     return {
         name: {
-            "color": colors[place],
-            "marker": _MARKERS[place % len(_MARKERS)],
-            "linestyle": _DASHES[place // len(plain) % len(_DASHES)],
+            "color": colors[index],
+            "marker": _MARKERS[index % len(_MARKERS)],
+            "linestyle": _DASHES[index // len(plain) % len(_DASHES)],
         }
-        for place, name in enumerate(names)
+        for index, name in enumerate(names)
     }
 
 
@@ -239,7 +239,7 @@ def _swept(section: Section) -> list[tuple[str, str]]:
         for option, value in row.config["method"]["options"].items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 values.setdefault((row.method, option), set()).add(value)
-    return [key for key, found in values.items() if len(found) >= 3]
+    return [key for key, numbers in values.items() if len(numbers) >= 3]
 
 
 def _span(sizes: list[int]) -> tuple[float, float]:
@@ -284,12 +284,12 @@ def _svg(panels: Sequence[Callable[[Axes], None]]) -> str:
         handles: dict[str, Any] = {}
         for panel, axes in zip(panels, np.atleast_1d(figure.subplots(len(panels))), strict=True):
             panel(axes)
-            found, labels = axes.get_legend_handles_labels()
-            handles |= dict(zip(labels, found, strict=True))
+            artists, labels = axes.get_legend_handles_labels()
+            handles |= dict(zip(labels, artists, strict=True))
         if handles:
             columns = 2 if len(handles) > 3 else 3
-            place = "outside lower center"
-            figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc=place, ncols=columns)
+            location = "outside lower center"
+            figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc=location, ncols=columns)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

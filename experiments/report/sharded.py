@@ -41,8 +41,8 @@ def _parity(rows: Rows) -> Iterator[str]:
     ways = list(dict.fromkeys((row["sharding"], row["optimizer"]) for row in rows))
     worst: dict[tuple[str, str, str], float] = {}
     for row in rows:
-        place = row["method"], row["sharding"], row["optimizer"]
-        worst[place] = max(worst.get(place, 0.0), row["loss"], row["tables"], row["dense"])
+        key = row["method"], row["sharding"], row["optimizer"]
+        worst[key] = max(worst.get(key, 0.0), row["loss"], row["tables"], row["dense"])
     yield from ("", f"## {rows[0]['processes']} processes against one", "")
     yield (
         f"The largest difference of a loss or a weight over {rows[0]['steps']} steps from the same start, bags and "

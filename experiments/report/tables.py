@@ -32,8 +32,8 @@ def overview(experiment: Experiment) -> Table | None:
     sections = experiment.sections
     if len(sections) < 2:
         return None
-    found = [{(row.label, row.budget): row for row in section.rows} for section in sections]
-    keys = list(dict.fromkeys(key for rows in found for key in rows))
+    by_key = [{(row.label, row.budget): row for row in section.rows} for section in sections]
+    keys = list(dict.fromkeys(key for rows in by_key for key in rows))
     columns = [(i, name) for i, section in enumerate(sections) for name in section.metrics if name in _OVERVIEW]
     if not columns or len(columns) > _MOST:  # wider than a page
         columns = [(i, section.main) for i, section in enumerate(sections) if section.main]
@@ -42,13 +42,13 @@ def overview(experiment: Experiment) -> Table | None:
     places = [s.dataset if same_model else s.model if same_data else s.title for s in sections]
     header = ["method", "budget", *(f"{_name(name)}, {places[i]}" for i, name in columns)]
     lines = [
-        [label, budget or "–", *(_cell(found[i].get((label, budget)), name) for i, name in columns)]
+        [label, budget or "–", *(_cell(by_key[i].get((label, budget)), name) for i, name in columns)]
         for label, budget in keys
     ]
     best = set()
     for column, (i, name) in enumerate(columns, 2):
-        place = {id(row): line for line, key in enumerate(keys) if (row := found[i].get(key))}
-        best |= {(place[id(row)], column) for row in _winners(sections[i], name)}
+        line_of = {id(row): line for line, key in enumerate(keys) if (row := by_key[i].get(key))}
+        best |= {(line_of[id(row)], column) for row in _winners(sections[i], name)}
     caption = "Test split, all " + ("data sets" if same_model else "models")
     return Table(caption, header, lines, frozenset(best))
 
@@ -90,8 +90,8 @@ def details(section: Section) -> list[Table]:
 
 
 def _marks(section: Section, columns: dict[str, int]) -> frozenset[tuple[int, int]]:
-    place = {id(row): line for line, row in enumerate(section.rows)}
-    return frozenset((place[id(row)], column) for name, column in columns.items() for row in _winners(section, name))
+    line_of = {id(row): line for line, row in enumerate(section.rows)}
+    return frozenset((line_of[id(row)], column) for name, column in columns.items() for row in _winners(section, name))
 
 
 def _winners(section: Section, metric: str) -> list[Row]:
@@ -116,6 +116,6 @@ def _cell(row: Row | None, metric: str) -> str:
 
 
 def _name(metric: str) -> str:
-    name, _, part = metric.partition("/")
+    name, _, slice_name = metric.partition("/")
     kind, at, k = name.partition("@")
-    return f"{_NAMES.get(kind, kind)}{at}{k} {part}".strip()
+    return f"{_NAMES.get(kind, kind)}{at}{k} {slice_name}".strip()

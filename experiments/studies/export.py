@@ -73,7 +73,9 @@ def export_all(runs: Sequence[RunConfig], settings: Settings, console: Console, 
         # AUC is not defined where the test split holds one class only.
         name = "auc" if "auc" in values["metrics"] else "logloss"
         whole = values["metrics"][name]
-        losses = ", ".join(f"{part['dtype']} {part['metrics'][name] - whole:+.5f}" for part in values["exported"])
+        losses = ", ".join(
+            f"{exported['dtype']} {exported['metrics'][name] - whole:+.5f}" for exported in values["exported"]
+        )
         said = f"{'AUC' if name == 'auc' else 'log-loss'} {whole:.4f}; {losses}"
         console.print(f"{run.experiment}/{run.name}: {said}", highlight=False)
     return failed
@@ -179,9 +181,9 @@ def _cells(runs: list[dict[str, Any]]) -> Iterator[str]:
     yield "–" if math.isnan(auc) else f"{auc:.4f}"  # of one class
     for i in range(len(DTYPES)):
         parts = [run["exported"][i] for run in runs]
-        yield _size(_mean(part["nbytes"] for part in parts), full)
-        yield decimal(round(_mean(part["file_nbytes"] for part in parts)))
-        served = _mean(part["metrics"].get("auc", math.nan) for part in parts)
+        yield _size(_mean(exported["nbytes"] for exported in parts), full)
+        yield decimal(round(_mean(exported["file_nbytes"] for exported in parts)))
+        served = _mean(exported["metrics"].get("auc", math.nan) for exported in parts)
         yield "–" if math.isnan(served) else f"{served:.4f} ({served - auc:+.5f})"
 
 

@@ -98,7 +98,7 @@ def write_markdown(results: Path, folder: Path) -> Path:
     changes_of: dict[str, list[dict[str, float]]] = {}
     for values in study.read(results, EXPERIMENT):
         changes_of.setdefault(values["label"], []).append(values["change"])
-    names = [f"{metric}{part}" for metric in ("difference", "rank") for part in ("", *(f"/{s}" for s in SLICES))]
+    names = [f"{metric}{suffix}" for metric in ("difference", "rank") for suffix in ("", *(f"/{s}" for s in SLICES))]
     rows = [
         [label, str(len(changes)), *(_cell(changes, name) for name in names)]
         for label, changes in sorted(changes_of.items())

@@ -216,12 +216,12 @@ class BehaviorTask:
             raise InputError(f"the {split} split of {self.run.dataset!r} is empty")
         scores, labels, users, before = (distributed.gathered(torch.cat(column)) for column in zip(*parts, strict=True))
         slices: dict[str, Tensor] = {}
-        for name, part in self.run.slices.items() if split == "test" else ():
-            slices[name] = before >= part.min_count
-            if part.max_count is not None:
-                slices[name] &= before <= part.max_count
-        found = sliced_metrics(scores, labels, users, slices)
-        return {f"{split}/{name}": value for name, value in found.items()}
+        for name, limits in self.run.slices.items() if split == "test" else ():
+            slices[name] = before >= limits.min_count
+            if limits.max_count is not None:
+                slices[name] &= before <= limits.max_count
+        metrics = sliced_metrics(scores, labels, users, slices)
+        return {f"{split}/{name}": value for name, value in metrics.items()}
 
     def _categories(self) -> Tensor:
         if self.data.categories is None:

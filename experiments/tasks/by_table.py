@@ -30,5 +30,5 @@ class ByTable(Method, registered=False):
         for number, members in enumerate(together.values()):
             plan = self.methods[members[0].name].plan(members, f"{group}_{number}")
             stores |= plan.stores
-            plans |= {part.table.name: part for part in plan.tables}
+            plans |= {table_plan.table.name: table_plan for table_plan in plan.tables}
         return Plan(stores, [plans[table.name] for table in tables])

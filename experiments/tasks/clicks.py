@@ -110,7 +110,7 @@ class ClickTask:
         method, plan = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
         rows = sum(store.rows for store in plan.stores.values())
         rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
-        changed = {part.table.name: plan.embedding_dim(part) for part in plan.tables}
+        changed = {table_plan.table.name: plan.embedding_dim(table_plan) for table_plan in plan.tables}
         widths = {name: changed.get(table_name(name), width) for name in names}
         return cls(run, clicks, tables, method, rows, widths, full_nbytes(tables) + extra)
 
@@ -249,11 +249,11 @@ def load_data(config: DataConfig) -> data.ClickData:
 def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> None:
     """Raise InputError for a slice over a feature that does not exist or has several ids in a row."""
     known = {feature.name: feature for feature in clicks.schema.features}
-    for name, part in slices.items():
-        if part.feature not in known:
-            raise InputError(f"slices.{name}.feature: no feature {part.feature!r}; there are {', '.join(known)}")
-        if known[part.feature].multi_hot:
-            raise InputError(f"slices.{name}.feature: {part.feature!r} is multi-hot; slices need one id per row")
+    for name, config in slices.items():
+        if config.feature not in known:
+            raise InputError(f"slices.{name}.feature: no feature {config.feature!r}; there are {', '.join(known)}")
+        if known[config.feature].multi_hot:
+            raise InputError(f"slices.{name}.feature: {config.feature!r} is multi-hot; slices need one id per row")
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -74,8 +74,8 @@ class ColdItems:
         """Return the first `n` hidden pairs of each cold item, int64 [2, N]."""
         items, order = self.hidden[1].sort(stable=True)
         counts = items.unique_consecutive(return_counts=True)[1]
-        place = torch.arange(len(items)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        return self.hidden[:, order[place < n]]
+        rank = torch.arange(len(items)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        return self.hidden[:, order[rank < n]]
 
 
 def _of(edges: Tensor, items: Tensor) -> Tensor:
@@ -94,8 +94,8 @@ def extended(method: Method, edges: Edges, k: int | None = None) -> Method:
     changed: dict[str, Any] = {"clusters": {"user_id": users, "item_id": clusters.items}}
     if isinstance(method, SoftGraphHash):
         weights = dict(cast(Mapping[str, Mixture | None], method.weights))
-        if (found := weights["item_id"]) is not None:
-            changed["weights"] = weights | {"item_id": found.extend(edges, clusters, k)}
+        if (mixture := weights["item_id"]) is not None:
+            changed["weights"] = weights | {"item_id": mixture.extend(edges, clusters, k)}
     return dataclasses.replace(method, **changed)
 
 

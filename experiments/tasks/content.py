@@ -107,30 +107,30 @@ def resolve(options: Mapping[str, Any], content: Content) -> dict[str, Any]:
     Raises:
         InputError: there are no content vectors, names are unknown, or settings do not fit.
     """
-    found = dict(options)
-    if isinstance(found.get("of"), Mapping):
-        found["of"] = resolve(found["of"], content)
-    if not isinstance(found.get("codes"), Mapping):
-        return found
+    complete = dict(options)
+    if isinstance(complete.get("of"), Mapping):
+        complete["of"] = resolve(complete["of"], content)
+    if not isinstance(complete.get("codes"), Mapping):
+        return complete
     try:
-        found["codes"], found["codebook_size"] = codes_of(content, found["codes"])
-        if "neighbours" in found:
+        complete["codes"], complete["codebook_size"] = codes_of(content, complete["codes"])
+        if "neighbours" in complete:
             vectors, known = content.vectors()
             ids = known.nonzero().squeeze(1)
-            found["neighbours"] = Neighbours.of(vectors, content.counts(), ids=ids, **found["neighbours"])
-        settings = dict(found["pieces"])
+            complete["neighbours"] = Neighbours.of(vectors, content.counts(), ids=ids, **complete["neighbours"])
+        settings = dict(complete["pieces"])
         kind = settings.pop("kind")
         if kind not in PIECES:
             raise InputError(f"pieces.kind: unknown kind {kind!r}; there are {', '.join(PIECES)}")
-        found["pieces"] = PIECES[kind](**settings)
-        if isinstance(found["pieces"], SentencePieces):
-            size = found["codebook_size"]
-            found["pieces"] = found["pieces"].train(found["codes"], content.counts(), codebook_size=size)
+        complete["pieces"] = PIECES[kind](**settings)
+        if isinstance(complete["pieces"], SentencePieces):
+            size = complete["codebook_size"]
+            complete["pieces"] = complete["pieces"].train(complete["codes"], content.counts(), codebook_size=size)
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
             f"SemanticIds: codes = {options['codes']}, pieces = {options.get('pieces')}: {error}"
         ) from error
-    return found
+    return complete
 
 
 def codes_of(content: Content, settings: Mapping[str, Any]) -> tuple[Tensor, int]:
@@ -178,9 +178,9 @@ def by_id(name: str, ids: Iterable[str | None]) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise _no_vectors(name)
     with np.load(path) as arrays:
-        place: dict[str | None, int] = {str(id): i for i, id in enumerate(arrays["ids"].tolist())}
+        row_of: dict[str | None, int] = {str(id): i for i, id in enumerate(arrays["ids"].tolist())}
         vectors = torch.from_numpy(arrays["vectors"])
-    rows = torch.tensor([place.get(id, -1) for id in ids])
+    rows = torch.tensor([row_of.get(id, -1) for id in ids])
     return vectors[rows[rows >= 0]], rows >= 0
 
 
@@ -191,9 +191,9 @@ def _no_vectors(name: str) -> InputError:
 def dense_content(clicks: data.ClickData, feature: str) -> Tensor:
     """Return content vectors by id, float32 [num_embeddings, dim], scaled to variance 1; zeros without content."""
     vectors, known = content_of(clicks, feature)
-    found = vectors.new_zeros(len(known), vectors.shape[1])
-    found[known] = vectors * vectors.square().mean().rsqrt()
-    return found
+    scaled = vectors.new_zeros(len(known), vectors.shape[1])
+    scaled[known] = vectors * vectors.square().mean().rsqrt()
+    return scaled
 
 
 class WithContent(nn.Module):

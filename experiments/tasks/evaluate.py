@@ -35,7 +35,7 @@ def evaluate(
     """
     group = clicks.schema.group
     wanted = dict(slices or {})
-    counts = {name: counts_of(clicks.folder)[part.feature] for name, part in wanted.items()}
+    counts = {name: counts_of(clicks.folder)[limits.feature] for name, limits in wanted.items()}
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     groups: list[Tensor] = []
@@ -52,10 +52,10 @@ def evaluate(
                 labels.append(batch.label[rows])
                 if group is not None:
                     groups.append(batch.columns[group][rows])
-                for name, part in wanted.items():
-                    seen = counts[name].index_select(0, batch.sparse[part.feature].values())
-                    most = torch.iinfo(torch.int64).max if part.max_count is None else part.max_count
-                    inside.setdefault(name, []).append(((seen >= part.min_count) & (seen <= most))[rows])
+                for name, limits in wanted.items():
+                    seen = counts[name].index_select(0, batch.sparse[limits.feature].values())
+                    most = torch.iinfo(torch.int64).max if limits.max_count is None else limits.max_count
+                    inside.setdefault(name, []).append(((seen >= limits.min_count) & (seen <= most))[rows])
                 for name, column in batch.columns.items():
                     if column.dtype == torch.bool:
                         inside.setdefault(name, []).append(column[rows])
@@ -68,5 +68,5 @@ def evaluate(
     columns = [distributed.gathered(torch.cat(parts)) if parts else None for parts in (logits, labels, groups)]
     assert columns[0] is not None
     assert columns[1] is not None
-    found = sliced_metrics(columns[0], columns[1], columns[2], whole)
-    return {f"{split}/{name}": value for name, value in found.items()}
+    metrics = sliced_metrics(columns[0], columns[1], columns[2], whole)
+    return {f"{split}/{name}": value for name, value in metrics.items()}

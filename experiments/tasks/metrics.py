@@ -38,29 +38,29 @@ def click_metrics(logits: Tensor, labels: Tensor, group: Tensor | None = None) -
     if not bool(((labels == 0) | (labels == 1)).all()):
         raise InputError("labels must be 0 or 1")
     frame = pl.DataFrame({"score": logits.cpu().numpy(), "label": labels.cpu().numpy() > 0.5})
-    found: dict[str, float | None] = {"auc": frame.select(_auc()).item()}
-    found["logloss"] = logloss = F.binary_cross_entropy_with_logits(logits.double(), labels.double()).item()
+    metrics: dict[str, float | None] = {"auc": frame.select(_auc()).item()}
+    metrics["logloss"] = logloss = F.binary_cross_entropy_with_logits(logits.double(), labels.double()).item()
     rate = labels.double().mean().item()
     if 0 < rate < 1:
-        found["ne"] = logloss / -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
+        metrics["ne"] = logloss / -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
     if group is not None:
         groups = frame.with_columns(group=group.cpu().numpy()).group_by("group").agg(_auc().alias("auc"), rows=pl.len())
         known = groups.drop_nulls("auc").sort("group")  # in a fixed order, so that the sum is the same every time
-        found["gauc"] = known.select((pl.col("auc") * pl.col("rows")).sum() / pl.col("rows").sum()).item()
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+        metrics["gauc"] = known.select((pl.col("auc") * pl.col("rows")).sum() / pl.col("rows").sum()).item()
+    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
 def sliced_metrics(
     logits: Tensor, labels: Tensor, group: Tensor | None, slices: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Return metrics of all rows, and of the rows of each slice (bool [N]) as `<metric>/<slice>`."""
-    found = click_metrics(logits, labels, group)
+    metrics = click_metrics(logits, labels, group)
     for name, rows in slices.items():
         if bool(rows.any()):
-            part = click_metrics(logits[rows], labels[rows], None if group is None else group[rows])
-            found |= {f"{metric}/{name}": value for metric, value in part.items()}
-        found[f"rows/{name}"] = int(rows.sum())
-    return found
+            slice_metrics = click_metrics(logits[rows], labels[rows], None if group is None else group[rows])
+            metrics |= {f"{metric}/{name}": value for metric, value in slice_metrics.items()}
+        metrics[f"rows/{name}"] = int(rows.sum())
+    return metrics
 
 
 def _auc() -> pl.Expr:

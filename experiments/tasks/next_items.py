@@ -129,7 +129,7 @@ class NextItemsTask:
             model = build_sequence(config.name, items, length=self.config.length, **self.codes, **config.options)
         except (ValueError, TypeError) as error:
             raise InputError(f"model {config.name!r}: {error}") from error
-        tables = [items, *(part for part in model.modules() if isinstance(part, CodeLevels))]
+        tables = [items, *(module for module in model.modules() if isinstance(module, CodeLevels))]
         return BuiltModel(model.to(device), nn.ModuleList(tables))
 
     @property
@@ -178,10 +178,10 @@ class NextItemsTask:
         ranks = ranks_of(whole, self.data, split, self.config.length, size, device)
         slices: dict[str, Tensor] = {}
         seen = self.data.counts()[self.data.targets(split)]
-        for name, part in self.run.slices.items() if split == "test" else ():
-            slices[name] = seen >= part.min_count
-            if part.max_count is not None:
-                slices[name] &= seen <= part.max_count
+        for name, limits in self.run.slices.items() if split == "test" else ():
+            slices[name] = seen >= limits.min_count
+            if limits.max_count is not None:
+                slices[name] &= seen <= limits.max_count
         return {f"{split}/{name}": value for name, value in next_item_metrics(ranks, slices).items()}
 
 

@@ -38,8 +38,8 @@ def rank_metrics(
     """
     device = wanted.device
     order = torch.randperm(num_items, generator=torch.Generator().manual_seed(0)).to(device)
-    place = torch.argsort(order)
-    known, wanted = (_sorted(torch.stack((users, place[items]))) for users, items in (known, wanted))
+    position = torch.argsort(order)
+    known, wanted = (_sorted(torch.stack((users, position[items]))) for users, items in (known, wanted))
     users, counts = wanted[0].unique_consecutive(return_counts=True)
     most = min(max(ks), num_items)
     gains = 1 / torch.arange(2, max(ks) + 2, dtype=torch.float64, device=device).log2()
@@ -72,8 +72,8 @@ def rank_metrics(
     if bool(sums.isnan().any()):
         raise Diverged("the model returns NaN or infinite scores; lower the learning rate")
     recall, ndcg = (sums / len(users)).tolist()
-    found = [(f"recall@{k}", value) for k, value in zip(ks, recall, strict=True)]
-    return dict(found + [(f"ndcg@{k}", value) for k, value in zip(ks, ndcg, strict=True)])
+    recalls = [(f"recall@{k}", value) for k, value in zip(ks, recall, strict=True)]
+    return dict(recalls + [(f"ndcg@{k}", value) for k, value in zip(ks, ndcg, strict=True)])
 
 
 def pair_auc(model: nn.Module, known: Tensor, wanted: Tensor, num_items: int, batch_size: int) -> float:

@@ -166,17 +166,17 @@ class RetrievalTask:
         """Evaluate the users that have items in `split`; items of earlier splits are not ranked."""
         model = distributed.local(model)
         before = ("train",) if split == "valid" else ("train", "valid")
-        known = torch.cat([self.data.edges(part) for part in before], dim=1).to(device)
+        known = torch.cat([self.data.edges(earlier) for earlier in before], dim=1).to(device)
         wanted = self.data.edges(split).to(device)
-        found = rank_metrics(model, known, wanted, self.data.num_items, self.run.training.eval_batch_size)
-        found |= self._cold_metrics(model, known) if self.cold and split == "test" else {}
-        return {f"{split}/{name}": value for name, value in found.items()}
+        metrics = rank_metrics(model, known, wanted, self.data.num_items, self.run.training.eval_batch_size)
+        metrics |= self._cold_metrics(model, known) if self.cold and split == "test" else {}
+        return {f"{split}/{name}": value for name, value in metrics.items()}
 
     def _cold_metrics(self, model: nn.Module, known: Tensor) -> dict[str, float]:
         """Return `<metric>/first-n` of the cold items' pairs in the test split."""
         assert self.cold is not None
         assert self.config.cold is not None
-        found: dict[str, float] = {}
+        results: dict[str, float] = {}
         train, wanted = self.data.edges("train").to(known.device), self.cold.wanted.to(known.device)
         for n in self.config.cold.first:
             shown = self.cold.first(n).to(known.device)
@@ -185,9 +185,9 @@ class RetrievalTask:
             with placed(model.items, self.method, self.tables, pairs, self.config.cold.k):  # type: ignore[arg-type]
                 metrics = rank_metrics(model, *ranked, self.run.training.eval_batch_size)
                 metrics["auc"] = pair_auc(model, *ranked, self.run.training.eval_batch_size)
-            found |= {f"{name}/first-{n}": value for name, value in metrics.items()}
-            found[f"rows/first-{n}"] = wanted.shape[1]
-        return found
+            results |= {f"{name}/first-{n}": value for name, value in metrics.items()}
+            results[f"rows/first-{n}"] = wanted.shape[1]
+        return results
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def embeddings(plan: Plan, config: ModelConfig) -> list[CompressedEmbedding]:
         with torch.no_grad():
             weight.normal_(std=_START_STD if std is None else std) if bound is None else weight.uniform_(-bound, bound)
             weight.mul_(store.summands**-0.5)
-    return [CompressedEmbedding.from_plan(plan, part, stores) for part in plan.tables]
+    return [CompressedEmbedding.from_plan(plan, table_plan, stores) for table_plan in plan.tables]
 
 
 RETRIEVAL = Kind("retrieval", RetrievalConfig, data.INTERACTIONS, problems, RetrievalTask.prepare)

@@ -41,13 +41,13 @@ Tries = dict[str, list[str]]
 
 
 def _tries(build: Build) -> Tries:
-    found = {
+    tries = {
         f"{label}, {init}": list(try_method(build, method, init))
         for label, method in METHODS.items()
         for init in ("fresh", "warm")
     }
-    found["a row for each id, warm: the loss stays"] = list(try_exact(build))
-    return found
+    tries["a row for each id, warm: the loss stays"] = list(try_exact(build))
+    return tries
 
 
 def _child(build: Build, answers: Connection) -> None:
@@ -80,13 +80,13 @@ def _apart(build: Build) -> Tries:
 
 def _short(tries: Tries) -> dict[str, Any]:
     """Return `trained` and its number if all tries are; else outcome -> reason -> the tries."""
-    found: dict[str, Any] = {}
+    grouped: dict[str, Any] = {}
     for name, (outcome, reason) in tries.items():
-        found.setdefault(outcome, {}).setdefault(reason[:400], []).append(name)
+        grouped.setdefault(outcome, {}).setdefault(reason[:400], []).append(name)
     counted = {"trained", "no table"}
     return {
         outcome: sum(map(len, reasons.values())) if outcome in counted else reasons
-        for outcome, reasons in found.items()
+        for outcome, reasons in grouped.items()
     }
 
 

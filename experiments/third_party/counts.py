@@ -13,8 +13,8 @@ def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str,
     models: Counter[str] = Counter()
     tries: Counter[str] = Counter()
     for row in rows:
-        found = row["outcomes"]
-        for outcome, reasons in found.items():
+        outcomes = row["outcomes"]
+        for outcome, reasons in outcomes.items():
             tries[outcome] += reasons if isinstance(reasons, int) else sum(map(len, reasons.values()))
-        models[max(found, key=OUTCOMES.index)] += 1
+        models[max(outcomes, key=OUTCOMES.index)] += 1
     return dict(models), dict(tries)

@@ -19,7 +19,7 @@ _TABLES = (CompressedTable, nn.Embedding, nn.EmbeddingBag)
 
 def _width(model: nn.Module) -> int:
     """Return a chunk width that divides the widths of all tables."""
-    return math.gcd(*(part.embedding_dim for part in model.modules() if isinstance(part, nn.Embedding)))
+    return math.gcd(*(module.embedding_dim for module in model.modules() if isinstance(module, nn.Embedding)))
 
 
 METHODS: dict[str, Callable[[nn.Module], embcomp.Method]] = {
@@ -38,7 +38,7 @@ def _seed(seed: int) -> None:
 
 def _rows(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of tables, compressed or not."""
-    kept = {id(p) for part in model.modules() if isinstance(part, _TABLES) for p in part.parameters()}
+    kept = {id(p) for module in model.modules() if isinstance(module, _TABLES) for p in module.parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) in kept}
 
 
@@ -89,7 +89,7 @@ def try_exact(build: Build) -> tuple[str, str]:
 
     def swapped(case: Case) -> list[str]:
         before = _answer(case)
-        tables = {path: part for path, part in case.model.named_modules() if type(part) is nn.Embedding}
+        tables = {path: module for path, module in case.model.named_modules() if type(module) is nn.Embedding}
         own = {path: embcomp.QuotientRemainder(rows=t.num_embeddings, combine="mul") for path, t in tables.items()}
         embcomp.compress_(case.model, own, init="warm")
         after = _answer(case)
@@ -117,7 +117,7 @@ def _try(build: Build, swap: Callable[[Case], list[str]]) -> tuple[str, str]:
         unused = tuple(name.removesuffix("weight") for name in [*_train(full), *_unread(full)])
     except Exception as error:
         return "does not run", f"{type(error).__name__}: {error}"
-    if not any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in full.model.modules()):
+    if not any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in full.model.modules()):
         return "no table", ""
     _seed(0)
     case = build() if full.own_optimizer else full  # an optimizer that has stepped is refused, and rightly

@@ -63,9 +63,9 @@ def _dense(built: BuiltModel, config: OptimizerConfig, table_lr: float) -> Optim
     if settings[0] == settings[1]:  # one call of the optimizer instead of two
         settings, parts = settings[:1], [trained]
     groups = [
-        {"params": part, "lr": lr, "weight_decay": decay}
-        for part, (lr, decay) in zip(parts, settings, strict=True)
-        if part
+        {"params": parameters, "lr": lr, "weight_decay": decay}
+        for parameters, (lr, decay) in zip(parts, settings, strict=True)
+        if parameters
     ]
     return _DENSE[config.name](groups, fused=True)  # type: ignore[call-arg]
 

@@ -127,8 +127,8 @@ def _interactions(name: str) -> Case:
 
         def forward(self, inputs: Any) -> dict[str, Tensor]:
             given = self.get_inputs(inputs)
-            found = self.interaction(self.embedding_layer(given)).flatten(1)
-            return {"y_pred": self.output_activation(self.mlp(found) + self.linear(given))}
+            interactions = self.interaction(self.embedding_layer(given)).flatten(1)
+            return {"y_pred": self.output_activation(self.mlp(interactions) + self.linear(given))}
 
     batch = _batch(1, history=True)
     return _case(Model, 1, lambda: batch)
@@ -152,11 +152,11 @@ def _tasks(experts: int) -> Case:
         def forward(self, inputs: Any) -> dict[str, Tensor]:
             wide = self.embedding_layer(self.get_inputs(inputs)).flatten(1)
             answers = torch.stack([expert(wide) for expert in self.experts], 1)
-            found = {}
+            predictions = {}
             for task, (gate, tower) in enumerate(zip(self.gates, self.towers, strict=True)):
                 seen = (gate(wide).softmax(1).unsqueeze(2) * answers).sum(1)
-                found[f"click_{task}_pred"] = self.output_activation[task](tower(seen))
-            return found
+                predictions[f"click_{task}_pred"] = self.output_activation[task](tower(seen))
+            return predictions
 
     batch = _batch(2, history=True)
     return _case(Model, 2, lambda: batch)
@@ -199,16 +199,16 @@ def _load(file: Path) -> ModuleType:
 def models() -> dict[str, Build]:
     """Return the models: from its layers, from its package, and from the zoo."""
     multitask = importlib.import_module("fuxictr.pytorch.models").MultiTaskModel
-    found: dict[str, Build] = {
+    builds: dict[str, Build] = {
         f"{name} (of its layers)": functools.partial(_interactions, name) for name in _flat(DIM, 4)
     }
-    found["SharedBottom (of its layers)"] = functools.partial(_tasks, 1)
-    found["MMoE (of its layers)"] = functools.partial(_tasks, 3)
+    builds["SharedBottom (of its layers)"] = functools.partial(_tasks, 1)
+    builds["MMoE (of its layers)"] = functools.partial(_tasks, 3)
     package = importlib.util.find_spec("model_zoo")
     for folder in package.submodule_search_locations or [] if package else []:
         for file in sorted(Path(folder, "LongCTR").glob("*/*.py")):
             for kind in _classes(_load(file)) if file.stem == file.parent.name else []:
-                found[f"{kind.__name__} (LongCTR)"] = functools.partial(_long, kind)
+                builds[f"{kind.__name__} (LongCTR)"] = functools.partial(_long, kind)
     if zoo := os.environ.get("EMBCOMP_FUXICTR_ZOO"):
         for file in sorted(Path(zoo).glob("**/*.py")):
             text = file.read_text()
@@ -216,5 +216,5 @@ def models() -> dict[str, Build]:
                 continue
             for kind in _classes(_load(file)):
                 tasks = 2 if issubclass(kind, multitask) else 1
-                found[f"{kind.__name__} (zoo)"] = functools.partial(_zoo, file, kind.__name__, tasks)
-    return found
+                builds[f"{kind.__name__} (zoo)"] = functools.partial(_zoo, file, kind.__name__, tasks)
+    return builds

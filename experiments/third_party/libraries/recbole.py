@@ -107,8 +107,8 @@ def models() -> dict[str, Build]:
         logging.disable(logging.NOTSET)
 
         def loss(m: Any) -> Any:
-            found = m.calculate_loss(batch)
-            return sum(part.sum() for part in found) if isinstance(found, tuple) else found.sum()
+            losses = m.calculate_loss(batch)
+            return sum(part.sum() for part in losses) if isinstance(losses, tuple) else losses.sum()
 
         # Some of the models that read labels put penalties of parameters into their loss.
         answer = (lambda m: m.predict(batch)) if "threshold" in given else None
