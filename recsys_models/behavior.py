@@ -169,7 +169,7 @@ def latest(history: Tensor, mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
     if most >= history.shape[1]:
         return history, mask
     length = history.shape[1]
-    place = torch.arange(length, device=history.device)
+    position = torch.arange(length, device=history.device)
     # Events rank by place above all padding; the chosen places are then put back in order.
-    chosen = torch.where(mask, place + length, length - 1 - place).topk(most, dim=1).indices.sort(dim=1).values
+    chosen = torch.where(mask, position + length, length - 1 - position).topk(most, dim=1).indices.sort(dim=1).values
     return history.gather(1, chosen), mask.gather(1, chosen)

@@ -57,8 +57,8 @@ def _one_way(asking: Tensor, asked: Tensor, group_of: Tensor, temperature: float
     sizes = torch.bincount(group_of, minlength=len(asked)).clamp(min=1).unsqueeze(1)
     positive = (asking * (sums / sizes)[group_of]).sum(1) / temperature
     every = [
-        checkpoint(_log_sum, part, asked, temperature, use_reentrant=False)  # pyright: ignore[reportArgumentType]
-        for part in asking.split(block)
+        checkpoint(_log_sum, chunk, asked, temperature, use_reentrant=False)  # pyright: ignore[reportArgumentType]
+        for chunk in asking.split(block)
     ]
     return (torch.cat(every) - positive).mean()
 

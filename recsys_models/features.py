@@ -91,14 +91,14 @@ class Inputs(nn.Module):
         keys, widths = list(embedded.keys()), list(embedded.length_per_key())
         if keys == self.feature_names and widths == self.dims:
             return dense, embedded.values()
-        found = dict(zip(keys, widths, strict=True))
+        width_of = dict(zip(keys, widths, strict=True))
         for name, dim in zip(self.feature_names, self.dims, strict=True):
-            if name not in found:
+            if name not in width_of:
                 raise ValueError(f"feature {name!r} is not among the embedded features {keys}: add a table for it")
-            if found[name] != dim:
+            if width_of[name] != dim:
                 raise ValueError(
-                    f"feature {name!r} has width {found[name]}, but the model was built for {dim}: "
-                    f"give dims={{{name!r}: {found[name]}, ...}}"
+                    f"feature {name!r} has width {width_of[name]}, but the model was built for {dim}: "
+                    f"give dims={{{name!r}: {width_of[name]}, ...}}"
                 )
         columns = embedded.to_dict()
         return dense, torch.cat([columns[name] for name in self.feature_names], dim=1)

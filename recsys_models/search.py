@@ -36,9 +36,9 @@ class Search(nn.Module):
 
     def attend(self, candidates: Tensor, sequence: Tensor, relevance: Tensor) -> Tensor:
         """Attend to the events of highest relevance, int64 `[B, C, L]`; events below zero are not selected."""
-        found, place = relevance.topk(min(self.top, relevance.shape[-1]), dim=-1)
+        highest, events = relevance.topk(min(self.top, relevance.shape[-1]), dim=-1)
         rows = torch.arange(len(sequence), device=sequence.device)[:, None, None]
-        return self.attention(candidates, sequence[rows, place], found >= 0)
+        return self.attention(candidates, sequence[rows, events], highest >= 0)
 
 
 class SIM(Search):
