@@ -32,7 +32,7 @@ class Lost(RuntimeError):
     def __init__(self, text: str) -> None:
         super().__init__(
             f"process {rank()} of {size()} has ended: {text}\nWhere it has lost the connection or waited in vain, see "
-            "what another process says. The same command goes on from the last checkpoint."
+            "what another process says. The same command continues from the last checkpoint."
         )
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise, table_wise
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
@@ -28,6 +27,7 @@ import embcomp
 from embcomp.checkpoints import Checkpoints
 from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, fused_optimizer
+from embcomp.torchrec.sharded.constraints import BagSharder
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules
@@ -35,13 +35,6 @@ with warnings.catch_warnings():  # torch announces the end of torch.jit while it
     from torch.distributed.optim import _apply_optimizer_in_backward
 
 logging.getLogger("torchrec").setLevel(logging.ERROR)
-
-
-class BagSharder(EmbeddingBagCollectionSharder):
-    """Offers row-wise on CPU, too."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [*super().sharding_types(compute_device_type), "row_wise"]
 
 
 SHARDERS = {EmbeddingBagCollection: BagSharder(), EmbeddingCollection: EmbeddingCollectionSharder()}
