@@ -1,5 +1,7 @@
 """A table whose nearly equal blocks of trained rows are merged."""
 
+import ctypes
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +126,7 @@ class Dedup(Method):
             short = blocks * self.block - len(vectors)
             cut = torch.nn.functional.pad(vectors, (0, 0, 0, short)).view(blocks, -1)
             with torch.device("cpu"):  # the map is real where rows wait for their memory
-                owners, left = merged(cut, kept, self.share, self.tolerance, self.seed)
+                owners, left = _merged_once(cut, kept, self.share, self.tolerance, self.seed)
             if left > kept:
                 raise ValueError(
                     f"table {table.name!r}: tolerance={self.tolerance} leaves {left * self.block} rows, and rows="
@@ -147,6 +149,22 @@ class Dedup(Method):
         blocks = -(-ids // self.block)
         rows = check_rows(per_table(self.rows, table, "rows"), table.name)
         return min(blocks, max(1, rows // self.block)), blocks
+
+
+_MERGED: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
+_MOST = 8  # results that are kept
+
+
+def _merged_once(blocks: Tensor, kept: int, share: float, tolerance: float | None, seed: int) -> tuple[Tensor, int]:
+    """As `merged`; the last results are kept, because one swap makes the plan of a table several times."""
+    blocks = blocks.contiguous()
+    digest = hashlib.sha256(ctypes.string_at(blocks.data_ptr(), blocks.nbytes)).digest()
+    key = digest, tuple(blocks.shape), kept, share, tolerance, seed
+    if key not in _MERGED:
+        while len(_MERGED) >= _MOST:
+            _MERGED.pop(next(iter(_MERGED)), None)
+        _MERGED[key] = merged(blocks, kept, share, tolerance, seed)
+    return _MERGED[key]
 
 
 def merged(blocks: Tensor, kept: int, share: float, tolerance: float | None, seed: int) -> tuple[Tensor, int]:
