@@ -156,7 +156,7 @@ _MOST = 8  # results that are kept
 
 
 def _merged_once(blocks: Tensor, kept: int, share: float, tolerance: float | None, seed: int) -> tuple[Tensor, int]:
-    """As `merged`; the last results are kept, because one swap makes the plan of a table several times."""
+    """Return `merged`, and keep the last results, because one swap makes the plan of a table several times."""
     blocks = blocks.contiguous()
     digest = hashlib.sha256(ctypes.string_at(blocks.data_ptr(), blocks.nbytes)).digest()
     key = digest, tuple(blocks.shape), kept, share, tolerance, seed
