@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -124,6 +124,8 @@ class ClusteredHash(Method):
         >>> emb(torch.tensor([3])).shape
         torch.Size([1, 16])
     """
+
+    sized_in_steps: ClassVar[bool] = True  # two rows of each chunk
 
     rows: RowCount | Mapping[str, RowCount]
     chunks: ReadCount = 4

@@ -135,7 +135,7 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
     if isinstance(task, RetrievalTask):
         given["edges"], given["sides"] = edges_of(task.training()), {"user_id": "users", "item_id": "items"}
     result = json.loads(files.path_of(full, settings.results).read_text())
-    whole = result["seconds"]
+    whole = max(0.05, result["seconds"])  # written in tenths: a training of toys takes 0.0
     if level == 1:
         choice = embcomp.choose(task.tables, nbytes, **given)
         return choice, choice.seconds / whole
