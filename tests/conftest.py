@@ -22,7 +22,13 @@ if os.environ.get("EMBCOMP_DATA"):
     os.environ["EMBCOMP_DATA"] = str(Path(os.environ["EMBCOMP_DATA"]).resolve())
 
 # Derandomized: a failure seen once is seen again. No deadline: shared cores make any time limit a coin toss.
-settings.register_profile("embcomp", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile(
+    "embcomp",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    max_examples=int(os.environ.get("EMBCOMP_EXAMPLES", "100")),  # fewer where the same tests run a second time
+)
 settings.load_profile("embcomp")
 
 

@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.short:
         variables["EMBCOMP_FUZZ_SECONDS"] = "1"  # the inputs of one seed
+        variables["EMBCOMP_EXAMPLES"] = "15"  # of a property; all of them are tried on the usual build
     tests = options.tests or (SHORT if options.short else TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *LEFT_OUT, *tests]
     return subprocess.run(command, cwd=ROOT, env=variables).returncode
