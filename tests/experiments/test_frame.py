@@ -30,11 +30,12 @@ def test_every_method_is_at_every_budget(name: str) -> None:
         assert {run.seed for run in sized if run.label == label and run.budget[1] == 0.1} == {0, 1, 2}
 
 
-@pytest.mark.dataset("criteo_sample", "avazu_sample")
-@pytest.mark.parametrize("name", ["criteo", "avazu"])
-def test_configurations_of_large_data_train_on_a_sample(name, data_root, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.dataset(f"{name}_sample")) for name in ("criteo", "avazu")]
+)
+def test_configurations_of_large_data_train_on_a_sample(name, dataset, tmp_path, monkeypatch) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / name).symlink_to(data_root / f"{name}_sample")
+    (tmp_path / "data" / name).symlink_to(dataset)
     monkeypatch.setenv("EMBCOMP_DATA", str(tmp_path / "data"))
     text = (CONFIGS / f"frame-{name}.toml").read_text().replace("epochs = 2", "epochs = 1")
     (tmp_path / "some.toml").write_text(text.replace("batch_size = 128", "batch_size = 1024"))
