@@ -101,7 +101,7 @@ class OptimizerConfig:
 
     Attributes:
         name: the optimizer of the parameters.
-        weight_decay: the L2 weight of all parameters but the tables.
+        weight_decay: the L2 weight of all parameters but the tables; under AdamW the decoupled decay.
         embedding: the fused optimizer of the tables, which updates them in backward; None puts them under `name` as
             well.
         embedding_lr: the learning rate of the tables, by default `lr`.
@@ -110,7 +110,7 @@ class OptimizerConfig:
         max_grad_norm: the norm to which gradients are clipped.
     """
 
-    name: Literal["Adam", "Adagrad", "SGD"] = "Adam"
+    name: Literal["Adam", "AdamW", "Adagrad", "SGD"] = "Adam"
     lr: Rate = 1e-3
     weight_decay: Rate = 0.0
     embedding: Literal["RowWiseAdagrad", "Adagrad", "SGD", "Adam", "AdamW", "PartialRowWiseAdam"] | None = None

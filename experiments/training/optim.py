@@ -16,7 +16,12 @@ from experiments.errors import InputError
 from experiments.processes import distributed
 from experiments.tasks.sizing import BuiltModel
 
-_DENSE: dict[str, type[Optimizer]] = {"Adam": torch.optim.Adam, "Adagrad": torch.optim.Adagrad, "SGD": torch.optim.SGD}
+_DENSE: dict[str, type[Optimizer]] = {
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "Adagrad": torch.optim.Adagrad,
+    "SGD": torch.optim.SGD,
+}
 _FUSED: dict[str, type[Optimizer]] = {
     "RowWiseAdagrad": RowWiseAdagrad,
     "Adagrad": torch.optim.Adagrad,
