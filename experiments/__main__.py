@@ -236,7 +236,7 @@ def choose(
             raise InputError(f"--count {each}: served or training")
     chosen = seeds_of(seeds)
     runs = [run for path in find(paths) for run in load(path).runs() if run.method.method == "Full"]
-    runs = [run for run in runs if (chosen is None or run.seed in chosen) and not run.method.after_training]
+    runs = [run for run in runs if (chosen is None or run.seed in chosen) and not run.method.from_trained]
     if not runs:
         raise InputError(f"no run of full tables in {', '.join(map(str, paths))}: add a method Full")
     settings = Settings(results or files.RESULTS, out, threads=threads, loggers=())

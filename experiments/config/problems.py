@@ -64,8 +64,9 @@ def monitor_problems(experiment: ExperimentConfig, metric: str) -> Iterator[str]
 def unfitted_problems(experiment: ExperimentConfig) -> Iterator[str]:
     """Yield a problem for each method fitted after training, for kinds of runs that cannot do so."""
     for number, method in enumerate(experiment.methods):
-        if method.after_training:
-            yield f"methods[{number}].after_training: only click-through runs have it; leave it out"
+        if method.from_trained:
+            key = "after_training" if method.after_training else "fine_tuned"
+            yield f"methods[{number}].{key}: only click-through runs have it; leave it out"
 
 
 def known_model(
@@ -100,8 +101,11 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: give one budget, not {' and '.join(given)}"
     if config.rows is not None and "rows" not in fields:
         yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
-    if config.after_training and config.method == "Full":
-        yield f"{key}.after_training: needs a method that is fitted to the trained full tables"
+    if config.from_trained and config.method == "Full":
+        name = "after_training" if config.after_training else "fine_tuned"
+        yield f"{key}.{name}: needs a method that is fitted to the trained full tables"
+    if config.after_training and config.fine_tuned is not None:
+        yield f"{key}: give after_training or fine_tuned, not both; the first trains nothing after the fit"
     if config.content and len(config.tables) != 1:
         yield f"{key}.content: name the table of the content vectors in {key}.table"
     needs = [

@@ -118,6 +118,11 @@ class OptimizerConfig:
     embedding_weight_decay: Rate = 0.0
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
+    def scaled(self, factor: float) -> OptimizerConfig:
+        """Return the same optimizer with its learning rates multiplied."""
+        table_lr = None if self.embedding_lr is None else self.embedding_lr * factor
+        return replace(self, lr=self.lr * factor, embedding_lr=table_lr)
+
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class TrainingConfig:
@@ -172,6 +177,8 @@ class MethodConfig:
         content: True to give the content vectors of `table` to the model, too, as dense columns.
         after_training: True to train full tables and fit the method to them (`compress_` with init="warm") without
             training it; two tables that are only used in a dot product with each other are aligned first.
+        fine_tuned: the factor of the learning rates with which training goes on from trained full tables, compressed
+            with init="warm"; None to train from the start. The full tables are trained first, as a run of their own.
     """
 
     method: str
@@ -184,6 +191,12 @@ class MethodConfig:
     table: Annotated[str | tuple[str, ...] | None, BeforeValidator(_listed)] = None
     content: bool = False
     after_training: bool = False
+    fine_tuned: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @property
+    def from_trained(self) -> bool:
+        """True if the method is fitted to trained full tables."""
+        return self.after_training or self.fine_tuned is not None
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -310,6 +323,7 @@ class RunConfig:
             **({"table": self.method.table} if self.method.table else {}),
             **({"content": True} if self.method.content else {}),
             **({"after_training": True} if self.method.after_training else {}),
+            **({} if self.method.fine_tuned is None else {"fine_tuned": self.method.fine_tuned}),
         }
         return {**values, self.section.key: self.section.to_dict()} if self.section.key else values
 

@@ -106,11 +106,18 @@ def execute(
             if isinstance(prepared, Infeasible):
                 raise prepared
             task = prepared or prepare(run)
-            if run.method.after_training and distributed.size() > 1:
-                raise InputError("method.after_training: the full tables are trained in one process")
+            if run.method.from_trained and distributed.size() > 1:
+                name = "after_training" if run.method.after_training else "fine_tuned"
+                raise InputError(f"method.{name}: the full tables are trained in one process")
+            full = trained(run.of_full_tables(), settings) if run.method.from_trained else None
+            if full is None and run.method.fine_tuned is not None:
+                status, message = execute(run.of_full_tables(), settings, report)
+                if status != "done":
+                    return status, f"the full tables that it starts from: {message}"
+                full = trained(run.of_full_tables(), settings)
             trainer = Trainer(
                 task,
-                full=trained(run.of_full_tables(), settings) if run.method.after_training else None,
+                full=full,
                 folder=folder,
                 key=results.checkpoint_key(run),
                 device=device,

@@ -67,9 +67,10 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
         parameters = yield from known_model(model, MODELS, _GIVEN)
         if model.linear and parameters and "linear" not in parameters:
             yield f"model.linear: {model.name} takes no first-order weights; leave it out"
-    fitted = [number for number, method in enumerate(experiment.methods) if method.after_training]
+    fitted = [number for number, method in enumerate(experiment.methods) if method.from_trained]
     if fitted and any(optimizer.embedding for optimizer in experiment.optimizer):
-        yield f"methods[{fitted[0]}].after_training: its full tables are not fused; leave out optimizer.embedding"
+        name = "after_training" if experiment.methods[fitted[0]].after_training else "fine_tuned"
+        yield f"methods[{fitted[0]}].{name}: its full tables are not fused; leave out optimizer.embedding"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class ClickTask:
         config = self.run.model
         collection = partial(CompressedEmbeddingBagCollection, device=device)
         schema = self.data.schema
-        methods = {} if self.run.method.after_training else self._methods
+        methods = {} if self.run.method.from_trained else self._methods
         embeddings = collection(_configs(schema.feature_names, self.tables, config), methods)
         linear = None
         if config.linear:

@@ -54,8 +54,8 @@ class Trainer:
         checkpoint_seconds: the time between checkpoints inside an epoch; each validation also ends with a checkpoint.
         checkpoint_steps: the number of steps between checkpoints, which are then written in the background; it replaces
             `checkpoint_seconds`.
-        full: the best weights of the run of full tables, for a method that is fitted after training; if given, full
-            tables are not trained again.
+        full: the best weights of the run of full tables, for a method that is fitted to them. A method that is fine
+            tuned starts from them; one that is fitted after training trains full tables itself without them.
     """
 
     def __init__(
@@ -73,11 +73,16 @@ class Trainer:
     ) -> None:
         self.task, self.device, self.report = task, device, report
         self.config: TrainingConfig = task.run.training
-        built = task.model(device)
+        built, optimizer, factor = task.model(device), task.run.optimizer, task.run.method.fine_tuned
+        if factor is not None:
+            if full is None:
+                raise ValueError("a run that is fine tuned needs the weights of the full tables")
+            full.load(built.model)
+            built, optimizer, full = cast(FittedTask, task).fitted(built), optimizer.scaled(factor), None
         self.built, self.full = built, full
         self.nbytes, self.training_nbytes = built.nbytes, built.training_nbytes  # before a process holds a part
         self.model: nn.Module
-        self.model, self.optimizers = make_optimizers(built, task.run.optimizer, device)
+        self.model, self.optimizers = make_optimizers(built, optimizer, device)
         self.adapting = Adapting(built.embeddings, self.optimizers)
         parts = self.adapting.trackers
         self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers, parts)

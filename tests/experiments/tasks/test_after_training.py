@@ -28,6 +28,21 @@ def test_it_is_the_trained_model_but_for_rounding(make_run, tmp_path):
     assert coarse["nbytes"] < fitted["nbytes"] / 6
 
 
+def test_it_starts_from_the_trained_model_and_trains_on(make_run, tmp_path):
+    settings = Settings(tmp_path / "results", tmp_path / "out")
+    tuned = {"method": "LowBit", "options": {"bits": 2}, "fine_tuned": 0.3}
+    first, more = result(settings, make_run(methods=[tuned])), result(settings, make_run(methods=[{"method": "Full"}]))
+    after = result(settings, make_run(methods=[{**tuned, "fine_tuned": None, "after_training": True}]))
+    assert first["history"][0]["train/loss"] < more["history"][0]["train/loss"]  # not from new tables
+    assert first["metrics"]["valid/auc"] != after["metrics"]["valid/auc"]
+    assert first["nbytes"] == after["nbytes"]
+    assert first["config"]["method"]["fine_tuned"] == 0.3
+    with pytest.raises(InputError, match="give after_training or fine_tuned"):
+        make_run(methods=[{**tuned, "after_training": True}])
+    with pytest.raises(InputError, match=r"fine_tuned: needs a method that is fitted"):
+        make_run(methods=[{"method": "Full", "fine_tuned": 1.0}])
+
+
 def test_where_there_is_nothing_to_fit_it_is_refused(make_run, small):
     with pytest.raises(InputError, match=r"after_training: needs a method that is fitted"):
         make_run(methods=[{"method": "Full", "after_training": True}])
