@@ -65,10 +65,22 @@ def _options(name: str, given: Mapping[str, Any], run: RunConfig, training: Trai
     if inside is None:
         return options
     settings = {key: value for key, value in inside.items() if key != "method"}
-    inner = _options(inside["method"], settings, run, training)
-    if run.budget is None:
-        return {**options, "of": METHODS[inside["method"]](**inner)}
-    return {**options, "of": METHODS[inside["method"]], **inner}
+    if run.budget is not None and "of" not in settings:
+        return {**options, "of": METHODS[inside["method"]], **_options(inside["method"], settings, run, training)}
+    return {**options, "of": _inside(inside["method"], settings, run, training)}
+
+
+def _inside(name: str, settings: Mapping[str, Any], run: RunConfig, training: Training) -> Method:
+    """Return a method that another wraps; a budget of the run replaces its `rows`."""
+    settings = dict(settings)
+    of = settings.pop("of", None)
+    options = _options(name, settings, run, training)
+    if of is not None:
+        options["of"] = _inside(of["method"], {key: of[key] for key in of if key != "method"}, run, training)
+    fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
+    if run.budget is not None and "rows" in fields and fields["rows"].default is dataclasses.MISSING:
+        options.setdefault("rows", 1)
+    return METHODS[name](**options)
 
 
 def size(

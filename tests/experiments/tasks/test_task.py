@@ -28,6 +28,14 @@ def test_rows_and_bytes_as_given(make_run, budget):
         assert 3900 <= task.model(CPU).nbytes <= 4000
 
 
+def test_a_budget_sizes_the_innermost_of_three_methods(make_run):
+    inside = {"method": "LowRank", "rank": 4, "of": {"method": "UnifiedEmbedding", "balanced": True, "chunk_dim": 4}}
+    task = prepare(make_run(methods=[{"method": "LowBit", "share": 0.1, "options": {"bits": 4, "of": inside}}]))
+    assert 0.09 * FULL <= task.model(CPU).nbytes <= 0.1 * FULL
+    assert (task.method.bits, task.method.of.rank, task.method.of.of.balanced) == (4, 4, True)
+    assert task.method.of.of.rows == task.rows > 50
+
+
 def test_an_experiment_of_several_models_runs_each_with_each_method(small):
     small["model"] = [{"name": name, "embedding_dim": 8} for name in ("DCN", "DLRM")]
     small["graph"] = {"user": "user", "item": "item"}
