@@ -10,6 +10,7 @@ from embcomp.hot_tracker import HotTracker
 from embcomp.methods import (
     METHODS,
     ROBE,
+    BitCipher,
     ClusteredHash,
     Dedup,
     DeepHash,
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "ROBE",
+    "BitCipher",
     "Choice",
     "ClusteredHash",
     "CompressionReport",

@@ -1,6 +1,7 @@
 """The compression methods, one file for each family; `base` defines what they share."""
 
 from embcomp.methods.base import METHODS, Method, Table
+from embcomp.methods.bit_cipher import BitCipher
 from embcomp.methods.clustered_hash import ClusteredHash
 from embcomp.methods.dedup import Dedup
 from embcomp.methods.deep_hash import DeepHash
@@ -26,6 +27,7 @@ from embcomp.methods.unified import UnifiedEmbedding
 __all__ = [
     "METHODS",
     "ROBE",
+    "BitCipher",
     "ClusteredHash",
     "Dedup",
     "DeepHash",

@@ -19,6 +19,7 @@ from embcomp.graph import ClusterMap, Edges, Mixture, interactions
 from embcomp.methods import (
     METHODS,
     ROBE,
+    BitCipher,
     ClusteredHash,
     Dedup,
     DeepHash,
@@ -121,6 +122,8 @@ EXAMPLES = [
     Example("MultiHash-sum", lambda tables: MultiHash(rows=ROWS, num_hashes=3)),
     Example("MultiHash-concat", lambda tables: MultiHash(rows=ROWS, num_hashes=2, combine="concat")),
     Example("DoubleHash", lambda tables: DoubleHash(rows=ROWS)),
+    Example("BitCipher", lambda tables: BitCipher(rows=12, counts=counts_of(tables)), open_ids=False),
+    Example("BitCipher-sorted", lambda tables: BitCipher(rows=13), open_ids=False),
     Example("ClusteredHash", lambda tables: ClusteredHash(rows=ROWS, chunks=2), open_ids=False),
     Example("Dedup", lambda tables: Dedup(rows=ROWS, vectors=vectors_of(tables)), open_ids=False),
     Example("Dedup-blocks", lambda tables: Dedup(rows=12, vectors=vectors_of(tables), block=3), open_ids=False),

@@ -119,6 +119,7 @@ def _methods(tables: Sequence[Table], share: float) -> dict[str, Callable[[], Me
         "DeepHash": lambda: embcomp.DeepHash(hashes=64, width=32),
         "ClusteredHash": lambda: embcomp.ClusteredHash(rows=rows),
         "HotRows": lambda: embcomp.HotRows(rows=rows),
+        "BitCipher": lambda: embcomp.BitCipher(rows=rows, counts=torch.arange(ids)),
         "LowBit, 4 bits": lambda: embcomp.LowBit(bits=4, of=embcomp.HashingTrick(rows=rows)),
         "ProductCodes": lambda: embcomp.ProductCodes(parts=4, codes=16, of=embcomp.HashingTrick(rows=max(16, rows))),
         "GraphHash": lambda: embcomp.GraphHash(clusters()),

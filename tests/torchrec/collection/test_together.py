@@ -20,6 +20,8 @@ from embcomp.torchrec.collection.encoder import KeyedEncoder
 from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch_lengths, sequences
 
 ALONE = (
+    "BitCipher",
+    "BitCipher-sorted",
     "Pruned",
     "MixedDimensions",
     "ProductCodes-hot",
