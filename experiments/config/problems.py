@@ -15,6 +15,7 @@ from experiments.config.codes import code_problems
 from experiments.config.inputs import PROVIDERS
 from experiments.config.options import hint, misfits, plain, unknown
 from experiments.config.schema import DataConfig, ExperimentConfig, MethodConfig, ModelConfig
+from experiments.config.trained import VECTORS, takes_vectors
 
 
 def common_problems(experiment: ExperimentConfig) -> Iterator[str]:
@@ -106,11 +107,12 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}.{name}: needs a method that is fitted to the trained full tables"
     if config.after_training and config.fine_tuned is not None:
         yield f"{key}: give after_training or fine_tuned, not both; the first trains nothing after the fit"
+    if takes_vectors(config) and not config.from_trained:
+        yield f"{key}: {config.method} is made of trained vectors: add fine_tuned = 1.0, or after_training = true"
     if config.content and len(config.tables) != 1:
         yield f"{key}.content: name the table of the content vectors in {key}.table"
-    needs = [
-        name for name in fields if _required(fields[name]) and name not in config.options and name not in PROVIDERS
-    ]
+    known = {*config.options, *PROVIDERS, VECTORS}
+    needs = [name for name in fields if _required(fields[name]) and name not in known]
     if needs and not given:
         yield f"{key}: {config.method} needs {' and '.join(needs)}: give rows, nbytes or share"
     elif config.rows is not None and (missing := [name for name in needs if name != "rows"]):

@@ -11,6 +11,7 @@ import torch
 
 import embcomp
 from experiments.config import RunConfig
+from experiments.config.trained import VECTORS
 from experiments.errors import InputError
 from experiments.files import write_json
 from experiments.plugins import code_key
@@ -99,7 +100,7 @@ def write_result(task: Task, outcome: Outcome, results: Path, device: torch.devi
         "hardware": hardware(device),
         **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         "config": run.to_dict(),
-        "method_config": task.method.config(),
+        "method_config": task.method.config(without=[VECTORS]),  # those of the run's own full tables
         **proof(run),
     }
     path = path_of(run, results)

@@ -26,6 +26,7 @@ from experiments.config.inputs import counts_of
 from experiments.config.options import plain
 from experiments.config.problems import data_problems, known_model, monitor_problems
 from experiments.config.section import Section, strict
+from experiments.config.trained import with_vectors
 from experiments.errors import InputError
 from experiments.processes import distributed
 from experiments.tasks import content as semantic
@@ -120,7 +121,7 @@ class ClickTask:
         config = self.run.model
         collection = partial(CompressedEmbeddingBagCollection, device=device)
         schema = self.data.schema
-        methods = {} if self.run.method.from_trained else self._methods
+        methods = {} if self.run.method.from_trained else self._methods()
         embeddings = collection(_configs(schema.feature_names, self.tables, config), methods)
         linear = None
         if config.linear:
@@ -143,9 +144,10 @@ class ClickTask:
             model = semantic.WithContent(model, alone, content)
         return BuiltModel(model.to(device), nn.ModuleList([embeddings, *([linear] if linear else [])]))
 
-    @property
-    def _methods(self) -> dict[str, Method]:
-        return dict.fromkeys(map(table_name, self.run.method.tables), self.method) or {"*": self.method}
+    def _methods(self, trained: Mapping[str, Tensor] | None = None) -> dict[str, Method]:
+        """Return the method by pattern; one that takes trained vectors is given those of full tables."""
+        method = with_vectors(self.method, trained) if trained else self.method
+        return dict.fromkeys(map(table_name, self.run.method.tables), method) or {"*": method}
 
     @torch.no_grad()
     def fitted(self, built: BuiltModel) -> BuiltModel:
@@ -157,7 +159,8 @@ class ClickTask:
             users, items = (module.get_parameter("weight") for module in tables.embedding_bags.values())
             embcomp.align_dot_product_(users, items)
         compressed = nn.ModuleDict({"tables": tables})
-        embcomp.compress_(compressed, self._methods, init="warm")
+        trained = {name: module.get_parameter("weight") for name, module in tables.embedding_bags.items()}
+        embcomp.compress_(compressed, self._methods(trained), init="warm")
         _put(built.model, tables, compressed["tables"])
         return BuiltModel(built.model, nn.ModuleList([compressed["tables"], *others]))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 import embcomp
@@ -14,6 +15,7 @@ from embcomp.methods import METHODS, Method, Table
 from embcomp.methods.base import FLOAT_BYTES, Plan
 from experiments.config import RunConfig
 from experiments.config.inputs import Training, provided
+from experiments.config.trained import VECTORS, takes_vectors
 from experiments.errors import Infeasible, InputError
 
 
@@ -38,7 +40,7 @@ class BuiltModel:
 def sized(
     run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0, added: int = 0
 ) -> tuple[Method, Plan]:
-    """Return the run's method at its budget, and its plan.
+    """Return the run's method at its budget, and its plan; only the plan's stores for a method of trained vectors.
 
     Args:
         run: the configuration of the run.
@@ -51,32 +53,45 @@ def sized(
         InputError: the method rejects the options at any budget.
         Infeasible: the method cannot serve this budget.
     """
-    options = _options(run.method.method, run.method.options, run, training)
-    return size(run.method.method, tables, options, run.budget, full_nbytes(tables) + extra, extra + added)
+    shapes = {table.name: (table.num_embeddings or 0, table.embedding_dim) for table in tables}
+    # Of vectors that are not trained yet: sizes depend on the shapes alone.
+    later = {VECTORS: {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}}
+    options = _options(run.method.method, run.method.options, run, training, later)
+    full, known = full_nbytes(tables) + extra, not takes_vectors(run.method)
+    return size(run.method.method, tables, options, run.budget, full, extra + added, known)
 
 
-def _options(name: str, given: Mapping[str, Any], run: RunConfig, training: Training) -> dict[str, Any]:
-    """Return the options of a method with its inputs from the training split, and those of a method inside."""
+def _options(
+    name: str, given: Mapping[str, Any], run: RunConfig, training: Training, later: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the options of a method with its inputs from the training split, and those of a method inside.
+
+    `later` holds stand-ins for fields that are known after full tables are trained.
+    """
     given = dict(given)
     inside = given.pop("of", None)
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
     seeded = {"seed": run.seed} if "seed" in fields else {}  # other seeds, other collisions
-    options = {**provided(name, given, training), **seeded, **given}
+    later_here = {field: value for field, value in later.items() if field in fields}
+    options = {**provided(name, given, training), **later_here, **seeded, **given}
     if inside is None:
         return options
     settings = {key: value for key, value in inside.items() if key != "method"}
     if run.budget is not None and "of" not in settings:
-        return {**options, "of": METHODS[inside["method"]], **_options(inside["method"], settings, run, training)}
-    return {**options, "of": _inside(inside["method"], settings, run, training)}
+        inner = _options(inside["method"], settings, run, training, later)
+        return {**options, "of": METHODS[inside["method"]], **inner}
+    return {**options, "of": _inside(inside["method"], settings, run, training, later)}
 
 
-def _inside(name: str, settings: Mapping[str, Any], run: RunConfig, training: Training) -> Method:
+def _inside(
+    name: str, settings: Mapping[str, Any], run: RunConfig, training: Training, later: Mapping[str, Any]
+) -> Method:
     """Return a method that another wraps; a budget of the run replaces its `rows`."""
     settings = dict(settings)
     of = settings.pop("of", None)
-    options = _options(name, settings, run, training)
+    options = _options(name, settings, run, training, later)
     if of is not None:
-        options["of"] = _inside(of["method"], {key: of[key] for key in of if key != "method"}, run, training)
+        options["of"] = _inside(of["method"], {key: of[key] for key in of if key != "method"}, run, training, later)
     fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
     if run.budget is not None and "rows" in fields and fields["rows"].default is dataclasses.MISSING:
         options.setdefault("rows", 1)
@@ -90,8 +105,12 @@ def size(
     budget: tuple[str, int | float] | None,
     full: int,
     extra: int,
+    known: bool = True,
 ) -> tuple[Method, Plan]:
-    """Return the method at its budget, and its plan; `extra` bytes of the budget are already used."""
+    """Return the method at its budget, and its plan; `extra` bytes of the budget are already used.
+
+    Where the vectors that the method is made of are not `known` yet, the plan holds its stores alone.
+    """
     cls = METHODS[name]
     kind, value = budget or (None, 0)
     try:
@@ -100,7 +119,7 @@ def size(
         else:
             nbytes = int(value * full if kind == "share" else value) - extra
             method = cls.for_budget(tables, nbytes, **options)
-        return method, method.plan(tables)
+        return method, method.plan(tables) if known else Plan(dict(method.sizes(tables).stores), [])
     except TypeError as error:
         raise InputError(f"{name} cannot take its options: {error}") from error
     except ValueError as error:

@@ -81,6 +81,8 @@ class Trainer:
             built, optimizer, full = cast(FittedTask, task).fitted(built), optimizer.scaled(factor), None
         self.built, self.full = built, full
         self.nbytes, self.training_nbytes = built.nbytes, built.training_nbytes  # before a process holds a part
+        if factor is not None:
+            self.training_nbytes = max(self.training_nbytes, task.full_nbytes)  # of the training before
         self.model: nn.Module
         self.model, self.optimizers = make_optimizers(built, optimizer, device)
         self.adapting = Adapting(built.embeddings, self.optimizers)

@@ -11,10 +11,9 @@ from experiments.__main__ import app
 from experiments.load import CONFIGS, load
 
 FRAMES = sorted(path.stem for path in CONFIGS.glob("frame-*.toml"))
-# They need interactions, content vectors or a trained table, or train in few bits what another method stores.
+# They need interactions or content vectors, or train in few bits what another method stores.
 LEFT_OUT = {
-    "DoubleGraphHash", "GraphHash", "LSHash", "SemanticIds", "SoftGraphHash", "Dedup", "Nested", "Pruned",
-    "ProductCodes", "HotRows",
+    "DoubleGraphHash", "GraphHash", "LSHash", "SemanticIds", "SoftGraphHash", "Nested", "ProductCodes", "HotRows",
 }  # fmt: skip
 
 
