@@ -44,6 +44,7 @@ from embcomp.planner.features import rank_features
 from embcomp.reclustering import recluster_
 from embcomp.retrain import align_, anchor_loss, compatible
 from embcomp.saving import load, save
+from embcomp.schedule import Schedule
 from embcomp.semantic_ids.pieces.base import Ngram, PrefixNgram, Unigram
 from embcomp.semantic_ids.pieces.sentence_pieces import SentencePieces
 from embcomp.serving import ExportReport, TableExport, export
@@ -84,6 +85,7 @@ __all__ = [
     "ProductCodes",
     "Pruned",
     "QuotientRemainder",
+    "Schedule",
     "SemanticIds",
     "SentencePieces",
     "SoftGraphHash",

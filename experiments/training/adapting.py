@@ -1,61 +1,37 @@
-"""The methods that change in training: owners of `HotRows`, clusters of `ClusteredHash`."""
+"""The schedule of a run whose method changes while it trains."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from torch import nn
 from torch.optim import Optimizer
 
 import embcomp
-from embcomp.holders import holders
-from embcomp.methods.clustered_hash import ClusteredEncoder
-from embcomp.methods.hot_rows import OwnersEncoder
-from embcomp.nn.table import CompressedTable
+from embcomp.schedule import changes_in_training
 from experiments.errors import InputError
 from experiments.processes import distributed
 
-UNTIL = 0.75
-"""The share of the epochs after which tables are clustered, as in the paper of `ClusteredHash`."""
 
-
-class Adapting:
-    """The changes of a model's tables between its steps and epochs; none for most methods.
+def schedule_of(
+    model: nn.Module, embeddings: nn.Module, optimizer: Optimizer, epochs: int, steps: int
+) -> embcomp.Schedule | None:
+    """Return the schedule of a run; None if its method does not change.
 
     Args:
+        model: the model, as it is trained.
         embeddings: the module of the tables.
-        optimizers: the optimizers of the trainer; the first trains all that is not fused.
-
-    Attributes:
-        trackers: the trackers of `HotRows`, which a checkpoint holds as parts.
+        optimizer: the optimizer of all that is not fused.
+        epochs: the most epochs.
+        steps: the steps of an epoch.
 
     Raises:
-        InputError: such a method is used in a run of several processes.
+        InputError: such a method is used in a run of several processes, or does not fit the length of the run.
     """
-
-    def __init__(self, embeddings: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        self.trackers: dict[str, embcomp.HotTracker] = {}
-        self._clustered: list[tuple[nn.Module, str | None]] = []
-        self._optimizer = optimizers[0]
-        for holder in holders(embeddings):
-            for name, held in holder.tables.items():
-                encoder = None if held.plan is None else held.plan.encoder
-                table = None if isinstance(holder.module, CompressedTable) else name
-                if isinstance(encoder, OwnersEncoder):
-                    tracker = embcomp.HotTracker(holder.module, table=table, optimizer=self._optimizer)
-                    self.trackers[f"owners_{len(self.trackers)}"] = tracker
-                elif isinstance(encoder, ClusteredEncoder):
-                    self._clustered.append((holder.module, table))
-        if distributed.size() > 1 and (self.trackers or self._clustered):
-            raise InputError("HotRows and ClusteredHash change while they train: run them in one process")
-
-    def after_step(self) -> None:
-        """Let rows move to other owners, every few steps."""
-        for tracker in self.trackers.values():
-            tracker.step()
-
-    def after_epoch(self, done: int, epochs: int) -> None:
-        """Cluster tables again, in the first part of the training."""
-        if done <= UNTIL * epochs:
-            for module, table in self._clustered:
-                embcomp.recluster_(module, table=table, optimizer=self._optimizer)
+    if distributed.size() > 1:
+        if changes_in_training(embeddings):
+            raise InputError("methods that change while they train (HotRows, ClusteredHash) run in one process")
+        return None
+    try:
+        schedule = embcomp.Schedule(model, epochs=epochs, steps=steps, optimizer=optimizer)
+    except ValueError as error:
+        raise InputError(f"training: {error}") from error
+    return schedule if schedule else None

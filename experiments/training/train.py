@@ -17,7 +17,7 @@ from experiments.loggers import Logger
 from experiments.processes import distributed
 from experiments.processes.machine import PeakMemory
 from experiments.tasks.kind import FittedTask, Task
-from experiments.training.adapting import Adapting
+from experiments.training.adapting import schedule_of
 from experiments.training.checkpoint import Best, Last, Progress
 from experiments.training.optim import decay_lr, make_optimizers
 
@@ -85,14 +85,16 @@ class Trainer:
             self.training_nbytes = max(self.training_nbytes, task.full_nbytes)  # of the training before
         self.model: nn.Module
         self.model, self.optimizers = make_optimizers(built, optimizer, device)
-        self.adapting = Adapting(built.embeddings, self.optimizers)
-        parts = self.adapting.trackers
+        self.steps = task.steps
+        self.schedule = schedule_of(
+            self.model, built.embeddings, self.optimizers[0], self.config.epochs, max(1, self.steps)
+        )
+        parts = {} if self.schedule is None else {"schedule": self.schedule}
         self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers, parts)
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         self.memory = PeakMemory(device)
         self.progress = self.last.load() or Progress()
         self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
-        self.steps = task.steps
         self.next_save = self.started + checkpoint_seconds
         done = self.progress.epoch * self.steps + self.progress.batch
         self.loggers = list(loggers(done)) if distributed.rank() == 0 else []
@@ -130,7 +132,7 @@ class Trainer:
         self.last.wait()
 
     def _epoch(self) -> None:
-        progress, task = self.progress, self.task
+        progress, task, schedule = self.progress, self.task, self.schedule
         model, optimizers, on_cpu = self.model, self.optimizers, self.device.type == "cpu"
         clipped = [p for group in optimizers[0].param_groups for p in group["params"]]
         clip = task.run.optimizer.max_grad_norm
@@ -141,13 +143,14 @@ class Trainer:
             if not on_cpu:
                 batch = batch.to(self.device, non_blocking=True)
             loss = task.loss(model, batch)
-            loss.backward()
+            (loss if schedule is None else loss + schedule.penalty()).backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(clipped, clip)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            self.adapting.after_step()
+            if schedule is not None:
+                schedule.step()
             loss_sum += loss.detach()
             progress.batch += 1
             now = time.monotonic()
@@ -173,13 +176,14 @@ class Trainer:
         progress.history.append({"train/loss": loss, **metrics})
         for logger in self.loggers:
             logger.log((progress.epoch + 1) * self.steps, progress.history[-1])
-        progress.stale += 1
-        if validated:
-            self._judge(metrics)
+        if self.schedule is None or self.schedule.stage == "train":  # what is still searched is not served
+            progress.stale += 1
+            if validated:
+                self._judge(metrics)
         progress.epoch += 1
         progress.batch, progress.loss_sum = 0, 0.0
-        if not progress.finished:
-            self.adapting.after_epoch(progress.epoch, self.config.epochs)
+        if self.schedule is not None and not progress.finished:
+            self.schedule.epoch_ended()
         if validated:
             self._save()
 

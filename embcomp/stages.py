@@ -1,0 +1,84 @@
+"""The changes of one table while it is trained; each kind of method registers its own for `embcomp.Schedule`."""
+
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.holders import Held
+
+
+class Site(NamedTuple):
+    """A table in training.
+
+    Attributes:
+        module: the module that holds the table.
+        table: the name of the table in that module; None if the module is one table.
+        held: the table.
+        optimizer: the optimizer that trains the rows outside the backward pass.
+        epochs: the epochs of the training.
+        steps: the steps of an epoch.
+    """
+
+    module: nn.Module
+    table: str | None
+    held: Held
+    optimizer: torch.optim.Optimizer | None
+    epochs: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """The name of the table, for errors."""
+        return self.held.names[0] or self.held.table.name
+
+
+class TableStages:
+    """The changes of a table between steps and epochs; this base does nothing.
+
+    Attributes:
+        search: the epochs in which the table searches what it will be; 0 for a table of one stage.
+        begins_again: True if the model trains from its initial values once more after the search.
+    """
+
+    search: int = 0
+    begins_again: bool = False
+
+    def begin(self) -> None:
+        """Start the search."""
+
+    def step(self, done: int) -> None:
+        """Change the table after a step; `done` steps are done."""
+
+    def epoch_ended(self, done: int) -> None:
+        """Change the table after an epoch, but not after the last; `done` epochs are done."""
+
+    def penalty(self) -> Tensor | None:
+        """Return what the search adds to the loss, a scalar; None if nothing."""
+        return None
+
+    def found(self) -> bool:
+        """Return whether the search may end before its last epoch."""
+        return False
+
+    def choose(self) -> None:
+        """End the search: fix what the table will be."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint, beside the module's."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load a saved state."""
+
+
+@singledispatch
+def stages_of(part: Any, site: Site) -> TableStages | None:
+    """Return the stages of a table by its encoder, codec or combiner; None if the part does not change in training.
+
+    Raises:
+        ValueError: the stages do not fit the length of the training; the text names the table.
+    """
+    return None
