@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from experiments.files import write_text
+from experiments.markdown import table, write_page
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -30,11 +30,7 @@ def write(results: Path, folder: Path) -> Path | None:
     ]
     if not parts:
         return None
-    path = folder / "sharded.md"
-    write_text(
-        path, "\n".join(["# sharded", "", "Training on several processes of one machine, over gloo.", *parts, ""])
-    )
-    return path
+    return write_page(folder, "sharded", ["Training on several processes of one machine, over gloo.", *parts])
 
 
 def _parity(rows: Rows) -> Iterator[str]:
@@ -101,5 +97,4 @@ def _bench(rows: Rows) -> Iterator[str]:
 
 
 def _table(header: list[str], lines: list[list[str]]) -> Iterator[str]:
-    yield from ("", f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}")
-    yield from (f"| {' | '.join(line)} |" for line in lines)
+    yield from ("", *table(header, "l" + "r" * (len(header) - 1), lines))

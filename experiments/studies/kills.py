@@ -29,7 +29,6 @@ from torch import Tensor
 import data
 import embcomp
 from embcomp.ops.kmeans import no_progress
-from experiments.files import write_json
 from experiments.load import check
 from experiments.processes.processes import DIED, Processes
 from experiments.studies import study
@@ -88,7 +87,7 @@ def run_all(results: Path, kills: int, epochs: int, report: Callable[[str], None
     """Train with this many kills, write the result file, and return its path and content."""
     path = results / EXPERIMENT / "kills.json"
     values = study.stamped(run(kills, epochs, report=report))
-    write_json(path, [values])
+    study.write_rows(path, [values])
     return path, values
 
 

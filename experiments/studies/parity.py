@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,12 +32,12 @@ from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, shard
 from embcomp.torchrec.contents import configs_of
 from embcomp.torchrec.trainable import trained_collections
-from experiments.files import write_json
 from experiments.processes.distributed import gathered_state
-from experiments.processes.machine import versions
 from experiments.processes.processes import Processes
 from experiments.runs.results import RESULTS
+from experiments.studies import study
 
+EXPERIMENT = "sharded-parity"
 TOLERANCE = 1e-6
 FEATURES = {"user": 20, "friend": 20, "film": 33, "tag": 12}
 BATCH, LONGEST = 8, 3
@@ -82,6 +81,9 @@ class Row:
         return max(self.loss, self.tables, self.dense)
 
 
+_NAMES = [field.name for field in fields(Row)]
+
+
 def cases(kinds: Iterable[str] = KINDS) -> Iterator[Case]:
     """Yield every method x sharding x optimizer."""
     for example, kind, sharding, optimizer in itertools.product(map(str, EXAMPLES), kinds, SHARDINGS, OPTIMIZERS):
@@ -95,32 +97,17 @@ def run_all(
 
     Each row has the versions that it was measured with; `force` measures all rows again.
     """
-    path = (results or RESULTS) / "sharded-parity" / f"{processes}-processes.json"
-    known = {} if force or not path.exists() else _read(path, processes, steps)
-    todo = [case for case in cases() if case not in known]
+    path = (results or RESULTS) / EXPERIMENT / f"{processes}-processes.json"
+    every = list(cases())
+    settings = [{**asdict(case), "processes": processes, "steps": steps} for case in every]
+    rows = [None] * len(every) if force else study.current_rows(path, settings)
     with Processes(processes) as group, Progress(console=console, transient=True) as bars:
-        task = bars.add_task("sharded-parity", total=len(todo))
-        for case in todo:
-            known[case] = {**asdict(group.run(compare, case, steps)[0]), "versions": versions()}
-            bars.advance(task)
-    rows = [known[case] for case in cases()]
-    write_json(path, rows)
-    return path, [_row(row) for row in rows]
-
-
-def _read(path: Path, processes: int, steps: int) -> dict[Case, dict[str, Any]]:
-    """Return the rows of a file that were measured with these settings, by case."""
-    rows = json.loads(path.read_text())
-    names = [field.name for field in fields(Case)]
-    return {
-        Case(*(row[name] for name in names)): row
-        for row in rows
-        if (row["processes"], row["steps"]) == (processes, steps)
-    }
-
-
-def _row(values: dict[str, Any]) -> Row:
-    return Row(**{name: value for name, value in values.items() if name != "versions"})
+        todo = [place for place, row in enumerate(rows) if row is None]
+        for place in bars.track(todo, description=EXPERIMENT):
+            rows[place] = study.stamped(asdict(group.run(compare, every[place], steps)[0]))
+    measured = [row for row in rows if row is not None]
+    study.write_rows(path, measured)
+    return path, [Row(**{name: row[name] for name in _NAMES}) for row in measured]
 
 
 def compare(case: Case, steps: int) -> Row:

@@ -1,17 +1,23 @@
-"""The parts that studies share: a result file for each case, the test if it is current, and a page with a table."""
+"""The parts that studies share: the results of cases, the test if they are current, and a page with a table.
+
+A study writes a file for each case, `<results>/<study>/<group>/<case>.json`, or one file with a row for each case.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments.config import RunConfig
-from experiments.files import write_json, write_text
+from experiments.files import write_json
+from experiments.markdown import table, write_page
 from experiments.processes.machine import hardware, versions
 from experiments.runs.results import is_of, peek, proof
+
+__all__ = ["current_rows", "held", "is_current", "read", "stamped", "table", "write", "write_page", "write_rows"]
 
 Case = RunConfig | Mapping[str, Any]
 """The case of a result file: a run, or settings as JSON values."""
@@ -45,28 +51,21 @@ def read(results: Path, study: str) -> Iterator[dict[str, Any]]:
     return map(held, sorted((results / study).glob("*/*.json")))
 
 
-def table(header: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in Markdown.
+def current_rows(file: Path, cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+    """Return the row of each case in a file of rows, or None if it has none: a row holds all settings of its case.
 
     Args:
-        header: the names of the columns.
-        align: "l" or "r" for each column.
-        rows: the cells.
-
-    Example:
-        >>> table(["name", "bytes"], "lr", [["full", "400"]])
-        ['| name | bytes |', '|---|---:|', '| full | 400 |']
+        file: the file; one that does not exist or cannot be read has no rows.
+        cases: the settings of each case by name: texts and numbers.
     """
-    rules = "".join("---:|" if side == "r" else "---|" for side in align)
-    return [_line(header), f"|{rules}", *map(_line, rows)]
+    rows = peek(file)
+    if not cases or not isinstance(rows, list):
+        return [None] * len(cases)
+    names = list(cases[0])
+    by_case = {tuple(row.get(name) for name in names): row for row in rows}
+    return [by_case.get(tuple(case[name] for name in names)) for case in cases]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def write_page(folder: Path, study: str, lines: Iterable[str]) -> Path:
-    """Write a page of the docs, `<folder>/<study>.md`, and return its path."""
-    path = folder / f"{study}.md"
-    write_text(path, "\n".join([f"# {study}", "", *lines]) + "\n")
-    return path
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of rows, each of them `stamped` when it was measured."""
+    write_json(file, list(rows))

@@ -39,6 +39,18 @@ def test_a_file_is_current_for_its_own_case_alone(make_run, tmp_path: Path) -> N
     assert not study.is_current(file, {"levels": 2})  # cut short
 
 
+def test_a_row_is_current_for_its_own_case_alone(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    cases = [{"method": "Full", "steps": 4}, {"method": "Full", "steps": 5}]
+    assert study.current_rows(file, cases) == [None, None]
+    rows = [{**case, "loss": loss} for case, loss in zip(cases, (0.25, 0.5), strict=True)]
+    study.write_rows(file, rows)
+    assert study.current_rows(file, list(reversed(cases))) == list(reversed(rows))
+    assert study.current_rows(file, [{"method": "Full", "steps": 6}, cases[1]]) == [None, rows[1]]
+    file.write_text(file.read_text()[:-3])
+    assert study.current_rows(file, cases) == [None, None]  # cut short
+
+
 def test_a_page_has_its_name_and_its_table(tmp_path: Path) -> None:
     lines = study.table(["way", "bytes"], "lr", [["full", "400"], ["signs", "13"]])
     path = study.write_page(tmp_path, "codes", ["Bytes of vectors.", "", *lines])

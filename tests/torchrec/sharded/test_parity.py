@@ -5,7 +5,7 @@ The whole grid, with more steps, is `python -m experiments parity`.
 
 import json
 import warnings
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist,
 
 from embcomp.testing.examples import EXAMPLES
 from experiments.runs.results import RESULTS
-from experiments.studies import parity
+from experiments.studies import parity, study
 
 OPTIMIZERS = list(parity.OPTIMIZERS)
 # Every method in both shardings; optimizers and kinds take turns.
@@ -27,10 +27,12 @@ CASES = [
 
 def test_the_committed_grid_is_complete():
     """The file of `python -m experiments parity` has every method, and each within the tolerance."""
-    rows = json.loads((RESULTS / "sharded-parity" / "2-processes.json").read_text())
+    file = RESULTS / "sharded-parity" / "2-processes.json"
+    rows = json.loads(file.read_text())
     names = ("method", "kind", "sharding", "optimizer")
     assert {tuple(row[name] for name in names) for row in rows} == {astuple(case) for case in parity.cases()}
     assert {(row["processes"], row["steps"]) for row in rows} == {(2, 20)}
+    assert study.current_rows(file, [{**asdict(case), "processes": 2, "steps": 20} for case in parity.cases()]) == rows
     assert max(row[name] for row in rows for name in ("loss", "tables", "dense")) < parity.TOLERANCE
     assert min(row["moved"] for row in rows) > 1e-3
 
