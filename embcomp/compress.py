@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from embcomp.caches import drop_outputs
-from embcomp.codecs.base import coded_tables
+from embcomp.holders import coded_tables
 from embcomp.initial_rows import Moments, moments_of
 from embcomp.match import match
 from embcomp.methods.base import Combiner, Method

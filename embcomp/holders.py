@@ -29,12 +29,14 @@ class HeldStore:
         weight: the stored rows, [rows, width].
         codec: the codec of the rows; None if they are served as they are.
         states: the state tensors of a fused optimizer, with one row for each row of the weight.
+        whole: True if this process holds all rows, False for those of a sharded collection.
     """
 
     store: Store
     weight: Tensor
     codec: Codec | None = None
     states: tuple[Tensor, ...] = ()
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,21 @@ class Spread(Holder):
     Attributes:
         state: the state as a phrase for messages, such as "is sharded".
         sharded: True if the module is split, False if it is only wrapped.
+        optimizer: the fused optimizer of all shards inside; None for a module that leaves it to the one around it.
     """
 
     form = "spread"
 
-    def __init__(self, module: nn.Module, paths: list[str], state: str, sharded: bool) -> None:
+    def __init__(
+        self, module: nn.Module, paths: list[str], state: str, sharded: bool, optimizer: Any | None = None
+    ) -> None:
         super().__init__(module, paths)
-        self.state, self.sharded = state, sharded
+        self.state, self.sharded, self.optimizer = state, sharded, optimizer
+
+    @property
+    def is_shard(self) -> bool:
+        """True if the module itself is split, not modules inside it."""
+        return self.sharded and self.optimizer is None
 
     def _tables(self) -> Iterator[Held]:
         return iter(())
@@ -131,12 +141,18 @@ def holder_of(module: Any, paths: list[str]) -> Holder | None:
 
 
 @cache
-def _holds(kind: type[nn.Module]) -> bool:
-    """Return whether modules of this class hold tables; imports embcomp's extension for the library of the class."""
+def extend(kind: type) -> None:
+    """Import embcomp's extension for the library of a class, which registers what it knows of that library."""
     for base in kind.__mro__:
         extension = _EXTENSIONS.get(base.__module__.partition(".")[0])
         if extension is not None:
             import_module(extension)
+
+
+@cache
+def _holds(kind: type[nn.Module]) -> bool:
+    """Return whether modules of this class hold tables."""
+    extend(kind)
     return holder_of.dispatch(kind) is not holder_of.dispatch(object)
 
 
@@ -191,6 +207,22 @@ def holders(
 
     walk("", model)
     return list(listed.values())
+
+
+def sharded(model: nn.Module) -> list[Spread]:
+    """Return the sharded modules of a model, also those inside a module that is sharded as a whole."""
+    listed = holders(model, opened=lambda holder: not (isinstance(holder, Spread) and holder.is_shard))
+    return [holder for holder in listed if isinstance(holder, Spread)]
+
+
+def coded_tables(model: nn.Module) -> Iterator[tuple[Tensor, Codec]]:
+    """Yield the rows [rows, width] and the codec of each coded table that this process holds whole, each codec once."""
+    seen: set[int] = set()
+    for holder in holders(model, opened=lambda holder: isinstance(holder, Spread)):
+        for store in (store for held in holder.tables.values() for store in held.stores.values()):
+            if store.codec is not None and store.whole and id(store.codec) not in seen:
+                seen.add(id(store.codec))
+                yield store.weight, store.codec
 
 
 def join(path: str, name: str) -> str:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from embcomp.formats import grouped, text_table
 from embcomp.methods.base import Method
 from embcomp.nn.table import CompressedTable
 from embcomp.notes import note
-from embcomp.sizes import grouped, nbytes, share_of, text_table
+from embcomp.sizes import nbytes, share_of
 from embcomp.swaps import Part, Swap
 
 

@@ -1,22 +1,42 @@
-"""The bytes that modules store, and the forms in which users write a number of bytes."""
+"""The bytes that modules store: in training and when served, in all and part by part."""
 
-import math
-import re
 from collections.abc import Iterator, Sequence
-from numbers import Integral, Real
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from embcomp.codecs.base import coded_tables
+from embcomp.formats import grouped, parse_nbytes, text_table  # noqa: F401 (which was here once)
+from embcomp.holders import coded_tables
 
-_SIZE = re.compile(r"(\d[\d_]*(?:\.\d+)?|\.\d+)\s*(%|[kmgt]?i?b)", re.IGNORECASE)
+
+@dataclass(frozen=True)
+class _Part:
+    """A module of a model with the bytes of its own tensors, without those of its children and of earlier parts."""
+
+    path: str
+    kind: str
+    training: int
+    served: int
 
 
-def _stored(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the parameters and buffers of a module itself, without those of its children."""
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            yield tensor
+def _parts(model: nn.Module) -> Iterator[_Part]:
+    """Yield the modules of a model that store something; shared tensors count for the first of them."""
+    served: dict[int, int] = {}
+    for weight, codec in coded_tables(model):
+        served |= {id(tensor): 0 for tensor in (*codec.parameters(), *codec.buffers())}  # counted with the rows
+        served[id(weight)] = codec.served_nbytes
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        own = (*module._parameters.values(), *module._buffers.values())
+        tensors = [tensor for tensor in own if tensor is not None and id(tensor) not in seen]
+        seen |= {id(tensor) for tensor in tensors}
+        if tensors:
+            yield _Part(
+                path or "(model)",
+                type(module).__name__,
+                sum(tensor.nbytes for tensor in tensors),
+                sum(served.get(id(tensor), tensor.nbytes) for tensor in tensors),
+            )
 
 
 def nbytes(module: nn.Module) -> int:
@@ -27,14 +47,7 @@ def nbytes(module: nn.Module) -> int:
         >>> embcomp.nbytes(torch.nn.Embedding(1000, 16))
         64000
     """
-    seen: set[int] = set()
-    total = 0
-    for submodule in module.modules():
-        for tensor in _stored(submodule):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                total += tensor.nbytes
-    return total
+    return sum(part.training for part in _parts(module))
 
 
 def training_nbytes(module: nn.Module) -> int:
@@ -59,10 +72,7 @@ def served_nbytes(module: nn.Module) -> int:
         >>> embcomp.nbytes(emb), embcomp.served_nbytes(emb)  # 2 bits for each value, and the step
         (64004, 4004)
     """
-    total = nbytes(module)
-    for weight, codec in coded_tables(module):
-        total += codec.served_nbytes - weight.nbytes - nbytes(codec)
-    return total
+    return sum(part.served for part in _parts(module))
 
 
 def summary(model: nn.Module) -> str:
@@ -79,25 +89,19 @@ def summary(model: nn.Module) -> str:
         0.stores.0.codec  GridCodec                4             0   0.0 %
         total                                 64 072         8 072   100 %
     """
-    served = {id(weight): codec.served_nbytes for weight, codec in coded_tables(model)}
-    for _, codec in coded_tables(model):
-        served |= {id(tensor): 0 for tensor in (*codec.parameters(), *codec.buffers())}  # counted with the rows
-    seen: set[int] = set()
-    rows: list[tuple[str, str, int, int]] = []
-    for name, submodule in model.named_modules():
-        tensors = [tensor for tensor in _stored(submodule) if id(tensor) not in seen]
-        seen |= {id(tensor) for tensor in tensors}
-        if tensors:
-            training = sum(tensor.nbytes for tensor in tensors)
-            own = sum(served.get(id(tensor), tensor.nbytes) for tensor in tensors)
-            rows.append((name or "(model)", type(submodule).__name__, training, own))
-    rows = sorted((row for row in rows if row[2]), key=lambda row: (-row[3], -row[2]))
-    whole = sum(row[3] for row in rows)
+    rows = sorted((part for part in _parts(model) if part.training), key=lambda part: (-part.served, -part.training))
+    training, served = sum(part.training for part in rows), sum(part.served for part in rows)
     cells = [
-        (name, kind, grouped(training), grouped(own), f"{100 * own / max(1, whole):.1f} %")
-        for name, kind, training, own in rows
+        (
+            part.path,
+            part.kind,
+            grouped(part.training),
+            grouped(part.served),
+            f"{100 * part.served / max(1, served):.1f} %",
+        )
+        for part in rows
     ]
-    total = ("total", "", grouped(sum(row[2] for row in rows)), grouped(whole), "100 %")
+    total = ("total", "", grouped(training), grouped(served), "100 %")
     return text_table(("part", "kind", "bytes training", "bytes served", "share"), [*cells, total])
 
 
@@ -110,62 +114,3 @@ def share_of(size: int, weights: Sequence[int], place: int) -> int:
     """
     before, whole = sum(weights[:place]), sum(weights)
     return (before + weights[place]) * size // whole - before * size // whole
-
-
-def grouped(number: int) -> str:
-    """Format 1234567 as "1 234 567"."""
-    return f"{number:,}".replace(",", " ")
-
-
-def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 2) -> str:
-    """Format rows as a text table with padded columns; the first `left` columns are flush left."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join(text)
-
-
-def parse_nbytes(text: str | float, full_nbytes: int | None = None) -> int:
-    """Convert a budget as users write it to whole bytes, rounded down.
-
-    Args:
-        text: a number of bytes; a text such as "50MB" (10^6) or "1.5 GiB" (2^30); or "10%" of `full_nbytes`.
-        full_nbytes: the bytes of the full tables; None if that is undefined.
-
-    Raises:
-        TypeError: `text` is neither a number nor a text.
-        ValueError: the text has another form, is a share while `full_nbytes` is None, or the number is not a size.
-
-    Example:
-        >>> from embcomp.sizes import parse_nbytes
-        >>> parse_nbytes("50MB"), parse_nbytes("10%", full_nbytes=640_000), parse_nbytes(4096)
-        (50000000, 64000, 4096)
-    """
-    if isinstance(text, str):
-        match = _SIZE.fullmatch(text.strip())
-        if match is None:
-            raise ValueError(f"nbytes={text!r} is not a size: write '10%', '50MB', '1.5GiB', or a number of bytes")
-        number, unit = match[1].replace("_", ""), match[2].lower()
-        if len(number) > 300:  # beyond a float
-            raise ValueError(f"nbytes={text[:20]}... is too large")
-        if unit != "%":
-            return int(float(number) * (1024 if "i" in unit else 1000) ** "bkmgt".index(unit[0]))
-        if full_nbytes is None:
-            raise ValueError(
-                f"nbytes={text!r} is a share of the full tables, and an open id space (num_embeddings=None) has none: "
-                "write a size, such as '50MB'"
-            )
-        return int(float(number) * full_nbytes / 100)
-    if isinstance(text, bool) or not isinstance(text, Real):
-        raise TypeError(f"nbytes must be a number of bytes, or a text such as '10%' or '50MB', got {text!r}")
-    if not isinstance(text, Integral) and not math.isfinite(text):
-        raise ValueError(f"nbytes must be finite, got {text!r}")
-    if 0 < text < 1:
-        raise ValueError(f"nbytes={text!r} is less than a byte: for a share of the full tables write '{text:.0%}'")
-    return int(text)

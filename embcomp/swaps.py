@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from embcomp.codecs.base import Codec, coded_tables
-from embcomp.holders import Holder, holders
+from embcomp.codecs.base import Codec
+from embcomp.holders import Holder, coded_tables, holders
 from embcomp.initial_rows import Moments
 from embcomp.methods.base import Method, Table, TablePlan
 from embcomp.methods.request import tables_of

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import embcomp
-from embcomp.sizes import grouped, text_table
+from embcomp.formats import grouped, text_table
 
 
 def test_bytes_of_parameters_and_buffers() -> None:

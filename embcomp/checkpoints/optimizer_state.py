@@ -1,12 +1,12 @@
 """The state of optimizers by parameter name, so that it fits another sharding and another order of groups.
 
-There are three kinds: torch's own, whose state is made by their first step; torchrec's keyed optimizers (the fused ones
-of a DistributedModelParallel, and wrappers), which know the names themselves; and embcomp's, of tables that one process
-has fused. Both kinds of fused optimizers use the same names, so that a checkpoint of one fits the other.
+This is the state of torch's own optimizers, which is made by their first step. Other kinds of optimizers register
+themselves in `states_of`.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -14,44 +14,43 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from embcomp.checkpoints.storage import shapes
-from embcomp.holders import join
+from embcomp.holders import Spread, extend, holders, sharded
 
 Described = dict[str, dict[str, Any]]
 
-_SHARDED = ("torchrec.distributed.types", "ShardedModule")
-_KEYED = ("torchrec.optim.keyed", "KeyedOptimizer")
-_FUSED = [("torchrec.optim.fused", "FusedOptimizer"), ("embcomp.torchrec.fused.optimizer", "FusedOptimizer")]
-
-
-def loaded(module: str, *names: str) -> tuple[type, ...]:
-    """Return classes of a module that needs an extra; empty if it was not imported, since no object can be of them."""
-    return tuple(getattr(sys.modules[module], name) for name in names) if module in sys.modules else ()
-
 
 class OptimizerState:
-    """One optimizer and the names of its parameters (below `prefix`, if it knows them itself).
+    """One optimizer and the names of its parameters.
+
+    Attributes:
+        fused: True if it updates rows inside the backward pass.
+
+    Args:
+        optimizer: the optimizer.
+        model: the model that holds its parameters.
+        prefix: the path in the model below which the optimizer names its parameters, if it names them itself.
 
     Raises:
         ValueError: it trains a parameter that the model does not have.
     """
 
+    fused = False
+
     def __init__(self, optimizer: Any, model: nn.Module, prefix: str = "") -> None:
         self.optimizer = optimizer
-        self.keyed = isinstance(optimizer, loaded(*_KEYED))
-        self.fused = any(isinstance(optimizer, loaded(*kind)) for kind in _FUSED)
-        self.in_place = self.keyed or self.fused  # kernels and wrappers continue to use their tensors
-        if self.keyed:
-            self.names = {parameter: join(prefix, name) for name, parameter in optimizer.params.items()}
-        else:
-            known = {parameter: name for name, parameter in model.named_parameters()}
-            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for parameter in trained:
-                if parameter not in known:
-                    raise ValueError(
-                        f"{type(optimizer).__name__} trains a parameter of shape {list(parameter.shape)} that the "
-                        "model does not have: give the checkpoints a module that holds all parameters"
-                    )
-            self.names = {parameter: known[parameter] for parameter in trained}
+        self.names = self._names(model, prefix)
+
+    def _names(self, model: nn.Module, prefix: str) -> dict[Any, str]:
+        """The name of each parameter."""
+        known = {parameter: name for name, parameter in model.named_parameters()}
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for parameter in trained:
+            if parameter not in known:
+                raise ValueError(
+                    f"{type(self.optimizer).__name__} trains a parameter of shape {list(parameter.shape)} that the "
+                    "model does not have: give the checkpoints a module that holds all parameters"
+                )
+        return {parameter: known[parameter] for parameter in trained}
 
     def described(self, loading: bool = False) -> Described:
         """Return for each parameter the kind and settings of its optimizer, and the shapes of its state by name.
@@ -64,7 +63,7 @@ class OptimizerState:
             settings = {name: value for name, value in settings.items() if value is not _NOT_PLAIN}
             for parameter in group["params"]:
                 states = None
-                if not loading or (self.in_place and self._made):
+                if not loading or self._fixed:
                     held_shapes = shapes({name: v for name, v in self._state(parameter).items() if v is not None})
                     states = {name: list(shape[1]) if shape else None for name, shape in sorted(held_shapes.items())}
                 described[self.names[parameter]] = {"kind": self._kind, "settings": settings, "states": states}
@@ -88,15 +87,10 @@ class OptimizerState:
         return tensors
 
     def prepare(self) -> None:
-        """Make the state of torchrec's optimizers, which is loaded in place."""
-        if self.keyed and not self._made:
-            self.optimizer.init_state()
-            self.optimizer.zero_grad()
+        """Make the state, if it is to be loaded in place."""
 
     def targets(self, saved: Described, shapes: Mapping[str, tuple[torch.dtype, torch.Size]]) -> dict[str, Any]:
-        """Return the tensors to load into: the state itself if it exists, else new tensors of the saved shapes."""
-        if self.in_place:
-            return self.tensors()
+        """Return the tensors to load into."""
         targets: dict[str, Any] = {}
         for parameter, name in self.names.items():
             for key in saved[name]["states"]:
@@ -110,15 +104,7 @@ class OptimizerState:
 
     def load(self, saved: Described, tensors: Mapping[str, Any]) -> None:
         """Load settings and state, after `tensors` (those of `targets`) were filled."""
-        settings = [self._settings(group, saved) for group in self.optimizer.param_groups]
-        if self.in_place:  # the tensors are its own
-            for group, values in zip(self.optimizer.param_groups, settings, strict=True):
-                group.update(values)
-            if self.keyed:
-                self.optimizer.post_load_state_dict()
-            if self.fused:
-                self.optimizer.zero_grad()  # passes the learning rates on to the tables
-            return
+        settings = self._group_settings(saved)
         order = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state = {
             number: {key: tensors[f"{self.names[parameter]}.{key}"] for key in saved[self.names[parameter]]["states"]}
@@ -130,6 +116,10 @@ class OptimizerState:
         ]
         held = {number: values for number, values in state.items() if values}
         self.optimizer.load_state_dict({"state": held, "param_groups": groups})
+
+    def _group_settings(self, saved: Described) -> list[dict[str, Any]]:
+        """The saved settings of each group."""
+        return [self._settings(group, saved) for group in self.optimizer.param_groups]
 
     def _settings(self, group: Mapping[str, Any], saved: Described) -> dict[str, Any]:
         """The saved settings of a group, each converted to the type that it has here."""
@@ -145,18 +135,43 @@ class OptimizerState:
         return settings
 
     def _state(self, parameter: Any) -> Mapping[str, Any]:
-        state = self.optimizer.state.get(parameter, {})
-        return {_fused_name(name): value for name, value in state.items()} if self.fused else state
+        return self.optimizer.state.get(parameter, {})
 
     @property
-    def _made(self) -> bool:
-        return self.fused or all(parameter in self.optimizer.state for parameter in self.names)
+    def _fixed(self) -> bool:
+        """True if the shapes of the state exist already, and must fit those that are loaded."""
+        return False
 
     @property
     def _kind(self) -> str:
-        if self.fused:
-            return "FusedOptimizer"
         return type(getattr(self.optimizer, "_optimizer", self.optimizer)).__name__
+
+
+class InPlaceState(OptimizerState):
+    """The state of an optimizer that continues to use its own tensors, which are therefore loaded in place."""
+
+    def targets(self, saved: Described, shapes: Mapping[str, tuple[torch.dtype, torch.Size]]) -> dict[str, Any]:
+        return self.tensors()
+
+    def load(self, saved: Described, tensors: Mapping[str, Any]) -> None:
+        for group, values in zip(self.optimizer.param_groups, self._group_settings(saved), strict=True):
+            group.update(values)
+
+    @property
+    def _fixed(self) -> bool:
+        return True
+
+
+@singledispatch
+def states_of(optimizer: Any, model: nn.Module, prefix: str = "") -> list[OptimizerState]:
+    """Return the single optimizers of an optimizer. Each kind of optimizer registers its own.
+
+    Args:
+        optimizer: the optimizer.
+        model: the model that holds its parameters.
+        prefix: the path in the model below which the optimizer names its parameters, if it names them itself.
+    """
+    return [OptimizerState(optimizer, model, prefix)]
 
 
 def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[OptimizerState]:
@@ -165,17 +180,18 @@ def optimizer_states(optimizers: Sequence[Any], model: nn.Module) -> list[Optimi
     Raises:
         ValueError: the fused optimizer of a sharded part of the model cannot be found.
     """
-    fused = getattr(model, "fused_optimizer", None)
-    given = [*([fused] if isinstance(fused, loaded(*_KEYED)) else []), *optimizers]
-    leaves = {id(leaf): (leaf, prefix) for optimizer in given for leaf, prefix in _leaves(optimizer)}
-    states = [OptimizerState(leaf, model, prefix) for leaf, prefix in leaves.values()]
-    sharded = [path for path, module in model.named_modules() if isinstance(module, loaded(*_SHARDED))]
-    if sharded and not any(state.fused for state in states):
+    own = [holder.optimizer for holder in holders(model) if isinstance(holder, Spread) and holder.paths[0] == ""]
+    states: dict[int, OptimizerState] = {}
+    for optimizer in (*(optimizer for optimizer in own if optimizer is not None), *optimizers):
+        extend(type(optimizer))
+        states |= {id(state.optimizer): state for state in states_of(optimizer, model)}
+    shards = sharded(model)
+    if shards and not any(state.fused for state in states.values()):
         raise ValueError(
-            f"{sharded[0]!r} is sharded, and the state of its optimizer would be lost: give the checkpoints the "
-            "DistributedModelParallel itself, as shard() returned it"
+            f"{shards[0].paths[0]!r} is sharded, and the state of its optimizer would be lost: give the checkpoints "
+            "the DistributedModelParallel itself, as shard() returned it"
         )
-    return states
+    return list(states.values())
 
 
 def compare(saved: Described, here: Described) -> list[str]:
@@ -205,17 +221,3 @@ def _plain(value: Any) -> Any:
         items = [_plain(item) for item in value]
         return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items
     return value if value is None or isinstance(value, bool | int | float | str) else _NOT_PLAIN
-
-
-def _fused_name(name: str) -> str:
-    """Return the name that torchrec puts after that of the table: the first state is "momentum1"."""
-    name = name.rpartition(".")[2]
-    return "momentum1" if name in ("sum", "exp_avg", "momentum_buffer") else name
-
-
-def _leaves(optimizer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
-    if isinstance(optimizer, loaded(*_KEYED)) and hasattr(optimizer, "optimizers"):  # torchrec's CombinedOptimizer
-        for name, inner in optimizer.optimizers:
-            yield from _leaves(inner, join(prefix, name))
-    else:
-        yield optimizer, prefix

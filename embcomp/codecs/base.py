@@ -6,7 +6,7 @@ torch, torchrec and FBGEMM hold, shard and train like any other.
 """
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -164,15 +164,3 @@ class Codec(nn.Module, abc.ABC):
     @abc.abstractmethod
     def code(self, stored: Tensor) -> Coded:
         """Return the served form of a whole table, [rows, width]; it decodes to `decode_table(stored)` bit for bit."""
-
-
-def coded_tables(module: nn.Module) -> Iterator[tuple[Tensor, Codec]]:
-    """Yield the rows [rows, width] and the codec of each coded table in a module, each codec once."""
-    seen: set[int] = set()
-    for submodule in module.modules():
-        if not callable(getattr(submodule, "coded_tables", None)):
-            continue
-        for weight, codec in submodule.coded_tables():  # pyright: ignore[reportCallIssue]
-            if id(codec) not in seen:
-                seen.add(id(codec))
-                yield weight, codec

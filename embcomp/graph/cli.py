@@ -7,11 +7,11 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import typer
 
+from embcomp.formats import grouped, text_table
 from embcomp.graph.cluster_map import ClusterMap
 from embcomp.graph.clustering import Clusters, cluster
 from embcomp.graph.edges import interactions
 from embcomp.graph.partition import Algorithm, Objective
-from embcomp.sizes import grouped, text_table
 
 app = typer.Typer(add_completion=False, invoke_without_command=True, context_settings={"allow_interspersed_args": True})
 

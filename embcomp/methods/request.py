@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from embcomp.formats import parse_nbytes
 from embcomp.methods.plan import FLOAT_BYTES, Count
 from embcomp.methods.table import Table
 from embcomp.settings import Bytes, checked, shown
-from embcomp.sizes import parse_nbytes
 
 Tables: TypeAlias = Sequence[Table] | nn.Module
 """The tables that a method compresses together: a sequence of tables, or a model for all of its tables."""

@@ -1,7 +1,5 @@
 """The stores as torch modules, which hold the parameters of compressed tables."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,11 +79,6 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
         codec = self._modules.get("codec")  # there is none yet while the constructor draws
         if isinstance(codec, Codec):
             codec.reset_parameters()
-
-    def coded_tables(self) -> Iterator[tuple[Tensor, Codec]]:
-        """Yield the rows and their codec, if there is one."""
-        if self.codec is not None:
-            yield self.weight, self.codec
 
     @property
     def dtype(self) -> torch.dtype:

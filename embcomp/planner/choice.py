@@ -12,11 +12,11 @@ from torch import Tensor
 
 from embcomp import artifact, configs, extras
 from embcomp.files import Damaged, StrPath, write
+from embcomp.formats import grouped, text_table
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
 from embcomp.methods.plan import Count
 from embcomp.planner.options import rows_of
-from embcomp.sizes import grouped, text_table
 
 UNITS = {1: "of what the tables are worth", 2: "in the loss given", 3: "in the loss given"}
 

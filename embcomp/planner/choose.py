@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.files import StrPath
+from embcomp.formats import parse_nbytes
 from embcomp.methods.base import check_counts
 from embcomp.methods.plan import Count
 from embcomp.methods.request import Budget
@@ -27,7 +28,6 @@ from embcomp.planner.search import Search
 from embcomp.planner.tables import Held, Widths, by_name, held_tables
 from embcomp.planner.trials import Train, halved
 from embcomp.settings import Bytes, checked
-from embcomp.sizes import parse_nbytes
 
 if TYPE_CHECKING:
     from embcomp.graph.cluster_map import Side

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from embcomp.formats import grouped
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
 from embcomp.methods.low_bit import LowBit
@@ -15,7 +16,6 @@ from embcomp.planner.estimates import ByRules, Estimates
 from embcomp.planner.knapsack import Item, Solution, best, least_nbytes, ranked
 from embcomp.planner.options import MANY, Option, rows_of, with_rows
 from embcomp.planner.tables import Held
-from embcomp.sizes import grouped
 
 Allowed = Callable[[Option], bool]
 

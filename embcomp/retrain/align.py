@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embcomp.codecs.base import coded_tables
+from embcomp.holders import coded_tables
 from embcomp.methods.low_rank import Projection
 from embcomp.nn.table import CompressedTable
 from embcomp.retrain.vectors import rows_of, vectors_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embcomp.sizes import text_table
+from embcomp.formats import text_table
 
 _BLOCK = 1024  # queries at a time
 

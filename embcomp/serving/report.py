@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from embcomp.formats import grouped, text_table
 from embcomp.holders import Held
 from embcomp.serving.swap import Served, names_of
-from embcomp.sizes import grouped, nbytes, share_of, text_table
+from embcomp.sizes import nbytes, share_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ except ImportError as error:
     ) from error
 
 import embcomp.torchrec.hot_rows
-import embcomp.torchrec.serve  # noqa: F401 (registers its kinds of holders, and how they are served)
+import embcomp.torchrec.optimizer_states
+import embcomp.torchrec.serve  # noqa: F401 (these register the kinds of holders and optimizers, and how tables are served)
 from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.fuse import fuse_
 from embcomp.torchrec.fused.optimizer import FusedOptimizer, fused_optimizer

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from embcomp.formats import text_table
 from embcomp.methods.base import METHODS, Method, Table
 from embcomp.methods.full import Full
-from embcomp.sizes import text_table
 from embcomp.torchrec.estimate import Estimate, estimate, readable_bytes
 
 app = typer.Typer(add_completion=False)

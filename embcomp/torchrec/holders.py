@@ -177,9 +177,10 @@ class CompressedCollectionHolder(KeyedHolder):
         stores: dict[str, HeldStore] = {}
         for branch in _branches(self.module):
             codecs, states = branch.codecs, _states(branch.collection)
+            whole = not isinstance(branch.collection, ShardedModule)
             for name, weight in weights_of(branch.collection).items():
-                kept = states.get(name, ())
-                stores[name] = HeldStore(_store(weight, codecs.get(name)), weight, codecs.get(name), kept)
+                codec = codecs.get(name)
+                stores[name] = HeldStore(_store(weight, codec), weight, codec, states.get(name, ()), whole)
         plans = {output.plan.table.name: output.plan for output in self.outputs}
         for name in [config.name for config in self.configs]:
             plan = plans[name]
@@ -229,10 +230,18 @@ holder_of.register(FusedTables, FusedHolder)
 holder_of.register(IntegerTables, IntegerHolder)
 
 
-@holder_of.register(ShardedModule)
-@holder_of.register(DistributedModelParallel)
-def _(module: nn.Module, paths: list[str]) -> Holder:
-    return Spread(module, paths, f"({type(module).__name__}) is sharded", sharded=True)
+@holder_of.register
+def _(module: ShardedModule, paths: list[str]) -> Holder:
+    return _sharded(module, paths)
+
+
+@holder_of.register
+def _(module: DistributedModelParallel, paths: list[str]) -> Holder:
+    return _sharded(module, paths, module.fused_optimizer)
+
+
+def _sharded(module: nn.Module, paths: list[str], optimizer: Any | None = None) -> Holder:
+    return Spread(module, paths, f"({type(module).__name__}) is sharded", True, optimizer)
 
 
 def stores_of(collection: Compressed) -> dict[str, nn.Parameter]:

@@ -7,7 +7,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import embcomp
 from embcomp import LowBit, Table
-from embcomp.codecs import coded_tables
+from embcomp.holders import coded_tables
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
 

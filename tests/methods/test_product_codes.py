@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import embcomp
 from embcomp import ProductCodes, Table
-from embcomp.codecs import coded_tables
 from embcomp.codecs.product import bits_of
+from embcomp.holders import coded_tables
 from embcomp.methods.moved_rows import MovedRows, Place
 from embcomp.nn import CompressedEmbedding
 from embcomp.ops.packed_rows import pack_rows

@@ -13,8 +13,8 @@ from torch import nn
 
 import embcomp
 from embcomp import HashingTrick, Table
+from embcomp.formats import parse_nbytes
 from embcomp.methods import METHODS, Method
-from embcomp.sizes import parse_nbytes
 from embcomp.testing.examples import EXAMPLES
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

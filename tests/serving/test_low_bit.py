@@ -12,7 +12,7 @@ from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor
 
 import embcomp
 from embcomp import LowBit
-from embcomp.codecs import coded_tables
+from embcomp.holders import coded_tables
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
 from embcomp.ops.grid_rows import grid_bags, grid_bags_reference
 from embcomp.ops.packed_rows import pack_rows, packed_nbytes, read_rows

@@ -1,9 +1,9 @@
 """A branch: an encoder, the torchrec collection that reads its rows, and the codecs that decode them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -79,10 +79,3 @@ class Branch(nn.Module):
                 name: codec for name, (_, codec) in zip(self.collection.names, self.collection.tables(), strict=True)
             }
         return {} if self.decode is None else dict(self.decode.codecs.items())  # pyright: ignore
-
-    def coded_tables(self) -> Iterator[tuple[Tensor, Codec]]:
-        """Yield the rows that this process holds whole, with their codecs."""
-        codecs = self.codecs
-        for name, table in local_tables(self.collection).items():
-            if name in codecs:
-                yield table, codecs[name]

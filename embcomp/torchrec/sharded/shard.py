@@ -14,10 +14,10 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ShardedModule, ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_configs import DataType
 
-from embcomp.holders import Spread, holders
+from embcomp.holders import Spread, holders, sharded
 from embcomp.methods.base import Encoder
 from embcomp.ranks import Ranks
 from embcomp.torchrec.contents import configs_of
@@ -119,9 +119,9 @@ def shard(
     check_same(ranks, facts)
     plan = ranks.broadcast(lambda: _plan(model, sharders, limits, device, group))
     with native_tbe() if native else contextlib.nullcontext():
-        sharded = _shard(model, plan, sharders, device, group)
-    _unscale(sharded, loss_scale)
-    return sharded
+        parallel = _shard(model, plan, sharders, device, group)
+    _unscale(parallel, loss_scale)
+    return parallel
 
 
 def _group(pg: dist.ProcessGroup | None) -> dist.ProcessGroup:
@@ -212,8 +212,8 @@ def _unscale(model: nn.Module, loss_scale: LossScale) -> None:
     def unscaled(lookup: nn.Module, features: Any, values: Tensor) -> Tensor:
         return loss_scale.unscaled(values, overflow=torch.nan if native else 0.0)
 
-    sharded = [module for module in model.modules() if isinstance(module, ShardedModule)]
-    lookups: list[nn.Module] = [lookup for module in sharded for lookup in module._lookups]  # pyright: ignore
+    modules: list[Any] = [holder.module for holder in sharded(model)]
+    lookups: list[nn.Module] = [lookup for module in modules for lookup in module._lookups]
     native = [submodule for lookup in lookups for submodule in lookup.modules() if isinstance(submodule, NativeTbe)]
     for tables in native:
         tables.leave_out_overflows(loss_scale.scales)
@@ -246,13 +246,12 @@ def _fill(target: Any, rows: Tensor, device: torch.device, group: dist.ProcessGr
 
 def _replicated(module: nn.Module) -> Iterator[Tensor]:
     """Yield the parameters and buffers that each rank holds, without those of encoders, which are equal already."""
-    if isinstance(module, ShardedModule):
-        return
-    yield from (parameter for parameter in module._parameters.values() if parameter is not None)
-    if not isinstance(module, Encoder):
-        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
-    for child in module.children():
-        yield from _replicated(child)
+    apart = {submodule for holder in sharded(module) for submodule in holder.module.modules()}
+    for submodule in module.modules():
+        if submodule not in apart:
+            yield from submodule.parameters(recurse=False)
+            if not isinstance(submodule, Encoder):
+                yield from submodule.buffers(recurse=False)
 
 
 def _broadcast(tensor: Tensor, group: dist.ProcessGroup) -> None:

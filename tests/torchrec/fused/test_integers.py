@@ -14,7 +14,7 @@ from torchrec.optim import RowWiseAdagrad
 import embcomp
 from embcomp import LowBit, Table
 from embcomp.checkpoints import Checkpoints
-from embcomp.codecs import coded_tables
+from embcomp.holders import coded_tables
 from embcomp.nn import CompressedEmbedding
 from embcomp.torchrec import (
     CompressedEmbeddingBagCollection,
