@@ -10,9 +10,13 @@ from types import ModuleType
 MOVED: Mapping[str, str] = {
     f"embcomp.{old}": f"embcomp.{new}"
     for old, new in {
+        "methods.graphhash": "methods.graph",
+        "methods.lsh": "methods.graph",
         "methods.semantic_encoder": "methods.semantic",
         "methods.semantic_ids": "methods.semantic",
         "methods.semantic_neighbours": "methods.semantic",
+        "methods.soft_graphhash": "methods.graph",
+        "semantic_ids.checks": "checks",
         "semantic_ids.files": "semantic_ids.tokenizers.files",
         "semantic_ids.nearest": "semantic_ids.tokenizers.nearest",
         "semantic_ids.quality": "semantic_ids.tokenizers.quality",

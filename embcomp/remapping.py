@@ -11,8 +11,7 @@ from embcomp.graph.remapping import remap_
 from embcomp.graph.warming import warm_rows
 from embcomp.holders import holder_of
 from embcomp.methods.base import Chunk, Concat, TablePlan
-from embcomp.methods.graphhash import ClusterEncoder
-from embcomp.methods.soft_graphhash import MixtureEncoder
+from embcomp.methods.graph import ClusterEncoder, MixtureEncoder
 from embcomp.optimizers import row_states
 from embcomp.warm import Trained, warm_start
 

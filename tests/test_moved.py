@@ -13,8 +13,11 @@ from embcomp.moved import MOVED
 from tests.before import pickled
 
 CLASSES = {
+    "methods.graphhash": "ClusterEncoder GraphHash DoubleGraphHash",
+    "methods.lsh": "LSHash",
     "methods.semantic_encoder": "Range SemanticEncoder",
     "methods.semantic_ids": "SemanticIds SupportReport",
+    "methods.soft_graphhash": "MixtureEncoder SoftGraphHash",
     "semantic_ids.content": "Content",
     "semantic_ids.neighbours": "Neighbours",
     "semantic_ids.pieces": "Pieces Unigram Ngram PrefixNgram",

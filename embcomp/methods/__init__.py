@@ -7,12 +7,11 @@ from embcomp.methods.dedup import Dedup
 from embcomp.methods.deep_hash import DeepHash
 from embcomp.methods.frequency import FrequencyHash
 from embcomp.methods.full import Full
-from embcomp.methods.graphhash import DoubleGraphHash, GraphHash
+from embcomp.methods.graph import DoubleGraphHash, GraphHash, LSHash, SoftGraphHash
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
 from embcomp.methods.hot_rows import HotRows
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
-from embcomp.methods.lsh import LSHash
 from embcomp.methods.mixed_dimensions import MixedDimensions
 from embcomp.methods.nested import Nested
 from embcomp.methods.product_codes import ProductCodes
@@ -20,7 +19,6 @@ from embcomp.methods.pruned import Pruned
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.methods.robe import ROBE
 from embcomp.methods.semantic.method import SemanticIds
-from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.methods.tensor_train import TensorTrain
 from embcomp.methods.unified import UnifiedEmbedding
 

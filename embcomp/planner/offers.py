@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from embcomp.methods.base import Method
-from embcomp.methods.graphhash import GraphHash
+from embcomp.methods.graph import GraphHash, SoftGraphHash
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.plan import Count
 from embcomp.methods.semantic.method import SemanticIds
-from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.planner.tables import Held
 from embcomp.semantic_ids.pieces.base import PrefixNgram
 from embcomp.settings import shown

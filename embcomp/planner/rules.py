@@ -25,10 +25,10 @@ from dataclasses import dataclass
 
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
+from embcomp.methods.graph import SoftGraphHash
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.product_codes import ProductCodes
-from embcomp.methods.soft_graphhash import SoftGraphHash
 from embcomp.methods.table import Table
 from embcomp.methods.unified import UnifiedEmbedding
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from embcomp import artifact, configs
+from embcomp.checks import check_whole
 from embcomp.files import StrPath
-from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
 
 NEW = 4096  # new items at a time

@@ -5,7 +5,7 @@ import torch
 from embcomp import LSHash
 from embcomp.graph import interactions
 from embcomp.methods import Table
-from embcomp.methods.lsh import signatures
+from embcomp.methods.graph.lsh import signatures
 from embcomp.nn import CompressedEmbedding
 from tests.graph.graphs import blocks, power_law
 

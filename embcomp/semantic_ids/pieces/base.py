@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from embcomp import configs
+from embcomp.checks import check_whole
 from embcomp.ops.hashing import hash_key, hash_rows
-from embcomp.semantic_ids.checks import check_whole
 
 PIECES: dict[str, type["Pieces"]] = {}
 configs.register("pieces", PIECES)

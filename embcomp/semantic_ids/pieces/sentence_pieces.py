@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from embcomp.checks import check_whole
 from embcomp.extras import install
-from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.pieces.base import Pieces, Span
 from embcomp.semantic_ids.pieces.vocabulary import checked_codes
 

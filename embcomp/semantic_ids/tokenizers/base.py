@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from embcomp.artifact import checksum
+from embcomp.checks import check_whole
 from embcomp.ops.kmeans import Progress, no_progress
-from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content, ContentLike, as_content
 from embcomp.semantic_ids.pieces.vocabulary import Vocabulary
 from embcomp.semantic_ids.tokenizers import files

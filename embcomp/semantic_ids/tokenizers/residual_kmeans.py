@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embcomp.checks import check_whole
 from embcomp.ops.kmeans import Progress, assign, kmeans
 from embcomp.ops.sinkhorn import balance
-from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.tokenizers.base import Tokenizer
 from embcomp.semantic_ids.tokenizers.refine import refine, without

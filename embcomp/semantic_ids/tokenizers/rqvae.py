@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embcomp.checks import check_whole
 from embcomp.ops.kmeans import Progress
-from embcomp.semantic_ids.checks import check_whole
 from embcomp.semantic_ids.content import Content
 from embcomp.semantic_ids.tokenizers.base import Tokenizer
 from embcomp.semantic_ids.tokenizers.resume import Checkpoint

@@ -24,7 +24,7 @@ from embcomp.methods.base import (
     check_rows,
     per_table,
 )
-from embcomp.methods.graphhash import ClusterEncoder
+from embcomp.methods.graph.encoder import ClusterEncoder
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.ops.packing import bits_for, packed_words
 from embcomp.settings import RowCount, Within, shown

@@ -1,4 +1,4 @@
-"""The checks that tokenizers and pieces share."""
+"""The checks of settings that tokenizers, pieces and neighbours share."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from embcomp.graph.cluster_map import Side
 from embcomp.graph.mixtures import Mixture
 from embcomp.methods.base import KEY_BYTES, Chunk, Concat, Ladder, Plan, Rows, Sizes, Store, Table, TablePlan, per_table
-from embcomp.methods.graphhash import GraphHash
+from embcomp.methods.graph.graphhash import GraphHash
 from embcomp.methods.hashing import HashEncoder
 from embcomp.ops.packing import bits_for, packed_words, unpack
 from embcomp.settings import ReadCount
