@@ -58,6 +58,10 @@ def batch(saved: dict[str, Any]) -> KeyedJaggedTensor:
     return KeyedJaggedTensor.from_lengths_sync(saved["keys"], saved["values"], saved["lengths"])
 
 
+def close(values: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("module", CLASSES)
 def test_classes_unpickle_by_their_old_names(module):
     for name in CLASSES[module].split():
@@ -73,13 +77,14 @@ def test_old_names_are_the_present_modules():
 
 
 def test_pickled_modules_give_the_same_vectors(saved):
+    """The same up to the last bit of a sum, in which processors differ."""
     for name, tables in saved["embeddings"].items():
         for table, embedding in tables.items():
-            assert torch.equal(embedding(saved["ids"]), saved["embedding values"][name][table]), (name, table)
+            close(embedding(saved["ids"]), saved["embedding values"][name][table])
     for name, collection in saved["collections"].items():
-        assert torch.equal(collection(batch(saved)).values(), saved["collection values"][name]), name
+        close(collection(batch(saved)).values(), saved["collection values"][name])
     for key, vectors in saved["sequences"](batch(saved)).items():
-        assert torch.equal(vectors.values(), saved["sequence values"][key]), key
+        close(vectors.values(), saved["sequence values"][key])
 
 
 def test_pickled_pieces_vocabularies_and_tokenizers_work(saved):
