@@ -100,7 +100,9 @@ def run_all(
     path = (results or RESULTS) / EXPERIMENT / f"{processes}-processes.json"
     every = list(cases())
     settings = [{**asdict(case), "processes": processes, "steps": steps} for case in every]
-    rows = [None] * len(every) if force else study.current_rows(path, settings)
+    rows: list[dict[str, Any] | None] = [None] * len(every)
+    if not force:
+        rows = study.current_rows(path, settings)
     with Processes(processes) as group, Progress(console=console, transient=True) as bars:
         todo = [place for place, row in enumerate(rows) if row is None]
         for place in bars.track(todo, description=EXPERIMENT):
