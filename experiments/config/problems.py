@@ -62,11 +62,11 @@ def monitor_problems(experiment: ExperimentConfig, metric: str) -> Iterator[str]
         yield f"training.monitor: a {kind} run has no {monitor}; set it, for example, to 'valid/{metric}'"
 
 
-def unfitted_problems(experiment: ExperimentConfig) -> Iterator[str]:
-    """Yield a problem for each method fitted after training, for kinds of runs that cannot do so."""
+def clicks_only_problems(experiment: ExperimentConfig) -> Iterator[str]:
+    """Yield a problem for each setting of a method that only click-through runs have, for other kinds of runs."""
     for number, method in enumerate(experiment.methods):
-        if method.from_trained:
-            key = "after_training" if method.after_training else "fine_tuned"
+        given = {"after_training": method.after_training, "fine_tuned": method.from_trained, "apart": method.apart}
+        if key := next((key for key, is_given in given.items() if is_given), None):
             yield f"methods[{number}].{key}: only click-through runs have it; leave it out"
 
 
@@ -109,6 +109,8 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: give after_training or fine_tuned, not both; the first trains nothing after the fit"
     if takes_vectors(config) and not config.from_trained:
         yield f"{key}: {config.method} is made of trained vectors: add fine_tuned = 1.0, or after_training = true"
+    if config.apart and (config.nbytes or config.share):
+        yield f"{key}.apart: each table has the size in the options; leave nbytes and share out"
     if config.content and len(config.tables) != 1:
         yield f"{key}.content: name the table of the content vectors in {key}.table"
     known = {*config.options, *PROVIDERS, VECTORS}

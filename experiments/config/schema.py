@@ -174,6 +174,8 @@ class MethodConfig:
         label: the name in tables and pictures.
         seeds: the seeds in place of the experiment's.
         table: the only feature, or features, that the method compresses and that budgets count; the others stay full.
+        apart: True for an instance of the method for each table, so that tables share no store; each has the size in
+            the options.
         content: True to give the content vectors of `table` to the model, too, as dense columns.
         after_training: True to train full tables and fit the method to them (`compress_` with init="warm") without
             training it; two tables that are only used in a dot product with each other are aligned first.
@@ -189,6 +191,7 @@ class MethodConfig:
     label: str | None = None
     seeds: Seeds | None = None
     table: Annotated[str | tuple[str, ...] | None, BeforeValidator(_listed)] = None
+    apart: bool = False
     content: bool = False
     after_training: bool = False
     fine_tuned: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -321,6 +324,7 @@ class RunConfig:
             "options": self.method.options,
             **({self.budget[0]: self.budget[1]} if self.budget else {}),
             **({"table": self.method.table} if self.method.table else {}),
+            **({"apart": True} if self.method.apart else {}),
             **({"content": True} if self.method.content else {}),
             **({"after_training": True} if self.method.after_training else {}),
             **({} if self.method.fine_tuned is None else {"fine_tuned": self.method.fine_tuned}),

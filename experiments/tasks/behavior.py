@@ -23,7 +23,7 @@ from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from experiments.config import ExperimentConfig, RunConfig
 from experiments.config.options import hint, misfits, unknown
-from experiments.config.problems import data_problems, known_model, monitor_problems, unfitted_problems
+from experiments.config.problems import clicks_only_problems, data_problems, known_model, monitor_problems
 from experiments.config.section import Positive, Section, Seeds, label_of, many, strict
 from experiments.errors import InputError
 from experiments.processes import distributed
@@ -103,7 +103,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
     """Yield the problems of an experiment on behavior sequences that can be found without data."""
     yield from data_problems(experiment.data, data.SEQUENCES)
     yield from monitor_problems(experiment, "auc")
-    yield from unfitted_problems(experiment)
+    yield from clicks_only_problems(experiment)
     model_options: set[str] = set()
     for model in experiment.model:
         model_options |= set((yield from known_model(model, {"BehaviorModel": BehaviorModel}, _GIVEN)))

@@ -110,7 +110,8 @@ class ClickTask:
         extra = full_nbytes(_linear(tables)) if run.model.linear else 0
         training = ClickTraining(clicks, run.section if isinstance(run.section, GraphConfig) else None)
         method, plan = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
-        rows = sum(store.rows for store in plan.stores.values())
+        plans = [method.plan([table]) for table in chosen] if run.method.apart else [plan]
+        rows = sum(store.rows for each in plans for store in each.stores.values())
         rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
         changed = {table_plan.table.name: plan.embedding_dim(table_plan) for table_plan in plan.tables}
         widths = {name: changed.get(table_name(name), width) for name in names}
@@ -147,6 +148,9 @@ class ClickTask:
     def _methods(self, trained: Mapping[str, Tensor] | None = None) -> dict[str, Method]:
         """Return the method by pattern; one that takes trained vectors is given those of full tables."""
         method = with_vectors(self.method, trained) if trained else self.method
+        if self.run.method.apart:
+            chosen = self.run.method.tables or self.data.schema.feature_names
+            return {table_name(name): dataclasses.replace(method) for name in chosen}
         return dict.fromkeys(map(table_name, self.run.method.tables), method) or {"*": method}
 
     @torch.no_grad()

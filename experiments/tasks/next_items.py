@@ -19,7 +19,7 @@ from embcomp.methods import Method, Table
 from experiments.config import ExperimentConfig, RunConfig
 from experiments.config.codes import code_problems
 from experiments.config.options import plain
-from experiments.config.problems import data_problems, known_model, monitor_problems, unfitted_problems
+from experiments.config.problems import clicks_only_problems, data_problems, known_model, monitor_problems
 from experiments.config.section import NotNegative, Positive, Rate, Section, strict
 from experiments.errors import InputError
 from experiments.processes import distributed
@@ -77,7 +77,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
     yield from monitor_problems(experiment, "ndcg@10")
     if config.codes is not None:
         yield from code_problems("next_items", {"codes": config.codes})
-    yield from unfitted_problems(experiment)
+    yield from clicks_only_problems(experiment)
     for model in experiment.model:
         yield from known_model(model, SEQUENCE_MODELS, {"self", "items", "length", "codes", "codebook_size"})
         cls = {plain(name): cls for name, cls in SEQUENCE_MODELS.items()}.get(plain(model.name))

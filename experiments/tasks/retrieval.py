@@ -20,7 +20,7 @@ from embcomp.nn import CompressedEmbedding
 from embcomp.nn.table import make_stores
 from experiments.config import ExperimentConfig, ModelConfig, RunConfig
 from experiments.config.options import plain
-from experiments.config.problems import data_problems, known_model, monitor_problems, unfitted_problems
+from experiments.config.problems import clicks_only_problems, data_problems, known_model, monitor_problems
 from experiments.config.section import Positive, Rate, Section, strict
 from experiments.errors import InputError
 from experiments.processes import distributed
@@ -61,7 +61,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
     config = experiment.section
     yield from data_problems(experiment.data, data.INTERACTIONS)
     yield from monitor_problems(experiment, "recall@20")
-    yield from unfitted_problems(experiment)
+    yield from clicks_only_problems(experiment)
     for model in experiment.model:
         yield from known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
         if config.loss == "directau" and plain(model.name) == "neumf":

@@ -36,6 +36,15 @@ def test_a_budget_sizes_the_innermost_of_three_methods(make_run):
     assert task.method.of.of.rows == task.rows > 50
 
 
+def test_tables_apart_share_no_store(make_run):
+    robe = {"method": "ROBE", "options": {"size": 400, "block": 4}}
+    one, apart = prepare(make_run(methods=[robe])), prepare(make_run(methods=[{**robe, "apart": True}]))
+    assert apart.rows == 4 * one.rows == 4 * 100
+    assert apart.model(CPU).nbytes - one.model(CPU).nbytes == 3 * 400 * 4  # the keys are those of each table in both
+    with pytest.raises(InputError, match="apart: each table has the size in the options"):
+        make_run(methods=[{"method": "ROBE", "nbytes": 4000, "apart": True}])
+
+
 def test_an_experiment_of_several_models_runs_each_with_each_method(small):
     small["model"] = [{"name": name, "embedding_dim": 8} for name in ("DCN", "DLRM")]
     small["graph"] = {"user": "user", "item": "item"}
