@@ -1,4 +1,4 @@
-"""Helpers of methods that wrap another method."""
+"""The base of methods that wrap another method."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,17 @@ from typing import Any
 from embcomp.methods.base import METHODS, Method
 from embcomp.methods.full import Full
 from embcomp.settings import shown
+
+
+class Around(Method, registered=False):
+    """A method with a setting `of`, the method that it wraps."""
+
+    of: Method
+
+    @property
+    def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True if the method inside shares its store."""
+        return self.of.shares_store
 
 
 def settings_around(cls: type[Method], fixed: Mapping[str, Any]) -> tuple[type[Method], dict[str, Any], dict[str, Any]]:

@@ -5,7 +5,7 @@ Names are only ever added here. The methods of embcomp itself import the modules
 
 from embcomp.codecs.base import Codec, Coding
 from embcomp.initial_rows import Moments
-from embcomp.methods.around import settings_around
+from embcomp.methods.around import Around, settings_around
 from embcomp.methods.base import (
     FLOAT_BYTES,
     KEY_BYTES,
@@ -44,6 +44,7 @@ __all__ = [
     "FLOAT_BYTES",
     "KEY_BYTES",
     "METHODS",
+    "Around",
     "Budget",
     "BudgetTooSmall",
     "Bytes",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from embcomp.codecs.grid import Grid
 from embcomp.codecs.integers import Integers
-from embcomp.methods.around import settings_around
+from embcomp.methods.around import Around, settings_around
 from embcomp.methods.base import FLOAT_BYTES, Ladder, Method, Plan, Sizes, Store, Table, config_around
 from embcomp.methods.full import Full
 from embcomp.ops.integer_tables import BITS
@@ -15,7 +15,7 @@ from embcomp.settings import Within
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LowBit(Method):
+class LowBit(Around):
     """A method that rounds another method's rows to few bits with a learned step (Esser et al. 2020, arXiv 1902.08153).
 
     Float rows are trained, and every look-up rounds them: v(w) = step * (k + 1/2), with k = floor(w / step) clamped to
@@ -59,11 +59,6 @@ class LowBit(Method):
             raise ValueError(f"LowBit: copy='none' stores 8 or 4 bits, got bits={self.bits}; take copy='float'")
         if self.step != "table":
             raise ValueError(f"LowBit: copy='none' has its own steps, got step={self.step!r}; leave step out")
-
-    @property
-    def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """True if the method inside shares its store."""
-        return self.of.shares_store
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         plan = self.of.plan(tables, group)

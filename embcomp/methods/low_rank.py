@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from embcomp.methods.around import settings_around
-from embcomp.methods.base import Combiner, Ladder, Method, Plan, Sizes, Table, TablePlan, config_around
+from embcomp.methods.base import Combiner, Method, Sizes, Table
 from embcomp.methods.full import Full
+from embcomp.methods.narrow import Narrow, draw_map_, principal_directions
 from embcomp.settings import Width
 
 _BLOCK = 1 << 16  # vectors at a time
@@ -33,10 +33,7 @@ class Projection(Combiner):
 
     def reset_parameters(self) -> None:
         """Draw columns with sum 1 and norm 1, so that vectors have the mean and the deviation of the narrow rows."""
-        rank = len(self.matrix)
-        with torch.no_grad():
-            nn.init.normal_(self.matrix, std=rank**-0.5)
-            self.matrix.sub_(self.matrix.mean(0)).add_(1 / rank)
+        draw_map_(self.matrix)
 
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         narrow = self.inner(chunks)
@@ -48,16 +45,13 @@ class Projection(Combiner):
     @torch.no_grad()
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple[Combiner, Tensor]:
         """Set the matrix to the directions of largest variance, by a truncated singular value decomposition."""
-        gram = torch.zeros(2 * vectors.shape[1:], dtype=torch.float64, device=vectors.device)
-        for rows, weigh in zip(vectors.split(_BLOCK), counts.split(_BLOCK), strict=True):
-            gram += rows.double().t() @ (rows.double() * weigh.double().unsqueeze(1))
-        directions = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, : len(self.matrix)]
+        directions = principal_directions(vectors, counts)[:, : len(self.matrix)]
         self.matrix.copy_(directions.t())
         return self.inner, torch.cat([rows @ self.matrix.t().to(rows) for rows in vectors.split(_BLOCK)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LowRank(Method):
+class LowRank(Narrow):
     """A method with rows of `rank` values, and for each table a learned matrix [rank, embedding_dim].
 
     e(id) = z(id) P, with z from another method (Ginart et al. 2021, arXiv 1909.11810, section 3, with one width for all
@@ -79,60 +73,14 @@ class LowRank(Method):
     """
 
     sized_in_steps: ClassVar[bool] = True
+    narrowed_by: ClassVar[str] = "rank"
 
     rank: Width
     of: Method = field(default_factory=Full)
 
-    @property
-    def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """True if the method inside shares its store."""
-        return self.of.shares_store
+    def widened(self, inner: Combiner, width: int, embedding_dim: int) -> Combiner:
+        return Projection(inner, width, embedding_dim)
 
-    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        inner = self.of.plan(self._narrow(tables), group)
-        plans = []
-        for table, inner_plan in zip(tables, inner.tables, strict=True):
-            width = inner.embedding_dim(inner_plan)
-            inner_plan.encoder.config = config_around(self.config(), inner_plan, table)
-            inner_plan.encoder.table = table  # whose vectors come out in the end
-            combiner = Projection(inner_plan.combiner, width, table.embedding_dim)
-            plans.append(TablePlan(table, inner_plan.encoder, inner_plan.chunks, combiner))
-        return Plan(inner.stores, plans)
-
-    def _narrow(self, tables: Sequence[Table]) -> list[Table]:
-        """The tables of the method inside, of width `rank`."""
-        for table in tables:
-            if self.rank > table.embedding_dim:
-                raise ValueError(
-                    f"table {table.name!r}: rank {self.rank} is above its embedding_dim {table.embedding_dim}; choose "
-                    "a lower rank, or leave the table out"
-                )
-        return [dataclasses.replace(table, embedding_dim=self.rank) for table in tables]
-
-    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
-        return self._mapped(self.of.sizes(self._narrow(tables), group), tables)
-
-    def _mapped(self, narrow: Sizes, tables: Sequence[Table]) -> Sizes:
+    def widened_sizes(self, narrow: Sizes, tables: Sequence[Table]) -> Sizes:
         matrices = sum(self.rank * table.embedding_dim for table in tables)
         return dataclasses.replace(narrow, learned=narrow.learned + matrices)
-
-    @classmethod
-    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Return a ladder whose sizes are the ranks, or with a given `rank` those of the method inside.
-
-        Args:
-            tables: the tables to compress together.
-            nbytes: the budget in bytes.
-            fixed: settings of LowRank; `of`, a configuration, or with a given `rank` also the class or the name of the
-                method inside (by default `Full`); and settings of that method.
-        """
-        if "rank" not in fixed:
-            return Ladder(
-                lambda rank: cls(rank=rank, **fixed),
-                lambda rank: cls(rank=rank, **fixed).sizes(tables),
-                most=min(table.embedding_dim for table in tables),
-            )
-        inner, own, fixed = settings_around(cls, fixed)
-        outer = cls(**own)
-        inside = inner.ladder(outer._narrow(tables), nbytes, **inner.checked_settings(fixed))
-        return inside.around(lambda of: dataclasses.replace(outer, of=of), lambda sizes: outer._mapped(sizes, tables))

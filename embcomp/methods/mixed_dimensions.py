@@ -24,10 +24,10 @@ from embcomp.methods.base import (
     per_table,
     side_store,
 )
+from embcomp.methods.narrow import draw_map_, principal_directions
 from embcomp.ops.search import lower_bound
 from embcomp.settings import Width, Within
 
-_BLOCK = 1 << 16  # vectors at a time
 _STEPS = 32  # sizes of the ladder between a width and its double
 
 
@@ -100,12 +100,10 @@ class MappedSum(Combiner):
         """The learned matrices, [width, embedding_dim] each."""
         return list(self.parameters())
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw columns with sum 1 and norm 1, so that vectors have the mean and the deviation of the narrow rows."""
+        """Draw the matrices, so that vectors have the mean and the deviation of the narrow rows."""
         for matrix in self.matrices:
-            nn.init.normal_(matrix, std=len(matrix) ** -0.5)
-            matrix.sub_(matrix.mean(0)).add_(1 / len(matrix))
+            draw_map_(matrix)
 
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
         return _summed(chunks, self.matrices, self.embedding_dim)
@@ -118,10 +116,7 @@ class MappedSum(Combiner):
         """Set the matrices to the directions of largest variance of the whole table."""
         if not self.matrices:
             return None
-        gram = torch.zeros(2 * vectors.shape[1:], dtype=torch.float64, device=vectors.device)
-        for rows, weigh in zip(vectors.split(_BLOCK), counts.split(_BLOCK), strict=True):
-            gram += rows.double().t() @ (rows.double() * weigh.double().unsqueeze(1))
-        directions = torch.linalg.eigh(gram).eigenvectors.flip(1)
+        directions = principal_directions(vectors, counts)
         for matrix in self.matrices:
             matrix.copy_(directions[:, : len(matrix)].t())
         return _Fixed([matrix.detach() for matrix in self.matrices], self.embedding_dim), vectors

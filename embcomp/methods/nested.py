@@ -1,16 +1,15 @@
 """The first columns of a table, for tables that are trained to be good at every width."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from embcomp.methods.around import settings_around
-from embcomp.methods.base import Combiner, Ladder, Method, Plan, Sizes, Table, TablePlan, config_around
+from embcomp.methods.base import Combiner, Method
 from embcomp.methods.full import Full
+from embcomp.methods.narrow import Narrow
 from embcomp.settings import Width
 
 
@@ -41,7 +40,7 @@ class Padded(Combiner):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Nested(Method):
+class Nested(Narrow):
     """The first columns of another method's table, and zeros after them (Kusupati et al. 2022, arXiv 2205.13147).
 
     A table trained with `embcomp.nested_loss` is good at several widths at once, the most important columns first.
@@ -64,54 +63,10 @@ class Nested(Method):
         True
     """
 
+    narrowed_by: ClassVar[str] = "width"
+
     width: Width
     of: Method = field(default_factory=Full)
 
-    @property
-    def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """True if the method inside shares its store."""
-        return self.of.shares_store
-
-    def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        inner = self.of.plan(self._narrow(tables), group)
-        plans = []
-        for table, inner_plan in zip(tables, inner.tables, strict=True):
-            inner_plan.encoder.config = config_around(self.config(), inner_plan, table)
-            inner_plan.encoder.table = table  # whose vectors come out in the end
-            combiner = Padded(inner_plan.combiner, self.width, table.embedding_dim)
-            plans.append(TablePlan(table, inner_plan.encoder, inner_plan.chunks, combiner))
-        return Plan(inner.stores, plans)
-
-    def _narrow(self, tables: Sequence[Table]) -> list[Table]:
-        """Return the tables of the method inside, of width `width`."""
-        for table in tables:
-            if self.width > table.embedding_dim:
-                raise ValueError(
-                    f"table {table.name!r}: width {self.width} is above its embedding_dim {table.embedding_dim}; "
-                    "choose a lower width, or leave the table out"
-                )
-        return [dataclasses.replace(table, embedding_dim=self.width) for table in tables]
-
-    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
-        return self.of.sizes(self._narrow(tables), group)
-
-    @classmethod
-    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Return a ladder whose sizes are the widths, or with a given `width` those of the method inside.
-
-        Args:
-            tables: the tables to compress together.
-            nbytes: the budget in bytes.
-            fixed: settings of Nested; `of`, a configuration, or with a given `width` also the class or the name of the
-                method inside (by default `Full`); and settings of that method.
-        """
-        if "width" not in fixed:
-            return Ladder(
-                lambda width: cls(width=width, **fixed),
-                lambda width: cls(width=width, **fixed).sizes(tables),
-                most=min(table.embedding_dim for table in tables),
-            )
-        inner, own, fixed = settings_around(cls, fixed)
-        outer = cls(**own)
-        inside = inner.ladder(outer._narrow(tables), nbytes, **inner.checked_settings(fixed))
-        return inside.around(lambda of: dataclasses.replace(outer, of=of), lambda sizes: sizes)
+    def widened(self, inner: Combiner, width: int, embedding_dim: int) -> Combiner:
+        return Padded(inner, width, embedding_dim)

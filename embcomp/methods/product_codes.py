@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embcomp.codecs.product import Product, bits_of
-from embcomp.methods.around import settings_around
+from embcomp.methods.around import Around, settings_around
 from embcomp.methods.base import (
     FLOAT_BYTES,
     Ladder,
@@ -34,7 +34,7 @@ _REMEDY = "choose fewer codes, leave the table out, share the books (share_books
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ProductCodes(Method):
+class ProductCodes(Around):
     """A method that stores another method's rows as learned product codes (Chen et al. 2020, arXiv 1908.09756).
 
     A row w is cut into parts, and each part is replaced by the nearest vector of its book, c_j = argmin_k |w_j -
@@ -92,9 +92,9 @@ class ProductCodes(Method):
             raise ValueError(f"ProductCodes: hot={self.hot} needs the counts of the ids")
 
     @property
-    def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def shares_store(self) -> bool:
         """True if the books are shared, or the method inside shares its store."""
-        return self.of.shares_store or self.share_books == "all"
+        return super().shares_store or self.share_books == "all"
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
         return self._coded_sizes(self.of.sizes(tables, group), group)
