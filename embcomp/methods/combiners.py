@@ -2,19 +2,20 @@
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from embcomp import configs
 from embcomp.initial_rows import Moments
+from embcomp.methods.maps import KeptBuffers
 
 COMBINERS: dict[str, type["Combiner"]] = {}
 """The combiners by class name, so that a plan can be written and read."""
 
 
-class Combiner(nn.Module, abc.ABC):
+class Combiner(KeptBuffers, abc.ABC):
     """A module from the vectors of a table's chunks to its embedding; its parameters are trained and saved.
 
     A `linear` combiner commutes with pooling, so bags are pooled inside the look-up; other combiners combine before
@@ -40,15 +41,6 @@ class Combiner(nn.Module, abc.ABC):
         if "__call__" in vars(cls) and "forward" not in vars(cls):  # as combiners were written before they were modules
             cls.forward = vars(cls)["__call__"]
             del cls.__call__
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move buffers, but never empty them (`to_empty`) or make them meta: nothing would fill them again."""
-        kept = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            device = self.get_buffer(name).device
-            self._buffers[name] = buffer if device.type == "meta" else buffer.to(device)
-        return self
 
     @abc.abstractmethod
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:

@@ -38,15 +38,23 @@ class Form(abc.ABC):
     A query is first transformed once into the space of the codes (`asked`), and then compared with them.
     """
 
-    @property
-    @abc.abstractmethod
-    def rows(self) -> int:
-        """The number of vectors."""
+    codes: PackedColumns
+    width_: int
 
     @property
-    @abc.abstractmethod
+    def rows(self) -> int:
+        """The number of vectors."""
+        return self.codes.rows
+
+    @property
     def width(self) -> int:
         """The number of values of a vector."""
+        return self.width_
+
+    @property
+    def packed(self) -> PackedColumns:
+        """The packed codes."""
+        return self.codes
 
     @property
     def nbytes(self) -> int:
@@ -63,11 +71,6 @@ class Form(abc.ABC):
             elif isinstance(value, Tensor):
                 tensors[field.name] = value
         return tensors
-
-    @property
-    @abc.abstractmethod
-    def packed(self) -> PackedColumns:
-        """The packed codes."""
 
     @abc.abstractmethod
     def decode(self, rows: Tensor) -> Tensor:
@@ -109,18 +112,6 @@ class GridForm(Form):
     sizes: Tensor | None
     width_: int
     levels: int = 1
-
-    @property
-    def rows(self) -> int:
-        return self.codes.rows
-
-    @property
-    def width(self) -> int:
-        return self.width_
-
-    @property
-    def packed(self) -> PackedColumns:
-        return self.codes
 
     def scale(self, rows: Tensor | None = None) -> Tensor | None:
         """Return the size of each row, or of some rows."""
@@ -203,18 +194,6 @@ class ProductForm(Form):
     books: Tensor
     basis: Tensor | None
     width_: int
-
-    @property
-    def rows(self) -> int:
-        return self.codes.rows
-
-    @property
-    def width(self) -> int:
-        return self.width_
-
-    @property
-    def packed(self) -> PackedColumns:
-        return self.codes
 
     def _values(self, rows: Tensor) -> Tensor:
         return vectors_of(self.codes.read(rows).long(), self.books.float())
