@@ -330,6 +330,22 @@ def retrieval_codes(
 
 
 @app.command()
+def nightly(
+    results: Results = None,
+    out: Annotated[Path, typer.Option(help="Folder of models and of what they publish.")] = Path("out/nightly"),
+    filter: Annotated[str, typer.Option(help="Only methods whose label holds this.")] = "",
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables for the docs into this folder.")] = None,
+) -> None:
+    """Retrain a model of news for seven nights, each from the night before, beside a training from nothing."""
+    from experiments.runs.results import RESULTS
+    from experiments.studies.nightly import run_all, write_markdown
+
+    run_all(results or RESULTS, out, console, pattern=filter)
+    if markdown is not None:
+        console.print(f"wrote {write_markdown(results or RESULTS, markdown)}", highlight=False)
+
+
+@app.command()
 def text(dataset: Annotated[str, typer.Argument(help="ml-1m")]) -> None:
     """Make the content vectors of a data set's items from their text, once."""
     from experiments.tasks.text import embed
