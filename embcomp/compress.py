@@ -110,8 +110,8 @@ def compress_(
                 codec.fit_(store, values[name])
         for name, store in swap.stores.items():
             if store.is_floating_point():
-                store.requires_grad_(any(p.weight.requires_grad for p in swap.parts if name in p.stores))
-            elif frozen := [p.name for p in swap.parts if name in p.stores and not p.weight.requires_grad]:
+                store.requires_grad_(any(p.weight.requires_grad for p in swap.readers[name]))
+            elif frozen := [p.name for p in swap.readers[name] if not p.weight.requires_grad]:
                 raise ValueError(
                     f"cannot compress {frozen[0]!r}: its weight is frozen (requires_grad=False), and rows without a "
                     "float copy are always trained; take copy='float', or unfreeze it"

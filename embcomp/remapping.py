@@ -13,7 +13,8 @@ from embcomp.holders import holder_of
 from embcomp.methods.base import Chunk, Concat, TablePlan
 from embcomp.methods.graph import ClusterEncoder, MixtureEncoder
 from embcomp.optimizers import row_states
-from embcomp.warm import Trained, warm_start
+from embcomp.trained import Trained
+from embcomp.warm import warm_start
 
 
 @remap_.register

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from embcomp.formats import grouped, text_table
 from embcomp.methods.base import Method
 from embcomp.nn.table import CompressedTable
 from embcomp.notes import note
-from embcomp.sizes import nbytes, share_of
+from embcomp.sizes import nbytes, shares_of
 from embcomp.swaps import Part, Swap
 
 
@@ -113,30 +113,33 @@ def lines_of(swap: Swap) -> Iterator[TableReport]:
     A map that several tables share is counted for the first of them.
     """
     before = {part.name: part.weight.nbytes for part in swap.parts}
-    codecs = swap.codecs()
-    users = {store: [p.name for p in swap.parts if store in p.stores] for store in swap.stores}
+    codecs, replacements = swap.codecs(), dict(swap.replacements)
+    dims = {name: codecs[name][1].dim if name in codecs else s.shape[1] for name, s in swap.stores.items()}
+    training, served = dict.fromkeys(before, 0), dict.fromkeys(before, 0)
+    for store, readers in swap.readers.items():
+        size = in_service = swap.stores[store].nbytes
+        if store in codecs:
+            codec = codecs[store][1]
+            size, in_service = size + nbytes(codec), codec.served_nbytes
+        names = [part.name for part in readers]
+        weights = [before[name] for name in names]
+        shares = zip(names, shares_of(size, weights), shares_of(in_service, weights), strict=True)
+        for name, of_size, of_service in shares:
+            training[name] += of_size
+            served[name] += of_service
     counted: set[int] = set()
     for part in swap.parts:
-        maps = [buffer for buffer in _beside_rows(swap, part) if id(buffer) not in counted]
+        maps = [buffer for buffer in _beside_rows(replacements[part.holder], part) if id(buffer) not in counted]
         counted |= {id(buffer) for buffer in maps}
-        training = served = sum(buffer.nbytes for buffer in maps)
-        for store in part.stores:
-            size = in_service = swap.stores[store].nbytes
-            if store in codecs:
-                codec = codecs[store][1]
-                size, in_service = size + nbytes(codec), codec.served_nbytes
-            weights, position = [before[name] for name in users[store]], users[store].index(part.name)
-            training += share_of(size, weights, position)
-            served += share_of(in_service, weights, position)
+        beside, full = sum(buffer.nbytes for buffer in maps), before[part.name]
+        after, in_service = training[part.name] + beside, served[part.name] + beside
         rows = sum(swap.stores[store].shape[0] for store in part.stores)
-        dims = {name: codecs[name][1].dim if name in codecs else s.shape[1] for name, s in swap.stores.items()}
-        noted = note(part.plan, dims, part.padding_idx, before[part.name], served)
-        yield TableReport(part.name, kind(part.method), rows, before[part.name], training, served, noted)
+        noted = note(part.plan, dims, part.padding_idx, full, in_service)
+        yield TableReport(part.name, kind(part.method), rows, full, after, in_service, noted)
 
 
-def _beside_rows(swap: Swap, part: Part) -> list[Tensor]:
-    """The tensors that are stored for a table beside its rows."""
-    new = dict(swap.replacements)[part.holder]
+def _beside_rows(new: nn.Module, part: Part) -> list[Tensor]:
+    """The tensors that are stored for a table beside its rows, with the module that replaces it."""
     own = [new.padding_vector] if isinstance(new, CompressedTable) else []
     combiner = part.plan.combiner
     kept = (*part.plan.encoder.buffers(), *combiner.parameters(), *combiner.buffers(), *own)

@@ -1,5 +1,6 @@
 """The bytes that modules store: in training and when served, in all and part by part."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -105,12 +106,13 @@ def summary(model: nn.Module) -> str:
     return text_table(("part", "kind", "bytes training", "bytes served", "share"), [*cells, total])
 
 
-def share_of(size: int, weights: Sequence[int], place: int) -> int:
-    """The share of `size` bytes that falls to one of several users, in proportion to weights; shares sum to `size`.
+def shares_of(size: int, weights: Sequence[int]) -> list[int]:
+    """The shares of `size` bytes that fall to several users, in proportion to weights; they sum to `size`.
 
     Example:
-        >>> [share_of(10, [1, 1, 1], place) for place in range(3)]
+        >>> shares_of(10, [1, 1, 1])
         [3, 3, 4]
     """
-    before, whole = sum(weights[:place]), sum(weights)
-    return (before + weights[place]) * size // whole - before * size // whole
+    whole = sum(weights)
+    bounds = [until * size // whole for until in itertools.accumulate(weights, initial=0)]
+    return [after - before for before, after in itertools.pairwise(bounds)]

@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from embcomp.holders import Holder, coded_tables, holders
 from embcomp.initial_rows import Moments
 from embcomp.methods.base import Method, Table, TablePlan
 from embcomp.methods.request import tables_of
-from embcomp.warm import Trained
+from embcomp.trained import Trained
 
 
 class Plain(Holder):
@@ -84,7 +85,7 @@ class Part:
     def name(self) -> str:
         return self.plan.table.name
 
-    @property
+    @cached_property
     def stores(self) -> set[str]:
         return {chunk.store for chunk in self.plan.chunks}
 
@@ -124,6 +125,15 @@ class Swap:
     parts: list[Part]
     stores: Mapping[str, Tensor]
     replacements: list[tuple[Plain, nn.Module]]
+
+    @cached_property
+    def readers(self) -> dict[str, list[Part]]:
+        """The parts that read each store, by store."""
+        readers: dict[str, list[Part]] = {name: [] for name in self.stores}
+        for part in self.parts:
+            for name in part.stores:
+                readers[name].append(part)
+        return readers
 
     def codecs(self) -> dict[str, tuple[Tensor, Codec]]:
         """The rows [rows, width] of each store that has a codec, and the codec, by store."""

@@ -1,63 +1,20 @@
 """Warm starts: a fit of the compressed rows to trained vectors that works for every combiner."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from embcomp.methods.base import Concat, Rows, TablePlan
+from embcomp.methods.base import Rows
+from embcomp.ops.row_sums import add_rows
+from embcomp.trained import BLOCK, Trained, Unknowns, pooled_rows, usage
+from embcomp.warm_sums import fit_sums
 
-BLOCK = 1 << 16  # ids at a time
 _ROUNDS = 8  # of Gauss-Newton, where a combiner is not linear
-
-Unknowns = dict[str, Tensor]
-"""The unknowns of the fit: float32 [rows, dim] by store, and parameters of combiners under "<table>.<name>"."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A table's trained vectors [num_embeddings, embedding_dim] and the weight of each id, [num_embeddings]."""
-
-    plan: TablePlan
-    vectors: Tensor
-    counts: Tensor
-
-    @property
-    def learned(self) -> list[tuple[int, str]]:
-        """The chunks that are fitted, as (number, store); the other chunks stay at their neutral value."""
-        return [(i, c.store) for i, c in enumerate(self.plan.chunks) if i not in self.plan.combiner.neutral]
-
-    @property
-    def is_linear(self) -> bool:
-        """True if the vectors depend on the unknowns linearly."""
-        combiner = self.plan.combiner
-        linear = combiner.linear or combiner.linear_in_rows or bool(combiner.neutral)
-        return linear and not any(True for _ in combiner.parameters())
-
-    @property
-    def is_mean(self) -> bool:
-        """True if each value of a vector is one value of one row, so that the best row is a mean."""
-        plan = self.plan
-        side_by_side = type(plan.combiner) is Concat and not plan.encoder.hands
-        return side_by_side and all(chunk.lookups == 1 for chunk in plan.chunks)
-
-    def blocks(self) -> Iterator[tuple["Read", Tensor, Tensor]]:
-        """Yield the reads, the vectors and the counts of a block of ids at a time."""
-        for start in range(0, self.vectors.shape[0], BLOCK):
-            ids = torch.arange(start, min(start + BLOCK, self.vectors.shape[0]), device=self.vectors.device)
-            read = Read(self.plan.encoder(ids), self.plan.encoder.hand(ids))
-            yield read, self.vectors[ids].float(), self.counts[ids].float().unsqueeze(-1)
-
-
-class Read(NamedTuple):
-    """The reads of a block of ids: the rows of each chunk, and the numbers that the encoder hands to the combiner."""
-
-    rows: list[Rows]
-    handed: list[Tensor]
+_JUDGED = 4  # blocks of ids
 
 
 @torch.no_grad()
@@ -78,18 +35,26 @@ def warm_start(trained: Sequence[Trained], stores: Mapping[str, Tensor], steps: 
     Raises:
         ValueError: the fit of a table is worse than zeros would be.
     """
-    trained = [_started(table) for table in trained]
-    groups: list[tuple[set[str], list[Trained]]] = []
-    for table in trained:  # tables that have a store in common, directly or through others, are fitted together
-        names, members, apart = {chunk.store for chunk in table.plan.chunks}, [table], []
-        for group in groups:
-            if names & group[0]:
-                names, members = names | group[0], group[1] + members
-            else:
-                apart.append(group)
-        groups = [*apart, (names, members)]
-    for _, group in groups:
+    for group in _groups([_started(table) for table in trained]):
         _fit(group, stores, steps)
+
+
+def _groups(trained: Sequence[Trained]) -> list[list[Trained]]:
+    """Split tables into groups that are fitted together: those with a common store, directly or through others."""
+    joined: dict[str, str] = {}  # a store to another of its group, or to itself
+
+    def group(store: str) -> str:
+        while joined.setdefault(store, store) != store:
+            joined[store] = store = joined[joined[store]]
+        return store
+
+    for table in trained:
+        for chunk in table.plan.chunks:
+            joined[group(chunk.store)] = group(table.plan.chunks[0].store)
+    groups: dict[str, list[Trained]] = {}
+    for table in trained:
+        groups.setdefault(group(table.plan.chunks[0].store), []).append(table)
+    return list(groups.values())
 
 
 def _started(table: Trained) -> Trained:
@@ -108,13 +73,17 @@ def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> No
     for table in trained:
         for chunk, value in table.plan.combiner.neutral.items():
             stores[table.plan.chunks[chunk].store].fill_(value)
+    widths = {chunk.store: stores[chunk.store].shape[1] for table in trained for chunk in table.plan.chunks}
+    if all(table.is_linear and table.first_columns(widths) is not None for table in trained):
+        fit_sums(trained, stores, steps)
+        return _check(trained, stores)
     parameters = {
         f"{table.plan.table.name}.{name}": parameter
         for table in trained
         for name, parameter in table.plan.combiner.named_parameters()
     }
     targets = {name: stores[name] for table in trained for _, name in table.learned} | parameters
-    used = _usage(trained, targets)
+    used = usage(trained, targets)
     linear = all(table.is_linear for table in trained)
     x = {name: target.float().clone() for name, target in targets.items()}
     rounds = _ROUNDS
@@ -122,7 +91,7 @@ def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> No
         known = table.plan.combiner.rows_of(table.vectors, table.counts)
         for chunk, rows in zip(table.plan.chunks, known or (), strict=known is not None):
             x[chunk.store] = rows.to(x[chunk.store])
-        if known is not None and len(table.vectors) > BLOCK:
+        if known is not None and len(table.vectors) > _JUDGED * BLOCK:
             rounds = 1  # it is close already, and a round reads the table dozens of times
     if linear:
         for name in x:
@@ -139,7 +108,7 @@ def _fit(trained: list[Trained], stores: Mapping[str, Tensor], steps: int) -> No
 def _mean(trained: list[Trained], stores: Mapping[str, Tensor]) -> None:
     """Set each row that is read to the weighted mean of the values it stands for, in place and in one pass."""
     targets = {name: stores[name] for table in trained for _, name in table.learned}
-    used = _usage(trained, targets)
+    used = usage(trained, targets)
     sums = {name: target if target.dtype == torch.float32 else target.float() for name, target in targets.items()}
     for name, total in sums.items():
         total.masked_fill_(used[name] > 0, 0.0)
@@ -147,26 +116,11 @@ def _mean(trained: list[Trained], stores: Mapping[str, Tensor]) -> None:
         widths = [sums[store].shape[1] for _, store in table.learned]
         for (rows, _), vectors, counts in table.blocks():
             for (i, store), values in zip(table.learned, vectors.split(widths, dim=1), strict=True):
-                sums[store].index_add_(0, rows[i].rows.reshape(-1), counts * _factors(rows[i]) * values)
+                add_rows(sums[store], rows[i].rows, counts * values, rows[i].weights)
     for name, total in sums.items():
         total.div_(used[name].masked_fill_(used[name] <= 0, 1.0))
         if total is not targets[name]:
             targets[name].copy_(total)
-
-
-def _usage(trained: list[Trained], targets: Mapping[str, Tensor]) -> Unknowns:
-    """The weight of each row, [rows, 1]: the sum over its reads of the id's count times the squared read weight."""
-    used = {name: torch.zeros(len(target), 1, device=target.device) for name, target in targets.items()}
-    for table in trained:
-        total = 0.0
-        for (rows, _), _, counts in table.blocks():
-            total += float(counts.sum())
-            for i, store in table.learned:
-                share = counts * _factors(rows[i]).square()
-                used[store].index_add_(0, rows[i].rows.reshape(-1), share.reshape(-1, 1))
-        for name, parameter in table.plan.combiner.named_parameters():
-            used[f"{table.plan.table.name}.{name}"] = torch.full_like(parameter, max(total, 1e-30), dtype=torch.float32)
-    return used
 
 
 def _solve(trained: list[Trained], x: Unknowns, used: Unknowns, steps: int, by: float) -> None:
@@ -235,8 +189,7 @@ def _sum(
             tangent = vectors if along is None else _tangent(out, inputs, along)
             pulled = _pull(out, inputs, counts * value(out.detach(), vectors, tangent))
             for (i, store), grad in zip(table.learned, pulled, strict=False):
-                each = grad.unsqueeze(1) * _factors(rows[i]).unsqueeze(-1)
-                result[store].index_add_(0, rows[i].rows.reshape(-1), each.reshape(-1, grad.shape[1]))
+                add_rows(result[store], rows[i].rows, grad, rows[i].weights)
             for name, grad in zip(names, pulled[len(table.learned) :], strict=True):
                 result[name] += grad
     return result
@@ -273,14 +226,10 @@ def _combination(table: Trained) -> tuple[Callable[..., Tensor], list[str]]:
     return combine, [f"{table.plan.table.name}.{name}" for name in inner]
 
 
-def _inputs(table: Trained, rows: list[Rows], x: Unknowns, names: list[str]) -> tuple[Tensor, ...]:
+def _inputs(table: Trained, rows: list[Rows], x: Mapping[str, Tensor], names: list[str]) -> tuple[Tensor, ...]:
     """Return the inputs of `_combination` after the handed numbers: the learned chunks of a block, the parameters."""
-    read = [(x[store][rows[i].rows] * _factors(rows[i]).unsqueeze(-1)).sum(1) for i, store in table.learned]
+    read = [pooled_rows(x[store], rows[i]) for i, store in table.learned]
     return *read, *(x[name].detach().clone() for name in names)
-
-
-def _factors(rows: Rows) -> Tensor:
-    return torch.ones_like(rows.rows, dtype=torch.float32) if rows.weights is None else rows.weights.float()
 
 
 def _error(trained: list[Trained], x: Unknowns) -> float:
@@ -290,20 +239,19 @@ def _error(trained: list[Trained], x: Unknowns) -> float:
         combine, names = _combination(table)
         for (rows, handed), vectors, counts in table.blocks():
             missed = vectors - combine(handed, *_inputs(table, rows, x, names))
-            total += float((counts * missed.square()).double().sum())
+            total += float((counts * missed.square()).sum(dtype=torch.float64))
     return total
 
 
-def _check(trained: list[Trained], x: Unknowns) -> None:
+def _check(trained: list[Trained], x: Mapping[str, Tensor]) -> None:
     """Raise ValueError if the vectors of these tables are fitted worse than by zeros, judged by the first ids."""
     lost = whole = 0.0
     for table in trained:
         combine, names = _combination(table)
-        for (rows, handed), vectors, counts in table.blocks():
+        for (rows, handed), vectors, counts in itertools.islice(table.blocks(), _JUDGED):
             missed = vectors - combine(handed, *_inputs(table, rows, x, names))
-            lost += float((counts * missed.square()).double().sum())
-            whole += float((counts * vectors.square()).double().sum())
-            break
+            lost += float((counts * missed.square()).sum(dtype=torch.float64))
+            whole += float((counts * vectors.square()).sum(dtype=torch.float64))
     if not lost <= 1.01 * whole:
         kinds = sorted({type(table.plan.combiner).__name__ for table in trained})
         raise ValueError(

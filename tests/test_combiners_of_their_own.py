@@ -13,7 +13,8 @@ import embcomp
 from embcomp.methods.base import METHODS, Chunk, Combiner, Method, Plan, Store, Table, TablePlan
 from embcomp.methods.quotient_remainder import QuotientRemainderEncoder
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
-from embcomp.warm import Trained, warm_start
+from embcomp.trained import Trained
+from embcomp.warm import warm_start
 
 
 class Difference(Combiner):

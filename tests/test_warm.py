@@ -12,7 +12,7 @@ from embcomp import compress_
 from embcomp.methods import Table
 from embcomp.testing.example import Example
 from embcomp.testing.examples import EXAMPLES
-from embcomp.warm import BLOCK
+from embcomp.trained import BLOCK
 
 N, D = 60, 8
 

@@ -188,14 +188,11 @@ def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Mome
         raise ValueError(
             f"tables {[holder.paths[0] for holder in members]} share a store, but differ in device or dtype"
         )
-    drawn = {
-        name: pooled(
-            own
-            for own, part in zip(moments, plan.tables, strict=True)
-            if any(chunk.store == name for chunk in part.chunks)
-        )
-        for name in plan.stores
-    }
+    of_store: dict[str, list[Moments]] = {name: [] for name in plan.stores}
+    for own, part in zip(moments, plan.tables, strict=True):
+        for name in {chunk.store for chunk in part.chunks}:
+            of_store[name].append(own)
+    drawn = {name: pooled(each) for name, each in of_store.items()}
     drawn_like = {part.table.name: own for own, part in zip(moments, plan.tables, strict=True)}
     stores: dict[str, PlainStore] = {}
     parts, replacements = [], []

@@ -194,22 +194,25 @@ def _gradients(
     return torch.cat(of_weights).to(weights.dtype) if weights is not None else None, of_tables
 
 
-def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
+def table_gradient_reference(shape: torch.Size, bags: Bags, grad: Tensor, out: Tensor | None = None) -> Tensor:
     """Compute `table_gradient` in plain torch."""
     own = bags.own()
     each = grad[own.columns_of_rows(shape[1])]
     if own.weights is not None:
         each = each * own.weights.unsqueeze(-1)
-    return torch.zeros(shape, **_FLOAT).index_add_(0, own.rows, each)
+    return (torch.zeros(shape, **_FLOAT) if out is None else out).index_add_(0, own.rows, each)
 
 
-def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor) -> Tensor:
-    """Compute the dense gradient of a table of this shape, [rows, dim], from that of its bags, [batch, columns]."""
+def table_gradient(shape: torch.Size, bags: Bags, grad: Tensor, out: Tensor | None = None) -> Tensor:
+    """Compute the dense gradient of a table of this shape, [rows, dim], from that of its bags, [batch, columns].
+
+    If `out` is given, float32 [rows, dim] and contiguous, the gradient is added to it.
+    """
     bags.check(shape, grad.shape[1])
     lib = native.library()
     if lib is None:
-        return table_gradient_reference(shape, bags, grad)
-    out, width = torch.zeros(shape, **_FLOAT), grad.shape[1]
+        return table_gradient_reference(shape, bags, grad, out)
+    out, width = torch.zeros(shape, **_FLOAT) if out is None else out, grad.shape[1]
     lib.bag_backward(
         float32("out", out, *shape), size(shape[1]), *bags.arguments(), float32("grad", grad, bags.batch, width),
         size(width), int64("columns", bags.columns, bags.columns.numel()),

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embcomp.formats import grouped, text_table
-from embcomp.holders import Held
+from embcomp.holders import HeldStore
 from embcomp.serving.swap import Served, names_of
-from embcomp.sizes import nbytes, share_of
+from embcomp.sizes import nbytes, shares_of
 
 
 @dataclass(frozen=True)
@@ -106,31 +106,41 @@ def table_lines(served: Served) -> list[TableExport]:
 
     A map that several tables share is counted for the first of them.
     """
-    users: dict[int, list[Held]] = {}
-    for table in served.tables:
-        for rows in table.rows:
-            users.setdefault(id(rows), []).append(table)
+    trained, exported = _of_stores(served)
     lines = []
     counted: set[int] = set()
-    for table in served.tables:
+    for position, table in enumerate(served.tables):
         buffers = [] if table.method == "Full" or table.plan is None else list(table.plan.encoder.buffers())
-        trained = exported = sum(buffer.nbytes for buffer in buffers if id(buffer) not in counted)
-        learned = 0 if table.plan is None else nbytes(table.plan.combiner)
-        trained, exported = trained + learned, exported + learned
+        beside = sum(buffer.nbytes for buffer in buffers if id(buffer) not in counted)
+        beside += 0 if table.plan is None else nbytes(table.plan.combiner)
         counted |= {id(buffer) for buffer in buffers}
         dtypes: list[str] = []
-        for held in table.stores.values():
-            rows, store = held.weight, served.stores.get(id(held.weight))
-            after = rows.nbytes if store is None else store.nbytes
-            before = rows.nbytes + (0 if held.codec is None else nbytes(held.codec))
-            weights = [(user.table.num_embeddings or 1) * user.table.embedding_dim for user in users[id(rows)]]
-            position = next(i for i, user in enumerate(users[id(rows)]) if user is table)
-            trained += share_of(before, weights, position)
-            exported += share_of(after, weights, position)
+        for rows in table.rows:
+            store = served.stores.get(id(rows))
             dtypes.append(str(rows.dtype).removeprefix("torch.") if store is None else store.kind)
         ids, dim = table.table.num_embeddings, table.table.embedding_dim
         full = None if ids is None else 4 * ids * dim
         count = sum(rows.shape[0] for rows in table.rows)
         kinds = tuple(dict.fromkeys(dtypes))
-        lines.append(TableExport(names_of(table)[0], table.method, kinds, count, full, trained, exported))
+        after = trained[position] + beside, exported[position] + beside
+        lines.append(TableExport(names_of(table)[0], table.method, kinds, count, full, *after))
     return lines
+
+
+def _of_stores(served: Served) -> tuple[list[int], list[int]]:
+    """The bytes of each table's stores, its share of shared ones: while they train, and exported."""
+    readers: dict[int, list[tuple[int, HeldStore]]] = {}
+    for position, table in enumerate(served.tables):
+        for held in table.stores.values():
+            readers.setdefault(id(held.weight), []).append((position, held))
+    full = [(table.table.num_embeddings or 1) * table.table.embedding_dim for table in served.tables]
+    trained, exported = [0] * len(full), [0] * len(full)
+    for own in readers.values():
+        held, store = own[0][1], served.stores.get(id(own[0][1].weight))
+        before = held.weight.nbytes + (0 if held.codec is None else nbytes(held.codec))
+        weights = [full[position] for position, _ in own]
+        shares = shares_of(before, weights), shares_of(held.weight.nbytes if store is None else store.nbytes, weights)
+        for (position, _), of_trained, of_exported in zip(own, *shares, strict=True):
+            trained[position] += of_trained
+            exported[position] += of_exported
+    return trained, exported

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from embcomp.ops import tables
+from embcomp.ops.row_sums import add_rows, add_rows_reference
 from embcomp.ops.tables import Bags
 from tests.ops.table_requests import WIDTHS, looks, make, requests, summed_gradient
 
@@ -62,3 +64,32 @@ def test_outputs_too_large_for_a_cache(form, shift):
     expected = torch.zeros_like(out)
     expected[:, shift : shift + 2 * dim] = torch.cat([table[rows[:batch]], table[rows[batch:]]], dim=1)
     assert torch.equal(out, expected)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**31),
+    ids=st.integers(0, 40),
+    lookups=st.integers(1, 4),
+    width=st.sampled_from([1, 3, 16]),
+    weighted=st.booleans(),
+)
+def test_values_are_added_to_the_rows_of_each_id(seed: int, ids: int, lookups: int, width: int, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(7, width, generator=generator)
+    rows = torch.randint(0, 7, (lookups, ids), generator=generator).t()
+    values = torch.randn(ids, 2 * width, generator=generator)[:, width:]
+    weights = torch.randn(ids, lookups, generator=generator) if weighted else None
+    expected = table.double()
+    for i in range(ids):
+        for j in range(lookups):
+            expected[rows[i, j]] += values[i].double() * (1.0 if weights is None else weights[i, j].double())
+    for add in (add_rows, add_rows_reference):
+        added = table.clone()
+        add(added, rows, values, weights)
+        torch.testing.assert_close(added, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_outside_of_the_table_is_refused() -> None:
+    with pytest.raises(IndexError, match="row 3 is out of range"):
+        add_rows(torch.zeros(3, 2), torch.tensor([[0], [3]]), torch.zeros(2, 2))
