@@ -117,6 +117,8 @@ def choose(
     started = time.monotonic()
     checked(count, Count, "count")
     checked(init, After, "init")
+    if isinstance(model_or_tables, Tensor):
+        raise TypeError("choose takes a model or its tables, got a tensor; for item vectors: embcomp.retrieval.choose")
     held = held_tables(model_or_tables, keep, widths)
     budget = _budget(held, nbytes)
     known = {name: check_counts(c, _table(held, name)) for name, c in by_name(held, counts, "counts").items()}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from embcomp import artifact
 from embcomp.ops.kmeans import no_progress
 from embcomp.retrieval.checks import check_device, check_matrix
-from embcomp.retrieval.choose import way
+from embcomp.retrieval.named import way
 from embcomp.retrieval.rotations import Rotation
 from embcomp.retrieval.vector_codes import Metric, VectorCodes
 from embcomp.retrieval.ways import Progress

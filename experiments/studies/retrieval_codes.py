@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from embcomp import artifact, retrieval
 from embcomp.ops.kmeans import no_progress
+from embcomp.retrieval.candidates import candidates
 from embcomp.torchrec.holders import stores_of
 from experiments.config import RunConfig
 from experiments.load import load
@@ -34,6 +35,7 @@ CONFIGS = Path(__file__).parent / "retrieval-codes"
 EXPERIMENT = "retrieval-codes"
 KIND = "vectors of a run"
 SHARES = (0.10, 0.04, 0.06, 0.125, 0.03, 0.25)  # of the full bytes, those that are asked most of first
+CHOSEN = (0.10, 0.04)  # shares for which `retrieval.choose` chooses a way
 HOWS = ("float query", "codes")
 METRICS = ("recall@10", "recall@50")
 Progress = Callable[[int, int, str], None]
@@ -58,20 +60,39 @@ def run_all(results: Path, out: Path, console: Console, configs: Path = CONFIGS,
 
 
 def _run(run: RunConfig, file: Path, out: Path, console: Console) -> None:
-    done = study.held(file)["ways"] if study.is_current(file, run) else {}
+    held = study.held(file) if study.is_current(file, run) else {}
+    done, choices = held.get("ways", {}), held.get("chosen", {})
     task = prepare(run)
     users = items = None
+
+    def keep(text: str) -> None:
+        console.print(f"{run.data.name}, seed {run.seed}: {text}", highlight=False)
+        values = {
+            "experiment": EXPERIMENT, "dataset": run.data.name, "model": run.model.name, "seed": run.seed, "ways": done,
+            "chosen": choices,
+        }  # fmt: skip
+        study.write(file, values, run)
+
     for label, settings in ways(*sizes(task)).items():
         if label in done:
             continue
         if users is None or items is None:
             users, items = vectors_of(run, task, out)
         done[label] = judged(task, users, items, settings)
-        console.print(f"{run.data.name}, seed {run.seed}: {label} {said(done[label])}", highlight=False)
-        values = {
-            "experiment": EXPERIMENT, "dataset": run.data.name, "model": run.model.name, "seed": run.seed, "ways": done,
-        }  # fmt: skip
-        study.write(file, values, run)
+        keep(f"{label} {said(done[label])}")
+    for share in CHOSEN:
+        if f"{share:.0%}" in choices:
+            continue
+        if users is None or items is None:
+            users, items = vectors_of(run, task, out)
+        known, wanted = pairs(task, "valid")
+        nbytes = int(share * items.nbytes)
+        choice = retrieval.choose(items, nbytes, queries=users, wanted=wanted, known=known, seed=run.seed)
+        best = choice.tried[0]
+        choices[f"{share:.0%}"] = best.name
+        if best.name not in done:
+            done[best.name] = judged(task, users, items, dict(best.settings))
+        keep(f"chosen at {share:.0%}: {best.name} {said(done[best.name])}")
 
 
 def said(row: dict[str, Any]) -> str:
@@ -86,31 +107,8 @@ def ways(rows: int, dim: int) -> dict[str, dict[str, Any]]:
     full = 4 * rows * dim
     chosen: dict[str, dict[str, Any]] = {"full": {}}
     for share in SHARES:
-        for settings in _candidates(rows, dim, share * full):
-            way = retrieval.way(**settings)
-            if 0.75 * share * full < way.nbytes(rows, dim) <= share * full:
-                label = ", ".join(f"{name} {value}" for name, value in settings.items())
-                chosen.setdefault(label, settings)
+        chosen |= candidates(rows, dim, share * full)
     return chosen | {"learned signs": {"learn": dim}}
-
-
-def _candidates(rows: int, dim: int, most: float) -> list[dict[str, Any]]:
-    """Return settings that may come close to `most` bytes from below."""
-    candidates: list[dict[str, Any]] = []
-    for name, limit in (("signs", 2 * dim), ("row_bits", 8 * dim)):
-        fitting = [n for n in range(8, limit) if retrieval.way(**{name: n}).nbytes(rows, dim) <= most]
-        candidates += [{name: n} for n in fitting[-1:]]
-    candidates += [{"bits": bits} for bits in (8, 7, 6, 4, 3, 2, 1)]
-    candidates += [{"levels": levels, "rotation": "itq"} for levels in (1, 2, 3, 4)]
-    candidates += [{"bits": bits, "rotation": "itq"} for bits in (3, 2)]
-    four: dict[str, Any] = {"bits": 4, "rotation": "svd"}
-    widths = [width for width in range(2, dim, 2) if retrieval.way(**four, width=width).nbytes(rows, dim) <= most]
-    candidates += [{**four, "width": width} for width in widths[-1:]]
-    candidates += [
-        {"parts": parts, "codes": codes} for parts in (4, 8, 16, 32) if not dim % parts for codes in (256, 16)
-    ]
-    candidates += [{"levels": 3}, {"levels": 1, "rotation": "random"}]
-    return candidates
 
 
 def sizes(task: Any) -> tuple[int, int]:
@@ -218,6 +216,7 @@ def write_markdown(results: Path, folder: Path) -> Path:
         shown = ", ".join(f"{m} {Stat.of([each[f'test/{m}'] for each in full])}" for m in METRICS)
         lines += ["", f"## {dataset}, {of_data[0]['model']}", "", f"The float vectors: {shown}.", ""]
         lines += study.table(header, "rl" + "r" * (len(header) - 2), _rows(of_data, full))
+        lines += _chosen(of_data, full)
     return study.write_page(folder, EXPERIMENT, lines)
 
 
@@ -238,6 +237,23 @@ def _rows(files: list[dict[str, Any]], full: list[dict[str, float]]) -> Iterator
             ),
             str(len(there)),
         ]
+
+
+def _chosen(files: list[dict[str, Any]], full: list[dict[str, float]]) -> Iterator[str]:
+    """Yield a line for each share of the bytes: what the ways that `retrieval.choose` chose keep."""
+    for share in dict.fromkeys(share for file in files for share in file.get("chosen", ())):
+        there = [(file, base) for file, base in zip(files, full, strict=True) if share in file.get("chosen", ())]
+        names = [file["chosen"][share] for file, _ in there]
+        tested = [
+            [f["ways"][name]["metrics"][HOWS[0]][f"test/{metric}"] / base[f"test/{metric}"] for metric in METRICS]
+            for (f, base), name in zip(there, names, strict=True)
+        ]
+        both = " and ".join(kept(list(each)) for each in zip(*tested, strict=True))
+        yield ""
+        yield (
+            f"Chosen at {share} by `retrieval.choose` with the valid split: {' / '.join(dict.fromkeys(names))}, which "
+            f"keeps {both} of R@10 and R@50 on the test split ({len(there)} seeds)."
+        )
 
 
 def kept(shares: list[float]) -> str:

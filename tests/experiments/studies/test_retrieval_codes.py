@@ -48,6 +48,7 @@ def test_runs_leave_files_and_go_on(tmp_path, monkeypatch):
     (tmp_path / "configs" / "small.toml").write_text(TOML)
     given = {"full": {}, "bits 8": {"bits": 8}}
     monkeypatch.setattr(study, "ways", lambda rows, dim: given)
+    monkeypatch.setattr(study, "CHOSEN", ())
     run = [tmp_path / "results", tmp_path / "out", Console(quiet=True), tmp_path / "configs"]
     study.run_all(*run)
     file = tmp_path / "results" / "retrieval-codes" / "synthetic" / "seed3.json"
@@ -72,6 +73,14 @@ def test_runs_leave_files_and_go_on(tmp_path, monkeypatch):
     table = study.write_markdown(tmp_path / "results", tmp_path).read_text()
     assert "| bits 8 | 0.000 |" in table
     assert "| bits 1 | 0." in table
+    monkeypatch.setattr(study, "CHOSEN", (0.5,))
+    study.run_all(*run)
+    third = json.loads(file.read_text())
+    name = third["chosen"]["50%"]
+    assert third["ways"][name]["share"] <= 0.5
+    kept = third["ways"][name]["metrics"]["float query"]["test/recall@10"] / full["test/recall@10"]
+    page = study.write_markdown(tmp_path / "results", tmp_path).read_text()
+    assert f"Chosen at 50% by `retrieval.choose` with the valid split: {name}, which keeps {100 * kept:.1f} and" in page
 
 
 def test_vectors_are_those_of_the_model(tmp_path):
