@@ -33,7 +33,7 @@ test-newest: $(INSTALLED)
 	$(PY) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install -q --no-compile $$(grep '^torch==' requirements/newest.txt)
 	grep -v '^torch==' requirements/newest.txt >.venv-newest/rest.txt
-	grep -vE '^(torch|torchrec|fbgemm-gpu-cpu)==' requirements/cpu.txt >>.venv-newest/rest.txt
+	grep -vE '^(torch|torchrec|fbgemm-gpu-cpu|triton)==' requirements/cpu.txt >>.venv-newest/rest.txt
 	.venv-newest/bin/python -m pip install -q --no-compile --no-deps --requirement .venv-newest/rest.txt
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 

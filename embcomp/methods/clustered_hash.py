@@ -23,8 +23,9 @@ from embcomp.methods.base import (
 )
 from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.together import Parts
-from embcomp.ops.hashing import hash_rows, hash_rows_each
-from embcomp.ops.packing import bits_for, pack, packed_words, unpack, unpack_at
+from embcomp.ops.hashing import hash_rows
+from embcomp.ops.packing import bits_for, pack, packed_words, unpack
+from embcomp.ops.together.maps import two_rows
 from embcomp.settings import ReadCount, RowCount
 
 _ROUND_BYTES = 8
@@ -83,19 +84,16 @@ class ClusteredEncoder(HashEncoder):
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
         """Return the rows of several encoders (`embcomp.methods.together`)."""
-        encoders = [part.encoder for part in asked.parts]
-        start, bits, mask, chunks, chunk, key, rows = asked.each(
-            [32 * start for start in asked.starts("words")],
-            [encoder.bits for encoder in encoders],
-            [(1 << encoder.bits) - 1 for encoder in encoders],
-            [encoder.chunks for encoder in encoders],
-            [part.chunk for part in asked.parts],
-            [start + part.chunk for start, part in zip(asked.starts("keys"), asked.parts, strict=True)],
-            [encoder.rows for encoder in encoders],
+        rows = two_rows(
+            asked.batch,
+            words=asked.buffers("words"),
+            bits=[encoder.bits for encoder in asked.encoder_of],
+            chunks=[encoder.chunks for encoder in asked.encoder_of],
+            chunk=asked.chunks,
+            keys=asked.buffers("keys"),
+            rows=[encoder.rows for encoder in asked.encoder_of],
         )
-        first = unpack_at(asked.joined("words"), start + (asked.ids * chunks + chunk) * bits, mask)
-        second = hash_rows_each(asked.ids, asked.joined("keys")[key], rows) + rows
-        return Rows(torch.cat([first, second], 1) + 2 * chunk * rows)
+        return Rows(rows)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,7 +25,8 @@ from embcomp.methods.base import (
     per_table,
 )
 from embcomp.methods.together import Parts
-from embcomp.ops.packing import bits_for, pack, packed_words, unpack, unpack_at
+from embcomp.ops.packing import bits_for, pack, packed_words, unpack
+from embcomp.ops.together.maps import kept_rows
 from embcomp.settings import RowCount, Within
 
 _DRAWS = 4  # hashes of one bucket width
@@ -55,16 +56,8 @@ class BlockEncoder(Encoder):
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
         """Return the rows of several encoders (`embcomp.methods.together`)."""
-        encoders = [part.encoder for part in asked.parts]
-        start, bits, mask, block = asked.each(
-            [32 * start for start in asked.starts("words")],
-            [encoder.bits for encoder in encoders],
-            [(1 << encoder.bits) - 1 for encoder in encoders],
-            [encoder.block for encoder in encoders],
-        )
-        own_block = asked.ids // block
-        owner = unpack_at(asked.joined("words"), start + own_block * bits, mask)
-        return Rows(owner * block + asked.ids - own_block * block)
+        bits, block = zip(*[(encoder.bits, encoder.block) for encoder in asked.encoder_of], strict=True)
+        return Rows(kept_rows(asked.batch, asked.buffers("words"), bits, block))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -21,9 +21,10 @@ from embcomp.methods.base import (
     check_rows,
     per_table,
 )
-from embcomp.methods.hashing import HashEncoder, hashed_together
+from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.together import Parts
 from embcomp.ops.search import lower_bound
+from embcomp.ops.together.hashing import frequent
 from embcomp.settings import RowCount, Share
 
 
@@ -57,31 +58,9 @@ class FrequencyEncoder(HashEncoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        encoders = [part.encoder for part in asked.parts]
-        hot, starts = [encoder.hot_ids.numel() for encoder in encoders], asked.starts("hot_ids")
-        # One sorted list of all: an id is numbered after those of the tables before.
-        lists = {id(encoder): (position, encoder.hot_ids.numel()) for position, encoder in enumerate(asked.encoders)}
-        span = max(encoder.table.num_embeddings for encoder in encoders)
-        shared, number, start, end = hashed_together(
-            asked,
-            [lists[id(encoder)][0] for encoder in encoders],
-            starts,
-            [first + own for first, own in zip(starts, hot, strict=True)],
-        )
-        ids, lengths = asked.joined("hot_ids"), [own for _, own in lists.values()]
-        place_of = torch.repeat_interleave(asked.constant(lengths), output_size=sum(lengths))
-        sorted_ids, wanted = torch.add(ids, place_of, alpha=span), torch.add(asked.ids, number, alpha=span)
-        position = torch.searchsorted(sorted_ids, wanted)
-        if not sum(lengths):
-            is_hot = torch.zeros_like(position, dtype=torch.bool)
-        else:
-            is_hot = (position < end) & (sorted_ids[position.clamp(max=sum(lengths) - 1)] == wanted)
-        rows = torch.where(is_hot, position, shared + end) - start
-        if not encoders[0]._double:
-            return Rows(rows)
-        weights = torch.ones_like(rows, dtype=torch.float32)
-        weights[:, 1:].masked_fill_(is_hot, 0.0)
-        return Rows(rows, weights)
+        ranges = [encoder.ranges[0] for encoder in asked.encoder_of]
+        lookups = asked.encoder_of[0].lookups[0]
+        return Rows(*frequent(asked.batch, asked.buffers("keys"), ranges, asked.buffers("hot_ids"), lookups))
 
     @property
     def _double(self) -> bool:

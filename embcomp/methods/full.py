@@ -8,6 +8,7 @@ from torch import Tensor
 
 from embcomp.methods.base import Chunk, Concat, Encoder, Ladder, Method, Plan, Rows, Sizes, Store, Table, TablePlan
 from embcomp.methods.together import Parts
+from embcomp.ops.together.digits import own_rows
 
 
 class IdentityEncoder(Encoder):
@@ -19,7 +20,7 @@ class IdentityEncoder(Encoder):
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
         """Encode the ids of several encoders at once (`embcomp.methods.together`)."""
-        return Rows(asked.ids)
+        return Rows(own_rows(asked.batch))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

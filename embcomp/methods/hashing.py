@@ -27,8 +27,9 @@ from embcomp.methods.base import (
 )
 from embcomp.methods.budget import share_rows
 from embcomp.methods.together import Parts
-from embcomp.ops.balanced import KEY_WORDS, Domain, balanced_key, balanced_rows, balanced_rows_each
-from embcomp.ops.hashing import MAX_ROWS, check_ids, hash_key, hash_rows, hash_rows_by_key, hash_rows_each
+from embcomp.ops.balanced import KEY_WORDS, Domain, balanced_key, balanced_rows
+from embcomp.ops.hashing import MAX_ROWS, check_ids, hash_key, hash_rows, hash_rows_by_key
+from embcomp.ops.together.hashing import balanced, hashed
 from embcomp.settings import ReadCount, RowCount
 
 
@@ -73,7 +74,9 @@ class HashEncoder(Encoder):
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
         """Encode the ids of several encoders at once (`embcomp.methods.together`)."""
-        return Rows(hashed_together(asked)[0])
+        ranges = [encoder.ranges[chunk] for encoder, chunk in asked.parts]
+        lookups = asked.encoder_of[0].lookups_of(asked.chunks[0])
+        return Rows(hashed(asked.batch, asked.buffers("keys"), _first_keys(asked), ranges, lookups))
 
     def _by_key(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
         """Return rows [number of keys, number of ids]."""
@@ -97,9 +100,8 @@ class BalancedHashEncoder(HashEncoder):
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
         domains = [Domain.of(encoder.num_ids, encoder.ranges[chunk]) for encoder, chunk in asked.parts]
-        at, *domain = asked.each(_first_keys(asked), *zip(*(domain.numbers for domain in domains), strict=True))
-        keys = _keys_at(asked, at).unbind(-1)
-        return Rows(balanced_rows_each(asked.ids, keys, *domain))
+        lookups = asked.encoder_of[0].lookups_of(asked.chunks[0])
+        return Rows(balanced(asked.batch, asked.buffers("keys"), _first_keys(asked), domains, lookups))
 
     def _by_key(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
         return balanced_rows(ids, keys, self.num_ids, rows, out)
@@ -108,25 +110,9 @@ class BalancedHashEncoder(HashEncoder):
         return balanced_rows(ids, keys, self.num_ids, rows).t()
 
 
-def hashed_together(asked: Parts, *columns: Sequence[int]) -> tuple[Tensor, ...]:
-    """Return the hashed rows of several `HashEncoder`s, int64 [N, lookups], and more columns by `Parts.each`."""
-    ranges = [encoder.ranges[chunk] for encoder, chunk in asked.parts]
-    at, rows, *more = asked.each(_first_keys(asked), ranges, *columns)
-    return hash_rows_each(asked.ids, _keys_at(asked, at), rows), *more
-
-
 def _first_keys(asked: Parts) -> list[int]:
-    """The position of each part's first key among the keys of all encoders."""
-    starts = asked.starts("keys")
-    return [start + sum(part.encoder.lookups[: part.chunk]) for start, part in zip(starts, asked.parts, strict=True)]
-
-
-def _keys_at(asked: Parts, first: Tensor) -> Tensor:
-    """The keys of each id, [N, lookups] or [N, lookups, words of a key]."""
-    keys = asked.joined("keys")
-    encoder, chunk = asked.parts[0]
-    number = encoder.lookups[chunk]
-    return keys[first if number == 1 else first + torch.arange(number, device=first.device)]
+    """The position of each part's first key among those of its encoder."""
+    return [sum(encoder.lookups[:chunk]) for encoder, chunk in asked.parts]
 
 
 def hash_encoder(balanced: bool) -> type[HashEncoder]:
@@ -318,13 +304,10 @@ class _HashEmbeddingEncoder(HashEncoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        starts = asked.starts("keys")
         # The importance comes first, but its key is the last.
-        key_indices = [len(part.encoder.keys) - 1 if part.chunk == 0 else part.chunk - 1 for part in asked.parts]
-        first, rows, own = asked.each(
-            [start + key_index for start, key_index in zip(starts, key_indices, strict=True)],
-            [part.encoder.ranges[key_index] for part, key_index in zip(asked.parts, key_indices, strict=True)],
-            [part.chunk == 0 and part.encoder.own_importance for part in asked.parts],
-        )
-        hashed = hash_rows_each(asked.ids, _keys_at(asked, first), rows)
-        return Rows(torch.where(own.bool(), asked.ids, hashed))
+        own_keys = [len(encoder.keys) - 1 if chunk == 0 else chunk - 1 for encoder, chunk in asked.parts]
+        ranges = [
+            0 if chunk == 0 and encoder.own_importance else encoder.ranges[key]
+            for (encoder, chunk), key in zip(asked.parts, own_keys, strict=True)
+        ]
+        return Rows(hashed(asked.batch, asked.buffers("keys"), own_keys, ranges, 1))

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import Tensor
 
 from embcomp.methods.base import (
@@ -29,6 +28,8 @@ from embcomp.methods.base import (
 from embcomp.methods.budget import share_rows
 from embcomp.methods.together import Parts
 from embcomp.ops.hashing import MAX_ROWS
+from embcomp.ops.together.batch import LARGEST
+from embcomp.ops.together.digits import digits
 from embcomp.settings import RowCount
 
 
@@ -46,11 +47,9 @@ class QuotientRemainderEncoder(Encoder):
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
         """Encode the ids of several encoders at once (`embcomp.methods.together`)."""
-        divisor, chunk = asked.each(
-            [part.encoder.divisor for part in asked.parts], [part.chunk for part in asked.parts]
-        )
-        quotient = asked.ids // divisor
-        return Rows(torch.where(chunk.bool(), asked.ids - quotient * divisor, quotient))
+        below = [1 if chunk else encoder.divisor for encoder, chunk in asked.parts]
+        radix = [encoder.divisor if chunk else LARGEST for encoder, chunk in asked.parts]
+        return Rows(digits(asked.batch, below, radix))
 
 
 def smallest_pair(num_embeddings: int) -> int:

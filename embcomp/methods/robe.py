@@ -10,7 +10,8 @@ from torch import Tensor
 from embcomp.methods.base import Chunk, Combiner, Ladder, Method, Plan, Rows, Sizes, Store, Table, TablePlan
 from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.together import Parts
-from embcomp.ops.hashing import MAX_ROWS, hash_rows, hash_rows_each
+from embcomp.ops.hashing import MAX_ROWS, hash_rows
+from embcomp.ops.together.blocks import blocks
 from embcomp.settings import MAX_READS, Width, Within
 
 _WIDE = 4  # rows are multiples of so many floats, which FBGEMM can read
@@ -86,17 +87,16 @@ class BlockEncoder(HashEncoder):
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
         """Return the rows of several encoders (`embcomp.methods.together`)."""
-        encoders = [part.encoder for part in asked.parts]
-        keys = zip(asked.starts("keys"), asked.parts, strict=True)
-        at, size, width, rows, after = asked.each(
-            [start + part.chunk // 2 for start, part in keys],
-            [encoder.ranges[0] for encoder in encoders],
-            [encoder.width for encoder in encoders],
-            [encoder.rows for encoder in encoders],
-            [part.chunk % 2 for part in asked.parts],
+        encoders = asked.encoder_of
+        rows = blocks(
+            asked.batch,
+            keys=asked.buffers("keys"),
+            first=[chunk // 2 for chunk in asked.chunks],
+            size=[encoder.ranges[0] for encoder in encoders],
+            width=[encoder.width for encoder in encoders],
+            after=[chunk % 2 for chunk in asked.chunks],
         )
-        places = hash_rows_each(asked.ids, asked.joined("keys")[at], size)
-        return Rows((places // width + after) % rows)
+        return Rows(rows)
 
     def _places(self, ids: Tensor) -> Tensor:
         """Return the places of the blocks, int64 [N, blocks], below the size of the array."""

@@ -25,6 +25,7 @@ from embcomp.methods.base import (
     side_store,
 )
 from embcomp.methods.together import Parts
+from embcomp.ops.together.digits import digits
 from embcomp.settings import MAX_DIM, Width
 
 Three = tuple[int, int, int]
@@ -121,11 +122,9 @@ class DigitEncoder(Encoder):
     def encode_together(cls, asked: Parts) -> Rows:
         """Return the rows of several encoders (`embcomp.methods.together`)."""
         radices = [part.encoder.radix for part in asked.parts]
-        below, own = asked.each(
-            [math.prod(radix[part.chunk + 1 :]) for radix, part in zip(radices, asked.parts, strict=True)],
-            [radix[part.chunk] for radix, part in zip(radices, asked.parts, strict=True)],
-        )
-        return Rows(asked.ids // below % own)
+        below = [math.prod(radix[part.chunk + 1 :]) for radix, part in zip(radices, asked.parts, strict=True)]
+        own = [radix[part.chunk] for radix, part in zip(radices, asked.parts, strict=True)]
+        return Rows(digits(asked.batch, below, own))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

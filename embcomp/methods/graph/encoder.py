@@ -11,9 +11,9 @@ from torch import Tensor
 
 from embcomp.graph.cluster_map import ClusterMap, look_up
 from embcomp.methods.base import Rows, Table
-from embcomp.methods.hashing import HashEncoder, hashed_together
+from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.together import Parts
-from embcomp.ops.packing import unpack_at
+from embcomp.ops.together.maps import clustered
 
 
 class ClusterEncoder(HashEncoder):
@@ -43,20 +43,20 @@ class ClusterEncoder(HashEncoder):
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:
-        encoders = [part.encoder for part in asked.parts]
-        maps = [part.encoder if part.chunk == 0 else None for part in asked.parts]  # later chunks hash
-        hashed, starts, bits, masks, entries, own_rows, first = hashed_together(
-            asked,
-            [32 * start for start in asked.starts("words")],
-            [encoder.bits for encoder in encoders],
-            [(1 << encoder.bits) - 1 for encoder in encoders],
-            [0 if map_encoder is None else map_encoder.num_ids for map_encoder in maps],
-            [encoder.own_rows for encoder in encoders],
-            [0 if map_encoder is None else map_encoder.first for map_encoder in maps],
+        encoders = asked.encoder_of
+        mapped = [chunk == 0 for chunk in asked.chunks]  # later chunks hash
+        rows = clustered(
+            asked.batch,
+            words=asked.buffers("words"),
+            bits=[encoder.bits for encoder in encoders],
+            entries=[encoder.num_ids * own for encoder, own in zip(encoders, mapped, strict=True)],
+            own_rows=[encoder.own_rows for encoder in encoders],
+            keys=asked.buffers("keys"),
+            first=asked.chunks,  # a key for each chunk
+            rows=[encoder.ranges[chunk] for encoder, chunk in asked.parts],
+            start=[encoder.first * own for encoder, own in zip(encoders, mapped, strict=True)],
         )
-        known = asked.ids < entries
-        row = unpack_at(asked.joined("words"), torch.where(known, starts + asked.ids * bits, starts), masks)
-        return Rows(torch.where(known & (row < own_rows), row, hashed + first))
+        return Rows(rows)
 
     def cluster_map(self) -> ClusterMap:
         """Return the map that the encoder holds, without statistics of the clustering."""

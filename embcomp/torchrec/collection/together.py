@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embcomp.methods.together import Constants, Part, alike, encode_together
+from embcomp.methods.together import Part, alike, batch_of, encode_together
+from embcomp.ops.together.batch import Constants
 from embcomp.torchrec.collection.layout import Read
 
 
@@ -75,20 +76,16 @@ class Together:
         given: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
         read = [self.reads[place].feature for place in group]
-        keys = features.keys()
-        as_is = read == list(keys)
-        own = features.values() if as_is else torch.cat([ids[feature] for feature in read])
-        if not as_is:
-            place_of = {key: place for place, key in enumerate(keys)}
-            order = self.constants((tuple(place_of[feature] for feature in read),), counts)
-            counts = counts.index_select(0, order.view(-1))
-        number = torch.repeat_interleave(counts, output_size=own.numel())
-        rows, fixed = encode_together([self._part(place) for place in group], own, number, self.constants)
+        keys = list(features.keys())
+        order = None if read == keys else tuple(map(keys.index, read))
+        parts = [self._part(place) for place in group]
+        ids_of = [ids[feature] for feature in read]
+        rows, fixed = encode_together(parts, batch_of(parts, features.values(), counts, order, ids_of, self.constants))
         if not self.weighted:
             return rows.reshape(-1), None
         factors = None
         if given:
-            factors = features.weights() if as_is else torch.cat([given[feature] for feature in read])
+            factors = features.weights() if order is None else torch.cat([given[feature] for feature in read])
         return rows.reshape(-1), row_weights(rows, fixed, factors).reshape(-1)
 
     def _alone(

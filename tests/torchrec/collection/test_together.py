@@ -17,7 +17,8 @@ from embcomp.methods.together import Part, alike
 from embcomp.testing.examples import EXAMPLES, KINDS, Example, counts_of
 from embcomp.torchrec import CompressedEmbeddingBagCollection
 from embcomp.torchrec.collection.encoder import KeyedEncoder
-from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch_lengths, sequences
+from tests.ops.together.triton_form import needs_triton, one_launch
+from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch, batch_lengths, sequences
 
 ALONE = (
     "BitCipher",
@@ -46,6 +47,10 @@ COUNTED = [
         "FrequencyHash-double",
         "DoubleGraphHash-own",
         "UnifiedEmbedding-balanced",
+        "ClusteredHash",
+        "Dedup-blocks",
+        "ROBE",
+        "TensorTrain",
     }
 ]
 """An encoder of each kind, in the form with the most operations."""
@@ -95,6 +100,18 @@ def test_together_as_one_by_one(example, make, lengths, weighted, kind, data):
     )
     for encoder in encoders_of(collection):
         assert_equal(encoder.eval(), features)
+
+
+@needs_triton
+@pytest.mark.parametrize("make", [bags, sequences])
+@pytest.mark.parametrize("example", COUNTED, ids=str)
+def test_in_one_launch_as_one_by_one(example, make):
+    """Triton's kernels (`tests/ops/together`) from whole batches, whose keys are read in another order, some twice."""
+    collection, *_ = make(example)
+    features = batch([[2, 0, 19], [0, 3, 0], [1, 21, 4], [0, 2, 0]], ["tag", "film", "user", "friend"])
+    with one_launch():
+        for encoder in encoders_of(collection):
+            assert_equal(encoder, features)
 
 
 @settings(max_examples=30)
