@@ -251,9 +251,9 @@ def test_an_id_out_of_range_raises_in_both_forms(given_):
 
 def test_a_batch_without_ids_has_no_rows():
     none = torch.empty(0, dtype=torch.int64, device=DEVICE)
-    batch = Batch(none, torch.tensor([0, 0], device=DEVICE), None, [none, none], [5, None], ["films"])
     keys = [torch.tensor([hash_key(0, "t", 0)], device=DEVICE)] * 2
     with one_launch():
+        batch = Batch(none, torch.tensor([0, 0], device=DEVICE), None, [none, none], [5, None], ["films"])
         assert hashed(batch, keys, [0, 0], [3, 3], 1).shape == (0, 1)
 
 
@@ -264,9 +264,10 @@ def test_ids_that_are_no_integers_name_their_tables():
 
 def test_a_map_on_another_device_is_refused():
     """Its address would be read on the wrong device."""
-    ids = torch.tensor([1], device=DEVICE)
-    batch = Batch(ids, torch.tensor([1], device=DEVICE), None, [ids], [None], ["films"])
-    with one_launch(), pytest.raises(RuntimeError, match=r"'films'.*a map is on meta"):
-        hashed(batch, [torch.empty(1, dtype=torch.int64, device="meta")], [0], [3], 1)
-    with one_launch(), pytest.raises(RuntimeError, match=r"'films'.*is not contiguous"):
-        hashed(batch, [torch.zeros(4, dtype=torch.int64, device=DEVICE)[::2]], [0], [3], 1)
+    ids, none = torch.tensor([1], device=DEVICE), torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    with one_launch():
+        batch = Batch(ids, torch.tensor([1], device=DEVICE), None, [ids], [None], ["films"])
+        with pytest.raises(RuntimeError, match=r"'films'.*a map is on meta"):
+            hashed(batch, [none.to("meta")], [0], [3], 1)
+        with pytest.raises(RuntimeError, match=r"'films'.*is not contiguous"):
+            hashed(batch, [none[::2]], [0], [3], 1)
