@@ -117,18 +117,17 @@ def two_rows_reference(
 ) -> Tensor:
     """Compute `two_rows` in plain torch."""
     (all_words, word_at), (all_keys, key_at) = batch.joined(words), batch.joined(keys)
-    at, width, mask, number, own, key, size = batch.each(
-        [32 * word for word in word_at],
-        bits,
-        [(1 << each) - 1 for each in bits],
-        chunks,
-        chunk,
-        [position + index for position, index in zip(key_at, chunk, strict=True)],
+    at, step, mask, key, size, start = batch.each(
+        [32 * word + own * width for word, own, width in zip(word_at, chunk, bits, strict=True)],
+        [number * width for number, width in zip(chunks, bits, strict=True)],
+        [(1 << width) - 1 for width in bits],
+        [position + own for position, own in zip(key_at, chunk, strict=True)],
         rows,
+        [2 * own * number for own, number in zip(chunk, rows, strict=True)],
     )
-    first = unpack_at(all_words, at + (batch.ids * number + own) * width, mask)
+    first = unpack_at(all_words, at + batch.ids * step, mask)
     second = hash_rows_each(batch.ids, all_keys[key], size) + size
-    return torch.cat([first, second], 1) + 2 * own * size
+    return torch.cat([first, second], 1) + start
 
 
 def kept_rows(batch: Batch, words: Sequence[Tensor], bits: Column, block: Column) -> Tensor:
