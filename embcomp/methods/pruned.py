@@ -22,10 +22,12 @@ from embcomp.methods.base import (
     check_counts,
     per_table,
 )
+from embcomp.methods.budget import SMALL, share_rows
 from embcomp.ops.hashing import MAX_ROWS
 from embcomp.ops.packing import MAX_BITS, pack, packed_words, unpack
 from embcomp.settings import Width, Within
 
+Kept = Annotated[float, Within(1e-9, 1.0)]
 TOGETHER = 16  # ids for which the place of the first kept block is stored once
 _STEPS = 4096  # sizes of the ladder: shares of 1 / 4096
 
@@ -80,7 +82,7 @@ class Pruned(Method):
     to train them under their mask; `init="fresh"` trains them from new values, as pruning papers do to evaluate a mask.
 
     Args:
-        keep: the share of the blocks that are kept, over the whole table.
+        keep: the share of the blocks that are kept, over the whole table, or a mapping from table names to such shares.
         vectors: the trained table, float [num_embeddings, embedding_dim], or a mapping from table names to such tables.
         block: the number of columns that are kept or dropped together; 1 is the papers' choice, torchrec needs 4.
         by: "block" to compare blocks, "row" to compare whole rows.
@@ -108,7 +110,7 @@ class Pruned(Method):
     learns_from_vectors: ClassVar[bool] = True
     sized_by: ClassVar[str] = "keep"
 
-    keep: Annotated[float, Within(1e-9, 1.0)]
+    keep: Kept | Mapping[str, Kept]
     vectors: Tensor | Mapping[str, Tensor] = field(repr=False)
     block: Width = 4
     by: Literal["block", "row"] = "block"
@@ -118,7 +120,7 @@ class Pruned(Method):
         stores, maps = {}, 0
         for table in tables:
             ids, blocks = self._checked(table)
-            stores[table.name] = Store(self._number(ids, blocks), self.block)
+            stores[table.name] = Store(self._number(table, blocks), self.block)
             groups = -(-ids // TOGETHER)
             maps += 4 * (packed_words(groups * TOGETHER, blocks) + groups)
         return Sizes(stores, maps)
@@ -150,10 +152,11 @@ class Pruned(Method):
             )
         return ids, blocks
 
-    def _number(self, ids: int, blocks: int) -> int:
+    def _number(self, table: Table, blocks: int) -> int:
         """Return the number of kept blocks of a table, at least those of one row or one block."""
+        keep, ids = per_table(self.keep, table, "keep"), table.ids_or_raise("Pruned")
         unit = blocks if self.by == "row" else 1
-        return min(max(1, int(self.keep * ids * blocks / unit)), ids * blocks // unit) * unit
+        return min(max(1, int(keep * ids * blocks / unit)), ids * blocks // unit) * unit
 
     def _kept(self, table: Table) -> Tensor:
         """Return which blocks are kept, bool [ids, blocks] on CPU; the first of equal ones."""
@@ -165,7 +168,7 @@ class Pruned(Method):
         if self.counts is not None:
             counts = check_counts(per_table(self.counts, table, "counts"), table).detach().cpu()
             size = size * counts.float().unsqueeze(1)
-        number = self._number(ids, blocks)
+        number = self._number(table, blocks)
         if self.by == "row":
             size, number = size.sum(1), number // blocks
         order = torch.argsort(size.reshape(-1), descending=True, stable=True)[:number]
@@ -176,14 +179,20 @@ class Pruned(Method):
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
         """Return the ladder by `keep`, in steps of 1 / 4096, finer for large tables.
 
+        Of several tables, small ones are kept whole, as they get a row for each id in hashed methods (`share_rows`).
+
         Args:
             tables: the tables to compress together.
             nbytes: the budget in bytes.
             fixed: settings to keep as given, among them `vectors`.
         """
-        most = max(_STEPS, min(MAX_ROWS, max(t.ids_or_raise("Pruned") for t in tables)))
+        sizes = {table.name: table.ids_or_raise("Pruned") for table in tables}
+        most = max(_STEPS, min(MAX_ROWS, 2 * sum(sizes.values()) + SMALL * len(sizes)))
 
         def make(size: int) -> Self:
-            return cls(keep=size / most, **fixed)
+            rows = share_rows(tables, size)
+            if not isinstance(rows, Mapping):
+                return cls(keep=size / most, **fixed)
+            return cls(keep={name: min(1.0, rows[name] / ids) for name, ids in sizes.items()}, **fixed)
 
         return Ladder(make, lambda size: make(size).sizes(tables), most=most)

@@ -93,6 +93,16 @@ def test_a_budget_chooses_what_to_keep():
     assert 0.118 * 4 * table.numel() < nbytes <= 0.12 * 4 * table.numel()
 
 
+def test_a_budget_of_several_tables_keeps_small_ones_whole():
+    tables = [Table("small", 20, 16), Table("large", 3000, 16)]
+    vectors = {table.name: torch.randn(table.num_embeddings, 16) for table in tables}
+    method = Pruned.for_budget(tables, "10%", vectors=vectors)
+    assert method.keep["small"] == 1
+    assert 0.08 < method.keep["large"] < 0.1
+    assert 0.099 * 4 * 3020 * 16 < method.sizes(tables).nbytes() <= 0.1 * 4 * 3020 * 16
+    assert Pruned.for_budget(tables, "200%", vectors=vectors).keep == {"small": 1, "large": 1}
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
