@@ -65,7 +65,7 @@ def run(
     results: list[BenchRow] = []
     for dim in dims:
         tables = [Table(f"feature_{i}", ids, dim) for i in range(features)]
-        methods = _methods(tables, share)
+        methods = methods_of(tables, share)
         if only and only not in methods:
             raise InputError(f"only={only}: no such method; there are {', '.join(methods)}")
         for name, make in methods.items():
@@ -82,7 +82,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _methods(tables: Sequence[Table], share: float) -> dict[str, Callable[[], Method]]:
+def methods_of(tables: Sequence[Table], share: float) -> dict[str, Callable[[], Method]]:
     """Return a configuration of each method; maps and codes are random, which does not change the cost of a look-up."""
     ids, dim = tables[0].ids_or_raise("the bench"), tables[0].embedding_dim
     rows = max(8, int(share * ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,9 +54,13 @@ def seconds(
     min_seconds: float = 0.002,
     progress: Callable[[int, int], None] = lambda done, total: None,
     device: torch.device | str = "cpu",
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the seconds of a call, float64 [rounds], by candidate; see `paired`. A GPU measures them by events."""
-    watch = _on_gpu if torch.device(device).type == "cuda" else _on_cpu
+    """Return the seconds of a call, float64 [rounds], by candidate; see `paired`. A GPU measures them by events.
+
+    On a CPU `clock` measures them: `time.process_time` where other work of the machine must not count.
+    """
+    watch = _on_gpu if torch.device(device).type == "cuda" else partial(_on_cpu, clock or time.perf_counter)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     collecting = gc.isenabled()
@@ -84,11 +89,11 @@ def spread(name: str, ratios: Tensor, against: str) -> BenchRow:
 Watch = Callable[[Callable[[], Any], int], float]
 
 
-def _on_cpu(call: Callable[[], Any], times: int) -> float:
-    begin = time.perf_counter()
+def _on_cpu(clock: Callable[[], float], call: Callable[[], Any], times: int) -> float:
+    begin = clock()
     for _ in range(times):
         call()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def _on_gpu(call: Callable[[], Any], times: int) -> float:
