@@ -17,7 +17,19 @@ from data.clicks import ClickData
 from data.fingerprint import fingerprints
 from data.interactions import Interactions, from_rows
 from data.prepare import prepared
-from data.readers import avazu, criteo, frappe, globo, interactions, ml_1m, parquet, planted, sequences, synthetic
+from data.readers import (
+    avazu,
+    criteo,
+    frappe,
+    globo,
+    interactions,
+    kdd12,
+    ml_1m,
+    parquet,
+    planted,
+    sequences,
+    synthetic,
+)
 from data.schema import DataError, known
 from data.sequences import Sequences
 from data.text import check_utf8
@@ -56,11 +68,13 @@ DATASETS: dict[str, Dataset] = {
     "ml-1m": Dataset(ml_1m.read, ml_1m.files, "ml-1m"),
     "criteo": Dataset(criteo.read, criteo.files, "criteo"),
     "avazu": Dataset(avazu.read, avazu.files, "avazu"),
+    "kdd12": Dataset(kdd12.read, kdd12.files, "kdd12"),
     "frappe": Dataset(frappe.read, frappe.files, "frappe_x1"),
     "globo": Dataset(globo.read, globo.files, "globo"),
     "parquet": Dataset(parquet.read, parquet.files, resolve=parquet.resolve),
     "synthetic": Dataset(synthetic.read, defaults=synthetic.OPTIONS),
     "planted": Dataset(planted.read, defaults=planted.OPTIONS),
+    "heavy-tail": Dataset(planted.read_heavy_tail, defaults=planted.HEAVY_TAIL),
 }
 
 INTERACTIONS: dict[str, Dataset] = {

@@ -53,6 +53,9 @@ SOURCES: dict[str, Archive | str] = {
     ),
     "avazu": "Avazu is on Kaggle, behind a login. Accept the rules at "
     "https://www.kaggle.com/c/avazu-ctr-prediction/data, download train.gz there and unpack it to {folder}/train.csv",
+    "kdd12": "The data of KDD Cup 2012, track 2, are on Kaggle, behind a login. Accept the rules at "
+    "https://www.kaggle.com/c/kddcup2012-track2/data, and put training.txt and, for the gender and age of users, "
+    "userid_profile.txt into {folder}",
     "globo": "Globo's clicks are on Kaggle, behind a login: "
     "https://www.kaggle.com/datasets/gspmoreira/news-portal-user-interactions-by-globocom. Write the files of clicks/ "
     "as {folder}/clicks.parquet, articles_metadata.csv as {folder}/articles.parquet, and {folder}/"

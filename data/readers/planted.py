@@ -6,12 +6,16 @@ feature, from the largest down, has no effect, until there are `useless` of them
 N(0, strength^2) for each id, and an interaction with the next one, u_a . v_b in `directions` dimensions, whose standard
 deviation is `strength`, too. A click is drawn from sigmoid(bias + all effects), with the bias such that the mean of the
 sigmoid over the rows is `click_rate`.
+
+The data set `heavy-tail` is drawn from the same model, with ten features that all have an effect. Its ids are those
+that occur, in any split and without a threshold, as in the comparison of Zhang et al. 2024 (arXiv 2311.15578): most are
+seen fewer than five times in training, so that rows of their own learn noise.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -97,6 +101,17 @@ def read(*, split: str = "random", **config: float) -> Source:
 
 
 OPTIONS = {"split": "random", **asdict(Config())}
+HEAVY_TAIL = {
+    **OPTIONS,
+    **{"num_rows": 120_000, "features": 10, "useless": 0, "largest": 200_000, "exponent": 1.05},
+}
+"""The options of `heavy-tail`: more than four in five of its ids are seen fewer than five times in training."""
+
+
+def read_heavy_tail(**options: float) -> Source:
+    """Return generated clicks as `read` does, with a vocabulary of the ids that occur in any split."""
+    source = read(**options)  # type: ignore[arg-type]
+    return replace(source, fields=tuple(Field(field.name, "all") for field in source.fields))
 
 
 def _ids(rng: np.random.Generator, size: int, config: Config) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
@@ -47,6 +48,16 @@ def test_it_is_a_data_set(tmp_path):
     clicks = data.load("planted", root=tmp_path, num_rows=2000, features=4, useless=1, largest=30)
     assert clicks.schema.feature_names == ["f00", "f01", "f02", "f03"]
     assert clicks.schema.label == "label"
+
+
+def test_most_ids_of_the_heavy_tail_are_rare(tmp_path):
+    clicks = data.load("heavy-tail", root=tmp_path, cache=tmp_path)
+    counts = torch.cat([clicks.counts(name) for name in clicks.schema.feature_names])
+    assert 0.8 < float((counts < 5).float().mean()) < 0.95
+    held_out = [clicks.split(split).collect() for split in ("valid", "test")]
+    for name in clicks.schema.feature_names:  # an id for each value that occurs, and no other
+        seen = set(torch.nonzero(clicks.counts(name)).flatten().tolist())
+        assert seen.union(*(set(rows[name]) for rows in held_out)) == set(range(len(clicks.counts(name))))
 
 
 def test_impossible_numbers_are_refused():

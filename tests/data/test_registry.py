@@ -9,7 +9,7 @@ from data.registry import has_files, root_folder
     ("name", "options", "message"),
     [
         ("ml1m", {}, "unknown data set 'ml1m': did you mean 'ml-1m'"),
-        ("xyz", {}, "unknown data set 'xyz': there are ml-1m, criteo, avazu, frappe, globo, parquet, synthetic"),
+        ("xyz", {}, "unknown data set 'xyz': there are ml-1m, criteo, avazu, kdd12, frappe, globo, parquet, synthetic"),
         ("synthetic", {"num_row": 5}, "unknown option of synthetic 'num_row': did you mean 'num_rows'"),
         ("frappe", {"seed": 5}, "unknown option of frappe 'seed': there are none"),
         ("criteo", {"seed": "x"}, "option 'seed' of criteo must be like its default 0, not 'x'"),
