@@ -16,6 +16,7 @@ import polars as pl
 from experiments.errors import InputError
 from experiments.load import CONFIGS, load
 from experiments.report.collect import LOWER_IS_BETTER, MAIN_METRICS, Stat
+from experiments.report.look_ups import times
 from experiments.runs.results import named_results
 
 SHARES = (0.5, 0.25, 0.1, 0.03, 0.01)
@@ -47,6 +48,8 @@ class Entry:
         to_full: the score less that of the full tables.
         seconds: the seconds of training, on the machine of the result.
         memory: the largest memory of the process, bytes.
+        look_up: the time of a look-up at a tenth of the bytes, as a multiple of that of a full table, by `bench frame`;
+            None for a method that it does not have.
         command: the command that reproduces the runs; empty for plans of `choose`, which have one of their own.
     """
 
@@ -67,6 +70,7 @@ class Entry:
     full_nbytes: int
     seconds: float
     memory: int
+    look_up: float | None
     experiment: str
     command: str
 
@@ -98,7 +102,8 @@ def leaderboard(results: Path) -> list[Entry]:
         titles[title] = titles.get(title, 0) + 1
         title += f" ({titles[title]})" if titles[title] > 1 else ""
         entries += _ranked(title, metric, runs, Stat.of([run["metrics"][f"test/{metric}"] for run in full]).mean)
-    return entries
+    look_ups = times(results)
+    return [replace(entry, look_up=look_ups.get(entry.method)) for entry in entries]
 
 
 def frame(entries: Sequence[Entry]) -> pl.DataFrame:
@@ -165,6 +170,7 @@ def _entry(
         full_nbytes=first["full_nbytes"],
         seconds=math.fsum(run["seconds"] for run in runs) / len(runs),
         memory=max(run.get("peak_memory") or 0 for run in runs),
+        look_up=None,
         experiment=first["experiment"],
         command=_chosen(first) if first["method"] == "choose" else _command(first["experiment"], names),
     )

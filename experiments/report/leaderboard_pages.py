@@ -22,9 +22,12 @@ _INTRODUCTION = f"""\
 Methods are ranked at equal bytes: runs that only differ in the method and the seed, at the smallest budget of
 {", ".join(f"{100 * share:g} %" for share in SHARES)} of the full tables that they keep. Served bytes and training bytes
 are different budgets with separate lists. Figures are mean ± standard deviation over seeds, on the test split; the best
-ones are bold, with all that are at most one standard deviation of the best below it. The page is written by `python -m
-experiments report --markdown docs/results`; all lines, with the commands that reproduce them, are in
-[leaderboard.csv](leaderboard.csv), and `python -m experiments report` makes a page that sorts and filters.
+ones are bold, with all that are at most one standard deviation of the best below it. Seconds of training and memory of
+the process are those of the machine that trained, which often did other work too. The last column is the time of a
+look-up of the method at a tenth of the bytes of a table of width 64, as a multiple of that of the full table, by
+`python -m experiments bench frame`. The page is written by `python -m experiments report --markdown docs/results`; all
+lines, with the commands that reproduce them, are in [leaderboard.csv](leaderboard.csv), and `python -m experiments
+report` makes a page that sorts and filters.
 """
 
 
@@ -87,7 +90,9 @@ def write_html(entries: Sequence[Entry], path: Path, methods: str = "../../docs/
     )  # fmt: skip
     pages = method_pages(Path(__file__).parents[2] / "docs" / "methods")
     links = {entry.method: f"{methods}/{page}" for entry in entries if (page := _page(entry.method, pages))}
-    text = environment.get_template("leaderboard.html.j2").render(entries=entries, links=links, size=decimal)
+    text = environment.get_template("leaderboard.html.j2").render(
+        entries=entries, links=links, size=decimal, look_up=look_up
+    )
     write_text(path, text.rstrip() + "\n")
     return path
 
@@ -101,6 +106,11 @@ def method_pages(folder: Path) -> dict[str, str]:
     return pages
 
 
+def look_up(entry: Entry) -> str:
+    """Return the time of a look-up in words."""
+    return "–" if entry.look_up is None else f"{entry.look_up:.2g}x" if entry.look_up < 10 else f"{entry.look_up:.0f}x"
+
+
 def _page(method: str, pages: Mapping[str, str]) -> str:
     """Return the page of the first method, from the inside, that has one: that of LowBit(GraphHash) is GraphHash's."""
     names = re.findall(r"\w+", method)
@@ -111,8 +121,8 @@ def _page(method: str, pages: Mapping[str, str]) -> str:
 
 def _table(entries: Sequence[Entry], pages: Mapping[str, str]) -> Iterator[str]:
     metric = entries[0].metric
-    yield f"| | method | {metric} | to full | served | training | seeds | seconds |"
-    yield "|---:|---|---:|---:|---:|---:|---:|---:|"
+    yield f"| | method | {metric} | to full | served | training | seeds | seconds | memory | look-up |"
+    yield "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for entry in entries:
         page = _page(entry.method, pages)
         label = f"[{entry.label}](../methods/{page})" if page else entry.label
@@ -121,5 +131,5 @@ def _table(entries: Sequence[Entry], pages: Mapping[str, str]) -> Iterator[str]:
         shares = [f"{100 * n / entry.full_nbytes:.3g} %" for n in (entry.served_nbytes, entry.training_nbytes)]
         yield (
             f"| {entry.rank} | {label} | {score} | {entry.to_full:+.4f} | {' | '.join(shares)} | {entry.seeds} | "
-            f"{entry.seconds:,.0f} |"
+            f"{entry.seconds:,.0f} | {decimal(entry.memory)} | {look_up(entry)} |"
         )

@@ -120,6 +120,30 @@ def test_the_page_holds_every_line_and_needs_nothing_else(tmp_path):
     assert "width=device-width" in text
 
 
+def test_look_ups_are_those_of_the_bench_by_method(tmp_path):
+    inside = {"options": {"of": {"method": "Nested"}}}
+    results = [result(m, 1000, 1000, 0.7) for m in ("LowBit", *"abcd")]
+    results += [result("LowBit", 900, 900, 0.6, **inside), result("Full", FULL, FULL, 0.8)]
+    folder = write_results(tmp_path / "results", results)
+    assert {entry.look_up for entry in leaderboard(folder)} == {None}  # the bench has not been run
+    ratios = {"LowBit: look-up": ("Full", 2.5), "LowBit: training step": ("Full", 7), "a: look-up": ("plain torch", 3)}
+    ratios["LowBit(Nested): look-up"] = ("Full", 12.4)
+    rows = [{"name": name, "against": against, "ratio": ratio} for name, (against, ratio) in ratios.items()]
+    (folder / "bench").mkdir()
+    (folder / "bench" / "frame.json").write_text(json.dumps(rows))
+    entries = leaderboard(folder)
+    assert {e.method: e.look_up for e in entries} == {
+        **dict.fromkeys("abcd"), "LowBit": 2.5, "LowBit(Nested)": 12.4
+    }  # fmt: skip
+    page = Rows(write_html(entries, tmp_path / "page.html").read_text())
+    shown = [float(dict(row)["look-up"] or "") for row in page.rows]
+    assert shown == [1e9 if entry.look_up is None else entry.look_up for entry in entries]
+    write_markdown(entries, tmp_path, METHODS)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert text.count("| 2.5x |") == 2  # as served, and in training
+    assert text.count("| 12x |") == 2
+
+
 def test_files_of_all_kinds_hold_the_same(tmp_path):
     results = [result(m, 1000 * i, 2000 * i, 0.7) for i, m in enumerate("abcdef", 1)]
     folder = write_results(tmp_path / "results", [*results, result("Full", FULL, FULL, 0.8)])
