@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+import embcomp.bit_stages  # noqa: F401 (it registers its stages)
 from embcomp.codecs.base import Codec
 from embcomp.holders import Held, Holder, Spread, holders
 from embcomp.hot_tracker import HotTracker
@@ -108,7 +109,8 @@ class Schedule:
         self._model, self._optimizer = model, optimizer
         self._steps_done = self._epochs_done = 0
         sites = [Site(*place, optimizer, self.epochs, self.steps) for place in _tables(model)]
-        made = [(site, stages_of(part, site)) for site in sites for part in _parts(site.held)]
+        parts = {id(part): (part, site) for site in sites for part in _parts(site.held)}  # which tables may share
+        made = [(site, stages_of(part, site)) for part, site in parts.values()]
         self._stages = [stages for _, stages in made if stages is not None]
         self.stage = "search" if any(stages.search for stages in self._stages) else "train"
         self._rates = [group["lr"] for group in optimizer.param_groups] if optimizer is not None else []

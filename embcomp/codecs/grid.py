@@ -17,7 +17,7 @@ STEP_BYTES = 4  # a step is served as float32
 PACE = 0.2  # of the logarithm of a step, against a weight: see `GridCodec`
 _SAMPLE = 1 << 18  # values that are looked at for one step
 # The step that loses least for values of a normal distribution with deviation 1 (Max 1960, table II), by bits.
-_OF_NORMAL = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
+STEP_OF_NORMAL = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class GridCodec(Codec):
 
     def _plain(self, measured: Tensor, kind: torch.dtype) -> Tensor:
         deviation = (measured[0] / measured[1].clamp(min=1.0)).sqrt().clamp(min=1e-30).to(kind)
-        return _OF_NORMAL[self.grid.bits] * deviation
+        return STEP_OF_NORMAL[self.grid.bits] * deviation
 
     def _grown(self, growth: Tensor, measured: Tensor, kind: torch.dtype) -> Tensor:
         return self._plain(measured, kind) * (PACE * growth.squeeze(1).to(kind)).exp()

@@ -6,6 +6,7 @@ from embcomp.methods.clustered_hash import ClusteredHash
 from embcomp.methods.dedup import Dedup
 from embcomp.methods.deep_hash import DeepHash
 from embcomp.methods.frequency import FrequencyHash
+from embcomp.methods.frequency_bits import FrequencyBits
 from embcomp.methods.full import Full
 from embcomp.methods.graph import DoubleGraphHash, GraphHash, LSHash, SoftGraphHash
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
@@ -31,6 +32,7 @@ __all__ = [
     "DeepHash",
     "DoubleGraphHash",
     "DoubleHash",
+    "FrequencyBits",
     "FrequencyHash",
     "Full",
     "GraphHash",

@@ -25,11 +25,11 @@ from embcomp.methods.base import (
 )
 from embcomp.methods.full import Full
 from embcomp.methods.moved_rows import MovedRows, Place, ranks_nbytes
+from embcomp.methods.reads import reads_of, vector_stores
 from embcomp.settings import Share, Within
 
 MOST_CODES = 256
 Codes = Annotated[int, Within(1, MOST_CODES, text="from 1 to 256")]
-_BLOCK = 1 << 16  # ids at a time
 _REMEDY = "choose fewer codes, leave the table out, share the books (share_books='all'), or take small='cap'"
 
 
@@ -101,12 +101,13 @@ class ProductCodes(Around):
 
     def _coded_sizes(self, sizes: Sizes, group: str = "shared") -> Sizes:
         stores = {name: store for name, (store, _) in self._coded(sizes.stores, group).items()}
-        ranks = 0 if self.hot is None else sum(ranks_nbytes(store.rows) for store in _vectors(sizes.stores).values())
+        vectors = vector_stores(sizes.stores).values()
+        ranks = 0 if self.hot is None else sum(ranks_nbytes(store.rows) for store in vectors)
         return dataclasses.replace(sizes, stores=stores, maps=sizes.maps + ranks)
 
     def _coded(self, stores: Mapping[str, Store], group: str) -> dict[str, tuple[Store, list[str]]]:
         """The coded stores, each with the names of the stores whose rows it holds."""
-        vectors = _vectors(stores)
+        vectors = vector_stores(stores)
         for name, store in vectors.items():
             self._check(name, store)
         plain = {name: (store, [name]) for name, store in stores.items() if name not in vectors}
@@ -169,10 +170,10 @@ class ProductCodes(Around):
 
     def _hot_rows(self, plan: Plan) -> dict[str, Tensor]:
         """The masks of hot rows of each store, bool [rows]: the rows that are read most, by the ids' counts."""
-        masks, vectors = {}, _vectors(plan.stores)
+        masks, vectors = {}, vector_stores(plan.stores)
         for table_plan in plan.tables:
             counts = check_counts(per_table(self.counts, table_plan.table, "counts"), table_plan.table)
-            for name, reads in _reads(table_plan, counts, vectors).items():
+            for name, reads in reads_of(table_plan, counts, vectors).items():
                 most = torch.argsort(reads, descending=True, stable=True)[: self._hot(vectors[name])]
                 masks[name] = torch.zeros_like(reads, dtype=torch.bool).index_fill_(0, most, True)
         return masks
@@ -212,26 +213,3 @@ class ProductCodes(Around):
         values = max(table.embedding_dim for table in tables) // outer.parts * FLOAT_BYTES * 8 // bits_of(outer.codes)
         inside = inner.ladder(tables, nbytes * max(1, values), **inner.checked_settings(fixed))
         return inside.around(lambda of: dataclasses.replace(outer, of=of), outer._coded_sizes)
-
-
-def _vectors(stores: Mapping[str, Store]) -> dict[str, Store]:
-    """The stores of vectors, which are coded; stores of row weights are not."""
-    return {name: store for name, store in stores.items() if store.init != "ones"}
-
-
-def _stores(plan: TablePlan) -> set[str]:
-    return {chunk.store for chunk in plan.chunks}
-
-
-@torch.no_grad()
-def _reads(plan: TablePlan, counts: Tensor, stores: Mapping[str, Store]) -> dict[str, Tensor]:
-    """Count how often a table's ids read the rows of these stores, float64 [rows] each."""
-    home = next((buffer.device for buffer in plan.encoder.buffers()), torch.device("cpu"))
-    kind = {"dtype": torch.float64, "device": home}
-    reads = {name: torch.zeros(stores[name].rows, **kind) for name in _stores(plan) & stores.keys()}
-    for block in torch.arange(len(counts), device=home).split(_BLOCK):
-        for chunk, (rows, weights) in zip(plan.chunks, plan.encoder(block), strict=True):
-            if chunk.store in reads:
-                each = counts.to(home)[block].double().unsqueeze(1) * (1.0 if weights is None else weights.double())
-                reads[chunk.store].index_add_(0, rows.reshape(-1), each.expand_as(rows).reshape(-1))
-    return reads

@@ -52,19 +52,19 @@ class RowGrid:
         return grad * inside, (sums * self.scale).to(self.step.dtype)
 
 
-def levels(values: Tensor, step: Tensor, bits: int) -> Tensor:
+def levels(values: Tensor, step: Tensor, bits: int | Tensor) -> Tensor:
     """Return the index k of each value's nearest level, as floats: -2^(bits-1) <= k < 2^(bits-1); NaN stays NaN."""
     half = 2 ** (bits - 1)
     return (values / step).floor().clamp(-half, half - 1)
 
 
-def stochastic_levels(values: Tensor, step: Tensor, bits: int) -> Tensor:
+def stochastic_levels(values: Tensor, step: Tensor, bits: int | Tensor) -> Tensor:
     """Draw one of the two levels next to each value, so that the mean is the value; otherwise like `levels`."""
     half = 2 ** (bits - 1)
     return (values / step - 0.5 + torch.rand_like(values)).floor().clamp(-half, half - 1)
 
 
-def _derivatives(values: Tensor, step: Tensor, output: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _derivatives(values: Tensor, step: Tensor, output: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
     """The mask of values inside the grid, and the derivative of their levels by the step."""
     half = 2 ** (bits - 1)
     scaled = values / step
@@ -121,12 +121,14 @@ class _Snap(torch.autograd.Function):
         return grads[0] * inside, for_step, None, None, None
 
 
-def _rounded(values: Tensor, step: Tensor, bits: int, stochastic: bool) -> Tensor:
+def _rounded(values: Tensor, step: Tensor, bits: int | Tensor, stochastic: bool) -> Tensor:
     return (stochastic_levels if stochastic else levels)(values, step, bits).add_(0.5).mul_(step)
 
 
-def snap_reference(values: Tensor, step: Tensor, bits: int, scale: float = 1.0, stochastic: bool = False) -> Tensor:
-    """Compute `snap` by torch operations that every transform and compiler supports."""
+def snap_reference(
+    values: Tensor, step: Tensor, bits: int | Tensor, scale: float | Tensor = 1.0, stochastic: bool = False
+) -> Tensor:
+    """Compute `snap` by torch operations that every transform and compiler supports; bits may be a tensor of floats."""
     fixed, at = values.detach(), step.detach()
     output = _rounded(fixed, at, bits, stochastic)
     inside, slope = _derivatives(fixed, at, output, bits)

@@ -25,6 +25,7 @@ from embcomp.methods import (
     DeepHash,
     DoubleGraphHash,
     DoubleHash,
+    FrequencyBits,
     FrequencyHash,
     Full,
     GraphHash,
@@ -133,6 +134,14 @@ EXAMPLES = [
     Example("QuotientRemainder-mul", lambda tables: QuotientRemainder(), open_ids=False),
     Example("QuotientRemainder-sum", lambda tables: QuotientRemainder(rows=ROWS, combine="sum"), open_ids=False),
     Example("QuotientRemainder-concat", lambda tables: QuotientRemainder(rows=3, combine="concat"), open_ids=False),
+    Example(
+        "FrequencyBits", lambda tables: FrequencyBits(counts=counts_of(tables), mean_bits=4, groups=5), open_ids=False
+    ),
+    Example(
+        "FrequencyBits-sum",
+        lambda tables: FrequencyBits(counts=counts_of(tables), mean_bits=3, of=MultiHash(rows=ROWS, num_hashes=3)),
+        open_ids=False,
+    ),
     Example("FrequencyHash", lambda tables: FrequencyHash(rows=ROWS, counts=counts_of(tables)), open_ids=False),
     Example(
         "FrequencyHash-double",

@@ -121,6 +121,9 @@ def methods_of(tables: Sequence[Table], share: float) -> dict[str, Callable[[], 
         "HotRows": lambda: embcomp.HotRows(rows=rows),
         "BitCipher": lambda: embcomp.BitCipher(rows=rows, counts=torch.arange(ids)),
         "LowBit, 4 bits": lambda: embcomp.LowBit(bits=4, of=embcomp.HashingTrick(rows=rows)),
+        "FrequencyBits": lambda: embcomp.FrequencyBits(
+            counts=torch.arange(ids), mean_bits=3, of=embcomp.HashingTrick(rows=rows)
+        ),
         "ProductCodes": lambda: embcomp.ProductCodes(parts=4, codes=16, of=embcomp.HashingTrick(rows=max(16, rows))),
         "GraphHash": lambda: embcomp.GraphHash(clusters()),
         "DoubleGraphHash": lambda: embcomp.DoubleGraphHash(clusters()),

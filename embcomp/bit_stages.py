@@ -1,0 +1,46 @@
+"""The stages of a table whose bits are learned by group: search, choose, train again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from embcomp.codecs.mixed_grid import MixedGridCodec
+from embcomp.stages import Site, TableStages, stages_of
+
+
+class BitStages(TableStages):
+    """The stages of a table of `FrequencyBits`: the bits of each group are a learned mixture at first, then fixed."""
+
+    begins_again = True
+
+    def __init__(self, codec: MixedGridCodec, site: Site) -> None:
+        self._codec, self._optimizer = codec, site.optimizer
+        self.search = max(1, round(codec.mixed.search * site.epochs))
+        if self.search >= site.epochs:
+            raise ValueError(
+                f"table {site.name!r}: its bits are searched in {self.search} of {site.epochs} epochs, and none is "
+                "left to train with them; train for more epochs, or lower search"
+            )
+
+    def begin(self) -> None:
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        rates = [group["lr"] for group in groups if any(own is self._codec.logits for own in group["params"])]
+        self._codec.begin(float(rates[0]) if rates and rates[0] > 0 else None)
+
+    def penalty(self) -> Tensor:
+        return self._codec.penalty()
+
+    def choose(self) -> None:
+        self._codec.choose()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"searching": self._codec.searching}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._codec.searching = bool(state["searching"])
+
+
+@stages_of.register
+def _(part: MixedGridCodec, site: Site) -> TableStages:
+    return BitStages(part, site)

@@ -1,0 +1,276 @@
+"""The codec of a grid whose bits differ from group to group of rows, and are learned as a mixture."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embcomp.codecs.base import Codec, Coded, Coding
+from embcomp.codecs.grid import PACE, STEP_OF_NORMAL
+from embcomp.ops.allotment import allot
+from embcomp.ops.bags import pool_rows
+from embcomp.ops.grid import best_step, levels, snap, snap_reference
+from embcomp.ops.ragged_rows import pack_ragged, ragged_nbytes, read_ragged
+
+TEMPERATURE = 3e-3  # of the paper, whose learning rate is a third of it
+VALUE_BYTES = 4  # steps and centres are served as float32
+_SAMPLE = 1 << 18  # values that are looked at for the moments of the rows
+_BLOCK = 1 << 16  # rows at a time
+
+
+@dataclass(frozen=True)
+class MixedGrid(Coding):
+    """A grid for each number of bits from 0 to `most`; every group of rows has one of them.
+
+    Attributes:
+        bits: the bits of each group at first.
+        most: the most bits of a group, 1 to 8.
+        mean_bits: the most mean bits of a value that a search may choose; None if the probabilities alone decide.
+        temperature: the temperature of the probabilities while bits are searched; None for 3 learning rates.
+        strength: the factor of the penalty on the expected bits.
+        search: the share of the epochs that search.
+        group: the group of each row, uint8 [rows]; None if only sizes are asked for.
+        rarity: the weight of each group's expected bits in the penalty, float32 [groups].
+    """
+
+    bits: tuple[int, ...]
+    most: int
+    mean_bits: float | None
+    temperature: float | None
+    strength: float
+    search: float
+    group: Tensor | None = field(default=None, repr=False, compare=False)
+    rarity: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def nbytes(self, rows: int, dim: int, float_bytes: int) -> int:
+        groups, number = len(self.bits), self.most + 1
+        return rows + groups * (1 + 4) + 1 + (groups * number + number + dim) * float_bytes
+
+    def served_nbytes(self, rows: int, dim: int) -> int:
+        return self.served_with(self.bits, rows, dim)
+
+    def served_with(self, bits: Sequence[int], rows: int, dim: int) -> int:
+        """Return the bytes of the served form with these bits of the groups."""
+        values = sum(size * own for size, own in zip(sizes_of(rows, len(bits)), bits, strict=True))
+        return ragged_nbytes(rows, dim, values, self.most) + (self.most + 1 + dim) * VALUE_BYTES
+
+    def decode(
+        self,
+        packed: Tensor,
+        dim: int,
+        constants: Mapping[str, Tensor],
+        rows: Tensor,
+        offsets: Tensor | None = None,
+        weights: Tensor | None = None,
+        mode: str = "sum",
+    ) -> Tensor:
+        codes, bits = read_ragged(packed, dim, constants["widths"], constants["starts"], self.most, rows)
+        half = torch.pow(2.0, bits.float() - 1).unsqueeze(1)
+        vectors = constants["centre"] + (codes - (half - 0.5)) * constants["step"][bits].unsqueeze(1)
+        if offsets is None:
+            return vectors if weights is None else vectors * weights.unsqueeze(1)
+        order = torch.arange(vectors.shape[0], device=rows.device)
+        return pool_rows(vectors, order, offsets, weights, mode)
+
+    def module(self, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> "MixedGridCodec":
+        return MixedGridCodec(self, rows, dim, device, dtype)
+
+
+def sizes_of(rows: int, groups: int) -> list[int]:
+    """Return the number of rows of each group: the row of rank r is in group r * groups // rows.
+
+    Example:
+        >>> sizes_of(7, groups=3)
+        [3, 2, 2]
+    """
+    ends = [-(-group * rows // groups) for group in range(groups + 1)]
+    return [end - first for first, end in itertools.pairwise(ends)]
+
+
+class MixedGridCodec(Codec):
+    """A codec that rounds each row to the grid of its group's bits, around a common centre (MPE, arXiv 2409.20305).
+
+    v(w) = centre + Q_b(w - centre), with Q_b the grid of b bits (`embcomp.ops.grid`), and Q_0 = 0. While it searches, v
+    is a mixture, centre + sum_b p_b Q_b(w - centre), with p = softmax(logits[group] / temperature). Steps and centre
+    are in units of the deviation of the rows, as in `GridCodec`.
+
+    Attributes:
+        logits: the logits of 0, 1, ... bits in each group, [groups, most + 1].
+        growth: the logarithm of the learned factor of the step of as many bits, divided by PACE, [most + 1].
+        offset: the centre minus the mean of all values, in units of their deviation, [dim].
+        group: the group of each row, uint8 [rows].
+        chosen: the bits of each group, uint8 [groups].
+        rarity: the weight of each group in the penalty, float32 [groups].
+        searches: whether the bits are searched, uint8 []; `searching` is the same for Python.
+        temperature: the temperature of the probabilities.
+    """
+
+    group: Tensor
+    chosen: Tensor
+    rarity: Tensor
+    searches: Tensor
+
+    def __init__(
+        self, coding: MixedGrid, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(coding, rows, dim)
+        self.mixed, groups, number = coding, len(coding.bits), coding.most + 1
+        self.every = max(1, rows * dim // _SAMPLE)
+        self.temperature = TEMPERATURE if coding.temperature is None else coding.temperature
+        self.logits, self.growth, self.offset = (
+            nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in ((groups, number), number, dim)
+        )
+        for name, length in (("group", rows), ("chosen", groups)):
+            self.register_buffer(name, torch.empty(length, dtype=torch.uint8, device=device))
+        self.register_buffer("rarity", torch.empty(groups, dtype=torch.float32, device=device))
+        self.register_buffer("searches", torch.empty((), dtype=torch.uint8, device=device))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set parameters, groups and bits to their initial values; no bits are searched."""
+        for parameter in (self.logits, self.growth, self.offset):
+            nn.init.zeros_(parameter)
+        self.searching = False
+        if self.group.is_meta:
+            return
+        self.searches.zero_()
+        self.chosen.copy_(torch.tensor(self.mixed.bits, dtype=torch.uint8, device="cpu"))
+        if self.mixed.group is not None and self.mixed.rarity is not None:
+            self.group.copy_(self.mixed.group)
+            self.rarity.copy_(self.mixed.rarity)
+
+    @property
+    def bits(self) -> list[int]:
+        """The bits of each group."""
+        return list(self.mixed.bits) if self.chosen.is_meta else self.chosen.tolist()
+
+    @property
+    def served_nbytes(self) -> int:
+        return self.mixed.served_with(self.bits, self.rows, self.dim)
+
+    def probabilities(self) -> Tensor:
+        """Return the probability of each number of bits in each group, [groups, most + 1]."""
+        return (self.logits.float() / self.temperature).softmax(1)
+
+    def penalty(self) -> Tensor:
+        """Return the penalty on the expected bits: strength * sum_g rarity_g sum_b p_gb b."""
+        bits = torch.arange(self.mixed.most + 1, dtype=torch.float32, device=self.logits.device)
+        return self.mixed.strength * (self.rarity @ (self.probabilities() @ bits))
+
+    def measure(self, stored: Tensor, first: int = 0) -> Tensor:
+        """Measure the number, the sum and the sum of squares of the values, [3]; a large table is sampled."""
+        values = stored.detach()[-first % self.every :: self.every].double()
+        total = values.sum()
+        return torch.stack([torch.ones_like(total) * values.numel(), total, values.square().sum()])
+
+    def grid(self, measured: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the centre, [dim], and the step of each number of bits, [most + 1]; that of no bits is not used."""
+        count, total, squares = measured.unbind()
+        mean = total / count.clamp(min=1.0)
+        deviation = (squares / count.clamp(min=1.0) - mean.square()).clamp(min=0.0).sqrt().clamp(min=1e-36).to(kind)
+        plain = torch.stack([deviation * STEP_OF_NORMAL.get(bits, 1.0) for bits in range(self.mixed.most + 1)])
+        return mean.to(kind) + deviation * self.offset.to(kind), plain * (PACE * self.growth.to(kind)).exp()
+
+    def forward(self, stored: Tensor, rows: Tensor, measured: Tensor | None) -> Tensor:
+        assert measured is not None
+        kind = torch.promote_types(stored.dtype, torch.float32)
+        centre, steps = self.grid(measured, kind)
+        values, group = stored.to(kind) - centre, self.group[rows].long()
+        return (centre + (self._mixture if self.searching else self._rounded)(values, group, steps)).to(stored.dtype)
+
+    def _rounded(self, values: Tensor, group: Tensor, steps: Tensor) -> Tensor:
+        own = self.chosen[group].long().unsqueeze(-1)
+        bits = own.to(values.dtype)
+        return snap_reference(values, steps[own], bits, self._scale(bits)) * (own > 0)
+
+    def _mixture(self, values: Tensor, group: Tensor, steps: Tensor) -> Tensor:
+        shares = self.probabilities().to(values.dtype)[group]
+        rounded = [snap(values, steps[bits], bits, self._scale(bits)) for bits in range(1, self.mixed.most + 1)]
+        return torch.stack([shares[..., bits : bits + 1] * each for bits, each in enumerate(rounded, 1)]).sum(0)
+
+    def _scale(self, bits: Any) -> Any:
+        """Return the factor of a step's gradient (Esser et al. 2020, section 2.2), for a number or a tensor of bits."""
+        largest = 2.0 ** (bits - 1) - 1
+        largest = largest.clamp(min=0.5) if isinstance(largest, Tensor) else max(0.5, largest)
+        return (self.rows * self.dim * largest) ** -0.5
+
+    @torch.no_grad()
+    def begin(self, rate: float | None = None) -> None:
+        """Start the search, with equal probabilities; `rate` is the learning rate of the logits, if it is known."""
+        if self.mixed.temperature is None and rate is not None:
+            self.temperature = 3.0 * rate
+        nn.init.zeros_(self.logits)
+        self.searches.fill_(1)
+        self.searching = True
+
+    @torch.no_grad()
+    def choose(self) -> None:
+        """End the search: give each group its bits.
+
+        With `mean_bits` they have the largest sum of logits among those of so few bits, else a group gets the most bits
+        whose probability is at least half of an equal share.
+        """
+        if self.mixed.mean_bits is None:
+            likely = self.probabilities() >= 0.5 / (self.mixed.most + 1)
+            self.chosen.copy_((likely * torch.arange(likely.shape[1], device=likely.device)).amax(1))
+        else:
+            self.chosen.copy_(self._allotted(-self.logits, self.mixed.mean_bits))
+        self.searches.zero_()
+        self.searching = False
+
+    def _allotted(self, costs: Tensor, mean: float) -> Tensor:
+        return allot(costs, sizes_of(self.rows, len(self.mixed.bits)), mean)
+
+    @torch.no_grad()
+    def fit_(self, stored: Tensor, values: Tensor | None = None) -> None:
+        """Fit centre and steps; give each group the bits that lose least, errors weighted by the groups' frequency."""
+        self.reset_parameters()
+        measured = self.measure(stored)
+        centre, steps = self.grid(measured, torch.float32)
+        deviation = steps[-1] / STEP_OF_NORMAL[self.mixed.most]
+        self.offset.copy_((stored.float().mean(0) - centre) / deviation)
+        centre, steps = self.grid(measured, torch.float32)
+        sample = (stored[:: self.every].float() - centre).reshape(1, -1)
+        for bits in range(1, self.mixed.most + 1):
+            self.growth[bits] = (best_step(sample, bits).reshape(()) / steps[bits]).log() / PACE
+        if self.mixed.mean_bits is not None:
+            errors = self._errors(stored, *self.grid(measured, torch.float32))
+            self.chosen.copy_(self._allotted(errors, self.mixed.mean_bits))
+
+    def _errors(self, stored: Tensor, centre: Tensor, steps: Tensor) -> Tensor:
+        """Return the squared error of each group with 0, 1, ... bits, weighted by its frequency, float64."""
+        errors = torch.zeros(self.logits.shape, dtype=torch.float64, device=stored.device)
+        for block, group in zip(stored.split(_BLOCK), self.group.split(_BLOCK), strict=True):
+            values = block.float() - centre
+            for bits in range(self.mixed.most + 1):
+                rounded = snap(values, steps[bits], bits) if bits else torch.zeros_like(values)
+                lost = (values - rounded).square().sum(1, dtype=torch.float64)
+                errors[:, bits].index_add_(0, group.long(), lost)
+        return errors / self.rarity.double().unsqueeze(1)
+
+    @torch.no_grad()
+    def code(self, stored: Tensor) -> Coded:
+        if self.searching:
+            raise ValueError(
+                "the bits of FrequencyBits are still searched, and a mixture has no served form: train on until the "
+                "Schedule has chosen them"
+            )
+        kind = torch.promote_types(stored.dtype, torch.float32)
+        centre, steps = self.grid(self.measure(stored), kind)
+        own = self.chosen[self.group.long()].long()
+        bits = own.to(kind).unsqueeze(1)
+        numbers = levels(stored.to(kind) - centre, steps[own].unsqueeze(1), bits) + torch.pow(2.0, bits - 1)
+        packed, own, starts = pack_ragged(numbers.long(), own, self.mixed.most)
+        return Coded(packed, 8, {"widths": own, "starts": starts, "step": steps.float(), "centre": centre.float()})
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.searches.is_meta:
+            self.searching = bool(self.searches)
+
+    def extra_repr(self) -> str:
+        return f"most={self.mixed.most}, groups={len(self.mixed.bits)}"

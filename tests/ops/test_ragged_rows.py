@@ -1,0 +1,30 @@
+"""Packed rows of different bits against the bits written one after the other."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embcomp.ops.ragged_rows import pack_ragged, ragged_nbytes, read_ragged
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 150), st.integers(1, 9), st.integers(1, 8), st.integers(0, 10**6))
+def test_rows_come_back_from_a_plain_stream_of_bits(rows, dim, most, seed):
+    draw = torch.Generator().manual_seed(seed)
+    bits = torch.randint(0, most + 1, (rows,), generator=draw)
+    values = torch.randint(0, 256, (rows, dim), generator=draw) & ((1 << bits) - 1).unsqueeze(1)
+    stream, numbers, starts = packed = pack_ragged(values, bits, most)
+    written = "".join(
+        format(value, f"0{n}b")[::-1]
+        for n, row in zip(bits.tolist(), values.tolist(), strict=True)
+        for value in row
+        if n
+    )
+    read = "".join(format(byte, "08b")[::-1] for byte in stream.squeeze(1).tolist())
+    assert read.startswith(written)
+    assert set(read[len(written) :]) <= {"0"}
+    asked = torch.randint(0, rows, (20,), generator=draw)
+    found, own = read_ragged(stream, dim, numbers, starts, most, asked)
+    assert torch.equal(found, values[asked])
+    assert torch.equal(own, bits[asked])
+    assert sum(part.nbytes for part in packed) == ragged_nbytes(rows, dim, int(bits.sum()), most)
