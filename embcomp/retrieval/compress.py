@@ -14,7 +14,7 @@ from embcomp.retrieval.checks import check_device, check_matrix
 from embcomp.retrieval.named import way
 from embcomp.retrieval.rotations import Rotation
 from embcomp.retrieval.vector_codes import Metric, VectorCodes
-from embcomp.retrieval.ways import Progress
+from embcomp.retrieval.ways import Progress, Size
 
 
 @torch.no_grad()
@@ -30,6 +30,7 @@ def compress(
     width: int | None = None,
     rotation: Rotation | Literal["default"] = "default",
     scale: Literal["row", "column", "table"] | None = None,
+    size: Size | None = None,
     metric: Metric = "dot",
     queries: Tensor | None = None,
     version: str | None = None,
@@ -52,6 +53,8 @@ def compress(
             spread, or with `queries` for those that keep most of the products with them; "itq" for those in which signs
             lose least; "random". The default is "svd" for `row_bits`, else None.
         scale: with `bits`, the unit that has its own step: each "row" (the default), each "column", or the "table".
+        size: the size of each row: "closest" (the default) loses the least square error; "unbiased" keeps the product
+            of a vector with itself, which keeps more of rankings from about three bits per value on (`Sized`).
         metric: "dot", or "cosine" to normalize vectors and queries first.
         queries: a sample of queries, floats [m, dim], for rotation="svd".
         version: a stamp of the model of the vectors; by default a checksum of the vectors.
@@ -86,8 +89,7 @@ def compress(
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if rotation != "default":
         settings["rotation"] = rotation
-    if scale is not None:
-        settings["scale"] = scale
+    settings |= {name: value for name, value in (("scale", scale), ("size", size)) if value is not None}
     chosen = way(**settings)  # pyright: ignore[reportArgumentType]
     chosen.check(*vectors.shape)
     if queries is not None:

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from embcomp.ops.code_search import Found, code_search, search_blocks
 from embcomp.ops.grid import best_step, levels
-from embcomp.ops.packed_columns import PackedColumns
+from embcomp.ops.packed_columns import PackedColumns, groups_nbytes
+from embcomp.ops.packing import bits_for
 from embcomp.ops.product_codes import nearest_codes, vectors_of
 
 _STEPS = 256  # sizes that a row may have
+_FEW, _ROUNDS = 64, 20  # sizes of 6 bits, and the rounds of k-means that find them
 _NOTHING = 1e-30  # the size of a row of zeros: searches divide by sizes
 
 
@@ -30,6 +32,25 @@ def quantized_scales(scales: Tensor) -> tuple[Tensor, Tensor]:
     places = (scales.clamp(min=float(least)).double().log() - low) / max(high - low, 1e-12) * (_STEPS - 2)
     places = torch.where(scales > 0, places.round().clamp(0, _STEPS - 2) + 1, 0.0)
     return places.to(torch.uint8), torch.cat([steps.new_tensor([_NOTHING]), steps]).to(scales.device)
+
+
+def packed_scales(scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise non-negative row sizes, float32 [rows], to 6 bits each, packed uint8, with a table, float32 [64].
+
+    The sizes of the table are those of k-means, begun at equal ratios; index 0 is for rows of size 0.
+    """
+    some = scales[scales > 0].double() if bool((scales > 0).any()) else scales.new_ones(1, dtype=torch.float64)
+    low, high = (float(each.log()) for each in (some.min().clamp(min=float(some.max()) * 1e-3), some.max()))
+    centers = torch.linspace(low, high, _FEW - 1, dtype=torch.float64, device=some.device).exp()
+    for _ in range(_ROUNDS):
+        near = torch.bucketize(some, (centers[1:] + centers[:-1]) / 2)
+        sums = torch.zeros_like(centers).index_add_(0, near, some)
+        counts = near.bincount(minlength=len(centers))
+        centers = torch.where(counts > 0, sums / counts.clamp(min=1), centers).sort().values
+    places = torch.bucketize(scales.double(), (centers[1:] + centers[:-1]) / 2) + 1
+    places = torch.where(scales > 0, places, 0).to(torch.uint8).unsqueeze(1)
+    packed = PackedColumns.of(places, ((1, bits_for(_FEW)),))
+    return packed.data, torch.cat([centers.new_tensor([_NOTHING]), centers]).float()
 
 
 class Form(abc.ABC):
@@ -99,11 +120,13 @@ class GridForm(Form):
 
     Attributes:
         codes: the packed codes.
-        basis: the matrix, floats [columns, width]; without a rotation the factor of each column, [columns].
-        scales: the index of each row's size, uint8 [rows]; None if all sizes are 1.
-        sizes: the sizes, float32 [256].
+        basis: the matrix, floats, or int8 with `factors`, [columns, width]; without a rotation the factor of each
+            column, [columns].
+        scales: the index of each row's size, packed in 6 bits or 8, uint8; None if all sizes are 1.
+        sizes: the sizes, float32 [64] or [256].
         width_: the number of values of a vector.
         levels: the number of signs for each value; those of recurrent sign codes are side by side.
+        factors: the factor of each row of an int8 `basis`, float16 [columns].
     """
 
     codes: PackedColumns
@@ -112,12 +135,28 @@ class GridForm(Form):
     sizes: Tensor | None
     width_: int
     levels: int = 1
+    factors: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """The basis as float32."""
+        return self.basis.float() if self.factors is None else self.basis.float() * self.factors.float().unsqueeze(1)
 
     def scale(self, rows: Tensor | None = None) -> Tensor | None:
         """Return the size of each row, or of some rows."""
         if self.scales is None or self.sizes is None:
             return None
-        return self.sizes[(self.scales if rows is None else self.scales[rows]).long()]
+        held = PackedColumns(self.scales, self.rows, ((1, bits_for(len(self.sizes))),))
+        every = torch.arange(self.rows, device=self.scales.device)
+        return self.sizes[held.read(every if rows is None else rows).squeeze(1).long()]
+
+    def check_scales(self) -> None:
+        """Raise ValueError unless there is a size for each row."""
+        if self.scales is not None and self.sizes is not None:
+            bits = bits_for(len(self.sizes))
+            expected = self.rows if bits == 8 else groups_nbytes(self.rows, ((1, bits),))
+            if self.scales.shape != (expected,):
+                raise ValueError(f"{list(self.scales.shape)} bytes of sizes for {self.rows} rows of {bits} bits")
 
     def _scaled(self, rows: Tensor, scaled: bool = True) -> Tensor:
         values, scale = self.codes.centered(rows), self.scale(rows)
@@ -127,14 +166,14 @@ class GridForm(Form):
         return self._on_basis(self._scaled(rows))
 
     def _on_basis(self, values: Tensor) -> Tensor:
-        basis = self.basis.float()
+        basis = self.matrix
         if basis.dim() == 2:
             return values @ basis
         values = (values * basis).unflatten(1, (self.levels, -1)).sum(1)
         return F.pad(values, (0, self.width - values.shape[1]))
 
     def asked(self, queries: Tensor) -> Tensor:
-        basis = self.basis.float()
+        basis = self.matrix
         if basis.dim() == 2:
             return queries @ basis.T
         return queries[:, : len(basis) // self.levels].repeat(1, self.levels) * basis

@@ -4,28 +4,32 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from embcomp.ops.grid import best_step, levels
 from embcomp.ops.kmeans import no_progress
 from embcomp.ops.packed_columns import PackedColumns, groups_nbytes
-from embcomp.retrieval.forms import Form, GridForm, quantized_scales
+from embcomp.retrieval.forms import Form, GridForm, packed_scales
 from embcomp.retrieval.rotations import directions, sample
-from embcomp.retrieval.ways import FLOAT16, SIZES_NBYTES, Progress, Way, held, least_squares, spread_bits
+from embcomp.retrieval.ways import FLOAT16, FLOAT32, Progress, Sized, least_squares, spread_bits
 
-_ROUNDS = 20  # of vectors and signs in turn
+_ROUNDS, _MORE = 12, 12  # of vectors and signs in turn: from each start, then from the better one with other tries
 _SWEEPS = 2  # over the signs in a round
-_LAST = 8  # over the signs at the end, where the vectors stay
+_TRIES, _LAST = 2, 12  # times that some signs of a row are flipped: in a round, and at the end, where the vectors stay
+_FLIPS = 4  # signs at a time
 _BLOCK = 1 << 12  # rows at a time: their errors stay in the cache
 _SAMPLE = 1 << 15  # rows that the vectors are fitted to
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignSums(Way):
+class SignSums(Sized):
     """A way with any number of signs per vector: binary additive codes (Babenko and Lempitsky 2014).
 
     In turn each sign of a row is set to the one that loses less, given the others, and the vectors b_j are fitted by
     least squares. It starts from recurrent sign codes, and again from grids along the directions of largest spread, and
-    keeps the better result. It suits one or two bits per value: with more, signs end far from the optimum, and grids
+    goes on with the better result: some signs of a row, drawn at random, are flipped and all set again, and the row
+    keeps what loses less (as in the local search of Martinez et al. 2018, LSQ++). The vectors b_j are held in 8 bits,
+    the sizes of rows in 6. It suits one or two bits per value: with more, signs end far from the optimum, and grids
     lose less. It takes minutes for millions of rows.
 
     Attributes:
@@ -47,33 +51,45 @@ class SignSums(Way):
             raise ValueError(f"signs={self.signs} are more than 8 for each of {dim} values: lower it, or take bits=8")
 
     def nbytes(self, rows: int, dim: int) -> int:
-        return groups_nbytes(rows, ((self.signs, 1),)) + FLOAT16 * self.signs * dim + rows + SIZES_NBYTES
+        basis = self.signs * (dim + FLOAT16)
+        return groups_nbytes(rows, ((self.signs, 1),)) + basis + groups_nbytes(rows, ((1, 6),)) + 64 * FLOAT32
 
     def fit(
         self, vectors: Tensor, queries: Tensor | None = None, seed: int = 0, progress: Progress = no_progress
     ) -> Form:
+        draw = torch.Generator().manual_seed(seed)
         rows = sample(vectors, seed, _SAMPLE)
-        size = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
-        tries: list[tuple[float, Tensor]] = []
-        for number, start in enumerate((_recurrent, _spread)):
-            basis, signs = start(rows / size, self.signs, seed)
-            fitted, lost = size, torch.ones(())
-            for step in range(_ROUNDS):
-                signs = _descend(rows / fitted, signs, basis, _SWEEPS)
-                basis = _fitted(rows / fitted, signs, fitted.square())
-                fitted = least_squares(rows, signs @ basis).clamp(min=1e-30)
-                lost = (rows - fitted * (signs @ basis)).square().sum() / rows.square().sum().clamp(min=1e-30)
-                progress(number * _ROUNDS + step + 1, 2 * _ROUNDS + 1, f"lost {float(lost):.4f} of the squares")
-            tries.append((float(lost), basis))
-        basis = held(2 * min(tries, key=lambda each: each[0])[1])  # codes 0 and 1 less their middle are halves
+        tries = [_fit(rows, *start(F.normalize(rows), self.signs, seed)) for start in (_recurrent, _spread)]
+        progress(1, 3, f"lost {min(float(lost) for _, _, lost in tries):.4f} of the squares")
+        basis, signs, _ = min(tries, key=lambda each: float(each[2]))
+        basis, signs, lost = _fit(rows, basis, signs, _MORE, _TRIES, draw)
+        progress(2, 3, f"lost {float(lost):.4f} of the squares")
+        factors = (2 * basis.abs().amax(1) / 127).half()  # codes 0 and 1 less their middle are halves
+        held = (2 * basis / factors.float().clamp(min=1e-30).unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
+        basis = held.float() * factors.float().unsqueeze(1) / 2
         codes, sizes = [], []
         for block in vectors.split(_BLOCK):
-            signs, size = _code(block, basis.float() / 2)
+            signs = _code(block, basis, draw)
             codes.append((signs > 0).to(torch.uint8))
-            sizes.append(size)
-        scales, steps = quantized_scales(torch.cat(sizes).squeeze(1))
-        progress(2 * _ROUNDS + 1, 2 * _ROUNDS + 1, "coded")
-        return GridForm(PackedColumns.of(torch.cat(codes), ((self.signs, 1),)), basis, scales, steps, vectors.shape[1])
+            sizes.append(self.sizes_of(block, signs @ basis))
+        scales, steps = packed_scales(torch.cat(sizes).squeeze(1))
+        progress(3, 3, "coded")
+        packed = PackedColumns.of(torch.cat(codes), ((self.signs, 1),))
+        return GridForm(packed, held, scales, steps, vectors.shape[1], factors=factors)
+
+
+def _fit(
+    rows: Tensor, basis: Tensor, signs: Tensor, rounds: int = _ROUNDS, tries: int = 0,
+    draw: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Fit vectors and signs in turn; return both, and the share of the squares that is lost."""
+    size = least_squares(rows, signs @ basis).clamp(min=1e-30)
+    for _ in range(rounds):
+        signs = _descend(rows / size, signs, basis, _SWEEPS, tries, draw)
+        basis = _fitted(rows / size, signs, size.square())
+        size = least_squares(rows, signs @ basis).clamp(min=1e-30)
+    lost = (rows - size * (signs @ basis)).square().sum() / rows.square().sum().clamp(min=1e-30)
+    return basis, signs, lost
 
 
 def _recurrent(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -107,23 +123,35 @@ def _spread(unit: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.stack(bases), torch.stack(signs, 1)
 
 
-def _descend(unit: Tensor, signs: Tensor, basis: Tensor, sweeps: int) -> Tensor:
-    """Set each sign in turn to the one that loses less, given the others."""
-    squares = basis.square().sum(1).tolist()
+def _descend(
+    unit: Tensor, signs: Tensor, basis: Tensor, sweeps: int, tries: int = 0, draw: torch.Generator | None = None
+) -> Tensor:
+    """Set each sign in turn to the one that loses less, given the others; then again after some have been flipped."""
     blocks: list[Tensor] = []
-    for rows, held_ in zip(unit.split(_BLOCK), signs.split(_BLOCK), strict=True):
-        columns = held_.T.contiguous()
-        left = rows - held_ @ basis
-        for _ in range(sweeps):
-            before = columns.clone()
-            for j, vector in enumerate(basis):
-                new = torch.where(torch.addmv(columns[j] * squares[j], left, vector) < 0, -1.0, 1.0)
-                left.addr_(columns[j] - new, vector)
-                columns[j] = new
-            if torch.equal(before, columns):
-                break
-        blocks.append(columns.T)
+    for rows, before in zip(unit.split(_BLOCK), signs.split(_BLOCK), strict=True):
+        best, lost = _swept(rows, before.T.contiguous(), basis, sweeps)
+        for _ in range(tries):
+            places = torch.randint(len(basis), (_FLIPS, len(rows)), generator=draw).to(best.device)
+            other, lost_by_it = _swept(rows, best.scatter(0, places, -best.gather(0, places)), basis, sweeps)
+            better = lost_by_it < lost
+            best, lost = torch.where(better, other, best), torch.where(better, lost_by_it, lost)
+        blocks.append(best.T)
     return torch.cat(blocks)
+
+
+def _swept(rows: Tensor, columns: Tensor, basis: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Set signs, [signs, rows], until none changes, at most so many times; return them and the squares left."""
+    squares = basis.square().sum(1).tolist()
+    left = rows - columns.T @ basis
+    for _ in range(sweeps):
+        before = columns.clone()
+        for j, vector in enumerate(basis):
+            new = torch.where(torch.addmv(columns[j] * squares[j], left, vector) < 0, -1.0, 1.0)
+            left.addr_(columns[j] - new, vector)
+            columns[j] = new
+        if torch.equal(before, columns):
+            break
+    return columns, left.square().sum(1)
 
 
 def _fitted(unit: Tensor, signs: Tensor, weights: Tensor) -> Tensor:
@@ -134,15 +162,14 @@ def _fitted(unit: Tensor, signs: Tensor, weights: Tensor) -> Tensor:
     return torch.linalg.solve(gram + ridge, weighed.T @ unit.double()).float()
 
 
-def _code(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """The signs and sizes of rows for fixed vectors, computed twice: first with the norms, then with fitted sizes."""
+def _code(rows: Tensor, basis: Tensor, draw: torch.Generator) -> Tensor:
+    """The signs of rows for fixed vectors, computed twice: first with the norms as sizes, then with fitted ones."""
     size = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
     left = rows / size
     signs = torch.empty(len(rows), len(basis), device=rows.device)
     for j in basis.square().sum(1).argsort(descending=True).tolist():  # the longest first, each of what is left
         signs[:, j] = torch.where(left @ basis[j] < 0, -1.0, 1.0)
         left = left - signs[:, j : j + 1] * basis[j]
-    signs = _descend(rows / size, signs, basis, _LAST)
-    size = least_squares(rows, signs @ basis)
-    signs = _descend(rows / size.clamp(min=1e-30), signs, basis, _LAST)
-    return signs, least_squares(rows, signs @ basis)
+    signs = _descend(rows / size, signs, basis, _SWEEPS)
+    size = least_squares(rows, signs @ basis).clamp(min=1e-30)
+    return _descend(rows / size, signs, basis, 2 * _SWEEPS, _LAST, draw)

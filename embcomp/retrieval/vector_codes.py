@@ -302,7 +302,7 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Form:
     form = kind(codes=packed, width_=header["width"], **held)  # pyright: ignore[reportArgumentType]
     if isinstance(form, GridForm):
         form = dataclasses.replace(form, levels=header["levels"])
-    if isinstance(form, GridForm) and form.scales is not None and len(form.scales) != packed.rows:
-        raise ValueError(f"{len(form.scales)} sizes for {packed.rows} rows")
+    if isinstance(form, GridForm):
+        form.check_scales()
     form.decode(torch.arange(min(1, packed.rows)))
     return form

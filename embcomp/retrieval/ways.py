@@ -18,6 +18,8 @@ from embcomp.retrieval.forms import Form, GridForm, ProductForm, quantized_scale
 from embcomp.retrieval.rotations import ROTATIONS, Rotation, directions, of_products, sample
 
 Progress = Callable[[int, int, str], None]
+Size = Literal["closest", "unbiased"]
+SIZES = ("closest", "unbiased")
 _BLOCK = 1 << 12  # rows at a time: they stay in the cache
 FLOAT16, FLOAT32 = 2, 4  # bytes of a matrix's values, and of other constants
 SIZES_NBYTES = 256 * FLOAT32
@@ -82,7 +84,29 @@ class Way(abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid(Way):
+class Sized(Way):
+    """A way with a size for each row.
+
+    Attributes:
+        size: "closest" for the size that brings the decoded vector closest to the vector; "unbiased" for the one with
+            which their product is the square of the vector: the closest one is too short, by more for rows that lose
+            more, which puts these rows too low in a ranking (Gao and Long 2024, arXiv 2405.12497, section 3.2).
+    """
+
+    size: Size = "closest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size not in SIZES:
+            raise ValueError(f"size must be 'closest' or 'unbiased', got {self.size!r}")
+
+    def sizes_of(self, vectors: Tensor, decoded: Tensor) -> Tensor:
+        """Return the size of each row, [rows, 1], from vectors and decoded vectors of size 1."""
+        return least_squares(vectors, decoded) if self.size == "closest" else unbiased(vectors, decoded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Sized):
     """A way with a symmetric grid of `bits` bits without a zero (`embcomp.ops.grid`).
 
     Attributes:
@@ -100,6 +124,8 @@ class Grid(Way):
             raise ValueError(f"bits must be 1 to 8, got {self.bits!r}")
         if self.scale not in ("row", "column", "table"):
             raise ValueError(f"scale must be 'row', 'column' or 'table', got {self.scale!r}")
+        if self.size == "unbiased" and self.scale != "row":
+            raise ValueError(f"size='unbiased' needs a size for each row: take scale='row', not {self.scale!r}")
 
     def nbytes(self, rows: int, dim: int) -> int:
         codes = groups_nbytes(rows, ((self.columns(dim), self.bits),))
@@ -124,11 +150,14 @@ class Grid(Way):
             basis = basis * (step if basis.dim() == 1 else step.T).squeeze(0)
         codes = levels(values, step, self.bits) + 2 ** (self.bits - 1)
         packed = PackedColumns.of(codes.to(torch.uint8), ((values.shape[1], self.bits),))
+        if self.size == "unbiased":
+            coded = GridForm(packed, held(basis), None, None, vectors.shape[1]).decode(torch.arange(len(vectors)))
+            scales, sizes = quantized_scales(unbiased(vectors, coded).squeeze(1))
         return GridForm(packed, held(basis), scales, sizes, vectors.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread(Way):
+class Spread(Sized):
     """A way with grids of 0 to 8 bits per column, `row_bits` together: columns of more variance get more bits.
 
     It is reverse water-filling: each further bit goes to the column where it reduces the squared error most. It needs
@@ -166,12 +195,15 @@ class Spread(Way):
         size = least_squares(values[:, order], (codes + 0.5) * steps)
         codes, order, bits, steps = self._grids(values, size, seed)  # now with the sizes that fit the codes
         size = least_squares(values[:, order], (codes + 0.5) * steps)
-        scales, sizes = quantized_scales(size.squeeze(1))
         groups = tuple((bits.count(each), each) for each in sorted(set(bits), reverse=True))
         half = torch.tensor([2.0 ** (each - 1) for each in bits], device=values.device)
         packed = PackedColumns.of((codes + half).to(torch.uint8), groups)
         turned = basis if basis.dim() == 2 else torch.eye(len(basis), vectors.shape[1], device=basis.device)
-        return GridForm(packed, held(turned[order] * steps.T), scales, sizes, vectors.shape[1])
+        matrix = held(turned[order] * steps.T)
+        if self.size == "unbiased":
+            size = unbiased(vectors, (codes + 0.5) @ matrix.float())
+        scales, sizes = quantized_scales(size.squeeze(1))
+        return GridForm(packed, matrix, scales, sizes, vectors.shape[1])
 
     def _grids(self, values: Tensor, size: Tensor, seed: int) -> tuple[Tensor, Tensor, list[int], Tensor]:
         """The levels of the columns that have bits, the indices of these columns, their bits and their steps."""
@@ -188,7 +220,7 @@ class Spread(Way):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signs(Way):
+class Signs(Sized):
     """A way with recurrent signs: of the vector, then of the remainder, and so on: BEBR's recursion without a network.
 
     Attributes:
@@ -221,7 +253,7 @@ class Signs(Way):
             step = weight * (sign @ basis if basis.dim() == 2 else F.pad(sign, (0, left.shape[1] - sign.shape[1])))
             decoded, left = decoded + step, left - step
             progress(level + 1, self.levels, f"left {float(left.square().sum(1).mean()):.4f} of the squares")
-        scales, sizes = quantized_scales(least_squares(vectors, decoded).squeeze(1))
+        scales, sizes = quantized_scales(self.sizes_of(vectors, decoded).squeeze(1))
         codes = (torch.cat(signs, 1) > 0).to(torch.uint8)
         packed = PackedColumns.of(codes, ((codes.shape[1], 1),))
         return GridForm(packed, held(torch.cat(bases)), scales, sizes, vectors.shape[1], self.levels)
@@ -295,6 +327,15 @@ def spread_bits(variances: Tensor, total: int) -> Tensor:
     for _ in range(total):
         bits[(spread * saved[bits]).masked_fill(bits == 8, -1.0).argmax()] += 1
     return bits
+
+
+def unbiased(vectors: Tensor, decoded: Tensor) -> Tensor:
+    """Return the factor of each row that makes its product with the vector the vector's square, [rows, 1].
+
+    It is 0 for rows whose product is not positive.
+    """
+    factors = vectors.square().sum(1, keepdim=True) / (vectors * decoded).sum(1, keepdim=True)
+    return factors.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
 
 
 def least_squares(values: Tensor, decoded: Tensor) -> Tensor:
