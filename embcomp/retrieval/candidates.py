@@ -32,7 +32,9 @@ def _settings(rows: int, dim: int, nbytes: float) -> list[dict[str, Any]]:
     for name, most in (("signs", 2 * dim), ("row_bits", 8 * dim)):
         fitting = [n for n in range(min(8, most), most) if way(**{name: n}).nbytes(rows, dim) <= nbytes]
         settings += [{name: n} for n in fitting[-1:]]
+        settings += [{name: n, "size": "unbiased"} for n in fitting[-1:] if name == "row_bits"]
     settings += [{"bits": bits} for bits in (8, 7, 6, 4, 3, 2, 1)]
+    settings += [{"bits": bits, "size": "unbiased"} for bits in (4, 3)]
     settings += [{"levels": levels, "rotation": "itq"} for levels in (1, 2, 3, 4)]
     settings += [{"bits": bits, "rotation": "itq"} for bits in (3, 2)]
     four: dict[str, Any] = {"bits": 4, "rotation": "svd"}

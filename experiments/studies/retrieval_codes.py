@@ -9,6 +9,7 @@ are skipped, and so is each way that the file of a run already holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from embcomp import artifact, retrieval
 from embcomp.ops.kmeans import no_progress
 from embcomp.retrieval.candidates import candidates
+from embcomp.retrieval.rotations import of_products
 from embcomp.torchrec.holders import stores_of
 from experiments.config import RunConfig
 from experiments.load import load
@@ -35,6 +37,7 @@ CONFIGS = Path(__file__).parent / "retrieval-codes"
 EXPERIMENT = "retrieval-codes"
 KIND = "vectors of a run"
 SHARES = (0.10, 0.04, 0.06, 0.125, 0.03, 0.25)  # of the full bytes, those that are asked most of first
+WIDTHS = (2, 4, 8, 16)  # that the full width is divided by, where vectors are cut
 CHOSEN = (0.10, 0.04)  # shares for which `retrieval.choose` chooses a way
 HOWS = ("float query", "codes")
 METRICS = ("recall@10", "recall@50")
@@ -56,43 +59,88 @@ def run_all(results: Path, out: Path, console: Console, configs: Path = CONFIGS,
         for run in load(config).runs():
             name = f"{run.data.name}-seed{run.seed}"
             if pattern in name:
-                _run(run, results / EXPERIMENT / run.data.name / f"seed{run.seed}.json", out / name, console)
+                file = results / EXPERIMENT / run.data.name / f"seed{run.seed}.json"
+                _run(run, _nested(configs / "nested" / config.name, run.seed), file, out / name, console)
 
 
-def _run(run: RunConfig, file: Path, out: Path, console: Console) -> None:
+def _nested(config: Path, seed: int) -> RunConfig | None:
+    """Return the run of nested tables of a seed, if there is one."""
+    runs = load(config).runs() if config.is_file() else iter(())
+    return next((run for run in runs if run.seed == seed), None)
+
+
+class _Judge:
+    """The vectors of a run, and the measures of ways of coding them; vectors are only trained if a way needs them.
+
+    Args:
+        run: the run of full tables.
+        nested: the run of tables that can be cut to their first columns, or None.
+        out: the folder of vectors and checkpoints.
+    """
+
+    def __init__(self, run: RunConfig, nested: RunConfig | None, out: Path) -> None:
+        self.run, self.nested, self.out, self.task = run, nested, out, prepare(run)
+
+    @cached_property
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return vectors_of(self.run, self.task, self.out)
+
+    @cached_property
+    def nested_vectors(self) -> tuple[Tensor, Tensor]:
+        assert self.nested is not None
+        return vectors_of(self.nested, prepare(self.nested), self.out / "nested")
+
+    def ways(self) -> dict[str, dict[str, Any]]:
+        """Return all ways, by name."""
+        rows, dim = sizes(self.task)
+        every = ways(rows, dim)
+        for width in WIDTHS if self.nested is not None else ():
+            every[f"floats, nested, width {dim // width}"] = {"nested": dim // width}
+        return every
+
+    def judged(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the bytes and metrics of one way."""
+        users, items = self.nested_vectors if "nested" in settings else self.vectors
+        return judged(self.task, users, items, settings)
+
+    def choose(self, share: float) -> retrieval.Tried:
+        """Return the way that `retrieval.choose` chooses with the valid split."""
+        (users, items), (known, wanted) = self.vectors, pairs(self.task, "valid")
+        nbytes, seed = int(share * items.nbytes), self.run.seed
+        return retrieval.choose(items, nbytes, queries=users, wanted=wanted, known=known, seed=seed).tried[0]
+
+
+def _run(run: RunConfig, nested: RunConfig | None, file: Path, out: Path, console: Console) -> None:
+    judge = _Judge(run, nested, out)
     held = study.held(file) if study.is_current(file, run) else {}
-    done, choices = held.get("ways", {}), held.get("chosen", {})
-    task = prepare(run)
-    users = items = None
+    offered, choices = judge.ways(), held.get("chosen", {})
+    kept_ways = {label: row for label, row in held.get("ways", {}).items() if label in offered}
+    done = {label: row for label, row in kept_ways.items() if _is_same(offered[label], row, *sizes(judge.task))}
+    done |= {label: row for label, row in held.get("ways", {}).items() if label in choices.values()}
 
-    def keep(text: str) -> None:
-        console.print(f"{run.data.name}, seed {run.seed}: {text}", highlight=False)
+    def keep(label: str, settings: dict[str, Any]) -> None:
+        if label not in done:
+            done[label] = judge.judged(settings)
+        console.print(f"{run.data.name}, seed {run.seed}: {label} {said(done[label])}", highlight=False)
         values = {
             "experiment": EXPERIMENT, "dataset": run.data.name, "model": run.model.name, "seed": run.seed, "ways": done,
             "chosen": choices,
         }  # fmt: skip
         study.write(file, values, run)
 
-    for label, settings in ways(*sizes(task)).items():
-        if label in done:
-            continue
-        if users is None or items is None:
-            users, items = vectors_of(run, task, out)
-        done[label] = judged(task, users, items, settings)
-        keep(f"{label} {said(done[label])}")
     for share in CHOSEN:
-        if f"{share:.0%}" in choices:
-            continue
-        if users is None or items is None:
-            users, items = vectors_of(run, task, out)
-        known, wanted = pairs(task, "valid")
-        nbytes = int(share * items.nbytes)
-        choice = retrieval.choose(items, nbytes, queries=users, wanted=wanted, known=known, seed=run.seed)
-        best = choice.tried[0]
-        choices[f"{share:.0%}"] = best.name
-        if best.name not in done:
-            done[best.name] = judged(task, users, items, dict(best.settings))
-        keep(f"chosen at {share:.0%}: {best.name} {said(done[best.name])}")
+        if (name := f"{share:.0%}") not in choices:
+            best = judge.choose(share)
+            choices[name] = best.name
+            keep(best.name, dict(best.settings))
+    for label, settings in offered.items():
+        if label not in done:
+            keep(label, settings)
+
+
+def _is_same(settings: dict[str, Any], row: dict[str, Any], rows: int, dim: int) -> bool:
+    """Return whether a row is of the codes of this release: sums of signs were larger before."""
+    return "signs" not in settings or row["nbytes"] == retrieval.way(**settings).nbytes(rows, dim)
 
 
 def said(row: dict[str, Any]) -> str:
@@ -106,7 +154,10 @@ def ways(rows: int, dim: int) -> dict[str, dict[str, Any]]:
     """Return every way that takes at most a share of the full bytes, by name; "full" is the vectors themselves."""
     full = 4 * rows * dim
     chosen: dict[str, dict[str, Any]] = {"full": {}}
-    for share in SHARES:
+    for share in SHARES[:2]:
+        chosen |= candidates(rows, dim, share * full)
+    chosen |= {f"floats, svd, width {dim // width}": {"floats": dim // width} for width in WIDTHS}
+    for share in SHARES[2:]:
         chosen |= candidates(rows, dim, share * full)
     return chosen | {"learned signs": {"learn": dim}}
 
@@ -170,6 +221,9 @@ def judged(task: Any, users: Tensor, items: Tensor, settings: dict[str, Any]) ->
     full = items.nbytes
     if not settings:
         nbytes, queries["float query"] = full, (users, items)
+    elif "floats" in settings or "nested" in settings:
+        nbytes, asking, decoded = cut(users, items, settings)
+        queries["float query"] = (asking, decoded)
     else:
         if "learn" in settings:
             codes = retrieval.learn(items, signs=settings["learn"], epochs=20, seed=task.run.seed)
@@ -188,8 +242,27 @@ def judged(task: Any, users: Tensor, items: Tensor, settings: dict[str, Any]) ->
                 Vectors(asking, asked_of), known, wanted, len(items), task.run.training.eval_batch_size
             )
             metrics[how] |= {f"{split}/{metric}": every[metric] for metric in METRICS}
-    lost = float(F.mse_loss(queries["float query"][1], items) / items.square().mean())
+    decoded = queries["float query"][1]
+    decoded = F.pad(decoded, (0, items.shape[1] - decoded.shape[1]))
+    lost = float(F.mse_loss(decoded, items) / items.square().mean())
     return {"nbytes": nbytes, "share": nbytes / full, "lost": lost, "metrics": metrics, "settings": settings}
+
+
+def cut(users: Tensor, items: Tensor, settings: dict[str, Any]) -> tuple[int, Tensor, Tensor]:
+    """Return the bytes of float vectors of fewer columns, and the vectors of users and items that stand for them.
+
+    Args:
+        users: the vectors of users, float32 [m, dim].
+        items: the vectors of items, float32 [n, dim].
+        settings: "nested", the number of first columns to keep; or "floats", that of the directions that keep most of
+            the products of users and items, whose matrix is counted.
+    """
+    if "nested" in settings:
+        width = settings["nested"]
+        return 4 * len(items) * width, users[:, :width], items[:, :width]
+    width = settings["floats"]
+    back, onto = of_products(items, users, width, seed=0)
+    return 4 * (len(items) + items.shape[1]) * width, users, items @ onto.T @ back
 
 
 def _coded(users: Tensor, settings: dict[str, Any], seed: int) -> Tensor:
@@ -204,8 +277,11 @@ def write_markdown(results: Path, folder: Path) -> Path:
     lines = [
         "Item vectors of trained full tables in few bits, all items ranked. Kept: recall on the test split as a share "
         "of that of the float vectors, in percent; lost: square error as a share of the squares. Coded users are coded "
-        "separately in the same way. Mean ± standard deviation over seeds. Written by `python -m experiments "
-        "retrieval-codes`.",
+        "separately in the same way. Floats, svd: float vectors along the directions that keep most of the products of "
+        "users and items; floats, nested: the first columns of tables that were trained for all these widths, with the "
+        "hardest of four negatives for each width. MovieLens-1M has one held-out split, which is valid and test. "
+        "Mean ± standard deviation over seeds. Written by `python -m "
+        "experiments retrieval-codes`.",
     ]
     header = ["bytes", "way", "lost", "R@10 kept", "R@50 kept", "users coded: R@10", "R@50", "on valid: R@10", "R@50"]
     header += ["seeds"]
@@ -232,6 +308,8 @@ def _rows(files: list[dict[str, Any]], full: list[dict[str, float]]) -> Iterator
             f"{lost:.3f}",
             *(
                 kept([row["metrics"][how][f"{split}/{metric}"] / base[f"{split}/{metric}"] for row, base in there])
+                if all(how in row["metrics"] for row, _ in there)
+                else "–"
                 for split, how in (("test", HOWS[0]), ("test", HOWS[1]), ("valid", HOWS[0]))
                 for metric in METRICS
             ),

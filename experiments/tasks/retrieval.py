@@ -45,6 +45,10 @@ class RetrievalConfig(Section):
         gamma: the weight of uniformity in "directau".
         validate_every: the epochs between two evaluations of the valid split.
         cold: the settings of cold items, which are held out of training and ranked after a few interactions.
+        widths: the numbers of first columns at which "bpr" is computed, all with the same weight, so that the vectors
+            can be cut to any of them (Wang et al. 2024, arXiv 2406.07432); by default all columns alone.
+        candidates: with `widths`, the number of random items for each pair, of which each width compares the one that
+            it scores highest: negatives that the widths share would not make their orders agree.
     """
 
     key = "retrieval"
@@ -54,6 +58,12 @@ class RetrievalConfig(Section):
     gamma: Rate = 1.0
     validate_every: Positive = 1
     cold: ColdConfig | None = None
+    widths: tuple[Positive, ...] = ()
+    candidates: Positive = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        nested = ("widths", "candidates") if not self.widths else ()  # keys of results that are older
+        return {name: value for name, value in super().to_dict().items() if name not in nested}
 
 
 def problems(experiment: ExperimentConfig) -> Iterator[str]:
@@ -66,10 +76,18 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
         yield from known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
         if config.loss == "directau" and plain(model.name) == "neumf":
             yield "retrieval.loss: directau compares vectors, and NeuMF only has scores; take bpr or bce"
+        if config.widths and max(config.widths) > model.embedding_dim:
+            yield f"retrieval.widths: {max(config.widths)} columns, model.embedding_dim is {model.embedding_dim}"
+        if config.widths and plain(model.name) == "neumf":
+            yield "retrieval.widths: NeuMF has no vectors that could be cut; leave them out"
         if model.linear:
             yield "model.linear: retrieval models take no first-order weights; leave it out"
     if any(optimizer.embedding for optimizer in experiment.optimizer):
         yield "optimizer.embedding: tables of retrieval models are not fused; leave it out"
+    if config.widths and config.loss != "bpr":
+        yield f"retrieval.widths: they go with loss = 'bpr', not {config.loss!r}"
+    if config.candidates > 1 and not config.widths:
+        yield "retrieval.candidates: they go with widths; leave them out"
     if experiment.slices:
         yield "slices: a retrieval run has none; leave them out"
 
@@ -152,8 +170,10 @@ class RetrievalTask:
             vectors = model.look_up(batch.users, batch.positives.unsqueeze(1))  # type: ignore[operator]
             users, items = (distributed.gathered_rows(each.flatten(1), batch.total) for each in vectors)
             return directau_loss(users, items, self.config.gamma)
-        scores = model(batch.users, torch.stack((batch.positives, batch.negatives), dim=1))
         rows = len(batch) - batch.padding
+        if self.config.widths:
+            return distributed.weighed(self._nested(model, batch, max(rows, 1)), rows, batch.total)
+        scores = model(batch.users, torch.stack((batch.positives, batch.negatives), dim=1))
         scores = scores[: max(rows, 1)]
         if self.config.loss == "bce":
             labels = torch.tensor([1.0, 0.0]).to(scores).expand_as(scores)
@@ -161,6 +181,18 @@ class RetrievalTask:
         else:
             mean = bpr_loss(scores[:, :1], scores[:, 1:])
         return distributed.weighed(mean, rows, batch.total)
+
+    def _nested(self, model: nn.Module, batch: Triples, rows: int) -> Tensor:
+        """The mean of the losses of all widths, each with its own hardest candidate as the negative."""
+        shape = (len(batch), self.config.candidates - 1)
+        further = torch.randint(self.data.num_items, shape, device=batch.users.device)
+        items = torch.cat([batch.positives.unsqueeze(1), batch.negatives.unsqueeze(1), further], 1)
+        users, vectors = (each[:rows] for each in model.look_up(batch.users, items))  # type: ignore[operator]
+        losses = []
+        for width in self.config.widths:
+            scores = (vectors[..., :width] @ users[:, :width].unsqueeze(2)).squeeze(2)
+            losses.append(bpr_loss(scores[:, 0], scores[:, 1:].amax(1)))
+        return torch.stack(losses).mean()
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
         """Evaluate the users that have items in `split`; items of earlier splits are not ranked."""

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 import embcomp
 from embcomp import retrieval
 from embcomp.nn import CompressedEmbedding
+from embcomp.ops.packed_columns import PackedColumns
+from embcomp.retrieval.forms import packed_scales
 
 WAYS = [
     {"bits": 8}, {"bits": 4}, {"bits": 3}, {"bits": 2}, {"bits": 1}, {"bits": 4, "scale": "column"},
@@ -15,7 +17,9 @@ WAYS = [
     {"bits": 2, "rotation": "itq"}, {"bits": 2, "rotation": "random"}, {"levels": 1, "rotation": "itq"}, {"levels": 2},
     {"levels": 3, "rotation": "random"}, {"levels": 4, "rotation": "itq"}, {"parts": 4, "codes": 16},
     {"parts": 8, "codes": 50, "rotation": "svd"}, {"row_bits": 24}, {"row_bits": 40, "width": 8},
-    {"row_bits": 24, "rotation": None}, {"signs": 19}, {"signs": 40},
+    {"row_bits": 24, "rotation": None}, {"signs": 19}, {"signs": 40}, {"bits": 3, "size": "unbiased"},
+    {"bits": 3, "size": "unbiased", "rotation": "svd", "width": 12}, {"row_bits": 24, "size": "unbiased"},
+    {"levels": 2, "size": "unbiased"}, {"signs": 30, "size": "unbiased"},
 ]  # fmt: skip
 
 
@@ -55,6 +59,8 @@ def test_bytes_by_hand():
     assert codes.nbytes == 300 * 16 // 2 + 300 + 256 * 4 + 16 * 4  # codes, size of each row, 256 sizes, factors
     codes = retrieval.compress(vectors(), parts=4, codes=16)
     assert codes.nbytes == 300 * 4 // 2 + 16 * 16 * 2  # codes, books in 16 bits
+    codes = retrieval.compress(vectors(320), signs=20)  # codes, sizes of 6 bits, vectors in 8 bits, their factors
+    assert codes.nbytes == 320 * 20 // 8 + 320 * 6 // 8 + 64 * 4 + 20 * 16 + 20 * 2
 
 
 def test_a_grid_of_one_step_is_rounding():
@@ -72,6 +78,43 @@ def test_row_sizes_lose_least_squares():
         decoded = retrieval.compress(items, **way).decode()
         best = (items * decoded).sum(1) / decoded.square().sum(1)
         assert torch.allclose(best, torch.ones(300), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "way", [{"bits": 3}, {"row_bits": 40}, {"levels": 3, "rotation": "itq"}, {"signs": 40}], ids=str
+)
+def test_unbiased_sizes_keep_the_product_of_a_vector_with_itself(way):
+    items = vectors()
+    squares = items.square().sum(1)
+    closest = (items * retrieval.compress(items, **way).decode()).sum(1) / squares
+    kept = (items * retrieval.compress(items, **way, size="unbiased").decode()).sum(1) / squares
+    assert closest.mean() < 0.99  # too short
+    assert torch.allclose(kept, torch.ones(300), atol=0.04)  # to the steps of the sizes
+    assert abs(float(kept.mean()) - 1) < 0.003
+
+
+def test_rows_of_zeros_stay_zeros():
+    items = vectors()
+    items[3] = 0
+    for way in ({"bits": 3}, {"row_bits": 24}, {"signs": 20}):
+        for size in ("closest", "unbiased"):
+            assert float(retrieval.compress(items, **way, size=size).decode()[3].abs().max()) < 1e-20
+
+
+def test_sizes_of_six_bits_are_near_the_sizes():
+    sizes = torch.randn(5000, generator=torch.Generator().manual_seed(0)).exp()
+    sizes[7] = 0
+    data, table = packed_scales(sizes)
+    read = table[PackedColumns(data, 5000, ((1, 6),)).read(torch.arange(5000)).squeeze(1).long()]
+    assert len(data) == 5000 * 6 // 8 + 2  # to a multiple of 8
+    assert float(read[7]) == pytest.approx(0, abs=1e-20)
+    equal = torch.linspace(float(sizes[sizes > 0].min().log()), float(sizes.max().log()), 63).exp()
+    nearest = (sizes.unsqueeze(1) - equal).abs().min(1).values
+    assert float((read - sizes).square().sum()) < float(nearest.square().sum())  # less than sizes in equal ratios
+    for few in (torch.zeros(9), torch.ones(9)):
+        data, table = packed_scales(few)
+        read = table[PackedColumns(data, 9, ((1, 6),)).read(torch.arange(9)).squeeze(1).long()]
+        assert torch.allclose(read, few)
 
 
 def test_itq_turns_signs_towards_the_vectors():
@@ -112,7 +155,7 @@ def test_sums_of_signs_lose_less_than_recurrent_signs():
 def test_each_sign_is_the_better_one():
     items = vectors()
     codes = retrieval.compress(items, signs=20)
-    basis, signs = codes.form.basis.float(), codes.form.codes.centered(torch.arange(300))
+    basis, signs = codes.form.matrix, codes.form.codes.centered(torch.arange(300))
     size = codes.form.scale().unsqueeze(1)
     lost = (items - size * signs @ basis).square().sum(1)
     flipped = [(items - size * (signs @ basis - 2 * signs[:, j : j + 1] * basis[j])).square().sum(1) for j in range(20)]

@@ -76,6 +76,12 @@ def test_ways():
         compress(ITEMS, bits=4, scale="each")
     with refused("scale", TypeError):
         compress(ITEMS, levels=1, scale="row")
+    with refused("size must be 'closest' or 'unbiased', got 'short'"):
+        compress(ITEMS, bits=4, size="short")
+    with refused("size='unbiased' needs a size for each row: take scale='row', not 'table'"):
+        compress(ITEMS, bits=4, scale="table", size="unbiased")
+    with refused("size", TypeError):
+        compress(ITEMS, parts=2, codes=16, size="unbiased")
     with refused("metric must be 'dot' or 'cosine', got 'l2'"):
         compress(ITEMS, bits=4, metric="l2")
     with refused("choose that, or leave them out"):

@@ -31,14 +31,14 @@ options = { num_rows = 3_000, num_users = 80, num_items = 60, num_communities = 
 def test_every_way_fits_a_share(rows, dim):
     found = study.ways(rows, dim)
     for settings in found.values():
-        if not settings or "learn" in settings:
+        if not settings or "learn" in settings or "floats" in settings:
             continue
         nbytes = retrieval.way(**settings).nbytes(rows, dim)
         shares = [share for share in study.SHARES if 0.75 * share < nbytes / (4 * rows * dim) <= share]
         assert shares, settings
         retrieval.way(**settings).check(rows, dim)
     for share in study.SHARES:  # each has several ways
-        there = [s for s in found.values() if s and "learn" not in s]
+        there = [s for s in found.values() if s and "learn" not in s and "floats" not in s]
         near = [s for s in there if 0.75 * share < retrieval.way(**s).nbytes(rows, dim) / (4 * rows * dim) <= share]
         assert len(near) >= 1, share
 
@@ -93,3 +93,48 @@ def test_vectors_are_those_of_the_model(tmp_path):
     found = rank_metrics(study.Vectors(users, items), *study.pairs(task, "test"), len(items), 64)
     stored = study.judged(task, users, items, {})["metrics"]["float query"]
     assert stored["test/recall@10"] == found["recall@10"]
+
+
+def test_cut_vectors_keep_the_products_that_they_can(tmp_path):
+    users, items = torch.randn(200, 8) * torch.linspace(2, 0.1, 8), torch.randn(50, 8)
+    products = users @ items.T
+    values = torch.linalg.svdvals(products.double())
+    for width in (2, 5, 8):
+        nbytes, asking, decoded = study.cut(users, items, {"floats": width})
+        left = (products - asking @ decoded.T).square().sum()
+        assert float(left) == pytest.approx(float(values[width:8].square().sum()), rel=1e-3, abs=1e-2)
+        assert nbytes == 4 * (50 + 8) * width
+    nbytes, asking, decoded = study.cut(users, items, {"nested": 3})
+    assert nbytes == 4 * 50 * 3
+    assert torch.equal(asking @ decoded.T, users[:, :3] @ items[:, :3].T)
+
+
+def test_nested_tables_have_rows_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "configs" / "nested").mkdir(parents=True)
+    (tmp_path / "configs" / "small.toml").write_text(TOML)
+    nested = TOML.replace("retrieval = { ", 'retrieval = { loss = "bpr", widths = [1, 2, 4, 8, 16], candidates = 3, ')
+    (tmp_path / "configs" / "nested" / "small.toml").write_text(nested)
+    monkeypatch.setattr(study, "ways", lambda rows, dim: {"full": {}, "floats, svd, width 4": {"floats": 4}})
+    monkeypatch.setattr(study, "CHOSEN", ())
+    study.run_all(tmp_path / "results", tmp_path / "out", Console(quiet=True), tmp_path / "configs")
+    file = json.loads((tmp_path / "results" / "retrieval-codes" / "synthetic" / "seed3.json").read_text())
+    names = [f"floats, nested, width {width}" for width in (8, 4, 2, 1)]
+    assert list(file["ways"]) == ["full", "floats, svd, width 4", *names]
+    assert file["ways"][names[1]]["share"] == 4 / 16
+    page = study.write_markdown(tmp_path / "results", tmp_path).read_text()
+    assert "| floats, nested, width 4 |" in page
+
+
+def test_sums_of_signs_of_earlier_releases_are_coded_again(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.toml").write_text(TOML)
+    monkeypatch.setattr(study, "ways", lambda rows, dim: {"full": {}, "signs 20": {"signs": 20}})
+    monkeypatch.setattr(study, "CHOSEN", ())
+    run = [tmp_path / "results", tmp_path / "out", Console(quiet=True), tmp_path / "configs"]
+    study.run_all(*run)
+    file = tmp_path / "results" / "retrieval-codes" / "synthetic" / "seed3.json"
+    first = json.loads(file.read_text())
+    older = {**first["ways"]["signs 20"], "nbytes": 1, "share": 0.9}
+    file.write_text(json.dumps({**first, "ways": {**first["ways"], "signs 20": older}}))
+    study.run_all(*run)
+    assert json.loads(file.read_text())["ways"]["signs 20"]["share"] == first["ways"]["signs 20"]["share"]

@@ -209,6 +209,9 @@ def test_other_runs_do_not_say_that_they_are_none(make_run):
         ("data", {"options": {"num_row": 3}}, "did you mean 'num_rows'?"),
         ("training", {"monitor": "valid/auc"}, "a retrieval run has no valid/auc; .*'valid/recall@20'"),
         ("retrieval", {"loss": "bpm"}, "retrieval.loss: .*'bpr'"),
+        ("retrieval", {"widths": [2, 500]}, "retrieval.widths: 500 columns, model.embedding_dim is"),
+        ("retrieval", {"widths": [2], "loss": "bce"}, "retrieval.widths: they go with loss = 'bpr', not 'bce'"),
+        ("retrieval", {"candidates": 4}, "retrieval.candidates: they go with widths"),
         ("retrieval", {"validate": 3}, "unknown key 'retrieval.validate': did you mean 'validate_every'?"),
         ("optimizer", {"embedding": "SGD"}, "optimizer.embedding: tables of retrieval models are not fused"),
         ("slices", {"new": {"feature": "item_id"}}, "slices: a retrieval run has none"),
@@ -225,6 +228,38 @@ def test_neumf_has_no_vectors_for_directau(small):
     small["retrieval"] = {"loss": "directau"}
     with pytest.raises(InputError, match="NeuMF only has scores"):
         check(small, "x")
+
+
+def test_neumf_has_no_vectors_to_cut(small):
+    small["model"] = {"name": "NeuMF", "embedding_dim": 8}
+    small["retrieval"] = {"widths": [2, 8]}
+    with pytest.raises(InputError, match="NeuMF has no vectors that could be cut"):
+        check(small, "x")
+
+
+def test_nested_widths_have_negatives_of_their_own(make_run):
+    """The loss is the mean over widths of BPR, each against the candidate of its largest score."""
+    task = prepare(make_run(retrieval={"widths": [1, 3], "candidates": 5}))
+    model = task.model(CPU).model
+    batch = next(iter(task.batches(0, 0)))
+    torch.manual_seed(7)
+    found = task.loss(model, batch)
+    torch.manual_seed(7)
+    items = torch.cat([batch.negatives.unsqueeze(1), torch.randint(task.data.num_items, (len(batch), 4))], 1)
+    users, all_items = model.vectors()
+    expected = []
+    for width in (1, 3):
+        query, vectors = users[batch.users, :width], all_items[:, :width]
+        worst = torch.stack([(query * vectors[column]).sum(1) for column in items.T]).max(0).values
+        good = (query * vectors[batch.positives]).sum(1)
+        expected.append(-torch.nn.functional.logsigmoid(good - worst).mean())
+    assert found.item() == pytest.approx((sum(expected) / 2).item(), rel=1e-5)
+
+
+def test_runs_without_widths_keep_their_keys(make_run):
+    plain_, nested = make_run(), make_run(retrieval={"widths": [1, 3]})
+    assert not {"widths", "candidates"} & set(plain_.section.to_dict())
+    assert nested.section.to_dict()["widths"] == (1, 3)
 
 
 def test_what_model_or_data_reject_is_an_input_error(make_run, monkeypatch, tmp_path):
