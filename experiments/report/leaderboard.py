@@ -84,26 +84,43 @@ def leaderboard(results: Path) -> list[Entry]:
     Raises:
         InputError: there are no results.
     """
-    setups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for name, result in named_results(results):
-        if "config" in result and "full_nbytes" in result and result.get("metrics"):
-            setups.setdefault(_setup(result), []).append((name, result))
-    if not setups:
-        raise InputError(f"{results} holds no results; run an experiment first: python -m experiments run NAME")
     titles: dict[str, int] = {}
     entries: list[Entry] = []
-    for runs in sorted(setups.values(), key=lambda runs: -len(runs)):
+    for runs in sorted(setups(results).values(), key=lambda runs: -len(runs)):
         first = runs[0][1]
-        metric = next((m for m in MAIN_METRICS if f"test/{m}" in first["metrics"]), None)
-        full = [result for _, result in runs if result["method"] == "Full"]
-        if metric is None or not full or len({result["label"] for _, result in runs}) < FEWEST:
-            continue
         title = f"{first['model']} on {first['dataset']}"
-        titles[title] = titles.get(title, 0) + 1
-        title += f" ({titles[title]})" if titles[title] > 1 else ""
-        entries += _ranked(title, metric, runs, Stat.of([run["metrics"][f"test/{metric}"] for run in full]).mean)
+        number = titles.get(title, 0) + 1
+        found = list(entries_of(title + (f" ({number})" if number > 1 else ""), runs))
+        if found and len({result["label"] for _, result in runs}) >= FEWEST:
+            entries += found
+            titles[title] = number
     look_ups = times(results)
     return [replace(entry, look_up=look_ups.get(entry.method)) for entry in entries]
+
+
+Runs = list[tuple[str, dict[str, Any]]]
+"""The results of a set-up, each with the name of its run."""
+
+
+def setups(results: Path) -> dict[str, Runs]:
+    """Return the results of each set-up, by `setup_of`.
+
+    Raises:
+        InputError: there are no results.
+    """
+    found: dict[str, Runs] = {}
+    for name, result in named_results(results):
+        if "config" in result and "full_nbytes" in result and result.get("metrics"):
+            found.setdefault(setup_of(result["dataset"], result["model"], result["config"]), []).append((name, result))
+    if not found:
+        raise InputError(f"{results} holds no results; run an experiment first: python -m experiments run NAME")
+    return found
+
+
+def setup_of(dataset: str, model: str, config: Mapping[str, Any]) -> str:
+    """Return the settings that competing runs have in common."""
+    common = {k: v for k, v in config.items() if k not in ("experiment", "method", "seed", "slices")}
+    return json.dumps([dataset, model, common], sort_keys=True)
 
 
 def frame(entries: Sequence[Entry]) -> pl.DataFrame:
@@ -111,14 +128,13 @@ def frame(entries: Sequence[Entry]) -> pl.DataFrame:
     return pl.DataFrame([asdict(entry) for entry in entries])
 
 
-def _setup(result: Mapping[str, Any]) -> str:
-    """Return the settings that competing runs have in common."""
-    config = {k: v for k, v in result["config"].items() if k not in ("experiment", "method", "seed", "slices")}
-    return json.dumps([result["dataset"], result["model"], config], sort_keys=True)
-
-
-def _ranked(title: str, metric: str, runs: Sequence[tuple[str, dict[str, Any]]], full: float) -> Iterator[Entry]:
-    """Yield the entries of one set-up."""
+def entries_of(title: str, runs: Runs) -> Iterator[Entry]:
+    """Yield the entries of one set-up, without the times of look-ups; none without full tables."""
+    metric = next((m for m in MAIN_METRICS if runs and f"test/{m}" in runs[0][1]["metrics"]), None)
+    trained = [result["metrics"][f"test/{metric}"] for _, result in runs if result["method"] == "Full" and metric]
+    if metric is None or not trained:
+        return
+    full = Stat.of(trained).mean
     groups: dict[str, dict[int, tuple[str, dict[str, Any]]]] = {}
     for name, result in runs:
         if result["method"] != "Full":

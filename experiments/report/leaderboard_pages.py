@@ -27,7 +27,7 @@ the process are those of the machine that trained, which often did other work to
 look-up of the method at a tenth of the bytes of a table of width 64, as a multiple of that of the full table, by
 `python -m experiments bench frame`. The page is written by `python -m experiments report --markdown docs/results`; all
 lines, with the commands that reproduce them, are in [leaderboard.csv](leaderboard.csv), and `python -m experiments
-report` makes a page that sorts and filters.
+report` makes a page that sorts and filters. [Conclusions](conclusions.md) checks a published comparison on these lines.
 """
 
 
