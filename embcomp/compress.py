@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from embcomp.additions import Marks, check_free
 from embcomp.caches import drop_outputs
 from embcomp.holders import coded_tables
 from embcomp.initial_rows import Moments, moments_of
@@ -121,10 +122,14 @@ def compress_(
     replacements = [pair for swap in swaps for pair in swap.replacements]
     new = {id(old): list(module.parameters()) for holder, module in replacements for old in holder.module.parameters()}
     groups = [held.plan(new) for held in optimizers]
+    marks = _marks(swaps)
+    for holder, replacement in replacements:
+        check_free(holder.attributes, replacement, f"cannot compress {holder.paths[0]!r}")
     warn([(line.name, line.note) for line in lines])  # before anything changes, as it may be an error
     drop_outputs(model, [holder.module for holder, _ in replacements])
     for holder, replacement in replacements:
         holder.put(model, replacement)
+    marks.put()
     for held, parameters in zip(optimizers, groups, strict=True):
         held.put(parameters)
     steps = {id(parameter) for _, module in replacements for parameter in _of_codecs(module)}
@@ -132,6 +137,16 @@ def compress_(
     for attribute in penalised:
         put_rows(attribute, rows)
     return CompressionReport(lines)
+
+
+def _marks(swaps: Sequence[Swap]) -> Marks:
+    """The marks of the weights, for the rows and the parameters of combiners that replace them."""
+    marks = Marks()
+    for swap in swaps:
+        for part in swap.parts:
+            rows = [swap.stores[name] for name in sorted(part.stores)]
+            marks.add(part.weight, [*rows, *part.plan.combiner.parameters()], part.name)
+    return marks
 
 
 def _of_codecs(module: nn.Module) -> Iterator[nn.Parameter]:

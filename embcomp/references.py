@@ -45,6 +45,9 @@ def check_not_held(
                     )
                 owned[id(weight)] = owned[_address(weight)] = holder.paths[0]
     reached = {module for module in model.modules() if id(module) not in inside}
+    for holder in holders:
+        for name, value in holder.attributes.items():
+            _check_attribute(value, join(holder.paths[0], name), owned, reached)
     for path, module in model.named_modules():
         if id(module) in inside:
             continue
@@ -58,12 +61,22 @@ def check_not_held(
         for name, value in vars(module).items():
             if name in ("_parameters", "_buffers", "_modules") or (module, name) in handed_over:
                 continue
-            held = _held(value, owned, reached)
-            if held:
+            compiled = module._modules.get("_orig_mod")  # what torch.compile returns keeps the module there
+            if compiled is not None and id(compiled) in inside:
                 raise ValueError(
-                    f"cannot compress {held!r}: {join(path, name)!r} keeps it (or its weight) outside the module "
-                    "tree, and would continue to use the old one; clear it, or exclude the table with embcomp.Full()"
+                    f"cannot compress {owned[id(compiled)]!r}: it is compiled by torch.compile; compile it "
+                    "after compress_, or the model around it at any time"
                 )
+            _check_attribute(value, join(path, name), owned, reached)
+
+
+def _check_attribute(value: Any, path: str, owned: Mapping[Any, str], reached: set[nn.Module]) -> None:
+    held = _held(value, owned, reached)
+    if held:
+        raise ValueError(
+            f"cannot compress {held!r}: {path!r} keeps it (or its weight) outside the module tree, and would continue "
+            "to use the old one; clear it, or exclude the table with embcomp.Full()"
+        )
 
 
 def _address(tensor: Tensor) -> Any:
@@ -83,7 +96,8 @@ def _held(value: Any, owned: Mapping[Any, str], reached: set[nn.Module]) -> str 
     Plain objects are not opened, because libraries describe features in them. The search goes from near to far, so that
     its bounds cut off distant objects and large containers, which hold data and not tables.
     """
-    seen: dict[int, Any] = {}  # what was looked at, kept alive so that no id is used twice
+    # What was looked at, kept alive so that no id is used twice. Wrappers of compiled modules copy their attributes.
+    seen: dict[int, Any] = {id(module._modules): module._modules for module in reached}
     level = [value]
     for _ in range(_DEPTH):
         below: list[Any] = []

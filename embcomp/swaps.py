@@ -1,7 +1,7 @@
 """The swap of tables in `compress_`: the modules that it can replace, and their replacements."""
 
 import abc
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from embcomp.additions import attributes_of
 from embcomp.codecs.base import Codec
 from embcomp.holders import Holder, coded_tables, holders
 from embcomp.initial_rows import Moments
@@ -37,6 +38,16 @@ class Plain(Holder):
     def home(self) -> Hashable:
         """A key; holders with the same key may share a store."""
         return id(self)
+
+    @property
+    @abc.abstractmethod
+    def made(self) -> Collection[str]:
+        """The names of the attributes that the class of the module makes."""
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes that were set on the module afterwards, which the replacement gets."""
+        return attributes_of(self.module, self.made)
 
     @property
     def held(self) -> list[nn.Module]:
@@ -70,6 +81,7 @@ class Plain(Holder):
 
     def put(self, model: nn.Module, replacement: nn.Module) -> None:
         """Swap the module at all its paths, and what is tied to it."""
+        vars(replacement).update(self.attributes)
         put(model, self.paths, replacement)
 
 

@@ -80,3 +80,15 @@ def test_an_error_leaves_the_buffers_in_place() -> None:
         averaged.update_parameters(module)
     assert all(buffer is before[name] for name, buffer in module.named_buffers())
     assert list(dict(averaged.module.named_buffers())) == list(before)
+
+
+@pytest.mark.parametrize("make", [lambda: embedding(EXAMPLES[1]), lambda: SDIM(8)])
+def test_a_configuration_that_was_averaged_is_refused(make) -> None:
+    """As a mean over whole states does."""
+    module = make()
+    state = module.state_dict()
+    (key,) = (key for key in state if key.endswith("_extra_state"))
+    for wrong in (state[key] / 2, state[key] // 2, state[key].reshape(1, -1), 3):
+        with pytest.raises(ValueError, match=r"(table 'embedding'|SDIM): the configuration in the state.*floating-poi"):
+            module.load_state_dict({**state, key: wrong})
+    module.load_state_dict(state)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.distributed.tensor import distribute_tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
 
 import embcomp
 from embcomp import DoubleHash, Full, HashingTrick, UnifiedEmbedding, compress_
@@ -92,7 +94,31 @@ TROUBLES: dict[str, tuple[Callable[[Recommender], Any], str]] = {
     "another forward": (lambda m: setattr(m.user, "forward", torch.zeros_like), "'user': its forward was replaced"),
     "parametrised": (
         lambda m: nn.utils.parametrizations.weight_norm(m.user),
-        "'user': ParametrizedEmbedding is a subclass",
+        "'user': its weight is parametrized.*remove_parametrizations.*'weight'",
+    ),
+    "pruned": (lambda m: prune.l1_unstructured(m.user, "weight", 0.5), "'user': it has hooks.*prune.remove"),
+    "hook of the state": (lambda m: m.user.register_state_dict_post_hook(lambda *a: None), "'user': it has hooks"),
+    "hook before the state": (lambda m: m.user.register_state_dict_pre_hook(lambda *a: None), "'user': it has hooks"),
+    "hook before loading": (lambda m: m.user.register_load_state_dict_pre_hook(lambda *a: None), "it has hooks"),
+    "hook after loading": (lambda m: m.user.register_load_state_dict_post_hook(lambda *a: None), "it has hooks"),
+    "another buffer": (
+        lambda m: m.user.register_buffer("seen", torch.zeros(50)),
+        r"'user': it also holds \['seen'\].*lost",
+    ),
+    "another parameter": (
+        lambda m: m.user.register_parameter("scale", nn.Parameter(torch.ones(1))),
+        r"'user': it also holds \['scale'\]",
+    ),
+    "a layer inside": (lambda m: setattr(m.user, "drop", nn.Dropout()), r"'user': it also holds \['drop'\]"),
+    "compiled in place": (lambda m: m.user.compile(backend="eager"), "'user': it was compiled.*after compress_"),
+    "optimizer in the backward pass": (
+        lambda m: _apply_optimizer_in_backward(torch.optim.SGD, m.user.parameters(), {"lr": 1.0}),
+        "'user': apply_optimizer_in_backward.*after compress_",
+    ),
+    "a method kept on itself": (lambda m: setattr(m.user, "draw", m.user.reset_parameters), "'user.draw' keeps it"),
+    "a name that the drop-in uses": (
+        lambda m: setattr(m.user, "encoder", 1),
+        "'user': its attribute 'encoder' has another meaning.*rename",
     ),
 }
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp import configs
+from embcomp.extra_state import from_state, to_state
 from embcomp.methods.maps import Maps
 from embcomp.methods.table import Table
 from embcomp.ops.hashing import check_ids
@@ -69,11 +70,10 @@ class Encoder(Maps, abc.ABC):
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def get_extra_state(self) -> Tensor:
-        text = json.dumps({"table": self.table.name, **self.config}, sort_keys=True)
-        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        return to_state({"table": self.table.name, **self.config})
 
     def set_extra_state(self, state: Tensor) -> None:
-        name = json.loads(bytes(state.cpu().tolist()))["table"]
+        name = from_state(state, f"table {self.table.name!r}")["table"]
         self.table = dataclasses.replace(self.table, name=name)  # hash keys come from the name it was saved under
         self.reset_buffers()
 
@@ -85,7 +85,7 @@ class Encoder(Maps, abc.ABC):
         """Raise ValueError for a state that was saved with another configuration."""
         saved = state_dict.get(f"{prefix}_extra_state")
         if saved is not None:
-            self._check_config(json.loads(bytes(saved.cpu().tolist())))
+            self._check_config(from_state(saved, f"table {self.table.name!r}"))
 
     def _check_config(self, saved: dict[str, Any]) -> None:
         mine = json.loads(json.dumps(self.config))

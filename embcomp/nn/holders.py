@@ -1,11 +1,13 @@
 """The holders of torch's modules with tables, and of the drop-ins."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from embcomp.additions import check_additions, is_hooked
 from embcomp.holders import Held, HeldStore, Holder, Spread, holder_of
 from embcomp.initial_rows import Moments, pooled
 from embcomp.methods.base import Method, Plan, Store, Table, TablePlan, start_like
@@ -46,6 +48,10 @@ class TorchHolder(Plain):
         return "torch"
 
     @property
+    def made(self) -> Collection[str]:
+        return _made(nn.EmbeddingBag if isinstance(self.module, nn.EmbeddingBag) else nn.Embedding)
+
+    @property
     def held(self) -> list[nn.Module]:
         return [self.module, *self.twins, *self.heads]
 
@@ -68,7 +74,7 @@ class TorchHolder(Plain):
                 first = by_weight[id(layer.weight)]
                 module = first.module
                 same = (layer.out_features, layer.in_features) == (module.num_embeddings, module.embedding_dim)
-                if same and not _hooked(layer) and "forward" not in vars(layer):
+                if same and not is_hooked(layer) and "forward" not in vars(layer):
                     first.heads.setdefault(layer, []).append(path)
         return kept
 
@@ -104,16 +110,13 @@ class TorchHolder(Plain):
 
     def _check(self, module: Any) -> None:
         where = f"cannot compress {self.paths[0]!r}"
+        check_additions(module, where)
         if not only_looks_up(type(module)):
             raise ValueError(f"{where}: {type(module).__name__} is a subclass; exclude it with embcomp.Full()")
         if module.max_norm is not None:
             raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows in place; set it to None first")
         if module.scale_grad_by_freq:
             raise ValueError(f"{where}: scale_grad_by_freq counts ids, which rows do not know; set it to False first")
-        if _hooked(module):
-            raise ValueError(f"{where}: it has hooks, which would be lost; remove them, and set them again afterwards")
-        if "forward" in vars(module):
-            raise ValueError(f"{where}: its forward was replaced, which would be lost; exclude it with embcomp.Full()")
 
     def replacement(self, method: Method, plan: Plan, part: TablePlan, stores: Mapping[str, PlainStore]) -> nn.Module:
         """Make the compressed module with the settings of this one."""
@@ -210,12 +213,10 @@ def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Mome
     return Swap(parts, {name: store.weight for name, store in stores.items()}, replacements)
 
 
-def _hooked(module: Any) -> bool:
-    """Return whether the module or its weight has hooks."""
-    hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
-    hooks += [module._backward_pre_hooks, module.weight._backward_hooks]
-    hooks += [getattr(module.weight, "_post_accumulate_grad_hooks", None)]
-    return any(hooks)
+@cache
+def _made(kind: type[Module]) -> frozenset[str]:
+    """The names of the attributes that the constructor of `nn.Embedding` or `nn.EmbeddingBag` sets."""
+    return frozenset(vars(kind(1, 1, device="meta")))
 
 
 def _padding_vector(module: Module) -> Tensor | None:

@@ -1,12 +1,12 @@
 """SDIM: attention over a history of any length at a constant cost per candidate."""
 
-import json
 import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from embcomp.extra_state import from_state, to_state
 from embcomp.ops.buckets import Histories, collide, fast, gather, query, scatter, sign_codes, words_for
 from embcomp.ops.signatures import unpack
 from embcomp.sdim.buckets import Buckets, read, segments, sum_jagged, sum_padded, unit
@@ -284,8 +284,7 @@ class SDIM(nn.Module):
         }
 
     def get_extra_state(self) -> Tensor:
-        text = json.dumps({"module": "SDIM", **self.settings()})  # "module" tells checkpoints that this state is SDIM's
-        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        return to_state({"module": "SDIM", **self.settings()})  # "module" tells checkpoints that this state is SDIM's
 
     def set_extra_state(self, state: Tensor) -> None:
         """Do nothing: `_load_from_state_dict` has compared the state."""
@@ -293,7 +292,7 @@ class SDIM(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(f"{prefix}_extra_state")
         if saved is not None:  # before torch compares shapes, which can be equal for two hash_widths
-            settings, mine = json.loads(bytes(saved.cpu().tolist())), self.settings()
+            settings, mine = from_state(saved, "SDIM"), self.settings()
             if differ := [
                 f"{k}: saved {settings.get(k)!r}, here {v!r}" for k, v in mine.items() if settings.get(k) != v
             ]:

@@ -2,19 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from glob import escape
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardedModule
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    pooling_type_to_str,
+)
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from embcomp.additions import check_additions
 from embcomp.holders import Held, HeldStore, Holder, Spread, holder_of
 from embcomp.initial_rows import Moments
 from embcomp.methods.base import Method, Store, Table
 from embcomp.methods.full import Full
+from embcomp.nn.holders import only_looks_up
 from embcomp.swaps import Part, Plain, Swap
 from embcomp.torchrec.collection.layout import OPEN, Output, make_layout
 from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
@@ -77,12 +86,17 @@ class CollectionHolder(KeyedHolder, Plain):
     def _tables(self) -> Iterator[Held]:
         return self._plain_tables({})
 
+    @property
+    def made(self) -> frozenset[str]:
+        return _made(type(self.module))
+
     def check(self, methods: Mapping[str, Method]) -> None:
-        if any(
-            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-            for part in self.module.modules()
-        ):
-            raise ValueError(f"cannot compress {self.paths[0]!r}: it has hooks, which would be lost; remove them first")
+        where = f"cannot compress {self.paths[0]!r}"
+        held: Any = self.module.embedding_bags if self.bags else self.module.embeddings
+        check_additions(self.module, where, ["embedding_bags" if self.bags else "embeddings"])
+        check_additions(held, where, [config.name for config in self.configs])
+        for config in self.configs:
+            _check_table(held[config.name], config, f"{where}: table {config.name!r}")
 
     @classmethod
     def swaps(
@@ -242,6 +256,31 @@ def _(module: DistributedModelParallel, paths: list[str]) -> Holder:
 
 def _sharded(module: nn.Module, paths: list[str], optimizer: Any | None = None) -> Holder:
     return Spread(module, paths, f"({type(module).__name__}) is sharded", True, optimizer)
+
+
+@cache
+def _made(kind: type[Collection]) -> frozenset[str]:
+    """The names of the attributes that the constructor of a collection sets."""
+    meta, sizes = torch.device("meta"), {"num_embeddings": 1, "embedding_dim": 4, "name": "t", "feature_names": ["f"]}
+    if kind is EmbeddingBagCollection:
+        return frozenset(vars(EmbeddingBagCollection(tables=[EmbeddingBagConfig(**sizes)], device=meta)))
+    return frozenset(vars(EmbeddingCollection(tables=[EmbeddingConfig(**sizes)], device=meta)))
+
+
+def _check_table(table: Any, config: BaseEmbeddingConfig, where: str) -> None:
+    """Raise ValueError for a table of a collection that is no longer as torchrec made it."""
+    check_additions(table, where)
+    if not only_looks_up(type(table)):
+        raise ValueError(f"{where}: {type(table).__name__} is a subclass; exclude it with embcomp.Full()")
+    bag = isinstance(config, EmbeddingBagConfig)
+    made = {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False, "sparse": False}
+    made |= {"mode": pooling_type_to_str(config.pooling), "include_last_offset": True} if bag else {}
+    for name, value in made.items():
+        if getattr(table, name) != value:
+            raise ValueError(
+                f"{where}: {name} was set to {getattr(table, name)!r} by hand, which a compressed collection cannot "
+                f"have; set it to {value!r}, or replace the collection by modules of torch.nn"
+            )
 
 
 def stores_of(collection: Compressed) -> dict[str, nn.Parameter]:

@@ -12,7 +12,7 @@ from embcomp.torchrec.collection.decode import Decode
 from embcomp.torchrec.collection.encoder import KeyedEncoder
 from embcomp.torchrec.collection.measure import local_tables
 from embcomp.torchrec.collection.unsharded import is_traced, look_up_bags, look_up_sequences, sum_bags
-from embcomp.torchrec.contents import configs_of
+from embcomp.torchrec.contents import configs_of, weights_of
 from embcomp.torchrec.fused.integers import IntegerTables
 from embcomp.torchrec.fused.tables import FusedTables
 
@@ -70,6 +70,24 @@ class Branch(nn.Module):
             if grids is not None:
                 return self.collection.rounded_bags(rows, grids)
         return self.decode(look_up_sequences(self.collection, rows), rows)
+
+    def reset_parameters(self) -> None:
+        """Draw the rows anew, and what codecs learn beside them. Raise ValueError for fused or sharded rows."""
+        inner: Any = self.collection
+        if isinstance(inner, IntegerTables):
+            for table in inner.embeddings.values():
+                table.reset_parameters()  # pyright: ignore[reportCallIssue]
+            return
+        if type(inner) not in (EmbeddingBagCollection, EmbeddingCollection):
+            raise ValueError(
+                f"tables {list(weights_of(inner))} are fused, sharded or quantised "
+                f"({type(inner).__name__}): call reset_parameters before that"
+            )
+        weights = weights_of(inner)
+        for config in configs_of(inner):
+            config.init_fn(weights[config.name])
+        for codec in self.codecs.values():
+            codec.reset_parameters()
 
     @property
     def codecs(self) -> dict[str, Codec]:

@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embcomp.codecs.integers import Integers
 from embcomp.methods.base import Method
 from embcomp.nn.arguments import check_flag, check_home, check_methods
-from embcomp.nn.table import move_combiner
+from embcomp.nn.table import move_combiner, reset_combiner
 from embcomp.torchrec.checks import check_meta
 from embcomp.torchrec.collection.arguments import checked_tables
 from embcomp.torchrec.collection.assemble import AssembleBags, AssembleSequences
@@ -57,6 +57,28 @@ class _Collection(NotScripted, nn.Module):
     """The base of both collections, which refuses the state of a collection that is not compressed."""
 
     _tables: list[Any]
+    branches: nn.ModuleDict
+    assemble: Any
+
+    def reset_parameters(self) -> None:
+        """Draw the rows anew, as in the constructor, and recompute the hash keys (after `to_empty`, say).
+
+        Raises:
+            ValueError: the rows are fused or sharded.
+        """
+        for output in self.assemble.outputs:
+            output.plan.encoder.reset_buffers()
+        for branch in self.branches.values():
+            branch.reset_parameters()  # pyright: ignore[reportCallIssue]
+        reset_combiner(self.assemble.combiners)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("embedding_bags", "embeddings"):
+            raise AttributeError(
+                f"{type(self).__name__} has no {name!r}: vectors are what it returns for ids, its rows are the "
+                "parameters of `branches`, and weights are set before compress_ (init='warm' keeps them)"
+            )
+        return super().__getattr__(name)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for config in self._tables:

@@ -1,6 +1,5 @@
 """The facts that must be the same on every rank; they are compared before anything changes."""
 
-import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 import embcomp
+from embcomp.extra_state import from_state
 from embcomp.holders import holders
 from embcomp.methods.base import Encoder, plain
 from embcomp.ranks import Ranks
@@ -72,7 +72,7 @@ def _versions() -> dict[str, str]:
 
 def _encoder_facts(path: str, encoder: Encoder) -> Facts:
     table = f"table {encoder.table.name!r} in {path!r}"
-    config = json.loads(bytes(encoder.get_extra_state().tolist()))
+    config = from_state(encoder.get_extra_state(), encoder.table.name)
     facts = {(table, f"configuration {key!r}"): str(value) for key, value in config.items()}
     facts |= {(table, f"map {name!r}"): plain(buffer) for name, buffer in encoder.named_buffers()}
     return facts

@@ -17,14 +17,18 @@ from torchrec.modules.embedding_modules import (
 from torchrec.optim import RowWiseAdagrad
 
 import embcomp
+from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.holders import stores_of
 from tests.torchrec.batches import (
+    FEATURES,
+    FEWEST_IDS,
     RAGGED,
     as_tables,
     bag_tables,
     bags,
     batch,
+    outputs_of,
     sequence_tables,
     sequences,
 )
@@ -144,3 +148,43 @@ def test_collections_are_what_torchrec_asks_for() -> None:
     assert isinstance(own, EmbeddingCollectionInterface)
     assert own.embedding_dim() == theirs.embedding_dim()
     assert own.embedding_names_by_table() == theirs.embedding_names_by_table()
+
+
+@every_method
+@pytest.mark.parametrize("make", [bags, sequences])
+def test_rows_are_drawn_anew_as_the_constructor_draws_them(example, make):
+    """Also after `to_empty` of a collection on the meta device: what lay in memory is overwritten."""
+    collection, configs, _ = make(example)
+    methods = {"*": example.make(as_tables(configs))}
+    built = type(collection)(configs, methods)
+    many = batch([[1] * FEWEST_IDS] * len(FEATURES))
+    outputs = [key for key, *_ in outputs_of(configs)]
+    waiting = type(collection)(configs, methods, device="meta").to_empty(device="cpu")
+    for other in (type(collection)(configs, methods), waiting):
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.fill_(9)
+        other.reset_parameters()
+        with torch.no_grad():
+            out, expected = other(many), built(many)
+        for key in outputs:
+            a, b = (out[key], expected[key]) if make is bags else (out[key].values(), expected[key].values())
+            assert 0.4 < a.std() / b.std() < 2.5
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(other.buffers(), built.buffers(), strict=True))
+
+
+def test_rows_of_a_fused_collection_are_not_drawn_anew():
+    model = nn.ModuleDict({"c": bags(next(e for e in EXAMPLES if e.name == "HashingTrick"))[0]})
+    fuse_(model, optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1})
+    with pytest.raises(ValueError, match=r"fused, sharded or quantised.*reset_parameters before"):
+        model["c"].reset_parameters()
+
+
+@pytest.mark.parametrize("make", [bags, sequences])
+def test_what_code_for_full_tables_looks_for_is_explained(make):
+    collection, *_ = make(EXAMPLES[0])
+    held = "embedding_bags" if make is bags else "embeddings"
+    with pytest.raises(AttributeError, match=rf"no '{held}': vectors are what it returns for ids.*init='warm'"):
+        getattr(collection, held)
+    with pytest.raises(AttributeError, match="no attribute 'embedding_bag'"):
+        _ = collection.embedding_bag
