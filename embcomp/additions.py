@@ -1,4 +1,4 @@
-"""What was added to a module or its weight after its class made it: attributes go over to a replacement."""
+"""Additions to a module or its weight after its class made it: attributes go over to a replacement."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -52,7 +52,7 @@ def check_additions(module: nn.Module, where: str, parts: Collection[str] = ("we
     if "forward" in vars(module):
         raise ValueError(f"{where}: its forward was replaced, which would be lost; exclude it with embcomp.Full()")
     if vars(module).get("_compiled_call_impl") is not None:
-        raise ValueError(f"{where}: it was compiled by .compile(), which would be lost; compile after compress_")
+        raise ValueError(f"{where}: it was compiled by .compile(), which would be lost; compile it afterwards")
     held = [*module._parameters, *module._buffers, *module._modules]
     if more := [name for name in held if name not in parts]:
         raise ValueError(f"{where}: it also holds {more}, which would be lost; exclude it with embcomp.Full()")
@@ -60,7 +60,7 @@ def check_additions(module: nn.Module, where: str, parts: Collection[str] = ("we
         if any(hasattr(weight, name) for name in _IN_BACKWARD):
             raise ValueError(
                 f"{where}: apply_optimizer_in_backward was given its weight, and would train the old one; build the "
-                "model again, and call it after compress_"
+                "model again, and call it after compress_, or instead of fuse_ and shard"
             )
 
 

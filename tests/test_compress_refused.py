@@ -110,7 +110,7 @@ TROUBLES: dict[str, tuple[Callable[[Recommender], Any], str]] = {
         r"'user': it also holds \['scale'\]",
     ),
     "a layer inside": (lambda m: setattr(m.user, "drop", nn.Dropout()), r"'user': it also holds \['drop'\]"),
-    "compiled in place": (lambda m: m.user.compile(backend="eager"), "'user': it was compiled.*after compress_"),
+    "compiled in place": (lambda m: m.user.compile(backend="eager"), "'user': it was compiled.*compile it afterwards"),
     "optimizer in the backward pass": (
         lambda m: _apply_optimizer_in_backward(torch.optim.SGD, m.user.parameters(), {"lr": 1.0}),
         "'user': apply_optimizer_in_backward.*after compress_",

@@ -91,7 +91,11 @@ class CollectionHolder(KeyedHolder, Plain):
         return _made(type(self.module))
 
     def check(self, methods: Mapping[str, Method]) -> None:
-        where = f"cannot compress {self.paths[0]!r}"
+        self.check_as_made("compress")
+
+    def check_as_made(self, verb: str) -> None:
+        """Raise ValueError for what was changed or added by hand and would be lost; `verb` is for the message."""
+        where = f"cannot {verb} {self.paths[0]!r}"
         held: Any = self.module.embedding_bags if self.bags else self.module.embeddings
         check_additions(self.module, where, ["embedding_bags" if self.bags else "embeddings"])
         check_additions(held, where, [config.name for config in self.configs])
@@ -278,8 +282,8 @@ def _check_table(table: Any, config: BaseEmbeddingConfig, where: str) -> None:
     for name, value in made.items():
         if getattr(table, name) != value:
             raise ValueError(
-                f"{where}: {name} was set to {getattr(table, name)!r} by hand, which a compressed collection cannot "
-                f"have; set it to {value!r}, or replace the collection by modules of torch.nn"
+                f"{where}: {name} was set to {getattr(table, name)!r} by hand, which the replacement cannot have; "
+                f"set it to {value!r}, or replace the collection by modules of torch.nn"
             )
 
 

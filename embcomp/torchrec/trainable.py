@@ -15,12 +15,15 @@ def trained_collections(model: nn.Module, verb: str) -> dict[Collection, list[tu
         verb: the name of the action, for messages.
 
     Raises:
-        ValueError: tables are partly frozen, or another module holds the same weight.
+        ValueError: tables are partly frozen, another module holds the same weight, or something was added to them by
+            hand that the replacement would lose, such as hooks.
     """
     places: dict[Collection, list[tuple[nn.Module, str]]] = {}
+    found: dict[Collection, CollectionHolder] = {}
     for holder in plain_collections(model):
         where = [path.rpartition(".") for path in holder.paths if path]
         if where:
+            found[holder.module] = holder
             parents = {(model.get_submodule(parent), name): None for parent, _, name in where}
             places[holder.module] = list(parents)
     owners: dict[int, int] = {}
@@ -41,6 +44,8 @@ def trained_collections(model: nn.Module, verb: str) -> dict[Collection, list[tu
             raise ValueError(
                 f"cannot {verb} {frozen}: frozen, in one collection with trained tables; give them another"
             )
+        else:
+            found[collection].check_as_made(verb)
     return places
 
 

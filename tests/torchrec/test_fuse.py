@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -54,6 +55,18 @@ def test_partly_frozen_collections_are_refused():
     with pytest.raises(ValueError, match=r"films.*frozen"):
         fuse_(model, optimizer=torch.optim.SGD)
     assert type(model.collection) is EmbeddingBagCollection
+
+
+def test_what_the_fused_tables_would_lose_is_refused():
+    """A hook of a row, and an optimizer that was given the rows already."""
+    hooked, owned = (bag_model({"*": embcomp.HashingTrick(rows=7)}) for _ in range(2))
+    next(hooked.parameters()).register_hook(lambda grad: 2 * grad)
+    _apply_optimizer_in_backward(torch.optim.SGD, owned.parameters(), {"lr": 1.0})
+    for model, message in ((hooked, "it has hooks"), (owned, "apply_optimizer_in_backward.*instead of fuse_")):
+        names = [type(module).__name__ for module in model.modules()]
+        with pytest.raises(ValueError, match=f"cannot fuse 'collection.*table 'users': {message}"):
+            fuse_(model, optimizer=torch.optim.SGD)
+        assert [type(module).__name__ for module in model.modules()] == names
 
 
 def test_tied_weights_are_refused():
