@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from embcomp.codecs.base import Codec
 from embcomp.methods.base import Store, Table, TablePlan
+from embcomp.settings import shown
 
 Form = Literal["plain", "compressed", "fused", "spread"]
 """How a module holds tables: as its library made it, compressed, with a fused optimizer, or over several processes."""
@@ -156,6 +157,12 @@ def _holds(kind: type[nn.Module]) -> bool:
     return holder_of.dispatch(kind) is not holder_of.dispatch(object)
 
 
+def check_model(model: Any) -> None:
+    """Raise TypeError if `model` is not a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
+
+
 def holders(
     model: nn.Module,
     *,
@@ -174,6 +181,7 @@ def holders(
         opened: a function that tells which holders to leave out in favor of the modules inside them.
 
     Raises:
+        TypeError: `model` is not a module.
         ValueError: a module is wrapped or sharded, and a remedy is given for that.
 
     Example:
@@ -184,6 +192,7 @@ def holders(
         >>> [(holder.form, holder.paths) for holder in holders(model)]
         [('plain', ['item', 'seen'])]
     """
+    check_model(model)
     listed: dict[int, Holder] = {}
     left_out: dict[int, Holder] = {}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from embcomp.formats import grouped, parse_nbytes, text_table  # noqa: F401 (which was here once)
-from embcomp.holders import coded_tables
+from embcomp.holders import check_model, coded_tables
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class _Part:
 
 def _parts(model: nn.Module) -> Iterator[_Part]:
     """Yield the modules of a model that store something; shared tensors count for the first of them."""
+    check_model(model)
     served: dict[int, int] = {}
     for weight, codec in coded_tables(model):
         served |= {id(tensor): 0 for tensor in (*codec.parameters(), *codec.buffers())}  # counted with the rows

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torchrec import EmbeddingBagConfig
 
 import embcomp
 from embcomp import METHODS, FrequencyHash, HashingTrick, LSHash, SemanticIds, Table, UnifiedEmbedding, configs
 from embcomp.graph import ClusterMap
 from embcomp.methods.base import Method
+from embcomp.nn import CompressedEmbedding
 from embcomp.semantic_ids import Neighbours, Vocabulary
 from embcomp.testing.example import Example
 from embcomp.testing.examples import EXAMPLES, items_of
+from embcomp.torchrec import CompressedEmbeddingBagCollection
 
 TABLES = [Table("film", 40, 8), Table("user", 30, 8)]
 
@@ -220,6 +223,15 @@ def test_integers_of_numpy_are_integers(kind: type) -> None:
     assert (type(model["t"].num_embeddings), type(model["t"].padding_idx)) == (int, int)
 
 
+def made(method: Method) -> CompressedEmbedding:
+    return CompressedEmbedding(9, 4, method)
+
+
+def in_torchrec(method: Method) -> CompressedEmbeddingBagCollection:
+    tables = [EmbeddingBagConfig(name="t", num_embeddings=9, embedding_dim=4, feature_names=["t"])]
+    return CompressedEmbeddingBagCollection(tables, {"*": method})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -248,6 +260,19 @@ def test_integers_of_numpy_are_integers(kind: type) -> None:
         (lambda: HashingTrick.for_budget([], 4000), "tables"),
         (lambda: HashingTrick.for_budget(["t"], 4000), "tables"),
         (lambda: HashingTrick.for_budget([Table("t", 9, 4)] * 2, 4000), "'t' twice"),
+        # More than 4 GiB, and more than twice the full table, before memory is taken.
+        (lambda: made(HashingTrick(rows=2**31 - 1)), r"take 34,359,738,\d+ bytes, and the full tables 144"),
+        (lambda: made(UnifiedEmbedding(rows=2**31 - 1, chunk_dim=4)), "these settings take"),
+        (lambda: made(embcomp.DeepHash(width=2**20)), "these settings take"),
+        (lambda: made(embcomp.HotRows(rows=2**31 - 1, own_share=0.5)), "these settings take"),
+        (lambda: in_torchrec(HashingTrick(rows=2**31 - 1)), r"tables \['t'\]: these settings take"),
+        (lambda: embcomp.compress_(torch.nn.ModuleList([torch.nn.Embedding(9, 4)]), HashingTrick(rows=2**30)), "'0'"),
+        (lambda: embcomp.nn.MemoryLinear(64, 2**20, bits=16), "262,144 rows of 1,048,576 numbers.*fewer bits"),
+        (lambda: embcomp.compress_(None, HashingTrick(rows=3)), "model must be a torch.nn.Module, got None"),
+        (lambda: embcomp.nbytes(3), "model must be a torch.nn.Module, got 3"),
+        (lambda: embcomp.summary("x"), "model must be a torch.nn.Module"),
+        (lambda: embcomp.save(None, "x.safetensors"), "model must be a torch.nn.Module"),
+        (lambda: embcomp.export({}, "x.pt2", (torch.arange(4),)), "model must be a torch.nn.Module"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_at_once_by_name(make, message: str) -> None:

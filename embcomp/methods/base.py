@@ -20,7 +20,7 @@ from embcomp import configs
 from embcomp.methods.budget import Ladder, can_balance, share_rows
 from embcomp.methods.combiners import COMBINERS, Combiner, Concat, Product, Sum, WeightedSum, start_like
 from embcomp.methods.encoder import ENCODERS, Encoder, Rows
-from embcomp.methods.plan import FLOAT_BYTES, KEY_BYTES, Chunk, Plan, Sizes, Store, TablePlan
+from embcomp.methods.plan import FLOAT_BYTES, KEY_BYTES, Chunk, Plan, Sizes, Store, TablePlan, check_size
 from embcomp.methods.request import Budget, Count, Tables, request
 from embcomp.methods.table import Table
 from embcomp.ops.hashing import MAX_ROWS
@@ -52,6 +52,7 @@ __all__ = [
     "WeightedSum",
     "check_counts",
     "check_rows",
+    "check_size",
     "config_around",
     "per_table",
     "plain",

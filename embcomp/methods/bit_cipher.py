@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embcomp import configs
 from embcomp.methods.base import (
     Chunk,
     Concat,
@@ -32,7 +33,9 @@ from embcomp.ops.search import lower_bound
 from embcomp.settings import RowCount
 
 
-class Levels(NamedTuple):
+@configs.kind
+@dataclass(frozen=True)
+class Levels:
     """The ranks by the number of set bits: ranks starts[k - 1] .. starts[k] - 1 have codes with k set bits.
 
     Attributes:

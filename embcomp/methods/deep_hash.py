@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from embcomp.methods.base import Chunk, Combiner, Ladder, Method, Plan, Rows, Sizes, Store, Table, TablePlan
+from embcomp.methods.base import Chunk, Combiner, Ladder, Method, Plan, Rows, Sizes, Store, Table, TablePlan, check_size
 from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.together import Parts
 from embcomp.ops.hashing import hash_rows
@@ -142,12 +142,13 @@ class DeepHash(Method):
         return Sizes(stores, len(tables) * self.hashes * HashEncoder.key_nbytes, learned)
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        plans = []
+        sizes, plans = self.sizes(tables), []
+        check_size(sizes, tables)
         for table in tables:
             encoder = NumbersEncoder(table, self.config(), self.seed, [RANGE], [self.hashes])
             network = Network(self.hashes, self.width, self.layers, table.embedding_dim)
             plans.append(TablePlan(table, encoder, (Chunk(table.name),), network))
-        return Plan(dict(self.sizes(tables).stores), plans)
+        return Plan(dict(sizes.stores), plans)
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:

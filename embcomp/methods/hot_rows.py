@@ -18,6 +18,7 @@ from embcomp.methods.base import (
     Table,
     TablePlan,
     check_rows,
+    check_size,
     per_table,
 )
 from embcomp.methods.hashing import HashEncoder
@@ -100,7 +101,9 @@ class HotRows(Method):
         return Sizes(stores, maps)
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        stores, plans = dict(self.sizes(tables).stores), []
+        sizes, plans = self.sizes(tables), []
+        check_size(sizes, tables)
+        stores = dict(sizes.stores)
         for table in tables:
             rows = stores[table.name].rows
             encoder = OwnersEncoder(table, {**self.config(), "rows": rows}, self.seed, rows, self._own(rows))

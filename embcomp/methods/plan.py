@@ -1,7 +1,7 @@
 """The plan that a method makes for tables: stores (row -> vector), and how the ids of each table reach them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
 from embcomp.codecs.base import Coding
@@ -11,6 +11,7 @@ from embcomp.methods.table import Table
 
 FLOAT_BYTES = 4
 KEY_BYTES = 8
+_LARGE = 2**32
 
 Count: TypeAlias = Literal["served", "training"]
 """The form whose bytes a budget limits: served or training."""
@@ -107,6 +108,23 @@ class Plan:
     def served_nbytes(self, float_bytes: int = FLOAT_BYTES) -> int:
         """The bytes of the served form: packed rows, combiners, maps, keys; parts that tables share count once."""
         return self.sizes.nbytes("served", float_bytes)
+
+
+def check_size(sizes: "Sizes", tables: Iterable[Table]) -> None:
+    """Raise ValueError for sizes above 4 GiB that are also above twice those of the full tables.
+
+    It is asked before memory is taken. Smaller sizes only make `compress_` warn. Open id spaces have no full tables.
+    """
+    table_list = list(tables)
+    if any(table.num_embeddings is None for table in table_list):
+        return
+    full = sum((table.num_embeddings or 0) * table.embedding_dim for table in table_list) * FLOAT_BYTES
+    own = sizes.nbytes("training")
+    if own > max(2 * full, _LARGE):
+        raise ValueError(
+            f"tables {[table.name for table in table_list]}: these settings take {own:,} bytes, and the full tables "
+            f"{full:,}: choose smaller settings, or embcomp.Full()"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

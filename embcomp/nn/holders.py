@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from embcomp.additions import check_additions, is_hooked
 from embcomp.holders import Held, HeldStore, Holder, Spread, holder_of
 from embcomp.initial_rows import Moments, pooled
-from embcomp.methods.base import Method, Plan, Store, Table, TablePlan, start_like
+from embcomp.methods.base import Method, Plan, Store, Table, TablePlan, check_size, start_like
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.stores import PlainStore, check_floats
@@ -186,6 +186,7 @@ def only_looks_up(kind: type[nn.Module]) -> bool:
 def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Moments]) -> Swap:
     """Make the drop-ins of one method instance, with rows drawn to have these moments."""
     plan = method.plan([holder.tables[holder.paths[0]].table for holder in members])
+    check_size(plan.sizes, [part.table for part in plan.tables])
     like = {(holder.module.weight.device, holder.module.weight.dtype) for holder in members}
     if method.shares_store and len(like) > 1:
         raise ValueError(

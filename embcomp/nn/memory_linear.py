@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embcomp.ops.bags import transformed
+from embcomp.ops.hashing import MAX_ROWS
 from embcomp.settings import MAX_DIM, Within, checked
 
 _MOST_BITS = 16
@@ -64,6 +65,11 @@ class MemoryLinear(nn.Module):
                 f"MemoryLinear: bits={self.bits} does not divide in_features={self.in_features}; choose a divisor"
             )
         self.parts = self.in_features // self.bits
+        if (self.parts << self.bits) * self.out_features > MAX_ROWS:
+            raise ValueError(
+                f"MemoryLinear: in_features={in_features}, out_features={out_features} and bits={bits} give "
+                f"{self.parts << self.bits:,} rows of {out_features:,} numbers, more than 2^31; choose fewer bits"
+            )
         home = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(self.parts << self.bits, self.out_features, **home))
         self.bias = nn.Parameter(torch.empty(self.out_features, **home)) if bias else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embcomp.methods.base import Method, Plan, Table, TablePlan
+from embcomp.methods.base import Method, Plan, Table, TablePlan, check_size
 from embcomp.nn.arguments import check_flag, check_home, check_method
 from embcomp.nn.stores import PlainStore, check_floats
 from embcomp.nn.weight import ComputedWeight
@@ -233,7 +233,8 @@ def reset_combiner(combiner: nn.Module) -> None:
 def make_stores(
     plan: Plan, sparse: bool, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> dict[str, PlainStore]:
-    """Make the stores of a plan, initialised. Raise ValueError for a store whose rows are not floats."""
+    """Make the stores of a plan, initialised. Raise ValueError for rows that are not floats, or are far too many."""
+    check_size(plan.sizes, [part.table for part in plan.tables])
     for name, store in plan.stores.items():
         check_floats(store, name)
     return {name: PlainStore(store, sparse, device, dtype) for name, store in plan.stores.items()}

@@ -25,7 +25,7 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from embcomp.codecs.integers import Integers
 from embcomp.initial_rows import Moments, Rule, draw_rows, moments_of, shared_rule
 from embcomp.match import match
-from embcomp.methods.base import Chunk, Combiner, Method, Plan, Store, Table, TablePlan, start_like
+from embcomp.methods.base import Chunk, Combiner, Method, Plan, Store, Table, TablePlan, check_size, start_like
 from embcomp.methods.full import Full
 
 OPEN = 2**63 - 1  # num_embeddings of an open id space, where torchrec's configuration wants a number
@@ -103,6 +103,7 @@ def plan_tables(
     for number, method in enumerate(groups.values()):
         members = [table for name, table in tables.items() if chosen[name] is method]
         plan = method.plan(members, group=next(free) if method.shares_store else "shared")
+        check_size(plan.sizes, members)
         for table in plan.tables:
             planned[table.table.name] = (plan, table)
             for chunk in table.chunks:
