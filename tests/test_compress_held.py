@@ -326,6 +326,31 @@ def test_attributes_of_the_class_replaced() -> None:
                 setattr(module, name, value)
 
 
+def test_attributes_that_are_set_afterwards_count() -> None:
+    model = Recommender()
+    compress_(model, {"user": DoubleHash(rows=5), "tags": DoubleHash(rows=5)})
+    model.user.padding_idx = -1
+    assert model.user.padding_idx == 49
+    assert not model.user(torch.tensor([49])).any()
+    model.user.sparse = True
+    model.user(torch.tensor([3])).sum().backward()
+    assert model.user.stores[0].weight.grad.is_sparse
+    torch.nn.init.ones_(model.item.weight)  # at padding_idx, too
+    compress_(model, {"item": DoubleHash(rows=5)})
+    assert torch.equal(model.item(torch.tensor(0)), torch.ones(8))
+    model.item.padding_idx = 3
+    assert not model.item(torch.tensor(3)).any()
+    model.tags.mode = "max"
+    bag = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model.tags(bag), model.tags.materialize(bag).amax(1))
+    for name, value, message in (
+        ("padding_idx", 50, "padding_idx 50 must lie within"),
+        ("mode", "median", "mode must"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            setattr(model.tags if name == "mode" else model.user, name, value)
+
+
 @pytest.mark.parametrize("kind", [CompressedEmbedding, CompressedEmbeddingBag])
 def test_from_pretrained_says_what_to_write(kind: type[CompressedTable]) -> None:
     plain = "nn.EmbeddingBag" if "Bag" in kind.__name__ else "nn.Embedding"

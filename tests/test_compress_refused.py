@@ -203,8 +203,15 @@ def test_a_table_alone_is_refused() -> None:
 def test_a_store_cannot_span_types_or_devices() -> None:
     model = Recommender()
     model.item.double()
-    with nothing_changes(model), pytest.raises(ValueError, match="share a store, but differ in device or dtype"):
+    with (
+        nothing_changes(model),
+        pytest.raises(ValueError, match="share a store, but differ in device, dtype or sparse"),
+    ):
         compress_(model, {"*": UnifiedEmbedding(rows=5, chunk_dim=8)})
+    mixed = Recommender()
+    mixed.user.sparse = True
+    with nothing_changes(mixed), pytest.raises(ValueError, match="differ in device, dtype or sparse"):
+        compress_(mixed, {"*": UnifiedEmbedding(rows=5, chunk_dim=8)})
     compress_(model, {"*": DoubleHash(rows=5)})
     assert model.item(torch.tensor(1)).dtype == torch.float64
 

@@ -1,6 +1,6 @@
 """The drop-in for `torch.nn.EmbeddingBag`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,11 +47,15 @@ class CompressedEmbeddingBag(CompressedTable):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_flag(include_last_offset, "include_last_offset")
-        if not isinstance(mode, str) or mode not in ("sum", "mean", "max"):
-            raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {mode!r}")
+        _check_mode(mode)
         super().__init__(num_embeddings, embedding_dim, method, padding_idx, sparse, device, dtype)
         self.mode: str = mode
         self.include_last_offset = include_last_offset
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "mode":
+            _check_mode(value)
+        super().__setattr__(name, value)
 
     @one_node
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
@@ -102,6 +106,11 @@ class CompressedEmbeddingBag(CompressedTable):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"
+
+
+def _check_mode(mode: Any) -> None:
+    if not isinstance(mode, str) or mode not in ("sum", "mean", "max"):
+        raise ValueError(f"mode must be 'sum', 'mean' or 'max', got {mode!r}")
 
 
 def _lengths(bounds: Tensor, counted: Tensor | None, like: Tensor) -> Tensor:

@@ -187,10 +187,10 @@ def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Mome
     """Make the drop-ins of one method instance, with rows drawn to have these moments."""
     plan = method.plan([holder.tables[holder.paths[0]].table for holder in members])
     check_size(plan.sizes, [part.table for part in plan.tables])
-    like = {(holder.module.weight.device, holder.module.weight.dtype) for holder in members}
+    like = {(holder.module.weight.device, holder.module.weight.dtype, holder.module.sparse) for holder in members}
     if method.shares_store and len(like) > 1:
         raise ValueError(
-            f"tables {[holder.paths[0] for holder in members]} share a store, but differ in device or dtype"
+            f"tables {[holder.paths[0] for holder in members]} share a store, but differ in device, dtype or sparse"
         )
     of_store: dict[str, list[Moments]] = {name: [] for name in plan.stores}
     for own, part in zip(moments, plan.tables, strict=True):

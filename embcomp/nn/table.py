@@ -204,6 +204,12 @@ class CompressedTable(NotScripted, nn.Module):
                 f"table {self.encoder.table.name!r} is compressed and has no weight of its own to set: set it before "
                 "compress_ (init='warm' keeps it)"
             )
+        if name == "padding_idx" and "encoder" in self._modules:  # it is being changed
+            value = _checked_padding(value, self.encoder.table)
+            self.padding_vector = None  # it was that of another id
+        if name == "sparse":
+            for store in self._modules.get("stores") or ():
+                store.sparse = value
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]
 
     def extra_repr(self) -> str:
