@@ -109,7 +109,7 @@ def load(model: nn.Module, path: StrPath) -> nn.Module:
     """
     header, tensors = artifact.load(path, KIND)
     state = {key: tensors[name] for key, name in header["state"].items()}
-    methods, weights, swapped = _methods(model, header["groups"], tensors, path)
+    methods, weights, swapped = _methods(model, header, tensors, path)
     _check_rest(model, state, swapped, header["only_tables"], path)
     if methods:
         trained = [weight for weight in weights if weight.requires_grad]
@@ -161,7 +161,10 @@ def _written(group: list[_Saved], tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _methods(
-    model: nn.Module, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor], path: StrPath
+    model: nn.Module,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    path: StrPath,
 ) -> tuple[dict[str, Planned], list[Tensor], set[str]]:
     """The plan of each table that is still full, for `compress_`, its weight, and the paths of its module."""
     plain = {
@@ -172,7 +175,7 @@ def _methods(
     }
     methods: dict[str, Planned] = {}
     weights, swapped = [], set[str]()
-    for group in groups:
+    for group in header["groups"]:
         missing = []
         for name, module in group["modules"].items():
             key = name if name == module else join(module, name)
@@ -188,7 +191,13 @@ def _methods(
                     f"columns, but the model has {here.num_embeddings} and {here.embedding_dim}"
                 )
             weights.append(held.weight)
-            swapped.update(holder.paths)
+            read = [name.partition(".table.")[0] for name in header["state"] if ".table." in name]
+            if not header["only_tables"] and (untied := [tied for tied in holder.tied if tied not in read]):
+                raise ValueError(
+                    f"{path}: {untied} hold the weight of table {key!r} in the model, but not in the saved one: build "
+                    "it as that was"
+                )
+            swapped.update(holder.paths, holder.tied)
         compressed = [key for key in missing if _is_compressed(model, key)]
         if len(compressed) < len(missing) or (missing and len(missing) < len(group["modules"])):
             lacking = sorted(set(missing) - set(compressed))

@@ -54,6 +54,11 @@ class Plain(Holder):
         """All modules that the swap replaces."""
         return [self.module]
 
+    @property
+    def tied(self) -> list[str]:
+        """The paths of the layers that hold a table's weight, and read the compressed table after the swap."""
+        return []
+
     @classmethod
     def merged(cls, model: nn.Module, found: Sequence["Plain"]) -> list["Plain"]:
         """Return the holders of a model, with those of this kind that hold the same weight merged into one."""

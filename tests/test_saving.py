@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 
 import embcomp
-from embcomp import GraphHash, HashingTrick, UnifiedEmbedding
+from embcomp import DoubleHash, GraphHash, HashingTrick, UnifiedEmbedding
 from embcomp.graph import ClusterMap
 from embcomp.methods import Table
 from embcomp.testing.drop_ins import N
@@ -104,6 +104,36 @@ def test_groups_stay_groups_and_frozen_tables_frozen(tmp_path: Path) -> None:
     assert other["a"].stores[0] is not other["c"].stores[0]
     assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
     assert torch.equal(other["[x]*"].weight, model["[x]*"].weight)
+
+
+def test_tied_outputs_come_back_tied(tmp_path: Path) -> None:
+    def build(tied: bool = True) -> nn.ModuleDict:
+        model = nn.ModuleDict({"item": nn.Embedding(20, 8), "out": nn.Linear(8, 20)})
+        if tied:
+            model["out"].weight = model["item"].weight
+        return model
+
+    model, hidden = build(), torch.randn(3, 8)
+    embcomp.compress_(model, DoubleHash(rows=9))
+    embcomp.save(model, tmp_path / "m")
+    other = embcomp.load(build(), tmp_path / "m")
+    assert other["out"].table is other["item"]
+    assert torch.equal(other["out"](hidden), model["out"](hidden))
+    embcomp.save(model, tmp_path / "tables", only_tables=True)
+    other = build()
+    bias = other["out"].bias
+    embcomp.load(other, tmp_path / "tables")
+    torch.testing.assert_close(other["out"](hidden), hidden @ model["item"].weight.T + bias)
+    apart = build(tied=False)
+    embcomp.compress_(apart, DoubleHash(rows=9))
+    embcomp.save(apart, tmp_path / "apart")
+    for file, tied, message in (
+        ("m", False, "of another model: it lacks .'out.weight'"),
+        ("apart", True, "hold the w"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            embcomp.load(fresh := build(tied), tmp_path / file)
+        assert type(fresh["item"]) is nn.Embedding
 
 
 def test_tables_alone_and_what_the_file_says(tmp_path: Path) -> None:

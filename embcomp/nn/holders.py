@@ -55,6 +55,10 @@ class TorchHolder(Plain):
     def held(self) -> list[nn.Module]:
         return [self.module, *self.twins, *self.heads]
 
+    @property
+    def tied(self) -> list[str]:
+        return [path for paths in self.heads.values() for path in paths]
+
     @classmethod
     def merged(cls, model: nn.Module, found: Sequence[Plain]) -> list[Plain]:
         """Merge holders of modules with one weight and equal settings, and add the layers that are tied to them."""

@@ -207,9 +207,9 @@ class CompressedTable(NotScripted, nn.Module):
         if name == "padding_idx" and "encoder" in self._modules:  # it is being changed
             value = _checked_padding(value, self.encoder.table)
             self.padding_vector = None  # it was that of another id
-        if name == "sparse":
-            for store in self._modules.get("stores") or ():
-                store.sparse = value
+        if name == "sparse" and "stores" in self._modules:
+            for store in self.stores:
+                setattr(store, name, value)
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]
 
     def extra_repr(self) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from embcomp.settings import shown
+
 _TORCH = ("aten", "prim", "prims", "quantized", "higher_order")  # operators that torch brings along
 _PACKAGES = {"fbgemm": "fbgemm_gpu"}
 
@@ -48,6 +50,8 @@ def trace(model: nn.Module, example: Sequence[Any]) -> tuple[ExportedProgram, st
         TypeError: an input or an output has another type.
         ValueError: the program would accept only batches of one size.
     """
+    if not isinstance(example, tuple | list):
+        raise TypeError(f"example must be a tuple of the arguments of a call, such as (ids,), got {shown(example)}")
     wrapped = Plain(model, example)
     plain = tuple(to_plain(value, f"example[{i}]") for i, value in enumerate(example))
     leaves: list[tuple[str, Tensor, int]] = []

@@ -164,6 +164,11 @@ def test_nothing_is_left_of_an_export_that_failed(tmp_path: Path) -> None:
     with pytest.raises(Exception) as failed:  # noqa: PT011 (torch's own kind)
         embcomp.export(Branching(nn.Embedding(9, 4)), path, (ids,))
     assert any("torch.export cannot trace" in note for note in failed.value.__notes__)
+    for wrong in (None, ids):
+        with pytest.raises(
+            TypeError, match=r"example must be a tuple of the arguments of a call, such as \(ids,\), got"
+        ):
+            embcomp.export(model, path, wrong)
     with pytest.raises(TypeError, match=r"example\[0\] is a str"):
         embcomp.export(model, path, ("ids",))
     with pytest.raises(ValueError, match=r"example\[0\] has shape \[1\].*at least two"):
