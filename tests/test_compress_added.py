@@ -77,7 +77,7 @@ TROUBLES: dict[str, tuple[Callable[[Any], object], str]] = {
     "a layer inside": (lambda c: setattr(c, "drop", nn.Dropout()), r"'c': it also holds \['drop'\]"),
     "a table of one's own": (
         lambda c: c.embedding_bags.update({"a": Doubled(30, 8, mode="sum", include_last_offset=True)}),
-        "table 'a': Doubled is a subclass",
+        "table .a.: Doubled is a subclass with its own forward",
     ),
     "a table beside the others": (
         lambda c: c.embedding_bags.update({"z": nn.EmbeddingBag(3, 8)}), r"'c': it also holds \['z'\]"

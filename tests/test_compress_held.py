@@ -282,11 +282,28 @@ class Zero(Scaled):
         self.weight.data.zero_()
 
 
+class Drawn(nn.Embedding):
+    """Draws in its constructor."""
+
+    def __init__(self, ids: int) -> None:
+        super().__init__(ids, 8)
+        self.scale = 0.01
+        nn.init.normal_(self.weight, std=self.scale)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scale={self.scale}"
+
+
 def test_subclasses_that_only_draw_rows_are_swapped() -> None:
     model = nn.ModuleDict({"scaled": Scaled(2_000, 8), "zero": Zero(50, 1)})
     compress_(model, {"*": DoubleHash(rows=300)})
     assert float(model["scaled"].weight.detach().std()) == pytest.approx(1 / 8, rel=0.1)
     assert not model["zero"].weight.any()
+    drawn = nn.ModuleDict({"item": Drawn(2_000)})
+    report = compress_(drawn, {"*": DoubleHash(rows=300)})
+    assert report.tables[0].method == "DoubleHash"
+    assert float(drawn["item"].weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+    assert drawn["item"].scale == 0.01
 
 
 # --- Code that asks for torch's classes ---

@@ -44,7 +44,7 @@ TROUBLES: dict[str, tuple[Callable[[Recommender], Any], str]] = {
         "cannot compress 'user': its weight is also 'out.weight'.*materialize",
     ),
     "tied to another table": (
-        lambda m: setattr(m.item, "weight", m.user.weight),
+        lambda m: (setattr(m.item, "num_embeddings", 50), setattr(m.item, "weight", m.user.weight)),
         "cannot compress 'item': it shares its weight with 'user'",
     ),
     "over the memory of another": (
@@ -82,7 +82,19 @@ TROUBLES: dict[str, tuple[Callable[[Recommender], Any], str]] = {
     ),
     "max_norm": (lambda m: setattr(m.user, "max_norm", 1.0), "cannot compress 'user': max_norm=1.0"),
     "scale_grad_by_freq": (lambda m: setattr(m.user, "scale_grad_by_freq", True), "'user': scale_grad_by_freq"),
-    "subclass": (hold("user", lambda m: Subclass(50, 8)), "'user': Subclass is a subclass.*Full"),
+    "subclass": (
+        hold("user", lambda m: Subclass(50, 8)),
+        "'user': Subclass is a subclass with its own forward; .*Full",
+    ),
+    "a weight of more rows": (
+        lambda m: setattr(m.user, "weight", nn.Parameter(torch.randn(60, 8))),
+        r"'user': its weight is \[60, 8\], but num_embeddings and embedding_dim say \[50, 8\]",
+    ),
+    "complex numbers": (hold("user", lambda m: nn.Embedding(50, 8, dtype=torch.complex64)), r"is torch.complex64; con"),
+    "integers": (
+        hold("user", lambda m: nn.Embedding.from_pretrained(torch.ones(50, 8, dtype=torch.int64))),
+        r"'user': its weight is torch.int64; convert the table with \.float",
+    ),
     "forward hook": (lambda m: m.user.register_forward_hook(lambda *a: None), "'user': it has hooks"),
     "forward pre-hook": (lambda m: m.user.register_forward_pre_hook(lambda *a: None), "'user': it has hooks"),
     "backward hook": (lambda m: m.user.register_full_backward_hook(lambda *a: None), "'user': it has hooks"),

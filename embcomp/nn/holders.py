@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -114,9 +115,7 @@ class TorchHolder(Plain):
 
     def _check(self, module: Any) -> None:
         where = f"cannot compress {self.paths[0]!r}"
-        check_additions(module, where)
-        if not only_looks_up(type(module)):
-            raise ValueError(f"{where}: {type(module).__name__} is a subclass; exclude it with embcomp.Full()")
+        check_table(module, where)
         if module.max_norm is not None:
             raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows in place; set it to None first")
         if module.scale_grad_by_freq:
@@ -177,14 +176,33 @@ def _(module: DistributedDataParallel, paths: list[str]) -> Holder:
     return Spread(module, paths, "is wrapped in DistributedDataParallel", sharded=False)
 
 
-def only_looks_up(kind: type[nn.Module]) -> bool:
-    """Return whether a class behaves like `nn.Embedding` or `nn.EmbeddingBag`; it may only draw rows differently."""
-    if not issubclass(kind, Module):
-        return False
-    bases = [base for base in kind.__mro__ if issubclass(base, Module)]
-    own = [name for base in bases if base not in (nn.Embedding, nn.EmbeddingBag) for name in vars(base)]
-    described = ("__annotations__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__")
-    return set(own) <= {"reset_parameters", "__module__", "__doc__", *described}
+def own_behavior(kind: type[nn.Module]) -> list[str]:
+    """Return what a class defines beyond `nn.Embedding` or `nn.EmbeddingBag`, other than how its rows are drawn.
+
+    What its constructor adds to a module is seen there (`embcomp.additions`).
+    """
+    bases = [base for base in kind.__mro__ if base not in (nn.Embedding, nn.EmbeddingBag) and issubclass(base, Module)]
+    own = {name for base in bases for name in vars(base)}
+    described = {"__annotations__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__"}
+    return sorted(own - {"__init__", "reset_parameters", "extra_repr", "__module__", "__doc__"} - described)
+
+
+def check_table(module: Module, where: str) -> None:
+    """Raise ValueError if a module is no plain table that can be compressed; the message begins with `where`."""
+    check_additions(module, where)
+    if own := own_behavior(type(module)):
+        raise ValueError(
+            f"{where}: {type(module).__name__} is a subclass with its own {', '.join(own)}; exclude it with "
+            "embcomp.Full()"
+        )
+    weight, shape = module.weight, (module.num_embeddings, module.embedding_dim)
+    if weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{where}: its weight is {weight.dtype}; convert the table with .float(), or exclude it")
+    if weight.shape != shape:
+        raise ValueError(
+            f"{where}: its weight is {list(weight.shape)}, but num_embeddings and embedding_dim say {list(shape)}; "
+            "set them to the shape of the weight"
+        )
 
 
 def _swap(method: Method, members: Sequence[TorchHolder], moments: Sequence[Moments]) -> Swap:

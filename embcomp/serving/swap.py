@@ -14,7 +14,7 @@ from embcomp.methods.base import Plan, Store, TablePlan
 from embcomp.methods.full import Full
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
-from embcomp.nn.holders import CompressedHolder, TorchHolder
+from embcomp.nn.holders import CompressedHolder, TorchHolder, own_behavior
 from embcomp.serving.coded import serve_coded
 from embcomp.serving.stores import DTYPES, Dtype, ServedStore, serve
 
@@ -152,8 +152,8 @@ def _(holder: TorchHolder, stores: Mapping[int, ServedStore]) -> dict[int, Any]:
     module, (table,) = holder.module, holder.tables.values()
     where = f"cannot export {names_of(table)[0]!r}"
     remedy = "leave it out of the patterns of dtype, and it stays as it is"
-    if type(module) not in (nn.Embedding, nn.EmbeddingBag):
-        raise ValueError(f"{where}: {type(module).__name__} is a subclass with its own behavior; {remedy}")
+    if own := own_behavior(type(module)):
+        raise ValueError(f"{where}: {type(module).__name__} is a subclass with its own {', '.join(own)}; {remedy}")
     if module.max_norm is not None:
         raise ValueError(f"{where}: max_norm={module.max_norm} renormalises rows at each call; {remedy}")
     (part,) = Full().plan([table.table]).tables

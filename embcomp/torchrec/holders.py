@@ -23,7 +23,7 @@ from embcomp.holders import Held, HeldStore, Holder, Spread, holder_of
 from embcomp.initial_rows import Moments
 from embcomp.methods.base import Method, Store, Table
 from embcomp.methods.full import Full
-from embcomp.nn.holders import only_looks_up
+from embcomp.nn.holders import check_table
 from embcomp.swaps import Part, Plain, Swap
 from embcomp.torchrec.collection.layout import OPEN, Output, make_layout
 from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
@@ -273,9 +273,7 @@ def _made(kind: type[Collection]) -> frozenset[str]:
 
 def _check_table(table: Any, config: BaseEmbeddingConfig, where: str) -> None:
     """Raise ValueError for a table of a collection that is no longer as torchrec made it."""
-    check_additions(table, where)
-    if not only_looks_up(type(table)):
-        raise ValueError(f"{where}: {type(table).__name__} is a subclass; exclude it with embcomp.Full()")
+    check_table(table, where)
     bag = isinstance(config, EmbeddingBagConfig)
     made = {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False, "sparse": False}
     made |= {"mode": pooling_type_to_str(config.pooling), "include_last_offset": True} if bag else {}
