@@ -84,6 +84,7 @@ def methods(table: Table) -> dict[str, Callable[[], Method]]:
         "ClusteredHash": (embcomp.ClusteredHash, {"chunks": 2}),
         "HotRows": (embcomp.HotRows, {}),
         "BitCipher": (embcomp.BitCipher, {"counts": counts}),
+        "FrequencyBits": (embcomp.FrequencyBits, {"counts": counts}),
         "LowBit(UnifiedEmbedding)": (embcomp.LowBit, {"bits": 4, **shared}),
         "LowBit(LowRank)": (embcomp.LowBit, {"bits": 4, **narrow}),
     }
