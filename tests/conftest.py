@@ -60,7 +60,9 @@ def pair() -> Iterator["Processes"]:
 def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # without devices to seed, of which torch keeps a stack trace for each call
 
 
 @pytest.fixture(scope="session")

@@ -118,8 +118,7 @@ class Dedup(Method):
             vectors = per_table(self.vectors, table, "vectors").detach().cpu().float()
             short = blocks * self.block - len(vectors)
             cut = torch.nn.functional.pad(vectors, (0, 0, 0, short)).view(blocks, -1)
-            with torch.device("cpu"):  # the map is real where rows wait for their memory
-                owners, left = _merged_once(cut, kept, self.share, self.tolerance, self.seed)
+            owners, left = _merged_once(cut, kept, self.share, self.tolerance, self.seed)
             if left > kept:
                 raise ValueError(
                     f"table {table.name!r}: tolerance={self.tolerance} leaves {left * self.block} rows, and rows="
@@ -145,7 +144,7 @@ class Dedup(Method):
 
 
 _MERGED: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
-_MOST = 8  # results that are kept
+_KEPT = 1 << 23  # blocks of the results that are kept, the latest first: 64 MB
 
 
 def _merged_once(blocks: Tensor, kept: int, share: float, tolerance: float | None, seed: int) -> tuple[Tensor, int]:
@@ -154,7 +153,7 @@ def _merged_once(blocks: Tensor, kept: int, share: float, tolerance: float | Non
     digest = hashlib.sha256(ctypes.string_at(blocks.data_ptr(), blocks.nbytes)).digest()
     key = digest, tuple(blocks.shape), kept, share, tolerance, seed
     if key not in _MERGED:
-        while len(_MERGED) >= _MOST:
+        while sum(len(owners) for owners, _ in _MERGED.values()) + len(blocks) > _KEPT and _MERGED:
             _MERGED.pop(next(iter(_MERGED)), None)
         _MERGED[key] = merged(blocks, kept, share, tolerance, seed)
     return _MERGED[key]
@@ -176,12 +175,13 @@ def merged(blocks: Tensor, kept: int, share: float, tolerance: float | None, see
     Raises:
         ValueError: the blocks are not finite.
     """
+    # On the CPU whatever the default device: the map is real where rows wait for their memory.
     if not bool(blocks.isfinite().all()):
         raise ValueError("Dedup: vectors are NaN or infinite")
     generator = torch.Generator().manual_seed(seed)
     compared = max(1, math.ceil(share * blocks.shape[1]))
-    means, sizes = blocks.clone(), torch.ones(len(blocks))
-    owner, alive = torch.arange(len(blocks)), torch.arange(len(blocks))
+    means, sizes = blocks.clone(), torch.ones(len(blocks), device="cpu")
+    owner, alive = torch.arange(len(blocks), device="cpu"), torch.arange(len(blocks), device="cpu")
     spread = float((blocks - blocks.mean(0)).square().sum(1).mean().sqrt()) or 1.0
     width, draws, idle = 1e-3 * spread, 0, 0
     while len(alive) > kept and idle < _DRAWS:
@@ -196,11 +196,12 @@ def merged(blocks: Tensor, kept: int, share: float, tolerance: float | None, see
         of_second = (sizes[seconds] / whole).unsqueeze(1)
         means[firsts] += of_second * (means[seconds] - means[firsts])
         sizes[firsts] = whole
-        moved = torch.arange(len(blocks)).index_copy_(0, seconds, firsts)
+        moved = torch.arange(len(blocks), device="cpu").index_copy_(0, seconds, firsts)
         owner = moved[owner]
-        gone = torch.zeros(len(blocks), dtype=torch.bool).index_fill_(0, seconds, True)
+        gone = torch.zeros(len(blocks), dtype=torch.bool, device="cpu").index_fill_(0, seconds, True)
         alive = alive[~gone[alive]]
-    number = torch.zeros(len(blocks), dtype=torch.int64).index_copy_(0, alive, torch.arange(len(alive)))
+    number = torch.zeros(len(blocks), dtype=torch.int64, device="cpu")
+    number.index_copy_(0, alive, torch.arange(len(alive), device="cpu"))
     return number[owner], len(alive)
 
 
@@ -208,9 +209,10 @@ def _closest(
     means: Tensor, width: float, compared: int, tolerance: float | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return pairs of blocks of one bucket, closest first, with no block in two pairs."""
-    directions = torch.randn(means.shape[1], 2, generator=generator)
-    bucket = (means @ directions / width + torch.rand(2, generator=generator)).floor().long()
-    along = means @ torch.randn(means.shape[1], generator=generator)  # neighbours in a bucket lie near each other
+    directions = torch.randn(means.shape[1], 2, generator=generator, device="cpu")
+    bucket = (means @ directions / width + torch.rand(2, generator=generator, device="cpu")).floor().long()
+    # Neighbours in a bucket lie near each other.
+    along = means @ torch.randn(means.shape[1], generator=generator, device="cpu")
     order = along.argsort(stable=True)
     for column in (1, 0):
         order = order[bucket[order, column].argsort(stable=True)]
@@ -222,9 +224,11 @@ def _closest(
     # The width bounds what is merged yet, so that close blocks are merged before others.
     close = apart <= (width if tolerance is None else min(width, tolerance))
     left, right, apart = left[close], right[close], apart[close]
-    order = torch.randperm(len(apart), generator=generator)  # equal distances in an order of their own
+    order = torch.randperm(len(apart), generator=generator, device="cpu")  # equal distances in an order of their own
     order = order[apart[order].argsort(stable=True)]
-    left, right, number = left[order], right[order], torch.arange(len(order))
-    first = torch.full((len(means),), len(order)).scatter_reduce_(0, torch.cat([left, right]), number.repeat(2), "amin")
+    left, right, number = left[order], right[order], torch.arange(len(order), device="cpu")
+    first = torch.full((len(means),), len(order), device="cpu").scatter_reduce_(
+        0, torch.cat([left, right]), number.repeat(2), "amin"
+    )
     alone = (first[left] == number) & (first[right] == number)
     return left[alone], right[alone]
