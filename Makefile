@@ -1,7 +1,7 @@
 # `make demo` and `make test` need Python 3.11-3.13, make and a network the first time; after that they start at once.
 # PYTHON=... picks the interpreter, REQUIREMENTS=cpu|cuda overrides what the machine is found to be.
 .NOTPARALLEL:
-.PHONY: help demo test test-newest fuzz sanitize lint format typecheck docs lock clean
+.PHONY: help demo test test-newest test-oldest fuzz sanitize lint format typecheck docs lock clean
 
 REQUIREMENTS ?= $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 INSTALLED := .venv/.installed-$(REQUIREMENTS)
@@ -14,6 +14,7 @@ help:
 	@echo "make demo       train with full and compressed tables, write out/demo/report.html"
 	@echo "make test       lint, type check, tests"
 	@echo "make test-newest  the tests with the newest releases of torch, torchrec and FBGEMM, in an environment of its own"
+	@echo "make test-oldest  the tests with the oldest releases of all packages, in an environment of its own"
 	@echo "make fuzz       SECONDS=600 of random inputs in each area, and the counts"
 	@echo "make sanitize   tests of compiled code on a build with sanitizers"
 	@echo "make lint | format | typecheck | docs | lock | clean"
@@ -36,6 +37,15 @@ test-newest: $(INSTALLED)
 	grep -vE '^(torch|torchrec|fbgemm-gpu-cpu|triton)==' requirements/cpu.txt >>.venv-newest/rest.txt
 	.venv-newest/bin/python -m pip install -q --no-compile --no-deps --requirement .venv-newest/rest.txt
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+# The pinned torch, torchrec and FBGEMM, which are the oldest that work, and the oldest of all else.
+test-oldest: $(INSTALLED)
+	$(PY) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install -q --no-compile --constraint requirements/cuda.txt torch
+	grep -vE "^($$(sed -nE 's/==.*//p' requirements/oldest.txt | paste -sd'|'))==" requirements/cpu.txt >.venv-oldest/rest.txt
+	cat requirements/oldest.txt >>.venv-oldest/rest.txt
+	.venv-oldest/bin/python -m pip install -q --no-deps --requirement .venv-oldest/rest.txt  # else warnings of compilation fail tests
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 fuzz: $(INSTALLED)
 	EMBCOMP_FUZZ_SECONDS=$(or $(SECONDS),600) OMP_NUM_THREADS=1 $(PY) -m pytest tests/fuzz -q --timeout 0
@@ -88,4 +98,4 @@ lock: $(INSTALLED)
 	$(LOCK_COMMAND) --group cuda --constraint requirements/cpu.txt --output-file requirements/cuda.txt
 
 clean:
-	rm -rf .venv .venv-newest build dist site out .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest build dist site out .pytest_cache .ruff_cache .hypothesis

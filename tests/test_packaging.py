@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import embcomp
 from hatch_build import CustomMetadataHook
@@ -265,6 +266,19 @@ def test_pinned_list_holds_what_the_project_declares(kind: str) -> None:
     for requirement in declared:
         if requirement.name != PROJECT["name"]:
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_oldest_list_holds_the_lower_bounds() -> None:
+    """Of each package the highest of its bounds, with the first release that has it, such as 0.15.1 for 0.15."""
+    pinned = {**pins("cpu"), **pins("oldest")}
+    lowest: dict[str, Version] = {}
+    for extra in ("torchrec", "graph", "planner", "semantic", "serving", "experiments"):
+        for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):
+            for bound in requirement.specifier:
+                name = canonicalize_name(requirement.name)
+                lowest[name] = max(Version(bound.version), lowest.get(name, Version("0")))
+    for name, bound in lowest.items():
+        assert Version(pinned[name]).release[: len(bound.release)] == bound.release, name
 
 
 def test_lists_differ_in_fbgemm_and_cuda_libraries_alone() -> None:
