@@ -247,6 +247,9 @@ TIED: dict[str, tuple[Callable[[NextItem], object], str]] = {
         lambda m: m.register_module("twin", nn.Embedding(60, 8, _weight=m.item.weight)), "shares its weight with 'item'"
     ),
     "hooks": (lambda m: m.out.register_forward_hook(lambda *a: None), "its weight is also 'out.weight'"),
+    "a buffer of its own": (
+        lambda m: m.out.register_buffer("temperature", torch.ones(1)), "its weight is also 'out.weight'"
+    ),
     "the layer in a list": (lambda m: setattr(m, "layers", [m.out]), "'item': 'layers' keeps it"),
     "another class": (lambda m: setattr(m.out, "__class__", type("Head", (nn.Linear,), {})), "also 'out.weight'"),
     "a twin with hooks": (

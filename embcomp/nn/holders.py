@@ -79,7 +79,8 @@ class TorchHolder(Plain):
                 first = by_weight[id(layer.weight)]
                 module = first.module
                 same = (layer.out_features, layer.in_features) == (module.num_embeddings, module.embedding_dim)
-                if same and not is_hooked(layer) and "forward" not in vars(layer):
+                parts = {*layer._parameters, *layer._buffers, *layer._modules}
+                if same and parts == {"weight", "bias"} and not is_hooked(layer) and "forward" not in vars(layer):
                     first.heads.setdefault(layer, []).append(path)
         return kept
 
