@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from embcomp.graph.cluster_map import ClusterMap
     from embcomp.graph.clustering import Clusters, cluster
     from embcomp.graph.edges import Edges, interactions
+    from embcomp.graph.minhash import cluster_stream, sample_neighbours
     from embcomp.graph.mixtures import Mixture
     from embcomp.graph.remapping import remap_
     from embcomp.graph.soft import mixture, second_clusters
@@ -22,9 +23,11 @@ _HOMES = {
     "Mixture": "mixtures",
     "align": "alignment",
     "cluster": "clustering",
+    "cluster_stream": "minhash",
     "interactions": "edges",
     "mixture": "soft",
     "remap_": "remapping",
+    "sample_neighbours": "minhash",
     "second_clusters": "soft",
     "warm_rows": "warming",
 }
@@ -36,9 +39,11 @@ __all__ = [
     "Mixture",
     "align",
     "cluster",
+    "cluster_stream",
     "interactions",
     "mixture",
     "remap_",
+    "sample_neighbours",
     "second_clusters",
     "warm_rows",
 ]

@@ -11,6 +11,7 @@ from embcomp.formats import grouped, text_table
 from embcomp.graph.cluster_map import ClusterMap
 from embcomp.graph.clustering import Clusters, cluster
 from embcomp.graph.edges import interactions
+from embcomp.graph.minhash import sample_neighbours
 from embcomp.graph.partition import Algorithm, Objective
 
 app = typer.Typer(add_completion=False, invoke_without_command=True, context_settings={"allow_interspersed_args": True})
@@ -40,6 +41,10 @@ def graphhash(
     objective: Annotated[str, typer.Option(help=" | ".join(get_args(Objective)))] = "bipartite_modularity",
     algorithm: Annotated[str, typer.Option(help=" | ".join(get_args(Algorithm)))] = "leiden",
     backend: Annotated[str, typer.Option(help="igraph, networkx, or a back end of networkx.")] = "igraph",
+    hashes: Annotated[
+        int | None,
+        typer.Option(help="Keep so many neighbours of each id while the files stream, for graphs beyond memory."),
+    ] = None,
     unseen_rows: Annotated[int, typer.Option(help="Rows of each table to keep for unseen ids.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed gives other clusters.")] = 0,
 ) -> None:
@@ -48,9 +53,13 @@ def graphhash(
         wanted = _rows(rows, user_rows, item_rows)
         columns: dict[str, Any] = {"weight": weight, "label": label, "min_label": min_label, "time": time}
         span = None if half_life is None else _span(half_life)
-        graph = interactions(
-            edges, user=user, item=item, half_life=span, num_users=num_users, num_items=num_items, **columns
-        )
+        both: dict[str, Any] = {"user": user, "item": item, "num_users": num_users, "num_items": num_items}
+        if hashes is None:
+            graph = interactions(edges, half_life=span, **both, **columns)
+        else:
+            if given := [name for name, value in {**columns, "half_life": span}.items() if value is not None]:
+                raise ValueError(f"--hashes keeps neighbours, whatever their {', '.join(given)}: leave these out")
+            graph = sample_neighbours(edges, hashes, seed=seed, **both)
         settings: dict[str, Any] = {"objective": objective, "algorithm": algorithm, "backend": backend}
         clusters = cluster(graph, wanted, unseen_rows=unseen_rows, seed=seed, **settings)
         clusters.save(out)

@@ -67,4 +67,24 @@ int64_t local_moves(size_t n, const int64_t* starts, const int32_t* adjacency, c
   return moves;
 }
 
+// A bijection of the 32-bit numbers, of which embcomp.graph.minhash has the inverse.
+static inline uint32_t mixed(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7FEB352Du;
+  x = (x ^ (x >> 15)) * 0x846CA68Bu;
+  return x ^ (x >> 16);
+}
+
+// Lowers table[id][order] to the hash of a neighbour of id in that order, for each pair of id and neighbour.
+void keep_smallest(size_t pairs, const int64_t* ids, const int64_t* neighbours, size_t orders, const uint32_t* keys,
+                   uint32_t* table) {
+  for (size_t i = 0; i < pairs; i++) {
+    const uint32_t neighbour = (uint32_t)neighbours[i];
+    uint32_t* row = table + (size_t)ids[i] * orders;
+    for (size_t j = 0; j < orders; j++) {
+      const uint32_t hash = mixed(neighbour ^ keys[j]);
+      row[j] = hash < row[j] ? hash : row[j];
+    }
+  }
+}
+
 }  // extern "C"

@@ -31,7 +31,7 @@ IDS, LOOKUPS, RESOLUTION = 1_000_000, 26 * 8192, 200.0
 
 def run(console: Console, *, rounds: int = 3, rows: int = 12_000, edges: int = 0) -> list[BenchRow]:
     """Run all comparisons. `rows` is the budget on Gowalla, `rounds` the number of timings of each pair."""
-    graph = _gowalla(console)
+    graph = gowalla(console)
     results = [
         *_clustering(console, graph, rows, rounds),
         *_growth(console, graph, rows, rounds),
@@ -42,7 +42,8 @@ def run(console: Console, *, rounds: int = 3, rows: int = 12_000, edges: int = 0
     return results
 
 
-def _gowalla(console: Console) -> Edges:
+def gowalla(console: Console) -> Edges:
+    """Return the training edges of Gowalla, or a power-law graph of its size."""
     path = Path(os.environ.get("EMBCOMP_DATA", "."), "gowalla", "interactions.parquet")
     if path.exists():
         import polars as pl
@@ -85,13 +86,14 @@ def _clustering(console: Console, graph: Edges, rows: int, rounds: int) -> list[
     labels, split = _sknetwork(graph), whole.users.size
     theirs = whole.quality(labels, RESOLUTION)
     same = (np.unique(labels[:split]).size, np.unique(labels[split:]).size)
-    ours = _quality(graph, cluster(graph, same), RESOLUTION)
+    ours = quality(graph, cluster(graph, same), RESOLUTION)
     console.log(f"modularity at {same} rows, resolution {RESOLUTION:g}: {ours:.4f}, scikit-network {theirs:.4f}")
     ratio = ours / theirs
     return [*timed, BenchRow("modularity in as many rows", ratio, ratio, ratio, "scikit-network Louvain")]
 
 
-def _quality(graph: Edges, clusters: Clusters, resolution: float) -> float:
+def quality(graph: Edges, clusters: Clusters, resolution: float) -> float:
+    """Return the bipartite modularity of clusters in all edges of a graph."""
     whole = problem(graph, "bipartite_modularity")
     users, items = clusters.users, clusters.items
     labels = torch.cat([users.labels[users.assignment()[whole.users]], items.labels[items.assignment()[whole.items]]])
@@ -127,10 +129,10 @@ def _large(console: Console, edges: int) -> list[BenchRow]:
     graph = power_law(edges // 10, edges // 20, edges)
     console.log(f"{len(graph):,} distinct edges of {edges:,}")
     begin = time.perf_counter()
-    with _peak() as peak:
+    with peak() as most:
         clusters = cluster(graph, edges // 50, progress=True)
     ours = time.perf_counter() - begin
-    per_edge = peak[0] / len(graph)
+    per_edge = most[0] / len(graph)
     console.log(
         f"{clusters.users.rows + clusters.items.rows} rows in {ours:.0f} s, {per_edge:.0f} bytes per edge at peak"
     )
@@ -145,22 +147,22 @@ def _large(console: Console, edges: int) -> list[BenchRow]:
 
 
 @contextmanager
-def _peak() -> Iterator[list[float]]:
+def peak() -> Iterator[list[float]]:
     """Measure the largest growth of the process's memory inside the block, in bytes."""
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    start, peak, done = resident(), [0.0], threading.Event()
+    start, most, done = resident(), [0.0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            peak[0] = max(peak[0], resident() - start)
+            most[0] = max(most[0], resident() - start)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield peak
+        yield most
     finally:
         done.set()
         watcher.join()
