@@ -90,7 +90,7 @@ def _rules(source: Source, dtypes: Mapping[str, pl.DataType]) -> dict[str, tuple
         if dtypes[column] in (pl.UInt64, pl.Int128, pl.UInt128):
             rule = "carried integers must be there and below 2^63; write them as strings"
             rules[column] = (pl.col(column) > 2**63 - 1, rule)
-        elif dtypes[column].is_numeric() and column == source.group:
+        elif dtypes[column].is_numeric() and not dtypes[column].is_integer() and column == source.group:
             end = 2**24 if dtypes[column] == pl.Float32 else 2**53
             value = pl.col(column).cast(pl.Float64)
             rule = f"a group of floats holds whole numbers up to {end}, beyond which they merge; write integers"

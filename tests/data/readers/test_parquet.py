@@ -127,6 +127,12 @@ def test_a_group_of_floats_is_exact(load):
     assert next(iter(clicks.loader("train", 16))).columns["place"].tolist() == [int(user) for user in users[:16]]
 
 
+def test_a_group_of_integers_is_exact(load):
+    users = [2**62 + i for i in range(20)]
+    clicks = load(ROWS.with_columns(place=pl.Series(users)), group="place")
+    assert next(iter(clicks.loader("train", 16))).columns["place"].tolist() == users[:16]
+
+
 def test_names_of_columns_are_no_names_of_files(load, tmp_path):
     names = ["../../evil", "item/cat", "item.cat", ".", "type", "a" * 300]
     rows = ROWS.with_columns(pl.col("item").alias(name) for name in names)
@@ -199,6 +205,7 @@ def test_folder_of_parts(tmp_path):
             {"group": "place"},
             "whole numbers up to 16777216",
         ),
+        ({"place": [None] + [1] * 19}, {"group": "place"}, "column 'place' is None in row 0 .* must not be missing"),
         ({"place": [0.5] * 20}, {"group": "place"}, "column 'place' is 0.5 in row 0 .*, but a group of floats holds"),
         ({"place": [math.nan] * 20}, {"group": "place"}, "column 'place' is nan in row 0 .*, but a group of floats"),
         ({"place": pl.Series([2**63] * 20, dtype=pl.UInt64)}, {"columns": ["place"]}, "must be there and below 2.63"),
