@@ -90,7 +90,7 @@ class NumbersEncoder(HashEncoder):
         return [Rows(torch.zeros_like(ids).unsqueeze(-1))]
 
     def handed(self, ids: Tensor) -> list[Tensor]:
-        return [hash_rows(ids, self.keys, RANGE).float() * (2 / (RANGE - 1)) - 1]
+        return [hash_rows(ids, self.keys, RANGE).float().mul_(2 / (RANGE - 1)).sub_(1)]  # in place: they are many
 
     def lookups_of(self, chunk: int) -> int:
         return 1
