@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-import embcomp.bit_stages  # noqa: F401 (it registers its stages)
+import embcomp.bit_stages
+import embcomp.mask_stages
+import embcomp.width_stages  # noqa: F401 (they register their stages)
 from embcomp.codecs.base import Codec
 from embcomp.holders import Held, Holder, Spread, holders
 from embcomp.hot_tracker import HotTracker
@@ -160,8 +162,8 @@ class Schedule:
         over = self._epochs_done >= max((stages.search for stages in searching), default=0)
         if self.stage == "train" or not (over or all(stages.found() for stages in searching)):
             return False
-        for stages in searching:
-            stages.choose()
+        for kind in dict.fromkeys(type(stages) for stages in searching):
+            kind.choose_together([stages for stages in searching if type(stages) is kind])
         self.stage = "train"
         if self._initial is None:
             return False

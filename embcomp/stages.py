@@ -1,6 +1,6 @@
 """The changes of one table while it is trained; each kind of method registers its own for `embcomp.Schedule`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -34,6 +34,16 @@ class Site(NamedTuple):
         """The name of the table, for errors."""
         return self.held.names[0] or self.held.table.name
 
+    def search_epochs(self, share: float, what: str) -> int:
+        """Return the epochs of a search. Raise ValueError if none is left to train `what` it found."""
+        epochs = max(1, round(share * self.epochs))
+        if epochs >= self.epochs:
+            raise ValueError(
+                f"table {self.name!r}: {what} is searched in {epochs} of {self.epochs} epochs, and none is left to "
+                "train what it keeps; train for more epochs, or lower search"
+            )
+        return epochs
+
 
 class TableStages:
     """The changes of a table between steps and epochs; this base does nothing.
@@ -65,6 +75,12 @@ class TableStages:
 
     def choose(self) -> None:
         """End the search: fix what the table will be."""
+
+    @classmethod
+    def choose_together(cls, tables: Sequence[Any]) -> None:
+        """End the search of all tables of this kind."""
+        for stages in tables:
+            stages.choose()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, beside the module's."""

@@ -11,6 +11,8 @@ from embcomp.methods.full import Full
 from embcomp.methods.graph import DoubleGraphHash, GraphHash, LSHash, SoftGraphHash
 from embcomp.methods.hashing import DoubleHash, HashEmbedding, HashingTrick, MultiHash
 from embcomp.methods.hot_rows import HotRows
+from embcomp.methods.learned_mask import LearnedMask
+from embcomp.methods.learned_widths import LearnedWidths
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.mixed_dimensions import MixedDimensions
@@ -40,6 +42,8 @@ __all__ = [
     "HashingTrick",
     "HotRows",
     "LSHash",
+    "LearnedMask",
+    "LearnedWidths",
     "LowBit",
     "LowRank",
     "Method",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from embcomp import configs
+from embcomp.constants import KeptBuffers
 from embcomp.initial_rows import Moments
-from embcomp.methods.maps import KeptBuffers
 
 COMBINERS: dict[str, type["Combiner"]] = {}
 """The combiners by class name, so that a plan can be written and read."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from embcomp import configs
+from embcomp.constants import Maps
 from embcomp.extra_state import from_state, to_state
-from embcomp.methods.maps import Maps
 from embcomp.methods.table import Table
 from embcomp.ops.hashing import check_ids
 

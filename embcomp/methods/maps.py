@@ -1,33 +1,15 @@
-"""The maps of encoders, which are buffers that training never changes, and other buffers that stay filled."""
+"""The maps that the encoders of several tables share."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from embcomp import configs
+from embcomp.constants import Maps
 
 SHARED_MAPS: dict[str, type["SharedMaps"]] = {}
 """The shared maps by class name, so that a plan can be written and read."""
-
-
-class KeptBuffers(nn.Module):
-    """A module whose buffers move with the model, but are never emptied: nothing would fill them again."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move buffers, but never empty them (`to_empty`) or make them meta."""
-        kept = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            device = self.get_buffer(name).device
-            self._buffers[name] = buffer if device.type == "meta" else buffer.to(device)
-        return self
-
-
-class Maps(KeptBuffers):
-    """A module whose buffers are constants: keys and maps, which averages of weights leave alone, too."""
-
-    constant_buffers: ClassVar[bool] = True
 
 
 class SharedMaps(Maps):

@@ -32,6 +32,8 @@ from embcomp.methods import (
     HashEmbedding,
     HashingTrick,
     HotRows,
+    LearnedMask,
+    LearnedWidths,
     LowBit,
     LowRank,
     LSHash,
@@ -167,6 +169,17 @@ EXAMPLES = [
         open_ids=False,
     ),
     Example("HotRows", lambda tables: HotRows(rows=ROWS, own_share=0.3)),
+    Example("LearnedMask", lambda tables: LearnedMask(keep=0.5), open_ids=False),
+    Example(
+        "LearnedMask-threshold", lambda ts: LearnedMask(keep=0.7, rule="threshold", per="row", block=4), open_ids=False
+    ),
+    Example(
+        "LearnedMask-gates",
+        lambda tables: LearnedMask(keep=0.5, rule="gates", counts=counts_of(tables), groups=3),
+        open_ids=False,
+    ),
+    Example("LearnedWidths", lambda ts: LearnedWidths(width=4, candidates=(3,)), open_ids=False),
+    Example("LearnedMask-rows", lambda tables: LearnedMask(keep=0.8, rule="rows"), open_ids=False),
     Example("LowBit", lambda tables: LowBit(bits=4), open_ids=False),
     Example("LowBit-unified", lambda tables: LowBit(bits=2, of=UnifiedEmbedding(rows=ROWS, chunk_dim=4))),
     Example("LowBit-row", lambda tables: LowBit(bits=3, of=MultiHash(rows=ROWS, num_hashes=3), step="row")),

@@ -28,7 +28,9 @@ def schedule_of(
     """
     if distributed.size() > 1:
         if changes_in_training(embeddings):
-            raise InputError("methods that change while they train (HotRows, ClusteredHash) run in one process")
+            raise InputError(
+                "methods that change while they train (HotRows, ClusteredHash, LearnedMask) run in one process"
+            )
         return None
     try:
         schedule = embcomp.Schedule(model, epochs=epochs, steps=steps, optimizer=optimizer)

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+import embcomp
+from embcomp.codecs.columns import ColumnsCodec
+from embcomp.codecs.sparse import SparseCodec
 from embcomp.methods.clustered_hash import ClusteredEncoder
 from embcomp.methods.hot_rows import OwnersEncoder
+from experiments.errors import InputError
 from experiments.tasks.task import prepare
 from experiments.training.train import Trainer
 
@@ -33,3 +37,37 @@ def test_owners_are_found_while_a_run_trains(make_run, tmp_path):
     found = trained(run, tmp_path, OwnersEncoder)
     assert found
     assert all(int(encoder.number) > 0 for encoder in found)
+
+
+def test_the_best_epoch_is_one_after_the_search(make_run, tmp_path):
+    run = make_run(
+        training={"epochs": 4, "patience": 1},
+        methods=[{"method": "LearnedMask", "share": 0.3, "options": {"rule": "gates"}}],
+    )
+    task = prepare(run)
+    trainer = Trainer(
+        task, folder=tmp_path, key="key", device=torch.device("cpu"), report=lambda done, total, text: None
+    )
+    outcome = trainer.fit()
+    assert outcome.progress.best_epoch in (2, 3)
+    assert len(outcome.progress.history) in (3, 4)
+    for module in trainer.model.modules():
+        if isinstance(module, SparseCodec):
+            assert not bool(module.searching)
+    assert outcome.nbytes == embcomp.served_nbytes(trainer.built.embeddings) <= 0.3 * task.full_nbytes
+
+
+def test_widths_are_chosen_within_the_budget(make_run, tmp_path):
+    run = make_run(training={"epochs": 2}, methods=[{"method": "LearnedWidths", "share": 0.6}])
+    found = trained(run, tmp_path, ColumnsCodec)
+    assert found
+    assert not any(bool(codec.searching) for codec in found)
+    values = sum(codec.rows * int(codec.width) for codec in found)
+    assert 0 < values <= sum(codec.rows * codec.columns.width for codec in found)
+
+
+def test_a_search_needs_more_than_an_epoch(make_run, tmp_path):
+    run = make_run(training={"epochs": 1}, methods=[{"method": "LearnedMask", "share": 0.3}])
+    task = prepare(run)
+    with pytest.raises(InputError, match="searched in 1 of 1 epochs"):
+        Trainer(task, folder=tmp_path, key="key", device=torch.device("cpu"), report=lambda *said: None)

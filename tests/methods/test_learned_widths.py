@@ -1,0 +1,181 @@
+"""LearnedWidths against the formula of its search, and its choice against trying all widths."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import embcomp
+from embcomp import LearnedWidths, Schedule, Table
+from embcomp.nn import CompressedEmbedding
+
+IDS, DIM, STEPS = 50, 8, 30
+CANDIDATES = (1, 2, 4, 8)
+
+
+def made(method=None, ids=IDS) -> CompressedEmbedding:
+    torch.manual_seed(0)
+    return CompressedEmbedding(ids, DIM, method or LearnedWidths(width=4))
+
+
+def codec_of(emb):
+    return emb.stores[0].codec
+
+
+def test_without_a_schedule_the_first_columns_are_mapped():
+    emb = made()
+    with torch.no_grad():
+        emb.combiner.matrix.copy_(torch.randn(DIM, DIM))
+    rows, matrix = emb.stores[0].weight.detach(), emb.combiner.matrix.detach()
+    torch.testing.assert_close(emb.materialize().detach(), rows[:, :4] @ matrix[:4])
+
+
+def test_the_search_is_the_mean_over_widths():
+    emb = made()
+    Schedule(emb, epochs=2, steps=STEPS).step()
+    codec, rows, matrix = codec_of(emb), emb.stores[0].weight.detach(), emb.combiner.matrix.detach()
+    with torch.no_grad():
+        codec.alpha.copy_(torch.tensor([0.1, -0.4, 0.6, 0.2]))
+    assert float(codec.temperature) == pytest.approx(1 - 5e-5)
+    p = torch.softmax((codec.alpha.detach() + codec.noise) / codec.temperature, 0)
+    expected = sum(p[k] * (rows[:, :width] @ matrix[:width]) for k, width in enumerate(CANDIDATES))
+    torch.testing.assert_close(emb.materialize().detach(), expected)
+    emb.materialize().square().sum().backward()
+    assert float(codec.alpha.grad.abs().min()) > 0
+
+
+def test_noise_follows_gumbels_distribution():
+    emb = made()
+    schedule, drawn = Schedule(emb, epochs=2, steps=STEPS), []
+    for _ in range(3000):
+        schedule.step()
+        drawn.append(codec_of(emb).noise.clone())
+    values = torch.stack(drawn)
+    assert values.mean().item() == pytest.approx(0.5772, abs=0.05)  # Euler's constant
+    assert values.var().item() == pytest.approx(1.6449, abs=0.1)  # pi^2 / 6
+
+
+def test_the_penalty_is_the_mean_width():
+    emb = made(LearnedWidths(width=4, strength=0.5))
+    schedule = Schedule(emb, epochs=2, steps=STEPS)
+    with torch.no_grad():
+        codec_of(emb).alpha.copy_(torch.tensor([0.1, -0.4, 0.6, 0.2]))
+    p = torch.softmax(codec_of(emb).alpha.detach(), 0)
+    expected = 0.5 * sum(float(p[k]) * width / DIM for k, width in enumerate(CANDIDATES))
+    assert float(schedule.penalty().detach()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tables_choose_the_likeliest_columns_that_fit(seed):
+    """No wider choice fits, and columns above a probability are kept as long as all of them fit."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = (30, 50, 80)
+    model = nn.ModuleDict({str(n): made(LearnedWidths(width=3), ids=n) for n in ids})
+    schedule = Schedule(model, epochs=2, steps=STEPS)
+    above = []
+    for n in ids:
+        alpha = 2 * torch.randn(len(CANDIDATES), generator=draw)
+        with torch.no_grad():
+            codec_of(model[str(n)]).alpha.copy_(alpha)
+        p = torch.softmax(alpha, 0)
+        above.append([float(p[[width > column for width in CANDIDATES]].sum()) for column in range(DIM)])
+    assert schedule.epoch_ended()
+    chosen = [int(codec_of(model[str(n)]).width) for n in ids]
+    room = 3 * sum(ids)
+    assert sum(n * width for n, width in zip(ids, chosen, strict=True)) <= room
+
+    choices = itertools.product(CANDIDATES, repeat=3)
+    fitting = [w for w in choices if sum(n * c for n, c in zip(ids, w, strict=True)) <= room]
+    assert tuple(chosen) in fitting
+    wider = [w for w in fitting if w != tuple(chosen) and all(b >= a for a, b in zip(chosen, w, strict=True))]
+    assert not wider  # nothing more fits
+    order = sorted({value for own in above for value in own}, reverse=True)
+    for least in order:  # as long as all columns above a probability fit, they are kept
+        whole = [max(1, sum(value >= least for value in own)) for own in above]
+        if sum(n * width for n, width in zip(ids, whole, strict=True)) > room:
+            break
+        assert all(mine >= theirs for mine, theirs in zip(chosen, whole, strict=True))
+
+
+def trained(last=4, method=None):
+    emb = made(method)
+    optimizer = torch.optim.Adam(emb.parameters(), lr=0.1)
+    schedule = Schedule(emb, epochs=4, steps=STEPS, optimizer=optimizer)
+    train(emb, schedule, optimizer, 0, last)
+    return emb, schedule, optimizer
+
+
+def train(emb, schedule, optimizer, first, last):
+    for epoch in range(first, last):
+        for step in range(STEPS):
+            ids = torch.randint(IDS, (20,), generator=torch.Generator().manual_seed(100 * epoch + step))
+            target = torch.sin(ids.float()).unsqueeze(1) * torch.linspace(-1, 1, DIM)  # of one dimension
+            ((emb(ids) - target).square().mean() + schedule.penalty()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        if schedule.epoch_ended():
+            assert torch.equal(emb.stores[0].weight, made().stores[0].weight)
+
+
+def test_it_learns_and_the_file_serves_what_was_trained(tmp_path):
+    emb, schedule, _ = trained(method=LearnedWidths(width=2))
+    assert schedule.stage == "train"
+    width, ids = int(codec_of(emb).width), torch.arange(IDS)
+    assert 1 <= width <= 2
+    target = torch.sin(ids.float()).unsqueeze(1) * torch.linspace(-1, 1, DIM)
+    assert float((emb(ids) - target).square().sum().detach()) < 0.2 * float(target.square().sum())
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.item = emb
+
+        def forward(self, ids):
+            return self.item(ids)
+
+    report = embcomp.export(Model(), tmp_path / "model.pt2", (ids[:4],))
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(program(ids), emb.materialize().detach())
+    assert report.tables[0].bytes_exported == embcomp.served_nbytes(emb) == 4 * IDS * width + 4 * DIM * DIM
+
+
+@pytest.mark.parametrize("killed", [1, 3])
+def test_a_continued_training_ends_like_another(killed):
+    whole, _, _ = trained()
+    parted, schedule, optimizer = trained(killed)
+    states = copy.deepcopy((parted.state_dict(), optimizer.state_dict(), schedule.state_dict()))
+    emb = made()
+    optimizer = torch.optim.Adam(emb.parameters(), lr=0.1)
+    schedule = Schedule(emb, epochs=4, steps=STEPS, optimizer=optimizer)
+    emb.load_state_dict(states[0])
+    optimizer.load_state_dict(states[1])
+    schedule.load_state_dict(states[2])
+    train(emb, schedule, optimizer, killed, 4)
+    assert torch.equal(emb.materialize(), whole.materialize())
+
+
+def test_a_warm_start_keeps_the_main_directions():
+    table = torch.randn(IDS, 3) @ torch.randn(3, DIM)
+    model = nn.ModuleDict({"item": nn.Embedding.from_pretrained(table.clone(), freeze=False)})
+    embcomp.compress_(model, LearnedWidths(width=3), init="warm")
+    torch.testing.assert_close(model["item"].materialize().detach(), table, rtol=1e-3, atol=1e-3)
+
+
+def test_budgets_are_those_of_served_bytes():
+    tables = [Table("a", 300, 16), Table("b", 100, 8)]
+    method = LearnedWidths.for_budget(tables, 8 * 1000)
+    assert method.width == {"a": 4, "b": 4}  # 4 * 400 * 4 + 4 * (256 + 64) = 7680 bytes
+
+
+def test_impossible_settings():
+    with pytest.raises(ValueError, match="LearnedWidths: width"):
+        LearnedWidths(width=0)
+    with pytest.raises(ValueError, match="LearnedWidths: candidates must be at least 1"):
+        LearnedWidths(width=1, candidates=(0, 2))
+    with pytest.raises(ValueError, match=r"table 't': width=9 .* at most its embedding_dim 8"):
+        LearnedWidths(width=9).plan([Table("t", IDS, DIM)])
+    with pytest.raises(ValueError, match="table 'item': its width is searched in 1 of 1 epochs"):
+        Schedule(nn.ModuleDict({"item": made()}), epochs=1, steps=STEPS)
