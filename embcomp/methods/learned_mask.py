@@ -21,10 +21,13 @@ from embcomp.methods.base import (
     check_counts,
     per_table,
 )
+from embcomp.methods.budget import SMALL, share_rows
 from embcomp.methods.full import IdentityEncoder
+from embcomp.ops.hashing import MAX_ROWS
 from embcomp.settings import Share, Width, Within
 
 _STEPS = 4096  # sizes of the ladder: shares of 1 / 4096
+Kept = Annotated[float, Within(1e-9, 1.0)]
 _STRENGTH: dict[Rule, float] = {"gates": 1e-5, "rows": 1e-5}
 
 
@@ -49,7 +52,7 @@ class LearnedMask(Method):
     Except for "magnitude" the whole model begins again from its initial values after the search, as in the papers.
 
     Args:
-        keep: the share of the blocks that are kept, over the whole table.
+        keep: the share of the blocks that are kept, over the whole table, or a mapping from table names to such shares.
         rule: the rule of the search.
         block: the number of columns that are kept or dropped together; the rule "rows" always takes whole rows.
         per: the entries that share a threshold, for the rule "threshold".
@@ -90,7 +93,7 @@ class LearnedMask(Method):
     sized_in_steps: ClassVar[bool] = True
     sized_by: ClassVar[str] = "keep"
 
-    keep: Annotated[float, Within(1e-9, 1.0)]
+    keep: Kept | Mapping[str, Kept]
     rule: Rule = "magnitude"
     block: Width = 1
     per: Literal["table", "row", "dimension"] | None = None
@@ -128,7 +131,7 @@ class LearnedMask(Method):
                 f"table {table.name!r}: block={block} must divide its embedding_dim {dim}; choose another block"
             )
         coding = Sparse(
-            kept=max(1, int(self.keep * (ids * dim // block))),
+            kept=max(1, int(per_table(self.keep, table, "keep") * (ids * dim // block))),
             block=block,
             rule=self.rule,
             per=self.per or "table",
@@ -152,14 +155,20 @@ class LearnedMask(Method):
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
         """Return the ladder by `keep`, in steps of 1 / 4096, finer for large tables.
 
+        Of several tables, small ones are kept whole, as they get a row for each id in hashed methods (`share_rows`).
+
         Args:
             tables: the tables to compress together.
             nbytes: the budget in bytes.
             fixed: settings to keep as given.
         """
-        most = max(_STEPS, min(2**31 - 1, max(t.ids_or_raise("LearnedMask") for t in tables)))
+        sizes = {table.name: table.ids_or_raise("LearnedMask") for table in tables}
+        most = max(_STEPS, min(MAX_ROWS, 2 * sum(sizes.values()) + SMALL * len(sizes)))
 
         def make(size: int) -> Self:
-            return cls(keep=size / most, **fixed)
+            rows = share_rows(tables, size)
+            if not isinstance(rows, Mapping):
+                return cls(keep=size / most, **fixed)
+            return cls(keep={name: min(1.0, rows[name] / ids) for name, ids in sizes.items()}, **fixed)
 
         return Ladder(make, lambda size: make(size).sizes(tables), most=most)
