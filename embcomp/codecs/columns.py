@@ -69,7 +69,7 @@ class ColumnsCodec(Codec, Maps):
     temperature) over the candidates: the mean of the vectors of all widths.
 
     Attributes:
-        alpha: the logits of the candidates, [candidates].
+        alpha: the logits of the candidates, [candidates, 1].
         width: the number of columns that are kept, int64 [].
         searching: whether the width is searched, uint8 [].
         noise: the Gumbel noise of the step, float32 [candidates].
@@ -87,7 +87,7 @@ class ColumnsCodec(Codec, Maps):
         super().__init__(coding, rows, dim)
         self.columns, home = coding, home_of(device)
         number = len(coding.candidates)
-        self.alpha = nn.Parameter(torch.zeros(number, device=device, dtype=dtype))
+        self.alpha = nn.Parameter(torch.zeros(number, 1, device=device, dtype=dtype))
         self.register_buffer("width", torch.tensor(coding.width, device=home))
         self.register_buffer("searching", torch.zeros((), dtype=torch.uint8, device=home))
         self.register_buffer("noise", torch.zeros(number, dtype=torch.float32, device=home))
@@ -108,9 +108,10 @@ class ColumnsCodec(Codec, Maps):
 
     def probabilities(self, noisy: bool = True) -> Tensor:
         """Return the probability of each candidate, [candidates]; of a step, or without its noise."""
+        alpha = self.alpha.squeeze(1)
         if not noisy:
-            return torch.softmax(self.alpha, 0)
-        return torch.softmax((self.alpha + self.noise.to(self.alpha.dtype)) / self.temperature, 0)
+            return torch.softmax(alpha, 0)
+        return torch.softmax((alpha + self.noise.to(alpha.dtype)) / self.temperature, 0)
 
     def gates(self, probabilities: Tensor) -> Tensor:
         """Return the probability of the widths above each column, [dim]."""

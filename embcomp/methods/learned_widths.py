@@ -98,7 +98,7 @@ class LearnedWidths(Method):
     sized_by: ClassVar[str] = "width"
 
     width: Width | Mapping[str, Width]
-    candidates: tuple[int, ...] | None = None
+    candidates: Sequence[int] | None = None
     strength: Annotated[float, Within(0.0)] = 1e-3
     search: Share = 0.5
     seed: int = 0
