@@ -19,6 +19,7 @@ from embcomp.ops import native, tables
 from embcomp.ops.checks import check_unchanged, versions
 from embcomp.ops.grid import RowGrid
 from embcomp.ops.optimizers import FusedOptimizerSettings
+from embcomp.ops.outputs import Outputs
 from embcomp.ops.tables import Bags
 from embcomp.ops.updates import empty_states, update_rows
 from embcomp.torchrec.fused.fbgemm import check_fbgemm_scale, fbgemm_changes, fbgemm_lacks, fbgemm_settings
@@ -146,6 +147,7 @@ class NativeEngine(Engine):
         given = [source.detach() for source in sources.values()]
         self.weights = given if in_place else [tables.empty_table(*source.shape).copy_(source) for source in given]
         self.states = [empty_states(settings, *source.shape) for source in given]
+        self.outputs = Outputs()
         # Autograd calls the backward pass of what depends on a parameter; the tables themselves are outside it.
         self.anchor = torch.zeros(1, device="cpu", requires_grad=True)
 
@@ -174,7 +176,7 @@ class _PoolAndUpdate(torch.autograd.Function):
     ) -> Tensor:
         given = None if weights is None else weights.detach().float().contiguous()
         parts = engine.bags(rows, offsets, given)
-        out = torch.empty(parts[0].batch, engine.width, dtype=torch.float32, device="cpu")
+        out = engine.outputs.empty(parts[0].batch, engine.width)
         fixed = [None if grid is None else replace(grid, step=grid.step.detach()) for grid in grids]
         for table, bags, grid in zip(engine.weights, parts, fixed, strict=True):
             tables.pool_bags(table, bags, out, grid)
