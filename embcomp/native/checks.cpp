@@ -18,6 +18,15 @@ int offsets_astray(const int64_t* offsets, size_t n, int64_t end) {
   return bad != 0;
 }
 
+// 1 unless the offsets rise within the `total` rows, those between the first and the last lie in [0, limit), and the
+// first columns of the features in [0, last_column].
+int bags_astray(const int64_t* rows, size_t total, const int64_t* offsets, size_t n, int64_t limit,
+                const int64_t* columns, size_t features, int64_t last_column) {
+  if (offsets_astray(offsets, n, (int64_t)total)) return 1;
+  return any_outside(rows + offsets[0], (size_t)(offsets[n - 1] - offsets[0]), limit) ||
+         any_outside(columns, features, last_column + 1);
+}
+
 // 1 unless the lengths [keys, stride] are not negative and add up, key by key, to the sizes [keys]. None is above its
 // size, so that sums do not overflow.
 int lengths_astray(const int64_t* lengths, size_t keys, size_t stride, const int64_t* sizes) {

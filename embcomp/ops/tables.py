@@ -62,6 +62,8 @@ class Bags:
         """
         (rows, dim), features = shape, self.columns.numel()
         try:
+            if self._fit(rows, width - dim):
+                return  # the rest is slower, and has the text of the error
             check_offsets(self.offsets, self.rows.numel())
             if features == 0 or (self.offsets.numel() - 1) % features:
                 raise ValueError(_MISFIT.format(self.offsets.numel(), features))
@@ -73,6 +75,20 @@ class Bags:
             if not self.name:
                 raise
             raise type(error)(f"table {self.name!r}: {error}") from None
+
+    def _fit(self, rows: int, last_column: int) -> bool:
+        """Return whether all is known to fit, in one pass of the compiled form; False where another look is needed."""
+        lib, total, bounds = native.library(), self.rows.numel(), self.offsets.numel()
+        features = self.columns.numel()
+        if lib is None or last_column < 0 or not bounds or not features or (bounds - 1) % features:
+            return False
+        given = self.rows, self.offsets, self.columns
+        if max(rows, total) > MOST_ROWS or not all(each.dim() == 1 and each.is_contiguous() for each in given):
+            return False
+        return not lib.bags_astray(
+            int64("rows", self.rows, total), size(total), int64("offsets", self.offsets, bounds), size(bounds),
+            ctypes.c_int64(rows), int64("columns", self.columns, features), size(features), ctypes.c_int64(last_column),
+        )  # fmt: skip
 
     def arguments(self) -> tuple[Any, ...]:
         """The rows, offsets, weights, features and batch, in the form for C++."""

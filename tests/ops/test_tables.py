@@ -1,5 +1,7 @@
 """Pooled look-ups and their gradients: compiled kernels and torch forms against loops in float64."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,3 +95,36 @@ def test_values_are_added_to_the_rows_of_each_id(seed: int, ids: int, lookups: i
 def test_a_row_outside_of_the_table_is_refused() -> None:
     with pytest.raises(IndexError, match="row 3 is out of range"):
         add_rows(torch.zeros(3, 2), torch.tensor([[0], [3]]), torch.zeros(2, 2))
+
+
+def _refused(bags: Bags, shape: tuple[int, int], width: int) -> tuple[str, str]:
+    try:
+        bags.check(shape, width)
+    except (IndexError, ValueError) as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_wrong_bags_are_refused_alike_with_and_without_the_compiled_pass(data) -> None:
+    """Rows, offsets and columns in and out of range; what is refused is what a loop in Python finds."""
+    rows = data.draw(st.lists(st.integers(-1, 4), max_size=6))
+    offsets = data.draw(st.lists(st.integers(-1, len(rows) + 1), min_size=1, max_size=5).map(sorted))
+    if data.draw(st.booleans()):
+        offsets = data.draw(st.permutations(offsets))
+    columns, width = data.draw(st.lists(st.integers(-1, 3), min_size=1, max_size=2)), data.draw(st.integers(1, 5))
+    bags = Bags(torch.tensor(rows, dtype=torch.int64), torch.tensor(offsets), None, torch.tensor(columns), "t")
+    right = (
+        (len(offsets) - 1) % len(columns) == 0
+        and offsets[0] >= 0
+        and offsets[-1] <= len(rows)
+        and all(a <= b for a, b in itertools.pairwise(offsets))
+        and all(0 <= row < 4 for row in rows[offsets[0] : offsets[-1]])
+        and all(0 <= column <= width - 2 for column in columns)
+    )
+    refused = _refused(bags, (4, 2), width)
+    assert (refused == ("", "")) == right
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables.native, "library", lambda: None)
+        assert _refused(bags, (4, 2), width) == refused
