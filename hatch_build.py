@@ -1,6 +1,7 @@
 """What the build adds to pyproject.toml: the README as an index shows it, and the runner under names of its own.
 
-With EMBCOMP_WHEEL_NATIVE=1 the wheel is for the platform that builds it, and carries the compiled functions.
+With EMBCOMP_WHEEL_NATIVE=1 the wheel carries the compiled functions: for the machine that builds it, or for that of
+EMBCOMP_WHEEL_MACHINE (x86_64 or aarch64), if $CXX compiles for it.
 """
 
 import os
@@ -24,8 +25,10 @@ _LINK = re.compile(r"\[([^\]]*)\]\((?!https://)([^)]*)\)")
 SHIPPED = {"experiments": "embcomp_experiments", "data": "embcomp_data"}
 """Packages of the checkout whose names are too common for an environment, and their names in the wheel."""
 
-_MARCH = {"x86_64": "-march=x86-64-v3", "aarch64": "-march=armv8-a"}
+_MARCH = {"x86_64": ["-march=x86-64-v3"], "aarch64": []}
 """The processors that compiled functions of a wheel are for; `embcomp.ops.native` asks whether it runs on one."""
+
+_MACHINE_NUMBERS = {62: "x86_64", 183: "aarch64"}  # of ELF files
 
 _LEFT_OUT = {"__pycache__", "results"}
 # Imports, names of modules in quotes, and commands. `"data.` in quotes is a key of a TOML file.
@@ -87,7 +90,7 @@ class CustomBuildHook(BuildHookInterface):
             compile_native(Path(self.root) / "embcomp" / "native", compiled)
             build_data["force_include"][str(compiled)] = "embcomp/native/compiled.so"
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{re.sub('[-.]', '_', sysconfig.get_platform())}"
+            build_data["tag"] = f"py3-none-{platform_tag(compiled.read_bytes())}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Removes the temporary folder."""
@@ -96,14 +99,32 @@ class CustomBuildHook(BuildHookInterface):
 
 
 def compile_native(sources: Path, target: Path) -> None:
-    """Compiles the C++ of `embcomp/native` for the common processors of this machine's kind, libstdc++ included."""
-    machine = platform.machine()
+    """Compiles the C++ of `embcomp/native` for the common processors of a machine's kind, libstdc++ included."""
+    machine = os.environ.get("EMBCOMP_WHEEL_MACHINE") or platform.machine()
     if machine not in _MARCH:
         raise RuntimeError(f"no wheel with compiled functions is built for {machine}: only for {', '.join(_MARCH)}")
     compiler = shlex.split(os.environ.get("CXX") or "c++")
-    flags = [*(sources / "flags.txt").read_text().split(), _MARCH[machine], "-static-libstdc++", "-static-libgcc"]
-    flags += shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))
+    flags = [*(sources / "flags.txt").read_text().split(), *_MARCH[machine], "-static-libstdc++", "-static-libgcc"]
+    flags += ["-s", *shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))]
     subprocess.run([*compiler, *flags, *sorted(map(str, sources.glob("*.cpp"))), "-o", str(target)], check=True)
+    made = machine_of(target.read_bytes())
+    if made != machine:
+        raise RuntimeError(f"{shlex.join(compiler)} compiles for {made}, not for {machine}: set CXX to one that does")
+
+
+def machine_of(library: bytes) -> str:
+    """Returns the machine that a shared library is for, by the number in its ELF header."""
+    number = int.from_bytes(library[18:20], "little")
+    return _MACHINE_NUMBERS.get(number, f"ELF machine {number}")
+
+
+def platform_tag(library: bytes) -> str:
+    """Returns the tag of a wheel with this shared library: manylinux with the newest glibc whose symbols it uses."""
+    versions = [(int(major), int(minor)) for major, minor in re.findall(rb"\0GLIBC_(\d+)\.(\d+)", library)]
+    if not versions:  # of another C library
+        return re.sub("[-.]", "_", sysconfig.get_platform())
+    major, minor = max(versions)
+    return f"manylinux_{major}_{max(minor, 17)}_{machine_of(library)}"
 
 
 def renamed(code: str) -> str:

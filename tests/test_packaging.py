@@ -2,6 +2,7 @@
 
 import ast
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,11 +18,13 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.tags import sys_tags
+from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 import embcomp
-from hatch_build import CustomMetadataHook
+import hatch_build
+from hatch_build import CustomMetadataHook, compile_native, platform_tag
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -98,6 +101,11 @@ def test_wheel_holds_its_packages_and_nothing_else(wheel: Path) -> None:
     assert not [name for name in names if "/results/" in name]
 
 
+def _fits_here(wheel: Path) -> bool:
+    """Whether pip would install the wheel here, by its name alone."""
+    return bool(parse_wheel_filename(wheel.name)[3] & set(sys_tags()))
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_a_wheel_of_the_platform_compiles_nothing(tmp_path: Path) -> None:
     """Its functions are loaded, and are those of plain torch; without a compiler, and with an empty cache."""
@@ -108,7 +116,7 @@ def test_a_wheel_of_the_platform_compiles_nothing(tmp_path: Path) -> None:
         env={**os.environ, "EMBCOMP_WHEEL_NATIVE": "1", "EMBCOMP_CXXFLAGS": "-O0"},  # five seconds instead of fifteen
     )
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name.endswith(f"-py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}.whl")
+    assert _fits_here(wheel)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
         assert "Root-Is-Purelib: false" in archive.read(
@@ -134,6 +142,38 @@ def test_a_wheel_of_the_platform_compiles_nothing(tmp_path: Path) -> None:
         pytest.skip("this processor lacks what the wheel needs")
     assert ended.stdout == "loaded\n", ended.stderr
     assert not (tmp_path / "cache").exists()
+
+
+def _library(machine: int, *versions: str) -> bytes:
+    """The beginning of an ELF file for a machine, and the names of symbol versions that it needs."""
+    return b"\x7fELF".ljust(18, b"\0") + machine.to_bytes(2, "little") + "\0".join(["", *versions, ""]).encode()
+
+
+@pytest.mark.parametrize(
+    ("library", "tag"),
+    [
+        (_library(62, "GLIBC_2.2.5", "GLIBC_2.14"), "manylinux_2_17_x86_64"),
+        (_library(62, "GLIBC_2.34", "GLIBC_2.9"), "manylinux_2_34_x86_64"),
+        (_library(183, "GLIBC_2.17"), "manylinux_2_17_aarch64"),
+    ],
+)
+def test_a_wheel_says_which_glibc_its_functions_need(library: bytes, tag: str) -> None:
+    assert platform_tag(library) == tag
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+def test_a_compiler_for_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = platform.machine()
+    other = "aarch64" if here == "x86_64" else "x86_64"
+    for name in ("flags.txt", "one.cpp"):
+        (tmp_path / name).write_text("" if name == "one.cpp" else "-shared -fPIC")
+    monkeypatch.setenv("EMBCOMP_WHEEL_MACHINE", other)
+    monkeypatch.setattr(hatch_build, "_MARCH", {other: []})
+    with pytest.raises(RuntimeError, match=f"compiles for {here}, not for {other}: set CXX"):
+        compile_native(tmp_path, tmp_path / "made.so")
+    monkeypatch.setenv("EMBCOMP_WHEEL_MACHINE", "riscv64")
+    with pytest.raises(RuntimeError, match="no wheel with compiled functions is built for riscv64"):
+        compile_native(tmp_path, tmp_path / "made.so")
 
 
 def test_the_runner_in_the_wheel_imports_nothing_under_its_names_in_the_checkout(wheel: Path) -> None:
