@@ -92,11 +92,7 @@ class _Judge:
 
     def ways(self) -> dict[str, dict[str, Any]]:
         """Return all ways, by name."""
-        rows, dim = sizes(self.task)
-        every = ways(rows, dim)
-        for width in WIDTHS if self.nested is not None else ():
-            every[f"floats, nested, width {dim // width}"] = {"nested": dim // width}
-        return every
+        return ways(*sizes(self.task), nested=self.nested is not None)
 
     def judged(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the bytes and metrics of one way."""
@@ -128,14 +124,14 @@ def _run(run: RunConfig, nested: RunConfig | None, file: Path, out: Path, consol
         }  # fmt: skip
         study.write(file, values, run)
 
+    for label, settings in offered.items():
+        if label not in done:
+            keep(label, settings)
     for share in CHOSEN:
         if (name := f"{share:.0%}") not in choices:
             best = judge.choose(share)
             choices[name] = best.name
             keep(best.name, dict(best.settings))
-    for label, settings in offered.items():
-        if label not in done:
-            keep(label, settings)
 
 
 def _is_same(settings: dict[str, Any], row: dict[str, Any], rows: int, dim: int) -> bool:
@@ -150,13 +146,20 @@ def said(row: dict[str, Any]) -> str:
     )
 
 
-def ways(rows: int, dim: int) -> dict[str, dict[str, Any]]:
-    """Return every way that takes at most a share of the full bytes, by name; "full" is the vectors themselves."""
+def ways(rows: int, dim: int, nested: bool = False) -> dict[str, dict[str, Any]]:
+    """Return every way that takes at most a share of the full bytes, by name; "full" is the vectors themselves.
+
+    Args:
+        rows: the number of vectors.
+        dim: the width of the vectors.
+        nested: True to include the first columns of nested tables.
+    """
     full = 4 * rows * dim
     chosen: dict[str, dict[str, Any]] = {"full": {}}
     for share in SHARES[:2]:
         chosen |= candidates(rows, dim, share * full)
-    chosen |= {f"floats, svd, width {dim // width}": {"floats": dim // width} for width in WIDTHS}
+    for kind, key in (("svd", "floats"), ("nested", "nested"))[: 1 + nested]:
+        chosen |= {f"floats, {kind}, width {dim // width}": {key: dim // width} for width in WIDTHS}
     for share in SHARES[2:]:
         chosen |= candidates(rows, dim, share * full)
     return chosen | {"learned signs": {"learn": dim}}

@@ -47,7 +47,7 @@ def test_runs_leave_files_and_go_on(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "small.toml").write_text(TOML)
     given = {"full": {}, "bits 8": {"bits": 8}}
-    monkeypatch.setattr(study, "ways", lambda rows, dim: given)
+    monkeypatch.setattr(study, "ways", lambda rows, dim, nested: given)
     monkeypatch.setattr(study, "CHOSEN", ())
     run = [tmp_path / "results", tmp_path / "out", Console(quiet=True), tmp_path / "configs"]
     study.run_all(*run)
@@ -114,13 +114,13 @@ def test_nested_tables_have_rows_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "configs" / "small.toml").write_text(TOML)
     nested = TOML.replace("retrieval = { ", 'retrieval = { loss = "bpr", widths = [1, 2, 4, 8, 16], candidates = 3, ')
     (tmp_path / "configs" / "nested" / "small.toml").write_text(nested)
-    monkeypatch.setattr(study, "ways", lambda rows, dim: {"full": {}, "floats, svd, width 4": {"floats": 4}})
+    monkeypatch.setattr(study, "SHARES", ())
     monkeypatch.setattr(study, "CHOSEN", ())
     study.run_all(tmp_path / "results", tmp_path / "out", Console(quiet=True), tmp_path / "configs")
     file = json.loads((tmp_path / "results" / "retrieval-codes" / "synthetic" / "seed3.json").read_text())
-    names = [f"floats, nested, width {width}" for width in (8, 4, 2, 1)]
-    assert list(file["ways"]) == ["full", "floats, svd, width 4", *names]
-    assert file["ways"][names[1]]["share"] == 4 / 16
+    names = [f"floats, {kind}, width {width}" for kind in ("svd", "nested") for width in (8, 4, 2, 1)]
+    assert list(file["ways"]) == ["full", *names, "learned signs"]
+    assert file["ways"]["floats, nested, width 4"]["share"] == 4 / 16
     page = study.write_markdown(tmp_path / "results", tmp_path).read_text()
     assert "| floats, nested, width 4 |" in page
 
@@ -128,7 +128,7 @@ def test_nested_tables_have_rows_of_their_own(tmp_path, monkeypatch):
 def test_sums_of_signs_of_earlier_releases_are_coded_again(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "small.toml").write_text(TOML)
-    monkeypatch.setattr(study, "ways", lambda rows, dim: {"full": {}, "signs 20": {"signs": 20}})
+    monkeypatch.setattr(study, "ways", lambda rows, dim, nested: {"full": {}, "signs 20": {"signs": 20}})
     monkeypatch.setattr(study, "CHOSEN", ())
     run = [tmp_path / "results", tmp_path / "out", Console(quiet=True), tmp_path / "configs"]
     study.run_all(*run)
