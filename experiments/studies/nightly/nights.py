@@ -1,4 +1,4 @@
-"""The nights: a chain of models, each trained from the one before, beside a model that is trained from nothing."""
+"""The nights: a chain of models, each trained from the one before, beside models that are trained from nothing."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ class Chain:
     def _night(
         self, night: int, before: Readers | None, cold_before: Vectors | None
     ) -> tuple[Readers, Vectors, dict[str, Any]]:
-        """Train both models on the clicks until a night, publish that of the chain, and measure."""
+        """Train the models on the clicks until a night, publish that of the chain, and measure."""
         clicks, number = self.clicks, self.clicks.number(night)
         figures: dict[str, Any] = {"articles": number, "clicks": len(clicks.rows(night, night))}
         begin = time.process_time()
         cold = self._fresh(night, begun=night, seed=self.seed + 1000 * night)
         train(cold, clicks, clicks.rows(0, night), self.settings, self.settings["epochs"], self.seed)
         figures["cold_seconds"] = round(time.process_time() - begin, 2)
+        alone = cold
         if before is None:
             chain, old = copy.deepcopy(cold), None
             figures["chain_seconds"] = figures["cold_seconds"]
@@ -69,8 +70,11 @@ class Chain:
             epochs = self.settings["epochs_of_a_day"]
             train(chain, clicks, clicks.rows(night, night), self.settings, epochs, self.seed + night, old.articles)
             figures["chain_seconds"] = round(time.process_time() - begin, 2)
+            alone = self._fresh(night, begun=night, seed=self.seed + 1000 * night)
+            train(alone, clicks, clicks.rows(night, night), self.settings, self.settings["epochs"], self.seed)
         new, new_cold = Vectors.of(chain), Vectors.of(cold)
         figures |= self._quality(night, new, "chain") | self._quality(night, new_cold, "cold")
+        figures |= self._quality(night, Vectors.of(alone), "alone")
         figures |= self._published(night, chain)
         if old is not None and cold_before is not None:
             figures["chain_index"] = self._compatible(night, new, old)

@@ -14,11 +14,12 @@ Night = Mapping[str, Any]
 
 _TEXT = f"""A model of news that is retrained every night, on the clicks of Globo.com of seven days. A reader is the
 mean of the articles clicked before, plus one vector for all readers; scores are dot products. *Chain*: the model of the
-night before, whose table gets rows or places for the new articles, is trained on the clicks of the day alone, with an
-anchor. *Cold*: a model is trained from nothing on all clicks so far. All figures are R@{K} in percent, all articles
-ranked, on clicks of the day that were held out; on those of *new* articles (first clicked on that day); on clicks of
-the *next day* to articles known at night. *Served*: what the exported program and the index of 4 bits answer. One seed;
-means over the nights from the second on. Written by `python -m experiments nightly`."""
+night before, whose table gets rows or places for the new articles, is trained on the clicks of the day, with an anchor.
+*Cold*: a model is trained from nothing on all clicks so far, in which all days count alike. *Day*: a model is trained
+from nothing on the clicks of the day. All figures are R@{K} in percent, all articles ranked, on clicks of the day that
+were held out; on those of *new* articles (first clicked on that day); on clicks of the *next day* to articles known at
+night. *Served*: what the exported program and the index of 4 bits answer. One seed; means over the nights from the
+second on. Written by `python -m experiments nightly`."""
 _SAMPLE = """Sample: {readers:.0%} of the readers, at most {tested:,} clicks tested for each figure; width
 {embedding_dim}, {epochs} epochs cold and {epochs_of_a_day} epochs of a day, at least {least_steps} steps,
 anchor {anchor}. On days with few clicks a handful of articles has most of them, and figures jump."""
@@ -67,12 +68,12 @@ def _plain(text: str) -> str:
 
 _QUALITY: tuple[list[str], list[str]] = (
     [
-        "method", "table", "program", "index", "chain", "cold", "chain, new", "cold, new", "chain, next day",
-        "cold, next day", "served", "seconds, chain", "seconds, cold",
+        "method", "table", "program", "index", "chain", "cold", "day", "chain, new", "cold, new", "day, new",
+        "chain, next day", "cold, next day", "day, next day", "served", "seconds, chain", "seconds, cold",
     ],
     [
-        "served_nbytes", "program_nbytes", "index_nbytes", "chain", "cold", "chain_new", "cold_new", "chain_next_day",
-        "cold_next_day", "served", "chain_seconds", "cold_seconds",
+        "served_nbytes", "program_nbytes", "index_nbytes", "chain", "cold", "alone", "chain_new", "cold_new",
+        "alone_new", "chain_next_day", "cold_next_day", "alone_next_day", "served", "chain_seconds", "cold_seconds",
     ],
 )  # fmt: skip
 

@@ -161,6 +161,7 @@ def test_nights_leave_files_and_go_on(folder, tmp_path):
     for night in first["nights"][1:]:
         assert night["swap"] == {**night["swap"], "wrong": 0, "refused": 2}
         assert night["moved"] == 0.0
+        assert {"chain", "cold", "alone", "alone_next_day"} <= night.keys()
         assert night["index_nbytes"] == embcomp.retrieval.way(bits=4).nbytes(night["articles"], 8)
     run_all(*run)
     assert json.loads(file.read_text()) == first  # nothing was left to do
