@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -120,6 +120,10 @@ class Encoder(Maps, abc.ABC):
     def lookups_of(self, chunk: int) -> int:
         """Return how many rows a chunk reads for each id."""
         return 1
+
+    def together_with(self, chunk: int) -> Hashable | None:
+        """Return a key of the encoders of this class that can be encoded together with a chunk; None for none."""
+        return self.lookups_of(chunk)
 
     def config_of(self, key: str) -> dict[str, Any]:
         """Return the configuration that has a key: its own, or that of the method inside a wrapper."""

@@ -75,7 +75,8 @@ def alike(part: Part) -> Hashable | None:
     A subclass may encode in another way than its base, so only a class that itself defines `encode_together` counts.
     """
     kind = type(part.encoder)
-    return (kind, part.encoder.lookups_of(part.chunk)) if "encode_together" in vars(kind) else None
+    own = part.encoder.together_with(part.chunk) if "encode_together" in vars(kind) else None
+    return None if own is None else (kind, own)
 
 
 def encode_together(parts: Sequence[Part], batch: Batch) -> Rows:

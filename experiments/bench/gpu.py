@@ -7,7 +7,10 @@ both includes the update by SGD. For each it reports:
 - bytes per second of forward, and of forward, backward and update, as a share of those of a copy on the device.
   The bytes are those that the work must move: ids, each row looked up, each vector, its gradient, and each distinct row
   that the update reads and writes. Repeated rows come from a cache, so a share may exceed 1;
-- encoding (hashing, maps) as a share of the step.
+- encoding (hashing, maps) as a share of the step: feature by feature; of all features together, as torchrec's
+  collections do it ("together"); and, on a GPU with Triton, in one launch for each kind ("in one launch");
+- the bytes of the row numbers that lie between encoding and look-up, written once and read once, as a share of all
+  bytes of forward and of the step: what a kernel that encodes and gathers in one could save at most.
 
 Needs torch alone; `python -m experiments.bench.gpu device=cpu` needs no other package than that for its output either.
 """
@@ -16,8 +19,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +31,11 @@ import embcomp
 from embcomp.graph.cluster_map import ClusterMap
 from embcomp.graph.mixtures import Mixture
 from embcomp.methods.base import Concat, Method, Plan, Table
+from embcomp.methods.together import Part, alike, batch_of, encode_together
 from embcomp.nn.stores import PlainStore
 from embcomp.nn.table import make_stores
+from embcomp.ops.together import available
+from embcomp.ops.together.batch import Constants
 from experiments.bench import BenchRow
 from experiments.bench.timing import seconds, spread
 from experiments.bench.zipf import zipf_ids
@@ -156,6 +163,7 @@ class _Bench:
         modules = [embcomp.nn.CompressedEmbedding.from_plan(plan, table, stores, sparse=True) for table in plan.tables]
         drop_ins = [(table.encoder, own) for table, own in zip(plan.tables, ids, strict=True)]
         forward_bytes, step_bytes = _bytes(plan, ids)
+        between = _bytes_between(plan, ids)
         copied = torch.ones(max(1, step_bytes // 8), device=self.device)  # a copy reads and writes each byte
         target = torch.empty_like(copied)
         candidates: dict[str, Call] = {
@@ -164,6 +172,9 @@ class _Bench:
         }
         ways = {"torch": _torch_steps(modules, ids, grad)}
         encodings = ["encoding"]
+        for form, encode in _together(plan, ids).items():
+            encodings.append(f"encoding, {form}")
+            candidates[f"encoding, {form}"] = encode
         if self.compiled:
             encodings.append("encoding, compiled")
             candidates["encoding, compiled"] = torch.compile(candidates["encoding"], dynamic=False)
@@ -174,7 +185,14 @@ class _Bench:
         times = seconds(candidates, rounds=self.rounds, device=self.device)
         bandwidth = 2 * copied.nbytes / times["copy"]
         self.log(f"{name}: a copy moves {bandwidth.median() / 1e9:.1f} GB/s, encoding {_ms(times['encoding'])}")
-        results = []
+        results = [
+            spread(
+                f"{name}: rows between encoding and look-up",
+                torch.tensor([between / (total + between)]),
+                f"the bytes of {of}",
+            )
+            for of, total in (("forward", forward_bytes), ("the step", step_bytes))
+        ]
         for way in ways:
             forward, step = times[f"{way}: forward"], times[f"{way}: step"]
             self.log(f"{name}, {way}: forward {_ms(forward)}, forward + backward + update {_ms(step)}")
@@ -275,6 +293,34 @@ def _bytes(plan: Plan, ids: Tensor) -> tuple[int, int]:
             forward += encoded.rows.numel() * dims[chunk.store] * 4
     distinct = sum(4 * dims[name] * torch.cat(rows).unique().numel() for name, rows in read.items())
     return forward + vectors, forward + 2 * vectors + 2 * distinct
+
+
+def _bytes_between(plan: Plan, ids: Tensor) -> int:
+    """Return the bytes of row numbers, int64, which encoding writes and the look-up reads."""
+    return 2 * 8 * ids.shape[1] * sum(chunk.lookups for table in plan.tables for chunk in table.chunks)
+
+
+def _together(plan: Plan, ids: Tensor) -> dict[str, Call]:
+    """Return the encoding of all features together, by form; there is none where an encoder is encoded alone."""
+    parts: dict[Hashable, list[tuple[int, Part]]] = {}
+    for t, table in enumerate(plan.tables):
+        for chunk in range(len(table.chunks)):
+            part = Part(table.encoder, chunk)
+            parts.setdefault(alike(part), []).append((t, part))
+    if None in parts:
+        return {}
+    values, counts, constants = ids.reshape(-1), torch.full((len(ids),), ids.shape[1], device=ids.device), Constants()
+
+    def encode(in_one_launch: bool) -> None:
+        for group in parts.values():
+            read, own = zip(*group, strict=True)
+            order = None if read == tuple(range(len(ids))) else read
+            batch = batch_of(own, values, counts, order, [ids[t] for t in read], constants)
+            batch.in_one_launch &= in_one_launch
+            encode_together(own, batch)
+
+    forms = {"together": partial(encode, False)}
+    return {**forms, "in one launch": partial(encode, True)} if available.serves(values) else forms
 
 
 def _arguments(words: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """The encoder of `SemanticIds`: from the codes of an id to the rows of its pieces."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from embcomp.methods.semantic.item_codes import ItemCodes
 from embcomp.methods.semantic.neighbour_rows import NeighbourRows
 from embcomp.methods.semantic.reading import Reading
 from embcomp.methods.semantic.upgrade import upgraded
+from embcomp.methods.together import Parts
 from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.ops.search import lower_bound
+from embcomp.ops.together.pieces import pieces
 
 
 class SemanticEncoder(Encoder):
@@ -86,6 +88,21 @@ class SemanticEncoder(Encoder):
             split = [None] * len(reading.spans) if weights is None else weights.split(1, 1)
             chunks = [Rows(row, weight) for row, weight in zip(rows.split(1, 1), split, strict=True)]
         return chunks if reading.id_rows is None else [*chunks, self._id_row(ids, new)]
+
+    def together_with(self, chunk: int) -> Hashable | None:
+        """Return a key of encoders that read alike; None where ids read other rows than those of pieces."""
+        reading, items = self.reading, self.items
+        if self.mixtures is not None or reading.concat or reading.dropout or reading.id_rows is not None:
+            return None
+        return reading, items.codes.dtype, items.codes.shape[1], items.supported.dtype
+
+    @classmethod
+    def encode_together(cls, asked: Parts) -> Rows:
+        """Return the rows of several encoders (`embcomp.methods.together`)."""
+        reading = asked.encoder_of[0].reading
+        supported = asked.buffers("supported") if reading.weighted else None
+        codes, keys = asked.buffers("codes"), asked.buffers("keys")
+        return Rows(*pieces(asked.batch, codes, supported, keys, reading.plan(), reading.size, reading.rows))
 
     def pieces(self, ids: Tensor, new: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the row of each piece of an id, and whether it is read.

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from embcomp import configs
 from embcomp.ops.hashing import hash_rows
-from embcomp.semantic_ids.pieces.base import Span, numbers
+from embcomp.ops.together.pieces import Piece
+from embcomp.semantic_ids.pieces.base import EXACT, Span, numbers
 
 
 class Range(NamedTuple):
@@ -67,6 +68,17 @@ class Reading:
     seed: int
     own_ids: bool
     id_rows: int | None
+
+    def plan(self) -> tuple[Piece, ...]:
+        """Return the pieces as `embcomp.ops.together` takes them."""
+        plan = []
+        for span, rows in zip(self.spans, self.ranges, strict=True):
+            room, digits = self.size, [True]
+            for _ in span[1:]:  # as `numbers` counts
+                digits.append(room * self.size <= EXACT)
+                room = room * self.size if digits[-1] else EXACT
+            plan.append(Piece(span, tuple(digits), *rows))
+        return tuple(plan)
 
     def rows_of(self, columns: Tensor, keys: Tensor) -> Tensor:
         """Return the row of each piece, int64 [N, P], from columns of codes, int64 [N, C], and a key for each piece."""

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from embcomp import configs
 from embcomp.checks import check_whole
-from embcomp.ops.hashing import hash_key, hash_rows
+from embcomp.ops.hashing import hash_rows
+from embcomp.ops.together.pieces import FOLD_KEYS, HALF
 
 PIECES: dict[str, type["Pieces"]] = {}
 configs.register("pieces", PIECES)
 EXACT = 2**62  # numbers of pieces stay below
-_HALF = 2**31 - 1
 
 Span = tuple[int, ...]
 
@@ -155,11 +155,8 @@ def numbers(columns: Tensor, spans: Sequence[Span], size: int) -> list[Tensor]:
                 number, room = number * size + value, room * size
             else:  # too many tuples to count: 62 bits of hash, then the last code
                 # Keys filled in, not copied from the host, which would synchronise a GPU.
-                high, low = (hash_rows(number, columns.new_full((1,), key), _HALF).squeeze(1) for key in _KEYS)
+                high, low = (hash_rows(number, columns.new_full((1,), key), HALF).squeeze(1) for key in FOLD_KEYS)
                 number, room = (high * 2**31 + low) ^ value, EXACT
         assert number is not None
         known[span] = (number, room)
     return [known[span][0] for span in spans]
-
-
-_KEYS = [hash_key(0, "embcomp.semantic_ids.pieces", chunk) for chunk in range(2)]

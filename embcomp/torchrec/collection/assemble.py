@@ -7,30 +7,36 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.methods.base import Concat
-from embcomp.nn.stores import pool_vectors
+from embcomp.torchrec.collection.combine import combined, divided, pool, summed
 from embcomp.torchrec.collection.layout import Output, Read
 from embcomp.tracing import NotScripted, one_node
 
 Branches = Mapping[str, KeyedTensor | dict[str, JaggedTensor]]
 
 
-def sequence_chunks(output: Output, features: KeyedJaggedTensor, branches: Branches) -> list[Tensor]:
-    """Return the chunks of one feature per id, [N, dim] each, look-ups added up (times the method's fixed weights)."""
-    chunks = []
-    fixed = (
-        [rows.weights for rows in output.plan.encoder(features[output.feature].values())]
-        if output.plan.weighted
-        else []
-    )
-    for read in output.reads:
-        values = branches[read.branch][read.key].values()  # pyright: ignore[reportAttributeAccessIssue]
-        if read.lookups > 1 or read.weighted:
+def vectors_of_ids(outputs: Sequence[Output], features: KeyedJaggedTensor, branches: Branches) -> list[Tensor]:
+    """Return the vector of each id of each output, [N, dim] each."""
+    reads = [(output, read) for output in outputs for read in output.reads]
+    found = [branches[read.branch][read.key].values() for _, read in reads]  # pyright: ignore
+    plain = [(values, read.lookups) for (_, read), values in zip(reads, found, strict=True) if not read.weighted]
+    sums = iter(summed([values for values, _ in plain], [lookups for _, lookups in plain]))
+    chunks: dict[str, list[Tensor]] = {output.key: [] for output in outputs}
+    fixed: dict[str, list[Tensor | None]] = {}
+    for (output, read), values in zip(reads, found, strict=True):
+        if read.weighted:
+            if output.key not in fixed:
+                encoded = output.plan.encoder(features[output.feature].values())
+                fixed[output.key] = [rows.weights for rows in encoded]
+            weights = fixed[output.key][read.chunk]
             values = values.view(-1, read.lookups, values.shape[-1])
-            weights = fixed[read.chunk] if read.weighted else None
             values = values.sum(1) if weights is None else (values * weights.unsqueeze(-1)).sum(1)
-        chunks.append(values)
-    encoder = output.plan.encoder
-    return [*chunks, *encoder.hand(features[output.feature].values())] if encoder.hands else chunks
+        else:
+            values = next(sums)
+        chunks[output.key].append(values)
+    for output in outputs:
+        if output.plan.encoder.hands:
+            chunks[output.key] += output.plan.encoder.hand(features[output.feature].values())
+    return combined([output.plan.combiner for output in outputs], list(chunks.values()))
 
 
 def _combiners(outputs: Sequence[Output]) -> nn.ModuleList:
@@ -65,22 +71,25 @@ class AssembleBags(NotScripted, nn.Module):
         # By name: a sharded collection answers with an awaitable, which is no KeyedTensor yet.
         bags = {name: result for name, result in branches.items() if not name.startswith("sequences")}
         pooled = {name: result.to_dict() for name, result in bags.items()}  # pyright: ignore
-        vectors = [self._vector(output, features, branches, pooled) for output in self.outputs]
-        return KeyedTensor(keys=keys, length_per_key=dims, values=torch.cat(vectors, dim=1))
+        vectors = {**self._of_bags(pooled), **self._of_ids(features, branches)}
+        means = [output for output in self.outputs if output.divide]
+        sums, lengths = [vectors[output.key] for output in means], [features[o.feature].lengths() for o in means]
+        vectors.update(zip([output.key for output in means], divided(sums, lengths), strict=True))
+        return KeyedTensor(keys=keys, length_per_key=dims, values=torch.cat([vectors[k] for k in keys], dim=1))  # pyright: ignore
 
-    def _vector(
-        self, output: Output, features: KeyedJaggedTensor, branches: Branches, pooled: dict[str, dict[str, Tensor]]
-    ) -> Tensor:
-        ids = features[output.feature]
-        if output.pooled:
-            vector = output.plan.combiner([pooled[read.branch][read.key] for read in output.reads])
-        else:
-            each = output.plan.combiner(sequence_chunks(output, features, branches))
-            weights = ids.weights_or_none() if self.weighted else None
-            vector = pool_vectors(each, ids.offsets(), "sum", None if weights is None else weights.to(each.dtype))
-        if output.divide:
-            vector = vector / ids.lengths().clamp(min=1).unsqueeze(-1).to(vector.dtype)
-        return vector
+    def _of_bags(self, bags: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The vectors whose chunks are pooled inside the look-up."""
+        outputs = [output for output in self.outputs if output.pooled]
+        chunks = [[bags[read.branch][read.key] for read in output.reads] for output in outputs]
+        vectors = combined([output.plan.combiner for output in outputs], chunks)
+        return dict(zip([output.key for output in outputs], vectors, strict=True))
+
+    def _of_ids(self, features: KeyedJaggedTensor, branches: Branches) -> dict[str, Tensor]:
+        """The vectors that are pooled after they are combined."""
+        outputs = [output for output in self.outputs if not output.pooled]
+        vectors = vectors_of_ids(outputs, features, branches)
+        ids = [features[output.feature] for output in outputs]
+        return dict(zip([output.key for output in outputs], pool(vectors, ids, self.weighted), strict=True))
 
 
 class AssembleSequences(NotScripted, nn.Module):
@@ -95,11 +104,10 @@ class AssembleSequences(NotScripted, nn.Module):
     @one_node
     def forward(self, features: KeyedJaggedTensor, branches: Branches) -> dict[str, JaggedTensor]:
         result = {}
-        for output in self.outputs:
+        vectors = vectors_of_ids(self.outputs, features, branches)
+        for output, values in zip(self.outputs, vectors, strict=True):
             ids = features[output.feature]
             result[output.key] = JaggedTensor(
-                values=output.plan.combiner(sequence_chunks(output, features, branches)),
-                lengths=ids.lengths(),
-                weights=ids.values() if self.need_indices else None,
+                values=values, lengths=ids.lengths(), weights=ids.values() if self.need_indices else None
             )
         return result

@@ -47,8 +47,12 @@ runpy.run_module("experiments.bench.gpu", run_name="__main__")
     assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in rows)
     measured = {row["name"].partition(",")[0] for row in rows}
     assert measured == {name for name, method in METHODS.items() if method.__module__.startswith("embcomp.")}
-    assert len(rows) == 3 * len(measured)  # no FBGEMM here
-    assert {row["against"] for row in rows} == {"copy bandwidth", "the step"}
+    together = [row["name"] for row in rows if row["name"].endswith("encoding, together")]
+    assert 20 <= len(together) < len(measured)
+    assert len(rows) == 5 * len(measured) + len(together)  # no FBGEMM here, and no GPU
+    assert {row["against"] for row in rows} == {
+        "copy bandwidth", "the step", "the bytes of forward", "the bytes of the step"
+    }  # fmt: skip
 
 
 class Log:
@@ -59,9 +63,10 @@ class Log:
 def test_fbgemm_is_added_where_it_is_installed():
     pytest.importorskip("fbgemm_gpu")
     names = [row.name for row in gpu.run(Log(), **SMALL, only="DoubleHash")]
-    assert {name.partition(": ")[0] for name in names} == {"DoubleHash, D=8, torch", "DoubleHash, D=8, FBGEMM"}
-    assert len(names) == 6
-    assert len(gpu.run(Log(), **SMALL, only="QuotientRemainder")) == 3  # a product is none of bags
+    ways = {"DoubleHash, D=8, torch", "DoubleHash, D=8, FBGEMM"}
+    assert {name.partition(": ")[0] for name in names} == {"DoubleHash, D=8", *ways}
+    assert len(names) == 2 + 2 * 4
+    assert len(gpu.run(Log(), **SMALL, only="QuotientRemainder")) == 2 + 4  # a product is none of bags
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,7 @@ def test_bytes_are_counted_row_by_row():
                 distinct |= {(0 if shared else t, row) for row in chunk.rows.flatten().tolist()}
         forward, step = gpu._bytes(plan, own)
         assert forward == FEATURES * BATCH * (per_id + lookups * width * 4)
+        assert gpu._bytes_between(plan, own) == FEATURES * BATCH * lookups * 16
         assert step == forward + FEATURES * BATCH * DIM * 4 + 2 * len(distinct) * width * 4
 
 

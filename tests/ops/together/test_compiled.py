@@ -12,8 +12,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from embcomp.ops.together import kernels
 
-TYPES = {"ids": "*i32", "inside": "*i32", "parts": "i32", "steps": "i32", "weights": "*fp32"}
-CONSTANTS = {"LOOKUPS": 2, "BLOCK": 256}
+TYPES = {"ids": "*i32", "inside": "*i32", "weights": "*fp32"}
+TYPES |= dict.fromkeys(["parts", "steps", "size", "all_rows"], "i32")
+CONSTANTS = {"LOOKUPS": 2, "BLOCK": 256, "PIECES": 3, "STEPS": 2, "COLUMNS": 4, "CODE_BYTES": 1, "SUPPORT_BYTES": 2}
 for name in kernels.__all__:
     kernel = getattr(kernels, name)
     types = {arg: "constexpr" if arg in CONSTANTS else TYPES.get(arg, "*i64") for arg in kernel.arg_names}

@@ -10,6 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from embcomp import Table
+from embcomp.methods.semantic.encoder import SemanticEncoder
+from embcomp.methods.semantic.item_codes import ItemCodes
+from embcomp.methods.semantic.reading import Reading, ranges_of
 from embcomp.ops.balanced import MAX_IDS, Domain, balanced_key, balanced_rows
 from embcomp.ops.hashing import MAX_ROWS, hash_key, hash_rows
 from embcomp.ops.packing import bits_for, pack, unpack, unpack_known
@@ -18,6 +22,7 @@ from embcomp.ops.together.blocks import blocks
 from embcomp.ops.together.digits import digits
 from embcomp.ops.together.hashing import balanced, frequent, hashed
 from embcomp.ops.together.maps import clustered, kept_rows, two_rows
+from embcomp.ops.together.pieces import pieces
 from tests.ops.together.triton_form import DEVICE, needs_triton, one_launch
 
 pytestmark = needs_triton
@@ -238,6 +243,37 @@ def test_rows_of_kept_blocks(given_):
         for part, ids in enumerate(given_.ids)
     ]
     assert torch.equal(by_both(lambda batch: kept_rows(batch, words, bits, block), given_), joined(alone))
+
+
+@few
+@given(
+    given_=inputs(most=300),
+    spans=st.sampled_from([((0,), (0, 1), (0, 1, 2, 3)), ((2,), (1,)), ((0, 1), (1, 2), (2, 3))]),
+    size=st.sampled_from([3, 300, 2**21]),
+    weighted=st.booleans(),
+    is_open=st.booleans(),
+)
+def test_rows_of_code_pieces(given_, spans, size, weighted, is_open):
+    """Against the encoder of `SemanticIds`; with the largest codes the numbers of four columns are folded."""
+    ranges = tuple(ranges_of(spans, size, 997, one_namespace=False))
+    reading = Reading(spans, size, ranges, 997, False, weighted, 0.0, 5, True, None)
+    encoders = []
+    for part, space in enumerate(given_.limits):
+        items = max(1, space // 2) if is_open and weighted else space
+        maps = torch.randint(size, (items, 4)), torch.rand(items, len(spans)) < 0.6
+        table = Table(f"t{part}", None if is_open else space, 8)
+        encoders.append(SemanticEncoder(table, {}, ItemCodes(*maps, None, None, size), reading))
+    alone = [encoder(ids)[0] for encoder, ids in zip(encoders, given_.ids, strict=True)]
+    encoders = [encoder.to(DEVICE) for encoder in encoders]
+    codes, keys = [encoder.codes for encoder in encoders], [encoder.keys for encoder in encoders]
+    supported = [encoder.supported for encoder in encoders] if weighted else None
+
+    def make(batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return pieces(batch, codes, supported, keys, reading.plan(), size, reading.rows)
+
+    assert torch.equal(by_both(lambda batch: make(batch)[0], given_), joined([rows.rows for rows in alone]))
+    if weighted:
+        assert torch.equal(by_both(lambda batch: make(batch)[1], given_), joined([rows.weights for rows in alone]))
 
 
 @few

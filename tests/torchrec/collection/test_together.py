@@ -2,20 +2,21 @@
 
 import os
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp import Table
 from embcomp.methods.together import Part, alike
 from embcomp.testing.examples import EXAMPLES, KINDS, Example, counts_of
-from embcomp.torchrec import CompressedEmbeddingBagCollection
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.collection.encoder import KeyedEncoder
 from tests.ops.together.triton_form import needs_triton, one_launch
 from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch, batch_lengths, sequences
@@ -28,7 +29,6 @@ ALONE = (
     "ProductCodes-hot",
     "SoftGraphHash",
     "LowBit-soft",
-    "SemanticIds",
     "SemanticIds-concat",
     "SemanticIds-hybrid",
     "SemanticIds-neighbours",
@@ -51,6 +51,7 @@ COUNTED = [
         "Dedup-blocks",
         "ROBE",
         "TensorTrain",
+        "SemanticIds",
     }
 ]
 """An encoder of each kind, in the form with the most operations."""
@@ -167,17 +168,23 @@ def operations(encoder: KeyedEncoder, features: KeyedJaggedTensor) -> Counter:
             "embcomp.torchrec.collection.encoder.check_features", lambda *given: None
         )  # of a GPU it reads nothing
         encoder(features)
+    return outermost(profiler)
+
+
+def outermost(profiler: profile) -> Counter:
     events = [event for event in profiler.events() if event.name.startswith("aten::")]
     return Counter(event.name for event in events if event.cpu_parent is None or event.cpu_parent.name[:6] != "aten::")
 
 
-def many(example: Example, number: int) -> tuple[CompressedEmbeddingBagCollection, KeyedJaggedTensor]:
+def many(example: Example, number: int, sequences: bool = False) -> tuple[Any, KeyedJaggedTensor]:
     names = [f"f{i}" for i in range(number)]
+    config, kind = EmbeddingBagConfig, CompressedEmbeddingBagCollection
+    if sequences:
+        config, kind = EmbeddingConfig, CompressedEmbeddingCollection
     configs = [
-        EmbeddingBagConfig(name=name, num_embeddings=50 + i, embedding_dim=8, feature_names=[name])
-        for i, name in enumerate(names)
+        config(name=name, num_embeddings=50 + i, embedding_dim=8, feature_names=[name]) for i, name in enumerate(names)
     ]
-    collection = CompressedEmbeddingBagCollection(configs, {"*": example.make(as_tables(configs))})
+    collection = kind(configs, {"*": example.make(as_tables(configs))})
     ids = torch.randint(0, 50, (number * 8,))
     features = KeyedJaggedTensor(names, ids, lengths=torch.ones(number * 8, dtype=torch.int64))
     features.length_per_key()
@@ -193,6 +200,40 @@ def test_operations_do_not_grow_with_the_features(example):
     assert counts[0] == counts[1]
     for each in counts[0]:
         assert 0 < each.total() <= 60, each
+
+
+VIEWS = {"split", "split_with_sizes", "slice", "narrow", "select", "view", "unsqueeze", "unbind", "expand"}
+
+
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize(
+    "example",
+    [
+        example
+        for example in EXAMPLES
+        if example.name in {"MultiHash-sum", "QuotientRemainder-mul", "HashEmbedding", "DoubleGraphHash", "TensorTrain"}
+    ],
+    ids=str,
+)
+def test_operations_of_combining_do_not_grow_with_the_features(example, sequences, monkeypatch):
+    """Views aside, which launch nothing; and the vectors are those that each feature has alone."""
+    counts = []
+    for number in (26, 100):
+        collection, features = many(example, number, sequences)
+        results = {name: branch(features) for name, branch in collection.branches.items()}
+        alone = values_of(collection.assemble(features, results))
+        with monkeypatch.context() as patch:
+            patch.setattr("embcomp.torchrec.collection.combine.pays_together", lambda vectors: True)
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                together = collection.assemble(features, results)
+        counts.append(Counter({name: n for name, n in outermost(profiler).items() if name[6:] not in VIEWS}))
+        torch.testing.assert_close(values_of(together), alone, rtol=0, atol=0)
+    assert counts[0] == counts[1]
+    assert counts[0].total() <= 20, counts[0]
+
+
+def values_of(result) -> torch.Tensor:
+    return torch.cat([part.values() for part in result.values()]) if isinstance(result, dict) else result.values()
 
 
 def test_a_subclass_that_encodes_otherwise_is_encoded_alone():

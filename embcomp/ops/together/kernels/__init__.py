@@ -3,6 +3,7 @@
 from embcomp.ops.together.kernels.digits import digits_kernel
 from embcomp.ops.together.kernels.hashing import balanced_kernel, blocks_kernel, frequent_kernel, hashed_kernel
 from embcomp.ops.together.kernels.maps import clustered_kernel, kept_rows_kernel, two_rows_kernel
+from embcomp.ops.together.kernels.pieces import pieces_kernel
 
 __all__ = [
     "balanced_kernel",
@@ -12,5 +13,6 @@ __all__ = [
     "frequent_kernel",
     "hashed_kernel",
     "kept_rows_kernel",
+    "pieces_kernel",
     "two_rows_kernel",
 ]

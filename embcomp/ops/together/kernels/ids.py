@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 # Arguments whose values change from batch to batch: kernels are not compiled for each of them.
-VARYING = ["parts", "steps"]
+VARYING = ["parts", "steps", "size", "all_rows"]
 
 
 @triton.jit
