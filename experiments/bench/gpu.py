@@ -319,8 +319,10 @@ def _together(plan: Plan, ids: Tensor) -> dict[str, Call]:
             batch.in_one_launch &= in_one_launch
             encode_together(own, batch)
 
-    forms = {"together": partial(encode, False)}
-    return {**forms, "in one launch": partial(encode, True)} if available.serves(values) else forms
+    forms: dict[str, Call] = {"together": partial(encode, False)}
+    if available.serves(values):
+        forms["in one launch"] = partial(encode, True)
+    return forms
 
 
 def _arguments(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
