@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 
     Attributes:
         columns: the columns of codes from which the number is made, one after the other.
-        digits: for each column whether it is the next digit of the number; if not, the number so far is folded.
+        digits: whether each column is the next digit of the number; if not, the number so far is folded.
         start: the first row of the piece.
         rows: the number of its rows.
         key: the position of its key, if the number is hashed into the rows; None if the number is the row.
