@@ -212,7 +212,7 @@ VIEWS = {"split", "split_with_sizes", "slice", "narrow", "select", "view", "unsq
     [
         example
         for example in EXAMPLES
-        if example.name in {"MultiHash-sum", "QuotientRemainder-mul", "HashEmbedding", "DoubleGraphHash", "TensorTrain"}
+        if example.name in {"MultiHash-sum", "QuotientRemainder-mul", "HashEmbedding", "DoubleGraphHash"}
     ],
     ids=str,
 )
