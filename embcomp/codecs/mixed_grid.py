@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -99,14 +99,16 @@ class MixedGridCodec(Codec):
 
     Attributes:
         logits: the logits of 0, 1, ... bits in each group, [groups, most + 1].
-        growth: the logarithm of the learned factor of the step of as many bits, divided by PACE, [most + 1].
-        offset: the centre minus the mean of all values, in units of their deviation, [dim].
+        growth: the logarithm of the learned factor of the step of as many bits, divided by PACE, [most + 1, 1].
+        offset: the centre minus the mean of all values, in units of their deviation, [1, dim].
         group: the group of each row, uint8 [rows].
         chosen: the bits of each group, uint8 [groups].
         rarity: the weight of each group in the penalty, float32 [groups].
         searches: whether the bits are searched, uint8 []; `searching` is the same for Python.
         temperature: the temperature of the probabilities.
     """
+
+    constant_buffers: ClassVar[bool] = True  # averages of weights leave them alone (`embcomp.averaging`)
 
     group: Tensor
     chosen: Tensor
@@ -121,7 +123,8 @@ class MixedGridCodec(Codec):
         self.every = max(1, rows * dim // _SAMPLE)
         self.temperature = TEMPERATURE if coding.temperature is None else coding.temperature
         self.logits, self.growth, self.offset = (
-            nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in ((groups, number), number, dim)
+            nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            for shape in ((groups, number), (number, 1), (1, dim))
         )
         for name, length in (("group", rows), ("chosen", groups)):
             self.register_buffer(name, torch.empty(length, dtype=torch.uint8, device=device))
@@ -173,7 +176,9 @@ class MixedGridCodec(Codec):
         mean = total / count.clamp(min=1.0)
         deviation = (squares / count.clamp(min=1.0) - mean.square()).clamp(min=0.0).sqrt().clamp(min=1e-36).to(kind)
         plain = torch.stack([deviation * STEP_OF_NORMAL.get(bits, 1.0) for bits in range(self.mixed.most + 1)])
-        return mean.to(kind) + deviation * self.offset.to(kind), plain * (PACE * self.growth.to(kind)).exp()
+        return mean.to(kind) + deviation * self.offset.squeeze(0).to(kind), plain * (
+            PACE * self.growth.squeeze(1).to(kind)
+        ).exp()
 
     def forward(self, stored: Tensor, rows: Tensor, measured: Tensor | None) -> Tensor:
         assert measured is not None
