@@ -81,6 +81,7 @@ def test_each_command_shows_its_own_help(name: str, capsys: pytest.CaptureFixtur
 
 def test_python_m_embcomp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["__main__.py", "--version"])
+    monkeypatch.delitem(sys.modules, "embcomp.__main__", raising=False)  # of tests that import all modules
     with pytest.raises(SystemExit):
         runpy.run_module("embcomp", run_name="__main__")
     assert capsys.readouterr().out == f"embcomp {embcomp.__version__}\n"

@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from embcomp.codecs.base import Codec, Coded, Coding
 from embcomp.codecs.grid import PACE, STEP_OF_NORMAL
+from embcomp.constants import Maps
 from embcomp.ops.allotment import allot
 from embcomp.ops.bags import pool_rows
 from embcomp.ops.grid import best_step, levels, snap, snap_reference
@@ -90,7 +91,7 @@ def sizes_of(rows: int, groups: int) -> list[int]:
     return [end - first for first, end in itertools.pairwise(ends)]
 
 
-class MixedGridCodec(Codec):
+class MixedGridCodec(Maps, Codec):
     """A codec that rounds each row to the grid of its group's bits, around a common centre (MPE, arXiv 2409.20305).
 
     v(w) = centre + Q_b(w - centre), with Q_b the grid of b bits (`embcomp.ops.grid`), and Q_0 = 0. While it searches, v
@@ -108,8 +109,6 @@ class MixedGridCodec(Codec):
         temperature: the temperature of the probabilities.
     """
 
-    constant_buffers: ClassVar[bool] = True  # averages of weights leave them alone (`embcomp.averaging`)
-
     group: Tensor
     chosen: Tensor
     rarity: Tensor
@@ -126,10 +125,11 @@ class MixedGridCodec(Codec):
             nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             for shape in ((groups, number), (number, 1), (1, dim))
         )
+        real = "cpu" if self.logits.is_meta else self.logits.device  # buffers follow from the configuration
         for name, length in (("group", rows), ("chosen", groups)):
-            self.register_buffer(name, torch.empty(length, dtype=torch.uint8, device=device))
-        self.register_buffer("rarity", torch.empty(groups, dtype=torch.float32, device=device))
-        self.register_buffer("searches", torch.empty((), dtype=torch.uint8, device=device))
+            self.register_buffer(name, torch.zeros(length, dtype=torch.uint8, device=real))
+        self.register_buffer("rarity", torch.zeros(groups, dtype=torch.float32, device=real))
+        self.register_buffer("searches", torch.zeros((), dtype=torch.uint8, device=real))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -138,8 +138,6 @@ class MixedGridCodec(Codec):
         for parameter in (self.logits, self.growth, self.offset):
             nn.init.zeros_(parameter)
         self.searching = False
-        if self.group.is_meta:
-            return
         self.searches.zero_()
         self.chosen.copy_(torch.tensor(self.mixed.bits, dtype=torch.uint8, device="cpu"))
         if self.mixed.group is not None and self.mixed.rarity is not None:
@@ -149,7 +147,7 @@ class MixedGridCodec(Codec):
     @property
     def bits(self) -> list[int]:
         """The bits of each group."""
-        return list(self.mixed.bits) if self.chosen.is_meta else self.chosen.tolist()
+        return self.chosen.tolist()
 
     @property
     def served_nbytes(self) -> int:
@@ -184,11 +182,16 @@ class MixedGridCodec(Codec):
         assert measured is not None
         kind = torch.promote_types(stored.dtype, torch.float32)
         centre, steps = self.grid(measured, kind)
-        values, group = stored.to(kind) - centre, self.group[rows].long()
-        return (centre + (self._mixture if self.searching else self._rounded)(values, group, steps)).to(stored.dtype)
+        values, group = stored.to(kind) - centre, self.group.to(rows.device)[rows].long()
+        if self.searching:
+            return (centre + self._mixture(values, group, steps)).to(stored.dtype)
+        unused = (
+            self.logits * torch.zeros_like(self.logits)
+        ).sum()  # so that every parameter has a gradient, as DDP expects
+        return (centre + unused + self._rounded(values, group, steps)).to(stored.dtype)
 
     def _rounded(self, values: Tensor, group: Tensor, steps: Tensor) -> Tensor:
-        own = self.chosen[group].long().unsqueeze(-1)
+        own = self.chosen.to(group.device)[group].long().unsqueeze(-1)
         bits = own.to(values.dtype)
         return snap_reference(values, steps[own], bits, self._scale(bits)) * (own > 0)
 

@@ -270,11 +270,15 @@ class HashEmbedding(Method):
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
         """Return the usual ladder, but hash the importance if one per id would take more than half of the budget.
 
+        It is hashed, too, if one per id leaves no bytes for a row.
+
         The hashed importance table has as many rows as the main table, unless `importance_rows` is given.
         """
         ids = sum((table.num_embeddings or nbytes) for table in tables)
         own = ids * _padded(fixed.get("num_hashes", cls.num_hashes)) * FLOAT_BYTES
-        hashed = "importance_rows" not in fixed and 2 * own > nbytes
+        hashed = "importance_rows" not in fixed and (
+            2 * own > nbytes or cls(rows=share_rows(tables, 1), **fixed).sizes(tables).nbytes() > nbytes
+        )
 
         def make(size: int) -> Self:
             rows = share_rows(tables, size)

@@ -56,7 +56,7 @@ def gradients(module: nn.Module, loss: Tensor) -> list[Tensor]:
     ]
 
 
-def assert_all_close(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+def assert_all_close(actual: Iterable[Tensor], expected: Iterable[Tensor], **close: Any) -> None:
     """Compare tensors pair by pair, as `torch.testing.assert_close` does."""
     for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, **close)

@@ -55,7 +55,7 @@ except RuntimeError as error:
 
 def test_every_method_is_served_by_torch_alone(tmp_path: Path) -> None:
     model = All()
-    coded = ("LowBit", "ProductCodes", "FrequencyBits")  # served in their bits
+    coded = ("LowBit", "ProductCodes", "FrequencyBits", "LearnedMask", "LearnedWidths")  # served in their bits
     floats = [f"bags.{e.name}" for e in FEW if e.name not in coded]
     dtype = {name: ("int8", "int4", "float16")[i % 3] for i, name in enumerate(floats)}
     report = embcomp.export(model, tmp_path / "model.pt2", (torch.arange(5), torch.tensor([0, 2, 2])), dtype=dtype)

@@ -100,6 +100,6 @@ def assert_same(model: nn.Module, fused: nn.Module, outside: torch.optim.Optimiz
         if outside is not None and theirs[name] in kept:
             for key, state in kept[theirs[name]].items():
                 expected = outside.state[weight]["step" if key == "row_counter" else key]
-                torch.testing.assert_close(
-                    state, expected.expand_as(state) if expected.dim() == 0 else expected.view_as(state)
-                )
+                expected = expected.expand_as(state) if expected.dim() == 0 else expected.view_as(state)
+                # Gradients are sums in another order, and squares double their relative difference.
+                torch.testing.assert_close(state, expected, rtol=1e-4, atol=2e-5)

@@ -48,7 +48,8 @@ def gradients_of_single_samples(example: Example) -> None:
             torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, ids + 1)
     for sample in range(3):
         expected = gradients(module, module(ids[sample]).square().sum())
-        assert_all_close([each[name][sample] for name in parameters], expected)
+        # Sums over a network's units are taken in an order that depends on the processor.
+        assert_all_close([each[name][sample] for name in parameters], expected, rtol=2e-5, atol=3e-5)
 
 
 @check
