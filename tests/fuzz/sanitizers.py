@@ -23,10 +23,12 @@ TESTS = [
     "tests/graph/test_partition.py", "tests/graph/test_minhash.py", "tests/serving/test_low_bit.py",
     "tests/fuzz/test_collections.py", "tests/fuzz/test_drop_ins.py", "tests/fuzz/test_sdim.py",
 ]  # fmt: skip
-# The forms in torch and in FBGEMM are not ours to check; test_native.py makes builds of its own, test_sinkhorn.py none.
+# The forms in torch, FBGEMM and Triton are not ours to check; test_native.py makes builds of its own, test_sinkhorn.py
+# none.
 LEFT_OUT = [
     "-k", "not [torch- and not [fbgemm-",
     "--deselect", "tests/ops/test_native.py", "--deselect", "tests/ops/test_sinkhorn.py",
+    "--ignore", "tests/ops/together",
 ]  # fmt: skip
 _FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O0 -g1"
 
