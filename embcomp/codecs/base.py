@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp import configs
+from embcomp.ops.bags import pool_rows
 from embcomp.ops.grid import RowGrid
 from embcomp.tracing import one_node
 
@@ -164,3 +165,11 @@ class Codec(nn.Module, abc.ABC):
     @abc.abstractmethod
     def code(self, stored: Tensor) -> Coded:
         """Return the served form of a whole table, [rows, width]; it decodes to `decode_table(stored)` bit for bit."""
+
+
+def weighed(vectors: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str) -> Tensor:
+    """Return decoded vectors [N, D] times their weights [N], or pooled by bag, [B, D]: the last step of `decode`."""
+    if offsets is None:
+        return vectors if weights is None else vectors * weights.unsqueeze(1)
+    order = torch.arange(vectors.shape[0], device=vectors.device)
+    return pool_rows(vectors, order, offsets, weights, mode)

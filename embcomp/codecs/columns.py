@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embcomp.codecs.base import Codec, Coded, Coding
+from embcomp.codecs.base import Codec, Coded, Coding, weighed
 from embcomp.codecs.mask_rules import home_of
 from embcomp.constants import Maps
-from embcomp.ops.bags import pool_rows
 
 VALUE_BYTES = 4  # values are served as float32
 
@@ -53,10 +52,7 @@ class Columns(Coding):
     ) -> Tensor:
         values = constants["values"]
         vectors = F.pad(values[rows], (0, dim - values.shape[1]))
-        if offsets is None:
-            return vectors if weights is None else vectors * weights.unsqueeze(1)
-        order = torch.arange(vectors.shape[0], device=rows.device)
-        return pool_rows(vectors, order, offsets, weights, mode)
+        return weighed(vectors, offsets, weights, mode)
 
     def module(self, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> "ColumnsCodec":
         return ColumnsCodec(self, rows, dim, device, dtype)

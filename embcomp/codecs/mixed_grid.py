@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embcomp.codecs.base import Codec, Coded, Coding
+from embcomp.codecs.base import Codec, Coded, Coding, weighed
 from embcomp.codecs.grid import PACE, STEP_OF_NORMAL
 from embcomp.constants import Maps
 from embcomp.ops.allotment import allot
-from embcomp.ops.bags import pool_rows
 from embcomp.ops.grid import best_step, levels, snap, snap_reference
 from embcomp.ops.ragged_rows import pack_ragged, ragged_nbytes, read_ragged
 
@@ -71,10 +70,7 @@ class MixedGrid(Coding):
         codes, bits = read_ragged(packed, dim, constants["widths"], constants["starts"], self.most, rows)
         half = torch.pow(2.0, bits.float() - 1).unsqueeze(1)
         vectors = constants["centre"] + (codes - (half - 0.5)) * constants["step"][bits].unsqueeze(1)
-        if offsets is None:
-            return vectors if weights is None else vectors * weights.unsqueeze(1)
-        order = torch.arange(vectors.shape[0], device=rows.device)
-        return pool_rows(vectors, order, offsets, weights, mode)
+        return weighed(vectors, offsets, weights, mode)
 
     def module(self, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> "MixedGridCodec":
         return MixedGridCodec(self, rows, dim, device, dtype)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from embcomp import configs
-from embcomp.codecs.base import Codec, Coded, Coding
+from embcomp.codecs.base import Codec, Coded, Coding, weighed
 from embcomp.codecs.mask_rules import RULES, home_of
 from embcomp.constants import Maps
-from embcomp.ops.bags import pool_rows
 from embcomp.ops.bitmaps import WINDOW, bitmap_windows, bits_at, ones_before, pack_bitmap, rank_at
 
 VALUE_BYTES = 4  # kept values are served as float32
@@ -83,10 +82,7 @@ class Sparse(Coding):
         bits = bits_at(packed, first.unsqueeze(1) + torch.arange(blocks, device=rows.device))
         rank = rank_at(packed, constants["starts"], first).unsqueeze(1) + bits.long().cumsum(1) - bits.long()
         vectors = values[rank.clamp(max=values.shape[0] - 1)].masked_fill(~bits.unsqueeze(-1), 0.0).flatten(1)
-        if offsets is None:
-            return vectors if weights is None else vectors * weights.unsqueeze(1)
-        order = torch.arange(vectors.shape[0], device=rows.device)
-        return pool_rows(vectors, order, offsets, weights, mode)
+        return weighed(vectors, offsets, weights, mode)
 
     def module(self, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> "SparseCodec":
         return SparseCodec(self, rows, dim, device, dtype)
