@@ -60,6 +60,12 @@ class ClickData:
         self._check_split(split)
         return self._rows[split]
 
+    def same(self, split: str, other: str) -> bool:
+        """Return whether two splits hold the same rows in the same order, by the checksums of their files."""
+        for name in (split, other):
+            self._check_split(name)
+        return self._files[f"{split}.arrow"] == self._files[f"{other}.arrow"]
+
     def counts(self, feature: str) -> Tensor:
         """Return how often each id occurs in the train split: int64 [num_embeddings].
 

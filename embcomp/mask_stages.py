@@ -1,6 +1,8 @@
 """The stages of a table whose mask is learned: search, choose, train under the mask."""
 
-from torch import Tensor
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from embcomp.codecs.sparse import SparseCodec
 from embcomp.stages import Site, TableStages, stages_of
@@ -56,6 +58,9 @@ class MaskStages(TableStages):
 
     def penalty(self) -> Tensor | None:
         return self._codec.rule.penalty()
+
+    def held_out(self) -> Sequence[nn.Parameter]:
+        return list(self._codec.rule.parameters()) if self._codec.sparse.rule == "gates" else ()
 
     def found(self) -> bool:
         """Return whether a learned threshold leaves as few blocks as will be kept."""

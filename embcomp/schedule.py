@@ -1,6 +1,6 @@
 """The stages of methods that change while a model is trained: search, choose, train."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ import embcomp.bit_stages
 import embcomp.mask_stages
 import embcomp.width_stages  # noqa: F401 (they register their stages)
 from embcomp.codecs.base import Codec
+from embcomp.held_out import HeldOutTurns, evaluating
 from embcomp.holders import Held, Holder, Spread, holders
 from embcomp.hot_tracker import HotTracker
 from embcomp.methods.clustered_hash import ClusteredEncoder
@@ -71,17 +72,26 @@ class Schedule:
     Make it before training, for the model as it starts. Its state belongs into checkpoints: a training that was killed
     and continues ends as one that was not.
 
+    Searches may judge by data that the model is not trained on. With `validate`, each `step` of a search also moves the
+    logits of `LearnedWidths` and the gates of `LearnedMask` down the gradient of a held-out batch, in place of that of
+    the training, with the same optimizer; `LearnedWidths(rule="evolution")` needs it to choose. This uses the data up:
+    a test needs other data, and early stopping by the same data is a little too hopeful.
+
     Args:
         model: the model, or the module of its tables; in one process.
         epochs: the number of epochs of the training.
         steps: the number of steps of an epoch.
         optimizer: the optimizer that trains the rows outside the backward pass, whose state changes with them.
+        validate: a function from a number (0, 1, ...) to the loss of the model on the held-out batch of this number, a
+            scalar with gradients. The same number is to give the same batch, and numbers may go around: 1000 may be
+            batch 1000 % 64.
 
     Attributes:
         stage: "search", or "train" for the stage after it, or without one.
 
     Raises:
-        ValueError: the model is sharded, or the stages of a table do not fit the length of the training.
+        ValueError: the model is sharded, the stages of a table do not fit the length of the training, or what they
+            need to search with held-out data is missing.
 
     Example:
         >>> import torch, embcomp
@@ -104,21 +114,28 @@ class Schedule:
     stage: Literal["search", "train"]
 
     def __init__(
-        self, model: nn.Module, *, epochs: int, steps: int, optimizer: torch.optim.Optimizer | None = None
+        self,
+        model: nn.Module,
+        *,
+        epochs: int,
+        steps: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        validate: Callable[[int], Tensor] | None = None,
     ) -> None:
         self.epochs = checked(epochs, Annotated[int, Within(1)], "Schedule: epochs")
         self.steps = checked(steps, Annotated[int, Within(1)], "Schedule: steps")
         self._model, self._optimizer = model, optimizer
         self._steps_done = self._epochs_done = 0
-        sites = [Site(*place, optimizer, self.epochs, self.steps) for place in _tables(model)]
+        sites = [Site(*place, optimizer, self.epochs, self.steps, validate) for place in _tables(model)]
         parts = {id(part): (part, site) for site in sites for part in _parts(site.held)}  # which tables may share
         made = [(site, stages_of(part, site)) for part, site in parts.values()]
-        self._stages = [stages for _, stages in made if stages is not None]
+        changing = [(site, stages) for site, stages in made if stages is not None]
+        self._stages = [stages for _, stages in changing]
         self.stage = "search" if any(stages.search for stages in self._stages) else "train"
         self._rates = [group["lr"] for group in optimizer.param_groups] if optimizer is not None else []
         self._initial: dict[str, Tensor] | None = None
-        for site, stages in made:
-            if stages is not None and stages.begins_again and any(s.states for s in site.held.stores.values()):
+        for site, stages in changing:
+            if stages.begins_again and any(s.states for s in site.held.stores.values()):
                 raise ValueError(
                     f"table {site.name!r} begins again after its search, but a fused optimizer trains it: train it by "
                     "an optimizer of its own"
@@ -127,6 +144,8 @@ class Schedule:
             self._initial = {name: tensor.detach().clone() for name, tensor in self._rewound()}
         for stages in self._stages:
             stages.begin()
+        self._turns = HeldOutTurns(changing, optimizer, validate)
+        self._turns.hold(self.stage == "search")
 
     def __bool__(self) -> bool:
         """Return whether any table changes."""
@@ -141,6 +160,8 @@ class Schedule:
     @torch.no_grad()
     def step(self) -> None:
         """Change the tables after a step of the optimizer."""
+        if self.stage == "search":
+            self._turns.take(self._steps_done)
         self._steps_done += 1
         for stages in self._stages:
             stages.step(self._steps_done)
@@ -162,9 +183,11 @@ class Schedule:
         over = self._epochs_done >= max((stages.search for stages in searching), default=0)
         if self.stage == "train" or not (over or all(stages.found() for stages in searching)):
             return False
-        for kind in dict.fromkeys(type(stages) for stages in searching):
-            kind.choose_together([stages for stages in searching if type(stages) is kind])
+        with evaluating(self._model):
+            for kind in dict.fromkeys(type(stages) for stages in searching):
+                kind.choose_together([stages for stages in searching if type(stages) is kind])
         self.stage = "train"
+        self._turns.hold(False)
         if self._initial is None:
             return False
         for name, tensor in self._rewound():
@@ -211,6 +234,7 @@ class Schedule:
         self.stage = state["stage"]
         self._steps_done, self._epochs_done = int(state["steps"]), int(state["epochs"])
         self._initial = state["initial"]
+        self._turns.hold(self.stage == "search")
         for stages, own in zip(self._stages, state["tables"], strict=True):
             stages.load_state_dict(own)
 

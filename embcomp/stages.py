@@ -1,6 +1,6 @@
 """The changes of one table while it is trained; each kind of method registers its own for `embcomp.Schedule`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ class Site(NamedTuple):
         optimizer: the optimizer that trains the rows outside the backward pass.
         epochs: the epochs of the training.
         steps: the steps of an epoch.
+        validate: the loss on a held-out batch, by its number; None if the training has no such data.
     """
 
     module: nn.Module
@@ -28,6 +29,7 @@ class Site(NamedTuple):
     optimizer: torch.optim.Optimizer | None
     epochs: int
     steps: int
+    validate: Callable[[int], Tensor] | None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +70,10 @@ class TableStages:
     def penalty(self) -> Tensor | None:
         """Return what the search adds to the loss, a scalar; None if nothing."""
         return None
+
+    def held_out(self) -> Sequence[nn.Parameter]:
+        """Return what the search trains on held-out data if there is some, in turns with the rest of the model."""
+        return ()
 
     def found(self) -> bool:
         """Return whether the search may end before its last epoch."""

@@ -1,38 +1,49 @@
 """The stages of tables whose widths are learned: search, choose together, train again."""
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from embcomp.codecs.columns import ColumnsCodec
+from embcomp.codecs.columns import ColumnsCodec, MixtureCodec
 from embcomp.ops.hashing import hash_key
 from embcomp.stages import Site, TableStages, stages_of
+from embcomp.width_search import Widths, WidthSearch
 
 
-class WidthStages(TableStages):
-    """The stages of a table of `LearnedWidths`."""
+class _WidthStages(TableStages, abc.ABC):
+    """The stages of a table of `LearnedWidths`, which draws random numbers for each step of its search."""
 
     begins_again = True
 
-    def __init__(self, codec: ColumnsCodec, site: Site) -> None:
+    def __init__(self, codec: Any, site: Site) -> None:
         self.codec = codec
         self.search = site.search_epochs(codec.columns.search, "its width")
         self._key = hash_key(codec.columns.seed, site.held.table.name, 0) & (2**61 - 1)
 
     def begin(self) -> None:
         self.codec.begin()
-        self._draw(0)
+        self.draw(0, torch.Generator().manual_seed(self._key))
 
     def step(self, done: int) -> None:
         if bool(self.codec.searching):
-            self._draw(done)
+            self.draw(done, torch.Generator().manual_seed(self._key + done))
+
+    @abc.abstractmethod
+    def draw(self, done: int, generator: torch.Generator) -> None:
+        """Draw what a step reads; it follows from the seed, the table and the number of steps that are done."""
+
+
+class MixtureStages(_WidthStages):
+    """The stages of a table whose width is searched by a mixture of widths."""
+
+    codec: MixtureCodec
 
     @torch.no_grad()
-    def _draw(self, done: int) -> None:
-        """Draw the noise of a step, which follows from the seed, the table and the number of the step."""
-        codec, generator = self.codec, torch.Generator().manual_seed(self._key + done)
+    def draw(self, done: int, generator: torch.Generator) -> None:
+        codec = self.codec
         uniform = torch.rand(codec.noise.shape, generator=generator, dtype=torch.float64).clamp(min=1e-30)
         codec.noise.copy_(-(-uniform.log()).clamp(min=1e-30).log())
         codec.temperature.fill_(max(0.01, 1 - 5e-5 * done))
@@ -41,10 +52,13 @@ class WidthStages(TableStages):
         codec = self.codec
         return codec.columns.strength * codec.gates(codec.probabilities(noisy=False)).mean()
 
+    def held_out(self) -> Sequence[nn.Parameter]:
+        return [self.codec.alpha]
+
     @classmethod
     def choose_together(cls, tables: Sequence[Any]) -> None:
         """Choose the widths of all tables: the likeliest columns that fit into the bytes of the widths of before."""
-        codecs: list[ColumnsCodec] = [stages.codec for stages in tables]
+        codecs: list[MixtureCodec] = [stages.codec for stages in tables]
         room = sum(codec.rows * codec.columns.width for codec in codecs)
         steps = [
             (width > 1, -float(gates[below]), width, number, codec.rows * (width - below))
@@ -62,6 +76,48 @@ class WidthStages(TableStages):
             codec.choose(width)
 
 
+class RandomStages(_WidthStages):
+    """The stages of a table that is trained with random widths, among which an evolutionary search chooses."""
+
+    codec: ColumnsCodec
+
+    def __init__(self, codec: ColumnsCodec, site: Site) -> None:
+        super().__init__(codec, site)
+        if site.validate is None:
+            raise ValueError(
+                f"table {site.name!r}: rule='evolution' judges widths on held-out data; give the Schedule its "
+                "validate=, or take rule='mixture'"
+            )
+        self._validate = site.validate
+
+    @torch.no_grad()
+    def draw(self, done: int, generator: torch.Generator) -> None:
+        candidates = self.codec.columns.candidates
+        self.codec.width.fill_(candidates[int(torch.randint(len(candidates), (), generator=generator))])
+
+    @classmethod
+    def choose_together(cls, tables: Sequence[Any]) -> None:
+        """Choose the widths of all tables: those of the least held-out loss that fit into the bytes of before."""
+        codecs: list[ColumnsCodec] = [stages.codec for stages in tables]
+        first = codecs[0].columns
+
+        def loss(widths: Widths) -> float:
+            for codec, width in zip(codecs, widths, strict=True):
+                codec.width.fill_(width)
+            return sum(float(tables[0]._validate(number)) for number in range(first.batches)) / first.batches
+
+        room = sum(codec.rows * codec.columns.width for codec in codecs)
+        choices = [codec.columns.candidates for codec in codecs]
+        search = WidthSearch([codec.rows for codec in codecs], choices, room, first.seed)
+        for codec, width in zip(codecs, search.run(loss, first.generations), strict=True):
+            codec.choose(width)
+
+
+@stages_of.register
+def _(part: MixtureCodec, site: Site) -> TableStages:
+    return MixtureStages(part, site)
+
+
 @stages_of.register
 def _(part: ColumnsCodec, site: Site) -> TableStages:
-    return WidthStages(part, site)
+    return RandomStages(part, site)

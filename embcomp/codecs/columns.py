@@ -1,8 +1,8 @@
-"""The codec of a learned width: the first columns of a table, as many as a search in training has found."""
+"""The codecs of a learned width: the first columns of a table, as many as a search in training has found."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from embcomp.constants import Maps
 
 VALUE_BYTES = 4  # values are served as float32
 
+Rule = Literal["mixture", "evolution"]
+
 
 @dataclass(frozen=True)
 class Columns(Coding):
@@ -22,20 +24,28 @@ class Columns(Coding):
     Attributes:
         width: the number of columns before a search.
         candidates: the widths of the search, ascending, from 1 to the width of the table.
-        strength: the factor of the penalty of wide rows.
+        rule: the rule of the search.
+        strength: the factor of the penalty of wide rows, for the rule "mixture".
+        generations: the generations of the rule "evolution".
+        batches: the held-out batches that judge a candidate, for the rule "evolution".
         search: the share of the epochs that search.
-        seed: the seed of the noise of the search.
+        seed: the seed of the random numbers of the search.
     """
 
     width: int
     candidates: tuple[int, ...]
+    rule: Rule = "mixture"
     strength: float = 0.0
+    generations: int = 0
+    batches: int = 0
     search: float = 0.5
     seed: int = 0
 
     def nbytes(self, rows: int, dim: int, float_bytes: int) -> int:
-        fixed = 8 + 1 + 4 + 4 * len(self.candidates)  # the width, whether it searches, temperature and noise
-        return fixed + len(self.candidates) * float_bytes
+        fixed = 8 + 1  # the width, and whether it searches
+        if self.rule == "evolution":
+            return fixed
+        return fixed + 4 + len(self.candidates) * (4 + float_bytes)  # temperature, noise and alpha
 
     def served_nbytes(self, rows: int, dim: int) -> int:
         return rows * self.width * VALUE_BYTES
@@ -55,76 +65,52 @@ class Columns(Coding):
         return weighed(vectors, offsets, weights, mode)
 
     def module(self, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> "ColumnsCodec":
-        return ColumnsCodec(self, rows, dim, device, dtype)
+        codec = MixtureCodec if self.rule == "mixture" else ColumnsCodec
+        return codec(self, rows, dim, device, dtype)
 
 
 class ColumnsCodec(Codec, Maps):
-    """A codec that keeps the first columns of a table, or searches how many.
-
-    While it searches, column c is multiplied by the probability of the widths above c, under softmax((alpha + noise) /
-    temperature) over the candidates: the mean of the vectors of all widths.
+    """A codec that keeps the first columns of a table; while it searches, another number of them in each step.
 
     Attributes:
-        alpha: the logits of the candidates, [candidates, 1].
         width: the number of columns that are kept, int64 [].
         searching: whether the width is searched, uint8 [].
-        noise: the Gumbel noise of the step, float32 [candidates].
-        temperature: the temperature of the softmax, float32 [].
     """
 
     width: Tensor
     searching: Tensor
-    noise: Tensor
-    temperature: Tensor
 
     def __init__(
         self, coding: Columns, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(coding, rows, dim)
         self.columns, home = coding, home_of(device)
-        number = len(coding.candidates)
-        self.alpha = nn.Parameter(torch.zeros(number, 1, device=device, dtype=dtype))
         self.register_buffer("width", torch.tensor(coding.width, device=home))
         self.register_buffer("searching", torch.zeros((), dtype=torch.uint8, device=home))
-        self.register_buffer("noise", torch.zeros(number, dtype=torch.float32, device=home))
-        self.register_buffer("temperature", torch.ones((), dtype=torch.float32, device=home))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.alpha)
         self.width.fill_(self.columns.width)
         self.searching.zero_()
-        self.noise.zero_()
-        self.temperature.fill_(1.0)
 
     @property
     def served_nbytes(self) -> int:
         """The bytes of the served form; of all columns while the width is searched."""
         return self.rows * (self.dim if bool(self.searching) else int(self.width)) * VALUE_BYTES
 
-    def probabilities(self, noisy: bool = True) -> Tensor:
-        """Return the probability of each candidate, [candidates]; of a step, or without its noise."""
-        alpha = self.alpha.squeeze(1)
-        if not noisy:
-            return torch.softmax(alpha, 0)
-        return torch.softmax((alpha + self.noise.to(alpha.dtype)) / self.temperature, 0)
-
-    def gates(self, probabilities: Tensor) -> Tensor:
-        """Return the probability of the widths above each column, [dim]."""
-        columns = torch.arange(self.dim, device=probabilities.device)
-        wide = [(columns < width).to(probabilities.dtype) for width in self.columns.candidates]
-        return (probabilities.unsqueeze(1) * torch.stack(wide)).sum(0)
-
     def forward(self, stored: Tensor, rows: Tensor, measured: Tensor | None) -> Tensor:
         if stored.is_meta:  # only shapes are asked for
-            return stored + self.alpha.sum()
+            return stored * 1
+        return self.first(stored)
+
+    def first(self, stored: Tensor) -> Tensor:
+        """Return rows with zeros after the columns that are kept."""
         kept = torch.arange(self.dim, device=stored.device) < self.width
-        found = stored * self.gates(self.probabilities()).to(stored.dtype)
-        return torch.where(self.searching.bool(), found, stored.masked_fill(~kept, 0.0))
+        return stored.masked_fill(~kept, 0.0)
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Start the search with equal probabilities of all candidates."""
+        """Start the search."""
         self.reset_parameters()
         self.searching.fill_(1)
 
@@ -146,3 +132,55 @@ class ColumnsCodec(Codec, Maps):
 
     def extra_repr(self) -> str:
         return f"width={int(self.width)} of {self.dim}"
+
+
+class MixtureCodec(ColumnsCodec):
+    """A codec that keeps the first columns of a table, or searches how many by a mixture of widths.
+
+    While it searches, column c is multiplied by the probability of the widths above c, under softmax((alpha + noise) /
+    temperature) over the candidates: the mean of the vectors of all widths.
+
+    Attributes:
+        alpha: the logits of the candidates, [candidates, 1].
+        noise: the Gumbel noise of the step, float32 [candidates].
+        temperature: the temperature of the softmax, float32 [].
+    """
+
+    noise: Tensor
+    temperature: Tensor
+
+    def __init__(
+        self, coding: Columns, rows: int, dim: int, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(coding, rows, dim, device, dtype)
+        number, home = len(coding.candidates), home_of(device)
+        self.alpha = nn.Parameter(torch.zeros(number, 1, device=device, dtype=dtype))
+        self.register_buffer("noise", torch.zeros(number, dtype=torch.float32, device=home))
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float32, device=home))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start with equal probabilities of all candidates."""
+        super().reset_parameters()
+        nn.init.zeros_(self.alpha)
+        self.noise.zero_()
+        self.temperature.fill_(1.0)
+
+    def probabilities(self, noisy: bool = True) -> Tensor:
+        """Return the probability of each candidate, [candidates]; of a step, or without its noise."""
+        alpha = self.alpha.squeeze(1)
+        if not noisy:
+            return torch.softmax(alpha, 0)
+        return torch.softmax((alpha + self.noise.to(alpha.dtype)) / self.temperature, 0)
+
+    def gates(self, probabilities: Tensor) -> Tensor:
+        """Return the probability of the widths above each column, [dim]."""
+        columns = torch.arange(self.dim, device=probabilities.device)
+        wide = [(columns < width).to(probabilities.dtype) for width in self.columns.candidates]
+        return (probabilities.unsqueeze(1) * torch.stack(wide)).sum(0)
+
+    def forward(self, stored: Tensor, rows: Tensor, measured: Tensor | None) -> Tensor:
+        if stored.is_meta:  # only shapes are asked for
+            return stored + self.alpha.sum()
+        found = stored * self.gates(self.probabilities()).to(stored.dtype)
+        return torch.where(self.searching.bool(), found, self.first(stored))

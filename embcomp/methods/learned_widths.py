@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from embcomp.codecs.columns import Columns
+from embcomp.codecs.columns import Columns, Rule
 from embcomp.methods.base import Chunk, Combiner, Ladder, Method, Plan, Sizes, Store, Table, TablePlan, per_table
 from embcomp.methods.full import IdentityEncoder
 from embcomp.methods.narrow import draw_map_, principal_directions
@@ -63,29 +63,39 @@ class _FixedMap(Combiner):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LearnedWidths(Method):
-    """Rows of a width that is learned for each table (AutoDim, Zhao et al. 2021, arXiv 2006.14827, section 2).
+    """Rows of a width that is learned for each table.
 
     In training rows have the full width; they are served with the first w_f columns and a matrix to the common width,
-    as in `MixedDimensions`: e(id) = E_f[id, :w_f] M_f[:w_f]. `embcomp.Schedule` searches w_f in the first epochs: the
-    vector is the mean over candidate widths with the probabilities softmax((alpha_f + Gumbel noise) / temperature), the
-    temperature falling from 1 by 0.00005 each step, with the penalty strength * the mean width / embedding_dim. Then
-    all tables choose together: the columns with the largest probabilities of a width above them, as many as fit into
-    the bytes of `width`; and the whole model begins again from its initial values. Without a schedule all tables keep
-    `width` columns.
+    as in `MixedDimensions`: e(id) = E_f[id, :w_f] M_f[:w_f]. `embcomp.Schedule` searches w_f in the first epochs, by
+    one of two rules; then all tables choose together, as many columns as fit into the bytes of `width`, and the whole
+    model begins again from its initial values. Without a schedule all tables keep `width` columns.
 
-    Unlike in the paper, all widths share the rows and the matrix, there is no batch normalisation, and alpha is trained
-    on the training data together with the model.
+    - "mixture": the vector is the mean over candidate widths with the probabilities softmax((alpha_f + Gumbel noise) /
+      temperature), the temperature falling from 1 by 0.00005 each step, with the penalty strength * the mean width /
+      embedding_dim. The columns with the largest probabilities of a width above them are kept (AutoDim, Zhao et al.
+      2021, arXiv 2006.14827, section 2). A schedule with held-out data trains alpha on it, as in the paper.
+    - "evolution": each table is trained with a random candidate width in each step, and an evolutionary search then
+      judges widths of all tables by the loss on held-out data, which the schedule needs (OptEmbed, Lyu et al. 2022,
+      arXiv 2208.04482). Rows by their norm, the other half of that method, are `LearnedMask(rule="rows")`.
+
+    Unlike in the papers, all widths share the rows and the matrix (OptEmbed has none), there is no batch normalisation,
+    and widths fit a budget.
 
     Args:
         width: the columns of each table, or a mapping from table names to them; after a search those of all tables
             together, in bytes.
-        candidates: the widths of the search besides 1 and the embedding_dim; by default the powers of two.
-        strength: the factor of the penalty.
+        rule: the rule of the search.
+        candidates: the widths of the search besides 1 and the embedding_dim; by default the powers of two, all widths
+            for the rule "evolution".
+        strength: the factor of the penalty of the rule "mixture"; 1e-3 by default.
+        generations: the generations of the rule "evolution", each of 20 candidates; 30 by default.
+        batches: the held-out batches that judge a candidate, for the rule "evolution"; 8 by default.
         search: the share of the epochs that search, rounded to whole epochs, at least one.
-        seed: the seed of the noise.
+        seed: the seed of the noise and of the evolution.
 
     Raises:
-        ValueError: a width is above the embedding_dim of a table (raised when a plan is made).
+        ValueError: a setting belongs to the other rule, or a width is above the embedding_dim of a table (raised when
+            a plan is made).
 
     Example:
         >>> import torch, embcomp
@@ -98,12 +108,18 @@ class LearnedWidths(Method):
     sized_by: ClassVar[str] = "width"
 
     width: Width | Mapping[str, Width]
+    rule: Rule = "mixture"
     candidates: Sequence[int] | None = None
-    strength: Annotated[float, Within(0.0)] = 1e-3
+    strength: Annotated[float, Within(0.0)] | None = None
+    generations: Annotated[int, Within(1)] | None = None
+    batches: Annotated[int, Within(1)] | None = None
     search: Share = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, rule in {"strength": "mixture", "generations": "evolution", "batches": "evolution"}.items():
+            if getattr(self, name) is not None and self.rule != rule:
+                raise ValueError(f"LearnedWidths: {name} is for rule={rule!r}, got rule={self.rule!r}; leave it out")
         if self.candidates is not None and not all(width >= 1 for width in self.candidates):
             raise ValueError(f"LearnedWidths: candidates must be at least 1, got {self.candidates}")
 
@@ -129,9 +145,19 @@ class LearnedWidths(Method):
                 f"table {table.name!r}: width={width} and candidates={self.candidates} must be at most its "
                 f"embedding_dim {dim}; choose lower ones, or leave the table out"
             )
-        powers = tuple(2**n for n in range(dim.bit_length()))
-        candidates = tuple(sorted({1, dim, *(powers if self.candidates is None else self.candidates)}))
-        return Store(ids, dim, coding=Columns(width, candidates, self.strength, self.search, self.seed))
+        every = range(1, dim + 1) if self.rule == "evolution" else (2**n for n in range(dim.bit_length()))
+        mixture = self.rule == "mixture"
+        coding = Columns(
+            width,
+            tuple(sorted({1, dim, *(every if self.candidates is None else self.candidates)})),
+            self.rule,
+            strength=(1e-3 if self.strength is None else self.strength) if mixture else 0.0,
+            generations=0 if mixture else self.generations or 30,
+            batches=0 if mixture else self.batches or 8,
+            search=self.search,
+            seed=self.seed,
+        )
+        return Store(ids, dim, coding=coding)
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:

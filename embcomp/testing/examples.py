@@ -179,6 +179,7 @@ EXAMPLES = [
         open_ids=False,
     ),
     Example("LearnedWidths", lambda ts: LearnedWidths(width=4, candidates=(3,)), open_ids=False),
+    Example("LearnedWidths-evolution", lambda tables: LearnedWidths(width=3, rule="evolution"), open_ids=False),
     Example("LearnedMask-rows", lambda tables: LearnedMask(keep=0.8, rule="rows"), open_ids=False),
     Example("LowBit", lambda tables: LowBit(bits=4), open_ids=False),
     Example("LowBit-unified", lambda tables: LowBit(bits=2, of=UnifiedEmbedding(rows=ROWS, chunk_dim=4))),

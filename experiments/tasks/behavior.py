@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -185,6 +186,10 @@ class BehaviorTask:
     def batches(self, epoch: int, start_batch: int) -> Iterator[RequestBatch]:
         size, share = self.run.training.batch_size, distributed.share()
         return self.requests("train").batches(size, self.run.seed, epoch, start_batch, share)
+
+    def held_out(self, number: int, size: int) -> list[RequestBatch]:
+        """Return some random batches of the valid split."""
+        return list(islice(self.requests("valid").batches(size, self.run.seed), number))
 
     def loss(self, model: nn.Module, batch: RequestBatch) -> Tensor:
         logits = model(batch.candidates, batch.history, batch.mask)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import polars as pl
@@ -181,10 +182,9 @@ class ClickTask:
         return BuiltModel(built.model, nn.ModuleList([tables, *others]))
 
     def held_out(self, number: int, size: int) -> list[data.Batch]:
-        """Return some batches of the valid split, spread over all of it."""
-        batches = list(self.data.loader("valid", size))
-        step = max(1, len(batches) // number)
-        return batches[::step][:number]
+        """Return some random batches of the valid split, or of the train split if the valid one is the test split."""
+        split = "train" if self.data.same("valid", "test") else "valid"
+        return list(islice(self.data.loader(split, size, shuffle=True, seed=self.run.seed), number))
 
     def training(self) -> ClickTraining:
         """Return the training split as methods see it."""

@@ -51,6 +51,14 @@ class Task(Protocol):
         """Return batches of the train split, with a method `to`, in an order that depends on (seed, epoch) alone."""
         ...
 
+    def held_out(self, number: int, size: int) -> list[Any]:
+        """Return up to `number` batches for searches by `embcomp.Schedule`, the same at each call.
+
+        They are of the valid split, or of the train split where the valid one is also the test split or holds no
+        batches that `loss` takes; they are never of the test split.
+        """
+        ...
+
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of a batch, a scalar."""
         ...

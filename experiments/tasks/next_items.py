@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -143,6 +144,11 @@ class NextItemsTask:
     def batches(self, epoch: int, start_batch: int) -> Iterator[HistoryBatch]:
         size, seed = self.run.training.batch_size, self.run.seed
         return self.data.batches(self.config.length, size, seed, epoch, start_batch, distributed.share())
+
+    def held_out(self, number: int, size: int) -> list[HistoryBatch]:
+        """Return some batches of the train split: the valid split has one event a user, which is no training batch."""
+        config = self.config
+        return list(islice(self.data.batches(config.length, size, self.run.seed, 0, 0, distributed.share()), number))
 
     def loss(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
         """Return the loss of this process's share, weighted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -144,7 +145,7 @@ class RetrievalTask:
     def held_out(self, number: int, size: int) -> list[Triples]:
         """Return some batches of pairs of the valid split, with negatives."""
         edges = self.data.edges("valid")
-        return list(triples(edges, self.data.num_items, size, seed=self.run.seed))[:number]
+        return list(islice(triples(edges, self.data.num_items, size, seed=self.run.seed), number))
 
     def training(self) -> RetrievalTraining:
         """Return the training split as methods see it."""

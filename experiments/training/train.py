@@ -86,9 +86,7 @@ class Trainer:
         self.model: nn.Module
         self.model, self.optimizers = make_optimizers(built, optimizer, device)
         self.steps = task.steps
-        self.schedule = schedule_of(
-            self.model, built.embeddings, self.optimizers[0], self.config.epochs, max(1, self.steps)
-        )
+        self.schedule = schedule_of(task, self.model, built.embeddings, self.optimizers[0], device)
         parts = {} if self.schedule is None else {"schedule": self.schedule}
         self.best, self.last = Best(folder, key), Last(folder, key, self.model, self.optimizers, parts)
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps

@@ -1,5 +1,6 @@
 """LearnedWidths against the formula of its search, and its choice against trying all widths."""
 
+import collections
 import copy
 import itertools
 
@@ -99,10 +100,29 @@ def test_tables_choose_the_likeliest_columns_that_fit(seed):
         assert all(mine >= theirs for mine, theirs in zip(chosen, whole, strict=True))
 
 
-def trained(last=4, method=None):
-    emb = made(method)
+def validated(emb):
+    """The loss on held-out ids, by the number of the batch."""
+
+    def validate(number):
+        return loss_of(emb, torch.randint(IDS, (20,), generator=torch.Generator().manual_seed(10**6 + number)))
+
+    return validate
+
+
+def loss_of(emb, ids):
+    target = torch.sin(ids.float()).unsqueeze(1) * torch.linspace(-1, 1, DIM)  # of one dimension
+    return (emb(ids) - target).square().mean()
+
+
+def scheduled(emb, validate=False):
     optimizer = torch.optim.Adam(emb.parameters(), lr=0.1)
-    schedule = Schedule(emb, epochs=4, steps=STEPS, optimizer=optimizer)
+    held_out = validated(emb) if validate else None
+    return Schedule(emb, epochs=4, steps=STEPS, optimizer=optimizer, validate=held_out), optimizer
+
+
+def trained(last=4, method=None, validate=False):
+    emb = made(method)
+    schedule, optimizer = scheduled(emb, validate)
     train(emb, schedule, optimizer, 0, last)
     return emb, schedule, optimizer
 
@@ -111,8 +131,7 @@ def train(emb, schedule, optimizer, first, last):
     for epoch in range(first, last):
         for step in range(STEPS):
             ids = torch.randint(IDS, (20,), generator=torch.Generator().manual_seed(100 * epoch + step))
-            target = torch.sin(ids.float()).unsqueeze(1) * torch.linspace(-1, 1, DIM)  # of one dimension
-            ((emb(ids) - target).square().mean() + schedule.penalty()).backward()
+            (loss_of(emb, ids) + schedule.penalty()).backward()
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -120,8 +139,56 @@ def train(emb, schedule, optimizer, first, last):
             assert torch.equal(emb.stores[0].weight, made().stores[0].weight)
 
 
-def test_it_learns_and_the_file_serves_what_was_trained(tmp_path):
-    emb, schedule, _ = trained(method=LearnedWidths(width=2))
+def evolution(**settings):
+    return LearnedWidths(width=4, rule="evolution", **{"generations": 8, "batches": 2, **settings})
+
+
+def test_random_widths_of_a_step_are_all_candidates_equally_often():
+    emb = made(evolution())
+    schedule, widths = scheduled(emb, validate=True)[0], []
+    rows, matrix = emb.stores[0].weight.detach(), emb.combiner.matrix.detach()
+    for _ in range(4000):
+        schedule.step()
+        widths.append(int(codec_of(emb).width))
+    torch.testing.assert_close(emb.materialize().detach(), rows[:, : widths[-1]] @ matrix[: widths[-1]])
+    counts = collections.Counter(widths)
+    assert set(counts) == set(range(1, DIM + 1))
+    assert all(abs(count - 500) < 5 * 500**0.5 for count in counts.values())
+    repeated = made(evolution())
+    scheduled(repeated, validate=True)[0].step()
+    assert int(codec_of(repeated).width) == widths[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_evolution_finds_the_widths_of_the_least_held_out_loss(seed):
+    ids = (30, 50, 80)
+    methods = [LearnedWidths(width=3, rule="evolution", candidates=CANDIDATES, batches=3, seed=seed) for _ in ids]
+    model = nn.ModuleDict({str(n): made(method, ids=n) for n, method in zip(ids, methods, strict=True)})
+    codecs, asked, worth = [codec_of(emb) for emb in model.values()], [], torch.rand(3, 9).cumsum(1)
+
+    def loss(widths):
+        return -sum(float(worth[table, width]) for table, width in enumerate(widths))
+
+    def validate(number):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        asked.append(number)
+        return torch.tensor(loss([int(codec.width) for codec in codecs]) + number)
+
+    schedule = Schedule(model, epochs=2, steps=STEPS, validate=validate)
+    assert schedule.epoch_ended()
+    assert model.training
+    assert asked[:6] == [0, 1, 2, 0, 1, 2]
+    assert set(asked) == {0, 1, 2}
+    choices = itertools.product(CANDIDATES, repeat=3)
+    fitting = [w for w in choices if sum(n * c for n, c in zip(ids, w, strict=True)) <= 3 * sum(ids)]
+    assert tuple(int(codec.width) for codec in codecs) == min(fitting, key=loss)
+    assert not any(bool(codec.searching) for codec in codecs)
+
+
+@pytest.mark.parametrize("rule", ["mixture", "evolution"])
+def test_it_learns_and_the_file_serves_what_was_trained(rule, tmp_path):
+    emb, schedule, _ = trained(method=LearnedWidths(width=2, rule=rule), validate=rule == "evolution")
     assert schedule.stage == "train"
     width, ids = int(codec_of(emb).width), torch.arange(IDS)
     assert 1 <= width <= 2
@@ -142,19 +209,23 @@ def test_it_learns_and_the_file_serves_what_was_trained(tmp_path):
     assert report.tables[0].bytes_exported == embcomp.served_nbytes(emb) == 4 * IDS * width + 4 * DIM * DIM
 
 
+TRAININGS = {"mixture": (None, False), "held out": (None, True), "evolution": (evolution(), True)}
+
+
+@pytest.mark.parametrize(("method", "validate"), TRAININGS.values(), ids=TRAININGS)
 @pytest.mark.parametrize("killed", [1, 3])
-def test_a_continued_training_ends_like_another(killed):
-    whole, _, _ = trained()
-    parted, schedule, optimizer = trained(killed)
+def test_a_continued_training_ends_like_another(killed, method, validate):
+    whole, _, _ = trained(4, method, validate)
+    parted, schedule, optimizer = trained(killed, method, validate)
     states = copy.deepcopy((parted.state_dict(), optimizer.state_dict(), schedule.state_dict()))
-    emb = made()
-    optimizer = torch.optim.Adam(emb.parameters(), lr=0.1)
-    schedule = Schedule(emb, epochs=4, steps=STEPS, optimizer=optimizer)
+    emb = made(method)
+    schedule, optimizer = scheduled(emb, validate)
     emb.load_state_dict(states[0])
     optimizer.load_state_dict(states[1])
     schedule.load_state_dict(states[2])
     train(emb, schedule, optimizer, killed, 4)
     assert torch.equal(emb.materialize(), whole.materialize())
+    assert int(codec_of(emb).width) == int(codec_of(whole).width)
 
 
 def test_a_warm_start_keeps_the_main_directions():
@@ -177,5 +248,10 @@ def test_impossible_settings():
         LearnedWidths(width=1, candidates=(0, 2))
     with pytest.raises(ValueError, match=r"table 't': width=9 .* at most its embedding_dim 8"):
         LearnedWidths(width=9).plan([Table("t", IDS, DIM)])
+    for settings in ({"batches": 2}, {"generations": 2}, {"rule": "evolution", "strength": 0.1}):
+        with pytest.raises(ValueError, match=r"LearnedWidths: \w+ is for rule='(mixture|evolution)', got rule="):
+            LearnedWidths(width=1, **settings)
+    with pytest.raises(ValueError, match="table 'item': rule='evolution' judges widths on held-out data; give"):
+        Schedule(nn.ModuleDict({"item": made(evolution())}), epochs=2, steps=STEPS)
     with pytest.raises(ValueError, match="table 'item': its width is searched in 1 of 1 epochs"):
         Schedule(nn.ModuleDict({"item": made()}), epochs=1, steps=STEPS)

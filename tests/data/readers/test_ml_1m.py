@@ -97,6 +97,8 @@ def test_the_last_two_are_valid_and_test(published, tmp_path):
     clicks = data.load("ml-1m", folder=published, cache=tmp_path / "cache", split="last", features="user,item")
     items = {s: [int(clicks.vocabulary("item")[i]) for i in clicks.split(s).collect()["item"]] for s in clicks.splits}
     assert items == {"train": list(range(3, 41)), "valid": [1, 2], "test": [1, 2]}
+    assert clicks.same("valid", "test")
+    assert not clicks.same("train", "test")
     assert clicks.schema.feature_names == ["user", "item"]
     with pytest.raises(DataError, match="features: there is no 'film'; there are user, item"):
         data.load("ml-1m", folder=published, cache=tmp_path / "cache", features="film")

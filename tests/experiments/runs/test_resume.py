@@ -15,7 +15,7 @@ from experiments.runs.runner import Settings, execute
 SECTIONS = {
     "adam and dropout": {"model": {"options": {"hidden": [16], "dropout": 0.3, "batch_norm": True}}},
     "owners that move": {"methods": [{"method": "HotRows", "share": 0.3}], "optimizer": {"embedding": "Adagrad"}},
-    "a mask that is searched": {"methods": [{"method": "LearnedMask", "share": 0.3, "options": {"rule": "threshold"}}]},
+    "gates that are searched": {"methods": [{"method": "LearnedMask", "share": 0.3, "options": {"rule": "gates"}}]},
     "fused row-wise Adagrad": {"optimizer": {"embedding": "RowWiseAdagrad", "embedding_lr": 0.1}},
 }
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import embcomp
+from data import ClickData
 from embcomp.codecs.columns import ColumnsCodec
 from embcomp.codecs.sparse import SparseCodec
 from embcomp.methods.clustered_hash import ClusteredEncoder
@@ -64,6 +65,24 @@ def test_widths_are_chosen_within_the_budget(make_run, tmp_path):
     assert not any(bool(codec.searching) for codec in found)
     values = sum(codec.rows * int(codec.width) for codec in found)
     assert 0 < values <= sum(codec.rows * codec.columns.width for codec in found)
+
+
+def test_searches_judge_by_the_valid_split_and_never_by_the_test_split(make_run, tmp_path, monkeypatch):
+    read, splits = ClickData.loader, []
+    monkeypatch.setattr(ClickData, "loader", lambda *args, **given: splits.append(args[1]) or read(*args, **given))
+    options = {"rule": "evolution", "generations": 2, "batches": 2}
+    run = make_run(training={"epochs": 2}, methods=[{"method": "LearnedWidths", "share": 0.6, "options": options}])
+    found = trained(run, tmp_path, ColumnsCodec)
+    assert {int(codec.width) for codec in found} <= set(range(1, 9))
+    assert sum(codec.rows * int(codec.width) for codec in found) <= sum(c.rows * c.columns.width for c in found)
+    assert set(splits) == {"train", "valid"}
+    task = prepare(run)
+    first, again = (task.held_out(4, 64) for _ in range(2))
+    assert [torch.equal(a.label, b.label) for a, b in zip(first, again, strict=True)] == [True] * 4
+    monkeypatch.setattr(ClickData, "same", lambda *args: True)  # a valid split that is the test split
+    splits.clear()
+    task.held_out(4, 64)
+    assert splits == ["train"]
 
 
 def test_a_search_needs_more_than_an_epoch(make_run, tmp_path):
