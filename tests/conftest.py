@@ -15,6 +15,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from experiments.processes.processes import Processes
 
+# The garbage collector took half of the time of collecting tests: it looked through all that was imported.
+gc.set_threshold(100_000, 50, 100)
 torch.set_num_threads(1)
 
 # Tests change the working directory, which a relative path would not survive.
@@ -30,6 +32,11 @@ settings.register_profile(
     max_examples=int(os.environ.get("EMBCOMP_EXAMPLES", "100")),  # fewer where the same tests run a second time
 )
 settings.load_profile("embcomp")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: tests of several processes spend much of their time waiting."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_finish() -> None:

@@ -1,6 +1,7 @@
 """FrequencyBits: the rows of any method in groups by frequency, each with its own number of bits, which is learned."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self
@@ -111,9 +112,9 @@ class FrequencyBits(Method):
             )
         group, rarity = (None, None) if reads is None else _grouped(reads.cpu(), self.groups)
         most = self.bits if self.mean_bits is None else self.mean_bits
-        bits = allot(by_rank(self.groups, self.bits), sizes_of(store.rows, self.groups), most).tolist()
+        bits = _by_rank(store.rows, self.groups, self.bits, most)
         settings = (self.mean_bits, self.temperature, self.strength, self.search)
-        return dataclasses.replace(store, coding=MixedGrid(tuple(bits), self.bits, *settings, group, rarity))
+        return dataclasses.replace(store, coding=MixedGrid(bits, self.bits, *settings, group, rarity))
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         plan, reads = self.of.plan(tables, group), dict[str, Tensor]()
@@ -151,6 +152,12 @@ class FrequencyBits(Method):
         mean = max(1.0, outer.bits if outer.mean_bits is None else outer.mean_bits)
         inside = inner.ladder(tables, int(nbytes * FLOAT_BYTES * 8 / mean), **inner.checked_settings(fixed))
         return inside.around(lambda of: dataclasses.replace(outer, of=of), outer._coded_sizes)
+
+
+@functools.cache
+def _by_rank(rows: int, groups: int, most: int, mean: float) -> tuple[int, ...]:
+    """Return the bits of each group before anything is learned; a search for a budget asks often."""
+    return tuple(allot(by_rank(groups, most), sizes_of(rows, groups), mean).tolist())
 
 
 def _grouped(reads: Tensor, groups: int) -> tuple[Tensor, Tensor]:

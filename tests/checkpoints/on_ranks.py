@@ -25,9 +25,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embcomp
 from embcomp.checkpoints import Checkpoints
-from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_, fused_optimizer
 from embcomp.torchrec.sharded.constraints import BagSharder
+from tests.parts import PARTS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules
@@ -51,7 +51,7 @@ class EveryMethod(nn.Module):
         self.collections = nn.ModuleDict(
             {
                 example.name: CompressedEmbeddingBagCollection(configs, {"*": example.make(as_tables(configs))})
-                for example in EXAMPLES
+                for example in PARTS
                 if not names or example.name in names
             }
         )

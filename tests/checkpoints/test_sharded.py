@@ -12,13 +12,13 @@ import torch
 from torchrec.optim import RowWiseAdagrad
 
 from embcomp.checkpoints import Checkpoints, Progress
-from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import fuse_, fused_optimizer
 from experiments.processes.processes import Processes
 from tests.checkpoints import on_ranks
+from tests.parts import PARTS
 
 pytestmark = pytest.mark.timeout(900)  # several starts of two processes, on a machine that may be busy
-every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
+every_method = pytest.mark.parametrize("example", PARTS, ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_saved_by_two_loaded_under_another_sharding(exchanged, example):
     for saved, loaded in (("saved", "loaded"), ("saved again", "loaded again")):
         one, other = (whole([rank[name] for rank in exchanged], example) for name in (saved, loaded))
         assert_equal(one, other)
-        kind = on_ranks.OPTIMIZERS[EXAMPLES.index(example) % 3][0]  # optimizers take turns
+        kind = on_ranks.OPTIMIZERS[PARTS.index(example) % 3][0]  # optimizers take turns
         assert any("momentum1" in name for name in one) == (kind is not torch.optim.SGD)
 
 
@@ -151,7 +151,7 @@ def test_saved_by_two_loaded_into_a_plain_module(folder, exchanged, kind):
     Checkpoints(folder / kind, model).load(random=False)
     name = "saved" if kind == "table-wise" else "saved again"
     here = model.state_dict()
-    for example in [None, *EXAMPLES]:
+    for example in [None, *PARTS]:
         saved = whole([rank[name] for rank in exchanged], example)
         weights = {key: value for key, value in saved.items() if key.startswith("model.")}
         assert weights

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import embcomp
 from embcomp.testing.examples import EXAMPLES
+from tests.parts import PARTS
 
 BATCH = 8
 TABLES = [embcomp.Table("users", 20, 8), embcomp.Table("films", 33, 16)]
@@ -31,7 +32,7 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+@pytest.mark.parametrize("example", PARTS, ids=str)
 def test_two_processes_train_as_one(pair, example, kind):
     for difference, moved in pair.run(train, str(example), kind):
         assert difference < 1e-6

@@ -6,4 +6,4 @@ from hypothesis import settings
 from embcomp.testing.examples import EXAMPLES
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
-few = settings(max_examples=8)
+few = settings(max_examples=4)

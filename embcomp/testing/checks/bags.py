@@ -1,7 +1,6 @@
 """The checks that bags are the pooled vectors of their ids."""
 
 import torch
-from hypothesis import example as always
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,47 +26,54 @@ def pooled(
     return out
 
 
+KINDS = [(mode, False, padding) for mode in ("sum", "mean", "max") for padding in (None, 5)]
+KINDS += [("sum", True, padding) for padding in (None, 5)]
+
+
 @check
 def a_bag_is_the_pooled_single_vectors(example: Example) -> None:
     """Compare with the definition and, gradients included, with torch's own function on the materialised table."""
-    for mode, weighted in (("sum", False), ("mean", False), ("max", False), ("sum", True)):
-        for padding in (None, 5):
-            _bags_are_pooled(example, mode, weighted, padding)
+    bags = [[5, 3, 5], [], [5], [7, 7, 0, 39, 11]]
+    for mode, weighted, padding in KINDS:
+        _bags_are_pooled(example, bags, True, mode, weighted, padding)
 
-
-def _bags_are_pooled(example: Example, mode: str, weighted: bool, padding: int | None) -> None:
-    @settings(max_examples=3)
-    @given(BAGS, st.booleans())
-    @always([[5, 3, 5], [], [5], [7, 7, 0, 39, 11]], True)
-    def inner(bags: list[list[int]], last: bool) -> None:
-        module = bag(example, mode=mode, include_last_offset=last, padding_idx=padding, dtype=torch.float64)
-        ids = torch.tensor([id for ids in bags for id in ids], dtype=torch.int64)
-        lengths = torch.tensor([len(ids) for ids in bags], dtype=torch.int64)
-        bounds = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        weights = torch.rand(ids.numel(), dtype=torch.float64, requires_grad=True) if weighted else None
-        split = [
-            w.tolist() for w in (torch.ones(len(ids)) if weights is None else weights.detach()).split(lengths.tolist())
-        ]
-
-        out = module(ids, bounds if last else bounds[:-1], weights)
-        assert out.shape == (len(bags), D)
-        torch.testing.assert_close(out, pooled(singles(module), bags, mode, split, module.padding_idx))
-
-        reference = F.embedding_bag(
-            ids, module.materialize(), bounds, mode=mode, per_sample_weights=weights, include_last_offset=True,
-            padding_idx=module.padding_idx,
-        )  # fmt: skip
-        torch.testing.assert_close(out, reference)
-        factors = torch.randn(out.shape, dtype=torch.float64)
-        assert_all_close(gradients(module, (out * factors).sum()), gradients(module, (reference * factors).sum()))
-        if weights is not None and bags:
-            out, reference = module(ids, bounds if last else bounds[:-1], weights), reference.clone()
-            (got,) = torch.autograd.grad((out * factors).sum(), weights)
-            rows = module.materialize(ids).detach()
-            bags_of_ids = torch.repeat_interleave(torch.arange(len(bags)), lengths)
-            torch.testing.assert_close(got, (rows * factors[bags_of_ids]).sum(1))
+    @settings(max_examples=8)
+    @given(BAGS, st.booleans(), st.sampled_from(KINDS))
+    def inner(bags: list[list[int]], last: bool, kind: tuple[str, bool, int | None]) -> None:
+        _bags_are_pooled(example, bags, last, *kind)
 
     inner()
+
+
+def _bags_are_pooled(
+    example: Example, bags: list[list[int]], last: bool, mode: str, weighted: bool, padding: int | None
+) -> None:
+    module = bag(example, mode=mode, include_last_offset=last, padding_idx=padding, dtype=torch.float64)
+    ids = torch.tensor([id for ids in bags for id in ids], dtype=torch.int64)
+    lengths = torch.tensor([len(ids) for ids in bags], dtype=torch.int64)
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    weights = torch.rand(ids.numel(), dtype=torch.float64, requires_grad=True) if weighted else None
+    split = [
+        w.tolist() for w in (torch.ones(len(ids)) if weights is None else weights.detach()).split(lengths.tolist())
+    ]
+
+    out = module(ids, bounds if last else bounds[:-1], weights)
+    assert out.shape == (len(bags), D)
+    torch.testing.assert_close(out, pooled(singles(module), bags, mode, split, module.padding_idx))
+
+    reference = F.embedding_bag(
+        ids, module.materialize(), bounds, mode=mode, per_sample_weights=weights, include_last_offset=True,
+        padding_idx=module.padding_idx,
+    )  # fmt: skip
+    torch.testing.assert_close(out, reference)
+    factors = torch.randn(out.shape, dtype=torch.float64)
+    assert_all_close(gradients(module, (out * factors).sum()), gradients(module, (reference * factors).sum()))
+    if weights is not None and bags:
+        out, reference = module(ids, bounds if last else bounds[:-1], weights), reference.clone()
+        (got,) = torch.autograd.grad((out * factors).sum(), weights)
+        rows = module.materialize(ids).detach()
+        bags_of_ids = torch.repeat_interleave(torch.arange(len(bags)), lengths)
+        torch.testing.assert_close(got, (rows * factors[bags_of_ids]).sum(1))
 
 
 @check

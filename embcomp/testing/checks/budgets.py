@@ -46,7 +46,7 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
     edges).
     """
 
-    @settings(max_examples=8)
+    @settings(max_examples=5)
     @given(TABLES, st.floats(0.01, 1.2), st.floats(1.0, 2.0))
     def inner(sizes: list[tuple[int, int]], share: float, more: float) -> None:
         tables = [Table(f"t{i}", n, dim) for i, (n, dim) in enumerate(sizes)]

@@ -1,6 +1,6 @@
-"""Training over two processes is training in one: every method, sharding and optimizer, plain and in a pipeline.
+"""Training over two processes is training in one: every part, sharding and optimizer, plain and in a pipeline.
 
-The whole grid, with more steps, is `python -m experiments parity`.
+The whole grid of every method, with more steps, is `python -m experiments parity`.
 """
 
 import json
@@ -12,15 +12,15 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
-from embcomp.testing.examples import EXAMPLES
 from experiments.runs.results import RESULTS
 from experiments.studies import parity, study
+from tests.parts import PARTS
 
 OPTIMIZERS = list(parity.OPTIMIZERS)
-# Every method in both shardings; optimizers and kinds take turns.
+# All parts in both shardings; optimizers and kinds take turns.
 CASES = [
     parity.Case(str(example), parity.KINDS[(i + j) % 2], sharding, OPTIMIZERS[(i + 2 * j) % len(OPTIMIZERS)])
-    for i, example in enumerate(EXAMPLES)
+    for i, example in enumerate(PARTS)
     for j, sharding in enumerate(parity.SHARDINGS)
 ]
 
@@ -45,9 +45,9 @@ def test_two_processes_train_as_one(pair, case):
     assert row == other
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+@pytest.mark.parametrize("example", PARTS, ids=str)
 def test_pipelines_run_every_encoder_ahead(pair, example):
-    i = EXAMPLES.index(example)
+    i = PARTS.index(example)
     case = parity.Case(str(example), parity.KINDS[i % 2], parity.SHARDINGS[i // 2 % 2], OPTIMIZERS[i % len(OPTIMIZERS)])
     for branches, pipelined, difference in pair.run(pipelined_training, case):
         expected = {f"model.collection.branches.{name}.collection" for name in branches}

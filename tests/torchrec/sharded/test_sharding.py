@@ -23,8 +23,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim import RowWiseAdagrad
 
 import embcomp
-from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
+from tests.parts import PARTS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 with warnings.catch_warnings():  # torch announces the end of torch.jit while it imports its own modules
@@ -34,7 +34,7 @@ with warnings.catch_warnings():  # torch announces the end of torch.jit while it
 # What torchrec passes to torch.
 pytestmark = pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
 
-every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
+every_method = pytest.mark.parametrize("example", PARTS, ids=str)
 CPU = torch.device("cpu")
 SHARDERS = {EmbeddingBagCollection: EmbeddingBagCollectionSharder(), EmbeddingCollection: EmbeddingCollectionSharder()}
 
