@@ -1,5 +1,6 @@
 """LearnedWidths: the width of each table is learned in training, and the narrow rows are mapped to the common width."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -161,16 +162,34 @@ class LearnedWidths(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Return the ladder by `width`, which is the same for all tables up to their embedding_dim.
+        """Return the ladder by the values of all tables together.
+
+        The widths are equal, and columns that still fit go to the tables with the most rows first, so that a search has
+        almost the whole budget.
 
         Args:
             tables: the tables to compress together.
             nbytes: the budget in bytes.
             fixed: settings to keep as given.
         """
+        rows = {table.name: table.ids_or_raise("LearnedWidths") for table in tables}
+        dims = {table.name: table.embedding_dim for table in tables}
+        order = sorted(rows, key=lambda name: -rows[name])
 
-        def make(width: int) -> Self:
-            return cls(width={table.name: min(width, table.embedding_dim) for table in tables}, **fixed)
+        def make(values: int) -> Self:
+            level = bisect_right(range(max(dims.values()) + 1), values, key=lambda width: used(level_of(width))) - 1
+            widths = level_of(level)
+            left = values - used(widths)
+            for name in order:
+                more = min(left // rows[name], dims[name] - widths[name])
+                widths[name], left = widths[name] + more, left - more * rows[name]
+            return cls(width=widths, **fixed)
 
-        most = max(table.embedding_dim for table in tables)
-        return Ladder(make, lambda width: make(width).sizes(tables), most=most)
+        def level_of(width: int) -> dict[str, int]:
+            return {name: min(width, dim) for name, dim in dims.items()}
+
+        def used(widths: Mapping[str, int]) -> int:
+            return sum(rows[name] * width for name, width in widths.items())
+
+        least, most = (used(level_of(width)) for width in (1, max(dims.values())))
+        return Ladder(make, lambda values: make(values).sizes(tables), least, most)

@@ -239,6 +239,21 @@ def test_budgets_are_those_of_served_bytes():
     tables = [Table("a", 300, 16), Table("b", 100, 8)]
     method = LearnedWidths.for_budget(tables, 8 * 1000)
     assert method.width == {"a": 4, "b": 4}  # 4 * 400 * 4 + 4 * (256 + 64) = 7680 bytes
+    assert LearnedWidths.for_budget(tables, 8 * 1000 + 400).width == {"a": 4, "b": 5}  # 100 values more
+
+
+def test_columns_that_are_left_go_to_large_tables_first():
+    ids, dims = {"a": 90, "b": 50, "c": 3}, {"a": 8, "b": 8, "c": 4}
+    tables = [Table(name, n, dims[name]) for name, n in ids.items()]
+    matrices, before = 4 * sum(dim * dim for dim in dims.values()), -1
+    for values in range(143, 1200, 7):
+        widths = LearnedWidths.for_budget(tables, matrices + 4 * values).width
+        used = sum(n * widths[name] for name, n in ids.items())
+        level = max(w for w in range(1, 9) if sum(n * min(w, dims[name]) for name, n in ids.items()) <= values)
+        assert all(widths[name] >= min(level, dims[name]) for name in ids)
+        assert before <= used <= values
+        assert all(width == dims[name] or used + ids[name] > values for name, width in widths.items())
+        before = used
 
 
 def test_impossible_settings():
