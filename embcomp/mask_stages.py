@@ -22,6 +22,11 @@ class MaskStages(TableStages):
     def __init__(self, codec: SparseCodec, site: Site) -> None:
         self._codec, coding = codec, codec.sparse
         (self._store,) = (store for store in site.held.stores.values() if store.codec is codec)
+        if coding.decay and self._store.states:
+            raise ValueError(
+                f"table {site.name!r}: decay needs gradients of all rows, but a fused optimizer trains them; leave it "
+                "out, or set weight_decay of that optimizer"
+            )
         self.search = site.search_epochs(coding.search, "its mask")
         self.begins_again = coding.rule != "magnitude"
         self._warm = site.steps if self.search > 1 else 0
@@ -57,7 +62,11 @@ class MaskStages(TableStages):
             blocks[smallest // each, smallest % each] = 0.0
 
     def penalty(self) -> Tensor | None:
-        return self._codec.rule.penalty()
+        penalty, decay = self._codec.rule.penalty(), self._codec.sparse.decay
+        if not decay:
+            return penalty
+        squares = decay / 2 * self._store.weight.square().sum()
+        return squares if penalty is None else penalty + squares
 
     def held_out(self) -> Sequence[nn.Parameter]:
         return list(self._codec.rule.parameters()) if self._codec.sparse.rule == "gates" else ()

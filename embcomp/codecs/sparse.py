@@ -35,6 +35,7 @@ class Sparse(Coding):
         group: the frequency group of each row, uint8 [rows], for the rule "gates".
         strength: the factor of the penalty, for the rules "gates" and "rows".
         damping: the factor of the remaining entries in 100 steps, for the rule "magnitude".
+        decay: the factor of half the square of the rows in the loss, while the mask is searched.
         search: the share of the epochs that search.
     """
 
@@ -47,6 +48,7 @@ class Sparse(Coding):
     group: Tensor | None = field(default=None, repr=False)
     strength: float = 0.0
     damping: float | None = None
+    decay: float = 0.0
     search: float = 0.5
 
     def __eq__(self, other: object) -> bool:

@@ -63,6 +63,8 @@ class LearnedMask(Method):
         strength: the factor of the penalty of the rules "gates" and "rows"; 1e-5 by default.
         damping: the factor by which entries still to be pruned decrease in 100 steps, for the rule "magnitude"; by
             default 1 % of them are left at the end of the search.
+        decay: the factor of half the square of the rows in the loss while the mask is searched, like weight decay in
+            the papers. Without either, Adam moves rare rows as far as frequent ones, and |w| does not tell them apart.
         search: the share of the epochs that search, rounded to whole epochs, at least one.
 
     Raises:
@@ -102,6 +104,7 @@ class LearnedMask(Method):
     groups: Annotated[int, Within(1, 255)] | None = None
     strength: Annotated[float, Within(0.0)] | None = None
     damping: Annotated[float, Within(0.0, below=1)] | None = None
+    decay: Annotated[float, Within(0.0)] = 0.0
     search: Share = 0.5
 
     def __post_init__(self) -> None:
@@ -140,6 +143,7 @@ class LearnedMask(Method):
             group=self._group_of_rows(table) if self.rule == "gates" else None,
             strength=_STRENGTH.get(self.rule, 0.0) if self.strength is None else self.strength,
             damping=self.damping,
+            decay=self.decay,
             search=self.search,
         )
         return Store(ids, dim, coding=coding)

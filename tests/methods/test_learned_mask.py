@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+import torchrec
 from torch import nn
 
 import embcomp
 from embcomp import LearnedMask, Schedule, Table
 from embcomp.codecs.sparse import SparseCodec
 from embcomp.nn import CompressedEmbedding
+from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
 
 IDS, DIM, STEPS = 60, 8, 40
 COUNTS = torch.arange(IDS).flip(0)
@@ -115,6 +117,27 @@ def test_rows_above_a_norm():
     each = w.detach().sum(1, keepdim=True) * slope
     torch.testing.assert_close(t.grad, -each.sum().view(1, 1))
     torch.testing.assert_close(w.grad, kept + each * w.detach().sign())
+
+
+@pytest.mark.parametrize("rule", ["threshold", "magnitude", "rows"])
+def test_decay_leaves_rows_that_are_not_read_nothing(rule):
+    """Half of the ids are read, and rows start large."""
+    settings = {"strength": 0.01} if rule == "rows" else {}
+    emb, schedule = searching(LearnedMask(keep=0.5, rule=rule, decay=0.02, **settings))
+    w, rest = emb.stores[0].weight, 0.01 if rule == "rows" else 0.0  # strength exp(-t) with t = 0
+    assert float(schedule.penalty().detach()) == pytest.approx(rest + 0.01 * float(w.detach().square().sum()), rel=1e-5)
+    optimizer, ids = adam(emb), torch.arange(IDS // 2)
+    for _ in range(2):
+        for _ in range(STEPS):
+            ((emb(ids) - (1.0 + ids % 2).unsqueeze(1)).square().mean() + schedule.penalty()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        schedule.epoch_ended()
+    kept = (emb.materialize().detach() != 0).float().mean(1)
+    assert schedule.stage == "train"
+    assert float(kept[: IDS // 2].mean()) > 0.9
+    assert isinstance(schedule.penalty(), float)
 
 
 def test_pruning_by_magnitude_follows_its_curve():
@@ -253,11 +276,20 @@ def test_a_warm_start_keeps_the_largest_trained_entries():
         ({"keep": 0.5, "strength": 1.0}, "strength is for rule='gates' or 'rows'"),
         ({"keep": 0.5, "search": 1.0}, "search"),
         ({"keep": 0.5, "rule": "norm"}, "rule"),
+        ({"keep": 0.5, "decay": -1.0}, "decay"),
     ],
 )
 def test_impossible_settings(settings, said):
     with pytest.raises(ValueError, match=f"LearnedMask: .*{said}"):
         LearnedMask(**settings)
+
+
+def test_decay_of_a_fused_table_is_refused():
+    bags = [torchrec.EmbeddingBagConfig(name="item", num_embeddings=IDS, embedding_dim=DIM, feature_names=["item"])]
+    collection = CompressedEmbeddingBagCollection(bags, {"*": LearnedMask(keep=0.5, decay=0.1)})
+    fuse_(collection, optimizer=torchrec.optim.RowWiseAdagrad, optimizer_kwargs={"lr": 0.1})
+    with pytest.raises(ValueError, match="table 'item': decay needs gradients of all rows, but a fused optimizer"):
+        Schedule(collection, epochs=2, steps=STEPS)
 
 
 def test_impossible_tables_and_schedules():
