@@ -7,7 +7,7 @@ from tests.fuzz import sanitizers
 
 
 def test_compiled_code_on_a_build_with_sanitizers() -> None:
-    """Deliberate faults are reported, and the tests of `ops` with their fuzzer give no report."""
+    """Deliberate faults are reported, and no test of `ops`, its fuzzer, SDIM and torchrec gives a report."""
     try:
         sanitizers.environment()
     except RuntimeError as error:
