@@ -79,6 +79,16 @@ def test_metrics_are_of_every_row_and_of_its_slices(make_run, task):
     assert not any("long" in name for name in prepared.evaluate(model, "valid", CPU))
 
 
+def test_held_out_batches_are_those_of_the_valid_split(make_run):
+    task = prepare(make_run())
+    batches, again = (task.held_out(10_000, 8) for _ in range(2))
+    (whole,) = task.requests("valid").batches(10_000)
+    assert torch.cat([batch.users for batch in batches]).sort().values.tolist() == whole.users.sort().values.tolist()
+    assert all(torch.equal(a.candidates, b.candidates) for a, b in zip(batches, again, strict=True))
+    assert len(task.held_out(2, 8)) == 2
+    assert torch.isfinite(task.loss(task.model(CPU).model, batches[0]))
+
+
 def test_seeds_draw_other_hashes_and_training_negatives_only(make_run):
     tasks = [prepare(make_run(seeds=[seed], behavior={"poolings": [{"pooling": "sdim"}]})) for seed in (0, 1)]
     tables = [task.model(CPU).model.pooling.projection.matrix for task in tasks]

@@ -75,6 +75,17 @@ def test_ranks_by_hand(seed, split, size):
         assert found[user] == 1 + ranked.index(wanted)
 
 
+def test_held_out_batches_are_windows_of_the_train_split(make_run):
+    task = prepare(make_run())
+    windows = {tuple(row.tolist()) for batch in task.batches(3, 0) for row in batch.history}
+    held_out, again = (task.held_out(2, 16) for _ in range(2))
+    assert [len(batch.history) for batch in held_out] == [16, 16]
+    rows = [tuple(row[row > 0].tolist()) for batch in held_out for row in batch.history]
+    assert set(rows) <= {tuple(item for item in row if item) for row in windows}
+    assert all(torch.equal(a.history, b.history) for a, b in zip(held_out, again, strict=True))
+    assert torch.isfinite(task.loss(task.model(CPU).model, held_out[0]))
+
+
 def test_metrics_by_hand():
     ranks = torch.tensor([1, 3, 10, 11, 60])
     slices = {"head": torch.tensor([True, False, True, False, False]), "none": torch.zeros(5, dtype=torch.bool)}

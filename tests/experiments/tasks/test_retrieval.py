@@ -64,6 +64,12 @@ def test_counts_come_from_the_training_pairs(make_run):
         assert torch.equal(task.method.counts[table], expected)
 
 
+def test_held_out_pairs_are_those_of_the_valid_split(make_run):
+    task = prepare(make_run())
+    pairs = torch.cat([torch.stack((batch.users, batch.positives)) for batch in task.held_out(10_000, 16)], 1)
+    assert sorted(pairs.t().tolist()) == sorted(task.data.edges("valid").t().tolist())
+
+
 @pytest.mark.parametrize(
     ("start", "std"), [({"init_normal": 0.01}, 0.01), ({"init_uniform": 0.3}, 0.3 / 3**0.5), ({}, 0.1)]
 )
