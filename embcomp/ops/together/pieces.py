@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from embcomp.ops.hashing import hash_key, hash_rows, hash_rows_each
+from embcomp.ops.hashing import hash_key, hash_rows_each
 from embcomp.ops.together.batch import Batch
 from embcomp.ops.together.launch import addresses, launch
 
@@ -49,7 +49,7 @@ def pieces(
         codes: the columns of codes of each part, integers [items, columns], all of one dtype and width.
         supported: a bit for each piece that an item reads, integers [items]; None if all are read.
         keys: the keys of each part, int64 [2 * pieces or more]: those of the pieces, then those of ids without any.
-        plan: the pieces.
+        plan: the pieces, first those that read the row of their number.
         size: the number of values of a column.
         rows: the number of rows into which ids without any piece are hashed.
 
@@ -88,43 +88,50 @@ def pieces_reference(
     size: int,
     rows: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute `pieces` in plain torch."""
+    """Compute `pieces` in plain torch: all hashes, those of ids without any piece too, are computed in one pass."""
     (all_codes, item_at), (all_keys, key_at) = batch.joined(codes), batch.joined(keys)
-    start, last, key = batch.each(item_at, [len(own) - 1 for own in codes], key_at)
-    item = (start + torch.minimum(batch.ids, last)).squeeze(1)
-    columns = all_codes.index_select(0, item).long()
-    known: dict[tuple[int, ...], Tensor] = {}
-    each = []
-    for piece in plan:
-        number = _number(piece, columns, size, known)
-        if piece.key is not None:
-            number = hash_rows_each(number, all_keys[key.squeeze(1) + piece.key], piece.rows)
-        each.append(number + piece.start if piece.start else number)
-    out = torch.stack(each, 1)
-    if supported is None:
+    last_item = [len(own) - 1 for own in codes]
+    start, key, last = batch.each(item_at, key_at, last_item)
+    beyond = any(most > own for most, own in zip(batch.last, last_item, strict=True))
+    item = start + (torch.minimum(batch.ids, last) if beyond else batch.ids)
+    numbers = _numbers(plan, all_codes[item].long().unbind(-1), size, batch)
+    count, owned = len(plan), [piece.key for piece in plan].count(None)
+    asked, key_of, range_of = numbers[owned:], [p.key or 0 for p in plan[owned:]], [p.rows for p in plan[owned:]]
+    if supported is not None:
+        asked = [*asked, *[batch.ids] * count]
+        key_of, range_of = [*key_of, *range(count, 2 * count)], [*range_of, *[rows] * count]
+    out = without_any = None
+    if asked:
+        place, ranges = batch.constants((tuple(key_of), tuple(range_of)), batch.ids).squeeze(-1).unbind(0)
+        found = hash_rows_each(torch.cat(asked, 1), all_keys[key + place], ranges)
+        out, without_any = (found, None) if supported is None else found.split([count - owned, count], 1)
+    if owned or out is None:
+        out = torch.cat(numbers[:owned] if out is None else [*numbers[:owned], out], 1)
+    if any(piece.start for piece in plan):
+        out = out + batch.constants((tuple(piece.start for piece in plan),), batch.ids).view(-1)
+    if supported is None or without_any is None:
         return out, None
-    place = torch.arange(len(plan), device=out.device)
-    bits = batch.joined(supported)[0].index_select(0, item).long().unsqueeze(1)
-    bits = torch.where(batch.ids <= last, bits, 0)
+    bits = batch.joined(supported)[0][item]
+    bits = torch.where(batch.ids <= last, bits, 0) if beyond else bits
     without = bits == 0
-    out = torch.where(without, hash_rows_each(batch.ids, all_keys[key + len(plan) + place], rows), out)
-    return out, torch.where(without, 1, torch.bitwise_right_shift(bits, place) & 1).float()
+    read = torch.bitwise_right_shift(bits, torch.arange(count, device=bits.device)) & 1
+    return torch.where(without, without_any, out), torch.where(without, 1, read).float()
 
 
-def _number(piece: Piece, columns: Tensor, size: int, known: dict[tuple[int, ...], Tensor]) -> Tensor:
-    """The number of a piece, int64 [N]; those of its beginnings are kept in `known`."""
-    number: Tensor | None = None
-    for end, (column, digit) in enumerate(zip(piece.columns, piece.digits, strict=True), 1):
-        beginning = piece.columns[:end]
-        if beginning not in known:
-            value = columns[:, column]
-            if number is None:
+def _numbers(plan: Sequence[Piece], columns: Sequence[Tensor], size: int, batch: Batch) -> list[Tensor]:
+    """The numbers of the pieces, int64 [N, 1] each, from columns of codes; what several begin with is made once."""
+    known: dict[tuple[int, ...], Tensor] = {}
+    for piece in plan:
+        for end, (column, digit) in enumerate(zip(piece.columns, piece.digits, strict=True), 1):
+            beginning, value = piece.columns[:end], columns[column]
+            if beginning in known:
+                continue
+            if end == 1:
                 known[beginning] = value
             elif digit:
-                known[beginning] = number * size + value
-            else:  # keys filled in, not copied from the host, which would synchronise a GPU
-                high, low = (hash_rows(number, columns.new_full((1,), key), HALF).squeeze(1) for key in FOLD_KEYS)
+                known[beginning] = known[beginning[:-1]] * size + value
+            else:
+                keys = batch.constants((tuple(FOLD_KEYS),), batch.ids).view(-1)
+                high, low = hash_rows_each(known[beginning[:-1]], keys, HALF).split(1, 1)
                 known[beginning] = (high * 2**31 + low) ^ value
-        number = known[beginning]
-    assert number is not None
-    return number
+    return [known[piece.columns] for piece in plan]

@@ -62,7 +62,7 @@ class KeyedEncoder(NotScripted, nn.Module):
         if order is not None:
             lengths = lengths.index_select(0, order)
         if times is not None:
-            lengths = lengths * times.to(lengths.dtype)
+            lengths = lengths * (times if times.dtype == lengths.dtype else times.to(lengths.dtype))
         # Known on the host already: asking the lengths would synchronise a GPU.
         sizes = None if torch.compiler.is_compiling() else [ids[r.feature].numel() * r.lookups for r in self.reads]
         return KeyedJaggedTensor(
