@@ -1,78 +1,112 @@
-// Pooled look-ups over plain float32 tables and their dense gradients (embcomp.ops.tables), one thread.
-// Rows arrive feature by feature, as in a KeyedJaggedTensor: bag (f, b) reads rows[offsets[f * B + b] .. offsets[f * B + b + 1]).
+// Pooled look-ups over tables, and their dense gradients (embcomp.ops.tables).
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "rows.h"
-
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
+#include "request.h"
+#include "stream.h"
+#include "threads.h"
 
 namespace {
 
 using embcomp::add_scaled;
-using embcomp::Grid;
+using embcomp::Request;
 using embcomp::Rows;
 
-constexpr size_t kBagsPerBlock = 16;           // output of a block stays in the second-level cache
+constexpr size_t kBagsPerTile = 16;                // output of a tile stays in the second-level cache
+constexpr size_t kStrip = 64;                      // floats of a strip of the output
 constexpr size_t kStreamBytes = (size_t)32 << 20;  // an output of this size leaves the cache before anybody reads it
 
-// Whether rows may be written past the cache, four floats at a time: a line that is written whole need not be read first.
-bool can_stream(size_t n, size_t batch, const float* out, size_t out_stride, const int64_t* columns, size_t features) {
-#ifdef __SSE2__
-  if (batch * out_stride * sizeof(float) < kStreamBytes || n % 4 || out_stride % 4 || (uintptr_t)out % 16) return false;
-  for (size_t f = 0; f < features; f++)
-    if (columns[f] % 4) return false;
-  return true;
-#else
-  return false;
-#endif
+struct Output {
+  float* data;
+  size_t stride;
+  bool large;
+
+  bool streams(size_t column, size_t n) const { return large && embcomp::can_stream(data + column, n, stride); }
+};
+
+inline void write_row(float* out, const float* row, size_t n, bool stream) {
+  if (stream)
+    embcomp::stream(out, row, n);
+  else
+    std::memcpy(out, row, n * sizeof(float));
 }
 
-inline void copy_row(float* out, const float* row, size_t n, bool stream) {
-#ifdef __SSE2__
-  if (stream) {
-    for (size_t d = 0; d < n; d += 4) _mm_stream_ps(out + d, _mm_loadu_ps(row + d));
-    return;
-  }
-#endif
-  std::memcpy(out, row, n * sizeof(float));
-}
+// The bags of one feature between two.
+struct Tile {
+  const int64_t *rows, *offsets;
+  const float* weights;
+  size_t count;
+
+  Tile(const Request& q, size_t feature, size_t start, size_t stop)
+      : rows(q.rows), offsets(q.offsets + feature * q.batch + start), weights(q.weights), count(stop - start) {}
+};
 
 template <size_t DIM>
-void forward(const Rows& table, const int64_t* rows, const int64_t* offsets, const float* weights, size_t features,
-             size_t batch, float* out, size_t out_stride, const int64_t* columns) {
+void pool_tile(const Rows& table, const Tile& tile, float* out, size_t stride, bool stream, float* room) {
   const size_t n = DIM ? DIM : table.dim;
-  std::vector<float> room(n);
-  const bool stream = can_stream(n, batch, out, out_stride, columns, features);
-  for (size_t start = 0; start < batch; start += kBagsPerBlock) {
-    const size_t stop = std::min(batch, start + kBagsPerBlock);
-    for (size_t f = 0; f < features; f++) {
+  float* sum = room + n;
+  for (size_t b = 0; b < tile.count; b++, out += stride) {
+    const int64_t lo = tile.offsets[b], hi = tile.offsets[b + 1];
+    if (hi == lo + 1 && !tile.weights) {
+      write_row(out, table.read<DIM>(tile.rows[lo], room), n, stream);
+      continue;
+    }
+    std::memset(sum, 0, n * sizeof(float));
+    for (int64_t j = lo; j < hi; j++)
+      add_scaled<DIM>(sum, table.read<DIM>(tile.rows[j], room), tile.weights ? tile.weights[j] : 1.0f, n);
+    write_row(out, sum, n, stream);
+  }
+}
+
+using PoolTile = void (*)(const Rows&, const Tile&, float*, size_t, bool, float*);
+
+PoolTile of_width(size_t dim) {
+#define EMBCOMP_CALL(WIDTH) return pool_tile<WIDTH>
+  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
+#undef EMBCOMP_CALL
+}
+
+// One feature of one table.
+struct Feature {
+  const Request* request;
+  size_t number;
+  Rows table;
+  PoolTile pool;
+  size_t column;
+  bool stream;
+
+  void fetch(size_t start, size_t stop) const {
+    const int64_t* own = request->offsets + number * request->batch;
+    for (int64_t j = own[start]; j < own[stop]; j++) table.prefetch((uint64_t)request->rows[j]);
+  }
+};
+
+// A strip of features that stand side by side, for bags [first, last).
+void pool_strip(const Feature* features, size_t count, const Output& out, size_t first, size_t last, float* room) {
+  for (size_t start = first; start < last; start += kBagsPerTile) {
+    const size_t stop = std::min(last, start + kBagsPerTile);
+    for (size_t f = 0; f < count; f++) {
       // One feature further, so that its rows travel while this one is summed.
-      const size_t next = f + 1 < features ? f + 1 : 0;
-      const size_t next_start = f + 1 < features ? start : stop;
-      const size_t next_stop = std::min(batch, next_start + kBagsPerBlock);
-      if (next_start < next_stop)
-        for (int64_t j = offsets[next * batch + next_start]; j < offsets[next * batch + next_stop]; j++)
-          table.prefetch(rows[j]);
-      for (size_t b = start; b < stop; b++) {
-        float* bag = out + b * out_stride + columns[f];
-        const int64_t lo = offsets[f * batch + b], hi = offsets[f * batch + b + 1];
-        if (hi == lo + 1 && !weights) {
-          copy_row(bag, table.read<DIM>(rows[lo], room.data()), n, stream);
-          continue;
-        }
-        std::memset(bag, 0, n * sizeof(float));
-        for (int64_t j = lo; j < hi; j++)
-          add_scaled<DIM>(bag, table.read<DIM>(rows[j], room.data()), weights ? weights[j] : 1.0f, n);
-      }
+      const bool wraps = f + 1 == count;
+      const size_t ahead = wraps ? stop : start;
+      if (ahead < last) features[wraps ? 0 : f + 1].fetch(ahead, std::min(last, ahead + kBagsPerTile));
+      const Feature& own = features[f];
+      own.pool(own.table, Tile(*own.request, own.number, start, stop), out.data + start * out.stride + own.column,
+               out.stride, own.stream, room);
     }
   }
-#ifdef __SSE2__
-  if (stream) _mm_sfence();
-#endif
+  embcomp::end_streams();
+}
+
+void pool_bags(const std::vector<Feature>& features, const Output& out, size_t first, size_t last, size_t widest) {
+  std::vector<float> room(2 * widest);
+  for (size_t f = 0; f < features.size();) {
+    size_t count = 0, width = 0;
+    while (f + count < features.size() && width < kStrip) width += features[f + count++].table.dim;
+    pool_strip(&features[f], count, out, first, last, room.data());
+    f += count;
+  }
 }
 
 // Adds the gradient of each bag to the rows that it has read.
@@ -80,8 +114,8 @@ template <size_t DIM>
 void backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
               size_t features, size_t batch, const float* grad, size_t grad_stride, const int64_t* columns) {
   const size_t n = DIM ? DIM : dim;
-  for (size_t start = 0; start < batch; start += kBagsPerBlock) {
-    const size_t stop = std::min(batch, start + kBagsPerBlock);
+  for (size_t start = 0; start < batch; start += kBagsPerTile) {
+    const size_t stop = std::min(batch, start + kBagsPerTile);
     for (size_t f = 0; f < features; f++)
       for (size_t b = start; b < stop; b++)
         for (int64_t j = offsets[f * batch + b]; j < offsets[f * batch + b + 1]; j++)
@@ -94,15 +128,21 @@ void backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t*
 
 extern "C" {
 
-// `row_bytes` is 0 for a table of floats, which with bits is read on its grid; else the rows are integers.
-void bag_forward(void* table, size_t row_bytes, size_t dim, const float* steps, int64_t shared, int bits,
-                 const int64_t* rows, const int64_t* offsets, const float* weights, size_t features, size_t batch,
-                 float* out, size_t out_stride, const int64_t* columns) {
-  const Rows stored{table, dim, row_bytes, Grid{steps, shared, bits}};
-#define EMBCOMP_CALL(WIDTH) \
-  forward<WIDTH>(stored, rows, offsets, weights, features, batch, out, out_stride, columns)
-  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
-#undef EMBCOMP_CALL
+// The sums of the bags of several tables, whose features stand side by side in `out`.
+void pool_tables(const Request* requests, size_t tables, float* out, size_t out_stride, size_t threads) {
+  const size_t batch = requests[0].batch;
+  const Output output{out, out_stride, batch * out_stride * sizeof(float) >= kStreamBytes};
+  std::vector<Feature> features;
+  size_t widest = 0;
+  for (const Request* q = requests; q < requests + tables; q++) {
+    widest = std::max(widest, (size_t)q->dim);
+    for (size_t f = 0; f < q->features; f++)
+      features.push_back({q, f, q->stored(), of_width(q->dim), (size_t)q->columns[f],
+                          output.streams((size_t)q->columns[f], q->dim)});
+  }
+  embcomp::in_threads(threads, [&](size_t i) {
+    pool_bags(features, output, embcomp::first_of(i, threads, batch), embcomp::first_of(i + 1, threads, batch), widest);
+  });
 }
 
 void bag_backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t* offsets, const float* weights,
@@ -114,4 +154,3 @@ void bag_backward(float* table_grad, size_t dim, const int64_t* rows, const int6
 }
 
 }  // extern "C"
-

@@ -2,6 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "request.h"
+
 extern "C" {
 
 // 1 when some id lies outside [0, limit); a negative id is a huge unsigned one.
@@ -25,6 +27,15 @@ int bags_astray(const int64_t* rows, size_t total, const int64_t* offsets, size_
   if (offsets_astray(offsets, n, (int64_t)total)) return 1;
   return any_outside(rows + offsets[0], (size_t)(offsets[n - 1] - offsets[0]), limit) ||
          any_outside(columns, features, last_column + 1);
+}
+
+// 1 unless all requests may be read into columns below `width`, or from them.
+int requests_astray(const embcomp::Request* requests, size_t tables, size_t width) {
+  for (const embcomp::Request* q = requests; q < requests + tables; q++)
+    if (bags_astray(q->rows, q->total, q->offsets, q->features * q->batch + 1, (int64_t)q->num_rows, q->columns,
+                    q->features, (int64_t)width - (int64_t)q->dim))
+      return 1;
+  return 0;
 }
 
 // 1 unless the lengths [keys, stride] are not negative and add up, key by key, to the sizes [keys]. None is above its

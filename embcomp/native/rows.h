@@ -9,8 +9,13 @@ namespace embcomp {
 
 constexpr size_t kAhead = 32;  // rows fetched ahead
 
+inline void prefetch(const void* place) {
+  __builtin_prefetch(place);
+  __asm__ volatile("");  // else GCC leaves out calls of functions that do nothing but this
+}
+
 inline void prefetch_row(const float* row, size_t dim) {
-  for (size_t d = 0; d < dim; d += 16) __builtin_prefetch(row + d);
+  for (size_t d = 0; d < dim; d += 16) prefetch(row + d);
 }
 
 // out += scale * row. DIM is the width where it is known when compiling, else 0.
@@ -77,7 +82,7 @@ struct Rows {
 
   void prefetch(uint64_t row) const {
     if (!nbytes) return prefetch_row(floats(row), dim);
-    for (size_t at = 0; at < nbytes; at += 64) __builtin_prefetch(packed(row) + at);
+    for (size_t at = 0; at < nbytes; at += 64) embcomp::prefetch(packed(row) + at);
   }
 
   template <size_t DIM>

@@ -1,83 +1,61 @@
-// The gradients of the rows that a batch has read, each row's summed, in the order of memory. Those of an id that repeats
-// are summed first, over all of its chunks at once, before anything is sorted; then all that remains is sorted by row.
+// The gradients of the rows that a batch has read, each row's summed. Those of bags that read the same rows are summed as
+// the gradient is passed over once, a few bags of all tables at a time, and a row that no other bags read is visited with
+// the last of its bags. What remains (rows that several groups read, bags of varying length, weights) is sorted by row.
 #pragma once
-#include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
+#include <memory>
 #include <utility>
 #include <vector>
 
-#include "rows.h"
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "apart.h"
+#include "blocks.h"
+#include "request.h"
+#include "scratch.h"
+#include "threads.h"
 
 namespace embcomp {
 
-constexpr uint32_t kNone = ~0u;
-constexpr size_t kBagsPerTile = 16;
+constexpr size_t kBagsPerTile = 64;
 
-// Memory kept between calls, in huge pages where the system gives them: fresh pages, and page walks while sorting, cost
-// more than the arithmetic.
-template <class T>
-class Buffer {
- public:
-  T* at_least(size_t count) {
-    if (count > capacity_) {
-      std::free(data_);
-      const size_t bytes = (count * sizeof(T) + kHugePage - 1) / kHugePage * kHugePage;
-      data_ = static_cast<T*>(std::aligned_alloc(kHugePage, bytes));
-      if (!data_) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-      madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
-      capacity_ = bytes / sizeof(T);
-    }
-    return data_;
-  }
-  ~Buffer() { std::free(data_); }
-
- private:
-  static constexpr size_t kHugePage = (size_t)1 << 21;
-  T* data_ = nullptr;
-  size_t capacity_ = 0;
+// What is kept between calls for one table.
+struct TableScratch {
+  std::vector<Lane> lanes;
+  std::vector<size_t> varying;
+  std::vector<Block> blocks;
+  size_t num_blocks;
 };
 
-// Features whose columns stand side by side and whose bags repeat together: the chunks of one feature of ids.
-struct Block {
-  size_t first, last;      // features
-  size_t leaders, groups;  // where in `leaders` its groups start, and how many there are
-  float* sums;             // [groups, chunks * dim]
+// What is kept between calls for one thread.
+struct ThreadScratch {
+  std::vector<Slot> slots;
+  std::vector<uint32_t> parting;
+  std::vector<uint64_t> twice;
+  Buffer<uint64_t> pairs, other;  // row << 32 | entry, and the other half of the sort
+  Buffer<const float*> source;    // per entry, its gradient
+  Buffer<float> weight;           // per entry
+  std::vector<size_t> count;
 };
 
 struct Scratch {
-  Buffer<uint64_t> pairs;       // row << 32 | entry
-  Buffer<uint64_t> other;       // the other half of the sort
-  Buffer<const float*> source;  // per entry, its gradient
-  Buffer<uint32_t> bag;         // per entry, the look-up whose weight it has
-  Buffer<float> sums;           // summed gradients of the groups
-  Buffer<uint32_t> group_of;    // per block and bag, its group
-  std::vector<uint32_t> leaders;  // per group, its first bag
-  std::vector<uint32_t> slots;    // hash table of groups by row
-  std::vector<uint32_t> parting;
-  std::vector<Block> blocks;
-  std::vector<float> sum;  // gradient of one row
-  std::vector<float> row;  // its values
+  std::vector<TableScratch> tables;
+  std::vector<std::unique_ptr<ThreadScratch>> threads;
+  Buffer<float> sums;
+
+  void reserve(size_t num_tables, size_t num_threads) {
+    if (tables.size() < num_tables) tables.resize(num_tables);
+    while (threads.size() < num_threads) threads.push_back(std::make_unique<ThreadScratch>());
+  }
 };
 inline thread_local Scratch scratch;
 
-// Radix sort of the pairs by row, least significant digit first; rows then come in memory order.
-// Returns the sorted half.
-inline uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_t num_rows) {
+// Radix sort of the pairs by row, least significant digit first; rows then come in memory order. Returns the sorted half.
+inline uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_t num_rows, std::vector<size_t>& count) {
   unsigned bits = 1;
   while (bits < 32 && (num_rows - 1) >> bits) bits++;
   const unsigned passes = (bits + 11) / 12, digit = (bits + passes - 1) / passes;
   const uint64_t mask = (1u << digit) - 1;
-  std::vector<size_t> count(mask + 1);
   for (unsigned shift = 32; shift < 32 + bits; shift += digit) {
-    std::fill(count.begin(), count.end(), 0);
+    count.assign(mask + 1, 0);
     for (size_t i = 0; i < n; i++) count[(pairs[i] >> shift) & mask]++;
     size_t total = 0;
     for (size_t& c : count) {
@@ -91,199 +69,185 @@ inline uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_
   return pairs;
 }
 
-// What a batch asks of one table.
-struct Request {
-  const int64_t* rows;
-  const int64_t* offsets;
-  const float* weights;
-  size_t features, batch;
-  const float* grad;
-  size_t grad_stride;
-  const int64_t* columns;
+// The sums of one table. `Visitor` has `fetch(row)`, called some rows before `visit(row, sum)`, which is called once for
+// each row, from several threads, and may overwrite the sum.
+class Sums {
+ public:
+  virtual ~Sums() = default;
+  virtual void add(Block& block, size_t start, size_t stop) = 0;
+  virtual void fetch(const Block& block, size_t start, size_t stop) = 0;
+  virtual void finish(ThreadScratch& room) = 0;
 
-  size_t lookups() const { return (size_t)(offsets[features * batch] - offsets[0]); }
-  const float* gradient(size_t feature, size_t bag) const { return grad + bag * grad_stride + columns[feature]; }
-  const int64_t* one_each(size_t feature) const { return rows + offsets[feature * batch]; }
-  bool one_row_each(size_t feature) const {  // whether each bag holds one row, without a weight
-    const int64_t* own = offsets + feature * batch;
-    if (weights || batch >= kNone) return false;
-    for (size_t b = 0; b < batch; b++)
-      if (own[b + 1] != own[b] + 1) return false;
-    return true;
+  TableScratch* own = nullptr;
+  bool in_order = false;  // whether rows must be visited in the order of memory
+
+  // Groups the bags, which needs no gradient.
+  void prepare(const Request& q, TableScratch& table, ThreadScratch& room) {
+    own = &table;
+    own->num_blocks = 0;
+    find_lanes(q, own->lanes, own->varying);
+    for (size_t i = 0; i < own->lanes.size();) {
+      if (own->blocks.size() == own->num_blocks) own->blocks.emplace_back();
+      i += make_block(&own->lanes[i], own->lanes.size() - i, q, own->blocks[own->num_blocks++], room.slots, room.parting);
+    }
+    set_apart(q, own->blocks.data(), own->num_blocks, own->varying, in_order, room.twice);
   }
 };
 
-// Numbers the distinct rows of a feature: group_of[bag], and the first bag of each group at the end of `leaders`.
-inline size_t group_bags(const int64_t* rows, size_t batch, uint32_t* group_of) {
-  unsigned bits = 4;
-  while ((size_t)1 << bits < 2 * batch) bits++;
-  std::vector<uint32_t>& slots = scratch.slots;
-  slots.assign((size_t)1 << bits, kNone);
-  std::vector<uint32_t>& leaders = scratch.leaders;
-  const size_t start = leaders.size(), mask = slots.size() - 1;
-  for (size_t b = 0; b < batch; b++) {
-    size_t slot = (uint64_t)rows[b] * 0x9E3779B97F4A7C15ull >> (64 - bits);
-    while (slots[slot] != kNone && rows[leaders[start + slots[slot]]] != rows[b]) slot = (slot + 1) & mask;
-    if (slots[slot] == kNone) {
-      slots[slot] = (uint32_t)(leaders.size() - start);
-      leaders.push_back((uint32_t)b);
-    }
-    group_of[b] = slots[slot];
-  }
-  return leaders.size() - start;
-}
-
-// Whether one more feature repeats with the groups. Bags that part leave them; where more than one in sixteen would, the
-// feature reads other ids, and nothing is changed.
-inline bool joins(const int64_t* rows, size_t batch, const uint32_t* leaders, uint32_t* group_of) {
-  std::vector<uint32_t>& parting = scratch.parting;
-  parting.clear();
-  for (size_t b = 0; b < batch; b++)
-    if (group_of[b] != kNone && rows[b] != rows[leaders[group_of[b]]]) {
-      if (16 * (parting.size() + 1) > batch) return false;
-      parting.push_back((uint32_t)b);
-    }
-  for (uint32_t b : parting) group_of[b] = kNone;
-  return true;
-}
-
-template <size_t DIM>
-class SummedRows {
+template <size_t DIM, class Visitor>
+class SumsOf : public Sums {
  public:
-  SummedRows(size_t dim, size_t num_rows, const Request& request) : dim_(dim), num_rows_(num_rows), request_(request) {}
+  SumsOf(const Request& request, const Gradient& grad, Visitor visitor)
+      : q_(request), grad_(grad), visitor_(std::move(visitor)) {}
 
-  // `visit(row, sum)` for each row once, with its summed gradient, which it may overwrite; `visit.fetch(row)` some rows
-  // before.
-  template <class Visit>
-  void each(Visit& visit) {
-    const size_t lookups = request_.lookups();
-    pairs_ = scratch.pairs.at_least(lookups);
-    source_ = scratch.source.at_least(lookups);
-    bag_ = scratch.bag.at_least(lookups);
-    make_blocks();
-    sum_groups();
-    const uint64_t* pairs = sort_by_row(pairs_, scratch.other.at_least(entries_), entries_, num_rows_);
-    scratch.sum.resize(n());
-    float* sum = scratch.sum.data();
+  Visitor& visitor() { return visitor_; }
+  uint64_t num_rows() const { return q_.num_rows; }
+
+  void fetch(const Block& block, size_t start, size_t stop) override {
+    for (size_t b = start; b < stop; b++) {
+      const uint32_t code = block.code[b];
+      prefetch_row(grad_.at(b, block.lanes[0].column), block.width);
+      if (!(code & kFirst)) prefetch_row(block.sum(code), block.width);
+      if (code & kLast)
+        for (const Lane& lane : block.lanes) visitor_.fetch((uint64_t)lane.row(b));
+    }
+  }
+
+  void add(Block& block, size_t start, size_t stop) override {
+    for (size_t b = start; b < stop; b++) {
+      const uint32_t code = block.code[b];
+      const float* sum = grad_.at(b, block.lanes[0].column);
+      if ((code & kFirst) == 0 || (code & kLast) == 0) {
+        float* whole = block.sum(code);
+        if (code & kFirst)
+          std::memcpy(whole, sum, block.width * sizeof(float));
+        else
+          add_scaled<0>(whole, sum, 1.0f, block.width);
+        sum = whole;
+      }
+      if (code & kLast) end(block, code & kGroup, b, sum);
+    }
+  }
+
+  void finish(ThreadScratch& room) override {
+    size_t entries = 0;
+    for (size_t f : own->varying) entries += (size_t)(q_.offsets[(f + 1) * q_.batch] - q_.offsets[f * q_.batch]);
+    for (size_t i = 0; i < own->num_blocks; i++) entries += own->blocks[i].apart_rows.size();
+    pairs_ = room.pairs.at_least(entries), source_ = room.source.at_least(entries);
+    weight_ = room.weight.at_least(entries), entries_ = 0;
+    for (size_t f : own->varying)
+      for (size_t b = 0; b < q_.batch; b++)
+        for (int64_t j = q_.offsets[f * q_.batch + b]; j < q_.offsets[f * q_.batch + b + 1]; j++)
+          add_entry(q_.rows[j], grad_.at(b, (size_t)q_.columns[f]), q_.weights ? q_.weights[j] : 1.0f);
+    for (size_t i = 0; i < own->num_blocks; i++) {
+      const Block& block = own->blocks[i];
+      for (size_t k = 0; k < block.apart_rows.size(); k++)
+        add_entry(block.apart_rows[k], &block.apart_sums[k * n()], 1.0f);
+    }
+    visit_sorted(sort_by_row(pairs_, room.other.at_least(entries), entries, q_.num_rows, room.count));
+  }
+
+ private:
+  size_t n() const { return DIM ? DIM : q_.dim; }
+
+  // All bags of the group are summed.
+  void end(Block& block, size_t group, size_t bag, const float* sum) {
+    const size_t lanes = block.lanes.size();
+    float* one = room_for(n());
+    for (size_t c = 0; c < lanes; c++, sum += block.step) {
+      const uint64_t row = (uint64_t)block.lanes[c].row(bag);
+      if (!block.apart.empty() && block.apart[group * lanes + c]) {
+        block.apart_rows.push_back((uint32_t)row);
+        block.apart_sums.insert(block.apart_sums.end(), sum, sum + n());
+      } else {
+        std::memcpy(one, sum, n() * sizeof(float));
+        visitor_.visit(row, one);
+      }
+    }
+  }
+
+  void visit_sorted(const uint64_t* pairs) {
+    float* sum = room_for(n());
     for (size_t i = 0; i < entries_;) {
       const uint64_t row = pairs[i] >> 32;
       std::memset(sum, 0, n() * sizeof(float));
       for (; i < entries_ && pairs[i] >> 32 == row; i++) {
         if (i + kAhead < entries_) {
           prefetch_row(source_[(uint32_t)pairs[i + kAhead]], n());
-          if (pairs[i + kAhead] >> 32 != pairs[i + kAhead - 1] >> 32) visit.fetch(pairs[i + kAhead] >> 32);
+          if (pairs[i + kAhead] >> 32 != pairs[i + kAhead - 1] >> 32) visitor_.fetch(pairs[i + kAhead] >> 32);
         }
         const uint32_t entry = (uint32_t)pairs[i];
-        const float weight = request_.weights ? request_.weights[request_.offsets[0] + bag_[entry]] : 1.0f;
-        add_scaled<DIM>(sum, source_[entry], weight, n());
+        add_scaled<DIM>(sum, source_[entry], weight_[entry], n());
       }
-      visit(row, sum);
+      visitor_.visit(row, sum);
     }
   }
 
- private:
-  size_t n() const { return DIM ? DIM : dim_; }
-  uint32_t* group_of(size_t block) { return group_of_ + block * request_.batch; }
-
-  // Chunks of an id that repeats become a block; all other look-ups become entries as they are.
-  void make_blocks() {
-    const Request& q = request_;
-    scratch.blocks.clear();
-    scratch.leaders.clear();
-    group_of_ = scratch.group_of.at_least(q.features * q.batch);
-    for (size_t f = 0; f < q.features;) {
-      const size_t last = make_block(f);
-      if (last == f) {
-        for (size_t b = 0; b < q.batch; b++)
-          for (int64_t j = q.offsets[f * q.batch + b]; j < q.offsets[f * q.batch + b + 1]; j++)
-            add_entry(q.rows[j], q.gradient(f, b), (uint32_t)(j - q.offsets[0]));
-        f++;
-      } else {
-        f = last;
-      }
-    }
-  }
-
-  // The feature after the block that starts with this one; the feature itself where summing would not pay.
-  size_t make_block(size_t first) {
-    const Request& q = request_;
-    const size_t start = scratch.leaders.size();
-    uint32_t* group_of = this->group_of(scratch.blocks.size());
-    size_t last = first + 1, groups = 0;
-    if (may_follow(last) && q.one_row_each(first)) {
-      groups = group_bags(q.one_each(first), q.batch, group_of);
-      while (8 * groups < 7 * q.batch && may_follow(last) && q.one_row_each(last) &&
-             joins(q.one_each(last), q.batch, &scratch.leaders[start], group_of))
-        last++;
-    }
-    if (last == first + 1) {
-      scratch.leaders.resize(start);
-      return first;
-    }
-    for (size_t b = 0; b < q.batch; b++)
-      if (group_of[b] == kNone)
-        for (size_t c = first; c < last; c++) add_entry(q.one_each(c)[b], q.gradient(c, b), 0);
-    scratch.blocks.push_back({first, last, start, groups, nullptr});
-    return last;
-  }
-
-  // Whether a feature's columns follow those of the one before.
-  bool may_follow(size_t f) const {
-    return f < request_.features && request_.columns[f] == request_.columns[f - 1] + (int64_t)n();
-  }
-
-  // A few bags at a time, so that the gradient is read once, in memory order.
-  void sum_groups() {
-    const Request& q = request_;
-    size_t total = 0;
-    for (const Block& block : scratch.blocks) total += block.groups * (block.last - block.first) * n();
-    float* next = scratch.sums.at_least(total);
-    for (Block& block : scratch.blocks) {
-      block.sums = next;
-      next += block.groups * (block.last - block.first) * n();
-    }
-    for (size_t start = 0; start < q.batch; start += kBagsPerTile)
-      for (size_t i = 0; i < scratch.blocks.size(); i++)
-        add_bags(scratch.blocks[i], group_of(i), start, std::min(q.batch, start + kBagsPerTile));
-    for (const Block& block : scratch.blocks)
-      for (size_t f = block.first; f < block.last; f++) {
-        const float* sum = block.sums + (f - block.first) * n();
-        for (size_t g = 0; g < block.groups; g++, sum += (block.last - block.first) * n())
-          add_entry(q.one_each(f)[scratch.leaders[block.leaders + g]], sum, 0);
-      }
-  }
-
-  void add_bags(const Block& block, const uint32_t* group_of, size_t start, size_t stop) {
-    const size_t width = (block.last - block.first) * n();
-    const uint32_t* leaders = &scratch.leaders[block.leaders];
-    const size_t next_stop = std::min(request_.batch, stop + kBagsPerTile);
-    for (size_t b = stop; b < next_stop; b++)
-      if (group_of[b] != kNone && leaders[group_of[b]] < start) prefetch_row(block.sums + group_of[b] * width, width);
-    for (size_t b = start; b < stop; b++) {
-      if (group_of[b] == kNone) continue;
-      float* sum = block.sums + group_of[b] * width;
-      if (leaders[group_of[b]] == b)
-        std::memcpy(sum, request_.gradient(block.first, b), width * sizeof(float));
-      else
-        add_scaled<0>(sum, request_.gradient(block.first, b), 1.0f, width);
-    }
-  }
-
-  void add_entry(int64_t row, const float* gradient, uint32_t bag) {
+  void add_entry(int64_t row, const float* gradient, float weight) {
     pairs_[entries_] = (uint64_t)row << 32 | (uint64_t)entries_;
     source_[entries_] = gradient;
-    bag_[entries_] = bag;
-    entries_++;
+    weight_[entries_++] = weight;
   }
 
-  size_t dim_, num_rows_;
-  Request request_;
+  static float* room_for(size_t n) {
+    static thread_local std::vector<float> room;
+    if (room.size() < n) room.resize(n);
+    return room.data();
+  }
 
+  Request q_;
+  Gradient grad_;
+  Visitor visitor_;
   uint64_t* pairs_ = nullptr;
   const float** source_ = nullptr;
-  uint32_t* bag_ = nullptr;
-  uint32_t* group_of_ = nullptr;
+  float* weight_ = nullptr;
   size_t entries_ = 0;
 };
+
+// Sums and visits blocks, in the order of the gradient. Each is fetched while the one before it is summed.
+inline void add_blocks(const std::pair<Sums*, Block*>* blocks, size_t count, size_t batch) {
+  const size_t tiles = (batch + kBagsPerTile - 1) / kBagsPerTile;
+  for (size_t at = 0; at < tiles * count; at++) {
+    if (at + 1 < tiles * count) {
+      const auto& [sums, block] = blocks[(at + 1) % count];
+      const size_t start = (at + 1) / count * kBagsPerTile;
+      sums->fetch(*block, start, std::min(batch, start + kBagsPerTile));
+    }
+    const auto& [sums, block] = blocks[at % count];
+    const size_t start = at / count * kBagsPerTile;
+    sums->add(*block, start, std::min(batch, start + kBagsPerTile));
+  }
+}
+
+// Visits the rows of all tables. The results do not depend on the number of threads.
+inline void sum_all(const Request* requests, std::vector<std::unique_ptr<Sums>>& sums, size_t threads) {
+  const size_t tables = sums.size();
+  Scratch& kept = scratch;
+  kept.reserve(tables, threads);
+  in_threads(threads, [&](size_t i) {
+    for (size_t t = first_of(i, threads, tables); t < first_of(i + 1, threads, tables); t++)
+      sums[t]->prepare(requests[t], kept.tables[t], *kept.threads[i]);
+  });
+  std::vector<std::pair<Sums*, Block*>> blocks;
+  size_t total = 0;
+  for (auto& each : sums)
+    for (size_t k = 0; k < each->own->num_blocks; k++) {
+      blocks.emplace_back(each.get(), &each->own->blocks[k]);
+      total += blocks.back().second->num_sums * blocks.back().second->width;
+    }
+  float* next = kept.sums.at_least(total);
+  for (auto& each : blocks) {
+    each.second->sums = next;
+    next += each.second->num_sums * each.second->width;
+  }
+  in_threads(threads, [&](size_t i) {
+    const size_t first = first_of(i, threads, blocks.size()), last = first_of(i + 1, threads, blocks.size());
+    add_blocks(blocks.data() + first, last - first, requests[0].batch);
+  });
+  in_threads(threads, [&](size_t i) {
+    for (size_t t = first_of(i, threads, tables); t < first_of(i + 1, threads, tables); t++)
+      sums[t]->finish(*kept.threads[i]);
+  });
+}
 
 }  // namespace embcomp

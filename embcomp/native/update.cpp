@@ -1,7 +1,8 @@
-// Fused optimizers over tables (embcomp.ops.tables, embcomp.ops.integer_tables), one thread: one step on the rows that a
-// batch has read. Rows arrive as in bags.cpp.
+// Fused optimizers over tables (embcomp.ops.updates, embcomp.ops.integer_tables): one step on the rows that a batch has
+// read.
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "optimizers.h"
@@ -10,53 +11,57 @@
 namespace {
 
 using embcomp::Constants;
+using embcomp::Gradient;
 using embcomp::Grid;
 using embcomp::kMostStates;
 using embcomp::prefetch_row;
 using embcomp::Request;
 using embcomp::Rows;
 using embcomp::Step;
-using embcomp::SummedRows;
+using embcomp::Sums;
+using embcomp::SumsOf;
 
-thread_local std::vector<float> one_row, no_gradient;
-
-// What an optimizer keeps of each row: floats; for rows of integers the upper halves of floats, one each.
-struct State {
-  void* data;
-  size_t width;
+// The optimizer of one table, as embcomp.ops.requests lays it out. The gradients of the steps of a grid are added to
+// `step_grads`. Rows of integers are written again with random rounding from `seed`: for optimizers whose states have one
+// number for a row, and lazy ones.
+struct Optimizer {
+  Constants constants;
+  void* states[kMostStates];
+  uint64_t widths[kMostStates];  // floats of a row; states of integers have one upper half of a float each
+  double* step_grads;
+  uint64_t seed;
 };
 
 template <size_t DIM>
 class Update {
  public:
-  Update(const Rows& table, double* step_grads, uint32_t seed, const Constants& constants, void* const* states,
-         const size_t* widths)
-      : table_(table), step_grads_(step_grads), seed_(seed), constants_(constants), step_(constants) {
-    for (int k = 0; k < constants.states; k++) states_[k] = {states[k], widths[k]};
-    one_row.resize(n());
-  }
+  Update(const Request& request, const Optimizer& optimizer)
+      : table_(request.stored()), kept_(optimizer), step_(optimizer.constants) {}
 
   void fetch(uint64_t row) const {
     table_.prefetch(row);
-    for (int k = 0; k < constants_.states; k++)
+    for (int k = 0; k < kept_.constants.states; k++)
       if (table_.nbytes)
-        __builtin_prefetch(halves(k) + row);
+        embcomp::prefetch(halves(k) + row);
       else
-        prefetch_row(floats(k, row), states_[k].width);
+        prefetch_row(floats(k, row), kept_.widths[k]);
   }
 
   // One row, with its summed gradient, which is overwritten.
-  void operator()(uint64_t row, float* g) {
-    if (!constants_.lazy) skip_to(row);
-    next_ = row + 1;
+  void visit(uint64_t row, float* g) {
     if (table_.nbytes) return step_integers(row, g);
+    if (!kept_.constants.lazy) {
+      skip_to(row);
+      next_ = row + 1;
+    }
     step_floats(row, g);
   }
 
   // Steps the rows before this one that were not read.
   void skip_to(uint64_t row) {
+    std::vector<float> no_gradient(n());
     for (; next_ < row; next_++) {
-      no_gradient.assign(n(), 0.0f);
+      std::fill(no_gradient.begin(), no_gradient.end(), 0.0f);
       step_floats(next_, no_gradient.data());
     }
   }
@@ -67,8 +72,9 @@ class Update {
   void step_floats(uint64_t row, float* g) const {
     const Grid& grid = table_.grid;
     float *w = table_.floats(row), *states[kMostStates];
-    for (int k = 0; k < constants_.states; k++) states[k] = floats(k, row);
-    if (grid.bits) step_grads_[grid.place(row)] += embcomp::pass_back<DIM>(g, w, grid.step(row), grid.half(), n());
+    for (int k = 0; k < kept_.constants.states; k++) states[k] = floats(k, row);
+    if (grid.bits)
+      kept_.step_grads[grid.place(row)] += embcomp::pass_back<DIM>(g, w, grid.step(row), grid.half(), n());
     step_.template operator()<DIM>(w, g, states, n());
   }
 
@@ -77,9 +83,11 @@ class Update {
   void step_integers(uint64_t row, float* g) const {
     for (size_t d = 0; d < n(); d++)
       if (!std::isfinite(g[d])) return;
+    static thread_local std::vector<float> one_row;
+    one_row.resize(n());
     float *w = one_row.data(), held[kMostStates], *states[kMostStates];
     table_.unpack<DIM>(row, w);
-    for (int k = 0; k < constants_.states; k++) {
+    for (int k = 0; k < kept_.constants.states; k++) {
       const uint32_t bits = (uint32_t)halves(k)[row] << 16;
       std::memcpy(&held[k], &bits, sizeof bits);
       states[k] = &held[k];
@@ -87,23 +95,21 @@ class Update {
     step_.template operator()<DIM>(w, g, states, n());
     for (size_t d = 0; d < n(); d++)
       if (!std::isfinite(w[d])) return;
-    for (int k = 0; k < constants_.states; k++) {
+    const uint32_t seed = (uint32_t)kept_.seed;
+    for (int k = 0; k < kept_.constants.states; k++) {
       uint32_t bits;
       std::memcpy(&bits, &held[k], sizeof bits);
-      halves(k)[row] = (uint16_t)((bits + (embcomp::random_bits(~seed_, (uint32_t)row) >> 16)) >> 16);
+      halves(k)[row] = (uint16_t)((bits + (embcomp::random_bits(~seed, (uint32_t)row) >> 16)) >> 16);
     }
-    table_.pack<DIM>(row, w, seed_);
+    table_.pack<DIM>(row, w, seed);
   }
 
-  float* floats(int k, uint64_t row) const { return (float*)states_[k].data + row * states_[k].width; }
-  uint16_t* halves(int k) const { return (uint16_t*)states_[k].data; }
+  float* floats(int k, uint64_t row) const { return (float*)kept_.states[k] + row * kept_.widths[k]; }
+  uint16_t* halves(int k) const { return (uint16_t*)kept_.states[k]; }
 
   Rows table_;
-  double* step_grads_;
-  uint32_t seed_;
-  Constants constants_;
+  Optimizer kept_;
   Step step_;
-  State states_[kMostStates] = {};
   uint64_t next_ = 0;
 };
 
@@ -111,53 +117,64 @@ class Update {
 template <size_t DIM>
 struct Square {
   Rows table;
-  double sum = 0.0;
+  double* sum;
 
   void fetch(uint64_t row) const {
-    if (table.grid.bits) table.prefetch(row);
+    if (table.grid.bits && !table.nbytes) table.prefetch(row);
   }
-  void operator()(uint64_t row, float* g) {
+  void visit(uint64_t row, float* g) {
     const size_t n = DIM ? DIM : table.dim;
     const Grid& grid = table.grid;
-    if (grid.bits) embcomp::pass_back<DIM>(g, table.floats(row), grid.step(row), grid.half(), n);
-    for (size_t d = 0; d < n; d++) sum += (double)g[d] * g[d];
+    if (grid.bits && !table.nbytes) embcomp::pass_back<DIM>(g, table.floats(row), grid.step(row), grid.half(), n);
+    for (size_t d = 0; d < n; d++) *sum += (double)g[d] * g[d];
   }
 };
 
-}  // namespace
-
-// `row_bytes` is 0 for a table of floats; with bits these were read on their grid, and the gradients of its steps are
-// added to `step_grads`. Else the rows are integers, written again with random rounding from `seed`: for optimizers whose
-// states have one number for a row, and lazy ones.
-extern "C" void bag_update(void* table, size_t row_bytes, size_t num_rows, size_t dim, const float* steps,
-                           int64_t shared, int bits, double* step_grads, uint32_t seed, const int64_t* rows,
-                           const int64_t* offsets, const float* weights, size_t features, size_t batch,
-                           const float* grad, size_t grad_stride, const int64_t* columns, const Constants* constants,
-                           void* const* states, const size_t* widths) {
-  const Request request{rows, offsets, weights, features, batch, grad, grad_stride, columns};
-  const Rows stored{table, dim, row_bytes, Grid{steps, shared, bits}};
-#define EMBCOMP_CALL(WIDTH)                                                          \
-  {                                                                                  \
-    Update<WIDTH> update(stored, step_grads, seed, *constants, states, widths);      \
-    SummedRows<WIDTH>(dim, num_rows, request).each(update);                          \
-    if (!constants->lazy) update.skip_to(num_rows);                                  \
+template <size_t DIM>
+class Updated : public SumsOf<DIM, Update<DIM>> {
+ public:
+  Updated(const Request& request, const Gradient& grad, const Optimizer& optimizer)
+      : SumsOf<DIM, Update<DIM>>(request, grad, Update<DIM>(request, optimizer)) {
+    this->in_order = !optimizer.constants.lazy;
   }
+  void finish(embcomp::ThreadScratch& room) override {
+    SumsOf<DIM, Update<DIM>>::finish(room);
+    if (this->in_order) this->visitor().skip_to(this->num_rows());
+  }
+};
+
+template <template <size_t> class Kind, class... Arguments>
+std::unique_ptr<Sums> of_width(size_t dim, const Arguments&... arguments) {
+#define EMBCOMP_CALL(WIDTH) return std::make_unique<Kind<WIDTH>>(arguments...)
   EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
 }
 
-// The squared norm of a table's gradient, as `bag_update` would sum it; `table` is read where it has a grid.
-extern "C" void bag_square(void* table, size_t num_rows, size_t dim, const float* steps, int64_t shared, int bits,
-                           const int64_t* rows, const int64_t* offsets, const float* weights, size_t features,
-                           size_t batch, const float* grad, size_t grad_stride, const int64_t* columns, double* out) {
-  const Request request{rows, offsets, weights, features, batch, grad, grad_stride, columns};
-  const Rows stored{table, dim, 0, Grid{steps, shared, bits}};
-#define EMBCOMP_CALL(WIDTH)                                  \
-  {                                                          \
-    Square<WIDTH> square{stored};                            \
-    SummedRows<WIDTH>(dim, num_rows, request).each(square);  \
-    *out = square.sum;                                       \
+template <size_t DIM>
+class Squared : public SumsOf<DIM, Square<DIM>> {
+ public:
+  Squared(const Request& request, const Gradient& grad, double* sum)
+      : SumsOf<DIM, Square<DIM>>(request, grad, Square<DIM>{request.stored(), sum}) {}
+};
+
+}  // namespace
+
+// One step on the rows of several tables, whose features stand side by side in `grad`.
+extern "C" void update_tables(const Request* requests, size_t tables, const float* grad, size_t grad_stride,
+                              const Optimizer* optimizers, size_t threads) {
+  std::vector<std::unique_ptr<Sums>> sums;
+  for (size_t t = 0; t < tables; t++) {
+    sums.push_back(of_width<Updated>(requests[t].dim, requests[t], Gradient{grad, grad_stride}, optimizers[t]));
+    if (optimizers[t].step_grads) threads = 1;  // rows of several threads may share a step
   }
-  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
-#undef EMBCOMP_CALL
+  embcomp::sum_all(requests, sums, threads);
+}
+
+// The squared norm of the gradient of a table, as `update_tables` would sum it; rows are read where they have a grid.
+extern "C" double square_of_gradient(const Request* request, const float* grad, size_t grad_stride) {
+  double sum = 0.0;
+  std::vector<std::unique_ptr<Sums>> sums;
+  sums.push_back(of_width<Squared>(request->dim, *request, Gradient{grad, grad_stride}, &sum));
+  embcomp::sum_all(request, sums, 1);
+  return sum;
 }

@@ -8,18 +8,27 @@ down at random so that its mean is the value (Gupta et al. 2015, arXiv 1502.0255
 compiled or in torch.
 """
 
-import ctypes
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from embcomp.ops import native
-from embcomp.ops.checks import float32, int64, pointer, size
+from embcomp.ops.checks import pointer
+from embcomp.ops.grid import RowGrid
 from embcomp.ops.optimizers import FusedOptimizerSettings, rule_of
-from embcomp.ops.tables import Bags, pool_bags_reference
-from embcomp.ops.updates import clip_scale, constants_and_states, gradient_square, step_rows, summed_gradient
+from embcomp.ops.requests import Asked, Bags, checked
+from embcomp.ops.tables import pool_bags_reference, pool_requests
+from embcomp.ops.updates import (
+    clip_scale,
+    gradient_square,
+    optimizer_of,
+    step_rows,
+    summed_gradient,
+    update_requests,
+)
 
 BITS = (8, 4)
 STEPS = torch.exp2((torch.arange(256, dtype=torch.float64, device="cpu") - 192) / 8).float()
@@ -131,26 +140,17 @@ def pool_integers_reference(packed: Tensor, dim: int, bits: int, bags: Bags, out
 
 def pool_integers(packed: Tensor, dim: int, bits: int, bags: Bags, out: Tensor) -> None:
     """Write the sum of each bag's rows into `out` [batch, columns], float32, row-major."""
-    rows = packed.shape[0]
-    bags.check((rows, dim), out.shape[1])
     lib = native.library()
     if lib is None:
+        bags.check((packed.shape[0], dim), out.shape[1])
         return pool_integers_reference(packed, dim, bits, bags, out)
-    lib.bag_forward(
-        *_arguments(packed, dim, bits)[:2], size(dim), *_steps(bits), *bags.arguments(),
-        float32("out", out, bags.batch, out.shape[1]), size(out.shape[1]),
-        int64("columns", bags.columns, bags.columns.numel()),
-    )  # fmt: skip
-    return None
+    return pool_requests(lib, _requests(packed, dim, bits, bags, out.shape[1]), out)
 
 
-def _arguments(packed: Tensor, dim: int, bits: int) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
-    width = row_nbytes(dim, bits)
-    return pointer("packed", packed, torch.uint8, packed.shape[0], width), size(width)
-
-
-def _steps(bits: int) -> tuple[ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]:
-    return float32("steps", STEPS, 256), ctypes.c_int64(0), ctypes.c_int(bits)
+def _requests(packed: Tensor, dim: int, bits: int, bags: Bags, columns: int) -> Any:
+    nbytes, rows = row_nbytes(dim, bits), packed.shape[0]
+    stored = pointer("packed", packed, torch.uint8, rows, nbytes)
+    return checked([Asked(bags, stored, rows, dim, RowGrid(STEPS, 0, bits), nbytes)], columns)
 
 
 def update_integers_reference(
@@ -201,19 +201,12 @@ def update_integers(
         settings: the optimizer and its constants.
         seed: the seed of the random rounding, 32 bits.
     """
-    rows, width = packed.shape[0], grad.shape[1]
-    bags.check((rows, dim), width)
-    lib = native.library()
+    rows, lib = packed.shape[0], native.library()
     if lib is None:
+        bags.check((rows, dim), grad.shape[1])
         return update_integers_reference(packed, dim, bits, states, bags, grad, settings, seed)
-    table, row_bytes = _arguments(packed, dim, bits)
-    scale = 1.0
+    requests, scale = _requests(packed, dim, bits, bags, grad.shape[1]), 1.0
     if settings.clip_grad_norm < math.inf:
         scale = clip_scale(gradient_square((rows, dim), bags, grad), settings)
-    lib.bag_update(
-        table, row_bytes, size(rows), size(dim), *_steps(bits), ctypes.c_void_p(None), ctypes.c_uint32(seed),
-        *bags.arguments(), float32("grad", grad, bags.batch, width), size(width),
-        int64("columns", bags.columns, bags.columns.numel()),
-        *constants_and_states(settings, states, torch.bfloat16, rows, dim, scale),
-    )  # fmt: skip
-    return None
+    optimizer = optimizer_of(settings, states, torch.bfloat16, rows, dim, scale, seed=seed)
+    return update_requests(lib, requests, [optimizer], grad)

@@ -8,145 +8,20 @@ import contextlib
 import ctypes
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from embcomp.ops import native
-from embcomp.ops.checks import (
-    MOST_ROWS,
-    check_inside,
-    check_offsets,
-    check_rows_inside,
-    check_unchanged,
-    float32,
-    int64,
-    size,
-    versions,
-)
+from embcomp.ops.checks import check_unchanged, float32, int64, size, versions
 from embcomp.ops.grid import RowGrid
 from embcomp.ops.optimizers import FusedOptimizerSettings as FusedOptimizerSettings  # pickles name it here
+from embcomp.ops.requests import Bags, bags_of_tables, requests_of
 
 _MADV_HUGEPAGE = 14
-_MISFIT = "{} offsets do not fit {} features: give features * batch + 1"
 # What C functions read and write, whatever torch.set_default_dtype and set_default_device say.
 _FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-
-
-@dataclass(frozen=True)
-class Bags:
-    """Bags of rows of several features that read one table.
-
-    Attributes:
-        rows: the rows, int64, feature by feature and bag by bag; rows of other tables may precede and follow.
-        offsets: the bounds of the bags in `rows`, int64 [features * batch + 1].
-        weights: the weights of the rows, float32 like `rows`; None for 1.
-        columns: the first output column of each feature, int64 [features].
-        name: the name of the table, for errors.
-    """
-
-    rows: Tensor
-    offsets: Tensor
-    weights: Tensor | None
-    columns: Tensor
-    name: str = ""
-
-    def check(self, shape: Sequence[int], width: int) -> None:
-        """Raise if these bags cannot be read from a table of this shape, [rows, dim], into columns below `width`.
-
-        Raises:
-            ValueError: shapes, offsets or columns do not fit.
-            IndexError: a row is not in the table.
-        """
-        (rows, dim), features = shape, self.columns.numel()
-        try:
-            if self._fit(rows, width - dim):
-                return  # the rest is slower, and has the text of the error
-            check_offsets(self.offsets, self.rows.numel())
-            if features == 0 or (self.offsets.numel() - 1) % features:
-                raise ValueError(_MISFIT.format(self.offsets.numel(), features))
-            if max(rows, self.rows.numel()) > MOST_ROWS:
-                raise ValueError(f"{rows} rows, {self.rows.numel()} look-ups: at most {MOST_ROWS} are numbered")
-            check_inside(self.columns, max(0, width - dim + 1), "first column", "the output")
-            check_rows_inside(self.rows, self.offsets, rows)
-        except (ValueError, IndexError) as error:
-            if not self.name:
-                raise
-            raise type(error)(f"table {self.name!r}: {error}") from None
-
-    def _fit(self, rows: int, last_column: int) -> bool:
-        """Return whether all is known to fit, in one pass of the compiled form; False where another look is needed."""
-        lib, total, bounds = native.library(), self.rows.numel(), self.offsets.numel()
-        features = self.columns.numel()
-        if lib is None or last_column < 0 or not bounds or not features or (bounds - 1) % features:
-            return False
-        given = self.rows, self.offsets, self.columns
-        if max(rows, total) > MOST_ROWS or not all(each.dim() == 1 and each.is_contiguous() for each in given):
-            return False
-        return not lib.bags_astray(
-            int64("rows", self.rows, total), size(total), int64("offsets", self.offsets, bounds), size(bounds),
-            ctypes.c_int64(rows), int64("columns", self.columns, features), size(features), ctypes.c_int64(last_column),
-        )  # fmt: skip
-
-    def arguments(self) -> tuple[Any, ...]:
-        """The rows, offsets, weights, features and batch, in the form for C++."""
-        total, features = self.rows.numel(), self.columns.numel()
-        return (
-            int64("rows", self.rows, total), int64("offsets", self.offsets, self.offsets.numel()),
-            float32("weights", self.weights, total), size(features), size(self.batch),
-        )  # fmt: skip
-
-    def own(self) -> "Bags":
-        """The bags without rows of other tables: offsets from 0, and rows and weights cut to them."""
-        first, last = int(self.offsets[0]), int(self.offsets[-1])
-        weights = None if self.weights is None else self.weights[first:last]
-        return Bags(self.rows[first:last], self.offsets - first, weights, self.columns, self.name)
-
-    def columns_of_rows(self, dim: int) -> tuple[Tensor, Tensor]:
-        """The position of each row's gradient: batch positions [N, 1] and output columns [N, dim]."""
-        bag = torch.repeat_interleave(torch.arange(self.offsets.numel() - 1, device="cpu"), self.offsets.diff())
-        columns = self.columns[bag // self.batch].unsqueeze(-1) + torch.arange(dim, device="cpu")
-        return (bag % self.batch).unsqueeze(-1), columns
-
-    @property
-    def batch(self) -> int:
-        return (self.offsets.numel() - 1) // self.columns.numel()
-
-
-def bags_of_tables(
-    rows: Tensor,
-    offsets: Tensor,
-    weights: Tensor | None,
-    columns: Sequence[Tensor],
-    names: Sequence[str] = (),
-) -> list[Bags]:
-    """Split the bags of a batch into those of each table, whose features are consecutive; see `Bags.check`.
-
-    Args:
-        rows: the rows, int64 [N], contiguous.
-        offsets: the bounds of the bags, int64 [features * batch + 1], contiguous.
-        weights: the weights of the rows, float32 [N], contiguous, or None.
-        columns: the first output column of each feature, for each table.
-        names: the names of the tables, for errors.
-
-    Raises:
-        ValueError: the offsets do not cover the rows, or do not fit the features.
-    """
-    features = sum(own.numel() for own in columns)
-    if features == 0 or (offsets.numel() - 1) % features:
-        raise ValueError(_MISFIT.format(offsets.numel(), features))
-    if int(offsets[0]) != 0 or int(offsets[-1]) != rows.numel():
-        ends = f"[{int(offsets[0])}, {int(offsets[-1])}]"
-        raise ValueError(f"offsets must begin at 0 and end with the number of rows, {rows.numel()}; got {ends}")
-    batch = (offsets.numel() - 1) // features
-    result, first = [], 0
-    for i, own in enumerate(columns):
-        last = first + own.numel() * batch
-        result.append(Bags(rows, offsets[first : last + 1], weights, own, names[i] if names else ""))
-        first = last
-    return result
 
 
 class SumBags(torch.autograd.Function):
@@ -170,8 +45,7 @@ class SumBags(torch.autograd.Function):
         ctx.bags = bags_of_tables(*ctx.given, columns)
         width = sum(table.shape[1] * own.numel() for table, own in zip(tables, columns, strict=True))
         out = torch.empty(ctx.bags[0].batch, width, **_FLOAT)
-        for table, bags in zip(tables, ctx.bags, strict=True):
-            pool_bags(table.detach().contiguous(), bags, out)
+        pool_tables([table.detach().contiguous() for table in tables], ctx.bags, out)
         return out
 
     @staticmethod
@@ -262,29 +136,35 @@ def pool_bags_reference(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | 
 
 
 def pool_bags(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = None) -> None:
-    """Write the sum of each bag's rows into `out` [batch, columns], float32, row-major.
+    """Compute `pool_tables` for one table."""
+    pool_tables([table], [bags], out, [grid])
 
-    The rows are read as they are, or rounded to their grid.
+
+def pool_tables(
+    tables: Sequence[Tensor], parts: Sequence[Bags], out: Tensor, grids: Sequence[RowGrid | None] | None = None
+) -> None:
+    """Write the sum of each bag's rows into `out` [batch, columns], float32, row-major, in one pass over `out`.
+
+    Args:
+        tables: the tables, float32 [rows, dim] each.
+        parts: the bags of each table, of one batch.
+        out: the output, of which the columns of other tables are left as they are.
+        grids: the grid of each table to which rows are rounded as they are read; None for none.
     """
-    bags.check(table.shape, out.shape[1])
+    grids = [None] * len(tables) if grids is None else grids
     lib = native.library()
-    if lib is None:
-        return pool_bags_reference(table, bags, out, grid)
-    rows, dim = table.shape
-    lib.bag_forward(
-        float32("table", table, rows, dim), size(0), size(dim), *grid_arguments(grid, rows), *bags.arguments(),
-        float32("out", out, bags.batch, out.shape[1]), size(out.shape[1]),
-        int64("columns", bags.columns, bags.columns.numel()),
-    )  # fmt: skip
+    if lib is not None:
+        return pool_requests(lib, requests_of(tables, parts, out.shape[1], grids), out)
+    for table, bags, grid in zip(tables, parts, grids, strict=True):
+        bags.check(table.shape, out.shape[1])
+        pool_bags_reference(table, bags, out, grid)
     return None
 
 
-def grid_arguments(grid: RowGrid | None, rows: int) -> tuple[Any, ...]:
-    """The steps, the number of rows that share one, and the bits, in the form for C++."""
-    if grid is None:
-        return ctypes.c_void_p(None), ctypes.c_int64(0), ctypes.c_int(0)
-    steps = -(-rows // grid.shared) if grid.shared else 1
-    return float32("step", grid.step.detach(), steps), ctypes.c_int64(grid.shared), ctypes.c_int(grid.bits)
+def pool_requests(lib: ctypes.CDLL, requests: Any, out: Tensor) -> None:
+    """Write the sums of bags of an array of requests that are checked, by the compiled form."""
+    place, width = float32("out", out, requests[0].batch, out.shape[1]), size(out.shape[1])
+    lib.pool_tables(requests, size(len(requests)), place, width, size(torch.get_num_threads()))
 
 
 def weight_gradient(table: Tensor, bags: Bags, grad: Tensor, grid: RowGrid | None = None) -> Tensor:

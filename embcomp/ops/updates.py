@@ -12,12 +12,23 @@ import torch
 from torch import Tensor
 
 from embcomp.ops import native
-from embcomp.ops.checks import float32, int64, pointer, size
+from embcomp.ops.checks import float32, pointer, size
 from embcomp.ops.grid import RowGrid
 from embcomp.ops.optimizers import Constants, FusedOptimizerSettings, Per, rule_of
-from embcomp.ops.tables import Bags, empty_table, grid_arguments
+from embcomp.ops.requests import Bags, requests_of
+from embcomp.ops.tables import empty_table
 
+MOST_STATES = 3
 _NORM_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
+
+
+class Optimizer(ctypes.Structure):
+    """The optimizer of one table in the form for C++ (`embcomp/native/update.cpp`)."""
+
+    _fields_ = [
+        ("constants", Constants), ("states", ctypes.c_void_p * MOST_STATES),
+        ("widths", ctypes.c_uint64 * MOST_STATES), ("step_grads", ctypes.c_void_p), ("seed", ctypes.c_uint64),
+    ]  # fmt: skip
 
 
 def state_shape(per: Per, rows: int, dim: int) -> tuple[int, ...]:
@@ -77,13 +88,11 @@ def _square(table: Tensor | None, shape: Sequence[int], bags: Bags, grad: Tensor
         if grid is not None and table is not None:
             summed, _ = grid.pass_back(table[read], read, summed)
         return float(summed.double().square().sum())
-    square = ctypes.c_double()
-    lib.bag_square(
-        float32("table", table, rows, dim), size(rows), size(dim), *grid_arguments(grid, rows), *bags.arguments(),
-        float32("grad", grad, bags.batch, width), size(width), int64("columns", bags.columns, bags.columns.numel()),
-        ctypes.byref(square),
-    )  # fmt: skip
-    return square.value
+    stored = pointer("table", table, torch.float32, rows, dim)
+    lib.square_of_gradient.restype = ctypes.c_double
+    return lib.square_of_gradient(
+        ctypes.byref(bags.request(stored, rows, dim, grid)), float32("grad", grad, bags.batch, width), size(width)
+    )
 
 
 def update_rows_reference(
@@ -118,47 +127,76 @@ def update_rows(
     settings: FusedOptimizerSettings,
     grid: RowGrid | None = None,
 ) -> Tensor | None:
+    """Compute `update_tables` for one table."""
+    return update_tables([table], [states], [bags], grad, settings, [grid])[0]
+
+
+def update_tables(
+    tables: Sequence[Tensor],
+    states: Sequence[Mapping[str, Tensor]],
+    parts: Sequence[Bags],
+    grad: Tensor,
+    settings: FusedOptimizerSettings,
+    grids: Sequence[RowGrid | None] | None = None,
+) -> list[Tensor | None]:
     """Make one optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
 
     Args:
-        table: the table, float32 [rows, dim], updated in place.
-        states: the optimizer state from `empty_states`, updated in place.
-        bags: the reads of the batch.
+        tables: the tables, float32 [rows, dim] each, updated in place.
+        states: the optimizer state of each from `empty_states`, updated in place.
+        parts: the reads of the batch from each.
         grad: the gradient of the bags, float32 [batch, columns], row-major.
         settings: the optimizer and its constants.
-        grid: the grid on which the rows were read, if any.
+        grids: the grid of each table on which its rows were read; None for none.
 
     Returns:
-        The gradient of the grid's steps, [steps], not clipped.
+        The gradient of each grid's steps, [steps], not clipped; None for a table without a grid.
     """
-    bags.check(table.shape, grad.shape[1])
-    (rows, dim), width = table.shape, grad.shape[1]
+    grids = [None] * len(tables) if grids is None else grids
+    asked = list(zip(tables, states, parts, grids, strict=True))
     lib = native.library()
     if lib is None:
-        return update_rows_reference(table, states, bags, grad, settings, grid)
-    scale = 1.0
-    if settings.clip_grad_norm < math.inf:
-        scale = clip_scale(_square(table, table.shape, bags, grad, grid), settings)
-    of_steps = None if grid is None else torch.zeros(grid.step.shape, dtype=torch.float64, device="cpu")
-    lib.bag_update(
-        float32("table", table, rows, dim), size(0), size(rows), size(dim), *grid_arguments(grid, rows),
-        pointer("step_grads", of_steps, torch.float64, *(of_steps.shape if of_steps is not None else ())),
-        ctypes.c_uint32(0), *bags.arguments(),
-        float32("grad", grad, bags.batch, width), size(width), int64("columns", bags.columns, bags.columns.numel()),
-        *constants_and_states(settings, states, torch.float32, rows, dim, scale),
-    )  # fmt: skip
-    return None if grid is None or of_steps is None else (of_steps * grid.scale).to(grid.step.dtype)
+        for table, _, bags, _ in asked:
+            bags.check(table.shape, grad.shape[1])
+        return [update_rows_reference(table, held, bags, grad, settings, grid) for table, held, bags, grid in asked]
+    requests = requests_of(tables, parts, grad.shape[1], grids)
+    of_steps = [
+        None if grid is None else torch.zeros(grid.step.shape, dtype=torch.float64, device="cpu") for grid in grids
+    ]
+    optimizers = []
+    for (table, held, bags, grid), step_grads in zip(asked, of_steps, strict=True):
+        scale = 1.0
+        if settings.clip_grad_norm < math.inf:
+            scale = clip_scale(_square(table, table.shape, bags, grad, grid), settings)
+        rows, dim = table.shape
+        optimizers.append(optimizer_of(settings, held, torch.float32, rows, dim, scale, step_grads=step_grads))
+    update_requests(lib, requests, optimizers, grad)
+    return [
+        None if grid is None or sums is None else (sums * grid.scale).to(grid.step.dtype)
+        for grid, sums in zip(grids, of_steps, strict=True)
+    ]
 
 
-def constants_and_states(
+def update_requests(lib: ctypes.CDLL, requests: Any, optimizers: Sequence[Optimizer], grad: Tensor) -> None:
+    """Make the step of an array of requests that are checked, by the compiled form."""
+    number, width = len(requests), grad.shape[1]
+    place = float32("grad", grad, requests[0].batch, width)
+    threads = size(torch.get_num_threads())
+    lib.update_tables(requests, size(number), place, size(width), (Optimizer * number)(*optimizers), threads)
+
+
+def optimizer_of(
     settings: FusedOptimizerSettings,
     states: Mapping[str, Tensor],
     dtype: torch.dtype,
     rows: int,
     dim: int,
     scale: float,
-) -> tuple[Any, ...]:
-    """Return the optimizer as C++ arguments: the constants, the states, and the width of each state's rows.
+    *,
+    step_grads: Tensor | None = None,
+    seed: int = 0,
+) -> Optimizer:
+    """Return the optimizer of a table in the form for C++.
 
     Raises:
         ValueError: the states are of another optimizer or another table.
@@ -168,9 +206,11 @@ def constants_and_states(
     if list(states) != list(wanted):
         raise ValueError(f"{settings.name} keeps {list(wanted)}, got {list(states)}")
     places = [pointer(name, states[name], dtype, *state_shape(per, rows, dim)).value for name, per in wanted.items()]
-    widths = [dim if per == "value" else 1 for per in wanted.values()]
-    return (
-        ctypes.byref(Constants.of(rule, settings, scale)),
-        (ctypes.c_void_p * max(1, len(places)))(*places),
-        (ctypes.c_size_t * max(1, len(widths)))(*widths),
-    )
+    sums = None
+    if step_grads is not None:
+        sums = pointer("step_grads", step_grads, torch.float64, *step_grads.shape).value
+    return Optimizer(
+        constants=Constants.of(rule, settings, scale), states=(ctypes.c_void_p * MOST_STATES)(*places),
+        widths=(ctypes.c_uint64 * MOST_STATES)(*[dim if per == "value" else 1 for per in wanted.values()]),
+        step_grads=sums, seed=seed,
+    )  # fmt: skip

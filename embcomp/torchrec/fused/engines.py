@@ -21,7 +21,7 @@ from embcomp.ops.grid import RowGrid
 from embcomp.ops.optimizers import FusedOptimizerSettings
 from embcomp.ops.outputs import Outputs
 from embcomp.ops.tables import Bags
-from embcomp.ops.updates import empty_states, update_rows
+from embcomp.ops.updates import empty_states, update_tables
 from embcomp.torchrec.fused.fbgemm import check_fbgemm_scale, fbgemm_changes, fbgemm_lacks, fbgemm_settings
 from embcomp.torchrec.fused.loss_scale import LossScale
 
@@ -130,7 +130,7 @@ class FbgemmEngine(Engine):
 
 
 class NativeEngine(Engine):
-    """The engine of `embcomp.ops.tables`: float32 on CPU, one thread, any width.
+    """The engine of `embcomp.ops.tables`: float32 on CPU, any width.
 
     With `in_place` it trains the memory of the given tables, without a copy.
     """
@@ -178,8 +178,7 @@ class _PoolAndUpdate(torch.autograd.Function):
         parts = engine.bags(rows, offsets, given)
         out = engine.outputs.empty(parts[0].batch, engine.width)
         fixed = [None if grid is None else replace(grid, step=grid.step.detach()) for grid in grids]
-        for table, bags, grid in zip(engine.weights, parts, fixed, strict=True):
-            tables.pool_bags(table, bags, out, grid)
+        tables.pool_tables(engine.weights, parts, out, fixed)
         ctx.engine, ctx.parts, ctx.grids, ctx.given = engine, parts, fixed, (rows, offsets, given)
         ctx.versions = versions(*ctx.given)
         return out
@@ -196,10 +195,7 @@ class _PoolAndUpdate(torch.autograd.Function):
             weight_grad = torch.cat([tables.weight_gradient(table, bags, grad, grid) for table, bags, grid in parts])
         if not finite:  # as a scaler leaves out the step of an optimizer
             return None, None, None, weight_grad, None, None, *[_not_finite(grid) for grid in ctx.grids]
-        of_steps = [
-            update_rows(table, states, bags, grad, engine.settings, grid)
-            for table, states, bags, grid in zip(engine.weights, engine.states, ctx.parts, ctx.grids, strict=True)
-        ]
+        of_steps = update_tables(engine.weights, engine.states, ctx.parts, grad, engine.settings, ctx.grids)
         return None, None, None, weight_grad, None, None, *of_steps
 
 
