@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,8 +52,9 @@ PROVIDERS: dict[str, Callable[[Training], dict[str, Any]]] = {
 }
 
 
+@lru_cache(maxsize=1)
 def edges_of(training: Training) -> Edges:
-    """Return the graph of a training split."""
+    """Return the graph of a training split. The last is kept, because consecutive runs have the same."""
     pairs, counts = training.edges(), training.counts()
     users, items = (len(counts[table]) for table in training.sides())
     return interactions((pairs[0].numpy(), pairs[1].numpy()), num_users=users, num_items=items)

@@ -25,8 +25,9 @@ from experiments.load import load
 from experiments.report.collect import Stat
 from experiments.runs.results import checkpoint_key
 from experiments.studies import study
-from experiments.tasks.clicks import ClickTask, load_data
+from experiments.tasks.clicks import ClickTask
 from experiments.tasks.content import resolved
+from experiments.tasks.datasets import load_data
 from experiments.training.train import Trainer
 
 CONFIG = Path(__file__).parent / "stability.toml"
@@ -66,7 +67,7 @@ def run_all(results: Path, out: Path, console: Console, path: Path = CONFIG, pat
 def measure(run: RunConfig, out: Path) -> dict[str, float]:
     """Train on both windows, and compare the predictions on the test split."""
     runs = [_on_window(run, window) for window in WINDOWS]
-    earlier = load_data(runs[0].data)
+    earlier = load_data(data.load, runs[0].data)
     method = resolved(runs[0], earlier).method  # one tokenizer, of the earlier window
     before, after = (
         _logits(dataclasses.replace(each, method=method), out / f"window{number}", checkpoint_key(each))

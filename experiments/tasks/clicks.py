@@ -22,7 +22,7 @@ from embcomp.graph.cluster_map import Side
 from embcomp.methods import Method, Table
 from embcomp.torchrec import CompressedEmbeddingBagCollection
 from embcomp.torchrec.holders import stores_of
-from experiments.config import DataConfig, ExperimentConfig, ModelConfig, RunConfig, SliceConfig
+from experiments.config import ExperimentConfig, ModelConfig, RunConfig, SliceConfig
 from experiments.config.inputs import counts_of
 from experiments.config.options import plain
 from experiments.config.problems import data_problems, known_model, monitor_problems
@@ -31,6 +31,7 @@ from experiments.config.trained import with_vectors
 from experiments.errors import InputError
 from experiments.processes import distributed
 from experiments.tasks import content as semantic
+from experiments.tasks.datasets import load_data
 from experiments.tasks.evaluate import evaluate
 from experiments.tasks.kind import Kind
 from experiments.tasks.names import table_name
@@ -97,7 +98,7 @@ class ClickTask:
 
     @classmethod
     def prepare(cls, run: RunConfig) -> ClickTask:
-        clicks = load_data(run.data)
+        clicks = load_data(data.load, run.data)
         open_ids = [feature.name for feature in clicks.schema.features if feature.num_embeddings is None]
         if open_ids:
             raise InputError(f"feature {open_ids[0]!r} has an open id space; load the data with a vocabulary")
@@ -245,13 +246,6 @@ class ClickTraining:
             if names[name].multi_hot:
                 raise InputError(f"graph.{key}: {name!r} is multi-hot; a side of the graph needs one id per row")
         return {table_name(self.graph.user): "users", table_name(self.graph.item): "items"}
-
-
-def load_data(config: DataConfig) -> data.ClickData:
-    try:
-        return data.load(config.name, **config.options)
-    except data.DataError as error:
-        raise InputError(f"data {config.name!r}: {error}") from error
 
 
 def check_slices(clicks: data.ClickData, slices: Mapping[str, SliceConfig]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -135,9 +137,7 @@ class GraphHash(Method):
             return Sizes(stores, sum(sizes.maps for sizes in parts))
 
         def make(total: int) -> Self:
-            from embcomp.graph.clustering import cluster
-
-            clusters = cluster(edges, rows_of(total), seed=fixed.get("seed", 0), **settings)
+            clusters = _clusters(edges, rows_of(total), seed=fixed.get("seed", 0), **settings)
             return cls._of(clusters, side_of, edges, **fixed)
 
         return Ladder(make, price, least=len(set(side_of.values())), most=sum(ids.values()))
@@ -223,3 +223,16 @@ class DoubleGraphHash(GraphHash):
         if fixed.get("second") == "own" and fixed.get("rows") is None:
             fixed["rows"] = {name: getattr(found, side).rows for name, side in sides.items()}
         return super()._of(found, sides, edges, **fixed)
+
+
+_FOUND: WeakKeyDictionary[Edges, dict[Hashable, Clusters]] = WeakKeyDictionary()
+
+
+def _clusters(edges: Edges, rows: tuple[int, int], **settings: Any) -> Clusters:
+    """Return the clusters of a graph, which are sought once: several methods of one size ask for the same."""
+    from embcomp.graph.clustering import cluster
+
+    known, key = _FOUND.setdefault(edges, {}), (rows, *sorted(settings.items()))
+    if key not in known:
+        known[key] = cluster(edges, rows, **settings)
+    return copy.deepcopy(known[key])  # a model that loads a state writes into its maps
