@@ -1,9 +1,11 @@
 """`python -m experiments bench lookup`: hashing, the training step of a collection, and the plain torch drop-in.
 
-Each candidate and its reference take turns in one process and one thread. The collection's step is compared with
-FBGEMM's table-batched embedding over uncompressed tables, and each with the bandwidth floor of its own work.
+Each candidate and its reference take turns in one process and one thread, the steps also in two. The collection's step
+is compared with FBGEMM's table-batched embedding over uncompressed tables, and each with the bandwidth floor of its own
+work.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -76,14 +78,28 @@ def _collection(console: Console, ids: int, rounds: int) -> list[BenchRow]:
         "UnifiedEmbedding 4 x 16 at 10 %": _floor(batches, 4, 16),
         "the same, balanced": _floor(batches, 4, 16),
     }
-    beside = [
-        row
-        for name, step in candidates.items()
-        for row in paired(
-            {"floor": floors[name], f"{name}, against its floor": step}, against="floor", rounds=rounds // 3
-        )
-    ]
-    return results + beside
+    beside = [row for name in candidates for row in _against_floor(name, candidates[name], floors[name], rounds // 3)]
+    if (os.cpu_count() or 1) < 2:
+        return results + beside
+    console.log("all with two threads")
+    again = {f"{name}, two threads": step for name, step in candidates.items()}
+    results += paired(again, against="uncompressed FBGEMM TBE, two threads", rounds=rounds, threads=2)
+    return (
+        results
+        + beside
+        + [
+            row
+            for name in candidates
+            for row in _against_floor(f"{name}, two threads", candidates[name], floors[name], rounds // 3, threads=2)
+        ]
+    )
+
+
+def _against_floor(
+    name: str, step: Callable[[], object], floor: Callable[[], object], rounds: int, threads: int = 1
+) -> list[BenchRow]:
+    both = {"floor": floor, f"{name}, against its floor": step}
+    return paired(both, against="floor", rounds=rounds, threads=threads)
 
 
 def _tbe_step(ids: int, batches: Sequence[Tensor], grad: Tensor) -> Callable[[], object]:

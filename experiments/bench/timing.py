@@ -1,4 +1,4 @@
-"""Paired timings: candidates take turns in one process on one thread, so that a disturbance affects all of them."""
+"""Paired timings: candidates take turns in one process, mostly on one thread; a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def paired(
     warmup: int = 3,
     min_seconds: float = 0.002,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    threads: int = 1,
 ) -> list[BenchRow]:
     """Time each candidate over `against`, round by round: A B C A B C ...
 
@@ -32,6 +33,7 @@ def paired(
         warmup: the number of untimed calls of each.
         min_seconds: the least time of a turn; a faster candidate is called several times in a turn.
         progress: a function that is called with (rounds done, rounds).
+        threads: the threads of torch.
 
     Returns:
         The median of the rounds' ratios for each other candidate, with the 10th and 90th percentile.
@@ -42,7 +44,9 @@ def paired(
     """
     if against not in candidates:
         raise ValueError(f"against={against!r} is not one of the candidates {list(candidates)}")
-    times = seconds(candidates, rounds=rounds, warmup=warmup, min_seconds=min_seconds, progress=progress)
+    times = seconds(
+        candidates, rounds=rounds, warmup=warmup, min_seconds=min_seconds, progress=progress, threads=threads
+    )
     return [spread(name, times[name] / times[against], against) for name in candidates if name != against]
 
 
@@ -55,14 +59,15 @@ def seconds(
     progress: Callable[[int, int], None] = lambda done, total: None,
     device: torch.device | str = "cpu",
     clock: Callable[[], float] | None = None,
+    threads: int = 1,
 ) -> dict[str, Tensor]:
     """Return the seconds of a call, float64 [rounds], by candidate; see `paired`. A GPU measures them by events.
 
     On a CPU `clock` measures them: `time.process_time` where other work of the machine must not count.
     """
     watch = _on_gpu if torch.device(device).type == "cuda" else partial(_on_cpu, clock or time.perf_counter)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -74,7 +79,7 @@ def seconds(
             gc.collect(0)
             progress(turn + 1, rounds)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         if collecting:
             gc.enable()
     return times
