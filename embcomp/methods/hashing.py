@@ -56,9 +56,13 @@ class HashEncoder(Encoder):
 
     def packed(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
         # A subclass may add to the hashed rows.
-        if not self._one_each or type(self).encode is not HashEncoder.encode or ids.is_meta:
+        one_pass = self._one_each or len(self.lookups) == 1
+        if not one_pass or type(self).encode is not HashEncoder.encode or ids.is_meta:
             return super().packed(ids, out)
         ids = check_ids(ids, self.table.num_embeddings, self.table.name)
+        if not self._one_each:
+            out_by_id = None if out is None else out.view(ids.numel(), len(self.keys))
+            return self._by_id(ids, self.keys, self.ranges[0], out_by_id).reshape(-1)
         out_by_key = None if out is None else out.view(len(self.keys), ids.numel())
         return self._by_key(ids, self.keys, self.ranges[0], out_by_key).reshape(-1)
 
@@ -82,9 +86,9 @@ class HashEncoder(Encoder):
         """Return rows [number of keys, number of ids]."""
         return hash_rows_by_key(ids, keys, rows, out)
 
-    def _by_id(self, ids: Tensor, keys: Tensor, rows: int) -> Tensor:
+    def _by_id(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
         """Return rows [number of ids, number of keys]."""
-        return hash_rows(ids, keys, rows)
+        return hash_rows(ids, keys, rows, out)
 
 
 class BalancedHashEncoder(HashEncoder):
@@ -106,8 +110,9 @@ class BalancedHashEncoder(HashEncoder):
     def _by_key(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
         return balanced_rows(ids, keys, self.num_ids, rows, out)
 
-    def _by_id(self, ids: Tensor, keys: Tensor, rows: int) -> Tensor:
-        return balanced_rows(ids, keys, self.num_ids, rows).t()
+    def _by_id(self, ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
+        found = balanced_rows(ids, keys, self.num_ids, rows).t()
+        return found if out is None else out.copy_(found)
 
 
 def _first_keys(asked: Parts) -> list[int]:

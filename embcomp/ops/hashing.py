@@ -61,13 +61,14 @@ def hash_rows_each(ids: Tensor, keys: Tensor, rows: int | Tensor) -> Tensor:
     return (_shift_right(z, 32) * rows) >> 32
 
 
-def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
+def hash_rows(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
     """Compute the rows of `ids` under each key.
 
     Args:
         ids: the ids, int64 [N], any values.
         keys: the keys, int64 [K], from `hash_key`.
         rows: the number of rows, 1 .. 2^31 - 1; the probability of a row differs from 1 / rows by less than 2^-32.
+        out: the tensor to write the rows into, int64 [N, K] and contiguous; by default a new one.
 
     Returns:
         The rows, int64 [N, K] in [0, rows).
@@ -78,10 +79,13 @@ def hash_rows(ids: Tensor, keys: Tensor, rows: int) -> Tensor:
         tensor([[771],
                 [307]])
     """
-    lib = native.library() if readable(ids, keys) else None
+    _check_out(out, ids.numel(), keys.numel())
+    lib = native.library() if readable(ids, keys, *([] if out is None else [out])) else None
     if lib is None:
-        return hash_rows_reference(ids, keys, rows)
-    out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64, device=ids.device)
+        found = hash_rows_reference(ids, keys, rows)
+        return found if out is None else out.copy_(found)
+    if out is None:
+        out = torch.empty(ids.numel(), keys.numel(), dtype=torch.int64, device=ids.device)
     lib.hash_rows(*_arguments(ids.contiguous(), keys.contiguous(), rows), int64("out", out, *out.shape))
     return out
 
@@ -91,8 +95,7 @@ def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = 
 
     If `out` is given, int64 [K, N] and contiguous, the rows are written into it.
     """
-    if out is not None and (out.shape != (keys.numel(), ids.numel()) or not out.is_contiguous()):
-        raise ValueError(f"out must be contiguous {[keys.numel(), ids.numel()]}, got {list(out.shape)}")
+    _check_out(out, keys.numel(), ids.numel())
     lib = native.library() if readable(ids, keys, *([] if out is None else [out])) else None
     if lib is None:
         key_rows = hash_rows_reference(ids, keys, rows).t()
@@ -102,6 +105,11 @@ def hash_rows_by_key(ids: Tensor, keys: Tensor, rows: int, out: Tensor | None = 
     into = int64("out", out, keys.numel(), ids.numel())
     lib.hash_rows_by_key(*_arguments(ids.contiguous(), keys.contiguous(), rows), into)
     return out
+
+
+def _check_out(out: Tensor | None, *shape: int) -> None:
+    if out is not None and (out.shape != shape or not out.is_contiguous()):
+        raise ValueError(f"out must be contiguous {list(shape)}, got {list(out.shape)}")
 
 
 def _arguments(ids: Tensor, keys: Tensor, rows: int) -> tuple[Any, ...]:

@@ -167,3 +167,13 @@ def test_rows_are_written_where_they_belong() -> None:
     for wrong in (torch.empty(5, 2, dtype=torch.int64), torch.empty(5, 2, dtype=torch.int64).t()):
         with pytest.raises(ValueError, match="out must be contiguous"):
             hash_rows_by_key(ids, keys, 99, out=wrong)
+
+
+def test_rows_of_each_id_are_written_into_place(form):
+    ids, keys = torch.arange(9), torch.tensor([hash_key(0, "t", chunk) for chunk in range(3)])
+    place = torch.full((9, 3), -1)
+    assert hash_rows(ids, keys, 99, out=place).data_ptr() == place.data_ptr()
+    assert torch.equal(place, hash_rows_reference(ids, keys, 99))
+    for wrong in (torch.empty(3, 9, dtype=torch.int64), place.t().contiguous().t()):
+        with pytest.raises(ValueError, match="out must be contiguous"):
+            hash_rows(ids, keys, 99, out=wrong)
