@@ -1,8 +1,8 @@
 """The command that swaps the tables of other libraries' models, trains before and after, and writes the outcomes.
 
-    python -m experiments.third_party                    what is installed, into experiments/results/third-party python
-    -m experiments.third_party --only recbole     one library python -m experiments.third_party --model "recbole/SASRec
-    (sequential)"   one model, printed alone
+    python -m experiments.third_party                    what is installed, into experiments/results/third-party
+    python -m experiments.third_party --only recbole     one library
+    python -m experiments.third_party --model "recbole/SASRec (sequential)"     one model, printed alone
 
 It installs nothing. The packages and versions to install are listed in requirements/third-party.txt; use an environment
 that is deleted afterwards. Each model runs in a process of its own. Models in the file of results that were tried with
