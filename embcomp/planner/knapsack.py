@@ -7,6 +7,7 @@ from typing import Any
 from embcomp import extras
 
 SLACK = 1e-9  # of the budget: what a solver may round
+_CORE = 3  # items of a table that are tried first
 
 
 @dataclass(frozen=True)
@@ -122,40 +123,102 @@ def _solved(
     seconds: float,
     near: float,
 ) -> Solution | None:
-    np, optimize, sparse = _scipy()
-    column = {i: c for c, i in enumerate(useful)}
-    losses = np.array([items[i].loss for i in useful])
-    # HiGHS stops at gaps of 1e-6, in the units it is given: losses are small numbers, bytes large ones.
-    unit = float(np.abs(losses).max()) / 1e6 or 1.0
-    covers = [(t, c) for c, i in enumerate(useful) for t in items[i].tables]
-    rows, columns = zip(*covers, strict=True)
-    once = sparse.csr_array((np.ones(len(covers)), (rows, columns)), shape=(tables, len(useful)))
-    sizes = np.array([items[i].nbytes for i in useful], dtype=float)
-    per = max(1.0, nbytes / 1e6)
-    constraints = [
-        optimize.LinearConstraint(once, 1, 1),
-        optimize.LinearConstraint(sparse.csr_array(sizes[None, :] / per), -np.inf, nbytes / per * (1 + SLACK)),
-    ]
-    for cut in cuts:
-        row = np.zeros((1, len(useful)))
-        row[0, [column[i] for i in cut]] = 1
-        constraints.append(optimize.LinearConstraint(sparse.csr_array(row), -np.inf, len(cut) - 1))
-    result = optimize.milp(
-        losses / unit,
-        constraints=constraints,
-        integrality=np.ones(len(useful)),
-        bounds=optimize.Bounds(0, 1),
-        options={"time_limit": seconds, "mip_rel_gap": max(near, 1e-9)},
-    )
-    if result.x is None:
+    """Solve over a few promising items, and again over those that may still better the first solution.
+
+    The linear relaxation has a price for each item: the loss of the best plan with it is at least that much above the
+    bound. So items whose price exceeds the distance of the first solution from the bound are in no better one.
+    """
+    problem = _Problem([items[i] for i in useful], tables, nbytes)
+    number = {i: n for n, i in enumerate(useful)}
+    excluded = [tuple(number[i] for i in cut) for cut in cuts]
+    relaxed = problem.relaxed()
+    if relaxed is None:
         return None
-    chosen = tuple(i for i, x in zip(useful, result.x, strict=True) if x > 0.5)
-    taken = sum(items[i].nbytes for i in chosen)
-    if taken > nbytes:  # by rounding; the slack above is far below a byte for all but huge budgets
+    bound, prices = relaxed
+    core = problem.core(prices)
+    solution = problem.solved(core, excluded, seconds, near)
+    left = range(len(useful)) if solution is None else problem.within(prices, solution.loss - bound)
+    if solution is None or not set(left) <= set(core):
+        solution = problem.solved(left, excluded, seconds, near)
+    if solution is None:
+        return None
+    chosen = tuple(useful[n] for n in solution.items)
+    if solution.nbytes > nbytes:  # by rounding; the slack is far below a byte for all but huge budgets
         return _solved(items, useful, tables, nbytes, [*cuts, chosen], seconds, near)
-    loss = sum(items[i].loss for i in chosen)
-    bound = float(result.mip_dual_bound) * unit if result.mip_dual_bound is not None else loss
-    return Solution(chosen, taken, loss, max(0.0, loss - bound) if result.status == 1 or near else 0.0)
+    return Solution(chosen, solution.nbytes, solution.loss, solution.gap)
+
+
+class _Problem:
+    """The knapsack over some items, in units that suit HiGHS: it stops at gaps of 1e-6 in the units it is given."""
+
+    def __init__(self, items: Sequence[Item], tables: int, nbytes: int) -> None:
+        np, _, sparse = _scipy()
+        self.items = items
+        losses = np.array([item.loss for item in items])
+        self.unit = float(np.abs(losses).max()) / 1e6 or 1.0  # losses are small numbers, bytes large ones
+        self.losses = losses / self.unit
+        per = max(1.0, nbytes / 1e6)
+        self.sizes = np.array([item.nbytes for item in items], dtype=float) / per
+        self.limit = nbytes / per * (1 + SLACK)
+        rows, columns = zip(*((t, n) for n, item in enumerate(items) for t in item.tables), strict=True)
+        self.once = sparse.csc_array((np.ones(len(rows)), (rows, columns)), shape=(tables, len(items)))
+
+    def relaxed(self) -> tuple[float, Any] | None:
+        """Return the least loss with shares of items, and the price of each item; None if nothing fits."""
+        np, optimize, sparse = _scipy()
+        result = optimize.linprog(
+            self.losses, sparse.csr_array(self.sizes[None, :]), [self.limit], self.once, np.ones(self.once.shape[0]),
+            method="highs",
+        )  # fmt: skip
+        if result.x is None:
+            return None
+        covered = self.once.T @ result.eqlin.marginals
+        return result.fun * self.unit, self.losses - covered - self.sizes * result.ineqlin.marginals[0]
+
+    def core(self, prices: Any) -> list[int]:
+        """Return the items of the lowest prices of each table, and its smallest one."""
+        np, *_ = _scipy()
+        kept: set[int] = set()
+        for table in self.once.tocsr():
+            own = table.nonzero()[-1]
+            kept |= {*own[np.argsort(prices[own], kind="stable")[:_CORE]].tolist(), int(own[self.sizes[own].argmin()])}
+        return sorted(kept)
+
+    def within(self, prices: Any, loss: float) -> list[int]:
+        """Return the items whose price is at most a loss."""
+        return (prices <= loss / self.unit * (1 + 1e-6) + 1e-3).nonzero()[0].tolist()
+
+    def solved(
+        self, of: Sequence[int], excluded: Sequence[tuple[int, ...]], seconds: float, near: float
+    ) -> Solution | None:
+        """Return the best plan of some of the items that is not excluded; None if there is none."""
+        np, optimize, sparse = _scipy()
+        column = {n: c for c, n in enumerate(of)}
+        limits = [sparse.csr_array(self.sizes[None, of])]
+        most = [self.limit]
+        for plan in excluded:
+            if all(n in column for n in plan):
+                row = np.zeros((1, len(of)))
+                row[0, [column[n] for n in plan]] = 1
+                limits.append(sparse.csr_array(row))
+                most.append(len(plan) - 1)
+        result = optimize.milp(
+            self.losses[of],
+            constraints=[
+                optimize.LinearConstraint(self.once[:, of], 1, 1),
+                optimize.LinearConstraint(sparse.vstack(limits), -np.inf, most),
+            ],
+            integrality=np.ones(len(of)),
+            bounds=optimize.Bounds(0, 1),
+            options={"time_limit": seconds, "mip_rel_gap": max(near, 1e-9)},
+        )
+        if result.x is None:
+            return None
+        chosen = tuple(n for n, x in zip(of, result.x, strict=True) if x > 0.5)
+        loss = sum(self.items[n].loss for n in chosen)
+        bound = loss if result.mip_dual_bound is None else float(result.mip_dual_bound) * self.unit
+        gap = max(0.0, loss - bound) if result.status == 1 or near else 0.0
+        return Solution(chosen, sum(self.items[n].nbytes for n in chosen), loss, gap)
 
 
 def _scipy() -> tuple[Any, Any, Any]:

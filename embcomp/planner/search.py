@@ -22,6 +22,12 @@ Allowed = Callable[[Option], bool]
 PRICE = 1e-5
 """The price of the whole budget as a share of the worth of all tables, so that no byte is spent without need."""
 
+EXACT = 50
+"""The most tables for which the best plan is proven to be the best."""
+
+NEAR = 1e-4
+"""The distance from the best plan, as a share of its loss, at which a search over more tables ends."""
+
 TOGETHER = 10
 """The number of plans to measure as a whole, as the losses of tables that meet in a product do not simply add up."""
 
@@ -34,6 +40,7 @@ class Search:
     ) -> None:
         self.held, self.options, self.judge, self.budget = held, options, judge, budget
         self.count: Count = count
+        self.near = 0.0 if len(held) <= EXACT else NEAR
 
     def items(self, allowed: Allowed = lambda option: True) -> tuple[list[Option], list[Item]]:
         """Return the options that are allowed and did not fail, and their items for the knapsack."""
@@ -78,7 +85,7 @@ class Search:
         for _ in range(10 * len(self.options)):
             options, items = self.items(allowed)
             try:
-                solution = best(items, len(self.held), int(self.budget * times))
+                solution = best(items, len(self.held), int(self.budget * times), near=self.near)
             except ValueError:  # a table for which nothing is allowed
                 return None
             if solution is None:
