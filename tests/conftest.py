@@ -34,11 +34,6 @@ settings.register_profile(
 settings.load_profile("embcomp")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: tests of several processes spend much of their time waiting."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_finish() -> None:
     """Leave thousands of collected tests and the libraries out of every later pass of the garbage collector."""
     gc.collect()
