@@ -20,6 +20,7 @@ from embcomp.torchrec import (
     fused_optimizer,
 )
 from embcomp.torchrec.fused.engines import FbgemmEngine, NativeEngine
+from tests.parts import PARTS
 from tests.torchrec.batches import RAGGED, as_tables, bag_tables, batch, batch_lengths, sequence_tables
 from tests.torchrec.training import (
     ON_GPUS_ALONE,
@@ -33,14 +34,14 @@ from tests.torchrec.training import (
     train_both,
 )
 
-every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
+every_method = pytest.mark.parametrize("example", PARTS, ids=str)
 # How rows come about does not matter to how they are updated: each method meets one optimizer, some meet all.
 WITH_ALL = ("Full", "HashEmbedding", "SoftGraphHash", "LowBit-unified")
 every_pair = pytest.mark.parametrize(
     ("example", "optimizer"),
     [
         pytest.param(example, optimizer, id=f"{example}-{optimizer}")
-        for i, example in enumerate(EXAMPLES)
+        for i, example in enumerate(PARTS)
         for j, optimizer in enumerate(OPTIMIZERS)
         if example.name in WITH_ALL or j == i % len(OPTIMIZERS)
     ],
