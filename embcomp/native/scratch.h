@@ -21,6 +21,7 @@ class Buffer {
   T* at_least(size_t count) {
     if (count > capacity_) {
       std::free(data_);
+      capacity_ = 0;  // should there be no memory
       const size_t bytes = (count * sizeof(T) + kHugePage - 1) / kHugePage * kHugePage;
       data_ = static_cast<T*>(std::aligned_alloc(kHugePage, bytes));
       if (!data_) throw std::bad_alloc();

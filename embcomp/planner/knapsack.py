@@ -1,5 +1,6 @@
 """The choice of one option for each table within a budget: a multiple-choice knapsack, solved exactly."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def best(
         items: the items to choose from.
         tables: the number of tables.
         nbytes: the budget in bytes.
-        seconds: the time limit in seconds; the best solution until then is returned, with its gap.
+        seconds: the time limit of each of two passes in seconds; the best plan until then is returned, with its gap.
         near: the allowed distance of the loss from the best, as a share of it.
 
     Raises:
@@ -137,9 +138,13 @@ def _solved(
     bound, prices = relaxed
     core = problem.core(prices)
     solution = problem.solved(core, excluded, seconds, near)
-    left = range(len(useful)) if solution is None else problem.within(prices, solution.loss - bound)
-    if solution is None or not set(left) <= set(core):
-        solution = problem.solved(left, excluded, seconds, near)
+    left = list(range(len(useful))) if solution is None else problem.within(prices, solution.loss - bound)
+    if not set(left) <= set(core):
+        again = problem.solved(left, excluded, seconds, near)
+        if again is not None and (solution is None or again.loss <= solution.loss):
+            solution = again
+        elif solution is not None:  # the time was too short for a better one, or none is as much better as was asked
+            solution = dataclasses.replace(solution, gap=solution.loss - bound)
     if solution is None:
         return None
     chosen = tuple(useful[n] for n in solution.items)

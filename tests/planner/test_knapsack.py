@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -75,3 +76,26 @@ def test_a_table_without_an_item_and_a_loss_that_is_not_finite_are_refused():
         best([Item((0,), 1, 0.0)], 2, 10)
     with pytest.raises(ValueError, match="nan, which is not finite"):
         best([Item((0,), 1, math.nan)], 1, 10)
+
+
+def test_the_few_items_of_the_first_pass_are_not_all_there_are():
+    """Against bytes that are filled up one by one (dynamic programming), with more items than the first pass takes."""
+    draw = random.Random(0)
+    items = [Item((t,), draw.randint(1, 60), draw.random()) for t in range(12) for _ in range(25)]
+    items += [Item((t, t + 1), draw.randint(1, 90), draw.random()) for t in range(0, 12, 2) for _ in range(8)]
+    for budget in (100, 200, 400):
+        least = {0: 0.0}
+        for first in range(0, 12, 2):  # pairs of tables are apart, so that bytes can be filled up one by one
+            ways = [(i.nbytes, i.loss) for i in items if i.tables == (first, first + 1)]
+            one, two = ([i for i in items if i.tables == (t,)] for t in (first, first + 1))
+            ways += [(a.nbytes + b.nbytes, a.loss + b.loss) for a in one for b in two]
+            grown = {}
+            for used, loss in least.items():
+                for more, own in ways:
+                    if used + more <= budget and loss + own < grown.get(used + more, math.inf):
+                        grown[used + more] = loss + own
+            least = grown
+        solution = best(items, 12, budget)
+        assert (solution is None) == (not least)
+        if solution is not None:
+            assert solution.loss == pytest.approx(min(least.values()), abs=1e-6)
