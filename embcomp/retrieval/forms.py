@@ -62,6 +62,12 @@ class Form(abc.ABC):
     codes: PackedColumns
     width_: int
 
+    def __post_init__(self) -> None:
+        # Sums of a matrix product depend on the order in memory in their last bit, and a file keeps one order.
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            if isinstance(value := getattr(self, field.name), Tensor):
+                object.__setattr__(self, field.name, value.contiguous())
+
     @property
     def rows(self) -> int:
         """The number of vectors."""
