@@ -1,58 +1,61 @@
 """embcomp: small embedding tables for recommender models."""
 
-import embcomp.averaging
-import embcomp.moved
-import embcomp.remapping  # noqa: F401 (`embcomp.graph.remap_` knows modules by it)
-from embcomp import configs, nn
-from embcomp.align import align_dot_product_
-from embcomp.compress import CompressionReport, TableReport, compress_
-from embcomp.hot_tracker import HotTracker
-from embcomp.methods import (
-    METHODS,
-    ROBE,
-    BitCipher,
-    ClusteredHash,
-    Dedup,
-    DeepHash,
-    DoubleGraphHash,
-    DoubleHash,
-    FrequencyBits,
-    FrequencyHash,
-    Full,
-    GraphHash,
-    HashEmbedding,
-    HashingTrick,
-    HotRows,
-    LearnedMask,
-    LearnedWidths,
-    LowBit,
-    LowRank,
-    LSHash,
-    Method,
-    MixedDimensions,
-    MultiHash,
-    Nested,
-    ProductCodes,
-    Pruned,
-    QuotientRemainder,
-    SemanticIds,
-    SoftGraphHash,
-    Table,
-    TensorTrain,
-    UnifiedEmbedding,
-)
-from embcomp.notes import CompressionWarning
-from embcomp.planner import Choice, choose
-from embcomp.planner.features import rank_features
-from embcomp.reclustering import recluster_
-from embcomp.retrain import align_, anchor_loss, compatible
-from embcomp.saving import load, save
-from embcomp.schedule import Schedule
-from embcomp.semantic_ids.pieces.base import Ngram, PrefixNgram, Unigram
-from embcomp.semantic_ids.pieces.sentence_pieces import SentencePieces
-from embcomp.serving import ExportReport, TableExport, export
-from embcomp.sizes import nbytes, served_nbytes, summary, training_nbytes
-from embcomp.widths import at_width, nested_loss, truncate_
+from embcomp.collector import paused
+
+with paused():  # it would walk all that torch has made, which lives as long as the process
+    import embcomp.averaging
+    import embcomp.moved
+    import embcomp.remapping  # noqa: F401 (`embcomp.graph.remap_` knows modules by it)
+    from embcomp import configs, nn
+    from embcomp.align import align_dot_product_
+    from embcomp.compress import CompressionReport, TableReport, compress_
+    from embcomp.hot_tracker import HotTracker
+    from embcomp.methods import (
+        METHODS,
+        ROBE,
+        BitCipher,
+        ClusteredHash,
+        Dedup,
+        DeepHash,
+        DoubleGraphHash,
+        DoubleHash,
+        FrequencyBits,
+        FrequencyHash,
+        Full,
+        GraphHash,
+        HashEmbedding,
+        HashingTrick,
+        HotRows,
+        LearnedMask,
+        LearnedWidths,
+        LowBit,
+        LowRank,
+        LSHash,
+        Method,
+        MixedDimensions,
+        MultiHash,
+        Nested,
+        ProductCodes,
+        Pruned,
+        QuotientRemainder,
+        SemanticIds,
+        SoftGraphHash,
+        Table,
+        TensorTrain,
+        UnifiedEmbedding,
+    )
+    from embcomp.notes import CompressionWarning
+    from embcomp.planner import Choice, choose
+    from embcomp.planner.features import rank_features
+    from embcomp.reclustering import recluster_
+    from embcomp.retrain import align_, anchor_loss, compatible
+    from embcomp.saving import load, save
+    from embcomp.schedule import Schedule
+    from embcomp.semantic_ids.pieces.base import Ngram, PrefixNgram, Unigram
+    from embcomp.semantic_ids.pieces.sentence_pieces import SentencePieces
+    from embcomp.serving import ExportReport, TableExport, export
+    from embcomp.sizes import nbytes, served_nbytes, summary, training_nbytes
+    from embcomp.widths import at_width, nested_loss, truncate_
 
 __version__ = "0.1.0"
 

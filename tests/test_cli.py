@@ -64,6 +64,28 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     assert not {"embcomp.sdim", "embcomp.retrieval", "asyncio", "multiprocessing"} & {*loaded}
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_import_collects_no_garbage_and_leaves_the_collector_as_it_was(on: bool) -> None:
+    """A collection would search all objects of torch: as long as the rest of the import takes."""
+    script = f"""
+import gc, torch
+runs = []
+if not {on}:
+    gc.disable()
+gc.callbacks.append(lambda phase, info: runs.append(phase == "start"))
+import embcomp
+gc.callbacks.clear()
+print(sum(runs) <= 1, gc.isenabled())  # once at the end, of what is new
+try:
+    with embcomp.collector.paused():
+        raise ValueError(gc.isenabled())
+except ValueError as error:
+    print(error, gc.isenabled())
+"""
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert said.stdout.splitlines() == [f"True {on}", f"False {on}"]
+
+
 @pytest.mark.usefixtures("only_torch")
 @pytest.mark.parametrize("name", cli._PARTS)
 def test_a_command_without_its_extra_names_it_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
