@@ -67,7 +67,8 @@ def local_moves(
         return local_moves_reference(graph, gamma, tie, order, passes, labels)
     arrays = _arrays(graph, order, labels)
     pointers = [ctypes.c_void_p(None if a is None else a.ctypes.data) for a in arrays]
-    lib.local_moves(
+    native.within_memory(
+        lib.local_moves,
         ctypes.c_size_t(labels.size), *pointers[:5], ctypes.c_double(gamma), ctypes.c_double(tie), pointers[5],
         ctypes.c_size_t(passes), ctypes.c_void_p(labels.ctypes.data),
     )  # fmt: skip

@@ -1,7 +1,5 @@
 // The rows of a table that several groups read, possibly: their gradients are summed apart from those of the others.
 #pragma once
-#include <vector>
-
 #include "blocks.h"
 
 namespace embcomp {
@@ -9,7 +7,7 @@ namespace embcomp {
 // A set of the rows that were seen twice, with a few others where there are many rows: a bit for each, or for its hash.
 class Twice {
  public:
-  Twice(std::vector<uint64_t>& room, uint64_t num_rows, size_t seen) {
+  Twice(Vector<uint64_t>& room, uint64_t num_rows, size_t seen) {
     while (bits_ < 32 && (uint64_t)1 << bits_ < num_rows && (uint64_t)1 << bits_ < 16 * seen) bits_++;
     exact_ = (uint64_t)1 << bits_ >= num_rows;
     const size_t words = (size_t)1 << (bits_ - 6);
@@ -43,8 +41,8 @@ inline void each_row(Block* blocks, size_t count, const Visit& visit) {
 }
 
 // Fills `apart` of the blocks of a table, whose other rows are read by the `varying` features; with `all`, for all rows.
-inline void set_apart(const Request& q, Block* blocks, size_t count, const std::vector<size_t>& varying, bool all,
-                      std::vector<uint64_t>& room) {
+inline void set_apart(const Request& q, Block* blocks, size_t count, const Vector<size_t>& varying, bool all,
+                      Vector<uint64_t>& room) {
   size_t seen = 0, lanes = 0;
   for (size_t i = 0; i < count; i++) {
     seen += blocks[i].leaders.size() * blocks[i].lanes.size();

@@ -1,8 +1,8 @@
 // Pooled look-ups over tables, and their dense gradients (embcomp.ops.tables).
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
+#include "memory.h"
 #include "request.h"
 #include "stream.h"
 #include "threads.h"
@@ -99,8 +99,8 @@ void pool_strip(const Feature* features, size_t count, const Output& out, size_t
   embcomp::end_streams();
 }
 
-void pool_bags(const std::vector<Feature>& features, const Output& out, size_t first, size_t last, size_t widest) {
-  std::vector<float> room(2 * widest);
+void pool_bags(const embcomp::Vector<Feature>& features, const Output& out, size_t first, size_t last, size_t widest) {
+  embcomp::Vector<float> room(2 * widest);
   for (size_t f = 0; f < features.size();) {
     size_t count = 0, width = 0;
     while (f + count < features.size() && width < kStrip) width += features[f + count++].table.dim;
@@ -128,20 +128,23 @@ void backward(float* table_grad, size_t dim, const int64_t* rows, const int64_t*
 
 extern "C" {
 
-// The sums of the bags of several tables, whose features stand side by side in `out`.
-void pool_tables(const Request* requests, size_t tables, float* out, size_t out_stride, size_t threads) {
-  const size_t batch = requests[0].batch;
-  const Output output{out, out_stride, batch * out_stride * sizeof(float) >= kStreamBytes};
-  std::vector<Feature> features;
-  size_t widest = 0;
-  for (const Request* q = requests; q < requests + tables; q++) {
-    widest = std::max(widest, (size_t)q->dim);
-    for (size_t f = 0; f < q->features; f++)
-      features.push_back({q, f, q->stored(), of_width(q->dim), (size_t)q->columns[f],
-                          output.streams((size_t)q->columns[f], q->dim)});
-  }
-  embcomp::in_threads(threads, [&](size_t i) {
-    pool_bags(features, output, embcomp::first_of(i, threads, batch), embcomp::first_of(i + 1, threads, batch), widest);
+// The sums of the bags of several tables, whose features stand side by side in `out`. Returns the memory that is
+// missing.
+size_t pool_tables(const Request* requests, size_t tables, float* out, size_t out_stride, size_t threads) {
+  return embcomp::missing_memory([&] {
+    const size_t batch = requests[0].batch;
+    const Output output{out, out_stride, batch * out_stride * sizeof(float) >= kStreamBytes};
+    embcomp::Vector<Feature> features;
+    size_t widest = 0;
+    for (const Request* q = requests; q < requests + tables; q++) {
+      widest = std::max(widest, (size_t)q->dim);
+      for (size_t f = 0; f < q->features; f++)
+        features.push_back({q, f, q->stored(), of_width(q->dim), (size_t)q->columns[f],
+                            output.streams((size_t)q->columns[f], q->dim)});
+    }
+    embcomp::in_threads(threads, [&](size_t i) {
+      pool_bags(features, output, embcomp::first_of(i, threads, batch), embcomp::first_of(i + 1, threads, batch), widest);
+    });
   });
 }
 

@@ -3,8 +3,8 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
+#include "memory.h"
 #include "request.h"
 
 namespace embcomp {
@@ -21,23 +21,23 @@ struct Lane {
 };
 
 struct Block {
-  std::vector<Lane> lanes;
+  Vector<Lane> lanes;
   size_t step;                     // columns from a lane to the next
   size_t width;                    // floats of the gradient of a bag
-  std::vector<uint32_t> code;      // per bag, its group, and whether it is the first and the last of it
-  std::vector<uint32_t> leaders;   // per group, its first bag
-  std::vector<uint32_t> sum_of;    // per group of several bags, the number of its sum
-  std::vector<uint8_t> apart;      // per group and lane, whether others may read the row too; empty if none may
+  Vector<uint32_t> code;      // per bag, its group, and whether it is the first and the last of it
+  Vector<uint32_t> leaders;   // per group, its first bag
+  Vector<uint32_t> sum_of;    // per group of several bags, the number of its sum
+  Vector<uint8_t> apart;      // per group and lane, whether others may read the row too; empty if none may
   size_t num_sums;
   float* sums;
-  std::vector<uint32_t> apart_rows;  // rows that others may read too, and their gradients so far
-  std::vector<float> apart_sums;
+  Vector<uint32_t> apart_rows;  // rows that others may read too, and their gradients so far
+  Vector<float> apart_sums;
 
   float* sum(uint32_t code) const { return sums + sum_of[code & kGroup] * width; }
 };
 
 // The look-ups of features whose bags all read the same number of rows; the other features are left in `varying`.
-inline void find_lanes(const Request& q, std::vector<Lane>& lanes, std::vector<size_t>& varying) {
+inline void find_lanes(const Request& q, Vector<Lane>& lanes, Vector<size_t>& varying) {
   lanes.clear();
   varying.clear();
   for (size_t f = 0; f < q.features; f++) {
@@ -53,7 +53,7 @@ struct Slot {
 };
 
 // Numbers the bags' groups by the rows of a lane.
-inline void group_bags(const Lane& lane, size_t batch, Block& block, std::vector<Slot>& slots) {
+inline void group_bags(const Lane& lane, size_t batch, Block& block, Vector<Slot>& slots) {
   unsigned bits = 4;
   while ((size_t)1 << bits < 2 * batch) bits++;
   slots.assign((size_t)1 << bits, Slot{kNone, kNone});
@@ -74,7 +74,7 @@ inline void group_bags(const Lane& lane, size_t batch, Block& block, std::vector
 
 // Whether one more lane repeats with the groups. Bags that part get a group of their own; where more than one in sixteen
 // would, the lane reads other ids, and nothing is changed.
-inline bool joins(const Lane& lane, size_t batch, Block& block, std::vector<uint32_t>& parting) {
+inline bool joins(const Lane& lane, size_t batch, Block& block, Vector<uint32_t>& parting) {
   parting.clear();
   for (size_t b = 0; b < batch; b++)
     if (lane.row(b) != lane.row(block.leaders[block.code[b]])) {
@@ -110,8 +110,8 @@ inline void mark_ends(Block& block) {
 }
 
 // Makes a block of the first of these lanes and those that follow it, and returns how many they are.
-inline size_t make_block(const Lane* lanes, size_t count, const Request& q, Block& block, std::vector<Slot>& slots,
-                         std::vector<uint32_t>& parting) {
+inline size_t make_block(const Lane* lanes, size_t count, const Request& q, Block& block, Vector<Slot>& slots,
+                         Vector<uint32_t>& parting) {
   block.lanes.assign(1, lanes[0]);
   block.step = 0;
   group_bags(lanes[0], q.batch, block, slots);

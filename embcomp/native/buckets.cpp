@@ -1,12 +1,12 @@
 // Histories summed up by bucket (embcomp.ops.buckets), one thread. Event t of history b, offsets[b] <= t <
 // offsets[b + 1], is row places[t] of `values`, or row t where places is null; words[row] is its signature, which names
 // a bucket in each group, and masked events do not count. A history's buckets are a table [groups, width, dim], width =
-// 2^bits.
+// 2^bits. Functions that need memory return what is missing.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
+#include "memory.h"
 #include "rows.h"
 
 namespace {
@@ -174,7 +174,7 @@ void mix(const float* sums, size_t batch, size_t dim, const Groups& groups, cons
 // Calls use(g) for each group in which two signatures agree.
 struct Agreement {
   Groups groups;
-  std::vector<uint64_t> lowest;  // of each word: the lowest bit of each group
+  embcomp::Vector<uint64_t> lowest;  // of each word: the lowest bit of each group
   uint8_t group_of[64];
 
   explicit Agreement(const Groups& given) : groups(given), lowest(given.words()) {
@@ -251,24 +251,26 @@ extern "C" {
 
 // The signs of x [n, dim] times the matrix [dim, number], or of x itself where matrix is null, `word_bits` to a word, the
 // first the lowest bit. A row's are the same whatever the others: each is summed up in the same order.
-void sign_words(const float* x, size_t n, size_t dim, const float* matrix, size_t number, size_t word_bits,
-                int64_t* words) {
-  const size_t stride = (number + kWide - 1) / kWide * kWide, count = (number + word_bits - 1) / word_bits;
-  std::vector<float> padded, projected(kRows * stride), last(kRows * dim);
-  for (size_t i = 0; !matrix && i < n; i++) pack_signs(x + i * dim, number, word_bits, words + i * count);
-  if (!matrix) return;
-  if (stride != number) {
-    padded.resize(dim * stride);
-    for (size_t d = 0; d < dim; d++) std::copy_n(matrix + d * number, number, &padded[d * stride]);
-    matrix = padded.data();
-  }
-  for (size_t i = 0; i < n; i += kRows) {
-    const size_t rows = std::min(kRows, n - i);
-    const float* block = x + i * dim;
-    if (rows < kRows) block = std::copy_n(block, rows * dim, last.data()) - rows * dim;
-    project(block, dim, matrix, stride, projected.data());
-    for (size_t r = 0; r < rows; r++) pack_signs(&projected[r * stride], number, word_bits, words + (i + r) * count);
-  }
+size_t sign_words(const float* x, size_t n, size_t dim, const float* matrix, size_t number, size_t word_bits,
+                  int64_t* words) {
+  return embcomp::missing_memory([&] {
+    const size_t stride = (number + kWide - 1) / kWide * kWide, count = (number + word_bits - 1) / word_bits;
+    embcomp::Vector<float> padded, projected(kRows * stride), last(kRows * dim);
+    for (size_t i = 0; !matrix && i < n; i++) pack_signs(x + i * dim, number, word_bits, words + i * count);
+    if (!matrix) return;
+    if (stride != number) {
+      padded.resize(dim * stride);
+      for (size_t d = 0; d < dim; d++) std::copy_n(matrix + d * number, number, &padded[d * stride]);
+      matrix = padded.data();
+    }
+    for (size_t i = 0; i < n; i += kRows) {
+      const size_t rows = std::min(kRows, n - i);
+      const float* block = x + i * dim;
+      if (rows < kRows) block = std::copy_n(block, rows * dim, last.data()) - rows * dim;
+      project(block, dim, matrix, stride, projected.data());
+      for (size_t r = 0; r < rows; r++) pack_signs(&projected[r * stride], number, word_bits, words + (i + r) * count);
+    }
+  });
 }
 
 // sums and counts begin as zeros.
@@ -309,35 +311,39 @@ void unit_rows(const float* rows, size_t n, size_t dim, float scale, float* scal
 // What candidates [batch, candidates, dim] read, without gradients: their signatures are `known` or, where that is null,
 // those of sign_words; unit > 0 divides each bucket by its length first, times unit; weights, where given, mix those of a
 // group first; counts, where given, divide the sums by the events in them.
-void bucket_query(const float* asked, const int64_t* known, size_t batch, size_t candidates, size_t dim,
-                  const float* matrix, size_t number, size_t bits, const float* sums, const float* counts, float unit,
-                  const float* weights, float* out) {
-  const Groups groups{number, bits};
-  const size_t total = batch * candidates, buckets = batch * number * groups.width();
-  std::vector<int64_t> words, offsets(batch + 1);
-  for (size_t b = 0; b <= batch; b++) offsets[b] = (int64_t)(b * candidates);
-  if (!known) {
-    words.resize(total * groups.words());
-    sign_words(asked, total, dim, matrix, number * bits, groups.each() * bits, words.data());
-    known = words.data();
-  }
-  std::vector<float> table, scales;
-  if (unit > 0.0f || weights) table.resize(buckets * dim);
-  if (unit > 0.0f) {
-    scales.resize(buckets);
-    unit_rows(sums, buckets, dim, unit, scales.data(), table.data());
-  } else if (weights) {
+size_t bucket_query(const float* asked, const int64_t* known, size_t batch, size_t candidates, size_t dim,
+                    const float* matrix, size_t number, size_t bits, const float* sums, const float* counts, float unit,
+                    const float* weights, float* out) {
+  return embcomp::missing_memory([&] {
+    const Groups groups{number, bits};
+    const size_t total = batch * candidates, buckets = batch * number * groups.width();
+    embcomp::Vector<int64_t> words, offsets(batch + 1);
+    for (size_t b = 0; b <= batch; b++) offsets[b] = (int64_t)(b * candidates);
+    if (!known) {
+      words.resize(total * groups.words());
+      const size_t each = groups.each() * bits;
+      const size_t missing = sign_words(asked, total, dim, matrix, number * bits, each, words.data());
+      if (missing) throw embcomp::NoMemory(missing);
+      known = words.data();
+    }
+    embcomp::Vector<float> table, scales;
+    if (unit > 0.0f || weights) table.resize(buckets * dim);
+    if (unit > 0.0f) {
+      scales.resize(buckets);
+      unit_rows(sums, buckets, dim, unit, scales.data(), table.data());
+    } else if (weights) {
 #define EMBCOMP_CALL(BYTES, LANES) mix<BYTES, LANES>(sums, batch, dim, groups, weights, table.data())
-    EMBCOMP_FOR_LANES(EMBCOMP_CALL);
+      EMBCOMP_FOR_LANES(EMBCOMP_CALL);
 #undef EMBCOMP_CALL
-  }
-  if (!table.empty()) sums = table.data();
-  bucket_gather(sums, dim, nullptr, known, nullptr, offsets.data(), batch, number, bits, out);
-  if (!counts) return;
-  std::vector<float> held(total);
-  bucket_gather(counts, 1, nullptr, known, nullptr, offsets.data(), batch, number, bits, held.data());
-  for (size_t t = 0; t < total; t++)
-    for (size_t d = 0; d < dim; d++) out[t * dim + d] /= held[t] > 0.0f ? held[t] : 1.0f;
+    }
+    if (!table.empty()) sums = table.data();
+    bucket_gather(sums, dim, nullptr, known, nullptr, offsets.data(), batch, number, bits, out);
+    if (!counts) return;
+    embcomp::Vector<float> held(total);
+    bucket_gather(counts, 1, nullptr, known, nullptr, offsets.data(), batch, number, bits, held.data());
+    for (size_t t = 0; t < total; t++)
+      for (size_t d = 0; d < dim; d++) out[t * dim + d] /= held[t] > 0.0f ? held[t] : 1.0f;
+  });
 }
 
 // From the gradient of out[i] to that of rows[i], in place.
@@ -354,20 +360,24 @@ void unit_rows_backward(const float* rows, const float* scales, size_t n, size_t
 
 // The events that agree with each candidate, by group: sums [batch, candidates, number, dim] and their counts, which
 // begin as zeros; asked holds the candidates' signatures.
-void bucket_collide(const float* values, EMBCOMP_EVENTS, const int64_t* asked, size_t candidates, float* sums,
-                    float* counts) {
-  const Events e{dim, places, words, mask, offsets, batch};
+size_t bucket_collide(const float* values, EMBCOMP_EVENTS, const int64_t* asked, size_t candidates, float* sums,
+                      float* counts) {
+  return embcomp::missing_memory([&] {
+    const Events e{dim, places, words, mask, offsets, batch};
 #define EMBCOMP_CALL(WIDTH) collide<WIDTH>(values, e, asked, candidates, Groups{number, bits}, sums, counts)
-  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
+    EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
+  });
 }
 
 // The gradient of bucket_collide, added to out.
-void bucket_collide_backward(const float* sums, EMBCOMP_EVENTS, const int64_t* asked, size_t candidates, float* out) {
-  const Events e{dim, places, words, mask, offsets, batch};
+size_t bucket_collide_backward(const float* sums, EMBCOMP_EVENTS, const int64_t* asked, size_t candidates, float* out) {
+  return embcomp::missing_memory([&] {
+    const Events e{dim, places, words, mask, offsets, batch};
 #define EMBCOMP_CALL(WIDTH) spread<WIDTH>(sums, e, asked, candidates, Groups{number, bits}, out)
-  EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
+    EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
+  });
 }
 
 }  // extern "C"

@@ -1,70 +1,71 @@
 // Local moving on a weighted graph, the fast form of embcomp.graph.moves.
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+
+#include "memory.h"
 
 extern "C" {
 
 // Vertices in `order` join the cluster with the largest gain  e(v, c) - gamma (out_v In_c + in_v Out_c)  among those of
 // their neighbours, their own and an empty one, pass after pass. After the first pass only those are looked at that have a
 // neighbour which moved. Gains that differ by less than `tie` are equal; the own cluster, then the first found, wins.
-// `adjacency` is symmetric and without loops. Returns the number of moves.
-int64_t local_moves(size_t n, const int64_t* starts, const int32_t* adjacency, const float* weights, const double* out,
-                    const double* in, double gamma, double tie, const int32_t* order, size_t passes, int32_t* labels) {
-  std::vector<double> out_of(n, 0.0), in_of(n, 0.0), edge_to(n, 0.0);
-  std::vector<int32_t> members(n, 0), empty, seen;
-  std::vector<char> active(n, 1);
-  for (size_t v = 0; v < n; v++) {
-    out_of[labels[v]] += out[v];
-    in_of[labels[v]] += in[v];
-    members[labels[v]]++;
-  }
-  for (size_t c = n; c-- > 0;)
-    if (!members[c]) empty.push_back((int32_t)c);
-  int64_t moves = 0;
-  for (size_t pass = 0; pass < passes; pass++) {
-    int64_t moved = 0;
-    for (size_t i = 0; i < n; i++) {
-      const int32_t v = order[i];
-      if (!active[v]) continue;
-      active[v] = 0;
-      const int32_t own = labels[v];
-      out_of[own] -= out[v];
-      in_of[own] -= in[v];
-      for (int64_t j = starts[v]; j < starts[v + 1]; j++) {
-        const int32_t c = labels[adjacency[j]];
-        if (edge_to[c] == 0.0) seen.push_back(c);
-        edge_to[c] += weights ? (double)weights[j] : 1.0;
-      }
-      int32_t best = own;
-      double most = edge_to[own] - gamma * (out[v] * in_of[own] + in[v] * out_of[own]);
-      for (const int32_t c : seen) {
-        const double gain = edge_to[c] - gamma * (out[v] * in_of[c] + in[v] * out_of[c]);
-        if (gain > most + tie) {
-          most = gain;
-          best = c;
-        }
-        edge_to[c] = 0.0;
-      }
-      seen.clear();
-      if (most < -tie && members[own] > 1) {  // better alone
-        best = empty.back();
-        empty.pop_back();
-      }
-      out_of[best] += out[v];
-      in_of[best] += in[v];
-      if (best == own) continue;
-      members[best]++;
-      if (!--members[own]) empty.push_back(own);
-      labels[v] = best;
-      moved++;
-      for (int64_t j = starts[v]; j < starts[v + 1]; j++)
-        if (labels[adjacency[j]] != best) active[adjacency[j]] = 1;
+// `adjacency` is symmetric and without loops. Returns the memory that is
+// missing.
+size_t local_moves(size_t n, const int64_t* starts, const int32_t* adjacency, const float* weights, const double* out,
+                   const double* in, double gamma, double tie, const int32_t* order, size_t passes, int32_t* labels) {
+  return embcomp::missing_memory([&] {
+    embcomp::Vector<double> out_of(n, 0.0), in_of(n, 0.0), edge_to(n, 0.0);
+    embcomp::Vector<int32_t> members(n, 0), empty, seen;
+    embcomp::Vector<char> active(n, 1);
+    for (size_t v = 0; v < n; v++) {
+      out_of[labels[v]] += out[v];
+      in_of[labels[v]] += in[v];
+      members[labels[v]]++;
     }
-    moves += moved;
-    if (!moved) break;
-  }
-  return moves;
+    for (size_t c = n; c-- > 0;)
+      if (!members[c]) empty.push_back((int32_t)c);
+    for (size_t pass = 0; pass < passes; pass++) {
+      bool moved = false;
+      for (size_t i = 0; i < n; i++) {
+        const int32_t v = order[i];
+        if (!active[v]) continue;
+        active[v] = 0;
+        const int32_t own = labels[v];
+        out_of[own] -= out[v];
+        in_of[own] -= in[v];
+        for (int64_t j = starts[v]; j < starts[v + 1]; j++) {
+          const int32_t c = labels[adjacency[j]];
+          if (edge_to[c] == 0.0) seen.push_back(c);
+          edge_to[c] += weights ? (double)weights[j] : 1.0;
+        }
+        int32_t best = own;
+        double most = edge_to[own] - gamma * (out[v] * in_of[own] + in[v] * out_of[own]);
+        for (const int32_t c : seen) {
+          const double gain = edge_to[c] - gamma * (out[v] * in_of[c] + in[v] * out_of[c]);
+          if (gain > most + tie) {
+            most = gain;
+            best = c;
+          }
+          edge_to[c] = 0.0;
+        }
+        seen.clear();
+        if (most < -tie && members[own] > 1) {  // better alone
+          best = empty.back();
+          empty.pop_back();
+        }
+        out_of[best] += out[v];
+        in_of[best] += in[v];
+        if (best == own) continue;
+        members[best]++;
+        if (!--members[own]) empty.push_back(own);
+        labels[v] = best;
+        moved = true;
+        for (int64_t j = starts[v]; j < starts[v + 1]; j++)
+          if (labels[adjacency[j]] != best) active[adjacency[j]] = 1;
+      }
+      if (!moved) break;
+    }
+  });
 }
 
 // A bijection of the 32-bit numbers, of which embcomp.graph.minhash has the inverse.

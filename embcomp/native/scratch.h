@@ -2,7 +2,8 @@
 // more than the arithmetic.
 #pragma once
 #include <cstdlib>
-#include <new>
+
+#include "memory.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -24,7 +25,7 @@ class Buffer {
       capacity_ = 0;  // should there be no memory
       const size_t bytes = (count * sizeof(T) + kHugePage - 1) / kHugePage * kHugePage;
       data_ = static_cast<T*>(std::aligned_alloc(kHugePage, bytes));
-      if (!data_) throw std::bad_alloc();
+      if (!data_) throw NoMemory(bytes);
 #ifdef MADV_HUGEPAGE
       madvise(data_, bytes, MADV_HUGEPAGE);
 #endif

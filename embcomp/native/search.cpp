@@ -8,10 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 #if defined(__AVX2__) || defined(__BMI2__)
 #include <immintrin.h>
 #endif
+
+#include "memory.h"
 
 namespace {
 
@@ -48,7 +49,7 @@ struct Group {
 };
 
 struct Codes {
-  std::vector<Group> groups;
+  embcomp::Vector<Group> groups;
   const float* scales;  // null where all are 1
   size_t rows, columns;
 
@@ -70,10 +71,10 @@ struct Codes {
 
 // Rows [first, first + count) as pairs of columns: bytes[plane][column / 2][row][column % 2], zero behind the last one.
 // Returns the largest length of a row of centred codes.
-float unpack(const Codes& codes, const std::vector<float>& middles, size_t first, size_t count, size_t planes,
-             std::vector<uint8_t>& bytes) {
+float unpack(const Codes& codes, const embcomp::Vector<float>& middles, size_t first, size_t count, size_t planes,
+             embcomp::Vector<uint8_t>& bytes) {
   const size_t padded = codes.padded(), columns = codes.columns;
-  std::vector<uint8_t> row(padded + 8), lower(padded + 8);
+  embcomp::Vector<uint8_t> row(padded + 8), lower(padded + 8);
   float largest = 0.0f;
   for (size_t i = 0; i < count; i++) {
     codes.read(first + i, row.data());
@@ -92,18 +93,18 @@ float unpack(const Codes& codes, const std::vector<float>& middles, size_t first
 
 // Queries as integers: of each chunk of columns the products with codes of 4 bits sum to less than 2^15.
 struct Queries {
-  std::vector<int8_t> values;    // [queries][padded]
-  std::vector<float> step;       // what an integer stands for
-  std::vector<float> middle;     // the product with the middle of the codes, to be taken off, in steps
-  std::vector<float> lost;       // the length of what rounding took away, in steps
+  embcomp::Vector<int8_t> values;    // [queries][padded]
+  embcomp::Vector<float> step;       // what an integer stands for
+  embcomp::Vector<float> middle;     // the product with the middle of the codes, to be taken off, in steps
+  embcomp::Vector<float> lost;       // the length of what rounding took away, in steps
 };
 
 Queries rounded(const Codes& codes, const float* queries, size_t count) {
   const size_t padded = codes.padded(), width = codes.columns;
-  std::vector<float> levels;
+  embcomp::Vector<float> levels;
   for (const Group& group : codes.groups) levels.insert(levels.end(), group.columns, (float)((1u << group.bits) - 1));
-  Queries found{std::vector<int8_t>(count * padded), std::vector<float>(count), std::vector<float>(count),
-                std::vector<float>(count)};
+  Queries found{embcomp::Vector<int8_t>(count * padded), embcomp::Vector<float>(count), embcomp::Vector<float>(count),
+                embcomp::Vector<float>(count)};
   for (size_t q = 0; q < count; q++) {
     const float* query = queries + q * width;
     float step = 0.0f;
@@ -176,7 +177,7 @@ struct Best {
 };
 
 // The product in full; `room` holds a row.
-float product(const Codes& codes, const std::vector<float>& middles, const float* query, size_t row, uint8_t* room) {
+float product(const Codes& codes, const embcomp::Vector<float>& middles, const float* query, size_t row, uint8_t* room) {
   codes.read(row, room);
   double sum = 0.0;
   for (size_t j = 0; j < codes.columns; j++) sum += (double)query[j] * (double)((float)room[j] - middles[j]);
@@ -262,51 +263,53 @@ extern "C" {
 
 // The k rows of largest product for each query, best first, of equal ones the first; `out_scores` and `out_rows` are
 // [count, k], and k is at most `rows`. Group g lies at packed + starts[g], `columns[g]` columns of `bits[g]` bits.
-// Scales are positive.
-void code_search(const uint8_t* packed, const int64_t* starts, const int64_t* ends, const int64_t* columns,
-                 const int64_t* bits, size_t groups, const float* scales, size_t rows, const float* queries,
-                 size_t count, size_t k, float* out_scores, int64_t* out_rows) {
-  Codes codes{{}, scales, rows, 0};
-  for (size_t g = 0; g < groups; g++) {
-    codes.groups.push_back({packed + starts[g], (size_t)(ends[g] - starts[g]), (size_t)columns[g], (size_t)bits[g]});
-    codes.columns += (size_t)columns[g];
-  }
-  const size_t planes = codes.planes(), padded = codes.padded();
-  std::vector<float> middles;
-  for (const Group& group : codes.groups)
-    middles.insert(middles.end(), group.columns, (float)((1u << group.bits) - 1) * 0.5f);
-  const Queries integers = rounded(codes, queries, count);
-  std::vector<Best> best;
-  for (size_t q = 0; q < count; q++) best.push_back({out_scores + q * k, out_rows + q * k, k});
-  std::vector<uint8_t> bytes(planes * padded * kBlock), room(padded + 8);
-  std::vector<float> of_block(kBlock);
-  float sums[2][kTile];
-  for (size_t first = 0; first < rows; first += kBlock) {
-    const size_t here = std::min(kBlock, rows - first);
-    const float length = unpack(codes, middles, first, here, planes, bytes);
-    for (size_t i = 0; i < kBlock; i++) of_block[i] = i < here ? codes.scale(first + i) : 0.0f;
-    for (size_t q = 0; q < count; q += 2) {
-      const size_t other = std::min(q + 1, count - 1);
-      const Pair pair = {{integers.values.data() + q * padded, integers.values.data() + other * padded},
-                         {integers.middle[q], integers.middle[other]}};
-      for (size_t t = 0; t < here; t += kTile) {
-        products(bytes.data() + 2 * t, planes, padded, pair, sums);
-        for (size_t each = q; each < std::min(q + 2, count); each++) {
-          const float slack = integers.lost[each] * length * 1.0001f + std::fabs(integers.middle[each]) * 1e-5f +
-                              (planes == 2 ? 0.2f : 0.01f);  // what floats round
-          const float least = best[each].least() / integers.step[each];
-          uint64_t found = reached(sums[each - q], of_block.data() + t, slack, least);
-          if (here - t < kTile) found &= ((uint64_t)1 << (here - t)) - 1;
-          for (; found; found &= found - 1) {
-            const size_t row = first + t + (size_t)__builtin_ctzll(found);
-            const float* query = queries + each * codes.columns;
-            best[each].push(product(codes, middles, query, row, room.data()), (int64_t)row);
+// Scales are positive. Returns the memory that is missing.
+size_t code_search(const uint8_t* packed, const int64_t* starts, const int64_t* ends, const int64_t* columns,
+                   const int64_t* bits, size_t groups, const float* scales, size_t rows, const float* queries,
+                   size_t count, size_t k, float* out_scores, int64_t* out_rows) {
+  return embcomp::missing_memory([&] {
+    Codes codes{{}, scales, rows, 0};
+    for (size_t g = 0; g < groups; g++) {
+      codes.groups.push_back({packed + starts[g], (size_t)(ends[g] - starts[g]), (size_t)columns[g], (size_t)bits[g]});
+      codes.columns += (size_t)columns[g];
+    }
+    const size_t planes = codes.planes(), padded = codes.padded();
+    embcomp::Vector<float> middles;
+    for (const Group& group : codes.groups)
+      middles.insert(middles.end(), group.columns, (float)((1u << group.bits) - 1) * 0.5f);
+    const Queries integers = rounded(codes, queries, count);
+    embcomp::Vector<Best> best;
+    for (size_t q = 0; q < count; q++) best.push_back({out_scores + q * k, out_rows + q * k, k});
+    embcomp::Vector<uint8_t> bytes(planes * padded * kBlock), room(padded + 8);
+    embcomp::Vector<float> of_block(kBlock);
+    float sums[2][kTile];
+    for (size_t first = 0; first < rows; first += kBlock) {
+      const size_t here = std::min(kBlock, rows - first);
+      const float length = unpack(codes, middles, first, here, planes, bytes);
+      for (size_t i = 0; i < kBlock; i++) of_block[i] = i < here ? codes.scale(first + i) : 0.0f;
+      for (size_t q = 0; q < count; q += 2) {
+        const size_t other = std::min(q + 1, count - 1);
+        const Pair pair = {{integers.values.data() + q * padded, integers.values.data() + other * padded},
+                           {integers.middle[q], integers.middle[other]}};
+        for (size_t t = 0; t < here; t += kTile) {
+          products(bytes.data() + 2 * t, planes, padded, pair, sums);
+          for (size_t each = q; each < std::min(q + 2, count); each++) {
+            const float slack = integers.lost[each] * length * 1.0001f + std::fabs(integers.middle[each]) * 1e-5f +
+                                (planes == 2 ? 0.2f : 0.01f);  // what floats round
+            const float least = best[each].least() / integers.step[each];
+            uint64_t found = reached(sums[each - q], of_block.data() + t, slack, least);
+            if (here - t < kTile) found &= ((uint64_t)1 << (here - t)) - 1;
+            for (; found; found &= found - 1) {
+              const size_t row = first + t + (size_t)__builtin_ctzll(found);
+              const float* query = queries + each * codes.columns;
+              best[each].push(product(codes, middles, query, row, room.data()), (int64_t)row);
+            }
           }
         }
       }
     }
-  }
-  for (Best& each : best) each.sort();
+    for (Best& each : best) each.sort();
+  });
 }
 
 }  // extern "C"

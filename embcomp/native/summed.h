@@ -5,7 +5,6 @@
 #include <cstring>
 #include <memory>
 #include <utility>
-#include <vector>
 
 #include "apart.h"
 #include "blocks.h"
@@ -19,26 +18,26 @@ constexpr size_t kBagsPerTile = 64;
 
 // What is kept between calls for one table.
 struct TableScratch {
-  std::vector<Lane> lanes;
-  std::vector<size_t> varying;
-  std::vector<Block> blocks;
+  Vector<Lane> lanes;
+  Vector<size_t> varying;
+  Vector<Block> blocks;
   size_t num_blocks;
 };
 
 // What is kept between calls for one thread.
 struct ThreadScratch {
-  std::vector<Slot> slots;
-  std::vector<uint32_t> parting;
-  std::vector<uint64_t> twice;
+  Vector<Slot> slots;
+  Vector<uint32_t> parting;
+  Vector<uint64_t> twice;
   Buffer<uint64_t> pairs, other;  // row << 32 | entry, and the other half of the sort
   Buffer<const float*> source;    // per entry, its gradient
   Buffer<float> weight;           // per entry
-  std::vector<size_t> count;
+  Vector<size_t> count;
 };
 
 struct Scratch {
-  std::vector<TableScratch> tables;
-  std::vector<std::unique_ptr<ThreadScratch>> threads;
+  Vector<TableScratch> tables;
+  Vector<std::unique_ptr<ThreadScratch>> threads;
   Buffer<float> sums;
 
   void reserve(size_t num_tables, size_t num_threads) {
@@ -49,7 +48,7 @@ struct Scratch {
 inline thread_local Scratch scratch;
 
 // Radix sort of the pairs by row, least significant digit first; rows then come in memory order. Returns the sorted half.
-inline uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_t num_rows, std::vector<size_t>& count) {
+inline uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_t num_rows, Vector<size_t>& count) {
   unsigned bits = 1;
   while (bits < 32 && (num_rows - 1) >> bits) bits++;
   const unsigned passes = (bits + 11) / 12, digit = (bits + passes - 1) / passes;
@@ -190,7 +189,7 @@ class SumsOf : public Sums {
   }
 
   static float* room_for(size_t n) {
-    static thread_local std::vector<float> room;
+    static thread_local Vector<float> room;
     if (room.size() < n) room.resize(n);
     return room.data();
   }
@@ -220,7 +219,7 @@ inline void add_blocks(const std::pair<Sums*, Block*>* blocks, size_t count, siz
 }
 
 // Visits the rows of all tables. The results do not depend on the number of threads.
-inline void sum_all(const Request* requests, std::vector<std::unique_ptr<Sums>>& sums, size_t threads) {
+inline void sum_all(const Request* requests, Vector<std::unique_ptr<Sums>>& sums, size_t threads) {
   const size_t tables = sums.size();
   Scratch& kept = scratch;
   kept.reserve(tables, threads);
@@ -228,7 +227,7 @@ inline void sum_all(const Request* requests, std::vector<std::unique_ptr<Sums>>&
     for (size_t t = first_of(i, threads, tables); t < first_of(i + 1, threads, tables); t++)
       sums[t]->prepare(requests[t], kept.tables[t], *kept.threads[i]);
   });
-  std::vector<std::pair<Sums*, Block*>> blocks;
+  Vector<std::pair<Sums*, Block*>> blocks;
   size_t total = 0;
   for (auto& each : sums)
     for (size_t k = 0; k < each->own->num_blocks; k++) {

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
-#include <vector>
 
+#include "memory.h"
 #include "optimizers.h"
 #include "summed.h"
 
@@ -59,7 +59,7 @@ class Update {
 
   // Steps the rows before this one that were not read.
   void skip_to(uint64_t row) {
-    std::vector<float> no_gradient(n());
+    embcomp::Vector<float> no_gradient(n());
     for (; next_ < row; next_++) {
       std::fill(no_gradient.begin(), no_gradient.end(), 0.0f);
       step_floats(next_, no_gradient.data());
@@ -83,7 +83,7 @@ class Update {
   void step_integers(uint64_t row, float* g) const {
     for (size_t d = 0; d < n(); d++)
       if (!std::isfinite(g[d])) return;
-    static thread_local std::vector<float> one_row;
+    static thread_local embcomp::Vector<float> one_row;
     one_row.resize(n());
     float *w = one_row.data(), held[kMostStates], *states[kMostStates];
     table_.unpack<DIM>(row, w);
@@ -159,22 +159,26 @@ class Squared : public SumsOf<DIM, Square<DIM>> {
 
 }  // namespace
 
-// One step on the rows of several tables, whose features stand side by side in `grad`.
-extern "C" void update_tables(const Request* requests, size_t tables, const float* grad, size_t grad_stride,
-                              const Optimizer* optimizers, size_t threads) {
-  std::vector<std::unique_ptr<Sums>> sums;
-  for (size_t t = 0; t < tables; t++) {
-    sums.push_back(of_width<Updated>(requests[t].dim, requests[t], Gradient{grad, grad_stride}, optimizers[t]));
-    if (optimizers[t].step_grads) threads = 1;  // rows of several threads may share a step
-  }
-  embcomp::sum_all(requests, sums, threads);
+// One step on the rows of several tables, whose features stand side by side in `grad`. Returns the memory that is
+// missing.
+extern "C" size_t update_tables(const Request* requests, size_t tables, const float* grad, size_t grad_stride,
+                                const Optimizer* optimizers, size_t threads) {
+  return embcomp::missing_memory([&] {
+    embcomp::Vector<std::unique_ptr<Sums>> sums;
+    for (size_t t = 0; t < tables; t++) {
+      sums.push_back(of_width<Updated>(requests[t].dim, requests[t], Gradient{grad, grad_stride}, optimizers[t]));
+      if (optimizers[t].step_grads) threads = 1;  // rows of several threads may share a step
+    }
+    embcomp::sum_all(requests, sums, threads);
+  });
 }
 
-// The squared norm of the gradient of a table, as `update_tables` would sum it; rows are read where they have a grid.
-extern "C" double square_of_gradient(const Request* request, const float* grad, size_t grad_stride) {
-  double sum = 0.0;
-  std::vector<std::unique_ptr<Sums>> sums;
-  sums.push_back(of_width<Squared>(request->dim, *request, Gradient{grad, grad_stride}, &sum));
-  embcomp::sum_all(request, sums, 1);
-  return sum;
+// Adds the squared norm of the gradient of a table to `sum`, as `update_tables` would sum it; rows are read where they have
+// a grid. Returns the memory that is missing.
+extern "C" size_t square_of_gradient(const Request* request, const float* grad, size_t grad_stride, double* sum) {
+  return embcomp::missing_memory([&] {
+    embcomp::Vector<std::unique_ptr<Sums>> sums;
+    sums.push_back(of_width<Squared>(request->dim, *request, Gradient{grad, grad_stride}, sum));
+    embcomp::sum_all(request, sums, 1);
+  });
 }

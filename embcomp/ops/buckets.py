@@ -85,7 +85,8 @@ def sign_signatures(x: Tensor, matrix: Tensor | None, hash_width: int) -> Tensor
     words = words_for(number // hash_width, hash_width)
     signatures = torch.empty(*x.shape[:-1], words, dtype=torch.int64, device="cpu")
     x, matrix = _plain(x.detach(), matrix)
-    _library().sign_words(
+    native.within_memory(
+        _library().sign_words,
         float32("x", x, *x.shape), size(x.shape[:-1].numel()), size(x.shape[-1]),
         float32("matrix", matrix, x.shape[-1], number), size(number), size(63 // hash_width * hash_width),
         int64("signatures", signatures, *signatures.shape),
@@ -156,7 +157,8 @@ def query(
     groups, width = sums.shape[1], 2**hash_width
     if signatures is None and matrix is None:
         raise ValueError("query needs signatures, or the matrix that gives them")
-    _library().bucket_query(
+    native.within_memory(
+        _library().bucket_query,
         float32("asked", asked, *asked.shape),
         int64("signatures", signatures, batch, candidates, words_for(groups, hash_width)),
         size(batch), size(candidates), size(dim), float32("matrix", matrix, dim, groups * hash_width),
@@ -252,7 +254,8 @@ class _Collide(torch.autograd.Function):
         shape = (*asked.shape[:2], events.groups)
         sums, counts = torch.zeros(*shape, values.shape[1], **_FLOAT), torch.zeros(shape, **_FLOAT)
         (values,) = _plain(values)
-        _library().bucket_collide(
+        native.within_memory(
+            _library().bucket_collide,
             float32("values", values, len(values), values.shape[1]), *_arguments(events, len(values), values.shape[1]),
             *_asked(events, asked), float32("sums", sums, *sums.shape), float32("counts", counts, *counts.shape),
         )  # fmt: skip
@@ -265,7 +268,8 @@ class _Collide(torch.autograd.Function):
         check_unchanged(ctx.versions, ctx.asked, *_tensors(ctx.events))
         (grad,) = _plain(grads[0])
         out = torch.zeros(ctx.rows, grad.shape[3], **_FLOAT)
-        _library().bucket_collide_backward(
+        native.within_memory(
+            _library().bucket_collide_backward,
             float32("gradient", grad, *ctx.asked.shape[:2], ctx.events.groups, grad.shape[3]),
             *_arguments(ctx.events, ctx.rows, grad.shape[3]), *_asked(ctx.events, ctx.asked),
             float32("out", out, *out.shape),

@@ -122,7 +122,8 @@ def code_search(codes: PackedColumns, scales: Tensor | None, queries: Tensor, k:
     if int(bounds[1, -1]) > codes.data.numel():
         raise ValueError(f"{codes.rows} rows take {int(bounds[1, -1])} bytes, there are {codes.data.numel()}")
     scores, rows = torch.empty(count, k), torch.empty(count, k, dtype=torch.int64)
-    lib.code_search(
+    native.within_memory(
+        lib.code_search,
         pointer("codes", codes.data, torch.uint8, codes.data.numel()), int64("starts", bounds[0], groups),
         int64("ends", bounds[1], groups), int64("columns", kinds[0], groups), int64("bits", kinds[1], groups),
         size(groups), float32("scales", scales, codes.rows), size(codes.rows),

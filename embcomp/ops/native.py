@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import warnings
 from pathlib import Path
+from typing import Any
 
 from embcomp.files import replacing
 
@@ -120,3 +121,16 @@ def library() -> ctypes.CDLL | None:
     except (NativeUnavailable, OSError) as error:
         warnings.warn(f"embcomp: {error}. Slower torch code is used instead.", RuntimeWarning, stacklevel=2)
         return None
+
+
+def within_memory(function: Any, *arguments: Any) -> None:
+    """Call a compiled function that needs memory of its own, and that returns how many bytes it missed.
+
+    Raises:
+        MemoryError: they cannot be had; the text names the function and the bytes that it asked for. What it was to
+            write may have been written in part.
+    """
+    function.restype = ctypes.c_size_t
+    if missing := function(*arguments):
+        asked = f"{missing:,} bytes" if missing > 1 else "what it keeps beside its arguments"
+        raise MemoryError(f"{function.__name__}: there is no memory for {asked}; give it less at once, or free memory")

@@ -164,7 +164,8 @@ def pool_tables(
 def pool_requests(lib: ctypes.CDLL, requests: Any, out: Tensor) -> None:
     """Write the sums of bags of an array of requests that are checked, by the compiled form."""
     place, width = float32("out", out, requests[0].batch, out.shape[1]), size(out.shape[1])
-    lib.pool_tables(requests, size(len(requests)), place, width, size(torch.get_num_threads()))
+    threads = size(torch.get_num_threads())
+    native.within_memory(lib.pool_tables, requests, size(len(requests)), place, width, threads)
 
 
 def weight_gradient(table: Tensor, bags: Bags, grad: Tensor, grid: RowGrid | None = None) -> Tensor:

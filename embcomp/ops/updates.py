@@ -89,10 +89,12 @@ def _square(table: Tensor | None, shape: Sequence[int], bags: Bags, grad: Tensor
             summed, _ = grid.pass_back(table[read], read, summed)
         return float(summed.double().square().sum())
     stored = pointer("table", table, torch.float32, rows, dim)
-    lib.square_of_gradient.restype = ctypes.c_double
-    return lib.square_of_gradient(
-        ctypes.byref(bags.request(stored, rows, dim, grid)), float32("grad", grad, bags.batch, width), size(width)
-    )
+    request, total = bags.request(stored, rows, dim, grid), ctypes.c_double()
+    native.within_memory(
+        lib.square_of_gradient, ctypes.byref(request), float32("grad", grad, bags.batch, width), size(width),
+        ctypes.byref(total),
+    )  # fmt: skip
+    return total.value
 
 
 def update_rows_reference(
@@ -182,7 +184,8 @@ def update_requests(lib: ctypes.CDLL, requests: Any, optimizers: Sequence[Optimi
     number, width = len(requests), grad.shape[1]
     place = float32("grad", grad, requests[0].batch, width)
     threads = size(torch.get_num_threads())
-    lib.update_tables(requests, size(number), place, size(width), (Optimizer * number)(*optimizers), threads)
+    every = (Optimizer * number)(*optimizers)
+    native.within_memory(lib.update_tables, requests, size(number), place, size(width), every, threads)
 
 
 def optimizer_of(
