@@ -23,6 +23,10 @@ torch.set_num_threads(1)
 if os.environ.get("EMBCOMP_DATA"):
     os.environ["EMBCOMP_DATA"] = str(Path(os.environ["EMBCOMP_DATA"]).resolve())
 
+# What is compiled is kept in one place, also for processes that start before a test sets a cache folder of its own.
+_CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("EMBCOMP_CACHE", str((_CACHES / "embcomp").resolve()))
+
 # Derandomized: a failure seen once is seen again. No deadline: shared cores make any time limit a coin toss.
 settings.register_profile(
     "embcomp",

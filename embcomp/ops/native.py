@@ -16,7 +16,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,15 @@ def shipped() -> Path | None:
     return _SHIPPED if needed <= set(_processor().split()) else None
 
 
+def _compile(command: list[str], sources: list[Path], target: Path) -> None:
+    """Compile the sources side by side, and link them."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as threads:
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
+        pairs = zip(map(str, sources), objects, strict=True)
+        list(threads.map(_run, [[*command, "-c", source, "-o", made] for source, made in pairs]))
+        _run([*command, *objects, "-o", str(target)])
+
+
 def build() -> Path:
     """Return the path of the shared library, compiling it first if needed. Raise `NativeUnavailable` if that fails."""
     compiler = _compiler()
@@ -98,7 +109,7 @@ def build() -> Path:
     _log.warning("embcomp compiles its C++ for this machine: once, some ten seconds, into %s", target.parent)
     try:
         with replacing(target) as made:  # another process may be building too
-            _run([*built, *map(str, sources), "-o", str(made)])
+            _compile(built, sources, made)
     except OSError as error:
         raise NativeUnavailable(f"cannot write {target.parent} ({error}); set EMBCOMP_CACHE") from error
     return target

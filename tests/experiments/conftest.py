@@ -1,7 +1,6 @@
 """A small experiment on synthetic clicks, and a cache of its own for their encoded rows."""
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ SMALL: dict[str, Any] = {
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embcomp"
-        patch.setenv("EMBCOMP_CACHE", os.environ.get("EMBCOMP_CACHE", str(usual)))  # kernels are compiled once
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
