@@ -34,6 +34,7 @@ from experiments.config import RunConfig
 from experiments.errors import Diverged, Infeasible, InputError
 from experiments.processes import distributed
 from experiments.processes.processes import start_context
+from experiments.runs.sent import Sent
 
 if TYPE_CHECKING:
     from experiments.tasks.kind import Task
@@ -179,7 +180,7 @@ def run_all(
     """Execute runs with a progress bar each; an error in one does not stop the others.
 
     Args:
-        prepared: the result of `preflight` for these runs; jobs side by side prepare their own.
+        prepared: the result of `preflight` for these runs; what is missing is prepared with its run.
     """
     summary = Summary()
     columns = (
@@ -192,7 +193,9 @@ def run_all(
     )
     with Progress(*columns, console=console, transient=True) as bars:
         outcomes = (
-            _one_by_one(runs, settings, bars, prepared) if jobs == 1 else _side_by_side(runs, settings, jobs, bars)
+            _one_by_one(runs, settings, bars, prepared)
+            if jobs == 1
+            else _side_by_side(runs, settings, jobs, bars, prepared)
         )
         whole = bars.add_task("runs", total=len(runs), text="", visible=len(runs) > 1)
         for run, (status, text) in outcomes:
@@ -214,7 +217,9 @@ def _one_by_one(runs: Sequence[RunConfig], settings: Settings, bars: Progress, p
         yield run, outcome
 
 
-def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: Progress) -> Results:
+def _side_by_side(
+    runs: Sequence[RunConfig], settings: Settings, jobs: int, bars: Progress, prepared: Prepared | None
+) -> Results:
     context = start_context()
     messages = context.Queue()
     open_bars: dict[str, _Bar] = {}
@@ -223,7 +228,8 @@ def _side_by_side(runs: Sequence[RunConfig], settings: Settings, jobs: int, bars
     )
     try:
         waiting: dict[Future[tuple[str, str]], RunConfig] = {
-            pool.submit(_execute_in_worker, run, settings): run for run in runs
+            pool.submit(_execute_in_worker, run, settings, Sent(prepared.popleft() if prepared else None)): run
+            for run in runs
         }
         while waiting:
             _drain(messages, open_bars, bars)
@@ -263,14 +269,14 @@ def _start_worker(messages: Any, imports: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
 
 
-def _execute_in_worker(run: RunConfig, settings: Settings) -> tuple[str, str]:
+def _execute_in_worker(run: RunConfig, settings: Settings, sent: Sent) -> tuple[str, str]:
     def report(done: int, total: int, text: str) -> None:
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
             os._exit(1)  # no process waits for this run any more; the next command continues it
         _messages[0].put((run.name, done, total, text))
 
-    return execute(run, settings, report)
+    return execute(run, settings, report, sent.task)
 
 
 class _Bar:

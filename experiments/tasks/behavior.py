@@ -31,6 +31,7 @@ from experiments.processes import distributed
 from experiments.tasks.datasets import load_data
 from experiments.tasks.kind import Kind
 from experiments.tasks.metrics import sliced_metrics
+from experiments.tasks.plans import Plans
 from experiments.tasks.retrieval import embeddings
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.behavior import POOLINGS, BehaviorModel
@@ -145,6 +146,7 @@ class BehaviorTask:
     method: Method
     rows: int
     full_nbytes: int
+    plans: Plans
 
     @classmethod
     def prepare(cls, run: RunConfig) -> BehaviorTask:
@@ -154,14 +156,13 @@ class BehaviorTask:
             raise InputError(f"method.table: there is no table {run.method.table!r}, only 'item'")
         sequences = load_data(data.load_sequences, run.data)
         tables = [Table("item", sequences.num_items, run.model.embedding_dim)]
-        method, plan = sized(run, tables, BehaviorTraining(sequences))
-        rows = sum(store.rows for store in plan.stores.values())
-        return cls(run, config, config.pooling, sequences, method, rows, full_nbytes(tables))
+        found = sized(run, tables, BehaviorTraining(sequences))
+        return cls(run, config, config.pooling, sequences, found.method, found.rows, full_nbytes(tables), found.kept)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
         table = Table("item", self.data.num_items, self.run.model.embedding_dim)
-        (items,) = embeddings(self.method.plan([table]), self.run.model)
+        (items,) = embeddings(self.plans.plan(self.method, [table]), self.run.model)
         options = {**self.run.model.options, **self.pooling.options}
         if "seed" in inspect.signature(POOLINGS[self.pooling.pooling]).parameters:
             options = {"seed": self.run.seed, **options}  # other hashes, other collisions

@@ -35,6 +35,7 @@ from experiments.tasks.datasets import load_data
 from experiments.tasks.evaluate import evaluate
 from experiments.tasks.kind import Kind
 from experiments.tasks.names import table_name
+from experiments.tasks.plans import Plans
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import MODELS, RETRIEVAL_MODELS, build
 from recsys_models.gmf import GMF
@@ -95,6 +96,7 @@ class ClickTask:
     rows: int
     widths: dict[str, int]
     full_nbytes: int
+    plans: Plans
 
     @classmethod
     def prepare(cls, run: RunConfig) -> ClickTask:
@@ -111,20 +113,18 @@ class ClickTask:
         chosen = [table for table, name in zip(tables, names, strict=True) if not alone or name in alone]
         extra = full_nbytes(_linear(tables)) if run.model.linear else 0
         training = ClickTraining(clicks, run.section if isinstance(run.section, GraphConfig) else None)
-        method, plan = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
-        plans = [method.plan([table]) for table in chosen] if run.method.apart else [plan]
-        rows = sum(store.rows for each in plans for store in each.stores.values())
-        rows += sum(table.num_embeddings or 0 for table in tables if table not in chosen)
-        changed = {table_plan.table.name: plan.embedding_dim(table_plan) for table_plan in plan.tables}
+        found = sized(semantic.resolved(run, clicks), chosen, training, 0 if alone else extra)
+        rows = found.rows + sum(table.num_embeddings or 0 for table in tables if table not in chosen)
+        changed = {each.table.name: plan.embedding_dim(each) for plan in found.plans for each in plan.tables}
         widths = {name: changed.get(table_name(name), width) for name in names}
-        return cls(run, clicks, tables, method, rows, widths, full_nbytes(tables) + extra)
+        return cls(run, clicks, tables, found.method, rows, widths, full_nbytes(tables) + extra, found.kept)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
         config = self.run.model
         collection = partial(CompressedEmbeddingBagCollection, device=device)
         schema = self.data.schema
-        methods = {} if self.run.method.from_trained else self._methods()
+        methods = {} if self.run.method.from_trained else self.plans.kept(self._methods())
         embeddings = collection(_configs(schema.feature_names, self.tables, config), methods)
         linear = None
         if config.linear:

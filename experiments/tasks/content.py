@@ -24,7 +24,7 @@ import data
 from data.next_items import NextItems
 from embcomp import SentencePieces
 from embcomp.semantic_ids import Neighbours, Tokenizer
-from embcomp.semantic_ids.pieces.base import PIECES
+from embcomp.semantic_ids.pieces.base import PIECES, Pieces
 from experiments.config import RunConfig
 from experiments.errors import InputError
 from experiments.tasks.text import vectors_file
@@ -113,19 +113,11 @@ def resolve(options: Mapping[str, Any], content: Content) -> dict[str, Any]:
     if not isinstance(complete.get("codes"), Mapping):
         return complete
     try:
-        complete["codes"], complete["codebook_size"] = codes_of(content, complete["codes"])
+        tokenizer = json.dumps(complete["codes"], sort_keys=True)
+        complete["codes"], complete["codebook_size"] = _codes(content, tokenizer)
         if "neighbours" in complete:
-            vectors, known = content.vectors()
-            ids = known.nonzero().squeeze(1)
-            complete["neighbours"] = Neighbours.of(vectors, content.counts(), ids=ids, **complete["neighbours"])
-        settings = dict(complete["pieces"])
-        kind = settings.pop("kind")
-        if kind not in PIECES:
-            raise InputError(f"pieces.kind: unknown kind {kind!r}; there are {', '.join(PIECES)}")
-        complete["pieces"] = PIECES[kind](**settings)
-        if isinstance(complete["pieces"], SentencePieces):
-            size = complete["codebook_size"]
-            complete["pieces"] = complete["pieces"].train(complete["codes"], content.counts(), codebook_size=size)
+            complete["neighbours"] = _neighbours(content, json.dumps(complete["neighbours"], sort_keys=True))
+        complete["pieces"] = _pieces(content, tokenizer, json.dumps(dict(complete["pieces"]), sort_keys=True))
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
             f"SemanticIds: codes = {options['codes']}, pieces = {options.get('pieces')}: {error}"
@@ -156,6 +148,25 @@ def _codes(content: Content, text: str) -> tuple[Tensor, int]:
     codes = torch.full((len(known), tokenizer.levels), -1, dtype=torch.int32)
     codes[known] = tokenizer.encode(vectors)
     return codes, tokenizer.codebook_size
+
+
+@cache
+def _neighbours(content: Content, text: str) -> Neighbours:
+    vectors, known = content.vectors()
+    return Neighbours.of(vectors, content.counts(), ids=known.nonzero().squeeze(1), **json.loads(text))
+
+
+@cache
+def _pieces(content: Content, tokenizer: str, text: str) -> Pieces:
+    settings = json.loads(text)
+    kind = settings.pop("kind")
+    if kind not in PIECES:
+        raise InputError(f"pieces.kind: unknown kind {kind!r}; there are {', '.join(PIECES)}")
+    pieces = PIECES[kind](**settings)
+    if not isinstance(pieces, SentencePieces):
+        return pieces
+    codes, size = _codes(content, tokenizer)
+    return pieces.train(codes, content.counts(), codebook_size=size)
 
 
 def content_of(clicks: data.ClickData, feature: str) -> tuple[Tensor, Tensor]:

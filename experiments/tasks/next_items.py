@@ -28,6 +28,7 @@ from experiments.tasks.content import ItemContent, codes_of, with_codes
 from experiments.tasks.datasets import load_data
 from experiments.tasks.kind import Kind
 from experiments.tasks.next_ranks import next_item_metrics, ranks_of
+from experiments.tasks.plans import Plans
 from experiments.tasks.retrieval import embeddings
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import SEQUENCE_MODELS, build_sequence, reads_codes
@@ -107,6 +108,7 @@ class NextItemsTask:
     rows: int
     full_nbytes: int
     codes: Mapping[str, Any]
+    plans: Plans
 
     @classmethod
     def prepare(cls, run: RunConfig) -> NextItemsTask:
@@ -118,14 +120,13 @@ class NextItemsTask:
         content = ItemContent(run.data.name, events)
         codes, added = _codes(run, config, content)
         table = Table("item", events.num_items, run.model.embedding_dim)
-        method, plan = sized(with_codes(run, content), [table], NextItemsTraining(events), added=added)
-        rows = sum(store.rows for store in plan.stores.values())
-        return cls(run, config, events, table, method, rows, full_nbytes([table]), codes)
+        found = sized(with_codes(run, content), [table], NextItemsTraining(events), added=added)
+        return cls(run, config, events, table, found.method, found.rows, full_nbytes([table]), codes, found.kept)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
         config = self.run.model
-        (items,) = embeddings(self.method.plan([self.table]), config)
+        (items,) = embeddings(self.plans.plan(self.method, [self.table]), config)
         try:
             model = build_sequence(config.name, items, length=self.config.length, **self.codes, **config.options)
         except (ValueError, TypeError) as error:

@@ -28,6 +28,7 @@ from experiments.processes import distributed
 from experiments.tasks.cold import ColdConfig, ColdItems, placed
 from experiments.tasks.datasets import load_data
 from experiments.tasks.kind import Kind
+from experiments.tasks.plans import Plans
 from experiments.tasks.ranking import pair_auc, rank_metrics
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import RETRIEVAL_MODELS, build_retrieval
@@ -106,6 +107,7 @@ class RetrievalTask:
     method: Method
     rows: int
     full_nbytes: int
+    plans: Plans
     cold: ColdItems | None = None
 
     @classmethod
@@ -118,14 +120,13 @@ class RetrievalTask:
         cold = ColdItems.drawn(pairs, config.cold, run.seed) if config.cold else None
         pairs = cold.pairs if cold else pairs
         tables = [Table(name, len(values), run.model.embedding_dim) for name, values in pairs.values.items()]
-        method, plan = sized(run, tables, RetrievalTraining(pairs))
-        rows = sum(store.rows for store in plan.stores.values())
-        return cls(run, config, pairs, tables, method, rows, full_nbytes(tables), cold)
+        found = sized(run, tables, RetrievalTraining(pairs))
+        return cls(run, config, pairs, tables, found.method, found.rows, full_nbytes(tables), found.kept, cold)
 
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
         config = self.run.model
-        users, items = embeddings(self.method.plan(self.tables), config)
+        users, items = embeddings(self.plans.plan(self.method, self.tables), config)
         try:
             model = build_retrieval(config.name, users, items, edges=self.data.edges("train"), **config.options)
         except (ValueError, TypeError) as error:

@@ -17,6 +17,7 @@ from experiments.config import RunConfig
 from experiments.config.inputs import Training, provided
 from experiments.config.trained import VECTORS, takes_vectors
 from experiments.errors import Infeasible, InputError
+from experiments.tasks.plans import Plans
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,28 @@ class BuiltModel:
         return embcomp.served_nbytes(self.embeddings)
 
 
-def sized(
-    run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0, added: int = 0
-) -> tuple[Method, Plan]:
-    """Return the run's method at its budget, and its plan; only the plan's stores for a method of trained vectors.
+@dataclass(frozen=True)
+class Sized:
+    """A method at its budget.
+
+    Attributes:
+        plans: the plans of the tables: one, or one for each table if the run plans them apart. They hold stores alone
+            if the method is made of vectors that are not trained yet.
+        kept: the same plans for the models of the run.
+    """
+
+    method: Method
+    plans: list[Plan]
+    kept: Plans
+
+    @property
+    def rows(self) -> int:
+        """The rows of all stores."""
+        return sum(store.rows for plan in self.plans for store in plan.stores.values())
+
+
+def sized(run: RunConfig, tables: Sequence[Table], training: Training, extra: int = 0, added: int = 0) -> Sized:
+    """Return the run's method at its budget, and its plans.
 
     Args:
         run: the configuration of the run.
@@ -58,7 +77,8 @@ def sized(
     later = {VECTORS: {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}}
     options = _options(run.method.method, run.method.options, run, training, later)
     full, known = full_nbytes(tables) + extra, not takes_vectors(run.method)
-    return size(run.method.method, tables, options, run.budget, full, extra + added, known)
+    apart = [[table] for table in tables] if run.method.apart else [list(tables)]
+    return size(run.method.method, tables, options, run.budget, full, extra + added, apart if known else None, run.seed)
 
 
 def _options(
@@ -105,11 +125,12 @@ def size(
     budget: tuple[str, int | float] | None,
     full: int,
     extra: int,
-    known: bool = True,
-) -> tuple[Method, Plan]:
-    """Return the method at its budget, and its plan; `extra` bytes of the budget are already used.
+    groups: Sequence[Sequence[Table]] | None,
+    seed: int,
+) -> Sized:
+    """Return the method at its budget, of which `extra` bytes are already used, and a plan for each group of tables.
 
-    Where the vectors that the method is made of are not `known` yet, the plan holds its stores alone.
+    Without `groups`, because the vectors that the method is made of are not known yet, the plan holds stores alone.
     """
     cls = METHODS[name]
     kind, value = budget or (None, 0)
@@ -119,7 +140,10 @@ def size(
         else:
             nbytes = int(value * full if kind == "share" else value) - extra
             method = cls.for_budget(tables, nbytes, **options)
-        return method, method.plan(tables) if known else Plan(dict(method.sizes(tables).stores), [])
+        kept = Plans(method)
+        if groups is None:
+            return Sized(method, [Plan(dict(method.sizes(tables).stores), [])], kept)
+        return Sized(method, kept.make(groups, seed), kept)
     except TypeError as error:
         raise InputError(f"{name} cannot take its options: {error}") from error
     except ValueError as error:
