@@ -1,6 +1,6 @@
 """The stages of a table whose bits are learned by group: search, choose, train again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ class BitStages(TableStages):
 
     def __init__(self, codec: MixedGridCodec, site: Site) -> None:
         self._codec, self._optimizer = codec, site.optimizer
+        (self._store,) = (store for store in site.held.stores.values() if store.codec is codec)
         self.search = max(1, round(codec.mixed.search * site.epochs))
         if self.search >= site.epochs:
             raise ValueError(
@@ -31,8 +32,11 @@ class BitStages(TableStages):
     def penalty(self) -> Tensor:
         return self._codec.penalty()
 
-    def choose(self) -> None:
-        self._codec.choose()
+    @classmethod
+    def choose_together(cls, tables: Sequence[Any]) -> None:
+        for stages in tables:
+            stages._codec.choose()
+        MixedGridCodec.fit_together_([(stages._codec, stages._store.weight.detach()) for stages in tables])
 
     def state_dict(self) -> dict[str, Any]:
         return {"searching": self._codec.searching}
@@ -42,5 +46,5 @@ class BitStages(TableStages):
 
 
 @stages_of.register
-def _(part: MixedGridCodec, site: Site) -> TableStages:
-    return BitStages(part, site)
+def _(part: MixedGridCodec, site: Site) -> TableStages | None:
+    return None if part.fitted else BitStages(part, site)  # bits that lose least of trained rows stay

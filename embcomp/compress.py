@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from embcomp.additions import Marks, check_free
 from embcomp.caches import drop_outputs
+from embcomp.codecs.base import Codec
 from embcomp.holders import coded_tables
 from embcomp.initial_rows import Moments, moments_of
 from embcomp.match import match
@@ -99,6 +100,7 @@ def compress_(
     if init == "fit":
         for swap in swaps:
             _check_fitted(swap)
+    fitted: list[tuple[Codec, Tensor]] = []
     for swap in swaps:
         kept = [part for part in swap.parts if isinstance(part.method, Full)]
         learned = [part for part in swap.parts if init != "fresh" and not isinstance(part.method, Full)]
@@ -109,6 +111,7 @@ def compress_(
         for name, (store, codec) in swap.codecs().items():
             if learned and not store.is_meta:
                 codec.fit_(store, values[name])
+                fitted.append((codec, store))
         for name, store in swap.stores.items():
             if store.is_floating_point():
                 store.requires_grad_(any(p.weight.requires_grad for p in swap.readers[name]))
@@ -117,6 +120,8 @@ def compress_(
                     f"cannot compress {frozen[0]!r}: its weight is frozen (requires_grad=False), and rows without a "
                     "float copy are always trained; take copy='float', or unfreeze it"
                 )
+    for codecs in dict.fromkeys(type(codec) for codec, _ in fitted):
+        codecs.fit_together_([each for each in fitted if type(each[0]) is codecs])
     order = {name: position for position, name in enumerate(name for holder in holders for name in holder.tables)}
     lines = sorted((line for swap in swaps for line in lines_of(swap)), key=lambda line: order[line.name])
     replacements = [pair for swap in swaps for pair in swap.replacements]

@@ -6,7 +6,7 @@ torch, torchrec and FBGEMM hold, shard and train like any other.
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -156,6 +156,14 @@ class Codec(nn.Module, abc.ABC):
         Args:
             stored: the rows, [rows, width].
             values: the values for the rows, [rows, dim], if they could not be written into a view of `stored`.
+        """
+
+    @classmethod
+    def fit_together_(cls, tables: Sequence[tuple[Any, Tensor]]) -> None:
+        """Fit what tables share, after each has been fitted by itself; nothing by default.
+
+        Args:
+            tables: the codecs of this kind, each with the rows of its whole table, [rows, width].
         """
 
     @abc.abstractmethod

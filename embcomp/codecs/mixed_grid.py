@@ -1,6 +1,5 @@
 """The codec of a grid whose bits differ from group to group of rows, and are learned as a mixture."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +9,14 @@ from torch import Tensor, nn
 
 from embcomp.codecs.base import Codec, Coded, Coding, weighed
 from embcomp.codecs.grid import PACE, STEP_OF_NORMAL
+from embcomp.codecs.shared_bits import share_bits, sizes_of
 from embcomp.constants import Maps
-from embcomp.ops.allotment import allot
 from embcomp.ops.grid import best_step, levels, snap, snap_reference
 from embcomp.ops.ragged_rows import pack_ragged, ragged_nbytes, read_ragged
 
 TEMPERATURE = 3e-3  # of the paper, whose learning rate is a third of it
 VALUE_BYTES = 4  # steps and centres are served as float32
+SEARCHES, FITTED = 1, 2  # of `MixedGridCodec.searches`
 _SAMPLE = 1 << 18  # values that are looked at for the moments of the rows
 _BLOCK = 1 << 16  # rows at a time
 
@@ -33,7 +33,7 @@ class MixedGrid(Coding):
         strength: the factor of the penalty on the expected bits.
         search: the share of the epochs that search.
         group: the group of each row, uint8 [rows]; None if only sizes are asked for.
-        rarity: the weight of each group's expected bits in the penalty, float32 [groups].
+        rarity: one over the reads of each group, float32 [groups]; 0 for a group without rows.
     """
 
     bits: tuple[int, ...]
@@ -76,17 +76,6 @@ class MixedGrid(Coding):
         return MixedGridCodec(self, rows, dim, device, dtype)
 
 
-def sizes_of(rows: int, groups: int) -> list[int]:
-    """Return the number of rows of each group: the row of rank r is in group r * groups // rows.
-
-    Example:
-        >>> sizes_of(7, groups=3)
-        [3, 2, 2]
-    """
-    ends = [-(-group * rows // groups) for group in range(groups + 1)]
-    return [end - first for first, end in itertools.pairwise(ends)]
-
-
 class MixedGridCodec(Maps, Codec):
     """A codec that rounds each row to the grid of its group's bits, around a common centre (MPE, arXiv 2409.20305).
 
@@ -100,8 +89,9 @@ class MixedGridCodec(Maps, Codec):
         offset: the centre minus the mean of all values, in units of their deviation, [1, dim].
         group: the group of each row, uint8 [rows].
         chosen: the bits of each group, uint8 [groups].
-        rarity: the weight of each group in the penalty, float32 [groups].
-        searches: whether the bits are searched, uint8 []; `searching` is the same for Python.
+        rarity: one over the reads of each group, float32 [groups]; 0 for a group without rows.
+        searches: 1 while the bits are searched, 2 where a fit has chosen them, else 0, uint8 []; `searching` and
+            `fitted` are the same for Python.
         temperature: the temperature of the probabilities.
     """
 
@@ -154,9 +144,10 @@ class MixedGridCodec(Maps, Codec):
         return (self.logits.float() / self.temperature).softmax(1)
 
     def penalty(self) -> Tensor:
-        """Return the penalty on the expected bits: strength * sum_g rarity_g sum_b p_gb b."""
+        """Return the penalty on the expected bits: strength * sum_g (least reads / reads)_g sum_b p_gb b."""
         bits = torch.arange(self.mixed.most + 1, dtype=torch.float32, device=self.logits.device)
-        return self.mixed.strength * (self.rarity @ (self.probabilities() @ bits))
+        weights = self.rarity / self.rarity.amax().clamp(min=1e-30)
+        return self.mixed.strength * (weights @ (self.probabilities() @ bits))
 
     def measure(self, stored: Tensor, first: int = 0) -> Tensor:
         """Measure the number, the sum and the sum of squares of the values, [3]; a large table is sampled."""
@@ -208,30 +199,37 @@ class MixedGridCodec(Maps, Codec):
         if self.mixed.temperature is None and rate is not None:
             self.temperature = 3.0 * rate
         nn.init.zeros_(self.logits)
-        self.searches.fill_(1)
+        self.searches.fill_(SEARCHES)
         self.searching = True
 
     @torch.no_grad()
     def choose(self) -> None:
-        """End the search: give each group its bits.
+        """End the search: give each group the most bits whose probability is at least half of an equal share.
 
-        With `mean_bits` they have the largest sum of logits among those of so few bits, else a group gets the most bits
-        whose probability is at least half of an equal share.
+        With `mean_bits` the bits of all tables are chosen together, by `fit_together_`.
         """
         if self.mixed.mean_bits is None:
             likely = self.probabilities() >= 0.5 / (self.mixed.most + 1)
             self.chosen.copy_((likely * torch.arange(likely.shape[1], device=likely.device)).amax(1))
-        else:
-            self.chosen.copy_(self._allotted(-self.logits, self.mixed.mean_bits))
         self.searches.zero_()
         self.searching = False
 
-    def _allotted(self, costs: Tensor, mean: float) -> Tensor:
-        return allot(costs, sizes_of(self.rows, len(self.mixed.bits)), mean)
+    @property
+    def fitted(self) -> bool:
+        """True if a fit to trained rows has chosen the bits."""
+        return int(self.searches) == FITTED
+
+    @classmethod
+    def fit_together_(cls, tables: Sequence[tuple[Any, Tensor]]) -> None:
+        """Choose the bits of all tables of one `mean_bits` together, see `share_bits`; without it bits stay."""
+        kinds = dict.fromkeys((codec.mixed.mean_bits, codec.mixed.most) for codec, _ in tables)
+        for kind in kinds:
+            if kind[0] is not None:
+                share_bits([each for each in tables if (each[0].mixed.mean_bits, each[0].mixed.most) == kind])
 
     @torch.no_grad()
     def fit_(self, stored: Tensor, values: Tensor | None = None) -> None:
-        """Fit centre and steps; give each group the bits that lose least, errors weighted by the groups' frequency."""
+        """Fit centre and steps. `fit_together_` then chooses the bits, and a `Schedule` does not search them."""
         self.reset_parameters()
         measured = self.measure(stored)
         centre, steps = self.grid(measured, torch.float32)
@@ -242,11 +240,11 @@ class MixedGridCodec(Maps, Codec):
         for bits in range(1, self.mixed.most + 1):
             self.growth[bits] = (best_step(sample, bits).reshape(()) / steps[bits]).log() / PACE
         if self.mixed.mean_bits is not None:
-            errors = self._errors(stored, *self.grid(measured, torch.float32))
-            self.chosen.copy_(self._allotted(errors, self.mixed.mean_bits))
+            self.searches.fill_(FITTED)
 
-    def _errors(self, stored: Tensor, centre: Tensor, steps: Tensor) -> Tensor:
-        """Return the squared error of each group with 0, 1, ... bits, weighted by its frequency, float64."""
+    def errors(self, stored: Tensor) -> Tensor:
+        """Return the squared error of each group with 0, 1, ... bits, times the root of the reads of a row, float64."""
+        centre, steps = self.grid(self.measure(stored), torch.float32)
         errors = torch.zeros(self.logits.shape, dtype=torch.float64, device=stored.device)
         for block, group in zip(stored.split(_BLOCK), self.group.split(_BLOCK), strict=True):
             values = block.float() - centre
@@ -254,7 +252,9 @@ class MixedGridCodec(Maps, Codec):
                 rounded = snap(values, steps[bits], bits) if bits else torch.zeros_like(values)
                 lost = (values - rounded).square().sum(1, dtype=torch.float64)
                 errors[:, bits].index_add_(0, group.long(), lost)
-        return errors / self.rarity.double().unsqueeze(1)
+        sizes = torch.bincount(self.group, minlength=len(errors)).clamp(min=1)
+        reads = self.rarity.double().clamp(min=1e-30).reciprocal() / sizes
+        return errors * reads.sqrt().unsqueeze(1)
 
     @torch.no_grad()
     def code(self, stored: Tensor) -> Coded:
@@ -274,7 +274,7 @@ class MixedGridCodec(Maps, Codec):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if not self.searches.is_meta:
-            self.searching = bool(self.searches)
+            self.searching = int(self.searches) == SEARCHES
 
     def extra_repr(self) -> str:
         return f"most={self.mixed.most}, groups={len(self.mixed.bits)}"

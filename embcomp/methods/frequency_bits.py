@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from embcomp.codecs.mixed_grid import MixedGrid, sizes_of
+from embcomp.codecs.mixed_grid import MixedGrid
+from embcomp.codecs.shared_bits import sizes_of
 from embcomp.methods.around import settings_around
 from embcomp.methods.base import (
     FLOAT_BYTES,
@@ -41,13 +42,14 @@ class FrequencyBits(Method):
     reads of a group. Then each group gets its bits, and the model is trained again from its initial values, rounding as
     it will be served. Steps are learned, one for each number of bits; rows without bits have the same learned vector.
 
-    Without a schedule, frequent groups have more bits at once, as loses least for rows read by Zipf's law.
-    `init="warm"` and `init="fit"` choose the bits that lose least of the trained vectors, weighted by counts.
+    With `mean_bits` all tables choose together: the bits that lose least of the rows, the squared error of a row times
+    the root of its reads. `init="warm"` and `init="fit"` choose so for the trained vectors, and a schedule then
+    searches nothing. Without a schedule, frequent groups have more bits at once, as suits reads by Zipf's law.
 
     Args:
         counts: the occurrences of each id in training, [num_embeddings], or a mapping from table names to such tensors.
-        mean_bits: the most mean bits of a value. None chooses, as the paper, the most bits of each group whose
-            probability is at least half of an equal share.
+        mean_bits: the most mean bits of a value, after a search or a fit of all values of all tables. None chooses, as
+            the paper, the most bits of each group whose probability is at least half of an equal share.
         of: the method whose rows are rounded.
         bits: the most bits of a value, 1 to 8.
         groups: the number of groups.
@@ -62,7 +64,7 @@ class FrequencyBits(Method):
 
     Example:
         >>> import torch, embcomp
-        >>> counts = torch.arange(1000, 0, -1)  # id 0 is the most frequent one
+        >>> counts = 1_000_000 / torch.arange(1, 1001)  # id 0 is the most frequent one
         >>> model = torch.nn.ModuleDict({"item": torch.nn.Embedding(1000, 16)})
         >>> report = embcomp.compress_(model, embcomp.FrequencyBits(counts=counts, mean_bits=2, groups=4), init="fit")
         >>> model["item"].stores[0].codec.bits
@@ -161,8 +163,8 @@ def _by_rank(rows: int, groups: int, most: int, mean: float) -> tuple[int, ...]:
 
 
 def _grouped(reads: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Return the group of each row, uint8 [rows], and the weight of each group's bits, the least reads over its own."""
+    """Return the group of each row, uint8 [rows], and one over the reads of each group, 0 for a group without rows."""
     rank = torch.argsort(torch.argsort(reads, descending=True, stable=True))
     group = rank * groups // len(rank)
     total = torch.zeros(groups, dtype=torch.float64, device="cpu").index_add_(0, group, reads).clamp(min=1.0)
-    return group.to(torch.uint8), (total[group.unique()].min() / total).float()
+    return group.to(torch.uint8), (torch.bincount(group, minlength=groups).clamp(max=1) / total).float()

@@ -10,7 +10,8 @@ from torch import nn
 import embcomp
 from embcomp import FrequencyBits, Schedule, Table
 from embcomp.codecs.grid import PACE
-from embcomp.codecs.mixed_grid import MixedGridCodec, sizes_of
+from embcomp.codecs.mixed_grid import MixedGridCodec
+from embcomp.codecs.shared_bits import sizes_of
 from embcomp.nn import CompressedEmbedding
 from embcomp.ops.allotment import OF_NORMAL, allot
 
@@ -126,12 +127,88 @@ def test_the_search_chooses_by_the_papers_rule_or_under_the_mean():
         codec.logits.copy_(3e-3 * shares.clamp(min=1e-30).log())
     codec.choose()
     assert codec.bits == [0, 2, 3, 1]  # the most bits with a probability of at least 1/8
-    codec = codec_of(made(mean_bits=1.5))
+
+
+def two_tables() -> tuple[nn.ModuleDict, dict[str, torch.Tensor]]:
+    """A table of few ids that are read often, and one of many."""
+    torch.manual_seed(3)
+    sizes = {"few": (5, 4), "many": (12, 6)}
+    model = nn.ModuleDict({name: nn.Embedding(*size) for name, size in sizes.items()})
+    return model, {"few": torch.tensor([900, 30, 500, 100, 3]), "many": torch.randint(1, 90, (12,))}
+
+
+def lost_by_hand(model, trained, counts) -> dict[str, list[list[float]]]:
+    """The squared errors of each group with 0, 1 and 2 bits, times the root of the mean reads of its ids."""
+    lost = {}
+    for name, table in trained.items():
+        codec = codec_of(model[name])
+        deviation = table.std(correction=0)
+        centre = table.mean() + deviation * codec.offset.detach()
+        steps = [float(BEST_STEP.get(b, 1) * deviation * (PACE * codec.growth[b].detach()).exp()) for b in range(3)]
+        order = counts[name].argsort(descending=True, stable=True)
+        groups = order.split(sizes_of(len(order), 3))
+        lost[name] = [
+            [
+                float((rounded(table[ids] - centre, step, bits) + centre - table[ids]).square().sum())
+                * float(counts[name][ids].double().mean().sqrt())
+                for bits, step in enumerate(steps)
+            ]
+            for ids in groups
+        ]
+    return lost
+
+
+@pytest.mark.parametrize("mean", [0.5, 1.0, 1.5])
+def test_a_fit_gives_all_tables_together_the_bits_that_lose_least(mean):
+    model, counts = two_tables()
+    trained = {name: module.weight.detach().clone() for name, module in model.items()}
+    method = FrequencyBits(counts=counts, mean_bits=mean, groups=3, bits=2)
+    planned = sum(method.plan([Table(name, *table.shape)]).served_nbytes() for name, table in trained.items())
+    embcomp.compress_(model, method, init="warm")
+    assert embcomp.served_nbytes(model) <= planned
+    lost = lost_by_hand(model, trained, counts)
+    values = {name: [size * table.shape[1] for size in sizes_of(len(table), 3)] for name, table in trained.items()}
+    errors, sizes = lost["few"] + lost["many"], values["few"] + values["many"]
+    chosen = codec_of(model["few"]).bits + codec_of(model["many"]).bits
+
+    def cost(bits) -> tuple[float, int]:
+        return sum(e[b] for e, b in zip(errors, bits, strict=True)), sum(map(int.__mul__, bits, sizes))
+
+    least, used = cost(chosen)
+    for other in itertools.product(range(3), repeat=6):
+        error, bits = cost(other)
+        assert bits > used or error >= least - 1e-6
+
+
+def test_bits_that_a_fit_has_chosen_are_not_searched_again():
+    model, counts = two_tables()
+    embcomp.compress_(model, FrequencyBits(counts=counts, mean_bits=1.0, groups=3, bits=2), init="fit")
+    chosen = {name: codec_of(module).bits for name, module in model.items()}
+    vectors = {name: module.materialize().detach().clone() for name, module in model.items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    loaded = copy.deepcopy(model)
+    loaded.load_state_dict(model.state_dict())
+    for each in (model, loaded):
+        schedule = Schedule(each, epochs=2, steps=1, optimizer=optimizer)
+        assert not schedule
+        assert schedule.stage == "train"
+        assert schedule.penalty() == 0.0
+        assert not schedule.epoch_ended()
+        for name, module in each.items():
+            assert codec_of(module).bits == chosen[name]
+            assert torch.equal(module.materialize().detach(), vectors[name])
+    # Without a mean the paper's rule decides, from probabilities that only a search can give.
+    model, _ = two_tables()
+    embcomp.compress_(model, FrequencyBits(counts=counts, groups=3, bits=2), init="fit")
+    assert Schedule(model, epochs=2, steps=1).stage == "search"
+
+
+def test_groups_without_rows_add_nothing_to_the_penalty():
+    counts = torch.tensor([400, 100])
+    emb = CompressedEmbedding(2, DIM, FrequencyBits(counts=counts, mean_bits=2.0, groups=16, bits=3, strength=1.0))
+    codec = codec_of(emb)
     codec.begin()
-    with torch.no_grad():
-        codec.logits.copy_(torch.tensor([[0, 1.0, 2.0, 4], [0, 1.0, 2.0, 2.1], [0, 0.1, 0.2, 0.3], [0, 0.5, 0.6, 0.7]]))
-    codec.choose()
-    assert codec.bits == [3, 2, 0, 1]
+    assert float(codec.penalty().detach()) == pytest.approx(1.5 * (100 / 400 + 1.0))  # equal shares of 0 to 3 bits
 
 
 def target(ids):
