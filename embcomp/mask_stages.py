@@ -21,7 +21,9 @@ class MaskStages(TableStages):
 
     def __init__(self, codec: SparseCodec, site: Site) -> None:
         self._codec, coding = codec, codec.sparse
-        (self._store,) = (store for store in site.held.stores.values() if store.codec is codec)
+        (self._store,) = (
+            store for store in site.held.stores.values() if store.codec is not None and codec in store.codec.modules()
+        )
         if coding.decay and self._store.states:
             raise ValueError(
                 f"table {site.name!r}: decay needs gradients of all rows, but a fused optimizer trains them; leave it "

@@ -8,28 +8,52 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.codecs.columns import ColumnsCodec, MixtureCodec
+from embcomp.codecs.narrow_rows import NarrowRowsCodec
+from embcomp.mask_stages import MaskStages
 from embcomp.ops.hashing import hash_key
 from embcomp.stages import Site, TableStages, stages_of
 from embcomp.width_search import Widths, WidthSearch
 
 
 class _WidthStages(TableStages, abc.ABC):
-    """The stages of a table of `LearnedWidths`, which draws random numbers for each step of its search."""
+    """The stages of a table of `LearnedWidths`, which draws random numbers for each step of its search.
+
+    Args:
+        codec: the codec of the columns.
+        site: the table.
+        rows: the stages of its rows, if they are searched at the same time.
+    """
 
     begins_again = True
 
-    def __init__(self, codec: Any, site: Site) -> None:
-        self.codec = codec
+    def __init__(self, codec: Any, site: Site, rows: TableStages | None = None) -> None:
+        self.codec, self.rows = codec, rows or TableStages()
         self.search = site.search_epochs(codec.columns.search, "its width")
         self._key = hash_key(codec.columns.seed, site.held.table.name, 0) & (2**61 - 1)
 
     def begin(self) -> None:
+        self.rows.begin()
         self.codec.begin()
         self.draw(0, torch.Generator().manual_seed(self._key))
 
     def step(self, done: int) -> None:
+        self.rows.step(done)
         if bool(self.codec.searching):
             self.draw(done, torch.Generator().manual_seed(self._key + done))
+
+    def penalty(self) -> Tensor | None:
+        return self.rows.penalty()
+
+    @classmethod
+    def choose_together(cls, tables: Sequence[Any]) -> None:
+        for stages in tables:
+            stages.rows.choose()
+        cls.choose_widths(tables)
+
+    @classmethod
+    @abc.abstractmethod
+    def choose_widths(cls, tables: Sequence[Any]) -> None:
+        """Choose the widths of all tables, whose rows are chosen."""
 
     @abc.abstractmethod
     def draw(self, done: int, generator: torch.Generator) -> None:
@@ -49,14 +73,15 @@ class MixtureStages(_WidthStages):
         codec.temperature.fill_(max(0.01, 1 - 5e-5 * done))
 
     def penalty(self) -> Tensor:
-        codec = self.codec
-        return codec.columns.strength * codec.gates(codec.probabilities(noisy=False)).mean()
+        codec, rows = self.codec, super().penalty()
+        own = codec.columns.strength * codec.gates(codec.probabilities(noisy=False)).mean()
+        return own if rows is None else own + rows
 
     def held_out(self) -> Sequence[nn.Parameter]:
         return [self.codec.alpha]
 
     @classmethod
-    def choose_together(cls, tables: Sequence[Any]) -> None:
+    def choose_widths(cls, tables: Sequence[Any]) -> None:
         """Choose the widths of all tables: the likeliest columns that fit into the bytes of the widths of before."""
         codecs: list[MixtureCodec] = [stages.codec for stages in tables]
         room = sum(codec.rows * codec.columns.width for codec in codecs)
@@ -81,8 +106,8 @@ class RandomStages(_WidthStages):
 
     codec: ColumnsCodec
 
-    def __init__(self, codec: ColumnsCodec, site: Site) -> None:
-        super().__init__(codec, site)
+    def __init__(self, codec: ColumnsCodec, site: Site, rows: TableStages | None = None) -> None:
+        super().__init__(codec, site, rows)
         if site.validate is None:
             raise ValueError(
                 f"table {site.name!r}: rule='evolution' judges widths on held-out data; give the Schedule its "
@@ -96,7 +121,7 @@ class RandomStages(_WidthStages):
         self.codec.width.fill_(candidates[int(torch.randint(len(candidates), (), generator=generator))])
 
     @classmethod
-    def choose_together(cls, tables: Sequence[Any]) -> None:
+    def choose_widths(cls, tables: Sequence[Any]) -> None:
         """Choose the widths of all tables: those of the least held-out loss that fit into the bytes of before."""
         codecs: list[ColumnsCodec] = [stages.codec for stages in tables]
         first = codecs[0].columns
@@ -111,6 +136,12 @@ class RandomStages(_WidthStages):
         search = WidthSearch([codec.rows for codec in codecs], choices, room, first.seed)
         for codec, width in zip(codecs, search.run(loss, first.generations), strict=True):
             codec.choose(width)
+
+
+@stages_of.register
+def _(part: NarrowRowsCodec, site: Site) -> TableStages:
+    kind = MixtureStages if isinstance(part.first, MixtureCodec) else RandomStages
+    return kind(part.first, site, MaskStages(part.mask, site))
 
 
 @stages_of.register

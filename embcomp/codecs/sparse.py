@@ -66,8 +66,11 @@ class Sparse(Coding):
         return self._served(rows * dim // self.block, self.kept)
 
     def _served(self, blocks: int, kept: int) -> int:
-        windows = bitmap_windows(blocks)
-        return windows * (WINDOW // 8 + START_BYTES) + kept * self.block * VALUE_BYTES
+        return self.map_nbytes(blocks) + kept * self.block * VALUE_BYTES
+
+    def map_nbytes(self, blocks: int) -> int:
+        """Return the bytes that say which of so many blocks are kept, in the served form."""
+        return bitmap_windows(blocks) * (WINDOW // 8 + START_BYTES)
 
     def decode(
         self,

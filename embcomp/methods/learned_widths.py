@@ -1,16 +1,31 @@
 """LearnedWidths: the width of each table is learned in training, and the narrow rows are mapped to the common width."""
 
+import dataclasses
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from embcomp.codecs.columns import Columns, Rule
-from embcomp.methods.base import Chunk, Combiner, Ladder, Method, Plan, Sizes, Store, Table, TablePlan, per_table
-from embcomp.methods.full import IdentityEncoder
+from embcomp.codecs.narrow_rows import NarrowRows
+from embcomp.codecs.sparse import Sparse
+from embcomp.methods.around import settings_around
+from embcomp.methods.base import (
+    Combiner,
+    Concat,
+    Ladder,
+    Method,
+    Plan,
+    Sizes,
+    Store,
+    Table,
+    config_around,
+    per_table,
+)
+from embcomp.methods.full import Full
 from embcomp.methods.narrow import draw_map_, principal_directions
 from embcomp.settings import Share, Width, Within
 
@@ -77,7 +92,10 @@ class LearnedWidths(Method):
       2021, arXiv 2006.14827, section 2). A schedule with held-out data trains alpha on it, as in the paper.
     - "evolution": each table is trained with a random candidate width in each step, and an evolutionary search then
       judges widths of all tables by the loss on held-out data, which the schedule needs (OptEmbed, Lyu et al. 2022,
-      arXiv 2208.04482). Rows by their norm, the other half of that method, are `LearnedMask(rule="rows")`.
+      arXiv 2208.04482).
+
+    With `of=LearnedMask(keep, rule="rows")` rows are searched by their norm at the same time, the other half of
+    OptEmbed: the rows of largest norm are kept, then widths are chosen for these, and the others have no bytes.
 
     Unlike in the papers, all widths share the rows and the matrix (OptEmbed has none), there is no batch normalisation,
     and widths fit a budget.
@@ -86,6 +104,7 @@ class LearnedWidths(Method):
         width: the columns of each table, or a mapping from table names to them; after a search those of all tables
             together, in bytes.
         rule: the rule of the search.
+        of: the method whose rows become narrow: one with the whole vector of an id in a row of its own.
         candidates: the widths of the search besides 1 and the embedding_dim; by default the powers of two, all widths
             for the rule "evolution".
         strength: the factor of the penalty of the rule "mixture"; 1e-3 by default.
@@ -95,8 +114,8 @@ class LearnedWidths(Method):
         seed: the seed of the noise and of the evolution.
 
     Raises:
-        ValueError: a setting belongs to the other rule, or a width is above the embedding_dim of a table (raised when
-            a plan is made).
+        ValueError: a setting belongs to the other rule; a width is above the embedding_dim of a table, or rows of the
+            method inside cannot become narrow (raised when a plan is made).
 
     Example:
         >>> import torch, embcomp
@@ -110,6 +129,7 @@ class LearnedWidths(Method):
 
     width: Width | Mapping[str, Width]
     rule: Rule = "mixture"
+    of: Method = field(default_factory=Full)
     candidates: Sequence[int] | None = None
     strength: Annotated[float, Within(0.0)] | None = None
     generations: Annotated[int, Within(1)] | None = None
@@ -125,22 +145,28 @@ class LearnedWidths(Method):
             raise ValueError(f"LearnedWidths: candidates must be at least 1, got {self.candidates}")
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
-        stores = {table.name: self._store(table) for table in tables}
-        return Sizes(stores, learned=sum(table.embedding_dim**2 for table in tables))
+        return self._narrowed(tables, self.of.sizes(tables, group))
+
+    def _narrowed(self, tables: Sequence[Table], inside: Sizes) -> Sizes:
+        stores = {table.name: self._store(table, inside.stores) for table in tables}
+        return Sizes(stores, inside.maps, inside.learned + sum(table.embedding_dim**2 for table in tables))
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
-        plans = []
-        for table in tables:
-            combiner = SquareMap(per_table(self.width, table, "width"), table.embedding_dim)
-            plans.append(TablePlan(table, IdentityEncoder(table, self.config()), (Chunk(table.name),), combiner))
-        return Plan({table.name: self._store(table) for table in tables}, plans)
+        inside, plans = self.of.plan(tables, group), []
+        stores = {table.name: self._store(table, inside.stores) for table in tables}
+        for each in inside.tables:
+            if len(each.chunks) > 1 or not isinstance(each.combiner, Concat):
+                raise ValueError(f"table {each.table.name!r}: {_refused(self.of)}")
+            each.encoder.config = config_around(self.config(), each, each.table)
+            combiner = SquareMap(per_table(self.width, each.table, "width"), each.table.embedding_dim)
+            plans.append(dataclasses.replace(each, combiner=combiner))
+        return Plan(stores, plans)
 
-    def _store(self, table: Table) -> Store:
-        ids, dim, width = (
-            table.ids_or_raise("LearnedWidths"),
-            table.embedding_dim,
-            per_table(self.width, table, "width"),
-        )
+    def _store(self, table: Table, inside: Mapping[str, Store]) -> Store:
+        table.ids_or_raise("LearnedWidths")
+        dim, width, store = table.embedding_dim, per_table(self.width, table, "width"), inside.get(table.name)
+        if store is None or store.dim != dim:
+            raise ValueError(f"table {table.name!r}: {_refused(self.of)}")
         if max(width, *(self.candidates or (1,))) > dim:
             raise ValueError(
                 f"table {table.name!r}: width={width} and candidates={self.candidates} must be at most its "
@@ -148,7 +174,7 @@ class LearnedWidths(Method):
             )
         every = range(1, dim + 1) if self.rule == "evolution" else (2**n for n in range(dim.bit_length()))
         mixture = self.rule == "mixture"
-        coding = Columns(
+        columns = Columns(
             width,
             tuple(sorted({1, dim, *(every if self.candidates is None else self.candidates)})),
             self.rule,
@@ -158,11 +184,15 @@ class LearnedWidths(Method):
             search=self.search,
             seed=self.seed,
         )
-        return Store(ids, dim, coding=coding)
+        if store.coding is None:
+            return dataclasses.replace(store, coding=columns)
+        if isinstance(store.coding, Sparse) and store.coding.rule == "rows":
+            return dataclasses.replace(store, coding=NarrowRows(store.coding, columns))
+        raise ValueError(f"table {table.name!r}: {_refused(self.of)}")
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Return the ladder by the values of all tables together.
+        """Return the ladder by the values of all tables together, or with given `width` that of the method inside.
 
         The widths are equal, and columns that still fit go to the tables with the most rows first, so that a search has
         almost the whole budget.
@@ -170,10 +200,22 @@ class LearnedWidths(Method):
         Args:
             tables: the tables to compress together.
             nbytes: the budget in bytes.
-            fixed: settings to keep as given.
+            fixed: settings of LearnedWidths, settings of the method inside, and `of`: the class of that method, its
+                name, or a configuration (by default `Full`); without `width` a configuration.
         """
-        rows = {table.name: table.ids_or_raise("LearnedWidths") for table in tables}
-        dims = {table.name: table.embedding_dim for table in tables}
+        if "width" in fixed:
+            inner, own, fixed = settings_around(cls, fixed)
+            outer = cls(**own)
+            inside = inner.ladder(tables, nbytes, **inner.checked_settings(fixed))
+            return inside.around(
+                lambda of: dataclasses.replace(outer, of=of), lambda sizes: outer._narrowed(tables, sizes)
+            )
+        stores = cls(width=1, **fixed).sizes(tables).stores
+        rows = {
+            name: store.coding.mask.kept if isinstance(store.coding, NarrowRows) else store.rows
+            for name, store in stores.items()
+        }
+        dims = {name: store.dim for name, store in stores.items()}
         order = sorted(rows, key=lambda name: -rows[name])
 
         def make(values: int) -> Self:
@@ -193,3 +235,11 @@ class LearnedWidths(Method):
 
         least, most = (used(level_of(width)) for width in (1, max(dims.values())))
         return Ladder(make, lambda values: make(values).sizes(tables), least, most)
+
+
+def _refused(of: Method) -> str:
+    """Return why rows of a method cannot become narrow, and the remedy."""
+    return (
+        f"LearnedWidths needs the whole vector of an id in a row of its own table, without another coding than "
+        f"LearnedMask(rule='rows'); of={type(of).__name__} has others: leave it out, or put it around LearnedWidths"
+    )

@@ -180,6 +180,11 @@ EXAMPLES = [
     ),
     Example("LearnedWidths", lambda ts: LearnedWidths(width=4, candidates=(3,)), open_ids=False),
     Example("LearnedWidths-evolution", lambda tables: LearnedWidths(width=3, rule="evolution"), open_ids=False),
+    Example(
+        "LearnedWidths-rows",
+        lambda tables: LearnedWidths(width=3, of=LearnedMask(keep=0.8, rule="rows")),
+        open_ids=False,
+    ),
     Example("LearnedMask-rows", lambda tables: LearnedMask(keep=0.8, rule="rows"), open_ids=False),
     Example("LowBit", lambda tables: LowBit(bits=4), open_ids=False),
     Example("LowBit-unified", lambda tables: LowBit(bits=2, of=UnifiedEmbedding(rows=ROWS, chunk_dim=4))),

@@ -97,7 +97,7 @@ def _options(
     if inside is None:
         return options
     settings = {key: value for key, value in inside.items() if key != "method"}
-    if run.budget is not None and "of" not in settings:
+    if run.budget is not None and "of" not in settings and not settings.keys() & fields:
         inner = _options(inside["method"], settings, run, training, later)
         return {**options, "of": METHODS[inside["method"]], **inner}
     return {**options, "of": _inside(inside["method"], settings, run, training, later)}

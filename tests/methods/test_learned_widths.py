@@ -186,6 +186,17 @@ def test_the_evolution_finds_the_widths_of_the_least_held_out_loss(seed):
     assert not any(bool(codec.searching) for codec in codecs)
 
 
+class Single(nn.Module):
+    """A model of one table."""
+
+    def __init__(self, item):
+        super().__init__()
+        self.item = item
+
+    def forward(self, ids):
+        return self.item(ids)
+
+
 @pytest.mark.parametrize("rule", ["mixture", "evolution"])
 def test_it_learns_and_the_file_serves_what_was_trained(rule, tmp_path):
     emb, schedule, _ = trained(method=LearnedWidths(width=2, rule=rule), validate=rule == "evolution")
@@ -195,21 +206,110 @@ def test_it_learns_and_the_file_serves_what_was_trained(rule, tmp_path):
     target = torch.sin(ids.float()).unsqueeze(1) * torch.linspace(-1, 1, DIM)
     assert float((emb(ids) - target).square().sum().detach()) < 0.2 * float(target.square().sum())
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.item = emb
-
-        def forward(self, ids):
-            return self.item(ids)
-
-    report = embcomp.export(Model(), tmp_path / "model.pt2", (ids[:4],))
+    report = embcomp.export(Single(emb), tmp_path / "model.pt2", (ids[:4],))
     program = torch.export.load(tmp_path / "model.pt2").module()
     torch.testing.assert_close(program(ids), emb.materialize().detach())
     assert report.tables[0].bytes_exported == embcomp.served_nbytes(emb) == 4 * IDS * width + 4 * DIM * DIM
 
 
-TRAININGS = {"mixture": (None, False), "held out": (None, True), "evolution": (evolution(), True)}
+def both(rule="evolution", width=4, keep=0.5):
+    """Rows by their norm, and the width of those that are kept."""
+    return LearnedWidths(width=width, rule=rule, of=embcomp.LearnedMask(keep=keep, rule="rows", decay=1e-3))
+
+
+@pytest.mark.parametrize("rule", ["mixture", "evolution"])
+def test_rows_and_columns_are_searched_at_the_same_time(rule):
+    emb = made(both(rule))
+    schedule = Schedule(emb, epochs=2, steps=STEPS, validate=validated(emb) if rule == "evolution" else None)
+    schedule.step()
+    codec, rows, matrix = codec_of(emb), emb.stores[0].weight.detach(), emb.combiner.matrix.detach()
+    norms = rows.abs().sum(1)
+    with torch.no_grad():
+        codec.mask.rule.t.fill_(float(norms.median()))
+    columns = (torch.arange(DIM) < codec.first.width).float()
+    if rule == "mixture":
+        p = torch.softmax((codec.first.alpha.detach()[:, 0] + codec.first.noise) / codec.first.temperature, 0)
+        columns = sum(p[k] * (torch.arange(DIM) < width).float() for k, width in enumerate(CANDIDATES))
+    kept = (norms > norms.median()).float().unsqueeze(1)
+    torch.testing.assert_close(emb.materialize().detach(), (kept * columns * rows) @ matrix)
+    penalty = 1e-5 * float((-norms.median()).exp()) + 0.5e-3 * float(rows.square().sum())  # of rows, and their decay
+    if rule == "mixture":
+        shares = torch.softmax(codec.first.alpha.detach()[:, 0], 0)
+        penalty += 1e-3 * sum(float(shares[k]) * width / DIM for k, width in enumerate(CANDIDATES))
+    assert float(schedule.penalty().detach()) == pytest.approx(penalty)
+
+
+def test_rows_of_the_largest_norm_are_kept_and_widths_fit_into_their_bytes():
+    ids, keep = (20, 30, 50), {"20": 1.0, "30": 0.5, "50": 0.3}
+    model = nn.ModuleDict({str(n): nn.Embedding(n, DIM) for n in ids})
+    of = embcomp.LearnedMask(keep=keep, rule="rows")
+    embcomp.compress_(model, LearnedWidths(width=3, rule="evolution", candidates=CANDIDATES, batches=1, of=of))
+    codecs, worth = [codec_of(emb) for emb in model.values()], torch.rand(3, 9).cumsum(1)
+    number = [int(keep[str(n)] * n) for n in ids]
+    largest = [
+        set(emb.stores[0].weight.detach().abs().sum(1).topk(kept).indices.tolist())
+        for emb, kept in zip(model.values(), number, strict=True)
+    ]
+
+    def loss(widths):
+        return -sum(float(worth[table, width]) for table, width in enumerate(widths))
+
+    def validate(_):
+        for emb, rows in zip(model.values(), largest, strict=True):  # the rows are chosen before
+            assert set(emb.materialize().abs().sum(1).nonzero().squeeze(1).tolist()) == rows
+        return torch.tensor(loss([int(codec.first.width) for codec in codecs]))
+
+    schedule = Schedule(model, epochs=2, steps=STEPS, validate=validate)
+    schedule.epoch_ended()
+    assert schedule.stage == "train"
+    choices = itertools.product(CANDIDATES, repeat=3)
+    fitting = [w for w in choices if sum(n * c for n, c in zip(number, w, strict=True)) <= 3 * sum(number)]
+    widths = tuple(int(codec.first.width) for codec in codecs)
+    assert widths == min(fitting, key=loss)
+    maps = sum(-(-n // 256) * (32 + 4) for n in ids)  # a bit for each row, and a count for each 256
+    values = sum(n * width for n, width in zip(number, widths, strict=True))
+    assert embcomp.served_nbytes(model) == maps + 4 * values + 4 * 3 * DIM * DIM
+
+
+@pytest.mark.parametrize("rule", ["mixture", "evolution"])
+def test_rows_and_columns_are_served_as_they_were_trained(rule, tmp_path):
+    emb, schedule, _ = trained(method=both(rule), validate=True)
+    assert schedule.stage == "train"
+    file, ids = tmp_path / "model.pt2", torch.arange(IDS)
+    report = embcomp.export(Single(emb), file, (ids[:4],))
+    torch.testing.assert_close(torch.export.load(file).module()(ids), emb.materialize().detach())
+    assert report.tables[0].bytes_exported == embcomp.served_nbytes(emb)
+    assert int((emb.materialize().detach() != 0).any(1).sum()) == IDS // 2
+
+
+def test_a_warm_start_keeps_the_largest_rows():
+    table = torch.randn(IDS, 3) @ torch.randn(3, DIM)
+    model = nn.ModuleDict({"item": nn.Embedding.from_pretrained(table.clone(), freeze=False)})
+    embcomp.compress_(model, both(width=3, keep=0.4), init="warm")
+    vectors = model["item"].materialize().detach()
+    kept = (vectors != 0).any(1)
+    assert int(kept.sum()) == 20
+    torch.testing.assert_close(vectors[kept], table[kept], rtol=1e-3, atol=1e-3)
+
+
+def test_a_budget_counts_the_rows_that_are_kept():
+    tables, full = [Table("a", 300, 16), Table("b", 100, 8)], 4 * (300 * 16 + 100 * 8)
+    of = embcomp.LearnedMask(keep=0.25, rule="rows")
+    sized = LearnedWidths.for_budget(tables, full // 4, of=of)
+    values = (full // 4 - 2 * 36 - 36 - 4 * (256 + 64)) // 4  # without the maps of rows and the matrices
+    used = 75 * sized.width["a"] + 25 * sized.width["b"]
+    assert values - 75 < used <= values
+    assert sized.of == of
+    rows = LearnedWidths.for_budget(tables, full // 4, of=of, width=4)  # of a given width as many rows as fit
+    assert rows.width == 4
+    kept = sum(max(1, int(rows.of.keep[name] * n)) for name, n in (("a", 300), ("b", 100)))
+    assert values - 4 * 4 < 4 * kept <= values
+
+
+TRAININGS = {
+    "mixture": (None, False), "held out": (None, True), "evolution": (evolution(), True),
+    "rows": (both(), True), "rows and mixture": (both("mixture"), False),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "validate"), TRAININGS.values(), ids=TRAININGS)
@@ -225,7 +325,7 @@ def test_a_continued_training_ends_like_another(killed, method, validate):
     schedule.load_state_dict(states[2])
     train(emb, schedule, optimizer, killed, 4)
     assert torch.equal(emb.materialize(), whole.materialize())
-    assert int(codec_of(emb).width) == int(codec_of(whole).width)
+    assert embcomp.served_nbytes(emb) == embcomp.served_nbytes(whole)
 
 
 def test_a_warm_start_keeps_the_main_directions():
@@ -261,6 +361,9 @@ def test_impossible_settings():
         LearnedWidths(width=0)
     with pytest.raises(ValueError, match="LearnedWidths: candidates must be at least 1"):
         LearnedWidths(width=1, candidates=(0, 2))
+    for of in (embcomp.LearnedMask(keep=0.5), embcomp.LowBit(bits=4), embcomp.UnifiedEmbedding(rows=9, chunk_dim=4)):
+        with pytest.raises(ValueError, match=rf"table 't': LearnedWidths needs .* of={type(of).__name__} has others: "):
+            LearnedWidths(width=2, of=of).plan([Table("t", IDS, DIM)])
     with pytest.raises(ValueError, match=r"table 't': width=9 .* at most its embedding_dim 8"):
         LearnedWidths(width=9).plan([Table("t", IDS, DIM)])
     for settings in ({"batches": 2}, {"generations": 2}, {"rule": "evolution", "strength": 0.1}):

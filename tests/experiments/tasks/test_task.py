@@ -36,6 +36,14 @@ def test_a_budget_sizes_the_innermost_of_three_methods(make_run):
     assert task.method.of.of.rows == task.rows > 50
 
 
+def test_a_method_inside_keeps_settings_with_the_names_of_the_outer_one(make_run):
+    inside = {"method": "LearnedMask", "keep": 0.5, "rule": "rows", "search": 0.25}
+    widths = {"method": "LearnedWidths", "share": 0.4, "options": {"rule": "evolution", "search": 0.3, "of": inside}}
+    method = prepare(make_run(methods=[widths])).method
+    assert (method.rule, method.search, method.of.rule, method.of.search) == ("evolution", 0.3, "rows", 0.25)
+    assert prepare(make_run(methods=[widths])).model(CPU).nbytes <= 0.4 * FULL
+
+
 def test_tables_apart_share_no_store(make_run):
     robe = {"method": "ROBE", "options": {"size": 400, "block": 4}}
     one, apart = prepare(make_run(methods=[robe])), prepare(make_run(methods=[{**robe, "apart": True}]))
