@@ -18,6 +18,7 @@ from embcomp.ops.tables import bags_of_tables
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.fused.loss_scale import LossScale
 from embcomp.torchrec.fused.sequences import look_up_each
+from embcomp.torchrec.fused.weight import FusedWeight, all_frozen
 from embcomp.tracing import NotScripted, one_node
 
 _BLOCK = 1 << 16  # rows that are drawn at a time
@@ -34,7 +35,7 @@ class IntegerTable(nn.Module):
         rows, dim = config.num_embeddings, config.embedding_dim
         self.codec: IntegerCodec = coding.module(rows, dim)
         weight = torch.empty(rows, row_nbytes(dim, coding.bits), dtype=torch.uint8, device=device)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = FusedWeight(weight)
         self._draw = config.init_fn
         self.reset_parameters()
 
@@ -55,7 +56,18 @@ class IntegerTable(nn.Module):
             raise RuntimeError(
                 "rows without a float copy (copy='none') are trained on the CPU: leave them there, or take copy='float'"
             )
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        self._keep_kind()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._keep_kind()
+
+    def _keep_kind(self) -> None:
+        """Put the weight back into its class, where torch has put another parameter in its place."""
+        if not isinstance(self.weight, FusedWeight):
+            self.weight = FusedWeight(self.weight.detach())
 
 
 class IntegerTables(NotScripted, nn.Module):
@@ -119,9 +131,10 @@ class IntegerTables(NotScripted, nn.Module):
         check_features(features, self.features, weights is not None)
         if torch.compiler.is_compiling() or features.values().is_meta:
             return self._in_torch(features)
-        if not self.pooled:
-            return look_up_each(features, self.features, self.widths, self._look_up)
-        values = self._look_up(features.values().long(), features.offsets().long(), self.loss_scale.scaled(weights))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not all_frozen(self.embeddings, weights)):
+            if not self.pooled:
+                return look_up_each(features, self.features, self.widths, self._look_up)
+            values = self._look_up(features.values().long(), features.offsets().long(), self.loss_scale.scaled(weights))
         return KeyedTensor(keys=list(self.features), length_per_key=self.widths, values=values)
 
     def _look_up(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:

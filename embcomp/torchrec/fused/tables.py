@@ -21,6 +21,7 @@ from embcomp.torchrec.contents import configs_of, weights_of
 from embcomp.torchrec.fused.engines import Engine, NativeEngine, make_engine
 from embcomp.torchrec.fused.loss_scale import LossScale
 from embcomp.torchrec.fused.sequences import look_up_each
+from embcomp.torchrec.fused.weight import FusedWeight, all_frozen
 from embcomp.tracing import NotScripted
 
 
@@ -29,7 +30,7 @@ class _Row(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = FusedWeight(weight)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any, **kwargs: Any):
         """Copy the state, even with `assign=True`, because the engine goes on using its own memory."""
@@ -45,7 +46,8 @@ class _Row(nn.Module):
 class FusedTables(NotScripted, nn.Module):
     """The replacement that `fuse_` puts in the place of a torchrec collection: the same calls and state-dict keys.
 
-    The parameters have `requires_grad=False`: no other optimizer may touch them.
+    The parameters have `requires_grad=False`: no other optimizer may touch them. Frozen tables are read without an
+    update (`FusedWeight`).
     """
 
     def __init__(
@@ -103,9 +105,16 @@ class FusedTables(NotScripted, nn.Module):
         check_features(features, self.features, self.weighted)
         if list(features.keys()) != list(self.features):
             features = _in_order(features, self.features)
-        if self.bags:
-            return self._pooled(features)
-        return self._sequences(features)
+        with torch.set_grad_enabled(self._updates(features.weights_or_none())):
+            return self._pooled(features) if self.bags else self._sequences(features)
+
+    def _updates(self, *others: Tensor | None) -> bool:
+        """Return whether a backward pass is to come that updates the tables."""
+        return torch.is_grad_enabled() and not all_frozen(self._rows, *others)
+
+    @property
+    def _rows(self) -> nn.ModuleDict:
+        return self.get_submodule("embedding_bags" if self.bags else "embeddings")  # pyright: ignore
 
     def _pooled(self, features: KeyedJaggedTensor) -> KeyedTensor:
         weights = self.loss_scale.scaled(features.weights()) if self.weighted else None
@@ -126,7 +135,8 @@ class FusedTables(NotScripted, nn.Module):
         weights = self.loss_scale.scaled(features.weights_or_none())
         scaled = {name: replace(grid, step=self.loss_scale.scaled(grid.step)) for name, grid in grids.items()}
         chosen = [scaled.get(name) for name in self.names]
-        values = self.engine(features.values().long(), features.offsets().long(), weights, chosen)
+        with torch.set_grad_enabled(self._updates(weights, *(grid.step for grid in scaled.values()))):
+            values = self.engine(features.values().long(), features.offsets().long(), weights, chosen)
         return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
 
     @property
