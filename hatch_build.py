@@ -1,15 +1,18 @@
 """What the build adds to pyproject.toml: the README as an index shows it, and the runner under names of its own.
 
 With EMBCOMP_WHEEL_NATIVE=1 the wheel carries the compiled functions: for the machine that builds it, or for that of
-EMBCOMP_WHEEL_MACHINE (x86_64 or aarch64), if $CXX compiles for it.
+EMBCOMP_WHEEL_MACHINE (x86_64 or aarch64). Zig compiles for either, where it is installed (the package `ziglang`) and no
+$CXX is set; else $CXX or c++ must compile for the machine.
 """
 
+import importlib.util
 import os
 import platform
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -27,6 +30,11 @@ SHIPPED = {"experiments": "embcomp_experiments", "data": "embcomp_data"}
 
 _MARCH = {"x86_64": ["-march=x86-64-v3"], "aarch64": []}
 """The processors that compiled functions of a wheel are for; `embcomp.ops.native` asks whether it runs on one."""
+
+_ZIG_MARCH = {"x86_64": ["-march=x86_64_v3"], "aarch64": []}
+"""The same in Zig's words."""
+
+_ZIG_GLIBC = "2.28"  # of manylinux_2_28, whose name promises no newer
 
 _MACHINE_NUMBERS = {62: "x86_64", 183: "aarch64"}  # of ELF files
 
@@ -103,13 +111,24 @@ def compile_native(sources: Path, target: Path) -> None:
     machine = os.environ.get("EMBCOMP_WHEEL_MACHINE") or platform.machine()
     if machine not in _MARCH:
         raise RuntimeError(f"no wheel with compiled functions is built for {machine}: only for {', '.join(_MARCH)}")
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    flags = [*(sources / "flags.txt").read_text().split(), *_MARCH[machine], "-static-libstdc++", "-static-libgcc"]
-    flags += ["-s", *shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))]
+    compiler, own = compiler_for(machine)
+    flags = [*(sources / "flags.txt").read_text().split(), *own, "-s"]
+    flags += shlex.split(os.environ.get("EMBCOMP_CXXFLAGS", ""))
     subprocess.run([*compiler, *flags, *sorted(map(str, sources.glob("*.cpp"))), "-o", str(target)], check=True)
     made = machine_of(target.read_bytes())
     if made != machine:
-        raise RuntimeError(f"{shlex.join(compiler)} compiles for {made}, not for {machine}: set CXX to one that does")
+        raise RuntimeError(
+            f"{shlex.join(compiler)} compiles for {made}, not for {machine}: set CXX to another, or install ziglang"
+        )
+
+
+def compiler_for(machine: str) -> tuple[list[str], list[str]]:
+    """Returns the compiler for a machine, and its options by which the library holds all of C++ that it needs."""
+    given = shlex.split(os.environ.get("CXX", ""))
+    if not given and importlib.util.find_spec("ziglang"):
+        target = f"{machine}-linux-gnu.{_ZIG_GLIBC}"
+        return [sys.executable, "-m", "ziglang", "c++", "-target", target], _ZIG_MARCH[machine]
+    return given or ["c++"], [*_MARCH[machine], "-static-libstdc++", "-static-libgcc"]
 
 
 def machine_of(library: bytes) -> str:

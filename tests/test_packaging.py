@@ -1,6 +1,7 @@
 """The wheel, installed beside torch and nothing else, works; the pinned lists hold what the project declares."""
 
 import ast
+import importlib.util
 import os
 import platform
 import re
@@ -24,7 +25,7 @@ from packaging.version import Version
 
 import embcomp
 import hatch_build
-from hatch_build import CustomMetadataHook, compile_native, platform_tag
+from hatch_build import CustomMetadataHook, compile_native, compiler_for, machine_of, platform_tag
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -168,12 +169,53 @@ def test_a_compiler_for_another_machine_is_refused(tmp_path: Path, monkeypatch: 
     for name in ("flags.txt", "one.cpp"):
         (tmp_path / name).write_text("" if name == "one.cpp" else "-shared -fPIC")
     monkeypatch.setenv("EMBCOMP_WHEEL_MACHINE", other)
+    monkeypatch.setenv("CXX", next(filter(shutil.which, ("c++", "g++", "clang++"))))  # not Zig
     monkeypatch.setattr(hatch_build, "_MARCH", {other: []})
     with pytest.raises(RuntimeError, match=f"compiles for {here}, not for {other}: set CXX"):
         compile_native(tmp_path, tmp_path / "made.so")
     monkeypatch.setenv("EMBCOMP_WHEEL_MACHINE", "riscv64")
     with pytest.raises(RuntimeError, match="no wheel with compiled functions is built for riscv64"):
         compile_native(tmp_path, tmp_path / "made.so")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="no Zig: pip install ziglang")
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_zig_builds_a_wheel_for_either_machine(tmp_path: Path, machine: str) -> None:
+    """Whose functions need symbols of an old glibc and of nothing else."""
+    variables = {**os.environ, "EMBCOMP_WHEEL_NATIVE": "1", "EMBCOMP_WHEEL_MACHINE": machine, "EMBCOMP_CXXFLAGS": "-O0"}
+    variables.pop("CXX", None)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True, env=variables)
+    (wheel,) = tmp_path.glob("*.whl")
+    (tag,) = parse_wheel_filename(wheel.name)[3]
+    kind, major, minor, *rest = tag.platform.split("_", 3)
+    assert (kind, major, rest) == ("manylinux", "2", [machine])
+    assert 17 <= int(minor) <= 28
+    with zipfile.ZipFile(wheel) as archive:
+        library = tmp_path / archive.extract("embcomp/native/compiled.so", tmp_path)
+    assert machine_of(library.read_bytes()) == machine
+    if shutil.which("readelf"):
+        said = subprocess.run(
+            ["readelf", "-W", "-d", "--dyn-syms", library], check=True, capture_output=True, text=True
+        )
+        needed = set(re.findall(r"\(NEEDED\).*\[(.*?)\.so", said.stdout))
+        assert needed <= {"libc", "libm", "libpthread", "libdl", "ld-linux-x86-64", "ld-linux-aarch64"}
+        missing = re.findall(r" UND (\S+)", said.stdout)
+        assert missing
+        assert [name for name in missing if "@GLIBC_" not in name] == []
+
+
+def test_zig_is_taken_where_it_is_installed_and_no_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang")
+    monkeypatch.delenv("CXX", raising=False)
+    compiler, flags = compiler_for("aarch64")
+    assert compiler == [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu.2.28"]
+    assert flags == []
+    monkeypatch.setenv("CXX", "ccache g++")
+    assert compiler_for("x86_64")[0] == ["ccache", "g++"]
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert compiler_for("x86_64")[0] == ["c++"]
 
 
 def test_the_runner_in_the_wheel_imports_nothing_under_its_names_in_the_checkout(wheel: Path) -> None:
