@@ -29,19 +29,18 @@ test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal; tests=$$?; \
 	wait $$types || { cat .venv/types.log; exit 1; }; exit $$tests
 
-# All but torch, torchrec and FBGEMM as pinned; the build of torch on PyPI brings its CUDA libraries (some GB).
+# What GPUs get, with the CPU build of FBGEMM; the build of torch on PyPI brings its CUDA libraries (some GB).
 test-newest: $(INSTALLED)
 	$(PY) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install -q --no-compile $$(grep '^torch==' requirements/newest.txt)
-	grep -v '^torch==' requirements/newest.txt >.venv-newest/rest.txt
-	grep -vE '^(torch|torchrec|fbgemm-gpu-cpu|triton)==' requirements/cpu.txt >>.venv-newest/rest.txt
+	.venv-newest/bin/python -m pip install -q --no-compile --constraint requirements/cuda.txt torch
+	sed 's/^fbgemm-gpu==/fbgemm-gpu-cpu==/' requirements/cuda.txt >.venv-newest/rest.txt
 	.venv-newest/bin/python -m pip install -q --no-compile --no-deps --requirement .venv-newest/rest.txt
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-# The pinned torch, torchrec and FBGEMM, which are the oldest that work, and the oldest of all else.
+# The torch, torchrec and FBGEMM of CPUs, which are the oldest that work, and the oldest of all else.
 test-oldest: $(INSTALLED)
 	$(PY) -m venv --clear .venv-oldest
-	.venv-oldest/bin/python -m pip install -q --no-compile --constraint requirements/cuda.txt torch
+	.venv-oldest/bin/python -m pip install -q --no-compile --constraint requirements/cpu.txt torch
 	grep -vE "^($$(sed -nE 's/==.*//p' requirements/oldest.txt | paste -sd'|'))==" requirements/cpu.txt >.venv-oldest/rest.txt
 	cat requirements/oldest.txt >>.venv-oldest/rest.txt
 	.venv-oldest/bin/python -m pip install -q --no-deps --requirement .venv-oldest/rest.txt  # else warnings of compilation fail tests
@@ -85,7 +84,7 @@ $(INSTALLED): requirements/$(REQUIREMENTS).txt
 	done; \
 	echo "No Python 3.11-3.13 with venv among: $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." \
 		"Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2
-	$(PY) -m pip install -q --no-compile --constraint requirements/cuda.txt torch uv
+	$(PY) -m pip install -q --no-compile --constraint $< torch uv
 	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX="$(PIP_INDEX_URL)") $(PY) -m uv pip install -q --no-deps --requirement $< || \
 		$(PY) -m pip install -q --no-compile --no-deps --requirement $<
 	@touch $@
@@ -95,7 +94,8 @@ LOCK_COMMAND = $(PY) -m uv pip compile pyproject.toml --extra torchrec --extra g
 	--universal --python-version 3.11 --fork-strategy fewest --custom-compile-command "make lock"
 lock: $(INSTALLED)
 	$(LOCK_COMMAND) --group cpu --override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
-	$(LOCK_COMMAND) --group cuda --constraint requirements/cpu.txt --output-file requirements/cuda.txt
+	grep -vE '^(torch|torchrec|fbgemm-gpu-cpu|triton)==' requirements/cpu.txt >.venv/shared.txt
+	$(LOCK_COMMAND) --group cuda --constraint .venv/shared.txt --output-file requirements/cuda.txt
 
 clean:
 	rm -rf .venv .venv-newest .venv-oldest build dist site out .pytest_cache .ruff_cache .hypothesis
