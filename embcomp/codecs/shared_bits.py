@@ -25,7 +25,7 @@ def sizes_of(rows: int, groups: int) -> list[int]:
 def share_bits(tables: Sequence[tuple[Any, Tensor]]) -> None:
     """Give the groups of all tables the bits that lose least, with no more bits and bytes than planned for all of them.
 
-    The squared error of a row counts as often as the row is read in training.
+    The squared error of a row counts by the root of its reads in training.
 
     Args:
         tables: the codecs (`MixedGridCodec`) of equal `most`, each with the rows of its whole table, [rows, width].
