@@ -4,30 +4,31 @@
 
 namespace embcomp {
 
-// A set of the rows that were seen twice, with a few others where there are many rows: a bit for each, or for its hash.
+// A set of the rows that were seen twice, with a few others where there are many rows: two bits for each, or for its hash,
+// in words side by side, so that a row is one line.
 class Twice {
  public:
   Twice(Vector<uint64_t>& room, uint64_t num_rows, size_t seen) {
-    while (bits_ < 32 && (uint64_t)1 << bits_ < num_rows && (uint64_t)1 << bits_ < 16 * seen) bits_++;
+    while (bits_ < 32 && (uint64_t)1 << bits_ < num_rows && (uint64_t)1 << bits_ < 32 * seen) bits_++;
     exact_ = (uint64_t)1 << bits_ >= num_rows;
-    const size_t words = (size_t)1 << (bits_ - 6);
-    room.assign(2 * words, 0);
-    once_ = room.data(), twice_ = once_ + words;
+    room.assign((size_t)2 << (bits_ - 6), 0);
+    words_ = room.data();
   }
 
   void see(uint64_t row) {
-    uint64_t& once = once_[place(row) >> 6];
-    if (once & bit_of(row)) keep(row);
-    once |= bit_of(row);
+    uint64_t *once = words_of(row), *twice = once + 1;
+    *twice |= *once & bit_of(row);
+    *once |= bit_of(row);
   }
-  void keep(uint64_t row) { twice_[place(row) >> 6] |= bit_of(row); }
-  bool has(uint64_t row) const { return twice_[place(row) >> 6] & bit_of(row); }
+  void keep(uint64_t row) { words_of(row)[1] |= bit_of(row); }
+  bool has(uint64_t row) const { return words_of(row)[1] & bit_of(row); }
 
  private:
   uint64_t place(uint64_t row) const { return exact_ ? row : row * 0x9E3779B97F4A7C15ull >> (64 - bits_); }
   uint64_t bit_of(uint64_t row) const { return (uint64_t)1 << (place(row) & 63); }
+  uint64_t* words_of(uint64_t row) const { return words_ + 2 * (place(row) >> 6); }
 
-  uint64_t *once_, *twice_;
+  uint64_t* words_;
   unsigned bits_ = 6;
   bool exact_;
 };

@@ -9,13 +9,16 @@ namespace embcomp {
 
 constexpr size_t kAhead = 32;  // rows fetched ahead
 
+// Fetches a line to read it, or to write it, for which no other core may keep it.
+template <bool WRITE = false>
 inline void prefetch(const void* place) {
-  __builtin_prefetch(place);
+  __builtin_prefetch(place, WRITE);
   __asm__ volatile("");  // else GCC leaves out calls of functions that do nothing but this
 }
 
+template <bool WRITE = false>
 inline void prefetch_row(const float* row, size_t dim) {
-  for (size_t d = 0; d < dim; d += 16) prefetch(row + d);
+  for (size_t d = 0; d < dim; d += 16) prefetch<WRITE>(row + d);
 }
 
 // out += scale * row. DIM is the width where it is known when compiling, else 0.
@@ -80,9 +83,10 @@ struct Rows {
   uint8_t* packed(uint64_t row) const { return (uint8_t*)data + row * nbytes; }
   float* floats(uint64_t row) const { return (float*)data + row * dim; }
 
+  template <bool WRITE = false>
   void prefetch(uint64_t row) const {
-    if (!nbytes) return prefetch_row(floats(row), dim);
-    for (size_t at = 0; at < nbytes; at += 64) embcomp::prefetch(packed(row) + at);
+    if (!nbytes) return prefetch_row<WRITE>(floats(row), dim);
+    for (size_t at = 0; at < nbytes; at += 64) embcomp::prefetch<WRITE>(packed(row) + at);
   }
 
   template <size_t DIM>

@@ -39,12 +39,12 @@ class Update {
       : table_(request.stored()), kept_(optimizer), step_(optimizer.constants) {}
 
   void fetch(uint64_t row) const {
-    table_.prefetch(row);
+    table_.prefetch<true>(row);
     for (int k = 0; k < kept_.constants.states; k++)
       if (table_.nbytes)
-        embcomp::prefetch(halves(k) + row);
+        embcomp::prefetch<true>(halves(k) + row);
       else
-        prefetch_row(floats(k, row), kept_.widths[k]);
+        prefetch_row<true>(floats(k, row), kept_.widths[k]);
   }
 
   // One row, with its summed gradient, which is overwritten.
