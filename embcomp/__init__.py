@@ -4,12 +4,11 @@ from embcomp.collector import paused
 
 with paused():  # it would walk all that torch has made, which lives as long as the process
     import embcomp.averaging
-    import embcomp.moved
-    import embcomp.remapping  # noqa: F401 (`embcomp.graph.remap_` knows modules by it)
+    import embcomp.compress.remapping  # (`embcomp.graph.remap_` knows modules by it)
+    import embcomp.moved  # noqa: F401
     from embcomp import configs, nn
     from embcomp.align import align_dot_product_
     from embcomp.compress import CompressionReport, TableReport, compress_
-    from embcomp.hot_tracker import HotTracker
     from embcomp.methods import (
         METHODS,
         ROBE,
@@ -47,10 +46,11 @@ with paused():  # it would walk all that torch has made, which lives as long as 
     from embcomp.notes import CompressionWarning
     from embcomp.planner import Choice, choose
     from embcomp.planner.features import rank_features
-    from embcomp.reclustering import recluster_
     from embcomp.retrain import align_, anchor_loss, compatible
     from embcomp.saving import load, save
     from embcomp.schedule import Schedule
+    from embcomp.schedule.hot_tracker import HotTracker
+    from embcomp.schedule.reclustering import recluster_
     from embcomp.semantic_ids.pieces.base import Ngram, PrefixNgram, Unigram
     from embcomp.semantic_ids.pieces.sentence_pieces import SentencePieces
     from embcomp.serving import ExportReport, TableExport, export

@@ -10,12 +10,21 @@ from types import ModuleType
 MOVED: Mapping[str, str] = {
     f"embcomp.{old}": f"embcomp.{new}"
     for old, new in {
+        "bit_stages": "schedule.bit_stages",
+        "caches": "compress.caches",
+        "held_out": "schedule.held_out",
+        "hot_tracker": "schedule.hot_tracker",
+        "mask_stages": "schedule.mask_stages",
         "methods.graphhash": "methods.graph",
         "methods.lsh": "methods.graph",
         "methods.semantic_encoder": "methods.semantic",
         "methods.semantic_ids": "methods.semantic",
         "methods.semantic_neighbours": "methods.semantic",
         "methods.soft_graphhash": "methods.graph",
+        "reclustering": "schedule.reclustering",
+        "regularised": "compress.regularised",
+        "remapping": "compress.remapping",
+        "report": "compress.report",
         "semantic_ids.checks": "checks",
         "semantic_ids.files": "semantic_ids.tokenizers.files",
         "semantic_ids.nearest": "semantic_ids.tokenizers.nearest",
@@ -28,6 +37,7 @@ MOVED: Mapping[str, str] = {
         "semantic_ids.sentence_pieces": "semantic_ids.pieces.sentence_pieces",
         "semantic_ids.tokenizer": "semantic_ids.tokenizers.base",
         "semantic_ids.vocabulary": "semantic_ids.pieces.vocabulary",
+        "stages": "schedule.stages",
         "torchrec.arguments": "torchrec.collection.arguments",
         "torchrec.assemble": "torchrec.collection.assemble",
         "torchrec.branch": "torchrec.collection.branch",
@@ -47,6 +57,10 @@ MOVED: Mapping[str, str] = {
         "torchrec.sharding": "torchrec.sharded.shard",
         "torchrec.together": "torchrec.collection.together",
         "torchrec.trained": "torchrec.trainable",
+        "warm": "compress.warm",
+        "warm_sums": "compress.warm_sums",
+        "width_search": "schedule.width_search",
+        "width_stages": "schedule.width_stages",
     }.items()
 }
 """The old name of a module -> its present one. `embcomp.semantic_ids.pieces` and `embcomp.torchrec.fused` became

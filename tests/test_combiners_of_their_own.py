@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import embcomp
+from embcomp.compress.warm import warm_start
 from embcomp.methods.base import METHODS, Chunk, Combiner, Method, Plan, Store, Table, TablePlan
 from embcomp.methods.quotient_remainder import QuotientRemainderEncoder
 from embcomp.torchrec import CompressedEmbeddingBagCollection, fuse_
 from embcomp.trained import Trained
-from embcomp.warm import warm_start
 
 
 class Difference(Combiner):

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import embcomp
-from embcomp import warm_sums
+from embcomp.compress import warm_sums
+from embcomp.compress.warm import warm_start
 from embcomp.methods.base import Concat, Method, Product, Sum, Table, TablePlan, WeightedSum
 from embcomp.testing.examples import EXAMPLES
 from embcomp.trained import BLOCK, Trained
-from embcomp.warm import warm_start
 
 N, D = 200, 8
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from embcomp import width_search
-from embcomp.width_search import WidthSearch
+from embcomp.schedule import width_search
+from embcomp.schedule.width_search import WidthSearch
 
 ROWS, CHOICES = (30, 50, 80, 7), ((1, 2, 4, 8), (1, 3, 8), (1, 2, 8), (1, 8))
 

@@ -10,8 +10,8 @@ from torchrec.distributed.types import ShardedModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embcomp.holders import holder_of
-from embcomp.hot_tracker import Told, Watched, copy_all, owners_encoder, watched
 from embcomp.optimizers import row_states
+from embcomp.schedule.hot_tracker import Told, Watched, copy_all, owners_encoder, watched
 from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.holders import CompressedCollectionHolder
 

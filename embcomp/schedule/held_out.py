@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from embcomp.stages import Site, TableStages
+from embcomp.schedule.stages import Site, TableStages
 
 
 class HeldOutTurns:

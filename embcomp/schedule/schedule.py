@@ -6,19 +6,19 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-import embcomp.bit_stages
-import embcomp.mask_stages
-import embcomp.width_stages  # noqa: F401 (they register their stages)
+import embcomp.schedule.bit_stages
+import embcomp.schedule.mask_stages
+import embcomp.schedule.width_stages  # noqa: F401 (they register their stages)
 from embcomp.codecs.base import Codec
-from embcomp.held_out import HeldOutTurns, evaluating
 from embcomp.holders import Held, Holder, Spread, holders
-from embcomp.hot_tracker import HotTracker
 from embcomp.methods.clustered_hash import ClusteredEncoder
 from embcomp.methods.hot_rows import OwnersEncoder
 from embcomp.nn.table import CompressedTable
-from embcomp.reclustering import recluster_
+from embcomp.schedule.held_out import HeldOutTurns, evaluating
+from embcomp.schedule.hot_tracker import HotTracker
+from embcomp.schedule.reclustering import recluster_
+from embcomp.schedule.stages import Site, TableStages, stages_of
 from embcomp.settings import Within, checked
-from embcomp.stages import Site, TableStages, stages_of
 
 UNTIL = 0.75
 """The share of the epochs after which tables are clustered, as in the paper of `ClusteredHash`."""

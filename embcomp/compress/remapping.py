@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from embcomp.compress.warm import warm_start
 from embcomp.graph.cluster_map import ClusterMap
 from embcomp.graph.mixtures import Mixture
 from embcomp.graph.remapping import remap_
@@ -14,7 +15,6 @@ from embcomp.methods.base import Chunk, Concat, TablePlan
 from embcomp.methods.graph import ClusterEncoder, MixtureEncoder
 from embcomp.optimizers import row_states
 from embcomp.trained import Trained
-from embcomp.warm import warm_start
 
 
 @remap_.register

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from embcomp.codecs.mixed_grid import MixedGridCodec
-from embcomp.stages import Site, TableStages, stages_of
+from embcomp.schedule.stages import Site, TableStages, stages_of
 
 
 class BitStages(TableStages):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from embcomp.codecs.sparse import SparseCodec
-from embcomp.stages import Site, TableStages, stages_of
+from embcomp.schedule.stages import Site, TableStages, stages_of
 
 EVERY = 10  # steps between two prunings by magnitude
 REACHED = 0.9  # of its target, at least, by the end of the search

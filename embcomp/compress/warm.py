@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from embcomp.compress.warm_sums import fit_sums
 from embcomp.methods.base import Rows
 from embcomp.ops.row_sums import add_rows
 from embcomp.trained import BLOCK, Trained, Unknowns, pooled_rows, usage
-from embcomp.warm_sums import fit_sums
 
 _ROUNDS = 8  # of Gauss-Newton, where a combiner is not linear
 _JUDGED = 4  # blocks of ids

@@ -6,8 +6,11 @@ from typing import Literal
 from torch import Tensor, nn
 
 from embcomp.additions import Marks, check_free
-from embcomp.caches import drop_outputs
 from embcomp.codecs.base import Codec
+from embcomp.compress.caches import drop_outputs
+from embcomp.compress.regularised import penalties, put_rows
+from embcomp.compress.report import CompressionReport, TableReport, kind, lines_of
+from embcomp.compress.warm import warm_start
 from embcomp.holders import coded_tables
 from embcomp.initial_rows import Moments, moments_of
 from embcomp.match import match
@@ -16,11 +19,8 @@ from embcomp.methods.full import Full
 from embcomp.notes import warn
 from embcomp.optimizers import held_optimizers
 from embcomp.references import check_not_held
-from embcomp.regularised import penalties, put_rows
-from embcomp.report import CompressionReport, TableReport, kind, lines_of
 from embcomp.settings import checked
 from embcomp.swaps import Plain, Swap, plain_holders
-from embcomp.warm import warm_start
 
 __all__ = ["CompressionReport", "TableReport", "compress_"]
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from embcomp.codecs.columns import ColumnsCodec, MixtureCodec
 from embcomp.codecs.narrow_rows import NarrowRowsCodec
-from embcomp.mask_stages import MaskStages
 from embcomp.ops.hashing import hash_key
-from embcomp.stages import Site, TableStages, stages_of
-from embcomp.width_search import Widths, WidthSearch
+from embcomp.schedule.mask_stages import MaskStages
+from embcomp.schedule.stages import Site, TableStages, stages_of
+from embcomp.schedule.width_search import Widths, WidthSearch
 
 
 class _WidthStages(TableStages, abc.ABC):

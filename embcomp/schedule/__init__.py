@@ -1,0 +1,5 @@
+"""The changes of tables while a model trains: stages, searches, rows that move, new clusters."""
+
+from embcomp.schedule.schedule import UNTIL, Schedule, changes_in_training
+
+__all__ = ["UNTIL", "Schedule", "changes_in_training"]
