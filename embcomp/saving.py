@@ -75,9 +75,11 @@ def save(model: nn.Module, path: StrPath, *, only_tables: bool = False) -> None:
         "only_tables": only_tables,
         "methods": {table.name: table.plan.encoder.config for table in tables},
         "state": {key: keep(_tensor(key, value), key) for key, value in state.items()},
-        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "frozen": [name for name, each in model.named_parameters() if not each.requires_grad and not _by_engine(each)],
         "groups": [_written(group, tensors) for group in _groups(tables)],
     }
+    if rows := [name for name, each in model.named_parameters() if getattr(each, "frozen", False)]:
+        header["frozen_rows"] = rows
     artifact.save(path, KIND, header, tensors)
 
 
@@ -125,11 +127,17 @@ def load(model: nn.Module, path: StrPath) -> nn.Module:
             raise
     on_meta = any(tensor.is_meta for tensor in model.state_dict().values() if isinstance(tensor, Tensor))
     model.load_state_dict(state, strict=not header["only_tables"], assign=on_meta)
-    frozen = set(header["frozen"])
+    rows = set(header.get("frozen_rows", ()))
+    frozen = rows | set(header["frozen"])
     for name, parameter in model.named_parameters():
-        if _inside(name, swapped):
-            parameter.requires_grad_(name not in frozen)
+        if _inside(name, swapped):  # earlier versions listed all rows that an engine trains
+            parameter.requires_grad_(name not in (rows if _by_engine(parameter) else frozen))
     return model
+
+
+def _by_engine(parameter: nn.Parameter) -> bool:
+    """Return whether an engine trains a parameter (`FusedWeight`), whose `requires_grad` then says nothing."""
+    return hasattr(parameter, "frozen")
 
 
 def _tables(model: nn.Module) -> Iterator[_Saved]:

@@ -56,18 +56,25 @@ class IntegerTable(nn.Module):
             raise RuntimeError(
                 "rows without a float copy (copy='none') are trained on the CPU: leave them there, or take copy='float'"
             )
+        frozen = self.weight.frozen
         super()._apply(fn, recurse)
-        self._keep_kind()
+        self._keep_kind(frozen)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        frozen = self.weight.frozen
         super()._load_from_state_dict(*args, **kwargs)
-        self._keep_kind()
+        self._keep_kind(frozen)
 
-    def _keep_kind(self) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._keep_kind(frozen=False)  # earlier versions saved a plain parameter
+
+    def _keep_kind(self, frozen: bool) -> None:
         """Put the weight back into its class, where torch has put another parameter in its place."""
         if not isinstance(self.weight, FusedWeight):
             self.weight = FusedWeight(self.weight.detach())
+            self.weight.requires_grad_(not frozen)
 
 
 class IntegerTables(NotScripted, nn.Module):

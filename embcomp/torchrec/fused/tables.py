@@ -89,12 +89,15 @@ class FusedTables(NotScripted, nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         engine = self.engine
         kept = {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_modules")}
-        return {**kept, "_saved": ([weight.detach() for weight in engine.weights], engine.states)}
+        frozen = [name for name, row in self._rows.items() if getattr(row.weight, "frozen", False)]
+        return {**kept, "_saved": ([weight.detach() for weight in engine.weights], engine.states), "_frozen": frozen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        weights, states = state.pop("_saved")
+        (weights, states), frozen = state.pop("_saved"), state.pop("_frozen", [])  # earlier versions had no `_frozen`
         super().__setstate__({**state, "_modules": {}})
         self._attach(weights)
+        for name in frozen:
+            self._rows[name].requires_grad_(False)
         # Earlier versions saved one sum for each table, or nothing.
         given: list[Any] = [{"sum": each} if isinstance(each, Tensor) else each for each in states]
         for mine, kept in zip(self.engine.states, given or [{} for _ in weights], strict=True):

@@ -1,5 +1,7 @@
 """The weights of tables that are trained inside the backward pass, and how they are frozen."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -28,6 +30,19 @@ class FusedWeight(nn.Parameter):
     def requires_grad_(self, mode: bool = True) -> "FusedWeight":
         self.requires_grad = mode
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FusedWeight":
+        return _rebuilt(super().__deepcopy__(memo), self.frozen)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the class, too: torch's own way makes a plain parameter, which cannot be frozen so."""
+        return _rebuilt, (self.detach(), self.frozen)
+
+
+def _rebuilt(data: Tensor, frozen: bool) -> FusedWeight:
+    weight = data if isinstance(data, FusedWeight) else FusedWeight(data)
+    weight.frozen = frozen
+    return weight
 
 
 def all_frozen(rows: nn.ModuleDict, *trained: Tensor | None) -> bool:

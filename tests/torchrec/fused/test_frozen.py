@@ -1,6 +1,7 @@
 """Freezing after `fuse_`: rows and optimizer states stay, as where torch's own tables are frozen."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -52,6 +53,13 @@ def kept(model: nn.Module) -> list[torch.Tensor]:
 def assert_equal(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
     assert len(mine) == len(theirs)
     assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
+def goes_on(model: Model) -> bool:
+    """Return whether a step changes the tables."""
+    before = kept(model)
+    trained(model)
+    return not all(torch.equal(one, other) for one, other in zip(kept(model), before, strict=True))
 
 
 MADE = {
@@ -119,3 +127,38 @@ def test_integers_stay_frozen_where_they_are_moved_or_loaded():
     before = kept(model)
     trained(model)
     assert_equal(kept(model), before)
+    model.load_state_dict(model.state_dict(), assign=True)
+    model.to("meta").to_empty(device="cpu").load_state_dict(state)
+    assert not goes_on(model)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_copies_are_frozen_as_their_model_is(make, copied, engine):
+    model = fuse_(Model(make()), optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1})
+    by_module(model.tables, False)
+    other = copied(model)
+    assert not goes_on(other)
+    by_module(other.tables, True)
+    assert goes_on(other)
+    again = copied(other)
+    assert goes_on(again)
+    by_module(again.tables, False)
+    assert not goes_on(again)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("kind", ["compressed", "integers"])
+def test_saved_tables_are_loaded_as_trained_or_frozen_as_they_were(kind, freeze, tmp_path):
+    model = fuse_(Model(MADE[kind]()), optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1})
+    if freeze:
+        by_module(model.tables, False)
+    embcomp.save(model, tmp_path / "model.safetensors")
+    loaded = embcomp.load(Model(MADE["bags"]()), tmp_path / "model.safetensors")
+    if kind == "compressed":  # floats that are not fused
+        assert all(parameter.requires_grad is not freeze for parameter in loaded.tables.parameters())
+    else:
+        fuse_(loaded, optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1})
+        assert goes_on(loaded) is not freeze
