@@ -1,10 +1,13 @@
 """Your own methods, models, readers and loggers, from outside of this project.
 
-    # mine.py from data.registry import DATASETS, Dataset from embcomp.methods.base import Method from
-    experiments.plugins import add_model
+    # mine.py
+    from data.registry import DATASETS, Dataset
+    from embcomp.methods.base import Method
+    from experiments.plugins import add_model
 
-    class MyMethod(Method): ...                      # methods register themselves add_model(MyModel) # a click-through,
-    retrieval or sequence model DATASETS["mine"] = Dataset(read, files, "mine")  # also INTERACTIONS, SEQUENCES
+    class MyMethod(Method): ...                      # methods register themselves
+    add_model(MyModel)                               # a click-through, retrieval or sequence model
+    DATASETS["mine"] = Dataset(read, files, "mine")  # also INTERACTIONS, SEQUENCES
     LOGGERS["mine"] = MyLogger                       # of experiments.loggers
 
     python -m experiments run my.toml --import mine

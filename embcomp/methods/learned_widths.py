@@ -145,28 +145,28 @@ class LearnedWidths(Method):
             raise ValueError(f"LearnedWidths: candidates must be at least 1, got {self.candidates}")
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
-        return self._narrowed(tables, self.of.sizes(tables, group))
+        return self._narrowed(tables, self.of.sizes(tables, group), type(self.of))
 
-    def _narrowed(self, tables: Sequence[Table], inside: Sizes) -> Sizes:
-        stores = {table.name: self._store(table, inside.stores) for table in tables}
+    def _narrowed(self, tables: Sequence[Table], inside: Sizes, of: type[Method]) -> Sizes:
+        stores = {table.name: self._store(table, inside.stores, of) for table in tables}
         return Sizes(stores, inside.maps, inside.learned + sum(table.embedding_dim**2 for table in tables))
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         inside, plans = self.of.plan(tables, group), []
-        stores = {table.name: self._store(table, inside.stores) for table in tables}
+        stores = {table.name: self._store(table, inside.stores, type(self.of)) for table in tables}
         for each in inside.tables:
             if len(each.chunks) > 1 or not isinstance(each.combiner, Concat):
-                raise ValueError(f"table {each.table.name!r}: {_refused(self.of)}")
+                raise ValueError(f"table {each.table.name!r}: {_refused(type(self.of))}")
             each.encoder.config = config_around(self.config(), each, each.table)
             combiner = SquareMap(per_table(self.width, each.table, "width"), each.table.embedding_dim)
             plans.append(dataclasses.replace(each, combiner=combiner))
         return Plan(stores, plans)
 
-    def _store(self, table: Table, inside: Mapping[str, Store]) -> Store:
+    def _store(self, table: Table, inside: Mapping[str, Store], of: type[Method]) -> Store:
         table.ids_or_raise("LearnedWidths")
         dim, width, store = table.embedding_dim, per_table(self.width, table, "width"), inside.get(table.name)
         if store is None or store.dim != dim:
-            raise ValueError(f"table {table.name!r}: {_refused(self.of)}")
+            raise ValueError(f"table {table.name!r}: {_refused(of)}")
         if max(width, *(self.candidates or (1,))) > dim:
             raise ValueError(
                 f"table {table.name!r}: width={width} and candidates={self.candidates} must be at most its "
@@ -188,7 +188,7 @@ class LearnedWidths(Method):
             return dataclasses.replace(store, coding=columns)
         if isinstance(store.coding, Sparse) and store.coding.rule == "rows":
             return dataclasses.replace(store, coding=NarrowRows(store.coding, columns))
-        raise ValueError(f"table {table.name!r}: {_refused(self.of)}")
+        raise ValueError(f"table {table.name!r}: {_refused(of)}")
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
@@ -208,7 +208,7 @@ class LearnedWidths(Method):
             outer = cls(**own)
             inside = inner.ladder(tables, nbytes, **inner.checked_settings(fixed))
             return inside.around(
-                lambda of: dataclasses.replace(outer, of=of), lambda sizes: outer._narrowed(tables, sizes)
+                lambda of: dataclasses.replace(outer, of=of), lambda sizes: outer._narrowed(tables, sizes, inner)
             )
         stores = cls(width=1, **fixed).sizes(tables).stores
         rows = {
@@ -237,9 +237,9 @@ class LearnedWidths(Method):
         return Ladder(make, lambda values: make(values).sizes(tables), least, most)
 
 
-def _refused(of: Method) -> str:
+def _refused(of: type[Method]) -> str:
     """Return why rows of a method cannot become narrow, and the remedy."""
     return (
-        f"LearnedWidths needs the whole vector of an id in a row of its own table, without another coding than "
-        f"LearnedMask(rule='rows'); of={type(of).__name__} has others: leave it out, or put it around LearnedWidths"
+        "LearnedWidths needs the whole vector of an id in a row of its own table, without another coding than that of "
+        f"LearnedMask(rule='rows'); of={of.__name__} has others: leave it out, or take LearnedMask(keep, rule='rows')"
     )

@@ -364,6 +364,8 @@ def test_impossible_settings():
     for of in (embcomp.LearnedMask(keep=0.5), embcomp.LowBit(bits=4), embcomp.UnifiedEmbedding(rows=9, chunk_dim=4)):
         with pytest.raises(ValueError, match=rf"table 't': LearnedWidths needs .* of={type(of).__name__} has others: "):
             LearnedWidths(width=2, of=of).plan([Table("t", IDS, DIM)])
+    with pytest.raises(ValueError, match=r"table 't': LearnedWidths needs .* of=LearnedMask has others: .*rule='rows'"):
+        LearnedWidths.for_budget([Table("t", IDS, DIM)], 4 * IDS * DIM, width=2, of=embcomp.LearnedMask)
     with pytest.raises(ValueError, match=r"table 't': width=9 .* at most its embedding_dim 8"):
         LearnedWidths(width=9).plan([Table("t", IDS, DIM)])
     for settings in ({"batches": 2}, {"generations": 2}, {"rule": "evolution", "strength": 0.1}):
