@@ -2,7 +2,9 @@
 
 import ast
 import re
-from collections.abc import Iterator
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,22 @@ def test_behavior_is_spelled_in_one_way() -> None:
     sources = [path for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.py")]
     other = "behavi" + "our"
     assert [str(path) for path in [*pages, *sources] if other in path.read_text().lower()] == []
+
+
+def _examples(text: str) -> Iterator[tuple[Callable[[str], object], str]]:
+    """The paragraphs of a docstring that are a file of TOML or of Python, with what reads them."""
+    for block in re.findall(r"(?:^ {4}.*\n|^\n)+", text + "\n", re.MULTILINE):
+        code = textwrap.dedent(block.strip("\n"))
+        if re.match(r"\[|\w+ = |# \w+\.py\n", code):
+            read = ast.parse if code.startswith("#") else tomllib.loads
+            yield from ((read, part) for part in code.split("\n\n") if not part.startswith("python -m "))
+
+
+def test_examples_of_files_can_be_read() -> None:
+    """A formatter that joins their lines leaves something else."""
+    documented = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    texts = [ast.get_docstring(ast.parse(path.read_text())) or "" for path in documented]
+    examples = [example for text in texts for example in _examples(text)]
+    assert len(examples) >= 9
+    for read, code in examples:
+        read(code)

@@ -1,17 +1,24 @@
 """The reader of any parquet files, with a schema that the user gives as a dict or a TOML file.
 
-    label = "clicked" group = "user"                 # optional dense = ["price"]              # optional; a fixed-size
-    list of n numbers gives n columns columns = ["shown_at"]         # optional, carried for evaluation; dates as
-    microseconds since 1970 split = "random"               # random | time (the order of the rows), where the files are
-    not train, valid, test seed = 0
+    label = "clicked"
+    group = "user"                 # optional
+    dense = ["price"]              # optional; a fixed-size list of n numbers gives n columns
+    columns = ["shown_at"]         # optional, carried for evaluation; dates as microseconds since 1970
+    split = "random"               # random | time (the order of the rows), where the files are not train, valid, test
+    seed = 0
 
-    [features.user]                # a vocabulary of the values in train, integers or strings min_count = 5
-    [features.item] ids = "raw"                    # train (default) | all | raw | the number of ids where values are
-    ids [features.tags] multi_hot = true               # the column holds lists [features.hour]                # a part
-    of a date: minute, hour, weekday, is_weekend, day, month or year of = "shown_at" part = "hour"
+    [features.user]                # a vocabulary of the values in train, integers or strings
+    min_count = 5
+    [features.item]
+    ids = "raw"                    # train (default) | all | raw | the number of ids where values are ids
+    [features.tags]
+    multi_hot = true               # the column holds lists
+    [features.hour]                # a part of a date: minute, hour, weekday, is_weekend, day, month or year
+    of = "shown_at"
+    part = "hour"
 
-    [dense.age]                    # in the place of a list of names, a table for each dense column: fill = 0.0 # what
-    stands for missing values and NaN, here and in features; `of` and `part` too
+    [dense.age]                    # in the place of a list of names, a table for each dense column:
+    fill = 0.0                     # what stands for missing values and NaN, here and in features; `of` and `part` too
 
 A folder with `train.parquet`, `valid.parquet` and `test.parquet` keeps its splits, which may be folders of files; any
 other folder, glob, or one file, is read as a whole, in the order of the file names, and split 80/10/10.

@@ -1,10 +1,16 @@
 """An experiment as frozen dataclasses, with the structure of the TOML file.
 
-    experiment = "unified-ml1m"           # by default the name of the file seeds = [0, 1, 2] data = { name = "ml-1m" }
+    experiment = "unified-ml1m"           # by default the name of the file
+    seeds = [0, 1, 2]
+    data = { name = "ml-1m" }
     model = { name = "DCN", embedding_dim = 30, init_uniform = 0.05, options = { cross_layers = 1, hidden = [192] } }
-    optimizer = { name = "Adam", lr = 1e-3 } training = { batch_size = 128, epochs = 10 }
+    optimizer = { name = "Adam", lr = 1e-3 }
+    training = { batch_size = 128, epochs = 10 }
 
-    [[methods]] method = "UnifiedEmbedding" options = { chunk_dim = 15 } share = [0.5, 0.1]
+    [[methods]]
+    method = "UnifiedEmbedding"
+    options = { chunk_dim = 15 }
+    share = [0.5, 0.1]
 
 gives the runs models x methods x budgets x seeds; a list of values in the optimizer, `lr = [1e-3, 1e-2]`, gives runs
 for each of them. The section of a kind in `experiments.tasks`, such as [retrieval], selects that kind of runs.

@@ -1,7 +1,9 @@
 """Cold items, which are held out of training and clustering, and ranked after their first interactions place them.
 
-    [retrieval.cold] share = 0.1 first = [1, 3, 10] k = 1  # clusters that a placed item of a mixture reads; all by
-    default
+    [retrieval.cold]
+    share = 0.1
+    first = [1, 3, 10]
+    k = 1  # clusters that a placed item of a mixture reads; all by default
 
 gives `test/<metric>/first-n` for each n of `first`: the metrics of the pairs of cold items in the test split, after
 each cold item has been placed by n of its pairs from the train split. No weights are trained in this step, and hashed

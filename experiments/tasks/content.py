@@ -1,7 +1,13 @@
 """The inputs of semantic runs: content vectors by id, and codes and pieces from a configuration.
 
-    [[methods]] method = "SemanticIds" table = "item" rows = 400 [methods.options] codes = { tokenizer =
-    "ResidualKMeans", levels = 4, codebook_size = 32 } pieces = { kind = "PrefixNgram", n = 4 } neighbours = { k = 80 }
+    [[methods]]
+    method = "SemanticIds"
+    table = "item"
+    rows = 400
+    [methods.options]
+    codes = { tokenizer = "ResidualKMeans", levels = 4, codebook_size = 32 }
+    pieces = { kind = "PrefixNgram", n = 4 }
+    neighbours = { k = 80 }
 
 The tokenizer is fitted on the items that occur in training, and encodes all items. Neighbours are optional.
 """
