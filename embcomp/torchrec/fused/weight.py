@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -43,6 +44,9 @@ def _rebuilt(data: Tensor, frozen: bool) -> FusedWeight:
     weight = data if isinstance(data, FusedWeight) else FusedWeight(data)
     weight.frozen = frozen
     return weight
+
+
+torch.serialization.add_safe_globals([_rebuilt])  # `torch.load` of parameters takes known classes alone
 
 
 def all_frozen(rows: nn.ModuleDict, *trained: Tensor | None) -> bool:

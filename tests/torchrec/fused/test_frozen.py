@@ -162,3 +162,10 @@ def test_saved_tables_are_loaded_as_trained_or_frozen_as_they_were(kind, freeze,
     else:
         fuse_(loaded, optimizer=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1})
         assert goes_on(loaded) is not freeze
+
+
+def test_files_of_parameters_are_read_as_of_weights_alone(tmp_path):
+    model = fuse_(Model(MADE["bags"]()), optimizer=RowWiseAdagrad)
+    torch.save(dict(model.named_parameters()), tmp_path / "parameters.pt")
+    loaded = torch.load(tmp_path / "parameters.pt", weights_only=True)
+    assert_equal(list(loaded.values()), list(model.parameters()))
