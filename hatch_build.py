@@ -51,14 +51,14 @@ _NAMES = [
 
 
 class CustomMetadataHook(MetadataHookInterface):
-    """Sets the fields `readme` and `urls`.
+    """Set the fields `readme` and `urls`.
 
     No address of the project is known here: whoever publishes it names one in EMBCOMP_PROJECT_URL, and links of the
     README into the checkout then lead there.
     """
 
     def update(self, metadata: dict[str, Any]) -> None:
-        """Puts README.md into `metadata`: relative links become those of the address, or their text without one."""
+        """Put README.md into `metadata`: relative links become those of the address, or their text without one."""
         address = os.environ.get("EMBCOMP_PROJECT_URL", "").rstrip("/")
         if address:
             metadata["urls"] = {
@@ -74,10 +74,10 @@ class CustomMetadataHook(MetadataHookInterface):
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Adds `experiments` and `data` to the wheel as `embcomp_experiments` and `embcomp_data`."""
+    """The hook that adds `experiments` and `data` to the wheel as `embcomp_experiments` and `embcomp_data`."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Writes the packages under their new names to a temporary folder, from which the build takes them."""
+        """Write the packages under their new names to a temporary folder, from which the build takes them."""
         if self.target_name != "wheel" or version == "editable":
             return
         self.folder = Path(tempfile.mkdtemp())
@@ -101,13 +101,13 @@ class CustomBuildHook(BuildHookInterface):
             build_data["tag"] = f"py3-none-{platform_tag(compiled.read_bytes())}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Removes the temporary folder."""
+        """Remove the temporary folder."""
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder)
 
 
 def compile_native(sources: Path, target: Path) -> None:
-    """Compiles the C++ of `embcomp/native` for the common processors of a machine's kind, libstdc++ included."""
+    """Compile the C++ of `embcomp/native` for the common processors of a machine's kind, libstdc++ included."""
     machine = os.environ.get("EMBCOMP_WHEEL_MACHINE") or platform.machine()
     if machine not in _MARCH:
         raise RuntimeError(f"no wheel with compiled functions is built for {machine}: only for {', '.join(_MARCH)}")
@@ -123,7 +123,7 @@ def compile_native(sources: Path, target: Path) -> None:
 
 
 def compiler_for(machine: str) -> tuple[list[str], list[str]]:
-    """Returns the compiler for a machine, and its options by which the library holds all of C++ that it needs."""
+    """Return the compiler for a machine, and its options by which the library holds all of C++ that it needs."""
     given = shlex.split(os.environ.get("CXX", ""))
     if not given and importlib.util.find_spec("ziglang"):
         target = f"{machine}-linux-gnu.{_ZIG_GLIBC}"
@@ -132,13 +132,13 @@ def compiler_for(machine: str) -> tuple[list[str], list[str]]:
 
 
 def machine_of(library: bytes) -> str:
-    """Returns the machine that a shared library is for, by the number in its ELF header."""
+    """Return the machine that a shared library is for, by the number in its ELF header."""
     number = int.from_bytes(library[18:20], "little")
     return _MACHINE_NUMBERS.get(number, f"ELF machine {number}")
 
 
 def platform_tag(library: bytes) -> str:
-    """Returns the tag of a wheel with this shared library: manylinux with the newest glibc whose symbols it uses."""
+    """Return the tag of a wheel with this shared library: manylinux with the newest glibc whose symbols it uses."""
     versions = [(int(major), int(minor)) for major, minor in re.findall(rb"\0GLIBC_(\d+)\.(\d+)", library)]
     if not versions:  # of another C library
         return re.sub("[-.]", "_", sysconfig.get_platform())
@@ -147,7 +147,7 @@ def platform_tag(library: bytes) -> str:
 
 
 def renamed(code: str) -> str:
-    """Returns code with the packages of `SHIPPED` under the names that they have in the wheel."""
+    """Return code with the packages of `SHIPPED` under the names that they have in the wheel."""
     for pattern, new in _NAMES:
         code = pattern.sub(new, code)
     return code

@@ -13,11 +13,17 @@ from embcomp.moved import MOVED
 from tests.before import pickled
 
 CLASSES = {
+    "bit_stages": "BitStages",
+    "held_out": "HeldOutTurns",
+    "hot_tracker": "HotTracker",
+    "mask_stages": "MaskStages",
     "methods.graphhash": "ClusterEncoder GraphHash DoubleGraphHash",
     "methods.lsh": "LSHash",
     "methods.semantic_encoder": "Range SemanticEncoder",
     "methods.semantic_ids": "SemanticIds SupportReport",
     "methods.soft_graphhash": "MixtureEncoder SoftGraphHash",
+    "report": "TableReport CompressionReport",
+    "schedule": "Schedule _Clusters _MovingRows",
     "semantic_ids.content": "Content",
     "semantic_ids.neighbours": "Neighbours",
     "semantic_ids.pieces": "Pieces Unigram Ngram PrefixNgram",
@@ -29,6 +35,7 @@ CLASSES = {
     "semantic_ids.sentence_pieces": "SentencePieces",
     "semantic_ids.tokenizer": "Tokenizer",
     "semantic_ids.vocabulary": "Vocabulary",
+    "stages": "Site",
     "torchrec.assemble": "AssembleBags AssembleSequences",
     "torchrec.branch": "Branch",
     "torchrec.collections": "CompressedEmbeddingBagCollection CompressedEmbeddingCollection",
@@ -45,8 +52,9 @@ CLASSES = {
     "torchrec.optimizer": "FusedOptimizer",
     "torchrec.serve": "ServedCollection",
     "torchrec.together": "Together",
+    "width_stages": "MixtureStages RandomStages",
 }
-"""The classes of each module at the commit of `tests/before.py`."""
+"""The classes of each module before it moved: at the commit of `tests/before.py`, those of schedules at ee9d6af."""
 
 
 @pytest.fixture(scope="module")
