@@ -65,7 +65,7 @@ def encode(source: Source, folder: Path, name: str) -> None:
     for feature, vectors in source.content.items():
         np.save(folder / "content" / f"{schema.place(feature)}.npy", vectors)
     if source.truth:
-        np.savez(folder / "truth.npz", allow_pickle=False, **source.truth)
+        np.savez(folder / "truth.npz", **source.truth)  # pyright: ignore[reportArgumentType] (older numpy has no allow_pickle)
     facts = {"format": FORMAT, "name": name, "schema": schema.to_dict(), "rows": rows}
     write_sealed(folder / "meta.json", {**facts, "files": checksums(folder, files_below(folder))})
 

@@ -78,8 +78,8 @@ def _matching(before: np.ndarray, after: np.ndarray, rows: int) -> np.ndarray:
     pairs, counts = np.unique(after * rows + before, return_counts=True)
     new, old = pairs // rows, pairs % rows
     each = np.arange(rows)
-    left = np.concatenate([new, rows + old, each, rows + each])
-    right = np.concatenate([old, rows + new, rows + each, each])
+    left = np.concatenate([new, rows + old, each, rows + each]).astype(np.int32)  # older scipy takes no other
+    right = np.concatenate([old, rows + new, rows + each, each]).astype(np.int32)
     weight = np.concatenate([counts + 1, np.ones(new.size + 2 * rows)])
     matched = min_weight_full_bipartite_matching(
         csr_array((weight, (left, right)), shape=(2 * rows, 2 * rows)), maximize=True

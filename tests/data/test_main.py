@@ -71,7 +71,7 @@ def test_command_refuses(arguments, message, tmp_path, monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, *arguments)
     assert (code, out) == (2, "")
     assert message in err
-    assert err.startswith("error: ")
+    assert err.lstrip("\n").startswith("error: ")  # older releases of typer begin a line
 
 
 def test_list_and_head(tmp_path):
