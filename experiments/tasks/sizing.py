@@ -90,32 +90,44 @@ def _options(
     """
     given = dict(given)
     inside = given.pop("of", None)
-    fields = {field.name for field in dataclasses.fields(METHODS[name])}
+    cls = METHODS[name]
+    fields = {field.name for field in dataclasses.fields(cls)}
     seeded = {"seed": run.seed} if "seed" in fields else {}  # other seeds, other collisions
     later_here = {field: value for field, value in later.items() if field in fields}
     options = {**provided(name, given, training), **later_here, **seeded, **given}
     if inside is None:
         return options
     settings = {key: value for key, value in inside.items() if key != "method"}
-    if run.budget is not None and "of" not in settings and not settings.keys() & fields:
+    sizes_itself = cls.sized_by in fields and cls.sized_by not in options  # and what is inside is given whole
+    sized = run.budget is not None and not sizes_itself
+    if sized and "of" not in settings and not settings.keys() & fields:
         inner = _options(inside["method"], settings, run, training, later)
         return {**options, "of": METHODS[inside["method"]], **inner}
-    return {**options, "of": _inside(inside["method"], settings, run, training, later)}
+    return {**options, "of": _inside(inside["method"], settings, run, training, later, sized)}
 
 
 def _inside(
-    name: str, settings: Mapping[str, Any], run: RunConfig, training: Training, later: Mapping[str, Any]
+    name: str, settings: Mapping[str, Any], run: RunConfig, training: Training, later: Mapping[str, Any], sized: bool
 ) -> Method:
-    """Return a method that another wraps; a budget of the run replaces its `rows`."""
-    settings = dict(settings)
+    """Return a method that another wraps; if it is to be `sized`, the budget of the run replaces its rows, or the like.
+
+    Raises:
+        InputError: settings of the method are missing or wrong.
+    """
+    settings, cls = dict(settings), METHODS[name]
     of = settings.pop("of", None)
     options = _options(name, settings, run, training, later)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    own = sized and cls.sized_by in fields and cls.sized_by not in options
     if of is not None:
-        options["of"] = _inside(of["method"], {key: of[key] for key in of if key != "method"}, run, training, later)
-    fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
-    if run.budget is not None and "rows" in fields and fields["rows"].default is dataclasses.MISSING:
-        options.setdefault("rows", 1)
-    return METHODS[name](**options)
+        inner = {key: of[key] for key in of if key != "method"}
+        options["of"] = _inside(of["method"], inner, run, training, later, sized and not own)
+    if own and fields[cls.sized_by].default is dataclasses.MISSING:
+        options[cls.sized_by] = 1  # which stands for what the budget will choose
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot take its options: {error}") from error
 
 
 def size(

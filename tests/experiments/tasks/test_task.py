@@ -44,6 +44,36 @@ def test_a_method_inside_keeps_settings_with_the_names_of_the_outer_one(make_run
     assert prepare(make_run(methods=[widths])).model(CPU).nbytes <= 0.4 * FULL
 
 
+@pytest.mark.parametrize(
+    ("outer", "share", "options", "inside"),
+    [
+        (
+            "FrequencyBits",
+            0.08,
+            {"mean_bits": 4, "groups": 7},
+            {"method": "MixedDimensions", "groups": 3, "alpha": 0.5},
+        ),
+        ("LearnedWidths", 0.5, {"width": 4}, {"method": "LearnedMask", "rule": "rows", "search": 0.3}),
+    ],
+)
+def test_a_budget_sizes_a_method_inside_with_settings_of_the_outer_ones_names(make_run, outer, share, options, inside):
+    task = prepare(make_run(methods=[{"method": outer, "share": share, "options": {**options, "of": inside}}]))
+    assert task.method.of.config().items() >= inside.items()
+    assert {name: getattr(task.method, name) for name in options} == options
+    assert 0.8 * share * FULL <= task.model(CPU).nbytes <= share * FULL
+
+
+def test_a_method_that_a_budget_sizes_itself_needs_the_one_inside_whole(make_run):
+    bits = {"method": "FrequencyBits", "share": 0.05, "options": {"of": {"method": "HashingTrick", "rows": 90}}}
+    task = prepare(make_run(methods=[bits]))
+    assert (task.method.of.rows, task.rows) == (90, 4 * 90)
+    assert 0 < task.method.mean_bits < 6
+    for outer, inside in (("FrequencyBits", {"seed": 1}), ("LearnedWidths", {"seed": 1}), ("LearnedWidths", {})):
+        options = {"of": {"method": "HashingTrick", **inside}}
+        with pytest.raises(InputError, match="HashingTrick cannot take its options: .*'rows'"):
+            prepare(make_run(methods=[{"method": outer, "share": 0.3, "options": options}]))
+
+
 def test_tables_apart_share_no_store(make_run):
     robe = {"method": "ROBE", "options": {"size": 400, "block": 4}}
     one, apart = prepare(make_run(methods=[robe])), prepare(make_run(methods=[{**robe, "apart": True}]))
