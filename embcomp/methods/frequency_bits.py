@@ -166,5 +166,6 @@ def _grouped(reads: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Return the group of each row, uint8 [rows], and one over the reads of each group, 0 for a group without rows."""
     rank = torch.argsort(torch.argsort(reads, descending=True, stable=True))
     group = rank * groups // len(rank)
-    total = torch.zeros(groups, dtype=torch.float64, device="cpu").index_add_(0, group, reads).clamp(min=1.0)
+    total = torch.zeros(groups, dtype=torch.float64, device="cpu").index_add_(0, group, reads)
+    total.clamp_(min=reads[reads > 0].min().clamp(max=1.0) if bool(reads.any()) else 1.0)  # counts may be shares
     return group.to(torch.uint8), (torch.bincount(group, minlength=groups).clamp(max=1) / total).float()

@@ -185,6 +185,18 @@ def test_a_fit_gives_all_tables_together_the_bits_that_lose_least(mean):
         assert bits > used or error >= least - 1e-6
 
 
+def test_shares_in_place_of_counts_give_the_same_bits_and_penalty():
+    found = []
+    for scale in (1.0, 1e-7):
+        model, counts = two_tables()
+        counts = {name: own.double() * scale for name, own in counts.items()}
+        embcomp.compress_(model, FrequencyBits(counts=counts, mean_bits=1.0, groups=3, bits=2), init="fit")
+        codecs = [codec_of(module) for module in model.values()]
+        found.append(([codec.bits for codec in codecs], [float(codec.penalty().detach()) for codec in codecs]))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
 def test_bits_that_a_fit_has_chosen_are_not_searched_again():
     model, counts = two_tables()
     embcomp.compress_(model, FrequencyBits(counts=counts, mean_bits=1.0, groups=3, bits=2), init="fit")
