@@ -88,7 +88,7 @@ def shipped() -> Path | None:
 
 def _compile(command: list[str], sources: list[Path], target: Path) -> None:
     """Compile the sources side by side, and link them."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as threads:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, ThreadPoolExecutor(os.cpu_count()) as threads:
         objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
         pairs = zip(map(str, sources), objects, strict=True)
         list(threads.map(_run, [[*command, "-c", source, "-o", made] for source, made in pairs]))
