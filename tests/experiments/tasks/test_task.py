@@ -70,7 +70,7 @@ def test_a_method_that_a_budget_sizes_itself_needs_the_one_inside_whole(make_run
     assert 0 < task.method.mean_bits < 6
     for outer, inside in (("FrequencyBits", {"seed": 1}), ("LearnedWidths", {"seed": 1}), ("LearnedWidths", {})):
         options = {"of": {"method": "HashingTrick", **inside}}
-        with pytest.raises(InputError, match="HashingTrick cannot take its options: .*'rows'"):
+        with pytest.raises(InputError, match=r"HashingTrick cannot take its options: .*'rows'"):
             prepare(make_run(methods=[{"method": outer, "share": 0.3, "options": options}]))
 
 
