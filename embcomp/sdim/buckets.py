@@ -84,7 +84,7 @@ def segments(offsets: Tensor, total: int) -> Tensor:
         tensor([0, 0, 2])
     """
     places = torch.arange(total, device=offsets.device)
-    return torch.searchsorted(offsets, places, right=True) - 1
+    return torch.searchsorted(offsets.contiguous(), places, right=True) - 1
 
 
 def unit(x: Tensor) -> Tensor:

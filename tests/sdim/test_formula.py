@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embcomp.sdim import SDIM
+from embcomp.sdim.buckets import segments
 from tests.sdim.sequences import RULES, by_item, clustered, codes, every_rule, jagged, make, reference
 
 
@@ -164,3 +165,8 @@ def test_the_kernel_begins_as_the_average_and_learns():
     torch.testing.assert_close(ours, formula, rtol=1e-4, atol=1e-5)
     (limit,) = torch.autograd.grad((sdim(asked, sequence, mask, expected=True) * upstream).sum(), sdim.weight)
     assert limit.isfinite().all()
+
+
+def test_offsets_that_are_strided_are_read_as_others():
+    offsets = torch.tensor([0, 9, 2, 9, 2, 9, 7, 9])[::2]
+    assert segments(offsets, 7).tolist() == [0, 0, 2, 2, 2, 2, 2]
