@@ -22,8 +22,10 @@ class Field:
             integers as they are and strings by `hash_strings`; a number n: the values are ids, 0 <= id < n.
         min_count: the least number of occurrences for an id; rarer values share the out-of-vocabulary id.
         multi_hot: True if the column holds lists.
+        order: the order in which a vocabulary is numbered: "value", sorted; or "count", by the occurrences in the train
+            split, the most frequent value first, and by value where these are equal.
 
-    Vocabulary ids are numbered in the order of the sorted values. With ids="train" or min_count > 1, id 0 is the
+    With ids="train" or min_count > 1, id 0 is the
     out-of-vocabulary id and the vocabulary starts at 1. A missing value is encoded as the empty string.
     """
 
@@ -31,6 +33,7 @@ class Field:
     ids: Literal["train", "all", "raw"] | int = "train"
     min_count: int = 1
     multi_hot: bool = False
+    order: Literal["value", "count"] = "value"
 
     def __post_init__(self) -> None:
         if self.ids not in ("train", "all", "raw") and (type(self.ids) is not int or not 1 <= self.ids < 2**63):
@@ -39,6 +42,10 @@ class Field:
             raise DataError(f"feature {self.name!r}: min_count must be at least 1, not {self.min_count!r}")
         if self.min_count > 1 and not self.has_vocabulary:
             raise DataError(f"feature {self.name!r}: min_count={self.min_count} needs a vocabulary, not {self.ids!r}")
+        if self.order not in ("value", "count"):
+            raise DataError(f"feature {self.name!r}: order is 'value' or 'count', not {self.order!r}")
+        if self.order == "count" and not self.has_vocabulary:
+            raise DataError(f"feature {self.name!r}: order='count' needs a vocabulary, not {self.ids!r}")
         if type(self.multi_hot) is not bool:
             raise DataError(f"feature {self.name!r}: multi_hot must be true or false, not {self.multi_hot!r}")
 

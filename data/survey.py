@@ -71,7 +71,7 @@ def survey(source: Source, dtypes: Mapping[str, pl.DataType]) -> tuple[dict[str,
     for split, number in rows.items():
         if not number:
             raise DataError(f"split {split!r} is empty, of {sum(rows.values())} rows in all; give more rows")
-    return rows, {f.name: _sorted(v["value"], dtypes[f.name]) for f, v in zip(fields, values, strict=True)}
+    return rows, {f.name: _sorted(v, f, dtypes[f.name]) for f, v in zip(fields, values, strict=True)}
 
 
 def _rules(source: Source, dtypes: Mapping[str, pl.DataType]) -> dict[str, tuple[pl.Expr, str]]:
@@ -108,17 +108,18 @@ def _rules(source: Source, dtypes: Mapping[str, pl.DataType]) -> dict[str, tuple
 
 
 def _values(rows: pl.LazyFrame, f: Field) -> pl.LazyFrame:
-    """Return the values that become the vocabulary of a feature."""
+    """Return the values that become the vocabulary of a feature, and their occurrences in the train split."""
     rows = rows.filter(pl.col(SPLIT) == 0) if f.ids == "train" else rows
-    rows = rows.select(f.name)
+    rows = rows.select(f.name, SPLIT)
     if f.multi_hot:
         rows = rows.explode(f.name, empty_as_null=False, keep_nulls=False).drop_nulls()
-    counts = rows.group_by(as_strings(pl.col(f.name)).alias("value")).len()
-    return counts.filter(pl.col("len") >= f.min_count).select("value")
+    counts = rows.group_by(as_strings(pl.col(f.name)).alias("value")).agg(pl.len(), trained=(pl.col(SPLIT) == 0).sum())
+    return counts.filter(pl.col("len") >= f.min_count).select("value", "trained")
 
 
-def _sorted(values: pl.Series, dtype: pl.DataType) -> pl.Series:
+def _sorted(values: pl.DataFrame, f: Field, dtype: pl.DataType) -> pl.Series:
     """Sort values; numbers by value, not by their digits; a missing value first."""
     inner = single(dtype)
-    key = values.cast(inner, strict=False) if inner.is_integer() else values
-    return values.to_frame("value").with_columns(key=key).sort("key", nulls_last=False)["value"]
+    key = pl.col("value").cast(inner, strict=False) if inner.is_integer() else pl.col("value")
+    by = [-pl.col("trained").cast(pl.Int64)] if f.order == "count" else []
+    return values.sort([*by, key], nulls_last=False)["value"]

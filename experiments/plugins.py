@@ -86,10 +86,11 @@ def code_key(run: RunConfig, read: Any) -> list[str]:
 
 def _files(run: RunConfig, read: Any) -> Iterator[str]:
     models = {name.lower(): model for name, model in {**MODELS, **RETRIEVAL_MODELS, **SEQUENCE_MODELS}.items()}
-    methods, method = [METHODS.get(run.method.method)], run.method.options.get("of")
-    while isinstance(method, dict):
-        methods.append(METHODS.get(str(method.get("method"))))
-        method = method.get("of")
+    methods = [METHODS.get(run.method.method)]
+    for method in (run.method.options.get("of"), *run.method.by_table.values()):
+        while isinstance(method, dict):
+            methods.append(METHODS.get(str(method.get("method"))))
+            method = method.get("of")
     for used in (*methods, models.get(run.model.name.lower()), read):
         if used is not None and used.__module__.split(".")[0] not in _OURS:
             yield inspect.getsourcefile(inspect.unwrap(used)) or ""

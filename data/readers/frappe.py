@@ -42,7 +42,14 @@ def files(folder: Path) -> list[Path]:
     return [text_file(folder, f"{split}.csv") for split in SPLITS]
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path, *, order: str = "published") -> Source:
+    """Read the three files.
+
+    Args:
+        order: the order of ids: "published", or "count", by occurrences in train, the most frequent first.
+    """
+    if order not in ("published", "count"):
+        raise DataError(f"order must be 'published' or 'count', not {order!r}")
     frames = []
     for number, path in enumerate(files(folder)):
         if path.suffix == ".parquet":
@@ -54,5 +61,6 @@ def read(folder: Path) -> Source:
             raise DataError(f"{path} has no column {min(missing)!r}")
         ids = [(pl.col(name).cast(pl.Int32) - start).alias(name) for name, start in STARTS.items()]
         frames.append(rows.select("label", *ids, pl.lit(number, pl.UInt8).alias(SPLIT)))
-    fields = tuple(Field(name, size) for name, size in SIZES.items())
+    by_count = order == "count"
+    fields = tuple(Field(name, "all", order="count") if by_count else Field(name, n) for name, n in SIZES.items())
     return Source(pl.concat(frames), fields, label="label", group="user")

@@ -41,6 +41,7 @@ def read(
     ids: str = "vocabulary",
     held_out: float = 0.0,
     features: str = ",".join(FEATURES),
+    order: str = "value",
 ) -> Source:
     """Read rows in the order of (user, item), whatever the order of the file.
 
@@ -52,6 +53,7 @@ def read(
         held_out: the share of the items, of all popularities, that is removed from train and valid, so that the test
             split has items that no model has seen.
         features: the features to read, of those above, separated by commas.
+        order: the order in which vocabularies are numbered, see `data.ids.Field`.
     """
     chosen = tuple(features.split(","))
     if unknown := [name for name in chosen if name not in FEATURES]:
@@ -89,7 +91,8 @@ def read(
         hidden = pl.col("item").is_in(held_out_items(rows["item"], held_out, seed))
         lazy = lazy.filter(~hidden | (pl.col(SPLIT) == SPLITS.index("test")))
     kind = "all" if ids == "vocabulary" else "raw"
-    return Source(lazy, tuple(Field(name, kind) for name in chosen), label="label", group="user")
+    fields = tuple(Field(name, kind, order=order) for name in chosen)  # pyright: ignore[reportArgumentType] (it is checked there)
+    return Source(lazy, fields, label="label", group="user")
 
 
 def held_out_items(items: pl.Series, share: float, seed: int) -> list[int]:

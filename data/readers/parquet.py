@@ -9,6 +9,7 @@
 
     [features.user]                # a vocabulary of the values in train, integers or strings
     min_count = 5
+    order = "count"                # numbered by the occurrences in train; value (default), in their own order
     [features.item]
     ids = "raw"                    # train (default) | all | raw | the number of ids where values are ids
     [features.tags]

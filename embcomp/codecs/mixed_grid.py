@@ -12,7 +12,7 @@ from embcomp.codecs.grid import PACE, STEP_OF_NORMAL
 from embcomp.codecs.shared_bits import share_bits, sizes_of
 from embcomp.constants import Maps
 from embcomp.ops.grid import best_step, levels, snap, snap_reference
-from embcomp.ops.ragged_rows import pack_ragged, ragged_nbytes, read_ragged
+from embcomp.ops.ragged_rows import pack_ragged, ragged_nbytes, read_ragged, run_nbytes
 
 TEMPERATURE = 3e-3  # of the paper, whose learning rate is a third of it
 VALUE_BYTES = 4  # steps and centres are served as float32
@@ -52,10 +52,17 @@ class MixedGrid(Coding):
     def served_nbytes(self, rows: int, dim: int) -> int:
         return self.served_with(self.bits, rows, dim)
 
-    def served_with(self, bits: Sequence[int], rows: int, dim: int) -> int:
-        """Return the bytes of the served form with these bits of the groups."""
+    def served_with(self, bits: Sequence[int], rows: int, dim: int, runs: int | None = None) -> int:
+        """Return the bytes of the served form with these bits of the groups.
+
+        Args:
+            bits: the bits of each group.
+            rows: the number of rows.
+            dim: the width of a row.
+            runs: the number of runs of rows with equal bits, or None for the bytes in whatever order the rows are.
+        """
         values = sum(size * own for size, own in zip(sizes_of(rows, len(bits)), bits, strict=True))
-        return ragged_nbytes(rows, dim, values, self.most) + (self.most + 1 + dim) * VALUE_BYTES
+        return ragged_nbytes(rows, dim, values, self.most, runs) + (self.most + 1 + dim) * VALUE_BYTES
 
     def decode(
         self,
@@ -67,7 +74,7 @@ class MixedGrid(Coding):
         weights: Tensor | None = None,
         mode: str = "sum",
     ) -> Tensor:
-        codes, bits = read_ragged(packed, dim, constants["widths"], constants["starts"], self.most, rows)
+        codes, bits = read_ragged(packed, dim, constants, self.most, rows)
         half = torch.pow(2.0, bits.float() - 1).unsqueeze(1)
         vectors = constants["centre"] + (codes - (half - 0.5)) * constants["step"][bits].unsqueeze(1)
         return weighed(vectors, offsets, weights, mode)
@@ -137,7 +144,14 @@ class MixedGridCodec(Maps, Codec):
 
     @property
     def served_nbytes(self) -> int:
-        return self.mixed.served_with(self.bits, self.rows, self.dim)
+        own = self.chosen[self.group.long()].unique_consecutive()
+        return self.mixed.served_with(self.bits, self.rows, self.dim, len(own))
+
+    @property
+    def turn(self) -> int:
+        """The bits that it takes if a group has other bits than the one before it; none where each row has its own."""
+        in_order = bool((self.group.short().diff() >= 0).all())
+        return 8 * run_nbytes(self.rows, self.mixed.most) if in_order else 0
 
     def probabilities(self) -> Tensor:
         """Return the probability of each number of bits in each group, [groups, most + 1]."""
@@ -268,8 +282,8 @@ class MixedGridCodec(Maps, Codec):
         own = self.chosen[self.group.long()].long()
         bits = own.to(kind).unsqueeze(1)
         numbers = levels(stored.to(kind) - centre, steps[own].unsqueeze(1), bits) + torch.pow(2.0, bits - 1)
-        packed, own, starts = pack_ragged(numbers.long(), own, self.mixed.most)
-        return Coded(packed, 8, {"widths": own, "starts": starts, "step": steps.float(), "centre": centre.float()})
+        packed, places = pack_ragged(numbers.long(), own, self.mixed.most)
+        return Coded(packed, 8, {**places, "step": steps.float(), "centre": centre.float()})
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

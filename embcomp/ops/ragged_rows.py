@@ -1,8 +1,11 @@
 """Packed rows of small integers whose bits differ from row to row, one row after the other in one stream of bits.
 
-The number of bits of each row is packed beside the rows, and the start of every 32nd row is stored. Everything is plain
-torch, on any device, traceable by torch.compile and torch.export.
+The number of bits of each row is packed beside the rows, and the start of every 32nd row is stored; or, if that takes
+fewer bytes, the first row of each run of rows with equal bits, the bits of the run and its start: rows that are sorted
+by their bits need no map. Everything is plain torch, on any device, traceable by torch.compile and torch.export.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ TOGETHER = 32  # rows whose start is stored once
 _BLOCK = 1 << 14  # rows at a time
 
 
-def ragged_nbytes(rows: int, dim: int, bits: int, most: int) -> int:
+def ragged_nbytes(rows: int, dim: int, bits: int, most: int, runs: int | None = None) -> int:
     """Return the bytes of packed rows: of the stream, the numbers of bits and the starts.
 
     Args:
@@ -22,21 +25,35 @@ def ragged_nbytes(rows: int, dim: int, bits: int, most: int) -> int:
         dim: the number of values of a row.
         bits: the sum over all rows of the bits of a value.
         most: the most bits of a value.
+        runs: the number of runs of rows with equal bits, or None to count the numbers of single rows.
 
     Example:
         >>> ragged_nbytes(64, 4, bits=64 * 3, most=3)  # 96 bytes, 16 of numbers, 8 of starts, 16 spare ones
         136
+        >>> ragged_nbytes(64, 4, bits=64 * 3, most=3, runs=1)  # 96 bytes, 9 of the run, 8 spare ones
+        113
     """
+    stream = 4 * packed_words(dim, bits)
+    return stream + (
+        _map_nbytes(rows, most) if runs is None else min(_map_nbytes(rows, most), run_nbytes(rows, most) * runs)
+    )
+
+
+def _map_nbytes(rows: int, most: int) -> int:
     blocks = -(-rows // TOGETHER)
-    numbers = packed_words(blocks * TOGETHER, bits_for(most + 1))
-    return 4 * (packed_words(dim, bits) + numbers) + blocks * _starts(rows, most).itemsize
+    return 4 * packed_words(blocks * TOGETHER, bits_for(most + 1)) + blocks * _starts(rows, most).itemsize
+
+
+def run_nbytes(rows: int, most: int) -> int:
+    """Return the bytes that a run of rows with equal bits takes beside its rows."""
+    return 1 + 2 * _starts(rows, most).itemsize
 
 
 def _starts(rows: int, most: int) -> torch.dtype:
     return torch.int32 if rows * most < 2**31 else torch.int64
 
 
-def pack_ragged(values: Tensor, bits: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+def pack_ragged(values: Tensor, bits: Tensor, most: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Pack rows.
 
     Args:
@@ -45,7 +62,8 @@ def pack_ragged(values: Tensor, bits: Tensor, most: int) -> tuple[Tensor, Tensor
         most: the most bits of a value, at most 8.
 
     Returns:
-        The stream, uint8 [bytes, 1]; the packed numbers of bits, int32; and their sum before every 32nd row.
+        The stream, uint8 [bytes, 1]; and the places of rows in it: "widths", the packed numbers of bits, int32, and
+        "starts", their sum before every 32nd row; or for each run "firsts", its first row, "widths", uint8, "starts".
     """
     rows, dim = values.shape
     values, bits = values.cpu(), bits.cpu()
@@ -58,20 +76,24 @@ def pack_ragged(values: Tensor, bits: Tensor, most: int) -> tuple[Tensor, Tensor
         words.index_add_(0, (at >> 5).reshape(-1), (pair & 0xFFFFFFFF).reshape(-1))  # bits never meet: sums are unions
         words.index_add_(0, ((at >> 5) + 1).reshape(-1), (pair >> 32).reshape(-1))
     stream = torch.where(words >= 1 << 31, words - (1 << 32), words).int().view(torch.uint8).unsqueeze(1)
+    own, number = bits.unique_consecutive(return_counts=True)
+    if len(own) * run_nbytes(rows, most) < _map_nbytes(rows, most):
+        firsts = number.cumsum(0) - number
+        places = {"firsts": firsts, "starts": before[firsts]}
+        return stream, {name: each.to(_starts(rows, most)) for name, each in places.items()} | {"widths": own.byte()}
     numbers = pack(F.pad(bits, (0, -rows % TOGETHER)), bits_for(most + 1))
-    return stream, numbers, before[::TOGETHER].to(_starts(rows, most))
+    return stream, {"widths": numbers, "starts": before[::TOGETHER].to(_starts(rows, most))}
 
 
 def read_ragged(
-    stream: Tensor, dim: int, numbers: Tensor, starts: Tensor, most: int, rows: Tensor
+    stream: Tensor, dim: int, places: Mapping[str, Tensor], most: int, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Read rows that `pack_ragged` packed.
 
     Args:
         stream: the stream, uint8 [bytes, 1].
         dim: the number of values of a row.
-        numbers: the packed numbers of bits.
-        starts: the sum of the numbers before every 32nd row.
+        places: the places of rows in the stream, of `pack_ragged`; other entries are ignored.
         most: the most bits of a value.
         rows: the rows to read, int64 [N].
 
@@ -80,18 +102,29 @@ def read_ragged(
 
     Example:
         >>> import torch
-        >>> packed = pack_ragged(torch.tensor([[5, 6], [9, 9], [1, 0]]), torch.tensor([4, 0, 1]), most=4)
-        >>> read_ragged(packed[0], 2, *packed[1:], 4, torch.tensor([2, 0, 1]))
+        >>> stream, places = pack_ragged(torch.tensor([[5, 6], [9, 9], [1, 0]]), torch.tensor([4, 0, 1]), most=4)
+        >>> read_ragged(stream, 2, places, 4, torch.tensor([2, 0, 1]))
         (tensor([[1, 0],
                 [5, 6],
                 [0, 0]]), tensor([1, 4, 0]))
     """
+    own, before = _of_runs(places, rows) if "firsts" in places else _of_map(places, most, rows)
+    at = before.unsqueeze(1) * dim + torch.arange(dim, device=rows.device) * own.unsqueeze(1)
+    mask = torch.bitwise_left_shift(torch.ones_like(own), own) - 1
+    return unpack_at(stream.view(-1).view(torch.int32), at, mask.unsqueeze(1)), own
+
+
+def _of_map(places: Mapping[str, Tensor], most: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bits of each row, and the sum of the bits of the rows before it."""
     block = rows // TOGETHER
     position = (rows - block * TOGETHER).unsqueeze(1)
-    bits = unpack(numbers, bits_for(most + 1), block, TOGETHER)
+    bits = unpack(places["widths"], bits_for(most + 1), block, TOGETHER)
     earlier = (bits * (torch.arange(TOGETHER, device=rows.device) < position)).sum(1)
-    own = bits.gather(1, position)
-    first = (starts[block].long() + earlier).unsqueeze(1) * dim
-    at = first + torch.arange(dim, device=rows.device) * own
-    mask = torch.bitwise_left_shift(torch.ones_like(own), own) - 1
-    return unpack_at(stream.view(-1).view(torch.int32), at, mask), own.squeeze(1)
+    return bits.gather(1, position).squeeze(1), places["starts"][block].long() + earlier
+
+
+def _of_runs(places: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    firsts = places["firsts"].long()
+    run = torch.searchsorted(firsts, rows, right=True) - 1
+    own = places["widths"][run].long()
+    return own, places["starts"][run].long() + (rows - firsts[run]) * own

@@ -15,7 +15,7 @@ from experiments.config.codes import code_problems
 from experiments.config.inputs import PROVIDERS
 from experiments.config.options import hint, misfits, plain, unknown
 from experiments.config.schema import DataConfig, ExperimentConfig, MethodConfig, ModelConfig
-from experiments.config.trained import VECTORS, takes_vectors
+from experiments.config.trained import VECTORS, made_of_vectors, takes_vectors
 
 
 def common_problems(experiment: ExperimentConfig) -> Iterator[str]:
@@ -65,7 +65,12 @@ def monitor_problems(experiment: ExperimentConfig, metric: str) -> Iterator[str]
 def clicks_only_problems(experiment: ExperimentConfig) -> Iterator[str]:
     """Yield a problem for each setting of a method that only click-through runs have, for other kinds of runs."""
     for number, method in enumerate(experiment.methods):
-        given = {"after_training": method.after_training, "fine_tuned": method.from_trained, "apart": method.apart}
+        given = {
+            "after_training": method.after_training,
+            "fine_tuned": method.from_trained,
+            "apart": method.apart,
+            "by_table": method.by_table,
+        }
         if key := next((key for key, is_given in given.items() if is_given), None):
             yield f"methods[{number}].{key}: only click-through runs have it; leave it out"
 
@@ -102,7 +107,7 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: give one budget, not {' and '.join(given)}"
     if config.rows is not None and "rows" not in fields:
         yield f"{key}.rows: {config.method} has no rows; give nbytes or share"
-    if config.from_trained and config.method == "Full":
+    if config.from_trained and config.method == "Full" and not config.by_table:
         name = "after_training" if config.after_training else "fine_tuned"
         yield f"{key}.{name}: needs a method that is fitted to the trained full tables"
     if config.after_training and config.fine_tuned is not None:
@@ -111,6 +116,14 @@ def _method(config: MethodConfig, key: str) -> Iterable[str]:
         yield f"{key}: {config.method} is made of trained vectors: add fine_tuned = 1.0, or after_training = true"
     if config.apart and (config.nbytes or config.share):
         yield f"{key}.apart: each table has the size in the options; leave nbytes and share out"
+    for table, inside in config.by_table.items():
+        yield from _inside(inside, f"{key}.by_table.{table}")
+        if made_of_vectors(str(inside.get("method")), inside):
+            yield f"{key}.by_table.{table}: methods made of trained vectors are for all tables; leave it out"
+    if config.by_table and (budget := next((kind for kind in given if kind != "options.rows"), None)):
+        yield f"{key}.by_table: each method has its size in its options; leave {budget} out"
+    if config.by_table and (config.table or config.apart):
+        yield f"{key}.by_table: give it without {'table' if config.table else 'apart'}"
     if config.content and len(config.tables) != 1:
         yield f"{key}.content: name the table of the content vectors in {key}.table"
     known = {*config.options, *PROVIDERS, VECTORS}

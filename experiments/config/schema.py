@@ -180,6 +180,8 @@ class MethodConfig:
         label: the name in tables and pictures.
         seeds: the seeds in place of the experiment's.
         table: the only feature, or features, that the method compresses and that budgets count; the others stay full.
+        by_table: the methods of single tables in place of this one, by the name of their feature, with their settings:
+            { user = { method = "LowBit", bits = 3, of = { method = "LowRank", rank = 3 } } }; sizes are in the options.
         apart: True for an instance of the method for each table, so that tables share no store; each has the size in
             the options.
         content: True to give the content vectors of `table` to the model, too, as dense columns.
@@ -197,6 +199,7 @@ class MethodConfig:
     label: str | None = None
     seeds: Seeds | None = None
     table: Annotated[str | tuple[str, ...] | None, BeforeValidator(_listed)] = None
+    by_table: dict[str, dict[str, Any]] = Field(default_factory=dict)
     apart: bool = False
     content: bool = False
     after_training: bool = False
@@ -330,6 +333,7 @@ class RunConfig:
             "options": self.method.options,
             **({self.budget[0]: self.budget[1]} if self.budget else {}),
             **({"table": self.method.table} if self.method.table else {}),
+            **({"by_table": self.method.by_table} if self.method.by_table else {}),
             **({"apart": True} if self.method.apart else {}),
             **({"content": True} if self.method.content else {}),
             **({"after_training": True} if self.method.after_training else {}),

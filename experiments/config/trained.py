@@ -15,12 +15,13 @@ VECTORS = "vectors"
 
 def takes_vectors(method: MethodConfig) -> bool:
     """Return whether the method, or one inside it, needs trained vectors."""
-    return _takes_vectors(method.method, method.options)
+    return made_of_vectors(method.method, method.options)
 
 
-def _takes_vectors(name: str, options: Mapping[str, Any]) -> bool:
+def made_of_vectors(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a method of these options, or one inside it, needs trained vectors."""
     inside = options.get("of")
-    if isinstance(inside, Mapping) and _takes_vectors(str(inside.get("method")), inside):
+    if isinstance(inside, Mapping) and made_of_vectors(str(inside.get("method")), inside):
         return True
     return name in METHODS and VECTORS in {field.name for field in dataclasses.fields(METHODS[name])}
 

@@ -17,6 +17,8 @@ from experiments.config import RunConfig
 from experiments.config.inputs import Training, provided
 from experiments.config.trained import VECTORS, takes_vectors
 from experiments.errors import Infeasible, InputError
+from experiments.tasks.by_table import ByTable
+from experiments.tasks.names import table_name
 from experiments.tasks.plans import Plans
 
 
@@ -76,9 +78,31 @@ def sized(run: RunConfig, tables: Sequence[Table], training: Training, extra: in
     # Of vectors that are not trained yet: sizes depend on the shapes alone.
     later = {VECTORS: {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}}
     options = _options(run.method.method, run.method.options, run, training, later)
+    if run.method.by_table:
+        return _sized_by_table(run, tables, options, training)
     full, known = full_nbytes(tables) + extra, not takes_vectors(run.method)
     apart = [[table] for table in tables] if run.method.apart else [list(tables)]
     return size(run.method.method, tables, options, run.budget, full, extra + added, apart if known else None, run.seed)
+
+
+def _sized_by_table(run: RunConfig, tables: Sequence[Table], options: dict[str, Any], training: Training) -> Sized:
+    """Return the run's methods of single tables, and its method for the others."""
+    names = [table.name for table in tables]
+    if unknown := [name for name in run.method.by_table if table_name(name) not in names]:
+        raise InputError(f"method.by_table: no feature {unknown[0]!r}; the tables are {', '.join(names)}")
+    try:
+        others = METHODS[run.method.method](**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{run.method.method} cannot take its options: {error}") from error
+    methods = dict.fromkeys(names, others)
+    for name, given in run.method.by_table.items():
+        settings = {key: value for key, value in given.items() if key != "method"}
+        methods[table_name(name)] = _inside(given["method"], settings, run, training, {}, sized=False)
+    kept = Plans(method := ByTable(methods=methods))
+    try:
+        return Sized(method, kept.make([list(tables)], run.seed), kept)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _options(

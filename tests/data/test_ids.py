@@ -55,6 +55,8 @@ def test_hashes_spread():
         ({"min_count": "5"}, "min_count must be at least 1, not '5'"),
         ({"ids": "raw", "min_count": 2}, "min_count=2 needs a vocabulary"),
         ({"multi_hot": "yes"}, "multi_hot must be true or false"),
+        ({"order": "counts"}, "order is 'value' or 'count', not 'counts'"),
+        ({"ids": 7, "order": "count"}, "order='count' needs a vocabulary, not 7"),
     ],
 )
 def test_bad_fields(options, message):

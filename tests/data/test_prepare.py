@@ -1,5 +1,7 @@
 import os
 import queue
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,20 @@ def test_encodes_once(load, monkeypatch):
     first = load()
     monkeypatch.setattr(prepare, "encode", lambda *args: pytest.fail("encoded again"))
     assert load().folder == first.folder
+
+
+@pytest.mark.parametrize("settings", [{}, {"ids": "all"}, {"min_count": 4}])
+def test_a_vocabulary_in_the_order_of_counts_numbers_the_most_frequent_value_first(load, settings):
+    draw = random.Random(0)
+    items = [draw.choice([2, 10, 10, 10, 33, 33, 7, 7]) for _ in range(200)] + [5] * 3
+    pl.DataFrame({"label": [0, 1] * 101 + [1], "item": items}).write_parquet(load.path)
+    by_value = load(features={"item": settings})
+    clicks = load(features={"item": {**settings, "order": "count"}})
+    plain, ordered = (each.split("train").collect()["item"].to_list() for each in (by_value, clicks))
+    seen = Counter(ordered)
+    known = [count for id, count in sorted(seen.items()) if id or settings.get("ids") == "all"]
+    assert known == sorted(known, reverse=True)
+    assert len(set(zip(plain, ordered, strict=True))) == len(set(plain)) == len(seen)  # the same ids, renumbered
 
 
 def test_other_options_or_sources_are_encoded_anew(load):

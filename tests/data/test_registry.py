@@ -11,7 +11,7 @@ from data.registry import has_files, root_folder
         ("ml1m", {}, "unknown data set 'ml1m': did you mean 'ml-1m'"),
         ("xyz", {}, "unknown data set 'xyz': there are ml-1m, criteo, avazu, kdd12, frappe, globo, parquet, synthetic"),
         ("synthetic", {"num_row": 5}, "unknown option of synthetic 'num_row': did you mean 'num_rows'"),
-        ("frappe", {"seed": 5}, "unknown option of frappe 'seed': there are none"),
+        ("frappe", {"seed": 5}, "unknown option of frappe 'seed': there are order"),
         ("criteo", {"seed": "x"}, "option 'seed' of criteo must be like its default 0, not 'x'"),
         ("criteo", {"min_count": True}, "option 'min_count' of criteo must be like its default 10, not True"),
         ("synthetic", {"drift": "much"}, r"must be like its default 0\.1, not 'much'"),

@@ -35,6 +35,26 @@ def test_known_figures(dataset, tmp_path):
 
 
 @pytest.mark.dataset("frappe_x1")
+def test_ids_in_the_order_of_counts_are_the_published_ones_renumbered(dataset, tmp_path):
+    published, clicks = (data.load("frappe", folder=dataset, cache=tmp_path, order=o) for o in ("published", "count"))
+    for feature, other in zip(clicks.schema.features, published.schema.features, strict=True):
+        assert feature == other
+        counts = clicks.counts(feature.name)
+        assert (counts.diff() <= 0).all()
+        assert counts.sort().values.equal(published.counts(feature.name).sort().values)
+        for split in clicks.splits:
+            pairs = pl.DataFrame(
+                [each.split(split).collect()[feature.name] for each in (published, clicks)], ["a", "b"]
+            )
+            assert pairs.n_unique() == pairs["a"].n_unique() == pairs["b"].n_unique()
+
+
+def test_an_order_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(DataError, match="order must be 'published' or 'count', not 'counts'"):
+        frappe.read(tmp_path, order="counts")
+
+
+@pytest.mark.dataset("frappe_x1")
 def test_published_csv_equals_parquet(dataset, tmp_path):
     for split in ("train", "valid", "test"):
         rows = pl.read_parquet(dataset / f"{split}.parquet")

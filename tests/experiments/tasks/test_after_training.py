@@ -43,6 +43,19 @@ def test_it_starts_from_the_trained_model_and_trains_on(make_run, tmp_path):
         make_run(methods=[{"method": "Full", "fine_tuned": 1.0}])
 
 
+def test_a_method_for_each_table_is_fitted_to_its_own(make_run, tmp_path):
+    settings = Settings(tmp_path / "results", tmp_path / "out")
+    item = {"method": "LowBit", "bits": 8}
+    after = {"method": "Full", "by_table": {"item": item}, "after_training": True}
+    whole, fitted = (
+        result(settings, make_run(methods=[{"method": "Full"}])),
+        result(settings, make_run(methods=[after])),
+    )
+    assert fitted["metrics"]["test/auc"] == pytest.approx(whole["metrics"]["test/auc"], abs=2e-3)
+    assert whole["nbytes"] - fitted["nbytes"] == 200 * 8 * 3 - 4 * (8 // 8)  # but for the step
+    assert fitted["config"]["method"]["by_table"] == {"item": item}
+
+
 def test_where_there_is_nothing_to_fit_it_is_refused(make_run, small):
     with pytest.raises(InputError, match=r"after_training: needs a method that is fitted"):
         make_run(methods=[{"method": "Full", "after_training": True}])

@@ -74,6 +74,30 @@ def test_a_method_that_a_budget_sizes_itself_needs_the_one_inside_whole(make_run
             prepare(make_run(methods=[{"method": outer, "share": 0.3, "options": options}]))
 
 
+def test_a_method_for_each_table(make_run):
+    item = {"method": "LowBit", "bits": 2, "of": {"method": "LowRank", "rank": 2}}
+    hashed = {"method": "HashingTrick", "options": {"rows": 3}}
+    task = prepare(make_run(methods=[{**hashed, "by_table": {"item": item}}]))
+    made = {name: type(method).__name__ for name, method in task.method.methods.items()}
+    assert made.pop("item") == "LowBit"
+    assert set(made.values()) == {"HashingTrick"}
+    sizes = [task.method.methods[table.name].sizes([table]).nbytes() for table in task.tables]
+    assert task.model(CPU).nbytes == sum(sizes) < FULL
+    for bad, message in (
+        ({"items": item}, "method.by_table: no feature 'items'; the tables are "),
+        ({"item": {"method": "LowBits"}}, r"by_table\.item\.method: unknown method 'LowBits': did you mean 'LowBit'"),
+        ({"item": {"bits": 2}}, "by_table.item: name a method and its settings"),
+        ({"item": {**item, "bit": 2}}, r"by_table\.item: unknown option 'bit'"),
+        ({"item": {**item, "bits": 9}}, "bits"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare(make_run(methods=[{**hashed, "by_table": bad}]))
+    with pytest.raises(InputError, match=r"by_table: each method has its size in its options; leave share out"):
+        make_run(methods=[{"method": "HashingTrick", "share": 0.1, "by_table": {"item": item}}])
+    with pytest.raises(InputError, match="by_table: give it without apart"):
+        make_run(methods=[{**hashed, "apart": True, "by_table": {"item": item}}])
+
+
 def test_tables_apart_share_no_store(make_run):
     robe = {"method": "ROBE", "options": {"size": 400, "block": 4}}
     one, apart = prepare(make_run(methods=[robe])), prepare(make_run(methods=[{**robe, "apart": True}]))
