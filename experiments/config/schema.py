@@ -68,10 +68,14 @@ class DataConfig:
     """A data set and the options of its reader (`data.load`); the option `seed = "run"` is replaced by the run's seed.
 
     A random split then differs from run to run, as the initial weights do.
+
+    Attributes:
+        label: the name in tables and pictures, to tell two forms of a data set apart in one experiment.
     """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+    label: str | None = None
 
     def for_seed(self, seed: int) -> DataConfig:
         """Return these settings with the seed of a run, if they ask for it."""
@@ -302,7 +306,7 @@ class RunConfig:
     @property
     def dataset(self) -> str:
         """The name of the data set in tables and pictures."""
-        return self.section.dataset(self.data.name)
+        return self.section.dataset(self.data.label or self.data.name)
 
     @property
     def label(self) -> str:
@@ -328,6 +332,8 @@ class RunConfig:
         """Return the configuration as JSON values, without settings of the method that were not given."""
         names = ("experiment", "data", "model", "optimizer", "training", "slices", "seed")
         values = {name: _json(getattr(self, name)) for name in names}
+        if self.data.label is None:
+            del values["data"]["label"]
         values["method"] = {
             "method": self.method.method,
             "options": self.method.options,
