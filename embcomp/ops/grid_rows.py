@@ -68,6 +68,34 @@ def grid_bags_reference(
     return F.embedding_bag(order, vectors, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)
 
 
+def grid_bags_by_torch(
+    packed: Tensor,
+    bits: int,
+    dim: int,
+    step: Tensor,
+    shared: int,
+    rows: Tensor,
+    offsets: Tensor,
+    weights: Tensor | None = None,
+    mode: str = "sum",
+) -> Tensor:
+    """Compute `grid_bags` of 2 or 4 bits by torch's own kernel for bags of such rows, on CPU; rows end at whole bytes.
+
+    It takes half the time of decoding each row. The kernel reads scale and bias behind each row, as float16: here 1 and
+    1/2 - 2^(bits-1), which are exact. Steps of rows go into the weights, a common step into the sum.
+    """
+    count, kernel = rows.shape[0], getattr(torch.ops.quantized, f"embedding_bag_{bits}bit_rowwise_offsets")
+    behind = torch.tensor([1.0, 0.5 - 2 ** (bits - 1)], dtype=torch.float16, device="cpu").view(torch.uint8)
+    lines = torch.cat([gather_lines(packed, rows), behind.expand(count, 4)], 1)
+    if shared:
+        own = steps_of_rows(step, shared, rows).view(-1)
+        weights = own if weights is None else own * weights
+    sums = kernel(lines, torch.arange(count, device="cpu"), offsets, False, 0, False, weights, None, True)
+    if mode == "mean":
+        sums /= offsets.diff().clamp(min=1).unsqueeze(1)
+    return sums if shared else sums.mul_(step)
+
+
 def grid_bags(
     packed: Tensor,
     bits: int,
@@ -106,9 +134,12 @@ def grid_bags(
         tensor([[ 2., -2.]])
     """
     tensors = [t for t in (packed, step, rows, offsets, weights) if t is not None]
-    lib = native.library() if readable(*tensors) and mode in ("sum", "mean") else None
+    here = readable(*tensors) and mode in ("sum", "mean")
+    lib = native.library() if here else None
     if lib is None:
-        return grid_bags_reference(packed, bits, dim, step, shared, rows, offsets, weights, mode)
+        by_torch = here and offsets is not None and bits in (2, 4) and dim * bits % 8 == 0
+        form = grid_bags_by_torch if by_torch else grid_bags_reference
+        return form(packed, bits, dim, step, shared, rows, offsets, weights, mode)
     rows, count = rows.contiguous(), rows.shape[0]
     held = packed.shape[0] * rows_of_line(dim, bits)
     check_inside(rows, min(held, step.shape[0] * shared) if shared else held)

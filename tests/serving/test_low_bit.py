@@ -14,7 +14,8 @@ import embcomp
 from embcomp import LowBit
 from embcomp.holders import coded_tables
 from embcomp.nn import CompressedEmbedding, CompressedEmbeddingBag
-from embcomp.ops.grid_rows import grid_bags, grid_bags_reference
+from embcomp.ops import grid_rows
+from embcomp.ops.grid_rows import grid_bags, grid_bags_by_torch, grid_bags_reference
 from embcomp.ops.packed_rows import pack_rows, packed_nbytes, read_rows
 from embcomp.serving.report import table_lines
 from embcomp.serving.swap import swap
@@ -65,6 +66,31 @@ def test_packed_rows_and_their_bags(bits: int, dim: int, shared: int, weighted: 
             assert torch.equal(form(packed, bits, dim, step, shared, rows, offsets, None, "max"), most)
         with pytest.raises((IndexError, RuntimeError), match=r"out of range|index out of"):
             form(packed, bits, dim, step, shared, torch.tensor([0, -(-count // together) * together]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([2, 4]), st.integers(1, 20), st.sampled_from([0, 1, 3]), st.booleans(), st.integers(0, 2**31))
+def test_torchs_own_kernel_for_bags_is_the_same(bits: int, bytes_: int, shared: int, weighted: bool, seed: int) -> None:
+    random, dim = torch.Generator().manual_seed(seed), 8 // bits * bytes_
+    codes = torch.randint(2**bits, (50, dim), generator=random).to(torch.uint8)
+    packed, step = pack_rows(codes, bits), torch.rand(1 if shared == 0 else 50, generator=random)
+    rows = torch.randint(50, (45,), generator=random)
+    weights = torch.randn(45, generator=random) if weighted else None
+    for mode in ("sum",) if weighted else ("sum", "mean"):
+        given_ = (packed, bits, dim, step, shared, rows, torch.tensor([0, 0, 1, 9, 45]), weights, mode)
+        torch.testing.assert_close(grid_bags_by_torch(*given_), grid_bags_reference(*given_), rtol=1e-5, atol=1e-4)
+    with pytest.raises((IndexError, RuntimeError), match=r"out of range|index out of"):
+        grid_bags_by_torch(packed, bits, dim, step, shared, torch.tensor([0, 50]), torch.tensor([0, 2]))
+
+
+def test_without_compiled_functions_bags_go_by_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, rows, bounds = pack_rows(torch.ones(5, 8, dtype=torch.uint8), 4), torch.tensor([1, 4]), torch.tensor([0, 2])
+    expected = grid_bags(packed, 4, 8, torch.tensor([0.5]), 0, rows, bounds)
+    calls = []
+    monkeypatch.setattr("embcomp.ops.native.library", lambda: None)
+    monkeypatch.setattr(grid_rows, "grid_bags_by_torch", lambda *a: calls.append(1) or grid_bags_by_torch(*a))
+    assert torch.equal(grid_rows.grid_bags(packed, 4, 8, torch.tensor([0.5]), 0, rows, bounds), expected)
+    assert calls == [1]
 
 
 class Drops(nn.Module):
