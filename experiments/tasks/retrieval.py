@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data
+import embcomp
 from data.triples import Triples, num_batches, triples
 from embcomp.graph.cluster_map import Side
-from embcomp.methods import Method, Table
+from embcomp.methods import Full, Method, Table
 from embcomp.methods.base import Plan
 from embcomp.nn import CompressedEmbedding
 from embcomp.nn.table import make_stores
@@ -23,6 +24,7 @@ from experiments.config import ExperimentConfig, ModelConfig, RunConfig
 from experiments.config.options import plain
 from experiments.config.problems import clicks_only_problems, data_problems, known_model, monitor_problems
 from experiments.config.section import Positive, Rate, Section, strict
+from experiments.config.trained import with_vectors
 from experiments.errors import InputError
 from experiments.processes import distributed
 from experiments.tasks.cold import ColdConfig, ColdItems, placed
@@ -33,6 +35,7 @@ from experiments.tasks.ranking import pair_auc, rank_metrics
 from experiments.tasks.sizing import BuiltModel, full_nbytes, sized
 from recsys_models.build import RETRIEVAL_MODELS, build_retrieval
 from recsys_models.losses import bpr_loss, directau_loss
+from recsys_models.mf import MF
 
 _START_STD = 0.1  # of LightGCN's tables, where the configuration says nothing
 
@@ -73,7 +76,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
     config = experiment.section
     yield from data_problems(experiment.data, data.INTERACTIONS)
     yield from monitor_problems(experiment, "recall@20")
-    yield from clicks_only_problems(experiment)
+    yield from clicks_only_problems(experiment, fitted=True)
     for model in experiment.model:
         yield from known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
         if config.loss == "directau" and plain(model.name) == "neumf":
@@ -126,12 +129,26 @@ class RetrievalTask:
     def model(self, device: torch.device) -> BuiltModel:
         torch.manual_seed(self.run.seed)
         config = self.run.model
-        users, items = embeddings(self.plans.plan(self.method, self.tables), config)
+        method = Full() if self.run.method.from_trained else self.method
+        users, items = embeddings(self.plans.plan(method, self.tables), config)
         try:
             model = build_retrieval(config.name, users, items, edges=self.data.edges("train"), **config.options)
         except (ValueError, TypeError) as error:
             raise InputError(f"model {config.name!r}: {error}") from error
         return BuiltModel(model.to(device), nn.ModuleList([users, items]))
+
+    @torch.no_grad()
+    def fitted(self, built: BuiltModel) -> BuiltModel:
+        """Return the same model with the method fitted to its trained full tables, without training."""
+        model: Any = self.uncompressed(built).model
+        names = [table.name for table in self.tables]
+        trained = dict(zip(names, (model.users.weight, model.items.weight), strict=True))
+        if isinstance(built.model, MF):
+            embcomp.align_dot_product_(model.users.weight, model.items.weight)
+        tables = nn.ModuleDict(dict(zip(names, (model.users, model.items), strict=True)))
+        embcomp.compress_(tables, with_vectors(self.method, trained), init="warm")
+        model.users, model.items = (tables[name] for name in names)
+        return BuiltModel(model, nn.ModuleList([model.users, model.items]))
 
     @torch.no_grad()
     def uncompressed(self, built: BuiltModel) -> BuiltModel:

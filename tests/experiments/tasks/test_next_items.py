@@ -248,10 +248,12 @@ def test_h2rec_pays_for_its_levels(small, content, tmp_path):
         ("slices", {"old": {"feature": "history"}}, "next-item runs have slices of 'item', not of 'history'"),
         ("optimizer", {"embedding": "SGD"}, "tables of sequence models are not fused"),
         ("training", {"monitor": "valid/auc"}, "run has no valid/auc; set it, for example, to 'valid/ndcg@10'"),
+        ("methods", [{"method": "LowBit", "fine_tuned": 0.3}], "fine_tuned: only click-through and retrieval runs"),
+        ("methods", [{"method": "LowBit", "after_training": True}], "after_training: only click-through and retrieval"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_key(small, section, values, message):
-    small[section] = {**small.get(section, {}), **values}
+    small[section] = {**small.get(section, {}), **values} if isinstance(values, dict) else values
     with pytest.raises(InputError, match=message):
         check(small, "next.toml")
 
