@@ -23,7 +23,7 @@ def allot(costs: Tensor, sizes: Sequence[int], mean: float, turns: Sequence[tupl
         costs: the cost of each group with 0, 1, ... bits, [groups, most + 1].
         sizes: the number of values of each group.
         mean: the largest mean of the bits, not negative.
-        turns: for each stretch of consecutive groups, which together are all, its number of groups and the bits that a
+        turns: the number of groups of each stretch of consecutive groups, which together are all, and the bits that a
             change inside it takes. Without them changes take none.
 
     Raises:
