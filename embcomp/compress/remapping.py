@@ -64,7 +64,7 @@ def _fitted(rows: Tensor, encoder: MixtureEncoder, new: Mixture, counts: Tensor 
         return rows
     if counts is not None and counts.shape != (encoder.num_ids,):
         raise ValueError(f"counts has shape {list(counts.shape)}, but the old mixture has {encoder.num_ids} ids")
-    known = (encoder.weights[:, 0] > 0) & (fresh.weights[: encoder.num_ids, 0] > 0)
+    known = encoder.known() & fresh.known()[: encoder.num_ids]
     share = known.float() if counts is None else counts.to(known.device).float() * known
     (read,) = encoder.encode(torch.arange(encoder.num_ids, device=rows.device))
     assert read.weights is not None

@@ -159,6 +159,10 @@ EXAMPLES = [
     Example("DoubleGraphHash-own", lambda tables: DoubleGraphHash(clusters_of(tables), second="own", rows=ROWS)),
     Example("SoftGraphHash", lambda tables: SoftGraphHash(clusters_of(tables), weights=mixtures_of(tables), k=2)),
     Example(
+        "SoftGraphHash-weights",
+        lambda tables: SoftGraphHash(clusters_of(tables), weights=mixtures_of(tables), k=3, weight_bits=4),
+    ),
+    Example(
         "LSHash",
         lambda tables: LSHash(rows=ROWS, features={t.name: torch.eye(t.ids_or_raise(""), 5) - 0.3 for t in tables}),
         open_ids=False,

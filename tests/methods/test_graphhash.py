@@ -68,6 +68,36 @@ def test_soft_is_the_weighted_mean() -> None:
         assert embcomp.nbytes(emb) == 5 * 16 + 4 * (-(-6 * k * 2 // 32) + 2) + 6 * k + 8
 
 
+@pytest.mark.parametrize("bits", [1, 3, 4, 7])
+def test_weights_of_fewer_bits_are_rounded_and_packed(bits: int) -> None:
+    rows = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 0, 0], [1, 0, 2], [2, 1, 0]])
+    weights = torch.tensor([[0.5, 0.3, 0.2]] * 3 + [[0.0] * 3] + [[1.0, 0.0, 0.0]] + [[1.0, 0.9, 0.4]])
+    found = Mixture.of(rows, weights, CLUSTERS)
+    method = SoftGraphHash(CLUSTERS, weights=found, k=3, weight_bits=bits)
+    emb = randomize(CompressedEmbedding(6, 4, method))
+    (table,) = emb.parameters()
+    stored = torch.tensor([[round(weight * (2**bits - 1) / 255) for weight in row] for row in found.weights.tolist()])
+    for id in (0, 1, 2, 4, 5):
+        share = stored[id] / stored[id].sum()
+        torch.testing.assert_close(emb(torch.tensor(id)), share @ table[rows[id]])
+    assert torch.equal(emb(torch.tensor(3)), table[3 + hash_spec.row(3, 0, "embedding", 0, 2)])
+    assert embcomp.nbytes(emb) == 5 * 16 + 4 * (-(-18 * 2 // 32) + 2) + 4 * (-(-18 * bits // 32) + 2) + 8
+    state = emb.state_dict()
+    whole = CompressedEmbedding(6, 4, SoftGraphHash(CLUSTERS, weights=method.weights, k=3))
+    with pytest.raises(ValueError, match=f"weight_bits: saved {bits}, here 8"):
+        whole.load_state_dict(state)
+
+
+def test_a_state_from_before_weights_had_bits_loads() -> None:
+    method = SoftGraphHash(CLUSTERS, weights=Mixture.of(torch.ones(6, 2).long(), torch.rand(6, 2), CLUSTERS), k=2)
+    emb, other = (randomize(CompressedEmbedding(6, 4, method), seed) for seed in (0, 1))
+    del emb.encoder.config["weight_bits"]
+    state = emb.state_dict()
+    other.load_state_dict(state)
+    assert torch.equal(other(torch.arange(6)), emb(torch.arange(6)))
+    assert other.encoder.weights.dtype == torch.uint8
+
+
 def test_a_map_of_another_table_is_refused() -> None:
     tables = [Table("film", 7, 8), Table("user", 6, 8)]
     with pytest.raises(ValueError, match="table 'film' has 7 ids, but the map of items has 6: is it another table's"):
@@ -111,6 +141,7 @@ def test_a_given_clustering_fits_a_budget_or_not() -> None:
         (GraphHash, {"hot": {"user": [0, 1, 2], "item": [*range(20), 0]}}),
         (DoubleGraphHash, {"second": "own", "hot": [3, 4, 5, 6]}),
         (SoftGraphHash, {"k": 3}),
+        (SoftGraphHash, {"k": 3, "weight_bits": 4}),
         (SoftGraphHash, {"second_clusters": "users", "objective": "balanced", "algorithm": "label_propagation"}),
     ],
 )

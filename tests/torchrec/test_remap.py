@@ -65,14 +65,14 @@ def soft(where: str, method: embcomp.SoftGraphHash) -> tuple[torch.nn.Module, st
     return module, "film"
 
 
-@pytest.mark.parametrize("where", ["torch", "torchrec", "fused"])
-def test_a_mixture_grows(where: str) -> None:
+@pytest.mark.parametrize(("where", "bits"), [("torch", 8), ("torchrec", 8), ("fused", 8), ("torch", 4), ("fused", 4)])
+def test_a_mixture_grows(where: str, bits: int) -> None:
     rows, weights = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 0], [2, 1], [2, 2]]), torch.rand(6, 2) + 0.1
     weights[3] = 0.0  # id 3 is unseen
     old = Mixture.of(rows, weights, OLD)
     rows, weights = torch.cat([rows, torch.tensor([[1, 0]])]), torch.cat([weights, torch.tensor([[3.0, 1.0]])])
     weights[3] = torch.tensor([1.0, 0.0])
-    new, method = Mixture.of(rows, weights, NEW), embcomp.SoftGraphHash(OLD, weights=old, k=2)
+    new, method = Mixture.of(rows, weights, NEW), embcomp.SoftGraphHash(OLD, weights=old, k=2, weight_bits=bits)
     module, table = soft(where, method)
     held = next(weight for name, weight in module.named_parameters() if "user" not in name).detach().clone()
 
