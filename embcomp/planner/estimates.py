@@ -48,7 +48,13 @@ class Estimates(Protocol):
 
 
 class ByRules:
-    """The estimate of level 1, from sizes and counts. The worth of a table is guessed from the entropy of its ids.
+    """The estimate of level 1, from sizes and counts.
+
+    The worth of a table is guessed from its size, and a little from the entropy of its ids, as size^.75 entropy^.25. If
+    worth were proportional to size, the same method and share for all tables would be the best plan, so this plan is
+    not far from it where the guess is wrong. The shares of items and users in the worth that is measured with trained
+    models are .83 and .10 on Frappe, .71 and .26 on MovieLens-1M; in the sizes .76 and .18, .28 and .46; in the
+    entropies .29 and .22, .26 and .29.
 
     Losses are shares of the worth of all tables together.
 
@@ -64,7 +70,7 @@ class ByRules:
 
     def __init__(self, held: Sequence[Held], counts: Mapping[str, Tensor], given: Mapping[str, float]) -> None:
         self.held = held
-        information = [_information(table, counts.get(table.name)) for table in held]
+        information = [_entropy(table, counts.get(table.name)) ** 0.25 * _values(table) ** 0.75 for table in held]
         if given:
             middle = sorted(max(0.0, value) for value in given.values())[len(given) // 2]
             information = [max(0.0, given.get(table.name, middle)) for table in held]
@@ -168,9 +174,14 @@ class ByProbes:
         return rules.loss(option.method, tables, sum(self.worth[i] for i in option.tables), probed)
 
 
-def _information(held: Held, counts: Tensor | None) -> float:
+def _values(held: Held) -> int:
+    """The values of the full table."""
+    return (held.table.num_embeddings or rules.OPEN) * held.table.embedding_dim
+
+
+def _entropy(held: Held, counts: Tensor | None) -> float:
     """The bits of information of a table's id: the entropy of its counts, or the logarithm of the number of ids."""
     if counts is not None and bool((counts > 0).any()):
         shares = counts.double() / counts.double().sum()
         return float(torch.special.entr(shares).sum()) / math.log(2)
-    return math.log2(held.table.num_embeddings or 2**20)
+    return math.log2(held.table.num_embeddings or rules.OPEN)

@@ -3,7 +3,7 @@
 The unit is the worth of the table: the rise of the model's loss if all ids of the table had one vector. In this unit
 trained tables lost about the same on data sets whose losses differ by a factor of ten: MovieLens-1M / Frappe with
 DCNv2, whose tables are worth .26 and 1.6 of log-loss (`python -m experiments run lowbit-ctr-ml1m lowbit-ctr-frappe
-hashing-ctr-ml1m hashing-ctr-frappe lowbit-beauty`):
+hashing-ctr-ml1m hashing-ctr-frappe lowbit-beauty choose-ml1m choose-frappe`):
 
 | what | of the worth |
 |---|---|
@@ -15,6 +15,7 @@ hashing-ctr-ml1m hashing-ctr-frappe lowbit-beauty`):
 | frequent ids own rows, two hashes for the others, 50, 10, 1 % | .051 / .016, .15 / .061, .51 / .19 |
 | one hash, 50, 10, 1 % | .16 / .046, .44 / .13, .52 / .28 |
 | mixtures of 2, 4, 8 clusters, 19 % (R@10 on Beauty) | .03, 0, gains |
+| rank 1, 3, 4, 6 of 16 / 1, 2, 4 of 10 | .055, .005, .006, .001 / .075, .041, .021 |
 | rank, as a share of the loss just after the projection | .35-.45 / .33 |
 """
 
@@ -39,9 +40,9 @@ NARROW = {8: 0.0005, 7: 0.0008, 6: 0.0012, 5: 0.002, 4: 0.003, 3: 0.01, 2: 0.03,
 """The same for rows of low rank, which lose more: rank 5 with 3 bits lost .009, rank 4 with 4 bits 0."""
 
 SPREAD = {
-    "UnifiedEmbedding": 0.022,
-    "QuotientRemainder": 0.02,
-    "QuotientRemainder, concat": 0.024,
+    "UnifiedEmbedding": 0.024,
+    "QuotientRemainder": 0.0245,
+    "QuotientRemainder, concat": 0.0215,
     "MultiHash": 0.032,
     "HashEmbedding": 0.05,
     "DoubleHash": 0.05,
@@ -52,7 +53,10 @@ SPREAD = {
     "SoftGraphHash": 0.03,
     "SemanticIds": 0.03,
 }
-"""The loss of sharing, as a share of the worth: this factor times (share^-1/2 - 1), by method; .035 for others."""
+"""The loss of sharing, as a share of the worth: this factor times (share^-1/2 - 1), by method; .035 for others.
+
+Quotient and remainder are as measured on Frappe at 25 and 10 %: sharing only competes where ranks lose as much as
+there. On ML-1M, where side by side loses more than the product, ranks are better than both."""
 
 ALONE = 1.4
 """The factor by which `UnifiedEmbedding` costs more for a single table, because of collisions inside a feature."""
@@ -60,8 +64,19 @@ ALONE = 1.4
 OPEN = 2**20
 """The assumed number of ids of an open id space."""
 
+PROJECTED = 0.0041
+"""The loss of a rank, as a share of the worth: this factor times (width / rank - 1), for widths of 16 and more.
+
+In narrower tables, which have no directions to spare, it is (16 / width)^2 times as much: see the ranks above."""
+
 RECOVERED = 0.35
 """The share of the loss just after a projection to a rank that remains when the narrow rows are trained."""
+
+UNSEEN = 0.2
+"""The share of the guessed loss of a rank that remains where a probe shows none: training finds fewer directions.
+
+On ML-1M a rank of 4 costs nothing after training, and .006 of the worth from scratch; the guess is .012. Codes likewise
+cost no less than rounding to as many bits."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +137,8 @@ def rounding(bits: float | None, costs: Mapping[int, float] = ROUNDING) -> float
 
 
 def projection(rank: int | None, width: int) -> float:
-    """Return a guess of the loss of a rank, as a share of the worth; data sets differ much (0 and .02 at 1/4)."""
-    return 0.0 if rank is None or rank >= width else 0.004 * (width / rank - 1) ** 0.85
+    """Return a guess of the loss of a rank, as a share of the worth; see `PROJECTED`."""
+    return 0.0 if rank is None or rank >= width else PROJECTED * max(1.0, 16 / width) ** 2 * (width / rank - 1)
 
 
 def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | None = None) -> float:
@@ -141,8 +156,9 @@ def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | 
     if probed is None:
         share += projection(parts.rank, min(table.embedding_dim for table in tables)) + 1.2 * rounding(parts.codes)
         return worth * -math.expm1(-share)
+    least = UNSEEN * projection(parts.rank, min(table.embedding_dim for table in tables)) + rounding(parts.codes)
     lasting = probed if parts.codes is not None else RECOVERED * probed
-    return worth * -math.expm1(-share - max(0.0, lasting) / worth)
+    return worth * -math.expm1(-share - max(least, lasting / worth))
 
 
 def measurable(method: Method, tables: Sequence[Table]) -> bool:

@@ -108,8 +108,10 @@ class Search:
             if plan is not None and not any({id(o) for o in plan} == {id(o) for o in other} for other in plans):
                 plans.append(plan)
 
+        cheap = self.solved(_no_codes)  # first, as the probes of codes take most of the time there is
         add(self.solved())
-        for allowed in (_no_codes, _no_rank, _no_sharing, _bits_alone, _shared_alone, _halves_alone):
+        add(cheap)
+        for allowed in (_no_rank, _no_sharing, _bits_alone, _shared_alone, _halves_alone):
             add(self.solved(allowed))
         options, items = self.items()
         near: Iterator[Solution] = itertools.islice(ranked(items, len(self.held), self.budget), TOGETHER)

@@ -121,6 +121,25 @@ def test_probes_are_kept_and_a_stopped_plan_goes_on(trained, held_out, tmp_path)
     assert [t.method for t in fresh.tables] == [t.method for t in first.tables]
 
 
+def test_codes_are_measured_after_what_takes_less_time(trained, held_out, monkeypatch):
+    measured = []
+    rise = Probes.rise
+
+    def noted(self, tables, method):
+        measured.append(kind(method))
+        return rise(self, tables, method)
+
+    monkeypatch.setattr(Probes, "rise", noted)
+    ranks = [embcomp.LowRank(rank=rank) for rank in (1, 2, 3, 4)]
+    codes = [embcomp.ProductCodes(parts=parts, codes=16) for parts in (2, 4)]
+    embcomp.choose(trained, "20%", data=held_out, options=[embcomp.Full(), *codes, *ranks])
+    codes = [number for number, name in enumerate(measured) if "ProductCodes" in name]
+    ranks = [number for number, name in enumerate(measured) if "LowRank" in name]
+    assert codes
+    assert set(range(codes[0])) <= set(ranks)
+    assert len({measured[number] for number in ranks if number < codes[0]}) >= 2
+
+
 def test_no_time_leaves_rules(trained, held_out):
     choice = embcomp.choose(trained, "8%", data=held_out, seconds=1e-9)
     assert choice.nbytes <= choice.budget
@@ -263,7 +282,7 @@ def test_a_probe_that_fails_is_named_and_the_rest_goes_on(trained, held_out):
         def plan(self, tables, group="shared"):
             raise RuntimeError("no such luck")
 
-    options = [embcomp.Full(), embcomp.LowBit(bits=4), Broken(rank=1)]
+    options = [embcomp.Full(), embcomp.LowBit(bits=2), embcomp.LowBit(bits=8, of=Broken(rank=4))]
     choice = embcomp.choose(trained, "14%", data=held_out, options=options)
     assert {kind(t.method) for t in choice.tables} <= {"Full", "LowBit"}
     assert any("no such luck" in line for line in choice.failed)
