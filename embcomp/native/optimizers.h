@@ -34,22 +34,21 @@ struct Constants {
 class Step {
  public:
   explicit Step(const Constants& constants)
-      : c_(constants), log1_(std::log(constants.beta1)), log2_(std::log(constants.beta2)) {}
+      : c_(constants),
+        lr_((float)constants.lr),
+        eps_((float)constants.eps),
+        adjusts_(constants.scale != 1.0 || constants.most < HUGE_VAL || constants.l2 != 0.0),
+        log1_(std::log(constants.beta1)),
+        log2_(std::log(constants.beta2)) {}
 
   // The row moves by its gradient, which is overwritten. `states` are those of the row.
   template <size_t DIM>
   void operator()(float* __restrict w, float* __restrict g, float* const* states, size_t dim) const {
     const size_t n = DIM ? DIM : dim;
-    if (c_.scale != 1.0)
-      for (size_t d = 0; d < n; d++) g[d] *= (float)c_.scale;
-    if (c_.most < HUGE_VAL) {
-      const float most = (float)c_.most;  // NaN stays
-      for (size_t d = 0; d < n; d++) g[d] = g[d] < -most ? -most : g[d] > most ? most : g[d];
-    }
-    if (c_.l2 != 0.0) add_scaled<DIM>(g, w, (float)c_.l2, n);
+    if (adjusts_) adjust<DIM>(w, g, n);
     switch (c_.rule) {
       case SGD: return sgd<DIM>(w, g, states, n);
-      case ADAGRAD: return adagrad(w, g, states[0], n);
+      case ADAGRAD: return adagrad<DIM>(w, g, states[0], n);
       case ROWWISE_ADAGRAD: return rowwise_adagrad<DIM>(w, g, states[0], n);
       case ADAM: return adam<DIM, false, false>(w, g, states, n);
       case PARTIAL_ROWWISE_ADAM: return adam<DIM, true, false>(w, g, states, n);
@@ -58,7 +57,28 @@ class Step {
     }
   }
 
+  // Whether the step is `rowwise_adagrad` alone.
+  bool is_rowwise_adagrad() const { return c_.rule == ROWWISE_ADAGRAD && !adjusts_; }
+
+  template <size_t DIM>
+  void rowwise_adagrad(float* __restrict w, const float* __restrict g, float* sum, size_t n) const {
+    const float total = *sum + square(g, n) / (float)n;
+    *sum = total;
+    add_scaled<DIM>(w, g, -lr_ / (std::sqrt(total) + eps_), n);
+  }
+
  private:
+  // What comes before the rule: the factor, clipping, and weight decay that joins the gradient.
+  template <size_t DIM>
+  void adjust(const float* __restrict w, float* __restrict g, size_t n) const {
+    const float scale = (float)c_.scale, most = (float)c_.most;
+    if (c_.scale != 1.0)
+      for (size_t d = 0; d < n; d++) g[d] *= scale;
+    if (c_.most < HUGE_VAL)  // NaN stays
+      for (size_t d = 0; d < n; d++) g[d] = g[d] < -most ? -most : g[d] > most ? most : g[d];
+    if (c_.l2 != 0.0) add_scaled<DIM>(g, w, (float)c_.l2, n);
+  }
+
   template <size_t DIM>
   void sgd(float* __restrict w, float* __restrict g, float* const* states, size_t n) const {
     const float momentum = (float)c_.momentum;
@@ -69,20 +89,15 @@ class Step {
         g[d] = c_.nesterov ? g[d] + momentum * kept[d] : kept[d];
       }
     }
-    add_scaled<DIM>(w, g, -(float)c_.lr, n);
-  }
-
-  void adagrad(float* __restrict w, const float* __restrict g, float* __restrict sum, size_t n) const {
-    for (size_t d = 0; d < n; d++) {
-      sum[d] += g[d] * g[d];
-      w[d] -= (float)c_.lr * g[d] / (std::sqrt(sum[d]) + (float)c_.eps);
-    }
+    add_scaled<DIM>(w, g, -lr_, n);
   }
 
   template <size_t DIM>
-  void rowwise_adagrad(float* __restrict w, const float* __restrict g, float* sum, size_t n) const {
-    *sum += square(g, n) / (float)n;
-    add_scaled<DIM>(w, g, -(float)c_.lr / (std::sqrt(*sum) + (float)c_.eps), n);
+  void adagrad(float* __restrict w, const float* __restrict g, float* __restrict sum, size_t n) const {
+    for (size_t d = 0; d < n; d++) {
+      sum[d] += g[d] * g[d];
+      w[d] -= lr_ * g[d] / (std::sqrt(sum[d]) + eps_);
+    }
   }
 
   // Adam; with one second moment for the row; with the trust ratio of LAMB.
@@ -92,14 +107,14 @@ class Step {
     const double step = *states[2] += 1.0f;
     const float new1 = (float)(1.0 - c_.beta1), new2 = (float)(1.0 - c_.beta2), old2 = (float)c_.beta2;
     const float rate = (float)(1.0 / -std::expm1(step * log1_));
-    const float root = (float)(1.0 / std::sqrt(-std::expm1(step * log2_))), eps = (float)c_.eps;
+    const float root = (float)(1.0 / std::sqrt(-std::expm1(step * log2_)));
     if (ROWWISE) *second = old2 * *second + new2 * (square(g, n) / (float)n);
     for (size_t d = 0; d < n; d++) {
       first[d] += new1 * (g[d] - first[d]);
       if (!ROWWISE) second[d] = old2 * second[d] + new2 * g[d] * g[d];
-      g[d] = rate * first[d] / (std::sqrt(second[ROWWISE ? 0 : d]) * root + eps) + (float)c_.decay * w[d];
+      g[d] = rate * first[d] / (std::sqrt(second[ROWWISE ? 0 : d]) * root + eps_) + (float)c_.decay * w[d];
     }
-    float lr = (float)c_.lr;
+    float lr = lr_;
     if (TRUST) {
       const float of_row = std::sqrt(square(w, n)), of_step = std::sqrt(square(g, n));
       if (of_row > 0.0f && of_step > 0.0f) lr *= of_row / of_step;
@@ -114,6 +129,8 @@ class Step {
   }
 
   Constants c_;
+  float lr_, eps_;
+  bool adjusts_;
   double log1_, log2_;
 };
 

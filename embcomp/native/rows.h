@@ -7,6 +7,8 @@
 
 namespace embcomp {
 
+#define EMBCOMP_NOINLINE __attribute__((noinline))
+
 constexpr size_t kAhead = 32;  // rows fetched ahead
 
 // Fetches a line to read it, or to write it, for which no other core may keep it.
@@ -16,9 +18,10 @@ inline void prefetch(const void* place) {
   __asm__ volatile("");  // else GCC leaves out calls of functions that do nothing but this
 }
 
-template <bool WRITE = false>
+template <bool WRITE = false, size_t DIM = 0>
 inline void prefetch_row(const float* row, size_t dim) {
-  for (size_t d = 0; d < dim; d += 16) prefetch<WRITE>(row + d);
+  const size_t n = DIM ? DIM : dim;
+  for (size_t d = 0; d < n; d += 16) prefetch<WRITE>(row + d);
 }
 
 // out += scale * row. DIM is the width where it is known when compiling, else 0.
@@ -83,9 +86,9 @@ struct Rows {
   uint8_t* packed(uint64_t row) const { return (uint8_t*)data + row * nbytes; }
   float* floats(uint64_t row) const { return (float*)data + row * dim; }
 
-  template <bool WRITE = false>
+  template <bool WRITE = false, size_t DIM = 0>
   void prefetch(uint64_t row) const {
-    if (!nbytes) return prefetch_row<WRITE>(floats(row), dim);
+    if (!nbytes) return prefetch_row<WRITE, DIM>(floats(row), dim);
     for (size_t at = 0; at < nbytes; at += 64) embcomp::prefetch<WRITE>(packed(row) + at);
   }
 

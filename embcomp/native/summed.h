@@ -1,6 +1,6 @@
-// The gradients of the rows that a batch has read, each row's summed. Those of bags that read the same rows are summed as
-// the gradient is passed over once, a few bags of all tables at a time, and a row that no other bags read is visited with
-// the last of its bags. What remains (rows that several groups read, bags of varying length, weights) is sorted by row.
+// The gradients of the rows that a batch has read, each row's summed. Bags that read the same rows are a group: their
+// gradients are summed as they are read, and a row that no other group reads is visited with the sum. What remains (rows
+// that several groups read, bags of varying length, weights) is sorted by row.
 #pragma once
 #include <cstring>
 #include <memory>
@@ -14,7 +14,7 @@
 
 namespace embcomp {
 
-constexpr size_t kBagsPerTile = 64;
+constexpr size_t kGroupsAhead = 16;  // groups whose rows are fetched ahead
 
 // What is kept between calls for one table.
 struct TableScratch {
@@ -22,13 +22,13 @@ struct TableScratch {
   Vector<size_t> varying;
   Vector<Block> blocks;
   size_t num_blocks;
+  Twice twice;
 };
 
 // What is kept between calls for one thread.
 struct ThreadScratch {
   Vector<Slot> slots;
   Vector<uint32_t> parting;
-  Vector<uint64_t> twice;
   Buffer<uint64_t> pairs, other;  // row << 32 | entry, and the other half of the sort
   Buffer<const float*> source;    // per entry, its gradient
   Buffer<float> weight;           // per entry
@@ -38,7 +38,6 @@ struct ThreadScratch {
 struct Scratch {
   Vector<TableScratch> tables;
   Vector<std::unique_ptr<ThreadScratch>> threads;
-  Buffer<float> sums;
 
   void reserve(size_t num_tables, size_t num_threads) {
     if (tables.size() < num_tables) tables.resize(num_tables);
@@ -73,12 +72,12 @@ inline uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_
 class Sums {
  public:
   virtual ~Sums() = default;
-  virtual void add(Block& block, size_t start, size_t stop) = 0;
-  virtual void fetch(const Block& block, size_t start, size_t stop) = 0;
+  virtual void add(Block& block) = 0;
   virtual void finish(ThreadScratch& room) = 0;
 
   TableScratch* own = nullptr;
   bool in_order = false;  // whether rows must be visited in the order of memory
+  Apart apart = Apart::kNone;
 
   // Groups the bags, which needs no gradient.
   void prepare(const Request& q, TableScratch& table, ThreadScratch& room) {
@@ -89,7 +88,7 @@ class Sums {
       if (own->blocks.size() == own->num_blocks) own->blocks.emplace_back();
       i += make_block(&own->lanes[i], own->lanes.size() - i, q, own->blocks[own->num_blocks++], room.slots, room.parting);
     }
-    set_apart(q, own->blocks.data(), own->num_blocks, own->varying, in_order, room.twice);
+    apart = find_apart(q, own->blocks.data(), own->num_blocks, own->varying, in_order, own->twice);
   }
 };
 
@@ -102,29 +101,18 @@ class SumsOf : public Sums {
   Visitor& visitor() { return visitor_; }
   uint64_t num_rows() const { return q_.num_rows; }
 
-  void fetch(const Block& block, size_t start, size_t stop) override {
-    for (size_t b = start; b < stop; b++) {
-      const uint32_t code = block.code[b];
-      prefetch_row(grad_.at(b, block.lanes[0].column), block.width);
-      if (!(code & kFirst)) prefetch_row(block.sum(code), block.width);
-      if (code & kLast)
-        for (const Lane& lane : block.lanes) visitor_.fetch((uint64_t)lane.row(b));
-    }
-  }
-
-  void add(Block& block, size_t start, size_t stop) override {
-    for (size_t b = start; b < stop; b++) {
-      const uint32_t code = block.code[b];
-      const float* sum = grad_.at(b, block.lanes[0].column);
-      if ((code & kFirst) == 0 || (code & kLast) == 0) {
-        float* whole = block.sum(code);
-        if (code & kFirst)
-          std::memcpy(whole, sum, block.width * sizeof(float));
-        else
-          add_scaled<0>(whole, sum, 1.0f, block.width);
-        sum = whole;
+  // Sums each group, and visits its rows. The rows of a group some places further travel meanwhile.
+  void add(Block& block) override {
+    const size_t groups = block.groups(), lanes = block.lanes.size();
+    for (size_t g = 0; g < std::min(groups, kGroupsAhead); g++) fetch_rows(block, g);
+    for (size_t g = 0; g < groups; g++) {
+      if (g + kGroupsAhead < groups) fetch_rows(block, g + kGroupsAhead);
+      for (size_t c = 0; c < lanes; c++) {
+        float known[DIM ? DIM : 1];
+        float* sum = DIM ? known : room_for(n());
+        sum_bags(block, g, block.lanes[c].column, sum);
+        end(block, block.row(c, g), sum);
       }
-      if (code & kLast) end(block, code & kGroup, b, sum);
     }
   }
 
@@ -149,20 +137,39 @@ class SumsOf : public Sums {
  private:
   size_t n() const { return DIM ? DIM : q_.dim; }
 
-  // All bags of the group are summed.
-  void end(Block& block, size_t group, size_t bag, const float* sum) {
-    const size_t lanes = block.lanes.size();
-    float* one = room_for(n());
-    for (size_t c = 0; c < lanes; c++, sum += block.step) {
-      const uint64_t row = (uint64_t)block.lanes[c].row(bag);
-      if (!block.apart.empty() && block.apart[group * lanes + c]) {
-        block.apart_rows.push_back((uint32_t)row);
-        block.apart_sums.insert(block.apart_sums.end(), sum, sum + n());
-      } else {
-        std::memcpy(one, sum, n() * sizeof(float));
-        visitor_.visit(row, one);
-      }
+  void fetch_rows(const Block& block, size_t group) const {
+    for (const Lane& lane : block.lanes) {
+      const uint64_t row = lane.row(block.leaders[group]);
+      if (apart == Apart::kTwice) own->twice.fetch(row);
+      visitor_.fetch(row);
     }
+  }
+
+  void sum_bags(const Block& block, size_t group, size_t column, float* sum) const {
+    const uint32_t* bags = block.bags.data();
+    const size_t first = block.starts[group], last = block.starts[group + 1], most = block.bags.size() - 1;
+    float known[DIM ? DIM : 1];  // stays in registers, as `sum` would not
+    float* total = DIM ? known : sum;
+    prefetch_row<false, DIM>(grad_.at(bags[std::min(first + kAhead, most)], column), n());
+    std::memcpy(total, grad_.at(bags[first], column), n() * sizeof(float));
+    for (size_t i = first + 1; i < last; i++) {
+      prefetch_row<false, DIM>(grad_.at(bags[std::min(i + kAhead, most)], column), n());
+      add_scaled<DIM>(total, grad_.at(bags[i], column), 1.0f, n());
+    }
+    if (DIM) std::memcpy(sum, total, n() * sizeof(float));
+  }
+
+  // All bags of the group are summed.
+  void end(Block& block, uint64_t row, float* sum) {
+    if (apart == Apart::kAll || (apart == Apart::kTwice && own->twice.has(row)))
+      set_apart(block, row, sum);
+    else
+      visitor_.visit(row, sum);
+  }
+
+  EMBCOMP_NOINLINE void set_apart(Block& block, uint64_t row, const float* sum) {
+    block.apart_rows.push_back((uint32_t)row);
+    block.apart_sums.insert(block.apart_sums.end(), sum, sum + n());
   }
 
   void visit_sorted(const uint64_t* pairs) {
@@ -203,21 +210,6 @@ class SumsOf : public Sums {
   size_t entries_ = 0;
 };
 
-// Sums and visits blocks, in the order of the gradient. Each is fetched while the one before it is summed.
-inline void add_blocks(const std::pair<Sums*, Block*>* blocks, size_t count, size_t batch) {
-  const size_t tiles = (batch + kBagsPerTile - 1) / kBagsPerTile;
-  for (size_t at = 0; at < tiles * count; at++) {
-    if (at + 1 < tiles * count) {
-      const auto& [sums, block] = blocks[(at + 1) % count];
-      const size_t start = (at + 1) / count * kBagsPerTile;
-      sums->fetch(*block, start, std::min(batch, start + kBagsPerTile));
-    }
-    const auto& [sums, block] = blocks[at % count];
-    const size_t start = at / count * kBagsPerTile;
-    sums->add(*block, start, std::min(batch, start + kBagsPerTile));
-  }
-}
-
 // Visits the rows of all tables. The results do not depend on the number of threads.
 inline void sum_all(const Request* requests, Vector<std::unique_ptr<Sums>>& sums, size_t threads) {
   const size_t tables = sums.size();
@@ -228,20 +220,11 @@ inline void sum_all(const Request* requests, Vector<std::unique_ptr<Sums>>& sums
       sums[t]->prepare(requests[t], kept.tables[t], *kept.threads[i]);
   });
   Vector<std::pair<Sums*, Block*>> blocks;
-  size_t total = 0;
   for (auto& each : sums)
-    for (size_t k = 0; k < each->own->num_blocks; k++) {
-      blocks.emplace_back(each.get(), &each->own->blocks[k]);
-      total += blocks.back().second->num_sums * blocks.back().second->width;
-    }
-  float* next = kept.sums.at_least(total);
-  for (auto& each : blocks) {
-    each.second->sums = next;
-    next += each.second->num_sums * each.second->width;
-  }
+    for (size_t k = 0; k < each->own->num_blocks; k++) blocks.emplace_back(each.get(), &each->own->blocks[k]);
   in_threads(threads, [&](size_t i) {
     const size_t first = first_of(i, threads, blocks.size()), last = first_of(i + 1, threads, blocks.size());
-    add_blocks(blocks.data() + first, last - first, requests[0].batch);
+    for (size_t k = first; k < last; k++) blocks[k].first->add(*blocks[k].second);
   });
   in_threads(threads, [&](size_t i) {
     for (size_t t = first_of(i, threads, tables); t < first_of(i + 1, threads, tables); t++)

@@ -36,10 +36,13 @@ template <size_t DIM>
 class Update {
  public:
   Update(const Request& request, const Optimizer& optimizer)
-      : table_(request.stored()), kept_(optimizer), step_(optimizer.constants) {}
+      : table_(request.stored()),
+        kept_(optimizer),
+        step_(optimizer.constants),
+        plain_(step_.is_rowwise_adagrad() && optimizer.constants.lazy && !table_.nbytes && !table_.grid.bits) {}
 
   void fetch(uint64_t row) const {
-    table_.prefetch<true>(row);
+    table_.template prefetch<true, DIM>(row);
     for (int k = 0; k < kept_.constants.states; k++)
       if (table_.nbytes)
         embcomp::prefetch<true>(halves(k) + row);
@@ -49,12 +52,10 @@ class Update {
 
   // One row, with its summed gradient, which is overwritten.
   void visit(uint64_t row, float* g) {
-    if (table_.nbytes) return step_integers(row, g);
-    if (!kept_.constants.lazy) {
-      skip_to(row);
-      next_ = row + 1;
-    }
-    step_floats(row, g);
+    if (plain_)
+      step_.template rowwise_adagrad<DIM>(table_.floats(row), g, floats(0, row), n());
+    else
+      visit_other(row, g);
   }
 
   // Steps the rows before this one that were not read.
@@ -68,6 +69,16 @@ class Update {
 
  private:
   size_t n() const { return DIM ? DIM : table_.dim; }
+
+  // Called, so that the loop that sums gradients stays small.
+  EMBCOMP_NOINLINE void visit_other(uint64_t row, float* g) {
+    if (table_.nbytes) return step_integers(row, g);
+    if (!kept_.constants.lazy) {
+      skip_to(row);
+      next_ = row + 1;
+    }
+    step_floats(row, g);
+  }
 
   void step_floats(uint64_t row, float* g) const {
     const Grid& grid = table_.grid;
@@ -110,6 +121,7 @@ class Update {
   Rows table_;
   Optimizer kept_;
   Step step_;
+  bool plain_;  // floats, and nothing but row-wise Adagrad
   uint64_t next_ = 0;
 };
 
