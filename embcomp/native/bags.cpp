@@ -13,7 +13,8 @@ using embcomp::add_scaled;
 using embcomp::Request;
 using embcomp::Rows;
 
-constexpr size_t kBagsPerTile = 16;                // output of a tile stays in the second-level cache
+constexpr size_t kBagsPerTile = 64;                // at most; output of a tile stays in the second-level cache
+constexpr size_t kTileBytes = (size_t)8 << 10;     // of rows: fewer would not keep memory busy, more leave the first cache
 constexpr size_t kStrip = 64;                      // floats of a strip of the output
 constexpr size_t kStreamBytes = (size_t)32 << 20;  // an output of this size leaves the cache before anybody reads it
 
@@ -45,7 +46,8 @@ struct Tile {
 template <size_t DIM>
 void pool_tile(const Rows& table, const Tile& tile, float* out, size_t stride, bool stream, float* room) {
   const size_t n = DIM ? DIM : table.dim;
-  float* sum = room + n;
+  float known[DIM ? DIM : 1];  // stays in registers
+  float* sum = DIM ? known : room + n;
   for (size_t b = 0; b < tile.count; b++, out += stride) {
     const int64_t lo = tile.offsets[b], hi = tile.offsets[b + 1];
     if (hi == lo + 1 && !tile.weights) {
@@ -59,10 +61,20 @@ void pool_tile(const Rows& table, const Tile& tile, float* out, size_t stride, b
   }
 }
 
-using PoolTile = void (*)(const Rows&, const Tile&, float*, size_t, bool, float*);
+template <size_t DIM>
+void fetch_tile(const Rows& table, const Tile& tile) {
+  for (int64_t j = tile.offsets[0]; j < tile.offsets[tile.count]; j++)
+    table.prefetch<false, DIM>((uint64_t)tile.rows[j]);
+}
 
-PoolTile of_width(size_t dim) {
-#define EMBCOMP_CALL(WIDTH) return pool_tile<WIDTH>
+// What is done with the tiles of a table.
+struct OfTiles {
+  void (*pool)(const Rows&, const Tile&, float*, size_t, bool, float*);
+  void (*fetch)(const Rows&, const Tile&);
+};
+
+OfTiles of_width(size_t dim) {
+#define EMBCOMP_CALL(WIDTH) return {pool_tile<WIDTH>, fetch_tile<WIDTH>}
   EMBCOMP_FOR_WIDTH(EMBCOMP_CALL)
 #undef EMBCOMP_CALL
 }
@@ -72,28 +84,34 @@ struct Feature {
   const Request* request;
   size_t number;
   Rows table;
-  PoolTile pool;
+  OfTiles work;
   size_t column;
   bool stream;
 
-  void fetch(size_t start, size_t stop) const {
-    const int64_t* own = request->offsets + number * request->batch;
-    for (int64_t j = own[start]; j < own[stop]; j++) table.prefetch((uint64_t)request->rows[j]);
+  Tile tile(size_t start, size_t stop) const { return {*request, number, start, stop}; }
+
+  // How many bags' rows are so many bytes, if all bags are alike.
+  size_t bags_of(size_t bytes) const {
+    const size_t each = table.nbytes ? table.nbytes : table.dim * sizeof(float);
+    const size_t bags = request->features * request->batch;
+    return bytes * bags / std::max<size_t>(1, each * std::max(request->lookups(), bags));
   }
 };
 
 // A strip of features that stand side by side, for bags [first, last).
 void pool_strip(const Feature* features, size_t count, const Output& out, size_t first, size_t last, float* room) {
-  for (size_t start = first; start < last; start += kBagsPerTile) {
-    const size_t stop = std::min(last, start + kBagsPerTile);
+  size_t tile = kBagsPerTile;
+  for (size_t f = 0; f < count; f++) tile = std::max<size_t>(1, std::min(tile, features[f].bags_of(kTileBytes)));
+  for (size_t start = first; start < last; start += tile) {
+    const size_t stop = std::min(last, start + tile);
     for (size_t f = 0; f < count; f++) {
       // One feature further, so that its rows travel while this one is summed.
       const bool wraps = f + 1 == count;
+      const Feature &own = features[f], &next = features[wraps ? 0 : f + 1];
       const size_t ahead = wraps ? stop : start;
-      if (ahead < last) features[wraps ? 0 : f + 1].fetch(ahead, std::min(last, ahead + kBagsPerTile));
-      const Feature& own = features[f];
-      own.pool(own.table, Tile(*own.request, own.number, start, stop), out.data + start * out.stride + own.column,
-               out.stride, own.stream, room);
+      if (ahead < last) next.work.fetch(next.table, next.tile(ahead, std::min(last, ahead + tile)));
+      own.work.pool(own.table, own.tile(start, stop), out.data + start * out.stride + own.column, out.stride, own.stream,
+                    room);
     }
   }
   embcomp::end_streams();
