@@ -59,7 +59,7 @@ class SquareMap(Combiner):
     @torch.no_grad()
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple[Combiner, Tensor]:
         """Set the matrix to the directions of the table, those of the largest variance first."""
-        self.matrix.copy_(principal_directions(vectors, counts).t())
+        self.matrix.copy_(principal_directions(vectors, counts)[1].t())
         return _FixedMap(self.matrix.detach().clone()), vectors
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from embcomp.methods.base import Combiner, Method, Sizes, Table
 from embcomp.methods.full import Full
-from embcomp.methods.narrow import Narrow, draw_map_, principal_directions
+from embcomp.methods.narrow import Narrow, draw_map_, equalizing, principal_directions
 from embcomp.settings import Width
 
 _BLOCK = 1 << 16  # vectors at a time
@@ -44,9 +44,13 @@ class Projection(Combiner):
 
     @torch.no_grad()
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple[Combiner, Tensor]:
-        """Set the matrix to the directions of largest variance, by a truncated singular value decomposition."""
-        directions = principal_directions(vectors, counts)[:, : len(self.matrix)]
-        self.matrix.copy_(directions.t())
+        """Set the matrix to the directions of largest variance, by a truncated singular value decomposition.
+
+        They are turned among themselves so that all have the same variance: one step of `LowBit` then fits all of them.
+        """
+        variances, directions = principal_directions(vectors, counts)
+        rank = len(self.matrix)
+        self.matrix.copy_((directions[:, :rank] @ equalizing(variances[:rank])).t())
         return self.inner, torch.cat([rows @ self.matrix.t().to(rows) for rows in vectors.split(_BLOCK)])
 
 

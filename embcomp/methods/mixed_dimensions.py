@@ -116,7 +116,7 @@ class MappedSum(Combiner):
         """Set the matrices to the directions of largest variance of the whole table."""
         if not self.matrices:
             return None
-        directions = principal_directions(vectors, counts)
+        _, directions = principal_directions(vectors, counts)
         for matrix in self.matrices:
             matrix.copy_(directions[:, : len(matrix)].t())
         return _Fixed([matrix.detach() for matrix in self.matrices], self.embedding_dim), vectors

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -93,7 +94,7 @@ def draw_map_(matrix: Tensor) -> None:
 
 
 @torch.no_grad()
-def principal_directions(vectors: Tensor, counts: Tensor) -> Tensor:
+def principal_directions(vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return the directions of largest variance around 0 of weighted vectors, by a singular value decomposition.
 
     Args:
@@ -101,9 +102,47 @@ def principal_directions(vectors: Tensor, counts: Tensor) -> Tensor:
         counts: the weight of each vector, [n].
 
     Returns:
-        The orthonormal directions as columns, float64 [width, width], that of the largest variance first.
+        The weighted sums of squares, float64 [width], and the orthonormal directions as columns, float64 [width,
+        width]; that of the largest variance first.
     """
     gram = torch.zeros(2 * vectors.shape[1:], dtype=torch.float64, device=vectors.device)
     for rows, weigh in zip(vectors.split(_BLOCK), counts.split(_BLOCK), strict=True):
         gram += rows.double().t() @ (rows.double() * weigh.double().unsqueeze(1))
-    return torch.linalg.eigh(gram).eigenvectors.flip(1)
+    values, directions = torch.linalg.eigh(gram)
+    return values.flip(0), directions.flip(1)
+
+
+@torch.no_grad()
+def equalizing(variances: Tensor) -> Tensor:
+    """Return a rotation after which uncorrelated columns of these variances all have the mean of them.
+
+    Each turn of a column below the mean and one above it brings the first to the mean (Bendel and Mickey 1978, section
+    3), so that n - 1 turns are enough.
+
+    Args:
+        variances: the variances, float64 [n].
+
+    Returns:
+        The rotation, float64 [n, n], for rows of values on its left.
+
+    Example:
+        >>> import torch
+        >>> turn = equalizing(torch.tensor([5.0, 1.0, 0.0], dtype=torch.float64))
+        >>> (turn.T @ torch.diag(torch.tensor([5.0, 1.0, 0.0], dtype=torch.float64)) @ turn).diagonal().round()
+        tensor([2., 2., 2.], dtype=torch.float64)
+    """
+    covariance, mean = torch.diag(variances.double()), float(variances.double().mean())
+    turn = torch.eye(len(variances), dtype=torch.float64, device=variances.device)
+    for _ in range(len(variances) - 1):
+        low, high = int(covariance.diagonal().argmin()), int(covariance.diagonal().argmax())
+        below, above = float(covariance[low, low]) - mean, float(covariance[high, high]) - mean
+        if below >= 0 or above <= 0:  # all are the mean, up to rounding
+            break
+        both = float(covariance[low, high])
+        tangent = (math.sqrt(both * both - below * above) - both) / above
+        cosine = 1 / math.sqrt(1 + tangent * tangent)
+        plane = torch.eye(len(variances), dtype=torch.float64, device=variances.device)
+        plane[low, low] = plane[high, high] = cosine
+        plane[high, low], plane[low, high] = tangent * cosine, -tangent * cosine
+        covariance, turn = plane.T @ covariance @ plane, turn @ plane
+    return turn

@@ -137,9 +137,9 @@ def grid_bags(
     here = readable(*tensors) and mode in ("sum", "mean")
     lib = native.library() if here else None
     if lib is None:
-        by_torch = here and offsets is not None and bits in (2, 4) and dim * bits % 8 == 0
-        form = grid_bags_by_torch if by_torch else grid_bags_reference
-        return form(packed, bits, dim, step, shared, rows, offsets, weights, mode)
+        if here and offsets is not None and bits in (2, 4) and dim * bits % 8 == 0:
+            return grid_bags_by_torch(packed, bits, dim, step, shared, rows, offsets, weights, mode)
+        return grid_bags_reference(packed, bits, dim, step, shared, rows, offsets, weights, mode)
     rows, count = rows.contiguous(), rows.shape[0]
     held = packed.shape[0] * rows_of_line(dim, bits)
     check_inside(rows, min(held, step.shape[0] * shared) if shared else held)

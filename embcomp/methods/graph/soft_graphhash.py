@@ -112,16 +112,16 @@ class SoftGraphHash(GraphHash):
 
     The mixture tells the ids of one cluster apart by the other clusters that they are near to. Its weights come from
     the graph (`embcomp.graph.mixture`), or are equal over two clusters, as in BACO's second cluster for users
-    (`embcomp.graph.second_clusters`, arXiv 2604.18351). Each of the k entries takes `weight_bits` bits for the weight and
-    ceil(log2 rows) bits for the row.
+    (`embcomp.graph.second_clusters`, arXiv 2604.18351). Each of the k entries takes `weight_bits` bits for the weight
+    and ceil(log2 rows) bits for the row.
 
     Args:
         clusters: the clusters, as in `GraphHash`.
         weights: the mixture of the table's ids over these clusters, or a mapping from table names to mixtures, or to
             None for a table whose ids read only their cluster.
         k: the number of rows to read, those with the largest weights.
-        weight_bits: the bits of a stored weight, 1 to 8, relative to the heaviest of the id; a weight that is rounded to
-            zero counts for nothing.
+        weight_bits: the bits of a stored weight, 1 to 8, relative to the heaviest of the id; a weight that is rounded
+            to zero counts for nothing.
         seed: the seed of the hashes of unseen ids.
 
     Example:
