@@ -89,8 +89,7 @@ class Encoder(Maps, abc.ABC):
 
     def _check_config(self, saved: dict[str, Any]) -> None:
         mine = json.loads(json.dumps(self.config))
-        later = {key: value for key, value in _defaults(saved.get("method")).items() if key in mine}
-        saved = {**later, **saved}  # a setting that came after it was saved had its default
+        saved = _completed(saved, mine)
         keys = sorted({*saved, *mine} - {"table"})
         said = "; ".join(
             f"{key}: saved {saved.get(key)!r}, here {mine.get(key)!r}"
@@ -145,6 +144,14 @@ class _Handed(nn.Module):
 
     def forward(self, ids: Tensor) -> list[Tensor]:
         return self.encoder.handed(ids)
+
+
+def _completed(saved: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved configuration, where a setting that came after it was saved has its default, inside a wrapper, too."""
+    later = {key: value for key, value in _defaults(saved.get("method")).items() if key in mine}
+    inside, mine_inside = saved.get("of"), mine.get("of")
+    of = {"of": _completed(inside, mine_inside)} if isinstance(inside, dict) and isinstance(mine_inside, dict) else {}
+    return {**later, **saved, **of}
 
 
 def _defaults(method: str | None) -> dict[str, Any]:

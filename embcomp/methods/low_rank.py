@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from embcomp.methods.full import Full
 from embcomp.methods.narrow import Narrow, draw_map_, equalizing, principal_directions
 from embcomp.settings import Width
 
+Axes = Literal["equal", "principal"]
 _BLOCK = 1 << 16  # vectors at a time
 
 
@@ -21,11 +22,12 @@ class Projection(Combiner):
 
     Attributes:
         matrix: the matrix, [rank, embedding_dim].
+        axes: the columns of narrow rows after a warm start; see `LowRank`.
     """
 
-    def __init__(self, inner: Combiner, rank: int, embedding_dim: int) -> None:
+    def __init__(self, inner: Combiner, rank: int, embedding_dim: int, axes: Axes = "equal") -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.axes = inner, axes
         self.linear = inner.linear  # pyright: ignore[reportAttributeAccessIssue]
         self.neutral = inner.neutral  # pyright: ignore[reportAttributeAccessIssue]
         self.matrix = nn.Parameter(torch.empty(rank, embedding_dim))
@@ -46,11 +48,12 @@ class Projection(Combiner):
     def start_(self, vectors: Tensor, counts: Tensor) -> tuple[Combiner, Tensor]:
         """Set the matrix to the directions of largest variance, by a truncated singular value decomposition.
 
-        They are turned among themselves so that all have the same variance: one step of `LowBit` then fits all of them.
+        With equal axes they are turned among themselves so that all have the same variance.
         """
         variances, directions = principal_directions(vectors, counts)
         rank = len(self.matrix)
-        self.matrix.copy_((directions[:, :rank] @ equalizing(variances[:rank])).t())
+        kept = directions[:, :rank]
+        self.matrix.copy_((kept @ equalizing(variances[:rank]) if self.axes == "equal" else kept).t())
         return self.inner, torch.cat([rows @ self.matrix.t().to(rows) for rows in vectors.split(_BLOCK)])
 
 
@@ -65,6 +68,10 @@ class LowRank(Narrow):
     Args:
         rank: the number of values of a row, at most the embedding_dim.
         of: the method of the narrow rows.
+        axes: the columns of the narrow rows after a warm start. "equal" turns them so that all have the same variance,
+            which one step of `LowBit` around them fits best. "principal" leaves them the directions of largest
+            variance, of which few bits clip the largest and stretch the smallest: more of the vectors is lost, but
+            where items are ranked by inner products a flatter spectrum may rank them better.
 
     Raises:
         ValueError: the rank is below 1, or above the width of a table.
@@ -81,9 +88,10 @@ class LowRank(Narrow):
 
     rank: Width
     of: Method = field(default_factory=Full)
+    axes: Axes = "equal"
 
     def widened(self, inner: Combiner, width: int, embedding_dim: int) -> Combiner:
-        return Projection(inner, width, embedding_dim)
+        return Projection(inner, width, embedding_dim, self.axes)
 
     def widened_sizes(self, narrow: Sizes, tables: Sequence[Table]) -> Sizes:
         matrices = sum(self.rank * table.embedding_dim for table in tables)

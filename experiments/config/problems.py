@@ -62,23 +62,22 @@ def monitor_problems(experiment: ExperimentConfig, metric: str) -> Iterator[str]
         yield f"training.monitor: a {kind} run has no {monitor}; set it, for example, to 'valid/{metric}'"
 
 
-def clicks_only_problems(experiment: ExperimentConfig, fitted: bool = False) -> Iterator[str]:
+def clicks_only_problems(experiment: ExperimentConfig, retrieval: bool = False) -> Iterator[str]:
     """Yield a problem for each setting of a method that only click-through runs have, for other kinds of runs.
 
     Args:
-        fitted: True for a kind of runs whose methods may be fitted to trained full tables, as those of clicks.
+        retrieval: True for retrieval runs, which have most of these settings.
     """
     for number, method in enumerate(experiment.methods):
         given = {
-            "after_training": method.after_training and not fitted,
-            "fine_tuned": method.from_trained and not fitted,
-            "apart": method.apart,
-            "by_table": method.by_table,
+            "after_training": method.after_training,
+            "fine_tuned": method.from_trained,
+            "by_table": bool(method.by_table),
         }
-        if key := next((key for key, is_given in given.items() if is_given), None):
-            trained = key in ("after_training", "fine_tuned")
-            kinds = "click-through and retrieval runs" if trained else "click-through runs"
-            yield f"methods[{number}].{key}: only {kinds} have it; leave it out"
+        if method.apart:
+            yield f"methods[{number}].apart: only click-through runs have it; leave it out"
+        elif not retrieval and (key := next((key for key, is_given in given.items() if is_given), None)):
+            yield f"methods[{number}].{key}: only click-through and retrieval runs have it; leave it out"
 
 
 def known_model(

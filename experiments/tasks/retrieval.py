@@ -76,7 +76,7 @@ def problems(experiment: ExperimentConfig) -> Iterator[str]:
     config = experiment.section
     yield from data_problems(experiment.data, data.INTERACTIONS)
     yield from monitor_problems(experiment, "recall@20")
-    yield from clicks_only_problems(experiment, fitted=True)
+    yield from clicks_only_problems(experiment, retrieval=True)
     for model in experiment.model:
         yield from known_model(model, RETRIEVAL_MODELS, {"self", "users", "items", "edges"})
         if config.loss == "directau" and plain(model.name) == "neumf":

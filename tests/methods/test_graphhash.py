@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -88,14 +90,20 @@ def test_weights_of_fewer_bits_are_rounded_and_packed(bits: int) -> None:
         whole.load_state_dict(state)
 
 
-def test_a_state_from_before_weights_had_bits_loads() -> None:
-    method = SoftGraphHash(CLUSTERS, weights=Mixture.of(torch.ones(6, 2).long(), torch.rand(6, 2), CLUSTERS), k=2)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_state_from_before_weights_had_bits_loads(bits: int | None) -> None:
+    """A setting that came after a state was saved had its default, inside a wrapper, too."""
+    soft = SoftGraphHash(CLUSTERS, weights=Mixture.of(torch.ones(6, 2).long(), torch.rand(6, 2), CLUSTERS), k=2)
+    method = soft if bits is None else embcomp.LowBit(bits=bits, of=soft)
     emb, other = (randomize(CompressedEmbedding(6, 4, method), seed) for seed in (0, 1))
-    del emb.encoder.config["weight_bits"]
-    state = emb.state_dict()
-    other.load_state_dict(state)
+    del emb.encoder.config_of("weight_bits")["weight_bits"]
+    other.load_state_dict(emb.state_dict())
     assert torch.equal(other(torch.arange(6)), emb(torch.arange(6)))
     assert other.encoder.weights.dtype == torch.uint8
+    fewer = dataclasses.replace(soft, weight_bits=4)
+    third = CompressedEmbedding(6, 4, fewer if bits is None else embcomp.LowBit(bits=bits, of=fewer))
+    with pytest.raises(ValueError, match="weight_bits"):
+        third.load_state_dict(emb.state_dict())
 
 
 def test_a_map_of_another_table_is_refused() -> None:

@@ -75,6 +75,25 @@ def test_few_bits_lose_as_little_where_directions_differ_in_variance() -> None:
         assert float(lost) < 9.0**-rank + 0.05  # what is cut off, and .037 of a normal distribution in 3 bits
 
 
+def test_principal_axes_are_those_of_the_singular_value_decomposition() -> None:
+    """The narrow rows are U S of the table, so that few bits clip its largest directions and stretch its smallest."""
+    draw = torch.Generator().manual_seed(4)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=draw))[0]
+    trained = torch.randn(3000, 8, generator=draw) * 2.0 ** -torch.arange(8.0) @ turn
+    model = nn.ModuleDict({"a": nn.Embedding.from_pretrained(trained.clone(), freeze=False)})
+    embcomp.compress_(model, LowRank(rank=3, axes="principal"), init="warm")
+    left, values, right = torch.linalg.svd(trained, full_matrices=False)
+    rows = model["a"].stores[0].weight.detach()
+    torch.testing.assert_close(rows.abs(), (left * values)[:, :3].abs(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model["a"].materialize(), (left * values)[:, :3] @ right[:3], atol=1e-4, rtol=1e-4)
+    spread = []
+    for axes in ("equal", "principal"):
+        model = nn.ModuleDict({"a": nn.Embedding.from_pretrained(trained.clone(), freeze=False)})
+        embcomp.compress_(model, LowBit(bits=2, of=LowRank(rank=8, axes=axes)), init="warm")
+        spread.append(torch.linalg.svdvals(model["a"].materialize().detach()))
+    assert spread[1][0] / spread[1][-1] < spread[0][0] / spread[0][-1] / 2
+
+
 def test_the_matrix_is_a_parameter_of_a_collection_and_bags_are_pooled() -> None:
     tables = [EmbeddingBagConfig(name="a", num_embeddings=40, embedding_dim=8, feature_names=["x"])]
     collection = CompressedEmbeddingBagCollection(tables, {"*": LowRank(rank=4)})

@@ -55,7 +55,7 @@ def test_it_starts_from_the_trained_scores(make_run, settings, model):
     tuned = {"method": "LowBit", "options": {"bits": 8}, "fine_tuned": 0.3}
     run = make_run(model={"name": model, "options": {}}, methods=[tuned])
     result(settings, run.of_full_tables())
-    task, users = prepare(run), torch.arange(150)
+    task, users = prepare(run), torch.arange(100)
     built = task.model(CPU)
     trained(run.of_full_tables(), settings).load(built.model)
     with torch.no_grad():
@@ -96,6 +96,20 @@ def test_vectors_of_the_trained_tables_reach_the_methods_that_are_made_of_them(m
         kept = table.weight != 0
         assert 0 < kept.float().mean() < 1
         assert torch.equal(table.weight[kept], old[kept])
+
+
+def test_a_method_for_each_table(make_run, settings):
+    """Users in 4 bits and items in 2, with a step each, trained from the start or fitted."""
+    two = {"method": "LowBit", "bits": 2}
+    by = {"method": "LowBit", "options": {"bits": 4}, "by_table": {"item_id": two}}
+    for more in ({}, {"after_training": True}):
+        run = make_run(methods=[{**by, **more}])
+        users, items = (table.num_embeddings for table in prepare(run).tables)
+        found = result(settings, run)
+        assert found["served_nbytes"] == users * 4 + items * 2 + 2 * 4  # and the steps
+        assert found["metrics"]["test/recall@20"] > 0
+    with pytest.raises(InputError, match="by_table: no feature 'item'; the tables are user_id, item_id"):
+        prepare(make_run(methods=[{**by, "by_table": {"item": two}}]))
 
 
 def test_what_only_clicks_have_is_still_refused(make_run):
