@@ -8,11 +8,12 @@ namespace embcomp {
 // in words side by side, so that a row is one line.
 class Twice {
  public:
-  void reset(uint64_t num_rows, size_t seen) {
-    bits_ = 6;
+  Twice() = default;
+  Twice(Vector<uint64_t>& room, uint64_t num_rows, size_t seen) {
     while (bits_ < 32 && (uint64_t)1 << bits_ < num_rows && (uint64_t)1 << bits_ < 32 * seen) bits_++;
     exact_ = (uint64_t)1 << bits_ >= num_rows;
-    words_.assign((size_t)2 << (bits_ - 6), 0);
+    room.assign((size_t)2 << (bits_ - 6), 0);
+    words_ = room.data();
   }
 
   void see(uint64_t row) {
@@ -27,11 +28,9 @@ class Twice {
  private:
   uint64_t place(uint64_t row) const { return exact_ ? row : row * 0x9E3779B97F4A7C15ull >> (64 - bits_); }
   uint64_t bit_of(uint64_t row) const { return (uint64_t)1 << (place(row) & 63); }
-  size_t at(uint64_t row) const { return 2 * (place(row) >> 6); }
-  uint64_t* words_of(uint64_t row) { return words_.data() + at(row); }
-  const uint64_t* words_of(uint64_t row) const { return words_.data() + at(row); }
+  uint64_t* words_of(uint64_t row) const { return words_ + 2 * (place(row) >> 6); }
 
-  Vector<uint64_t> words_;
+  uint64_t* words_ = nullptr;
   unsigned bits_ = 6;
   bool exact_ = false;
 };
@@ -41,21 +40,20 @@ enum class Apart { kNone, kTwice, kAll };
 // Finds which rows of the blocks of a table are to be summed apart: those in `twice`, none, or with `all` all of them.
 // Rows are also read by the `varying` features.
 inline Apart find_apart(const Request& q, const Block* blocks, size_t count, const Vector<size_t>& varying, bool all,
-                        Twice& twice) {
+                        Vector<uint64_t>& room, Twice& twice) {
   if (all) return Apart::kAll;
   size_t seen = 0, lanes = 0, others = 0;
   for (size_t i = 0; i < count; i++) {
-    seen += blocks[i].groups() * blocks[i].lanes.size();
+    seen += blocks[i].rows.size();
     lanes += blocks[i].lanes.size();
   }
   for (size_t f : varying) others += (size_t)(q.offsets[(f + 1) * q.batch] - q.offsets[f * q.batch]);
   if (lanes == 1 && !others) return Apart::kNone;
-  twice.reset(q.num_rows, seen + others);
+  twice = Twice(room, q.num_rows, seen + others);
   for (size_t f : varying)
     for (int64_t j = q.offsets[f * q.batch]; j < q.offsets[(f + 1) * q.batch]; j++) twice.keep((uint64_t)q.rows[j]);
   for (size_t i = 0; i < count; i++)
-    for (size_t c = 0; c < blocks[i].lanes.size(); c++)
-      for (size_t g = 0; g < blocks[i].groups(); g++) twice.see(blocks[i].row(c, g));
+    for (uint32_t row : blocks[i].rows) twice.see(row);
   return Apart::kTwice;
 }
 

@@ -24,13 +24,13 @@ struct Block {
   size_t step;                  // columns from a lane to the next
   Vector<uint32_t> group;       // of each bag
   Vector<uint32_t> leaders;     // the first bag of each group
+  Vector<uint32_t> rows;        // of each group, one for each lane
   Vector<uint32_t> bags;        // group by group, those of a group in their order
   Vector<uint32_t> starts;      // where the bags of each group begin in `bags`, and where the last end
   Vector<uint32_t> apart_rows;  // rows that others may read too, and their gradients so far
   Vector<float> apart_sums;
 
   size_t groups() const { return leaders.size(); }
-  uint64_t row(size_t lane, size_t group) const { return lanes[lane].row(leaders[group]); }
 };
 
 // The look-ups of features whose bags all read the same number of rows; the other features are left in `varying`.
@@ -112,6 +112,15 @@ inline void list_bags(Block& block) {
   for (size_t b = 0; b < block.group.size(); b++) block.bags[ends[block.group[b]]++] = (uint32_t)b;
 }
 
+// Lists the rows of each group.
+inline void list_rows(Block& block) {
+  const size_t lanes = block.lanes.size();
+  block.rows.resize(block.groups() * lanes);
+  for (size_t c = 0; c < lanes; c++)
+    for (size_t g = 0; g < block.groups(); g++)
+      block.rows[g * lanes + c] = (uint32_t)block.lanes[c].row(block.leaders[g]);
+}
+
 // Makes a block of the first of these lanes and those that follow it, and returns how many they are.
 inline size_t make_block(const Lane* lanes, size_t count, const Request& q, Block& block, Vector<Slot>& slots,
                          Vector<uint32_t>& parting) {
@@ -127,6 +136,7 @@ inline size_t make_block(const Lane* lanes, size_t count, const Request& q, Bloc
   }
   block.apart_rows.clear();
   block.apart_sums.clear();
+  list_rows(block);
   list_bags(block);
   return used;
 }

@@ -31,6 +31,20 @@ struct Constants {
   double scale, most;  // gradients are multiplied, then kept in [-most, most]
 };
 
+inline float square(const float* g, size_t n) {
+  float sum = 0.0f;
+  for (size_t d = 0; d < n; d++) sum += g[d] * g[d];
+  return sum;
+}
+
+template <size_t DIM>
+inline void rowwise_adagrad(float* __restrict w, const float* __restrict g, float* sum, float lr, float eps, size_t dim) {
+  const size_t n = DIM ? DIM : dim;
+  const float total = *sum + square(g, n) / (float)n;
+  *sum = total;
+  add_scaled<DIM>(w, g, -lr / (std::sqrt(total) + eps), n);
+}
+
 class Step {
  public:
   explicit Step(const Constants& constants)
@@ -49,7 +63,7 @@ class Step {
     switch (c_.rule) {
       case SGD: return sgd<DIM>(w, g, states, n);
       case ADAGRAD: return adagrad<DIM>(w, g, states[0], n);
-      case ROWWISE_ADAGRAD: return rowwise_adagrad<DIM>(w, g, states[0], n);
+      case ROWWISE_ADAGRAD: return rowwise_adagrad<DIM>(w, g, states[0], lr_, eps_, n);
       case ADAM: return adam<DIM, false, false>(w, g, states, n);
       case PARTIAL_ROWWISE_ADAM: return adam<DIM, true, false>(w, g, states, n);
       case LAMB: return adam<DIM, false, true>(w, g, states, n);
@@ -57,15 +71,10 @@ class Step {
     }
   }
 
-  // Whether the step is `rowwise_adagrad` alone.
+  // Whether the step is `rowwise_adagrad` alone, with this factor and this constant.
   bool is_rowwise_adagrad() const { return c_.rule == ROWWISE_ADAGRAD && !adjusts_; }
-
-  template <size_t DIM>
-  void rowwise_adagrad(float* __restrict w, const float* __restrict g, float* sum, size_t n) const {
-    const float total = *sum + square(g, n) / (float)n;
-    *sum = total;
-    add_scaled<DIM>(w, g, -lr_ / (std::sqrt(total) + eps_), n);
-  }
+  float lr() const { return lr_; }
+  float eps() const { return eps_; }
 
  private:
   // What comes before the rule: the factor, clipping, and weight decay that joins the gradient.
@@ -120,12 +129,6 @@ class Step {
       if (of_row > 0.0f && of_step > 0.0f) lr *= of_row / of_step;
     }
     add_scaled<DIM>(w, g, -lr, n);
-  }
-
-  static float square(const float* g, size_t n) {
-    float sum = 0.0f;
-    for (size_t d = 0; d < n; d++) sum += g[d] * g[d];
-    return sum;
   }
 
   Constants c_;

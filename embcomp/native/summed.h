@@ -14,7 +14,7 @@
 
 namespace embcomp {
 
-constexpr size_t kGroupsAhead = 16;  // groups whose rows are fetched ahead
+constexpr size_t kGroupsAhead = 8;  // groups whose rows are fetched ahead
 
 // What is kept between calls for one table.
 struct TableScratch {
@@ -22,6 +22,7 @@ struct TableScratch {
   Vector<size_t> varying;
   Vector<Block> blocks;
   size_t num_blocks;
+  Vector<uint64_t> twice_words;
   Twice twice;
 };
 
@@ -68,7 +69,7 @@ inline uint64_t* sort_by_row(uint64_t* pairs, uint64_t* other, size_t n, uint64_
 }
 
 // The sums of one table. `Visitor` has `fetch(row)`, called some rows before `visit(row, sum)`, which is called once for
-// each row, from several threads, and may overwrite the sum.
+// each row, from several threads; and `with_plain(work)`, which calls `work` with what does the same in fewest steps.
 class Sums {
  public:
   virtual ~Sums() = default;
@@ -88,7 +89,7 @@ class Sums {
       if (own->blocks.size() == own->num_blocks) own->blocks.emplace_back();
       i += make_block(&own->lanes[i], own->lanes.size() - i, q, own->blocks[own->num_blocks++], room.slots, room.parting);
     }
-    apart = find_apart(q, own->blocks.data(), own->num_blocks, own->varying, in_order, own->twice);
+    apart = find_apart(q, own->blocks.data(), own->num_blocks, own->varying, in_order, own->twice_words, own->twice);
   }
 };
 
@@ -101,19 +102,13 @@ class SumsOf : public Sums {
   Visitor& visitor() { return visitor_; }
   uint64_t num_rows() const { return q_.num_rows; }
 
-  // Sums each group, and visits its rows. The rows of a group some places further travel meanwhile.
   void add(Block& block) override {
-    const size_t groups = block.groups(), lanes = block.lanes.size();
-    for (size_t g = 0; g < std::min(groups, kGroupsAhead); g++) fetch_rows(block, g);
-    for (size_t g = 0; g < groups; g++) {
-      if (g + kGroupsAhead < groups) fetch_rows(block, g + kGroupsAhead);
-      for (size_t c = 0; c < lanes; c++) {
-        float known[DIM ? DIM : 1];
-        float* sum = DIM ? known : room_for(n());
-        sum_bags(block, g, block.lanes[c].column, sum);
-        end(block, block.row(c, g), sum);
-      }
-    }
+    visitor_.with_plain([&](const auto& visitor) {
+      if (apart == Apart::kNone)
+        add<false>(block, visitor);
+      else
+        add<true>(block, visitor);
+    });
   }
 
   void finish(ThreadScratch& room) override {
@@ -131,40 +126,53 @@ class SumsOf : public Sums {
       for (size_t k = 0; k < block.apart_rows.size(); k++)
         add_entry(block.apart_rows[k], &block.apart_sums[k * n()], 1.0f);
     }
-    visit_sorted(sort_by_row(pairs_, room.other.at_least(entries), entries, q_.num_rows, room.count));
+    const uint64_t* sorted = sort_by_row(pairs_, room.other.at_least(entries), entries, q_.num_rows, room.count);
+    visitor_.with_plain([&](const auto& visitor) { visit_sorted(sorted, visitor); });
   }
 
  private:
   size_t n() const { return DIM ? DIM : q_.dim; }
 
-  void fetch_rows(const Block& block, size_t group) const {
-    for (const Lane& lane : block.lanes) {
-      const uint64_t row = lane.row(block.leaders[group]);
-      if (apart == Apart::kTwice) own->twice.fetch(row);
-      visitor_.fetch(row);
+  // Sums each group, and visits its rows. What some groups further need travels meanwhile.
+  template <bool SOME_APART, class Plain>
+  void add(Block& block, Plain visitor) {
+    const size_t lanes = block.lanes.size(), ahead = kGroupsAhead * lanes;
+    const uint32_t *bags = block.bags.data(), *rows = block.rows.data(), *starts = block.starts.data();
+    const size_t last_bag = block.bags.size() - 1, last_row = block.rows.size() - 1, groups = block.groups();
+    const Gradient grad{grad_.at(0, block.lanes[0].column), grad_.stride};
+    const Twice twice = own->twice;
+    const bool all = apart == Apart::kAll;
+    const auto fetch = [&](uint64_t row) {
+      if (SOME_APART && !all) twice.fetch(row);
+      visitor.fetch(row);
+    };
+    float known[DIM ? DIM : 1];
+    float* total = DIM ? known : room_for(n());
+    for (size_t at = 0; at <= std::min(last_row, ahead); at++) fetch(rows[at]);
+    for (size_t g = 0, at = 0; g < groups; g++) {
+      const size_t first = starts[g], count = starts[g + 1] - first;
+      for (size_t c = 0; c < lanes; c++, at++) {
+        fetch(rows[std::min(at + ahead, last_row)]);
+        if (c == 0 || block.step) sum_bags(grad, bags, first, count, last_bag, c * block.step, total);
+        if (SOME_APART && (all || twice.has(rows[at])))
+          set_apart(block, rows[at], total);
+        else
+          visitor.visit(rows[at], total);
+      }
     }
   }
 
-  void sum_bags(const Block& block, size_t group, size_t column, float* sum) const {
-    const uint32_t* bags = block.bags.data();
-    const size_t first = block.starts[group], last = block.starts[group + 1], most = block.bags.size() - 1;
+  void sum_bags(const Gradient& grad, const uint32_t* bags, size_t first, size_t count, size_t last_bag, size_t column,
+                float* sum) const {
     float known[DIM ? DIM : 1];  // stays in registers, as `sum` would not
     float* total = DIM ? known : sum;
-    prefetch_row<false, DIM>(grad_.at(bags[std::min(first + kAhead, most)], column), n());
-    std::memcpy(total, grad_.at(bags[first], column), n() * sizeof(float));
-    for (size_t i = first + 1; i < last; i++) {
-      prefetch_row<false, DIM>(grad_.at(bags[std::min(i + kAhead, most)], column), n());
-      add_scaled<DIM>(total, grad_.at(bags[i], column), 1.0f, n());
+    prefetch_row<false, DIM>(grad.at(bags[std::min(first + kAhead, last_bag)], column), n());
+    std::memcpy(total, grad.at(bags[first], column), n() * sizeof(float));
+    for (size_t i = first + 1; i < first + count; i++) {
+      prefetch_row<false, DIM>(grad.at(bags[std::min(i + kAhead, last_bag)], column), n());
+      add_scaled<DIM>(total, grad.at(bags[i], column), 1.0f, n());
     }
     if (DIM) std::memcpy(sum, total, n() * sizeof(float));
-  }
-
-  // All bags of the group are summed.
-  void end(Block& block, uint64_t row, float* sum) {
-    if (apart == Apart::kAll || (apart == Apart::kTwice && own->twice.has(row)))
-      set_apart(block, row, sum);
-    else
-      visitor_.visit(row, sum);
   }
 
   EMBCOMP_NOINLINE void set_apart(Block& block, uint64_t row, const float* sum) {
@@ -172,7 +180,8 @@ class SumsOf : public Sums {
     block.apart_sums.insert(block.apart_sums.end(), sum, sum + n());
   }
 
-  void visit_sorted(const uint64_t* pairs) {
+  template <class Plain>
+  void visit_sorted(const uint64_t* pairs, Plain visitor) {
     float* sum = room_for(n());
     for (size_t i = 0; i < entries_;) {
       const uint64_t row = pairs[i] >> 32;
@@ -180,12 +189,12 @@ class SumsOf : public Sums {
       for (; i < entries_ && pairs[i] >> 32 == row; i++) {
         if (i + kAhead < entries_) {
           prefetch_row(source_[(uint32_t)pairs[i + kAhead]], n());
-          if (pairs[i + kAhead] >> 32 != pairs[i + kAhead - 1] >> 32) visitor_.fetch(pairs[i + kAhead] >> 32);
+          if (pairs[i + kAhead] >> 32 != pairs[i + kAhead - 1] >> 32) visitor.fetch(pairs[i + kAhead] >> 32);
         }
         const uint32_t entry = (uint32_t)pairs[i];
         add_scaled<DIM>(sum, source_[entry], weight_[entry], n());
       }
-      visitor_.visit(row, sum);
+      visitor.visit(row, sum);
     }
   }
 

@@ -32,14 +32,28 @@ struct Optimizer {
   uint64_t seed;
 };
 
+// Rows of floats under row-wise Adagrad, and nothing else: small enough for registers.
+template <size_t DIM>
+struct PlainRows {
+  float *rows, *sums;
+  size_t dim;
+  float lr, eps;
+
+  float* at(uint64_t row) const { return rows + row * (DIM ? DIM : dim); }
+  void fetch(uint64_t row) const {
+    prefetch_row<true, DIM>(at(row), dim);
+    embcomp::prefetch<true>(sums + row);
+  }
+  void visit(uint64_t row, const float* g) const {
+    embcomp::rowwise_adagrad<DIM>(at(row), g, sums + row, lr, eps, dim);
+  }
+};
+
 template <size_t DIM>
 class Update {
  public:
   Update(const Request& request, const Optimizer& optimizer)
-      : table_(request.stored()),
-        kept_(optimizer),
-        step_(optimizer.constants),
-        plain_(step_.is_rowwise_adagrad() && optimizer.constants.lazy && !table_.nbytes && !table_.grid.bits) {}
+      : table_(request.stored()), kept_(optimizer), step_(optimizer.constants) {}
 
   void fetch(uint64_t row) const {
     table_.template prefetch<true, DIM>(row);
@@ -50,12 +64,25 @@ class Update {
         prefetch_row<true>(floats(k, row), kept_.widths[k]);
   }
 
-  // One row, with its summed gradient, which is overwritten.
-  void visit(uint64_t row, float* g) {
-    if (plain_)
-      step_.template rowwise_adagrad<DIM>(table_.floats(row), g, floats(0, row), n());
+  // One row, with its summed gradient. Called, so that the loop that sums gradients stays small.
+  EMBCOMP_NOINLINE void visit(uint64_t row, const float* sum) {
+    static thread_local embcomp::Vector<float> room;  // a step overwrites the gradient
+    room.assign(sum, sum + n());
+    float* g = room.data();
+    if (table_.nbytes) return step_integers(row, g);
+    if (!kept_.constants.lazy) {
+      skip_to(row);
+      next_ = row + 1;
+    }
+    step_floats(row, g);
+  }
+
+  template <class Work>
+  void with_plain(const Work& work) {
+    if (step_.is_rowwise_adagrad() && kept_.constants.lazy && !table_.nbytes && !table_.grid.bits)
+      work(PlainRows<DIM>{table_.floats(0), floats(0, 0), n(), step_.lr(), step_.eps()});
     else
-      visit_other(row, g);
+      work(ByReference{this});
   }
 
   // Steps the rows before this one that were not read.
@@ -70,15 +97,11 @@ class Update {
  private:
   size_t n() const { return DIM ? DIM : table_.dim; }
 
-  // Called, so that the loop that sums gradients stays small.
-  EMBCOMP_NOINLINE void visit_other(uint64_t row, float* g) {
-    if (table_.nbytes) return step_integers(row, g);
-    if (!kept_.constants.lazy) {
-      skip_to(row);
-      next_ = row + 1;
-    }
-    step_floats(row, g);
-  }
+  struct ByReference {
+    Update* update;
+    void fetch(uint64_t row) const { update->fetch(row); }
+    void visit(uint64_t row, const float* sum) const { update->visit(row, sum); }
+  };
 
   void step_floats(uint64_t row, float* g) const {
     const Grid& grid = table_.grid;
@@ -121,7 +144,6 @@ class Update {
   Rows table_;
   Optimizer kept_;
   Step step_;
-  bool plain_;  // floats, and nothing but row-wise Adagrad
   uint64_t next_ = 0;
 };
 
@@ -130,13 +152,20 @@ template <size_t DIM>
 struct Square {
   Rows table;
   double* sum;
+  embcomp::Vector<float> room = {};
 
+  template <class Work>
+  void with_plain(const Work& work) {
+    work(*this);
+  }
   void fetch(uint64_t row) const {
     if (table.grid.bits && !table.nbytes) table.prefetch(row);
   }
-  void visit(uint64_t row, float* g) {
+  void visit(uint64_t row, const float* summed) {
     const size_t n = DIM ? DIM : table.dim;
     const Grid& grid = table.grid;
+    room.assign(summed, summed + n);
+    float* g = room.data();
     if (grid.bits && !table.nbytes) embcomp::pass_back<DIM>(g, table.floats(row), grid.step(row), grid.half(), n);
     for (size_t d = 0; d < n; d++) *sum += (double)g[d] * g[d];
   }
