@@ -12,7 +12,7 @@ class Twice {
   Twice(Vector<uint64_t>& room, uint64_t num_rows, size_t seen) {
     while (bits_ < 32 && (uint64_t)1 << bits_ < num_rows && (uint64_t)1 << bits_ < 32 * seen) bits_++;
     exact_ = (uint64_t)1 << bits_ >= num_rows;
-    room.assign((size_t)2 << (bits_ - 6), 0);
+    room.assign(2 * ((exact_ ? num_rows : (uint64_t)1 << bits_) / 64 + 1), 0);
     words_ = room.data();
   }
 
@@ -52,8 +52,13 @@ inline Apart find_apart(const Request& q, const Block* blocks, size_t count, con
   twice = Twice(room, q.num_rows, seen + others);
   for (size_t f : varying)
     for (int64_t j = q.offsets[f * q.batch]; j < q.offsets[(f + 1) * q.batch]; j++) twice.keep((uint64_t)q.rows[j]);
-  for (size_t i = 0; i < count; i++)
-    for (uint32_t row : blocks[i].rows) twice.see(row);
+  for (size_t i = 0; i < count; i++) {
+    const Vector<uint32_t>& rows = blocks[i].rows;
+    for (size_t k = 0; k < rows.size(); k++) {
+      twice.fetch(rows[std::min(k + kAhead, rows.size() - 1)]);
+      twice.see(rows[k]);
+    }
+  }
   return Apart::kTwice;
 }
 
