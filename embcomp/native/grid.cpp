@@ -7,6 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "code_sums.h"
 #include "rows.h"
 
 namespace {
@@ -93,6 +94,10 @@ struct Table {
   }
 };
 
+inline void fetch(const uint8_t* row, size_t nbytes) {
+  for (size_t at = 0; at < nbytes; at += 64) __builtin_prefetch(row + at);
+}
+
 struct Reads {
   const int64_t* rows;
   int64_t lo, hi;
@@ -122,6 +127,21 @@ inline void tile(const Table& table, const Group<BITS>& group, const Reads& read
   }
 }
 
+// Bags of rows of one step, unweighted, that end at whole bytes: the codes are summed before they become values.
+template <uint32_t BITS>
+void bags_of_codes(const Table& table, const int64_t* rows, const int64_t* offsets, size_t count, bool mean, float* out) {
+  const size_t row_bytes = table.row_bits / 8;
+  const float middle = (float)(1u << (BITS - 1)) - 0.5f;
+  for (size_t b = 0; b < count; b++, out += table.dim) {
+    const int64_t lo = offsets[b], hi = offsets[b + 1];
+    for (int64_t j = lo; j < hi && j + kAhead < offsets[count]; j++) fetch(table.byte(rows[j + kAhead]), row_bytes);
+    embcomp::CodeSums<BITS>(table.packed, row_bytes, rows, lo, hi).add(out);
+    const float scale = table.steps[0] * (mean && hi > lo ? 1.0f / (float)(hi - lo) : 1.0f);
+    const float shift = middle * (float)(hi - lo);
+    for (size_t d = 0; d < table.dim; d++) out[d] = (out[d] - shift) * scale;
+  }
+}
+
 template <uint32_t BITS, bool ALIGNED>
 void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_t count, const float* weights,
           bool mean, float* out) {
@@ -131,10 +151,7 @@ void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_
   const int64_t end = offsets ? offsets[count] : (int64_t)count;
   for (size_t b = 0; b < count; b++, out += table.dim) {
     const int64_t lo = offsets ? offsets[b] : (int64_t)b, hi = offsets ? offsets[b + 1] : lo + 1;
-    for (int64_t j = lo; j < hi && j + kAhead < end; j++) {
-      const uint8_t* ahead = table.byte(rows[j + kAhead]);
-      for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(ahead + at);
-    }
+    for (int64_t j = lo; j < hi && j + kAhead < end; j++) fetch(table.byte(rows[j + kAhead]), row_bytes);
     const Reads reads = {rows, lo, hi, weights, mean && hi > lo ? 1.0f / (float)(hi - lo) : 1.0f};
     size_t g = 0;
     for (; g + 8 <= whole; g += 8) tile<BITS, 8, ALIGNED>(table, group, reads, g, lanes, out + g * lanes);
@@ -148,6 +165,9 @@ void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_
 template <uint32_t BITS>
 void bags(const Table& table, const int64_t* rows, const int64_t* offsets, size_t count, const float* weights,
           bool mean, float* out) {
+  if constexpr (BITS == 1 || BITS == 2 || BITS == 4)
+    if (offsets && !weights && table.shared == 0 && table.row_bits % 8 == 0)
+      return bags_of_codes<BITS>(table, rows, offsets, count, mean, out);
   if (table.row_bits % 8 == 0)
     bags<BITS, true>(table, rows, offsets, count, weights, mean, out);
   else

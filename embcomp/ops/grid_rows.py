@@ -75,7 +75,7 @@ def grid_bags_by_torch(
     step: Tensor,
     shared: int,
     rows: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | None = None,
     weights: Tensor | None = None,
     mode: str = "sum",
 ) -> Tensor:
@@ -90,8 +90,10 @@ def grid_bags_by_torch(
     if shared:
         own = steps_of_rows(step, shared, rows).view(-1)
         weights = own if weights is None else own * weights
-    sums = kernel(lines, torch.arange(count, device="cpu"), offsets, False, 0, False, weights, None, True)
-    if mode == "mean":
+    order = torch.arange(count + 1, device="cpu")
+    bounds = order if offsets is None else offsets
+    sums = kernel(lines, order[:-1], bounds, False, 0, False, weights, None, True)
+    if mode == "mean" and offsets is not None:
         sums /= offsets.diff().clamp(min=1).unsqueeze(1)
     return sums if shared else sums.mul_(step)
 
@@ -137,7 +139,7 @@ def grid_bags(
     here = readable(*tensors) and mode in ("sum", "mean")
     lib = native.library() if here else None
     if lib is None:
-        if here and offsets is not None and bits in (2, 4) and dim * bits % 8 == 0:
+        if here and bits in (2, 4) and dim * bits % 8 == 0:
             return grid_bags_by_torch(packed, bits, dim, step, shared, rows, offsets, weights, mode)
         return grid_bags_reference(packed, bits, dim, step, shared, rows, offsets, weights, mode)
     rows, count = rows.contiguous(), rows.shape[0]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from embcomp.ops.checks import readable
 
 _BLOCK = 1 << 20  # values at a time
+_CACHE = 1 << 23  # bytes that the last cache of a processor holds at least
 _WORDS = {16: torch.complex128, 8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -93,12 +94,15 @@ def pack_rows(values: Tensor, bits: int) -> Tensor:
 def gather_lines(packed: Tensor, lines: Tensor) -> Tensor:
     """Gather lines of a packed table: uint8 [all, bytes], int64 [N] -> uint8 [N, bytes].
 
-    Lines of one word are read as one flat array, which takes torch half the time of copying lines.
+    Lines of one word are read as one flat array, which takes torch half the time of copying lines. Of a table beyond
+    the cache one word of each line is read first: torch waits for many words at once, but for lines one by one.
     """
     width = packed.shape[1]
-    if width not in _WORDS or (width == 16 and not readable(packed)):  # compilers do not take complex numbers
-        return packed.index_select(0, lines)
-    return packed.view(-1).view(_WORDS[width]).index_select(0, lines).view(torch.uint8).view(-1, width)
+    if width in _WORDS and (width < 16 or readable(packed)):  # compilers do not take complex numbers
+        return packed.view(-1).view(_WORDS[width]).index_select(0, lines).view(torch.uint8).view(-1, width)
+    if packed.numel() > _CACHE and width % 8 == 0 and readable(packed, lines):
+        packed.view(-1).view(torch.int64).index_select(0, lines * (width // 8))
+    return packed.index_select(0, lines)
 
 
 def unpack_lines(packed: Tensor, bits: int, values: int) -> Tensor:

@@ -38,7 +38,7 @@ class CodedStore(ServedStore):
         return self._decode(rows, offsets, weights, mode)
 
     def _decode(self, rows: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str = "sum") -> Tensor:
-        constants = {name: self.get_buffer(name) for name in self.constants}
+        constants = {name: getattr(self, name) for name in self.constants}
         return self.coding.decode(self.table, self.dim, constants, rows, offsets, weights, mode).to(self.dtype)
 
 

@@ -63,7 +63,8 @@ class ServedStore(nn.Module, abc.ABC):
 
     def pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None = None, mode: str = "sum") -> Tensor:
         """Pool bags, as `PlainStore.pool` does; mode "mean" only if each id reads one row."""
-        return self._pool(rows.reshape(-1), offsets * rows.shape[-1], _flat(weights), mode).to(self.dtype)
+        bounds = offsets if rows.shape[-1] == 1 else offsets * rows.shape[-1]
+        return self._pool(rows.reshape(-1), bounds, _flat(weights), mode).to(self.dtype)
 
 
 def _bags(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, mode: str) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from embcomp.codecs.grid import Grid
-from embcomp.ops.grid_rows import grid_bags_by_torch, grid_bags_reference
+from embcomp.ops.grid_rows import grid_bags_by_torch
 from embcomp.serving.coded import CodedStore, serve_coded
 from embcomp.serving.stores import serve
 
@@ -39,10 +39,4 @@ def calls(table: Tensor, batches: list[Tensor]) -> tuple[str, Calls, str, Calls]
 
 def _plain(store: CodedStore, bits: int) -> Callable[[Tensor, Tensor | None], Tensor]:
     table, step, dim = store.table, store.get_buffer("step"), store.dim
-
-    def look_up(ids: Tensor, offsets: Tensor | None) -> Tensor:
-        if offsets is None:
-            return grid_bags_reference(table, bits, dim, step, 0, ids)
-        return grid_bags_by_torch(table, bits, dim, step, 0, ids, offsets)
-
-    return look_up
+    return lambda ids, offsets: grid_bags_by_torch(table, bits, dim, step, 0, ids, offsets)

@@ -79,6 +79,8 @@ def test_torchs_own_kernel_for_bags_is_the_same(bits: int, bytes_: int, shared: 
     for mode in ("sum",) if weighted else ("sum", "mean"):
         given_ = (packed, bits, dim, step, shared, rows, torch.tensor([0, 0, 1, 9, 45]), weights, mode)
         torch.testing.assert_close(grid_bags_by_torch(*given_), grid_bags_reference(*given_), rtol=1e-5, atol=1e-4)
+    alone = (packed, bits, dim, step, shared, rows, None, weights)
+    torch.testing.assert_close(grid_bags_by_torch(*alone), grid_bags_reference(*alone), rtol=1e-6, atol=1e-6)
     with pytest.raises((IndexError, RuntimeError), match=r"out of range|index out of"):
         grid_bags_by_torch(packed, bits, dim, step, shared, torch.tensor([0, 50]), torch.tensor([0, 2]))
 
