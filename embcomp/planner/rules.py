@@ -36,8 +36,8 @@ from embcomp.methods.unified import UnifiedEmbedding
 ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0.007, 1: 0.033}
 """The loss as a share of the worth, by bits, for rows that are trained on their grid."""
 
-NARROW = {8: 0.0005, 7: 0.0008, 6: 0.0012, 5: 0.002, 4: 0.003, 3: 0.01, 2: 0.03, 1: 0.1}
-"""The same for rows of low rank, which lose more: rank 5 with 3 bits lost .009, rank 4 with 4 bits 0."""
+NARROW = {8: 0.0005, 7: 0.0008, 6: 0.0012, 5: 0.002, 4: 0.0025, 3: 0.008, 2: 0.03, 1: 0.1}
+"""The same for rows of low rank, which lose more: rank 5 with 3 bits lost .009 in all, ranks 4 and 12 with 4 bits 0."""
 
 SPREAD = {
     "UnifiedEmbedding": 0.024,
@@ -64,7 +64,7 @@ ALONE = 1.4
 OPEN = 2**20
 """The assumed number of ids of an open id space."""
 
-PROJECTED = 0.0041
+PROJECTED = 0.0035
 """The loss of a rank, as a share of the worth: this factor times (width / rank - 1), for widths of 16 and more.
 
 In narrower tables, which have no directions to spare, it is (16 / width)^2 times as much: see the ranks above."""
@@ -75,7 +75,7 @@ RECOVERED = 0.35
 UNSEEN = 0.2
 """The share of the guessed loss of a rank that remains where a probe shows none: training finds fewer directions.
 
-On ML-1M a rank of 4 costs nothing after training, and .006 of the worth from scratch; the guess is .012. Codes likewise
+On ML-1M a rank of 4 costs nothing after training, and .006 of the worth from scratch; the guess is .01. Codes likewise
 cost no less than rounding to as many bits."""
 
 

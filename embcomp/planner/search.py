@@ -101,7 +101,11 @@ class Search:
         return any(changed)
 
     def candidates(self) -> list[list[Option]]:
-        """Return plans to examine closer: the best one of each kind of method, and the runners-up of all."""
+        """Return plans to examine closer.
+
+        These are the best one of each kind of method, the best ones without one of the measured parts of the best of
+        all, and its runners-up, most of which only differ from it in a table of few ids.
+        """
         plans: list[list[Option]] = []
 
         def add(plan: list[Option] | None) -> None:
@@ -113,6 +117,9 @@ class Search:
         add(cheap)
         for allowed in (_no_rank, _no_sharing, _bits_alone, _shared_alone, _halves_alone):
             add(self.solved(allowed))
+        for used in sorted(plans[0], key=lambda option: -self.held[option.tables[0]].nbytes):
+            if len(plans) < TOGETHER and not (_no_codes(used) and _no_rank(used)):
+                add(self.solved(_but(used)))
         options, items = self.items()
         near: Iterator[Solution] = itertools.islice(ranked(items, len(self.held), self.budget), TOGETHER)
         for solution in near if len(self.options) < 5000 else ():
@@ -238,6 +245,11 @@ def _no_sharing(option: Option) -> bool:
 
 def _bits_alone(option: Option) -> bool:
     return _no_codes(option) and _no_rank(option) and _no_sharing(option)
+
+
+def _but(used: Option) -> Allowed:
+    """Allow all but the options of the same tables and kind, so that their narrow rows or codes are others."""
+    return lambda option: option.tables != used.tables or kind(option.method) != kind(used.method)
 
 
 def _shared_alone(option: Option) -> bool:

@@ -13,8 +13,11 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
 import embcomp
 from embcomp.planner.choice import kind
+from embcomp.planner.estimates import ByProbes
 from embcomp.planner.losses import log_loss
+from embcomp.planner.options import options_of
 from embcomp.planner.probes import Probes
+from embcomp.planner.search import Search
 from embcomp.planner.tables import held_tables
 from tests.planner.conftest import IDS, WIDTH, Clicks
 
@@ -138,6 +141,20 @@ def test_codes_are_measured_after_what_takes_less_time(trained, held_out, monkey
     assert codes
     assert set(range(codes[0])) <= set(ranks)
     assert len({measured[number] for number in ranks if number < codes[0]}) >= 2
+
+
+@pytest.mark.parametrize("share", [0.04, 0.06])
+def test_for_each_measured_part_of_the_best_plan_there_is_one_that_differs_in_it(trained, held_out, share):
+    held = held_tables(trained, None)
+    judge = ByProbes(held, Probes(trained, held, held_out, log_loss), "fresh")
+    budget = int(share * FULL)
+    plans = Search(held, options_of(held, "served"), judge, "served", budget).candidates()
+    assert all(sum(option.served for option in plan) <= budget for plan in plans)
+    narrow = [{o.tables: kind(o.method) for o in plan if "LowRank" in kind(o.method)} for plan in plans]
+    assert len(narrow[0]) > 1
+    for tables, name in narrow[0].items():
+        assert any(other and other.get(tables) != name for other in narrow)
+    assert len({tuple(sorted(of.items())) for of in narrow}) > len(narrow[0]) + 1
 
 
 def test_no_time_leaves_rules(trained, held_out):
