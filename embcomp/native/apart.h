@@ -39,21 +39,21 @@ enum class Apart { kNone, kTwice, kAll };
 
 // Finds which rows of the blocks of a table are to be summed apart: those in `twice`, none, or with `all` all of them.
 // Rows are also read by the `varying` features.
-inline Apart find_apart(const Request& q, const Block* blocks, size_t count, const Vector<size_t>& varying, bool all,
+inline Apart find_apart(const Request& q, const Vector<Block*>& blocks, const Vector<size_t>& varying, bool all,
                         Vector<uint64_t>& room, Twice& twice) {
   if (all) return Apart::kAll;
   size_t seen = 0, lanes = 0, others = 0;
-  for (size_t i = 0; i < count; i++) {
-    seen += blocks[i].rows.size();
-    lanes += blocks[i].lanes.size();
+  for (const Block* block : blocks) {
+    seen += block->rows.size();
+    lanes += block->lanes.size();
   }
   for (size_t f : varying) others += (size_t)(q.offsets[(f + 1) * q.batch] - q.offsets[f * q.batch]);
   if (lanes == 1 && !others) return Apart::kNone;
   twice = Twice(room, q.num_rows, seen + others);
   for (size_t f : varying)
     for (int64_t j = q.offsets[f * q.batch]; j < q.offsets[(f + 1) * q.batch]; j++) twice.keep((uint64_t)q.rows[j]);
-  for (size_t i = 0; i < count; i++) {
-    const Vector<uint32_t>& rows = blocks[i].rows;
+  for (const Block* block : blocks) {
+    const Vector<uint32_t>& rows = block->rows;
     for (size_t k = 0; k < rows.size(); k++) {
       twice.fetch(rows[std::min(k + kAhead, rows.size() - 1)]);
       twice.see(rows[k]);

@@ -14,14 +14,15 @@
 
 namespace embcomp {
 
-constexpr size_t kGroupsAhead = 8;  // groups whose rows are fetched ahead
+constexpr size_t kGroupsAhead = 8;   // groups whose rows are fetched ahead
+constexpr size_t kLanesPerPart = 16;  // lanes that a thread makes blocks of, whatever the number of threads
 
 // What is kept between calls for one table.
 struct TableScratch {
   Vector<Lane> lanes;
   Vector<size_t> varying;
-  Vector<Block> blocks;
-  size_t num_blocks;
+  Vector<Block> blocks;  // each stands where its first lane does
+  Vector<Block*> used;
   Vector<uint64_t> twice_words;
   Twice twice;
 };
@@ -80,16 +81,25 @@ class Sums {
   bool in_order = false;  // whether rows must be visited in the order of memory
   Apart apart = Apart::kNone;
 
-  // Groups the bags, which needs no gradient.
-  void prepare(const Request& q, TableScratch& table, ThreadScratch& room) {
+  // Groups the bags, which needs no gradient: first the lanes, then the blocks of each part of them, then what is apart.
+  void begin(const Request& q, TableScratch& table) {
     own = &table;
-    own->num_blocks = 0;
     find_lanes(q, own->lanes, own->varying);
-    for (size_t i = 0; i < own->lanes.size();) {
-      if (own->blocks.size() == own->num_blocks) own->blocks.emplace_back();
-      i += make_block(&own->lanes[i], own->lanes.size() - i, q, own->blocks[own->num_blocks++], room.slots, room.parting);
-    }
-    apart = find_apart(q, own->blocks.data(), own->num_blocks, own->varying, in_order, own->twice_words, own->twice);
+    if (own->blocks.size() < own->lanes.size()) own->blocks.resize(own->lanes.size());
+    for (Block& block : own->blocks) block.lanes.clear();
+  }
+
+  void make_blocks(const Request& q, size_t first, ThreadScratch& room) {
+    const size_t last = std::min(first + kLanesPerPart, own->lanes.size());
+    for (size_t i = first; i < last;)
+      i += make_block(&own->lanes[i], last - i, q, own->blocks[i], room.slots, room.parting);
+  }
+
+  void end(const Request& q) {
+    own->used.clear();
+    for (Block& block : own->blocks)
+      if (!block.lanes.empty()) own->used.push_back(&block);
+    apart = find_apart(q, own->used, own->varying, in_order, own->twice_words, own->twice);
   }
 };
 
@@ -114,18 +124,16 @@ class SumsOf : public Sums {
   void finish(ThreadScratch& room) override {
     size_t entries = 0;
     for (size_t f : own->varying) entries += (size_t)(q_.offsets[(f + 1) * q_.batch] - q_.offsets[f * q_.batch]);
-    for (size_t i = 0; i < own->num_blocks; i++) entries += own->blocks[i].apart_rows.size();
+    for (const Block* block : own->used) entries += block->apart_rows.size();
     pairs_ = room.pairs.at_least(entries), source_ = room.source.at_least(entries);
     weight_ = room.weight.at_least(entries), entries_ = 0;
     for (size_t f : own->varying)
       for (size_t b = 0; b < q_.batch; b++)
         for (int64_t j = q_.offsets[f * q_.batch + b]; j < q_.offsets[f * q_.batch + b + 1]; j++)
           add_entry(q_.rows[j], grad_.at(b, (size_t)q_.columns[f]), q_.weights ? q_.weights[j] : 1.0f);
-    for (size_t i = 0; i < own->num_blocks; i++) {
-      const Block& block = own->blocks[i];
-      for (size_t k = 0; k < block.apart_rows.size(); k++)
-        add_entry(block.apart_rows[k], &block.apart_sums[k * n()], 1.0f);
-    }
+    for (const Block* block : own->used)
+      for (size_t k = 0; k < block->apart_rows.size(); k++)
+        add_entry(block->apart_rows[k], &block->apart_sums[k * n()], 1.0f);
     const uint64_t* sorted = sort_by_row(pairs_, room.other.at_least(entries), entries, q_.num_rows, room.count);
     visitor_.with_plain([&](const auto& visitor) { visit_sorted(sorted, visitor); });
   }
@@ -219,26 +227,39 @@ class SumsOf : public Sums {
   size_t entries_ = 0;
 };
 
+// Groups the bags of all tables, in as few starts of threads as may be: where there are few tables, each with several.
+inline void prepare_all(const Request* requests, Vector<std::unique_ptr<Sums>>& sums, size_t threads, Scratch& kept) {
+  const size_t tables = sums.size();
+  const auto lanes_of = [&](size_t t) { return kept.tables[t].lanes.size(); };
+  if (tables >= threads)
+    return each_in_threads(threads, tables, [&](size_t i, size_t t) {
+      sums[t]->begin(requests[t], kept.tables[t]);
+      for (size_t first = 0; first < lanes_of(t); first += kLanesPerPart)
+        sums[t]->make_blocks(requests[t], first, *kept.threads[i]);
+      sums[t]->end(requests[t]);
+    });
+  for (size_t t = 0; t < tables; t++) sums[t]->begin(requests[t], kept.tables[t]);
+  Vector<std::pair<size_t, size_t>> parts;  // each a table, and the first of some of its lanes
+  for (size_t t = 0; t < tables; t++)
+    for (size_t first = 0; first < lanes_of(t); first += kLanesPerPart) parts.emplace_back(t, first);
+  each_in_threads(threads, parts.size(), [&](size_t i, size_t k) {
+    const auto& [t, first] = parts[k];
+    sums[t]->make_blocks(requests[t], first, *kept.threads[i]);
+  });
+  for (size_t t = 0; t < tables; t++) sums[t]->end(requests[t]);
+}
+
 // Visits the rows of all tables. The results do not depend on the number of threads.
 inline void sum_all(const Request* requests, Vector<std::unique_ptr<Sums>>& sums, size_t threads) {
-  const size_t tables = sums.size();
   Scratch& kept = scratch;
-  kept.reserve(tables, threads);
-  in_threads(threads, [&](size_t i) {
-    for (size_t t = first_of(i, threads, tables); t < first_of(i + 1, threads, tables); t++)
-      sums[t]->prepare(requests[t], kept.tables[t], *kept.threads[i]);
-  });
+  kept.reserve(sums.size(), threads);
+  prepare_all(requests, sums, threads, kept);
   Vector<std::pair<Sums*, Block*>> blocks;
   for (auto& each : sums)
-    for (size_t k = 0; k < each->own->num_blocks; k++) blocks.emplace_back(each.get(), &each->own->blocks[k]);
-  in_threads(threads, [&](size_t i) {
-    const size_t first = first_of(i, threads, blocks.size()), last = first_of(i + 1, threads, blocks.size());
-    for (size_t k = first; k < last; k++) blocks[k].first->add(*blocks[k].second);
-  });
-  in_threads(threads, [&](size_t i) {
-    for (size_t t = first_of(i, threads, tables); t < first_of(i + 1, threads, tables); t++)
-      sums[t]->finish(*kept.threads[i]);
-  });
+    for (Block* block : each->own->used) blocks.emplace_back(each.get(), block);
+  each_in_threads(threads, blocks.size(), [&](size_t, size_t k) { blocks[k].first->add(*blocks[k].second); });
+  const size_t few = std::min(threads, sums.size());
+  each_in_threads(few, sums.size(), [&](size_t i, size_t t) { sums[t]->finish(*kept.threads[i]); });
 }
 
 }  // namespace embcomp

@@ -36,4 +36,12 @@ void in_threads(size_t parts, const Work& work) {
 // The first of `count` things that part i of `parts` works on; part i ends where the next begins.
 inline size_t first_of(size_t i, size_t parts, size_t count) { return i * count / parts; }
 
+// Calls work(i, k) for each of `count` things k, in part i of some, the things of a part one after another.
+template <class Work>
+void each_in_threads(size_t parts, size_t count, const Work& work) {
+  in_threads(parts, [&](size_t i) {
+    for (size_t k = first_of(i, parts, count); k < first_of(i + 1, parts, count); k++) work(i, k);
+  });
+}
+
 }  // namespace embcomp
