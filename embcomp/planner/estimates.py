@@ -34,6 +34,11 @@ class Estimates(Protocol):
         """The tables that seem to carry no information."""
         ...
 
+    @property
+    def late(self) -> bool:
+        """True if there is no time left to examine anything."""
+        ...
+
     def loss(self, option: Option) -> float:
         """Return the expected loss of an option, by what is known so far."""
         ...
@@ -91,6 +96,10 @@ class ByRules:
     def learn(self, option: Option) -> bool:
         return False
 
+    @property
+    def late(self) -> bool:
+        return False
+
     def joint(self, plan: Sequence[Option]) -> float:
         return sum(map(self.loss, plan))
 
@@ -132,6 +141,10 @@ class ByProbes:
             self._losses[key] = self._rule(option, 0.0 if self._bare(option) is not None else None)
             self._kept.append(option)
         return self._losses[key]
+
+    @property
+    def late(self) -> bool:
+        return self.probes.late
 
     def learn(self, option: Option) -> bool:
         before, bare = self.loss(option), self._bare(option)

@@ -100,11 +100,14 @@ class Search:
         changed = [self.judge.learn(option) for option in plan]
         return any(changed)
 
-    def candidates(self) -> list[list[Option]]:
+    def candidates(self, in_time: bool = False) -> list[list[Option]]:
         """Return plans to examine closer.
 
         These are the best one of each kind of method, the best ones without one of the measured parts of the best of
         all, and its runners-up, most of which only differ from it in a table of few ids.
+
+        Args:
+            in_time: True to end when there is no time left to measure plans as a whole; the best one is the first.
         """
         plans: list[list[Option]] = []
 
@@ -116,14 +119,18 @@ class Search:
         add(self.solved())
         add(cheap)
         for allowed in (_no_rank, _no_sharing, _bits_alone, _shared_alone, _halves_alone):
+            if in_time and self.judge.late:
+                return plans
             add(self.solved(allowed))
         for used in sorted(plans[0], key=lambda option: -self.held[option.tables[0]].nbytes):
+            if in_time and self.judge.late:
+                return plans
             if len(plans) < TOGETHER and not (_no_codes(used) and _no_rank(used)):
                 add(self.solved(_but(used)))
         options, items = self.items()
         near: Iterator[Solution] = itertools.islice(ranked(items, len(self.held), self.budget), TOGETHER)
         for solution in near if len(self.options) < 5000 else ():
-            if len(plans) >= TOGETHER:
+            if len(plans) >= TOGETHER or (in_time and self.judge.late):
                 break
             plan = [options[i] for i in solution.items]
             if not self._learned(plan):
@@ -136,7 +143,7 @@ class Search:
             plan = self.solved()
             assert plan is not None  # `check` was passed
             return self.grown(plan)
-        return self.grown(min(self.candidates(), key=self.judge.joint))
+        return self.grown(min(self.candidates(in_time=True), key=self.judge.joint))
 
     def grown(self, plan: list[Option]) -> list[Option]:
         """Return the plan with shared rows enlarged by the rest of the budget, those of the largest loss first."""

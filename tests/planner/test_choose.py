@@ -161,6 +161,12 @@ def test_no_time_leaves_rules(trained, held_out):
     choice = embcomp.choose(trained, "8%", data=held_out, seconds=1e-9)
     assert choice.nbytes <= choice.budget
     assert math.isfinite(choice.loss)
+    held = held_tables(trained, None)
+    judge = ByProbes(held, Probes(trained, held, held_out, log_loss, seconds=1e-9), "fresh")
+    search = Search(held, options_of(held, "served"), judge, "served", FULL // 12)
+    plans = search.candidates(in_time=True)
+    assert len(plans) <= 2 < len(search.candidates())
+    assert judge.joint(plans[0]) == min(map(judge.joint, search.candidates()))  # more plans are of no use
 
 
 def test_short_trainings_choose_among_plans(trained, held_out):
