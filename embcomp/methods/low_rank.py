@@ -25,6 +25,8 @@ class Projection(Combiner):
         axes: the columns of narrow rows after a warm start; see `LowRank`.
     """
 
+    axes: Axes = "equal"  # of files that were saved before there was a choice
+
     def __init__(self, inner: Combiner, rank: int, embedding_dim: int, axes: Axes = "equal") -> None:
         super().__init__()
         self.inner, self.axes = inner, axes

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +105,17 @@ def test_a_state_from_before_weights_had_bits_loads(bits: int | None) -> None:
     third = CompressedEmbedding(6, 4, fewer if bits is None else embcomp.LowBit(bits=bits, of=fewer))
     with pytest.raises(ValueError, match="weight_bits"):
         third.load_state_dict(emb.state_dict())
+
+
+def test_a_file_from_before_weights_had_bits_loads(tmp_path: Path) -> None:
+    """A file of `embcomp.save` keeps the attributes of an encoder; those that came later have their defaults."""
+    soft = SoftGraphHash(CLUSTERS, weights=Mixture.of(torch.ones(6, 2).long(), torch.rand(6, 2), CLUSTERS), k=2)
+    model = nn.ModuleDict({"a": randomize(CompressedEmbedding(6, 4, soft)), "b": nn.Embedding(6, 4)})
+    encoder = model["a"].encoder
+    del encoder.config_of("weight_bits")["weight_bits"], encoder.__dict__["weight_bits"]
+    embcomp.save(model, tmp_path / "model.safetensors")
+    loaded = embcomp.load(nn.ModuleDict({name: nn.Embedding(6, 4) for name in "ab"}), tmp_path / "model.safetensors")
+    assert torch.equal(loaded["a"](torch.arange(6)), model["a"](torch.arange(6)))
 
 
 def test_a_map_of_another_table_is_refused() -> None:

@@ -34,6 +34,7 @@ class MixtureEncoder(HashEncoder):
 
     words: Tensor
     weights: Tensor
+    weight_bits: int = WHOLE  # of files that were saved before there was a choice
 
     def __init__(self, table: Table, config: Mapping[str, Any], seed: int, found: Mixture, weight_bits: int) -> None:
         super().__init__(table, config, seed, [found.unseen_rows or found.rows], [1])
