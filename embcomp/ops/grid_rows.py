@@ -65,6 +65,7 @@ def grid_bags_reference(
     if offsets is None:
         return vectors if weights is None else vectors * weights.unsqueeze(-1)
     order = torch.arange(rows.shape[0], device=rows.device)
+    weights = None if weights is None else weights.contiguous()  # torch misreads others where rows are in no bag
     return F.embedding_bag(order, vectors, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)
 
 
@@ -84,6 +85,13 @@ def grid_bags_by_torch(
     It takes half the time of decoding each row. The kernel reads scale and bias behind each row, as float16: here 1 and
     1/2 - 2^(bits-1), which are exact. Steps of rows go into the weights, a common step into the sum.
     """
+    if weights is not None:  # the kernel reads memory as it lies, and checks neither dtype nor length
+        weights = weights.contiguous()
+        float32("weights", weights, rows.shape[0])
+    if offsets is not None:
+        check_offsets(offsets, rows.shape[0])
+        end = int(offsets[-1])
+        offsets, rows, weights = offsets.contiguous(), rows[:end], None if weights is None else weights[:end]
     count, kernel = rows.shape[0], getattr(torch.ops.quantized, f"embedding_bag_{bits}bit_rowwise_offsets")
     behind = torch.tensor([1.0, 0.5 - 2 ** (bits - 1)], dtype=torch.float16, device="cpu").view(torch.uint8)
     lines = torch.cat([gather_lines(packed, rows), behind.expand(count, 4)], 1)

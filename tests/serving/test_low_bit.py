@@ -85,6 +85,22 @@ def test_torchs_own_kernel_for_bags_is_the_same(bits: int, bytes_: int, shared: 
         grid_bags_by_torch(packed, bits, dim, step, shared, torch.tensor([0, 50]), torch.tensor([0, 2]))
 
 
+@pytest.mark.parametrize("shared", [0, 1])
+def test_torchs_own_kernel_takes_scattered_memory_and_refuses_what_does_not_fit(shared: int) -> None:
+    """The kernel itself reads weights as if they lay side by side, and beyond their end."""
+    packed, step = pack_rows(torch.randint(16, (20, 8)).to(torch.uint8), 4), torch.rand(20 if shared else 1)
+    rows, offsets, weights = torch.arange(20)[::2], torch.tensor([0, 9, 3, 9, 8, 9])[::2], torch.randn(20)
+    for own in (None, weights[::2], weights[:1].expand(10)):
+        given_ = (packed, 4, 8, step, shared, rows, offsets, own)  # two look-ups are in no bag
+        torch.testing.assert_close(grid_bags_by_torch(*given_), grid_bags_reference(*given_))
+    for wrong in (weights[:7], weights[:10].double()):
+        with pytest.raises(ValueError, match="weights must be contiguous"):
+            grid_bags_by_torch(packed, 4, 8, step, shared, rows, offsets, wrong)
+    for bounds in ([0, 3, 12], [0, 5, 3, 10]):
+        with pytest.raises(ValueError, match="offsets must rise from 0 to at most 10"):
+            grid_bags_by_torch(packed, 4, 8, step, shared, rows, torch.tensor(bounds))
+
+
 def test_without_compiled_functions_bags_go_by_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     packed, rows, bounds = pack_rows(torch.ones(5, 8, dtype=torch.uint8), 4), torch.tensor([1, 4]), torch.tensor([0, 2])
     expected = grid_bags(packed, 4, 8, torch.tensor([0.5]), 0, rows, bounds)
