@@ -141,8 +141,9 @@ def equalizing(variances: Tensor) -> Tensor:
         both = float(covariance[low, high])
         tangent = (math.sqrt(both * both - below * above) - both) / above
         cosine = 1 / math.sqrt(1 + tangent * tangent)
-        plane = torch.eye(len(variances), dtype=torch.float64, device=variances.device)
-        plane[low, low] = plane[high, high] = cosine
-        plane[high, low], plane[low, high] = tangent * cosine, -tangent * cosine
-        covariance, turn = plane.T @ covariance @ plane, turn @ plane
+        pair, sine = [low, high], tangent * cosine
+        plane = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float64, device=variances.device)
+        covariance[:, pair] = covariance[:, pair] @ plane
+        covariance[pair] = plane.T @ covariance[pair]
+        turn[:, pair] = turn[:, pair] @ plane
     return turn

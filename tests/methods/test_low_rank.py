@@ -7,6 +7,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import embcomp
 from embcomp import HashingTrick, LowBit, LowRank, Table
+from embcomp.methods.narrow import equalizing
 from embcomp.nn import CompressedEmbedding
 from embcomp.torchrec import CompressedEmbeddingBagCollection
 
@@ -73,6 +74,13 @@ def test_few_bits_lose_as_little_where_directions_differ_in_variance() -> None:
         assert moments.sum() == pytest.approx(float((trained @ turn.T)[:, :rank].square().mean(0).sum()), rel=1e-2)
         lost = (model["a"].materialize().detach() - trained).square().sum() / trained.square().sum()
         assert float(lost) < 9.0**-rank + 0.05  # what is cut off, and .037 of a normal distribution in 3 bits
+
+
+def test_many_columns_are_turned_to_one_variance_by_a_rotation() -> None:
+    variances = torch.rand(400, dtype=torch.float64) ** 8
+    turn = equalizing(variances)
+    torch.testing.assert_close((turn.T * variances @ turn).diagonal(), variances.mean().expand(400))
+    torch.testing.assert_close(turn.T @ turn, torch.eye(400, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 def test_principal_axes_are_those_of_the_singular_value_decomposition() -> None:
