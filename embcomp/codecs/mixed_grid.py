@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class MixedGrid(Coding):
         group: the group of each row, uint8 [rows]; None if only sizes are asked for.
         rarity: one over the reads of each group, float32 [groups]; 0 for a group without rows.
     """
+
+    bound: ClassVar[bool] = True  # planned bytes are a bound: rows in the order of their bits need no map
 
     bits: tuple[int, ...]
     most: int

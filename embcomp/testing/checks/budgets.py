@@ -64,8 +64,11 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
             model = nn.ModuleDict({t.name: nn.Embedding(t.num_embeddings or 0, t.embedding_dim) for t in tables})
             report = embcomp.compress_(model, {"*": sized})
             assert report.bytes_after == embcomp.nbytes(model) == sized.plan(tables).nbytes()
-            assert embcomp.served_nbytes(model) == sized.plan(tables).served_nbytes()
-            return embcomp.served_nbytes(model)
+            plan = sized.plan(tables)
+            served, planned = embcomp.served_nbytes(model), plan.served_nbytes()
+            bound = any(getattr(store.coding, "bound", False) for store in plan.stores.values())
+            assert served <= planned if bound else served == planned
+            return planned
 
         with pytest.raises(ValueError, match=r"budget of 0 bytes is too small.* \d+ bytes") as refused:
             built(0)
