@@ -25,8 +25,8 @@ class Field:
         order: the order in which a vocabulary is numbered: "value", sorted; or "count", by the occurrences in the train
             split, the most frequent value first, and by value where these are equal.
 
-    With ids="train" or min_count > 1, id 0 is the
-    out-of-vocabulary id and the vocabulary starts at 1. A missing value is encoded as the empty string.
+    With ids="train" or min_count > 1, id 0 is the out-of-vocabulary id and the vocabulary starts at 1. A missing value
+    is encoded as the empty string.
     """
 
     name: str

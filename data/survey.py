@@ -118,7 +118,7 @@ def _values(rows: pl.LazyFrame, f: Field) -> pl.LazyFrame:
 
 
 def _sorted(values: pl.DataFrame, f: Field, dtype: pl.DataType) -> pl.Series:
-    """Sort values; numbers by value, not by their digits; a missing value first."""
+    """Sort values in the order of the field; numbers by value, not by their digits; a missing value first."""
     inner = single(dtype)
     key = pl.col("value").cast(inner, strict=False) if inner.is_integer() else pl.col("value")
     by = [-pl.col("trained").cast(pl.Int64)] if f.order == "count" else []

@@ -7,7 +7,7 @@ torch, torchrec and FBGEMM hold, shard and train like any other.
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ configs.register("coding", CODINGS)
 
 class Coding(abc.ABC):
     """The coding of a store's rows. Subclasses are frozen dataclasses of plain numbers."""
+
+    bound: ClassVar[bool] = False
+    """True if `served_nbytes` is a bound, because the served form of some rows takes less."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -36,7 +36,7 @@ class MixedGrid(Coding):
         rarity: one over the reads of each group, float32 [groups]; 0 for a group without rows.
     """
 
-    bound: ClassVar[bool] = True  # planned bytes are a bound: rows in the order of their bits need no map
+    bound: ClassVar[bool] = True  # rows in the order of their bits need no map
 
     bits: tuple[int, ...]
     most: int
@@ -146,7 +146,7 @@ class MixedGridCodec(Maps, Codec):
 
     @property
     def served_nbytes(self) -> int:
-        own = self.chosen[self.group.long()].unique_consecutive()
+        own = self.chosen[self.group.unique_consecutive().long()].unique_consecutive()
         return self.mixed.served_with(self.bits, self.rows, self.dim, len(own))
 
     @property

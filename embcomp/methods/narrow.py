@@ -116,8 +116,8 @@ def principal_directions(vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tenso
 def equalizing(variances: Tensor) -> Tensor:
     """Return a rotation after which uncorrelated columns of these variances all have the mean of them.
 
-    Each turn of a column below the mean and one above it brings the first to the mean (Bendel and Mickey 1978, section
-    3), so that n - 1 turns are enough.
+    Each turn of a column below the mean and one above it brings the first to the mean (Bendel and Mickey 1978), so
+    that n - 1 turns are enough.
 
     Args:
         variances: the variances, float64 [n].

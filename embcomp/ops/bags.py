@@ -44,6 +44,7 @@ def pool_rows(
         tensor([[  1.],
                 [110.]])
     """
+    weights = None if weights is None else weights.contiguous()  # torch misreads others where rows are in no bag
     if mode != "max" and transformed():
         return pool_plainly(table, rows, offsets, weights, mode)
     learns = torch.is_grad_enabled() and (table.requires_grad or (weights is not None and weights.requires_grad))

@@ -120,4 +120,5 @@ def decode(
     if offsets is None:
         return vectors if weights is None else vectors * weights.unsqueeze(-1)
     order = torch.arange(rows.shape[0], device=rows.device)
+    weights = None if weights is None else weights.contiguous()  # torch misreads others where rows are in no bag
     return F.embedding_bag(order, vectors, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)

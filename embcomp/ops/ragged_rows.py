@@ -33,10 +33,10 @@ def ragged_nbytes(rows: int, dim: int, bits: int, most: int, runs: int | None = 
         >>> ragged_nbytes(64, 4, bits=64 * 3, most=3, runs=1)  # 96 bytes, 9 of the run, 8 spare ones
         113
     """
-    stream = 4 * packed_words(dim, bits)
-    return stream + (
-        _map_nbytes(rows, most) if runs is None else min(_map_nbytes(rows, most), run_nbytes(rows, most) * runs)
-    )
+    places = _map_nbytes(rows, most)
+    if runs is not None:
+        places = min(places, run_nbytes(rows, most) * runs)
+    return 4 * packed_words(dim, bits) + places
 
 
 def _map_nbytes(rows: int, most: int) -> int:

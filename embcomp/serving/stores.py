@@ -72,7 +72,7 @@ def _bags(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor | None, 
 
 
 def _flat(weights: Tensor | None) -> Tensor | None:
-    return None if weights is None else weights.float().reshape(-1)
+    return None if weights is None else weights.float().reshape(-1).contiguous()
 
 
 class FloatsStore(ServedStore):

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from embcomp.codecs.grid import PACE
 from embcomp.codecs.mixed_grid import MixedGridCodec
 from embcomp.codecs.shared_bits import sizes_of
 from embcomp.nn import CompressedEmbedding
-from embcomp.ops.allotment import OF_NORMAL, allot
+from embcomp.ops.allotment import OF_NORMAL
 
 IDS, DIM, STEPS = 60, 8, 30
 COUNTS = torch.arange(IDS).flip(0) ** 2  # id 0 is the most frequent one
@@ -98,46 +97,6 @@ def test_the_penalty_is_the_expected_bits_weighted_by_rarity():
         mean = sum(bits * float(share) for bits, share in enumerate(logits / logits.sum()))
         expected += 0.5 * float(reads.min() / reads[group]) * mean
     assert float(codec.penalty().detach()) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("mean", [0.4, 1.0, 1.7, 3.0])
-def test_no_other_choice_of_as_few_bits_costs_less(mean):
-    torch.manual_seed(1)
-    costs, sizes = torch.rand(4, 4), [3, 5, 2, 4]
-    bits = allot(costs, sizes, mean).tolist()
-    used, cost = sum(map(int.__mul__, bits, sizes)), sum(float(costs[g, b]) for g, b in enumerate(bits))
-    assert used <= mean * sum(sizes)
-    for other in itertools.product(range(4), repeat=4):
-        if sum(map(int.__mul__, other, sizes)) <= used:
-            assert sum(float(costs[g, b]) for g, b in enumerate(other)) >= cost - 1e-9
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("mean", [0.4, 1.2])
-def test_where_a_turn_takes_bits_no_other_choice_of_as_few_bits_costs_less(seed, mean):
-    draw = torch.Generator().manual_seed(seed)
-    costs, sizes, turns = torch.rand(7, 3, generator=draw), [3, 5, 2, 4, 1, 2, 3], [(2, 3.0), (4, 2.0), (1, 9.0)]
-
-    def weighed(bits) -> tuple[float, float, float]:
-        """The bits of values, those with turns, and the cost."""
-        values, turned, first = sum(map(int.__mul__, bits, sizes)), 0.0, 0
-        for number, turn in turns:
-            turned += turn * sum(a != b for a, b in itertools.pairwise(bits[first : first + number]))
-            first += number
-        return values, values + turned, sum(float(costs[g, b]) for g, b in enumerate(bits))
-
-    values, whole, cost = weighed(allot(costs, sizes, mean, turns).tolist())
-    assert values <= mean * sum(sizes)
-    for other in itertools.product(range(3), repeat=7):
-        if weighed(other)[1] <= whole:
-            assert weighed(other)[2] >= cost - 1e-9
-
-
-def test_rows_that_are_not_finite_get_no_bits_but_an_error():
-    costs = torch.rand(4, 3)
-    costs[2, 1] = math.nan
-    with pytest.raises(ValueError, match="bits cannot be allotted: the rows hold NaN or infinite values"):
-        allot(costs, [1, 1, 1, 1], 1.0)
 
 
 def test_ids_in_the_order_of_their_counts_have_fewer_runs_and_no_map():

@@ -66,7 +66,7 @@ def budgets_are_filled_and_never_exceeded(example: Example) -> None:
             assert report.bytes_after == embcomp.nbytes(model) == sized.plan(tables).nbytes()
             plan = sized.plan(tables)
             served, planned = embcomp.served_nbytes(model), plan.served_nbytes()
-            bound = any(getattr(store.coding, "bound", False) for store in plan.stores.values())
+            bound = any(store.coding is not None and store.coding.bound for store in plan.stores.values())
             assert served <= planned if bound else served == planned
             return planned
 
