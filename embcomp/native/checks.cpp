@@ -1,24 +1,17 @@
-// What may be wrong with arrays that other functions read (embcomp.ops.checks): one pass over each, nothing is written.
+// What may be wrong with arrays that other functions read, for embcomp.ops.checks: nothing is written.
 #include <cstddef>
 #include <cstdint>
 
+#include "astray.h"
 #include "request.h"
 
 extern "C" {
 
-// 1 when some id lies outside [0, limit); a negative id is a huge unsigned one.
-int any_outside(const int64_t* ids, size_t n, int64_t limit) {
-  uint64_t bad = 0;
-  for (size_t i = 0; i < n; i++) bad |= (uint64_t)((uint64_t)ids[i] >= (uint64_t)limit);
-  return bad != 0;
-}
+// 1 when some id lies outside [0, limit).
+int any_outside(const int64_t* ids, size_t n, int64_t limit) { return embcomp::any_outside(ids, n, (uint64_t)limit); }
 
 // 1 unless 0 <= offsets[0] <= offsets[1] <= ... <= offsets[n - 1] <= end.
-int offsets_astray(const int64_t* offsets, size_t n, int64_t end) {
-  uint64_t bad = (uint64_t)(offsets[0] < 0) | (uint64_t)(offsets[n - 1] > end);
-  for (size_t i = 1; i < n; i++) bad |= (uint64_t)(offsets[i] < offsets[i - 1]);
-  return bad != 0;
-}
+int offsets_astray(const int64_t* offsets, size_t n, int64_t end) { return embcomp::offsets_astray(offsets, n, end); }
 
 // 1 unless the offsets rise within the `total` rows, those between the first and the last lie in [0, limit), and the
 // first columns of the features in [0, last_column].

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "astray.h"
+
 // Entries are numbered below 2^32, so that the product is one of 32-bit factors.
 static inline int64_t entry(const unsigned char* bytes, uint32_t bits, uint32_t i) {
   const uint64_t at = (uint64_t)i * bits;
@@ -14,12 +16,6 @@ static inline int64_t entry(const unsigned char* bytes, uint32_t bits, uint32_t 
 
 constexpr size_t kBlock = 1024;  // ids that stay in the first-level cache between a look at them and their use
 
-static bool any_outside(const int64_t* ids, size_t n, uint64_t limit) {
-  uint64_t bad = 0;
-  for (size_t i = 0; i < n; i++) bad |= (uint64_t)((uint64_t)ids[i] >= limit);
-  return bad != 0;
-}
-
 extern "C" {
 
 // out[i * width + j] = entry ids[i] * width + j. 1, and `out` written in part, when some id lies outside [0, limit).
@@ -27,7 +23,7 @@ int unpack(const unsigned char* words, size_t bits, const int64_t* ids, size_t n
            int64_t* out) {
   for (size_t start = 0; start < n; start += kBlock) {
     const size_t stop = n - start < kBlock ? n : start + kBlock;
-    if (any_outside(ids + start, stop - start, (uint64_t)limit)) return 1;
+    if (embcomp::any_outside(ids + start, stop - start, (uint64_t)limit)) return 1;
     if (width == 1) {
       for (size_t i = start; i < stop; i++) out[i] = entry(words, (uint32_t)bits, (uint32_t)ids[i]);
       continue;

@@ -19,6 +19,9 @@ MOST_ROWS = 2**32 - 1
 """The maximum number of rows of a table, and of look-ups of a call, that compiled functions support."""
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 class Address(ctypes.c_void_p):
     """An address that keeps its tensor alive."""
 
@@ -73,9 +76,8 @@ def size(number: int) -> ctypes.c_size_t:
 
 def readable(*tensors: Tensor) -> bool:
     """Return whether a C function may read the tensors: real CPU memory, and operations are not recorded."""
-    if _records():
-        return False
-    return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not _wrapped(t) for t in tensors)
+    plain = [type(t) in _PLAIN and t.is_cpu and not _wrapped(t) for t in tensors]  # a generator takes twice as long
+    return not _records() and all(plain)
 
 
 def is_recorded(tensor: Tensor) -> bool:
@@ -184,8 +186,7 @@ def check_offsets(offsets: Tensor, end: int, first: int | None = None, given: Te
 
     If `first` is None they may begin later. The text shows `given`, or by default the offsets.
     """
-    if offsets.dim() != 1 or offsets.numel() == 0:
-        raise ValueError(f"offsets must have one dimension and not be empty, got shape {list(offsets.shape)}")
+    check_not_empty(offsets)
     lib = native.library()
     if lib is None:
         astray = int(offsets[0]) < 0 or int(offsets[-1]) > end or bool((offsets.diff() < 0).any())
@@ -196,6 +197,12 @@ def check_offsets(offsets: Tensor, end: int, first: int | None = None, given: Te
     if astray or first not in (None, int(offsets[0])):
         said = _some(offsets if given is None else given)
         raise ValueError(f"offsets must rise from 0 to at most {end}, the number of ids; got {said}")
+
+
+def check_not_empty(offsets: Tensor) -> None:
+    """Raise ValueError unless offsets have one dimension and at least one value."""
+    if offsets.dim() != 1 or offsets.numel() == 0:
+        raise ValueError(f"offsets must have one dimension and not be empty, got shape {list(offsets.shape)}")
 
 
 def assert_offsets(offsets: Tensor, end: int) -> None:

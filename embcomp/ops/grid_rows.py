@@ -1,13 +1,14 @@
 """Look-ups in packed rows on a grid (`embcomp.ops.grid`): in plain torch, and compiled."""
 
 import ctypes
+import functools
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from embcomp.ops import native
-from embcomp.ops.checks import check_inside, check_offsets, float32, int64, pointer, readable, size
+from embcomp.ops.checks import check_inside, check_not_empty, check_offsets, float32, int64, pointer, readable, size
 from embcomp.ops.packed_rows import gather_lines, line_nbytes, read_rows, rows_of_line
 
 
@@ -93,8 +94,7 @@ def grid_bags_by_torch(
         end = int(offsets[-1])
         offsets, rows, weights = offsets.contiguous(), rows[:end], None if weights is None else weights[:end]
     count, kernel = rows.shape[0], getattr(torch.ops.quantized, f"embedding_bag_{bits}bit_rowwise_offsets")
-    behind = torch.tensor([1.0, 0.5 - 2 ** (bits - 1)], dtype=torch.float16, device="cpu").view(torch.uint8)
-    lines = torch.cat([gather_lines(packed, rows), behind.expand(count, 4)], 1)
+    lines = _with_scale_and_bias(gather_lines(packed, rows), bits)
     if shared:
         own = steps_of_rows(step, shared, rows).view(-1)
         weights = own if weights is None else own * weights
@@ -104,6 +104,22 @@ def grid_bags_by_torch(
     if mode == "mean" and offsets is not None:
         sums /= offsets.diff().clamp(min=1).unsqueeze(1)
     return sums if shared else sums.mul_(step)
+
+
+def _with_scale_and_bias(lines: Tensor, bits: int) -> Tensor:
+    count, width = lines.shape
+    behind = _scale_and_bias(bits)
+    if width % 4:
+        return torch.cat([lines, behind.expand(count, 4)], 1)
+    words = torch.empty(count, width // 4 + 1, dtype=torch.int32, device="cpu")  # torch copies words faster than bytes
+    words[:, :-1] = lines.view(torch.int32)
+    words[:, -1] = behind.view(torch.int32)
+    return words.view(torch.uint8)
+
+
+@functools.cache
+def _scale_and_bias(bits: int) -> Tensor:
+    return torch.tensor([1.0, 0.5 - 2 ** (bits - 1)], dtype=torch.float16, device="cpu").view(torch.uint8)
 
 
 def grid_bags(
@@ -150,18 +166,24 @@ def grid_bags(
         if here and bits in (2, 4) and dim * bits % 8 == 0:
             return grid_bags_by_torch(packed, bits, dim, step, shared, rows, offsets, weights, mode)
         return grid_bags_reference(packed, bits, dim, step, shared, rows, offsets, weights, mode)
-    rows, count = rows.contiguous(), rows.shape[0]
+    rows = rows.contiguous()
+    number = count = rows.shape[0]
     held = packed.shape[0] * rows_of_line(dim, bits)
-    check_inside(rows, min(held, step.shape[0] * shared) if shared else held)
+    if shared:
+        held = min(held, step.shape[0] * shared)
     if offsets is not None:
+        check_not_empty(offsets)
         offsets, count = offsets.contiguous(), offsets.shape[0] - 1
-        check_offsets(offsets, rows.shape[0])
     weights = None if weights is None else weights.contiguous()
     out = torch.empty(count, dim, dtype=torch.float32, device="cpu")
-    lib.grid_bags(
+    astray = lib.grid_bags(
         pointer("packed", packed, torch.uint8, packed.shape[0], line_nbytes(dim, bits)), size(packed.nbytes),
         size(dim), size(bits), float32("step", step, step.shape[0] if shared else 1), ctypes.c_int64(shared),
-        int64("rows", rows, rows.shape[0]), int64("offsets", offsets, count + 1), size(count),
-        float32("weights", weights, rows.shape[0]), ctypes.c_int(mode == "mean"), float32("out", out, count, dim),
+        int64("rows", rows, number), size(number), size(held), int64("offsets", offsets, count + 1), size(count),
+        float32("weights", weights, number), ctypes.c_int(mode == "mean"), float32("out", out, count, dim),
     )  # fmt: skip
+    if astray:
+        check_inside(rows, held)
+        check_offsets(rows.new_zeros(1) if offsets is None else offsets, number)
+        raise RuntimeError("rows or offsets of a look-up were changed during it: give it a copy")
     return out

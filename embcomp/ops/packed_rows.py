@@ -98,7 +98,8 @@ def gather_lines(packed: Tensor, lines: Tensor) -> Tensor:
     the cache one word of each line is read first: torch waits for many words at once, but for lines one by one.
     """
     width = packed.shape[1]
-    if width in _WORDS and (width < 16 or readable(packed)):  # compilers do not take complex numbers
+    fits = width in _WORDS and packed.storage_offset() % width == 0  # torch views no words that begin elsewhere
+    if fits and (width < 16 or readable(packed)):  # compilers do not take complex numbers
         return packed.view(-1).view(_WORDS[width]).index_select(0, lines).view(torch.uint8).view(-1, width)
     if packed.numel() > _CACHE and width % 8 == 0 and readable(packed, lines):
         packed.view(-1).view(torch.int64).index_select(0, lines * (width // 8))

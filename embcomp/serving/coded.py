@@ -32,14 +32,15 @@ class CodedStore(ServedStore):
     def look_up(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         if rows.shape[-1] > 1:
             return super().look_up(rows, weights)
-        return self._decode(rows.reshape(-1), None, None if weights is None else weights.float().reshape(-1))
+        weights = None if weights is None else weights.float().reshape(-1)
+        return self._decode(rows.reshape(-1), None, weights).to(self.dtype)
 
     def _pool(self, rows: Tensor, offsets: Tensor, weights: Tensor | None, mode: str) -> Tensor:
         return self._decode(rows, offsets, weights, mode)
 
     def _decode(self, rows: Tensor, offsets: Tensor | None, weights: Tensor | None, mode: str = "sum") -> Tensor:
         constants = {name: getattr(self, name) for name in self.constants}
-        return self.coding.decode(self.table, self.dim, constants, rows, offsets, weights, mode).to(self.dtype)
+        return self.coding.decode(self.table, self.dim, constants, rows, offsets, weights, mode)
 
 
 def serve_coded(rows: Tensor, codec: Codec, out: torch.dtype, table: str) -> CodedStore:

@@ -33,11 +33,17 @@ def by_hand(table: Tensor, bits: int, dim: int, steps: list[float], shared: int)
     return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(-1, dim))
 
 
+WIDTHS = st.one_of(st.integers(1, 37), st.sampled_from([16, 32, 48, 64, 80, 112, 128, 168]))
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 8), st.integers(1, 37), st.sampled_from([0, 1, 3]), st.booleans(), st.integers(0, 2**31))
+@given(st.integers(1, 8), WIDTHS, st.sampled_from([0, 1, 3]), st.booleans(), st.integers(0, 2**31))
 @example(3, 5, 0, True, 0)
 @example(4, 16, 0, False, 1)
 @example(2, 128, 1, True, 2)
+@example(4, 120, 0, False, 3)  # blocks of 64, 32, 16 values, and what is left
+@example(2, 124, 0, False, 4)
+@example(1, 120, 0, False, 5)
 def test_packed_rows_and_their_bags(bits: int, dim: int, shared: int, weighted: bool, seed: int) -> None:
     random, count = torch.Generator().manual_seed(seed), 7
     codes = torch.randint(2**bits, (count, dim), generator=random).to(torch.uint8)
@@ -99,6 +105,29 @@ def test_torchs_own_kernel_takes_scattered_memory_and_refuses_what_does_not_fit(
     for bounds in ([0, 3, 12], [0, 5, 3, 10]):
         with pytest.raises(ValueError, match="offsets must rise from 0 to at most 10"):
             grid_bags_by_torch(packed, 4, 8, step, shared, rows, torch.tensor(bounds))
+
+
+@pytest.mark.parametrize("bounds", [[0, 3, 12], [0, 5, 3, 10], [-1, 4]])
+def test_bags_that_reach_beyond_the_look_ups_are_refused(bounds: list[int]) -> None:
+    packed, rows = pack_rows(torch.ones(20, 8, dtype=torch.uint8), 4), torch.arange(10)
+    with pytest.raises(ValueError, match="offsets must rise from 0 to at most 10"):
+        grid_bags(packed, 4, 8, torch.ones(1), 0, rows, torch.tensor(bounds))
+    with pytest.raises(ValueError, match="not be empty"):
+        grid_bags(packed, 4, 8, torch.ones(1), 0, rows, torch.tensor([], dtype=torch.long))
+    with pytest.raises(IndexError, match="row 20 is out of range, the table has 20 rows"):
+        grid_bags(packed, 4, 8, torch.ones(20), 1, rows + 11)
+    with pytest.raises(IndexError, match="row 6 is out of range"):  # its step is missing
+        grid_bags(packed, 4, 8, torch.ones(2), 3, rows)
+
+
+def test_lines_that_do_not_begin_at_a_word_are_read() -> None:
+    """A table may be a part of a larger buffer, as files that are read at once give it."""
+    for width in (4, 8, 16):
+        buffer = torch.randint(256, (3 + 5 * width,), dtype=torch.uint8)
+        packed, rows = buffer[3:].view(5, width), torch.tensor([4, 0])
+        found = read_rows(packed, 8, width, rows), grid_bags(packed, 8, width, torch.ones(1), 0, rows)
+        assert torch.equal(found[0], packed[rows])
+        assert torch.equal(found[1], packed[rows] - 127.5)
 
 
 def test_without_compiled_functions_bags_go_by_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
