@@ -1,6 +1,7 @@
 """`choose`: from a byte budget and a model to a method and a size for every table."""
 
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -18,6 +19,7 @@ from embcomp.methods.base import check_counts
 from embcomp.methods.plan import Count
 from embcomp.methods.request import Budget
 from embcomp.methods.table import Table
+from embcomp.planner import linked, rules
 from embcomp.planner.choice import Choice
 from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates
 from embcomp.planner.losses import check_labels, log_loss
@@ -124,7 +126,9 @@ def choose(
     known = {name: check_counts(c, _table(held, name)) for name, c in by_name(held, counts, "counts").items()}
     listed = offers(held, count, edges=edges, sides=sides, content=by_name(held, content, "content"), seed=seed)
     offered = options_of(held, count, options, counts=known, extra=listed, seed=seed)
-    judge: Estimates = ByRules(held, known, _worth(held, worth))
+    only_sides = edges is not None and all(table.kept or table.name in listed for table in held)
+    rule = functools.partial(linked.loss, fresh=init == "fresh") if only_sides else rules.loss
+    judge: Estimates = ByRules(held, known, _worth(held, worth), rule)
     if data is None:
         if loss is not None or train is not None:
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
@@ -135,7 +139,7 @@ def choose(
         raise TypeError("data is for a trained model: give the model instead of its tables")
     with _progress(progress) as heard:
         probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, heard)
-        judge = ByProbes(held, probes, init)
+        judge = ByProbes(held, probes, init, rule)
         search = Search(held, offered, judge, count, budget)
         search.check()
         plan, level, notes = search.best(), 2, []

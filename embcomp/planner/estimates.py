@@ -1,7 +1,7 @@
 """The expected loss of every option: by rules alone, or from probes of a trained model."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
+from embcomp.methods.table import Table
 from embcomp.planner import rules
 from embcomp.planner.options import Option
 from embcomp.planner.probes import Probes
@@ -16,6 +17,9 @@ from embcomp.planner.tables import Held
 
 After = Literal["fresh", "warm", "fit"]
 """The training that follows the choice: from scratch, from a warm start, or none."""
+
+Rule = Callable[[Method, Sequence[Table], float, float | None], float]
+"""The loss of a method for tables of some worth, with the rise that a probe measured, as `rules.loss` computes it."""
 
 UNTRAINED = 10.0
 """The approximate factor by which an option costs more without training, for options that were not measured."""
@@ -67,14 +71,21 @@ class ByRules:
         held: the tables.
         counts: the number of times each id occurs, by table name.
         given: the worth of tables, in any unit, by table name.
+        rule: the rules for the loss of a method.
 
     Attributes:
         worth: the worth of each table.
         silent: the tables whose given worth is 0.
     """
 
-    def __init__(self, held: Sequence[Held], counts: Mapping[str, Tensor], given: Mapping[str, float]) -> None:
-        self.held = held
+    def __init__(
+        self,
+        held: Sequence[Held],
+        counts: Mapping[str, Tensor],
+        given: Mapping[str, float],
+        rule: Rule = rules.loss,
+    ) -> None:
+        self.held, self.rule = held, rule
         information = [_entropy(table, counts.get(table.name)) ** 0.25 * _values(table) ** 0.75 for table in held]
         if given:
             middle = sorted(max(0.0, value) for value in given.values())[len(given) // 2]
@@ -89,7 +100,7 @@ class ByRules:
     def loss(self, option: Option) -> float:
         if id(option) not in self._losses:
             tables = [self.held[i].table for i in option.tables]
-            loss = rules.loss(option.method, tables, sum(self.worth[i] for i in option.tables))
+            loss = self.rule(option.method, tables, sum(self.worth[i] for i in option.tables), None)
             self._losses[id(option)] = option, loss
         return self._losses[id(option)][1]
 
@@ -117,14 +128,15 @@ class ByProbes:
         held: the tables.
         probes: the measurements.
         after: the training that follows.
+        rule: the rules for the loss of a method.
 
     Attributes:
         worth: the worth of each table.
         silent: the tables whose worth is not above two standard errors.
     """
 
-    def __init__(self, held: Sequence[Held], probes: Probes, after: After) -> None:
-        self.held, self.probes, self.after = held, probes, after
+    def __init__(self, held: Sequence[Held], probes: Probes, after: After, rule: Rule = rules.loss) -> None:
+        self.held, self.probes, self.after, self.rule = held, probes, after, rule
         order = sorted(range(len(held)), key=lambda i: -held[i].nbytes)
         measured = {i: probes.worth([i]) for i in order if held[i].weight is not None}
         known = [worth[0] for worth in measured.values() if worth is not None]
@@ -184,7 +196,7 @@ class ByProbes:
 
     def _rule(self, option: Option, probed: float | None) -> float:
         tables = [self.held[i].table for i in option.tables]
-        return rules.loss(option.method, tables, sum(self.worth[i] for i in option.tables), probed)
+        return self.rule(option.method, tables, sum(self.worth[i] for i in option.tables), probed)
 
 
 def _values(held: Held) -> int:
