@@ -22,7 +22,7 @@ from embcomp.methods.table import Table
 from embcomp.planner import linked, rules
 from embcomp.planner.choice import Choice
 from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates
-from embcomp.planner.losses import check_labels, log_loss
+from embcomp.planner.losses import calibrated_log_loss, check_labels, log_loss
 from embcomp.planner.offers import offers
 from embcomp.planner.options import Option, Options, options_of
 from embcomp.planner.probes import Loss, Probes
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 LEAST = 0.005
 """The minimum share of a trained model's loss that its tables must account for."""
+
+OVERFITS = 1.05
+"""The share of the loss without a model above which a model is taken to overfit; untrained ones are close to 1."""
 
 
 def choose(
@@ -77,7 +80,8 @@ def choose(
         count: "served" to limit the bytes of the served form, "training" those of the training form.
         data: held-out batches, if the model is trained.
         loss: a function from a model and a batch to the mean loss of the batch; by default the log-loss of logits, for
-            batches of (inputs..., labels).
+            batches of (inputs..., labels), or if that is above the loss without a model, as after overfitting, the one
+            that is left when each batch's logits are scaled.
         options: the methods to choose from, for all tables or by pattern; by default own rows of 8 to 1 bits, low rank,
             product codes and shared rows. A method whose tables share a store is one option for all its tables.
         keep: patterns of tables that stay unchanged. Their bytes count.
@@ -189,13 +193,15 @@ def _probes(
         raise ValueError(f"tables {empty} are on the meta device, and hold no values to measure")
     entropy = check_labels(batches) if loss is None else None
     probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard)
+    if entropy is not None and probes.base > OVERFITS * entropy:  # it may still rank
+        probes = Probes(model, held, batches, calibrated_log_loss, counts, cache, seconds, heard)
     worth, error = probes.worth(range(len(held))) or (math.inf, 0.0)
     least = LEAST * abs(probes.base)
     if worth <= max(3 * error, least) or (entropy is not None and probes.base >= entropy - least):
         without = f"{probes.base + worth:.4f} with one vector for all ids of each table" if worth < math.inf else ""
         alone = f"{entropy:.4f} for the share of clicks alone" if entropy is not None else ""
         raise ValueError(
-            f"the model is not trained: its loss on data is {probes.base:.4f}, and "
+            f"the model is not trained, or overfits: its loss on data is {probes.base:.4f}, and "
             f"{' and '.join(filter(None, [without, alone]))}; train it first, or leave data out"
         )
     return probes

@@ -27,6 +27,7 @@ from experiments.files import write_json
 from experiments.runs import results as files
 from experiments.runs.runner import Settings, run_all, trained
 from experiments.tasks.by_table import ByTable
+from experiments.tasks.clicks import ClickTask
 from experiments.tasks.retrieval import RetrievalTask
 from experiments.tasks.sizing import BuiltModel
 from experiments.tasks.task import prepare
@@ -157,14 +158,21 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
     choice = embcomp.choose(
         plain.model,
         nbytes,
-        data=task.held_out(_HELD_OUT, _ROWS),
-        loss=task.loss,
+        **_data(task),
         seconds=PLANNING / 2 * whole,
         train=train,
         effort=PLANNING / 4,
         **given,
     )
     return choice, choice.seconds / whole
+
+
+def _data(task: Any) -> dict[str, Any]:
+    """The held-out batches; clicks in the form whose loss `choose` knows, which allows for models that overfit."""
+    batches = task.held_out(_HELD_OUT, _ROWS)
+    if isinstance(task, ClickTask):
+        return {"data": [(batch.dense, batch.sparse, batch.label) for batch in batches]}
+    return {"data": batches, "loss": task.loss}
 
 
 def _trainer(task: Any, steps: int) -> Callable[[nn.Module, float], None]:

@@ -292,7 +292,7 @@ def test_data_needs_a_model_that_is_trained(held_out, trained):
     with pytest.raises(TypeError, match="data is for a trained model"):
         embcomp.choose([embcomp.Table("a", 100, 8)], "50%", data=held_out)
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match="the model is not trained: its loss on data"):
+    with pytest.raises(ValueError, match="the model is not trained, or overfits: its loss on data"):
         embcomp.choose(Clicks(), "30%", data=held_out)
     with torch.no_grad():
         trained.tables["user"].weight[:] = math.nan
