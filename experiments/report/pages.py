@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.files import write_text
-from experiments.report import conclusions, pictures, sharded, tables, third_party
+from experiments.report import conclusions, pictures, planned, sharded, tables, third_party
 from experiments.report.collect import Experiment, collect
 
 _INDEX = "# Results\n\nMade from `experiments/results` by `python -m experiments report --markdown`.\n\n"
@@ -28,7 +28,7 @@ def write_html(results: Path, path: Path, names: Sequence[str] | None = None, ti
 def write_markdown(results: Path, folder: Path, names: Sequence[str] | None = None) -> Path:
     """Write `<experiment>.md` for each experiment, with its pictures as SVG files, and `index.md` with links to all.
 
-    If all experiments are written, `sharded.md`, `third-party.md` and `conclusions.md` are written, too.
+    If all experiments are written, `sharded.md`, `third-party.md`, `conclusions.md` and `planned.md` are written, too.
 
     Raises:
         InputError: see `collect`.
@@ -46,6 +46,7 @@ def write_markdown(results: Path, folder: Path, names: Sequence[str] | None = No
         sharded.write(results, folder)
         third_party.write(results, folder)
         conclusions.write(results, folder)
+        planned.write(results, folder)
         said = {e.name: f": {', '.join(s.title for s in e.sections)}" for e in experiments}
         # Pages that other commands have written into the folder are linked too.
         pages = {path.stem for path in folder.glob("*.md")} - {"index"}
