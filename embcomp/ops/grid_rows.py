@@ -91,16 +91,17 @@ def grid_bags_by_torch(
         float32("weights", weights, rows.shape[0])
     if offsets is not None:
         check_offsets(offsets, rows.shape[0])
-        end = int(offsets[-1])
-        offsets, rows, weights = offsets.contiguous(), rows[:end], None if weights is None else weights[:end]
+        offsets, end = offsets.contiguous(), int(offsets[-1])
+        if end < rows.shape[0]:  # the last are in no bag
+            rows, weights = rows[:end], None if weights is None else weights[:end]
     count, kernel = rows.shape[0], getattr(torch.ops.quantized, f"embedding_bag_{bits}bit_rowwise_offsets")
     lines = _with_scale_and_bias(gather_lines(packed, rows), bits)
     if shared:
         own = steps_of_rows(step, shared, rows).view(-1)
         weights = own if weights is None else own * weights
-    order = torch.arange(count + 1, device="cpu")
-    bounds = order if offsets is None else offsets
-    sums = kernel(lines, order[:-1], bounds, False, 0, False, weights, None, True)
+    order = torch.arange(count, device="cpu")
+    bounds = torch.arange(count + 1, device="cpu") if offsets is None else offsets
+    sums = kernel(lines, order, bounds, False, 0, False, weights, None, True)
     if mode == "mean" and offsets is not None:
         sums /= offsets.diff().clamp(min=1).unsqueeze(1)
     return sums if shared else sums.mul_(step)
