@@ -49,6 +49,22 @@ struct PlainRows {
   }
 };
 
+// The same for rows that are read on a grid of one step, whose gradient is added to `step_grad`.
+template <size_t DIM>
+struct GridRows {
+  PlainRows<DIM> plain;
+  float step, half;
+  double* step_grad;
+
+  void fetch(uint64_t row) const { plain.fetch(row); }
+  void visit(uint64_t row, const float* g) const {
+    float passed[DIM];
+    std::memcpy(passed, g, sizeof passed);
+    *step_grad += embcomp::pass_back<DIM>(passed, plain.at(row), step, half, DIM);
+    plain.visit(row, passed);
+  }
+};
+
 template <size_t DIM>
 class Update {
  public:
@@ -79,10 +95,14 @@ class Update {
 
   template <class Work>
   void with_plain(const Work& work) {
-    if (step_.is_rowwise_adagrad() && kept_.constants.lazy && !table_.nbytes && !table_.grid.bits)
-      work(PlainRows<DIM>{table_.floats(0), floats(0, 0), n(), step_.lr(), step_.eps()});
-    else
-      work(ByReference{this});
+    const Grid& grid = table_.grid;
+    if (step_.is_rowwise_adagrad() && kept_.constants.lazy && !table_.nbytes) {
+      const PlainRows<DIM> plain{table_.floats(0), floats(0, 0), n(), step_.lr(), step_.eps()};
+      if (!grid.bits) return work(plain);
+      if constexpr (DIM > 0)
+        if (!grid.shared) return work(GridRows<DIM>{plain, grid.step(0), grid.half(), kept_.step_grads});
+    }
+    work(ByReference{this});
   }
 
   // Steps the rows before this one that were not read.
