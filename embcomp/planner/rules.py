@@ -75,8 +75,8 @@ RECOVERED = 0.35
 UNSEEN = 0.4
 """The share of the guessed loss of a rank that remains where a probe shows none: training finds fewer directions.
 
-On ML-1M ranks of 1, 3, 4, 6 cost little after training, and 1, .3, .6, .2 of the guess from scratch. Codes likewise cost
-no less than rounding to as many bits."""
+On ML-1M ranks of 1, 3, 4, 6 cost little after training, and 1, .3, .6, .2 of the guess from scratch. Codes likewise
+cost no less than rounding to as many bits."""
 
 
 @dataclass(frozen=True)
