@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from embcomp.graph.cluster_map import Side
     from embcomp.graph.edges import Edges
 
-CLUSTERED = (0.25, 0.19, 0.125, 0.0625, 0.03, 0.015)
-"""The numbers of clusters to offer, as shares of the ids of a side that have clicks."""
+CLUSTERED = (0.25, 0.19, 0.16, 0.125, 0.09, 0.0625, 0.03, 0.015)
+"""The numbers of rows of both sides to offer, as shares of the ids that have clicks."""
 
 MIXED = (2, 4, 8)
 """The numbers of clusters to offer for mixtures."""
@@ -100,10 +100,9 @@ def _of_graph(edges: "Edges", sides: "Mapping[str, Side]", seed: int) -> Iterato
     from embcomp.graph.clustering import cluster
     from embcomp.graph.soft import mixture
 
-    ids = [int((edges.degrees(side) > 0).sum()) for side in ("users", "items")]
-    for share in CLUSTERED:
-        rows = (max(1, int(ids[0] * share)), max(1, int(ids[1] * share)))
-        clusters = cluster(edges, rows, seed=seed, progress=False)
+    ids = sum(int((edges.degrees(side) > 0).sum()) for side in ("users", "items"))
+    for share in CLUSTERED:  # the graph says how many rows each side gets: clusters of both sides stay whole
+        clusters = cluster(edges, max(2, int(ids * share)), seed=seed, progress=False)
         for name, side in sides.items():
             own = getattr(clusters, side)
             yield name, GraphHash(own, seed=seed)
