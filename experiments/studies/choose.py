@@ -8,6 +8,7 @@ scratch with the chosen methods. Each run writes a result file like any other, w
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import traceback
@@ -25,7 +26,7 @@ from experiments.config.inputs import edges_of
 from experiments.errors import InputError
 from experiments.files import write_json
 from experiments.runs import results as files
-from experiments.runs.runner import Settings, run_all, trained
+from experiments.runs.runner import Settings, forget, run_all, trained
 from experiments.tasks.by_table import ByTable
 from experiments.tasks.clicks import ClickTask
 from experiments.tasks.retrieval import RetrievalTask
@@ -77,6 +78,8 @@ def run_all_choices(
         if trained(whole, settings) is None:
             failed += 1
             continue
+        if force:
+            forget(run, settings)
         try:
             said = carry_out(run, whole, settings)
         except Exception:  # of one run; the others may still be good
@@ -106,10 +109,11 @@ def carry_out(run: RunConfig, full: RunConfig, settings: Settings) -> str:
     method = ByTable(methods=methods)
     rows = sum(store.rows for store in method.sizes(task.tables).stores.values())
     task = dataclasses.replace(task, run=run, method=method, rows=rows)
+    plan = json.dumps(method.config())  # probes within a time limit may give another plan than before
     trainer = Trainer(
         task,
         folder=settings.work / "runs" / run.experiment / run.name,
-        key=files.checkpoint_key(run),
+        key=hashlib.sha256(f"{files.checkpoint_key(run)} {plan}".encode()).hexdigest()[:16],
         device=device,
         report=lambda done, total, text: None,
         checkpoint_seconds=settings.checkpoint_seconds,

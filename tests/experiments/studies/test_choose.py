@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 import embcomp
 from experiments.__main__ import app
 from experiments.runs import results as files
-from experiments.runs.runner import Settings
+from experiments.runs.runner import Settings, run_all
 from experiments.studies import choose as study
 from experiments.studies.choose import chosen_run, run_all_choices
 from experiments.tasks.by_table import ByTable
+from experiments.tasks.task import prepare
+from experiments.training.checkpoint import Last
 
 CONSOLE = Console(quiet=True)
 
@@ -39,6 +41,32 @@ def test_every_level_is_trained_within_its_budget(make_run, tmp_path: Path, monk
         assert 0 < values["metrics"]["test/auc"] < 1
     monkeypatch.setattr(study, "carry_out", lambda *given: pytest.fail("it is current"))
     assert run_all_choices([full], ["20%"], ["served"], [1, 2, 3], settings, CONSOLE) == 0
+
+
+def test_a_training_that_was_stopped_goes_on_with_its_own_plan_alone(make_run, tmp_path: Path, monkeypatch) -> None:
+    full = make_run(training={"batch_size": 512, "epochs": 2})
+    settings = Settings(tmp_path / "results", tmp_path / "out")
+    run_all([full], settings, CONSOLE)
+    run = chosen_run(full, "20%", "served", 1)
+    tables = prepare(full).tables
+    plans = [
+        {table.name: embcomp.LowBit(bits=bits, of=embcomp.HashingTrick(rows=5)) for table in tables} for bits in (4, 3)
+    ]
+    begun, load = [], Last.load
+
+    def loaded(last: Last):
+        found = load(last)
+        begun.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Last, "load", loaded)
+    monkeypatch.setattr(Last, "remove", lambda last: None)  # as if it had been stopped
+    for methods, force in ((plans[0], False), (plans[0], False), (plans[1], False), (plans[1], True)):
+        choice = embcomp.choose(tables, "90%", options={name: [method] for name, method in methods.items()})
+        monkeypatch.setattr(study, "_chosen", lambda *given, choice=choice: (choice, 0.1))
+        assert run_all_choices([full], ["20%"], ["served"], [1], settings, CONSOLE, force) == 0
+        files.path_of(run, settings.results).unlink()
+    assert begun == [False, True, False, False]
 
 
 def test_a_choice_that_fails_is_said_and_leaves_the_others(make_run, tmp_path: Path) -> None:
