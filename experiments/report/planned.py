@@ -90,7 +90,7 @@ def _of_data(title: str, metric: str, runs: Sequence[Result]) -> Iterator[Cell]:
     for run in runs:
         if run["method"] == "choose":
             options = run["config"]["method"]["options"]
-            chosen[options["count"], run["budget"]["share"]][options["level"]].append(run)
+            chosen[options["count"], _share(run)][options["level"]].append(run)
     singles = [run for run in runs if run["method"] != "choose"]
     full = [run for run in singles if run["method"] == "Full"]
     for (count, share), levels in sorted(chosen.items(), key=lambda item: (item[0][0], -item[0][1])):
@@ -101,6 +101,12 @@ def _of_data(title: str, metric: str, runs: Sequence[Result]) -> Iterator[Cell]:
             by_level = {level: _score(f"level {level}", metric, levels[level]) for level in LEVELS if level in levels}
             single = _score(_name(best[0]), metric, best)
             yield Cell(title, count, share, metric, _score("full", metric, full), single, by_level)
+
+
+def _share(run: Result) -> float:
+    """The budget of a run as a share of the full tables."""
+    budget = run["budget"]
+    return budget["share"] if "share" in budget else budget["nbytes"] / run["full_nbytes"]
 
 
 def _lines(runs: Iterable[Result]) -> list[list[Result]]:
@@ -148,7 +154,7 @@ def _table(found: Sequence[Cell]) -> Iterator[str]:
     heads = [part for level in levels for part in (f"level {level}", "to single", "planning")]
     rows = []
     for cell in found:
-        row = [cell.metric, f"{100 * cell.share:g} % {cell.count}", str(cell.full)]
+        row = [cell.metric, f"{100 * cell.share:.3g} % {cell.count}", str(cell.full)]
         row += [f"{cell.single.label}: {cell.single}"]
         for level in levels:
             rise = cell.over_single(level)

@@ -45,6 +45,15 @@ def test_the_single_method_is_chosen_by_the_valid_split_among_those_that_fit(res
     assert cell.levels[2].planning == pytest.approx(0.2)
 
 
+def test_a_budget_in_bytes_is_a_share(results):
+    for path in (results / "choose").glob("choose*"):
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({**values, "budget": {"nbytes": 12_345}}))
+    (cell,) = planned.cells(results)
+    assert cell.share == pytest.approx(0.12345)
+    assert cell.single.label == "A, 10 %"
+
+
 def test_the_page_counts_budgets(results, tmp_path):
     text = planned.write(results, tmp_path / "docs").read_text()
     assert "| 1 | 1 | 0 | 1 | 0 |" in text
