@@ -108,19 +108,22 @@ def grid_bags_by_torch(
 
 
 def _with_scale_and_bias(lines: Tensor, bits: int) -> Tensor:
-    count, width = lines.shape
+    """The lines, each followed by the scale and the bias of its values as float16."""
     behind = _scale_and_bias(bits)
-    if width % 4:
-        return torch.cat([lines, behind.expand(count, 4)], 1)
-    words = torch.empty(count, width // 4 + 1, dtype=torch.int32, device="cpu")  # torch copies words faster than bytes
-    words[:, :-1] = lines.view(torch.int32)
-    words[:, -1] = behind.view(torch.int32)
-    return words.view(torch.uint8)
+    if lines.shape[1] % 4:
+        return torch.cat([lines, behind.expand(len(lines), 4)], 1)
+    padded = F.pad(lines.view(torch.int32), (0, 1), value=_as_word(bits))  # torch copies words faster than bytes
+    return padded.view(torch.uint8)
 
 
 @functools.cache
 def _scale_and_bias(bits: int) -> Tensor:
     return torch.tensor([1.0, 0.5 - 2 ** (bits - 1)], dtype=torch.float16, device="cpu").view(torch.uint8)
+
+
+@functools.cache
+def _as_word(bits: int) -> int:
+    return int(_scale_and_bias(bits).view(torch.int32))
 
 
 def grid_bags(
