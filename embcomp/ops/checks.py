@@ -76,8 +76,10 @@ def size(number: int) -> ctypes.c_size_t:
 
 def readable(*tensors: Tensor) -> bool:
     """Return whether a C function may read the tensors: real CPU memory, and operations are not recorded."""
+    if _records():  # first: a compiler cannot trace what follows
+        return False
     plain = [type(t) in _PLAIN and t.is_cpu and not _wrapped(t) for t in tensors]  # a generator takes twice as long
-    return not _records() and all(plain)
+    return all(plain)
 
 
 def is_recorded(tensor: Tensor) -> bool:

@@ -91,9 +91,10 @@ def grid_bags_by_torch(
         float32("weights", weights, rows.shape[0])
     if offsets is not None:
         check_offsets(offsets, rows.shape[0])
-        offsets, end = offsets.contiguous(), int(offsets[-1])
-        if end < rows.shape[0]:  # the last are in no bag
-            rows, weights = rows[:end], None if weights is None else weights[:end]
+        first, end = int(offsets[0]), int(offsets[-1])
+        if first > 0 or end < rows.shape[0]:  # the others are in no bag
+            rows, weights = rows[first:end], None if weights is None else weights[first:end]
+        offsets = (offsets - first if first else offsets).contiguous()
     count, kernel = rows.shape[0], getattr(torch.ops.quantized, f"embedding_bag_{bits}bit_rowwise_offsets")
     lines = _with_scale_and_bias(gather_lines(packed, rows), bits)
     if shared:

@@ -98,10 +98,11 @@ def gather_lines(packed: Tensor, lines: Tensor) -> Tensor:
     the cache one word of each line is read first: torch waits for many words at once, but for lines one by one.
     """
     width = packed.shape[1]
-    fits = width in _WORDS and packed.storage_offset() % width == 0  # torch views no words that begin elsewhere
+    # torch views no words that begin elsewhere, and compilers do not ask where a tensor begins
+    fits = width in _WORDS and (torch.compiler.is_compiling() or packed.storage_offset() % width == 0)
     if fits and (width < 16 or readable(packed)):  # compilers do not take complex numbers
         return packed.view(-1).view(_WORDS[width]).index_select(0, lines).view(torch.uint8).view(-1, width)
-    if packed.numel() > _CACHE and width % 8 == 0 and readable(packed, lines):
+    if packed.numel() > _CACHE and width % 8 == 0 and readable(packed, lines) and packed.storage_offset() % 8 == 0:
         packed.view(-1).view(torch.int64).index_select(0, lines * (width // 8))
     return packed.index_select(0, lines)
 

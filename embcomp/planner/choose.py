@@ -23,7 +23,7 @@ from embcomp.planner import linked, rules
 from embcomp.planner.choice import Choice
 from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates
 from embcomp.planner.losses import calibrated_log_loss, check_labels, log_loss
-from embcomp.planner.offers import offers
+from embcomp.planner.offers import offers, only_sides
 from embcomp.planner.options import Option, Options, options_of
 from embcomp.planner.probes import Loss, Probes
 from embcomp.planner.search import Search
@@ -41,6 +41,9 @@ LEAST = 0.005
 
 OVERFITS = 1.05
 """The share of the loss without a model above which a model is taken to overfit; untrained ones are close to 1."""
+
+CALIBRATED = 100
+"""The minimum number of rows of a batch (but the last) whose logits are scaled: fewer rows show noise as knowledge."""
 
 
 def choose(
@@ -81,7 +84,8 @@ def choose(
         data: held-out batches, if the model is trained.
         loss: a function from a model and a batch to the mean loss of the batch; by default the log-loss of logits, for
             batches of (inputs..., labels), or if that is above the loss without a model, as after overfitting, the one
-            that is left when each batch's logits are scaled.
+            that is left when each batch's logits are scaled
+            (batches of 100 rows and more).
         options: the methods to choose from, for all tables or by pattern; by default own rows of 8 to 1 bits, low rank,
             product codes and shared rows. A method whose tables share a store is one option for all its tables.
         keep: patterns of tables that stay unchanged. Their bytes count.
@@ -130,8 +134,8 @@ def choose(
     known = {name: check_counts(c, _table(held, name)) for name, c in by_name(held, counts, "counts").items()}
     listed = offers(held, count, edges=edges, sides=sides, content=by_name(held, content, "content"), seed=seed)
     offered = options_of(held, count, options, counts=known, extra=listed, seed=seed)
-    only_sides = edges is not None and all(table.kept or table.name in listed for table in held)
-    rule = functools.partial(linked.loss, fresh=init == "fresh") if only_sides else rules.loss
+    of_graph = edges is not None and only_sides(held, edges, sides)
+    rule = functools.partial(linked.loss, fresh=init == "fresh") if of_graph else rules.loss
     judge: Estimates = ByRules(held, known, _worth(held, worth), rule)
     if data is None:
         if loss is not None or train is not None:
@@ -193,8 +197,10 @@ def _probes(
         raise ValueError(f"tables {empty} are on the meta device, and hold no values to measure")
     entropy = check_labels(batches) if loss is None else None
     probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard)
-    if entropy is not None and probes.base > OVERFITS * entropy:  # it may still rank
-        probes = Probes(model, held, batches, calibrated_log_loss, counts, cache, seconds, heard)
+    overfits = entropy is not None and probes.base > OVERFITS * entropy
+    if overfits and all(len(batch[-1]) >= CALIBRATED for batch in batches[:-1]):  # it may still rank
+        left = None if seconds is None else max(0.0, seconds - probes.spent)
+        probes = Probes(model, held, batches, calibrated_log_loss, counts, cache, left, heard)
     worth, error = probes.worth(range(len(held))) or (math.inf, 0.0)
     least = LEAST * abs(probes.base)
     if worth <= max(3 * error, least) or (entropy is not None and probes.base >= entropy - least):

@@ -63,8 +63,10 @@ def loss(
             share += rules.projection(parts.rank, min(table.embedding_dim for table in tables))
     if parts.codes is not None and probed is None:
         share += 1.2 * rules.rounding(parts.codes, ROUNDING)
-    if probed is not None:
-        share += max(0.0, probed if parts.codes is not None else rules.RECOVERED * probed) / worth
+    if probed is not None:  # as in `rules.loss`, a probe that shows nothing does not make an option free
+        guess = rules.UNSEEN * rules.projection(parts.rank, min(table.embedding_dim for table in tables))
+        lasting = probed if parts.codes is not None else rules.RECOVERED * probed
+        share += max(guess + rules.rounding(parts.codes, ROUNDING), lasting / worth)
     return worth * -math.expm1(-share)
 
 

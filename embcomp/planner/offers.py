@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embcomp.graph.edges import Edges
 
 CLUSTERED = (0.25, 0.19, 0.16, 0.125, 0.09, 0.0625, 0.03, 0.015)
-"""The numbers of rows of both sides to offer, as shares of the ids that have clicks."""
+"""The numbers of rows to offer, as shares of the ids: of those of both sides that have clicks, or of a table's."""
 
 MIXED = (2, 4, 8)
 """The numbers of clusters to offer for mixtures."""
@@ -71,6 +71,15 @@ def offers(
 
 def _around(method: Method, count: Count) -> Iterator[Method]:
     yield from (LowBit(bits=bits, of=method) for bits in (4, 3, 2)) if count == "served" else (method,)
+
+
+def only_sides(held: Sequence[Held], edges: "Edges", given: "Mapping[str, Side] | None") -> bool:
+    """Return whether the tables are those of users and items, each compressed, and no others."""
+    sides = _sides(held, edges, given)
+    return {table.name for table in held if not table.kept} == set(sides) and sorted(sides.values()) == [
+        "items",
+        "users",
+    ]
 
 
 def _sides(held: Sequence[Held], edges: "Edges", given: "Mapping[str, Side] | None") -> "dict[str, Side]":

@@ -210,7 +210,8 @@ def _chosen(result: Mapping[str, Any]) -> str:
     """Return the command that plans and trains a choice of the planner again."""
     method, data = result["config"]["method"], result["config"]["data"]["name"]
     file = next((path.stem for path in sorted(CONFIGS.glob("choose-*.toml")) if load(path).data.name == data), "")
-    options, budget = method["options"], f"{100 * method['share']:.4g}%"
+    options = method["options"]
+    budget = f"{100 * method['share']:.4g}%" if "share" in method else str(method["nbytes"])
     return (
         f"python -m experiments choose {file} --nbytes {budget} --level {options['level']} --count {options['count']}"
     )

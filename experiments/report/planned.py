@@ -14,6 +14,7 @@ from experiments.markdown import table, write_page
 
 EXPERIMENTS = ("choose", "choose-planted")
 LEVELS = (1, 2, 3)
+METRICS = ("auc", "recall@10", "recall@50")
 
 _INTRODUCTION = """\
 For each budget: the test metric after training from scratch with the methods that `embcomp.choose` names, at three
@@ -80,8 +81,8 @@ def cells(results: Path) -> Iterator[Cell]:
             result = json.loads(path.read_text())
             by_data[result["dataset"], result["model"]].append(result)
         for (data, model), runs in by_data.items():
-            metrics = ["recall@10", "recall@50"] if "test/recall@10" in runs[0]["metrics"] else ["auc"]
-            for metric in metrics:
+            shown = [metric for metric in METRICS if all(f"test/{metric}" in run["metrics"] for run in runs)]
+            for metric in shown:
                 yield from _of_data(f"{model} on {data}", metric, runs)
 
 
@@ -95,8 +96,9 @@ def _of_data(title: str, metric: str, runs: Sequence[Result]) -> Iterator[Cell]:
     full = [run for run in singles if run["method"] == "Full"]
     for (count, share), levels in sorted(chosen.items(), key=lambda item: (item[0][0], -item[0][1])):
         most = share * runs[0]["full_nbytes"] * 1.0001  # budgets are cut to whole bytes
-        fitting = [run for run in singles if run["method"] != "Full" and run[f"{count}_nbytes"] <= most]
-        best = max(_lines(fitting), key=_valid, default=None)
+        lines = _lines(run for run in singles if run["method"] != "Full")
+        fitting = [line for line in lines if max(_nbytes(run, count) for run in line) <= most]
+        best = max(fitting, key=_valid, default=None)
         if best and full:
             by_level = {level: _score(f"level {level}", metric, levels[level]) for level in LEVELS if level in levels}
             single = _score(_name(best[0]), metric, best)
@@ -117,8 +119,16 @@ def _lines(runs: Iterable[Result]) -> list[list[Result]]:
     return list(lines.values())
 
 
+def _nbytes(run: Result, count: Count) -> int:
+    key = f"{count}_nbytes"
+    return run[key] if key in run else run["nbytes"]  # files of before there were two counts
+
+
 def _valid(line: Sequence[Result]) -> float:
-    return mean(run["metrics"][run["config"]["training"].get("monitor") or "valid/auc"] for run in line)
+    """The metric of the valid split that chose the epoch, the higher the better."""
+    monitor = line[0]["config"]["training"].get("monitor") or "valid/auc"
+    found = mean(run["metrics"][monitor] for run in line)
+    return -found if monitor in ("valid/logloss", "valid/ne") else found
 
 
 def _name(run: Result) -> str:

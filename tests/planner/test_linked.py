@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 import embcomp
@@ -107,3 +108,21 @@ def test_a_model_with_other_tables_has_the_usual_rules(edges):
     plan = embcomp.choose([*TABLES, hour], nbytes, edges=edges, sides=SIDES)
     alone = embcomp.choose([*TABLES, hour], nbytes)
     assert plan.loss <= alone.loss * 1.001  # clusters are further options under the same rules
+
+
+def test_other_tables_of_any_kind_have_the_usual_rules(edges):
+    """A third table with content or kept as it is, or one side alone, make another model than users and items."""
+    third = embcomp.Table("genre", 300, WIDTH)
+    codes = torch.randint(8, (300, 2), generator=torch.Generator().manual_seed(0))
+    nbytes = int(0.08 * 4 * WIDTH * (USERS + ITEMS + 300))
+    ways = {"content": {"genre": codes}}, {}
+    plans = [embcomp.choose([*TABLES, third], nbytes, edges=edges, sides=SIDES, **way) for way in ways]
+    assert plans[0].loss <= plans[1].loss * 1.001  # content only adds options
+    item = embcomp.choose(TABLES[1:], int(0.08 * 4 * WIDTH * ITEMS), edges=edges, sides={"item_id": "items"})
+    plain = embcomp.choose(TABLES[1:], int(0.08 * 4 * WIDTH * ITEMS))
+    assert item.loss <= plain.loss * 1.001
+
+
+def test_a_probe_that_shows_nothing_does_not_make_an_option_free():
+    for method in (embcomp.ProductCodes(parts=16, codes=256), embcomp.LowRank(rank=32)):
+        assert linked.loss(method, TABLES[:1], 1.0, probed=0.0, fresh=False) > 0.001

@@ -120,11 +120,29 @@ def test_bags_that_reach_beyond_the_look_ups_are_refused(bounds: list[int]) -> N
         grid_bags(packed, 4, 8, torch.ones(2), 3, rows)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_bags_that_begin_later_leave_the_first_look_ups_out(bits: int) -> None:
+    packed, step = pack_rows(torch.randint(2**bits, (20, 8)).to(torch.uint8), bits), torch.rand(1)
+    rows, offsets = torch.randint(20, (12,)), torch.tensor([3, 5, 5, 10])
+    for mode in ("sum", "mean"):
+        cut = grid_bags_reference(packed, bits, 8, step, 0, rows[3:10], offsets - 3, None, mode)
+        for form in (grid_bags, grid_bags_by_torch):
+            torch.testing.assert_close(form(packed, bits, 8, step, 0, rows, offsets, None, mode), cut)
+
+
+@pytest.mark.parametrize("dim", [8, 16, 32, 24])
+def test_look_ups_in_packed_rows_compile_as_a_whole(dim: int) -> None:
+    packed, step = pack_rows(torch.randint(16, (20, dim)).to(torch.uint8), 4), torch.rand(1)
+    rows, offsets = torch.randint(20, (12,)), torch.tensor([0, 5, 12])
+    compiled = torch.compile(lambda r, o: grid_bags(packed, 4, dim, step, 0, r, o), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(rows, offsets), grid_bags(packed, 4, dim, step, 0, rows, offsets))
+
+
 def test_lines_that_do_not_begin_at_a_word_are_read() -> None:
     """A table may be a part of a larger buffer, as files that are read at once give it."""
-    for width in (4, 8, 16):
-        buffer = torch.randint(256, (3 + 5 * width,), dtype=torch.uint8)
-        packed, rows = buffer[3:].view(5, width), torch.tensor([4, 0])
+    for width, count in ((4, 5), (8, 5), (16, 5), (24, 2**19)):  # the last beyond what is taken for the cache
+        buffer = torch.randint(256, (3 + count * width,), dtype=torch.uint8)
+        packed, rows = buffer[3:].view(count, width), torch.tensor([4, 0])
         found = read_rows(packed, 8, width, rows), grid_bags(packed, 8, width, torch.ones(1), 0, rows)
         assert torch.equal(found[0], packed[rows])
         assert torch.equal(found[1], packed[rows] - 127.5)

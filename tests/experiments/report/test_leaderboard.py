@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments.load import find, load
+from experiments.report import leaderboard as page
 from experiments.report.leaderboard import FEWEST, SHARES, frame, leaderboard
 from experiments.report.leaderboard_pages import write_all, write_html, write_markdown
 from experiments.runs.results import RESULTS
@@ -167,3 +168,10 @@ def test_commands_of_the_committed_results_name_their_runs():
         assert option == "--filter"
         named = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
         assert any(named.fullmatch(name) for name in known[file]), command
+
+
+@pytest.mark.parametrize(("budget", "said"), [({"share": 0.03}, "3%"), ({"nbytes": 550_000}, "550000")])
+def test_a_choice_is_reproduced_by_its_own_command(budget, said):
+    method = {"method": "choose", "options": {"level": 2, "count": "served"}, **budget}
+    command = page._chosen({"config": {"method": method, "data": {"name": "beauty"}}})
+    assert command == f"python -m experiments choose choose-beauty --nbytes {said} --level 2 --count served"
