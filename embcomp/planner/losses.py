@@ -48,8 +48,9 @@ def calibrated_log_loss(model: nn.Module, batch: Any) -> Tensor:
 
     Example:
         >>> sure = lambda scores: 100 * scores
-        >>> batch = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 1.0, 0.0, 1.0])
-        >>> float(log_loss(sure, batch)) > 100, float(calibrated_log_loss(sure, batch)) < math.log(2)
+        >>> scores = torch.linspace(-3, 3, 200)
+        >>> batch = scores, (scores + torch.sin(50 * scores) > 0).float()
+        >>> float(log_loss(sure, batch)) > 2, float(calibrated_log_loss(sure, batch)) < math.log(2)
         (True, True)
     """
     logits, labels = (part.cpu().double() for part in _logits(model, batch))
