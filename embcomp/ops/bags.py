@@ -55,6 +55,13 @@ def pool_rows(
     )
 
 
+def pool_in_order(vectors: Tensor, offsets: Tensor, weights: Tensor | None, mode: str) -> Tensor:
+    """Pool vectors [N, dim], each read once and in order, like `pool_rows`; without derivatives of its own."""
+    order = torch.arange(vectors.shape[0], device=vectors.device)
+    weights = None if weights is None else weights.contiguous()  # torch misreads others where rows are in no bag
+    return F.embedding_bag(order, vectors, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)
+
+
 def transformed() -> bool:
     """Return whether torch.func or forward mode is active, which support plain operations only."""
     if torch.compiler.is_compiling():

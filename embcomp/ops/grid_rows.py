@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embcomp.ops import native
+from embcomp.ops.bags import pool_in_order
 from embcomp.ops.checks import check_inside, check_not_empty, check_offsets, float32, int64, pointer, readable, size
 from embcomp.ops.packed_rows import gather_lines, line_nbytes, read_rows, rows_of_line
 
@@ -65,9 +66,7 @@ def grid_bags_reference(
         vectors = decode(read_rows(packed, bits, dim, rows), bits, steps_of_rows(step, shared, rows))
     if offsets is None:
         return vectors if weights is None else vectors * weights.unsqueeze(-1)
-    order = torch.arange(rows.shape[0], device=rows.device)
-    weights = None if weights is None else weights.contiguous()  # torch misreads others where rows are in no bag
-    return F.embedding_bag(order, vectors, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)
+    return pool_in_order(vectors, offsets, weights, mode)
 
 
 def grid_bags_by_torch(

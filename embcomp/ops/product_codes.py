@@ -6,6 +6,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from embcomp.ops import native
+from embcomp.ops.bags import pool_in_order
 from embcomp.ops.checks import float32, int64, is_recorded, readable, size
 from embcomp.ops.packed_rows import read_rows
 
@@ -119,6 +120,4 @@ def decode(
     vectors = vectors_of(codes, books)
     if offsets is None:
         return vectors if weights is None else vectors * weights.unsqueeze(-1)
-    order = torch.arange(rows.shape[0], device=rows.device)
-    weights = None if weights is None else weights.contiguous()  # torch misreads others where rows are in no bag
-    return F.embedding_bag(order, vectors, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)
+    return pool_in_order(vectors, offsets, weights, mode)

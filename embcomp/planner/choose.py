@@ -84,8 +84,7 @@ def choose(
         data: held-out batches, if the model is trained.
         loss: a function from a model and a batch to the mean loss of the batch; by default the log-loss of logits, for
             batches of (inputs..., labels), or if that is above the loss without a model, as after overfitting, the one
-            that is left when each batch's logits are scaled
-            (batches of 100 rows and more).
+            that is left when the logits of each batch are scaled, if batches have 100 rows or more.
         options: the methods to choose from, for all tables or by pattern; by default own rows of 8 to 1 bits, low rank,
             product codes and shared rows. A method whose tables share a store is one option for all its tables.
         keep: patterns of tables that stay unchanged. Their bytes count.
@@ -198,7 +197,7 @@ def _probes(
     entropy = check_labels(batches) if loss is None else None
     probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard)
     overfits = entropy is not None and probes.base > OVERFITS * entropy
-    if overfits and all(len(batch[-1]) >= CALIBRATED for batch in batches[:-1]):  # it may still rank
+    if overfits and all(batch[-1].numel() >= CALIBRATED for batch in batches[:-1]):  # it may still rank
         left = None if seconds is None else max(0.0, seconds - probes.spent)
         probes = Probes(model, held, batches, calibrated_log_loss, counts, cache, left, heard)
     worth, error = probes.worth(range(len(held))) or (math.inf, 0.0)
