@@ -1,5 +1,6 @@
 """Tables that were trained in few bits, as they are served: decoded by hand from the bytes of the file."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,28 @@ def test_bags_that_reach_beyond_the_look_ups_are_refused(bounds: list[int]) -> N
         grid_bags(packed, 4, 8, torch.ones(20), 1, rows + 11)
     with pytest.raises(IndexError, match="row 6 is out of range"):  # its step is missing
         grid_bags(packed, 4, 8, torch.ones(2), 3, rows)
+
+
+def test_the_memory_that_torchs_kernel_reads_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In inference mode or not, for more rows and fewer, in two threads at once, beyond what is kept."""
+    random = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(grid_rows, "_LINES", grid_rows._Lines())
+    monkeypatch.setattr(grid_rows, "_KEPT", 2000)
+    tables = [(bits, dim, torch.randint(2**bits, (50, dim), generator=random)) for bits in (2, 4) for dim in (32, 64)]
+    packed = [(pack_rows(codes.to(torch.uint8), bits), bits, dim) for bits, dim, codes in tables]
+
+    def holds(seed: int, count: int) -> bool:
+        own = torch.Generator().manual_seed(seed)
+        rows, offsets = torch.randint(50, (count,), generator=own), torch.tensor([0, count // 2, count])
+        given_ = [(*each, torch.rand(1, generator=own), 0, rows, offsets) for each in packed]
+        found = [grid_bags_by_torch(*each) for each in given_]  # all before the first comparison
+        return all(torch.allclose(f, grid_bags_reference(*g), atol=1e-4) for f, g in zip(found, given_, strict=True))
+
+    with torch.inference_mode():
+        assert holds(0, 10)
+    assert all(holds(seed, count) for seed, count in enumerate((8, 20, 3, 500, 11)))
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(holds, range(200), [7, 13] * 100))
 
 
 @pytest.mark.parametrize("bits", [2, 4])
