@@ -55,6 +55,21 @@ def test_loaded_columns_are_slices(folder, tmp_path):
     assert clicks.schema.group == "click"
 
 
+def test_a_random_split_takes_its_parts_from_all_of_the_time(folder):
+    rows, by_time = rows_of(folder, split="random"), rows_of(folder)
+    assert rows.drop("__split").equals(by_time.drop("__split"))
+    assert (rows.group_by("click").agg(pl.col("__split").n_unique())["__split"] == 1).all()
+    assert 0.75 < (rows["__split"] == 0).mean() < 0.85
+    early = rows.sort("time").head(len(rows) // 2)["__split"]
+    assert set(early) == {0, 1, 2}
+    assert rows.equals(rows_of(folder, split="random"))
+    assert not rows.equals(rows_of(folder, split="random", seed=1))
+    with pytest.raises(DataError, match="leave them out with split='random'"):
+        rows_of(folder, split="random", first_share=0.1)
+    with pytest.raises(DataError, match="split must be 'time' or 'random', not 'user'"):
+        rows_of(folder, split="user")
+
+
 def test_windows_change_train_alone(folder):
     whole, early, late = (rows_of(folder, **w) for w in ({}, {"train_share": 0.4}, {"first_share": 0.4}))
     split = pl.col("__split")
