@@ -90,8 +90,8 @@ def choose(
         keep: patterns of tables that stay unchanged. Their bytes count.
         counts: the number of times each id occurs in training, [num_embeddings], by table name.
         edges: interactions as a graph, which add clusters as options for the tables of its two sides.
-        content: semantic codes of ids, int64 [num_embeddings, levels], by table name, which add `SemanticIds` as
-            options.
+        content: semantic codes of ids, int64 [num_embeddings, levels], by table name, if ids come that training has
+            not seen: it adds `SemanticIds`, which serves them, as options, and rows by id are expected to lose more.
         seed: the seed of hashes and clusterings.
         worth: the worth of tables in any unit, by table name, if it is known without a trained model:
             `embcomp.rank_features(clicks, ...).scores`, say.
@@ -131,10 +131,12 @@ def choose(
     held = held_tables(model_or_tables, keep, widths)
     budget = _budget(held, nbytes)
     known = {name: check_counts(c, _table(held, name)) for name, c in by_name(held, counts, "counts").items()}
-    listed = offers(held, count, edges=edges, sides=sides, content=by_name(held, content, "content"), seed=seed)
+    codes = by_name(held, content, "content")
+    listed = offers(held, count, edges=edges, sides=sides, content=codes, counts=known, seed=seed)
     offered = options_of(held, count, options, counts=known, extra=listed, seed=seed)
     of_graph = edges is not None and only_sides(held, edges, sides)
-    rule = functools.partial(linked.loss, fresh=init == "fresh") if of_graph else rules.loss
+    usual = functools.partial(linked.loss, fresh=init == "fresh") if of_graph else rules.loss
+    rule = rules.for_new_ids(usual, set(codes)) if codes else usual
     judge: Estimates = ByRules(held, known, _worth(held, worth), rule)
     if data is None:
         if loss is not None or train is not None:

@@ -1,7 +1,7 @@
 """The expected loss of every option: by rules alone, or from probes of a trained model."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
-from embcomp.methods.table import Table
 from embcomp.planner import rules
 from embcomp.planner.options import Option
 from embcomp.planner.probes import Probes
@@ -17,9 +16,6 @@ from embcomp.planner.tables import Held
 
 After = Literal["fresh", "warm", "fit"]
 """The training that follows the choice: from scratch, from a warm start, or none."""
-
-Rule = Callable[[Method, Sequence[Table], float, float | None], float]
-"""The loss of a method for tables of some worth, with the rise that a probe measured, as `rules.loss` computes it."""
 
 UNTRAINED = 10.0
 """The approximate factor by which an option costs more without training, for options that were not measured."""
@@ -83,7 +79,7 @@ class ByRules:
         held: Sequence[Held],
         counts: Mapping[str, Tensor],
         given: Mapping[str, float],
-        rule: Rule = rules.loss,
+        rule: rules.Rule = rules.loss,
     ) -> None:
         self.held, self.rule = held, rule
         information = [_entropy(table, counts.get(table.name)) ** 0.25 * _values(table) ** 0.75 for table in held]
@@ -135,7 +131,7 @@ class ByProbes:
         silent: the tables whose worth is not above two standard errors.
     """
 
-    def __init__(self, held: Sequence[Held], probes: Probes, after: After, rule: Rule = rules.loss) -> None:
+    def __init__(self, held: Sequence[Held], probes: Probes, after: After, rule: rules.Rule = rules.loss) -> None:
         self.held, self.probes, self.after, self.rule = held, probes, after, rule
         order = sorted(range(len(held)), key=lambda i: -held[i].nbytes)
         measured = {i: probes.worth([i]) for i in order if held[i].weight is not None}

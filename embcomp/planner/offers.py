@@ -25,6 +25,13 @@ MIXED = (2, 4, 8)
 """The numbers of clusters to offer for mixtures."""
 
 
+LEVELS = (5, 3, 2)
+"""The numbers of levels of codes to offer; all of their prefixes own rows. Few levels make a small map."""
+
+SUPPORT = 0.01
+"""The support of a piece that new ids read, as a share of the ids."""
+
+
 def offers(
     held: Sequence[Held],
     count: Count,
@@ -32,6 +39,7 @@ def offers(
     edges: "Edges | None" = None,
     sides: "Mapping[str, Side] | None" = None,
     content: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> dict[str, list[Method]]:
     """Return methods by table that are based on a graph or on content.
@@ -42,6 +50,7 @@ def offers(
         edges: the interactions.
         sides: the tables of the two sides, if the numbers of ids do not determine them.
         content: the codes [num_embeddings, levels] by table.
+        counts: the number of times each id occurs in training, by table; ids without any are read as new ones.
         seed: the seed of the clusterings.
 
     Raises:
@@ -63,9 +72,19 @@ def offers(
                 f"content[{name!r}] must be semantic codes, integers [{ids}, levels] (a tokenizer of "
                 f"embcomp.semantic_ids makes them from vectors), got {shown(codes)}"
             )
-        for share in CLUSTERED:
-            method = SemanticIds(codes, PrefixNgram(min(3, codes.shape[1])), max(1, int(ids * share)), seed=seed)
-            methods.setdefault(name, []).extend(_around(method, count))
+        support, known = max(1, int(ids * SUPPORT)), (counts or {}).get(name)
+        for levels in sorted({min(levels, codes.shape[1]) for levels in LEVELS}):
+            for share in CLUSTERED:
+                method = SemanticIds(
+                    codes[:, :levels],
+                    PrefixNgram(levels),
+                    max(1, int(ids * share)),
+                    counts=known,
+                    min_support=support,
+                    piece_dropout=0.4,
+                    seed=seed,
+                )
+                methods.setdefault(name, []).extend(_around(method, count))
     return methods
 
 

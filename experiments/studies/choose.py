@@ -2,7 +2,8 @@
 
 For each seed of the full tables the planner gets the inputs of its level (`embcomp.choose`): 1, sizes and counts; 2,
 also the trained full tables and a part of the valid split; 3, also short trainings. Models are then trained from
-scratch with the chosen methods. Each run writes a result file like any other, with the choice and its time.
+scratch with the chosen methods. Content of ids is given where held-out clicks read ids that are new. Each run writes a
+result file like any other, with the choice and its time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from experiments.runs import results as files
 from experiments.runs.runner import Settings, forget, run_all, trained
 from experiments.tasks.by_table import ByTable
 from experiments.tasks.clicks import ClickTask
+from experiments.tasks.content import ClickContent, codes_of
+from experiments.tasks.names import table_name
 from experiments.tasks.retrieval import RetrievalTask
 from experiments.tasks.sizing import BuiltModel
 from experiments.tasks.task import prepare
@@ -41,6 +44,8 @@ PLANNING = 0.2
 
 _HELD_OUT = 8  # batches
 _ROWS = 4096  # of a batch
+_NEW = 0.01  # of the look-ups, from which on the planner is given content
+_CODES = {"tokenizer": "ResidualKMeans", "levels": 5, "codebook_size": 32}
 
 Level = Literal[1, 2, 3]
 
@@ -138,6 +143,8 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
     kind_, value = run.budget or ("share", 1.0)
     nbytes = int(value * task.full_nbytes) if kind_ == "share" else int(value)
     given: dict[str, Any] = {"count": count, "counts": _named(task, task.training().counts()), "seed": run.seed}
+    if codes := _content(task, given["counts"]):
+        given["content"] = codes
     if isinstance(task, RetrievalTask):
         given["edges"], given["sides"] = edges_of(task.training()), {"user_id": "users", "item_id": "items"}
     result = json.loads(files.path_of(full, settings.results).read_text())
@@ -172,6 +179,21 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
         **given,
     )
     return choice, (time.process_time() - started) / whole
+
+
+def _content(task: Any, counts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The codes of ids by table, where they have content and held-out clicks read ids that training has not seen."""
+    if not isinstance(task, ClickTask):
+        return {}
+    features = [f for f in task.data.schema.features if task.data.content(f.name) is not None]
+    batches = task.held_out(_HELD_OUT, _ROWS) if features else []
+    codes = {}
+    for feature in features:
+        name = table_name(feature.name)
+        ids = torch.cat([batch.sparse[feature.name].values() for batch in batches])
+        if float((counts[name][ids] == 0).float().mean()) > _NEW:
+            codes[name], _ = codes_of(ClickContent(task.data.folder, feature.name), _CODES)
+    return codes
 
 
 def _data(task: Any) -> dict[str, Any]:

@@ -263,6 +263,27 @@ def test_codes_offer_semantic_ids():
         embcomp.choose([embcomp.Table("item", 2000, 16)], "6%", content={"item": codes[:5]}, options=options)
 
 
+@pytest.mark.parametrize("count", ["served", "training"])
+def test_where_new_ids_come_rows_follow_from_content(count):
+    """Rows by id would serve them untrained vectors, so content is worth more than the share of the rows it takes."""
+    random = torch.Generator().manual_seed(0)
+    tables = [embcomp.Table("item", 4000, 16), embcomp.Table("user", 9000, 16)]
+    codes = torch.randint(32, (4000, 5), generator=random)
+    counts = {"item": torch.randint(3, (4000,), generator=random)}
+    choice = embcomp.choose(tables, "20%", content={"item": codes}, counts=counts, count=count)
+    method = chosen(choice, "item").method
+    method = method.of if isinstance(method, embcomp.LowBit) else method
+    assert isinstance(method, embcomp.SemanticIds)
+    assert method.codes.shape[1] == 5
+    assert method.piece_dropout > 0
+    assert torch.equal(method.counts, counts["item"])  # so that ids without any are read as new ones
+    assert "Semantic" not in kind(chosen(choice, "user").method)
+    without = embcomp.choose(tables, "20%", counts=counts, count=count)
+    assert "Semantic" not in kind(chosen(without, "item").method)
+    model = torch.nn.ModuleDict({t.name: torch.nn.Embedding(t.num_embeddings, 16) for t in tables})
+    assert embcomp.compress_(model, choice.methods).served_nbytes <= 0.2 * 13000 * 64 or count == "training"
+
+
 @pytest.mark.parametrize(
     ("budget", "arguments", "error"),
     [

@@ -43,6 +43,16 @@ def test_every_level_is_trained_within_its_budget(make_run, tmp_path: Path, monk
     assert run_all_choices([full], ["20%"], ["served"], [1, 2, 3], settings, CONSOLE) == 0
 
 
+@pytest.mark.parametrize(("new_items", "given"), [(0.5, True), (0.0, False)])
+def test_content_is_given_where_new_ids_come(make_run, new_items: float, given: bool) -> None:
+    options = {"num_rows": 40_000, "num_items": 600, "item_exponent": 0.0, "focus": 0.0, "new_items": new_items}
+    task = prepare(make_run(data={"options": options}))
+    content = study._content(task, task.training().counts())
+    assert list(content) == (["item"] if given else [])
+    if given:
+        assert content["item"].shape == (600, 5)
+
+
 def test_a_training_that_was_stopped_goes_on_with_its_own_plan_alone(make_run, tmp_path: Path, monkeypatch) -> None:
     full = make_run(training={"batch_size": 512, "epochs": 2})
     settings = Settings(tmp_path / "results", tmp_path / "out")
