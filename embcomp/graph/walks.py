@@ -1,9 +1,12 @@
 """Random walks between ids and their neighbours, over the rows of a table, for `extend` and mixtures."""
 
+import ctypes
 from collections.abc import Iterator
 
 import numpy as np
 from scipy.sparse import csr_array
+
+from embcomp.ops import native
 
 _KEPT = 64  # rows of a neighbour that count
 _BLOCK = 1 << 22  # products at a time
@@ -57,6 +60,28 @@ def row_of_entry(matrix: csr_array) -> np.ndarray:
 
 def largest(matrix: csr_array, k: int) -> csr_array:
     """Keep the k largest entries of each row, largest first, ties by column."""
+    lib = native.library()
+    rows = counts(matrix).size
+    if lib is None or int(np.max(np.asarray(matrix.indices), initial=0)) >= 2**31:
+        return largest_reference(matrix, k)
+    starts = np.ascontiguousarray(matrix.indptr, dtype=np.int64)
+    columns = np.ascontiguousarray(matrix.indices, dtype=np.int32)
+    values = np.ascontiguousarray(matrix.data, dtype=np.float64)
+    ends = np.append(0, np.cumsum(np.minimum(counts(matrix), k)))
+    kept, data = np.empty(ends[-1], dtype=np.int32), np.empty(ends[-1])
+    given, out = (starts, columns, values), (kept, data)
+    native.within_memory(
+        lib.largest_of_rows,
+        ctypes.c_size_t(rows),
+        *(ctypes.c_void_p(array.ctypes.data) for array in given),
+        ctypes.c_size_t(k),
+        *(ctypes.c_void_p(array.ctypes.data) for array in out),
+    )
+    return csr_array((data, kept, ends), shape=matrix.shape)
+
+
+def largest_reference(matrix: csr_array, k: int) -> csr_array:
+    """Compute `largest` in NumPy: its definition, which is used without a compiler."""
     row = row_of_entry(matrix)
     data, columns = np.asarray(matrix.data), np.asarray(matrix.indices)
     order = np.lexsort((columns, np.negative(data), row))

@@ -1,4 +1,5 @@
-// Local moving on a weighted graph, the fast form of embcomp.graph.moves.
+// Local moving on a weighted graph, the fast form of embcomp.graph.moves, and what else of graphs is too slow in Python.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -64,6 +65,27 @@ size_t local_moves(size_t n, const int64_t* starts, const int32_t* adjacency, co
           if (labels[adjacency[j]] != best) active[adjacency[j]] = 1;
       }
       if (!moved) break;
+    }
+  });
+}
+
+// Writes the k largest entries of each row of a sparse matrix, largest first, of equal ones the lower column, all if a row
+// has fewer. Returns the memory that is missing.
+size_t largest_of_rows(size_t rows, const int64_t* starts, const int32_t* columns, const double* values, size_t k,
+                       int32_t* out_columns, double* out_values) {
+  return embcomp::missing_memory([&] {
+    embcomp::Vector<int64_t> places;
+    for (size_t row = 0; row < rows; row++) {
+      places.clear();
+      for (int64_t j = starts[row]; j < starts[row + 1]; j++) places.push_back(j);
+      const size_t kept = std::min(k, places.size());
+      std::partial_sort(places.begin(), places.begin() + (ptrdiff_t)kept, places.end(), [&](int64_t a, int64_t b) {
+        return values[a] != values[b] ? values[a] > values[b] : columns[a] < columns[b];
+      });
+      for (size_t i = 0; i < kept; i++) {
+        *out_columns++ = columns[places[i]];
+        *out_values++ = values[places[i]];
+      }
     }
   });
 }
