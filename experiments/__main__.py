@@ -219,7 +219,8 @@ def choose(
     count: Annotated[list[str] | None, typer.Option(help="served (the default) or training; repeatable.")] = None,
     level: Annotated[list[int] | None, typer.Option(min=1, max=3, help="1, 2 (the default) or 3; repeatable.")] = None,
     seeds: Seeds = None,
-    force: Annotated[bool, typer.Option(help="Choose again even if the result is current.")] = False,
+    force: Annotated[bool, typer.Option(help="Choose and train again even if the result is current.")] = False,
+    again: Annotated[bool, typer.Option(help="Choose again, and train only where the choice is another.")] = False,
     threads: Threads = 1,
     results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("out"),
@@ -240,7 +241,7 @@ def choose(
     if not runs:
         raise InputError(f"no run of full tables in {', '.join(map(str, paths))}: add a method Full")
     settings = Settings(results or files.RESULTS, out, threads=threads, loggers=())
-    if run_all_choices(runs, nbytes, counts, level or [2], settings, console, force):
+    if run_all_choices(runs, nbytes, counts, level or [2], settings, console, force, again):
         raise typer.Exit(1)
 
 

@@ -137,7 +137,8 @@ def choose(
     of_graph = edges is not None and only_sides(held, edges, sides)
     usual = functools.partial(linked.loss, fresh=init == "fresh") if of_graph else rules.loss
     rule = rules.for_new_ids(usual, set(codes)) if codes else usual
-    judge: Estimates = ByRules(held, known, _worth(held, worth), rule)
+    alike = {table.name: 1.0 for table in held if of_graph and not table.kept}  # the two sides of a product
+    judge: Estimates = ByRules(held, known, _worth(held, worth) or alike, rule)
     if data is None:
         if loss is not None or train is not None:
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")

@@ -3,8 +3,8 @@
 Their vectors are all that the model knows, each id has few clicks, and clusters of the graph tell what they share. So
 rows in few bits lose three times as much of the worth as in click-through models (`embcomp.planner.rules`), hashes ten
 times as much, and rows that are a linear map of narrow ones hardly learn from scratch; mixtures of clusters lose least.
-Measured with LightGCN on Amazon Beauty, as the mean loss of R@10 and R@50 (`python -m experiments run lowbit-beauty
-graphhash-beauty choose-beauty`):
+At level 1 both sides are worth the same, as the two factors of a product are. Measured with LightGCN on Amazon Beauty,
+as the mean loss of R@10 and R@50 (`python -m experiments run lowbit-beauty graphhash-beauty choose-beauty`):
 
 | what | of the worth |
 |---|---|

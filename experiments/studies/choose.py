@@ -25,6 +25,7 @@ import embcomp
 from embcomp.planner.choice import TableChoice, kind
 from experiments.config import MethodConfig, RunConfig
 from experiments.config.inputs import edges_of
+from experiments.config.trained import VECTORS
 from experiments.errors import InputError
 from experiments.files import write_json
 from experiments.runs import results as files
@@ -58,6 +59,7 @@ def run_all_choices(
     settings: Settings,
     console: Console,
     force: bool = False,
+    again: bool = False,
 ) -> int:
     """Plan and train the runs that are not current; return how many failed.
 
@@ -69,10 +71,11 @@ def run_all_choices(
         settings: the settings of the runner.
         console: the console for messages.
         force: True to do current runs again.
+        again: True to plan again for current runs, and to train those whose plan is another.
     """
     cells = [(level, count, budget) for level in levels for count in counts for budget in budgets]
     wanted = [chosen_run(run, budget, count, level) for run in full for level, count, budget in cells]
-    pending = [run for run in wanted if force or not files.is_current(run, settings.results)]
+    pending = [run for run in wanted if force or again or not files.is_current(run, settings.results)]
     if len(pending) < len(wanted):
         console.print(f"{len(wanted) - len(pending)} of {len(wanted)} choices are current")
     missing = [run for run in full if trained(run, settings) is None and any(_is_of(each, run) for each in pending)]
@@ -87,7 +90,7 @@ def run_all_choices(
         if force:
             forget(run, settings)
         try:
-            said = carry_out(run, whole, settings)
+            said = carry_out(run, whole, settings, again)
         except Exception:  # of one run; the others may still be good
             failed, said = failed + 1, traceback.format_exc()
         console.print(f"{run.experiment}/{run.name}: {said}", highlight=False, markup=False)
@@ -104,8 +107,8 @@ def chosen_run(full: RunConfig, budget: str, count: str, level: int) -> RunConfi
     return dataclasses.replace(full, method=method, budget=given)
 
 
-def carry_out(run: RunConfig, full: RunConfig, settings: Settings) -> str:
-    """Choose, train and write the result file."""
+def carry_out(run: RunConfig, full: RunConfig, settings: Settings, again: bool = False) -> str:
+    """Choose, train and write the result file; with `again`, do not train what the file is of."""
     torch.set_num_threads(settings.threads)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     device = torch.device(settings.device)
@@ -115,6 +118,16 @@ def carry_out(run: RunConfig, full: RunConfig, settings: Settings) -> str:
     method = ByTable(methods=methods)
     rows = sum(store.rows for store in method.sizes(task.tables).stores.values())
     task = dataclasses.replace(task, run=run, method=method, rows=rows)
+    planned = {
+        "planning": {"seconds": round(choice.seconds, 2), "of_full_training": round(share, 4), "loss": choice.loss},
+        "choice": {t.name: _line(t) for t in choice.tables},
+    }
+    path = files.path_of(run, settings.results)
+    if again and files.is_current(run, settings.results):
+        values = json.loads(path.read_text())
+        if values["method_config"] == json.loads(json.dumps(method.config(without=[VECTORS]))):
+            write_json(path, values | planned)
+            return f"planned in {share:.0%}, as before"
     plan = json.dumps(method.config())  # probes within a time limit may give another plan than before
     trainer = Trainer(
         task,
@@ -125,13 +138,9 @@ def carry_out(run: RunConfig, full: RunConfig, settings: Settings) -> str:
         checkpoint_seconds=settings.checkpoint_seconds,
     )
     outcome = trainer.fit()
-    path = files.write_result(task, outcome, settings.results, device)
+    files.write_result(task, outcome, settings.results, device)
     trainer.last.remove()
-    values = json.loads(path.read_text()) | {
-        "planning": {"seconds": round(choice.seconds, 2), "of_full_training": round(share, 4), "loss": choice.loss},
-        "choice": {t.name: _line(t) for t in choice.tables},
-    }
-    write_json(path, values)
+    write_json(path, json.loads(path.read_text()) | planned)
     shown = "  ".join(f"{name} {outcome.metrics[f'test/{name}']:.4f}" for name in task.shown)
     return f"{shown}  {outcome.nbytes:,} B served, {outcome.training_nbytes:,} B training; planned in {share:.0%}"
 

@@ -53,6 +53,24 @@ def test_content_is_given_where_new_ids_come(make_run, new_items: float, given: 
         assert content["item"].shape == (600, 5)
 
 
+def test_a_plan_that_is_made_again_is_trained_if_it_is_another(make_run, tmp_path: Path, monkeypatch) -> None:
+    full = make_run(training={"batch_size": 512, "epochs": 2})
+    settings = Settings(tmp_path / "results", tmp_path / "out")
+    assert run_all_choices([full], ["20%"], ["served"], [1], settings, CONSOLE) == 0
+    path = files.path_of(chosen_run(full, "20%", "served", 1), settings.results)
+    before = json.loads(path.read_text())
+    fits, fit = [], study.Trainer.fit
+    monkeypatch.setattr(study.Trainer, "fit", lambda self: (fits.append(1), fit(self))[1])
+    assert run_all_choices([full], ["20%"], ["served"], [1], settings, CONSOLE, again=True) == 0
+    after = json.loads(path.read_text())
+    assert not fits
+    assert after | {"planning": 0} == before | {"planning": 0}
+    path.write_text(json.dumps(before | {"method_config": {"another": 1}}))
+    assert run_all_choices([full], ["20%"], ["served"], [1], settings, CONSOLE, again=True) == 0
+    assert fits == [1]
+    assert json.loads(path.read_text())["metrics"] == before["metrics"]
+
+
 def test_a_training_that_was_stopped_goes_on_with_its_own_plan_alone(make_run, tmp_path: Path, monkeypatch) -> None:
     full = make_run(training={"batch_size": 512, "epochs": 2})
     settings = Settings(tmp_path / "results", tmp_path / "out")
