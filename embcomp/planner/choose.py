@@ -166,7 +166,7 @@ def _raced(
     """Train the best plans for a short while and return the best of them."""
     if not 0 < effort <= 10:
         raise ValueError(f"effort must be a share of a full training, such as .2, got {effort!r}")
-    plans = [search.grown(plan) for plan in sorted(search.candidates(), key=judge.joint)[:8]]
+    plans = [search.grown(plan) for plan in sorted(search.candidates(), key=search.cost)[:8]]
     names = [{escape(search.held[i].name): o.method for o in plan for i in o.tables} for plan in plans]
 
     def loss(candidate: nn.Module) -> float:

@@ -159,7 +159,10 @@ def _refusal(table: Held, method: Method) -> str:
 
 
 def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: bool) -> Iterator[Method]:
-    """Yield the usual methods: fewer bits, narrower rows, codes, shared rows; for small tables only bits."""
+    """Yield the usual methods: fewer bits, narrower rows, codes, shared rows.
+
+    Small tables only get fewer bits, or one row for all ids, which is for those that say nothing.
+    """
     ids, width = held.table.num_embeddings, held.table.embedding_dim
     if ids is None:
         yield from (HashingTrick(rows=2**k, seed=seed) for k in range(4, 27))
@@ -167,7 +170,7 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
     yield Full()
     served = count == "served"
     if ids <= SMALL:
-        yield from (LowBit(bits=bits) for bits in (8, 4)) if served else ()
+        yield from (LowBit(bits=bits) for bits in (8, 4)) if served else (HashingTrick(rows=1, seed=seed),)
         return
     if served:
         yield from (LowBit(bits=bits) for bits in (8, 6, 4, 3, 2, 1))

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
 from embcomp.methods.graph import SoftGraphHash
+from embcomp.methods.hashing import HashingTrick
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
 from embcomp.methods.product_codes import ProductCodes
@@ -165,6 +166,8 @@ def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | 
         probed: the rise just after `anatomy(method).bare` replaced the trained tables; None to guess.
     """
     parts = anatomy(method, tables)
+    if isinstance(parts.bare, HashingTrick) and parts.bare.rows == 1:
+        return worth
     share = rounding(parts.bits, ROUNDING if parts.rank is None else NARROW)
     share += parts.spread * (parts.sharing**-0.5 - 1)
     if probed is None:

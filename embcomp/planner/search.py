@@ -45,13 +45,19 @@ class Search:
     def items(self, allowed: Allowed = lambda option: True) -> tuple[list[Option], list[Item]]:
         """Return the options that are allowed and did not fail, and their items for the knapsack."""
         options = [o for o in self.options if math.isfinite(self.judge.loss(o)) and (allowed(o) or self._only(o))]
-        price = PRICE * sum(self.judge.worth) / max(1, self.budget)
         sizes = [option.nbytes(self.count) for option in options]
         items = [
-            Item(option.tables, size, self.judge.loss(option) + price * size)
+            Item(option.tables, size, self.judge.loss(option) + self._price(size))
             for option, size in zip(options, sizes, strict=True)
         ]
         return options, items
+
+    def _price(self, nbytes: int) -> float:
+        return PRICE * sum(self.judge.worth) / max(1, self.budget) * nbytes
+
+    def cost(self, plan: Sequence[Option]) -> float:
+        """Return the expected loss of a plan, and the price of its bytes."""
+        return self.judge.joint(plan) + self._price(sum(option.nbytes(self.count) for option in plan))
 
     def _only(self, option: Option) -> bool:
         return isinstance(option.method, Full) and bool(self.held[option.tables[0]].kept)
@@ -143,7 +149,7 @@ class Search:
             plan = self.solved()
             assert plan is not None  # `check` was passed
             return self.grown(plan)
-        return self.grown(min(self.candidates(in_time=True), key=self.judge.joint))
+        return self.grown(min(self.candidates(in_time=True), key=self.cost))
 
     def grown(self, plan: list[Option]) -> list[Option]:
         """Return the plan with shared rows enlarged by the rest of the budget, those of the largest loss first."""

@@ -28,6 +28,10 @@ def chosen(choice, name):
     return next(table for table in choice.tables if table.name == name)
 
 
+def bytes_of(plan):
+    return sum(option.served for option in plan)
+
+
 def mean_loss(model, batches):
     with torch.no_grad():
         return sum(float(log_loss(model.eval(), batch)) for batch in batches) / len(batches)
@@ -230,6 +234,50 @@ def test_what_features_say_alone_moves_bytes_without_a_model():
     assert chosen(told, "noise").note == "says nothing of the label: drop it"
     with pytest.raises(ValueError, match="worth names no table"):
         embcomp.choose(tables, "5%", worth={"x": 1.0})
+
+
+def test_a_small_table_that_says_nothing_gets_one_row_of_training_bytes():
+    tables = [embcomp.Table("item", 5000, 16), embcomp.Table("day", 7, 16), embcomp.Table("gender", 2, 16)]
+    told = embcomp.choose(tables, "20%", count="training", worth={"item": 1.0, "day": 0.01, "gender": 0.0})
+    assert kind(chosen(told, "gender").method) == "HashingTrick"
+    assert chosen(told, "gender").method.rows == 1
+    assert kind(chosen(told, "day").method) == "Full"  # its values stay apart
+
+
+def test_bytes_that_buy_nothing_are_not_spent(trained, held_out):
+    """Plans that were measured together differ by noise; the cheaper one is taken."""
+    choice = embcomp.choose(trained, "10%", data=held_out)
+    noise = chosen(choice, "tables.noise")
+    assert noise.note == "says nothing of the label: drop it"
+    assert noise.served < 0.06 * noise.full
+    held = held_tables(trained, None)
+    judge = ByProbes(held, Probes(trained, held, held_out, log_loss), "fresh")
+    search = Search(held, options_of(held, "served"), judge, "served", FULL)
+    plans = search.candidates()
+    assert search.cost(search.best()) <= min(map(search.cost, plans))
+    dear, cheap = (max(plans, key=bytes_of), min(plans, key=bytes_of))
+    extra = search.cost(dear) - judge.joint(dear) - (search.cost(cheap) - judge.joint(cheap))
+    assert extra == pytest.approx(1e-5 * sum(judge.worth) * (bytes_of(dear) - bytes_of(cheap)) / FULL)
+
+
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_a_table_whose_shared_rows_lose_more_of_its_worth_gets_more(trained, held_out, monkeypatch, spread):
+    """Here the probes of shared rows of users are multiplied."""
+    rise = Probes.rise
+
+    def told(self, tables, method):
+        found = rise(self, tables, method)
+        frail = kind(method) == "QuotientRemainder" and self.held[tables[0]].name == "tables.user"
+        return found * spread if frail and found is not None else found
+
+    monkeypatch.setattr(Probes, "rise", told)
+    held = held_tables(trained, None)
+    judge = ByProbes(held, Probes(trained, held, held_out, log_loss), "fresh")
+    users = next(i for i, table in enumerate(held) if table.name == "tables.user")
+    items = next(i for i, table in enumerate(held) if table.name == "tables.item")
+    even = judge.frailty[users] / judge.frailty[items]
+    assert (even > 1.5) == (spread > 1)
+    assert all(0.5 <= frailty <= 2 for frailty in judge.frailty.values())
 
 
 def test_open_id_spaces_get_hashed_rows():
