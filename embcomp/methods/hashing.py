@@ -1,12 +1,13 @@
 """Hashed rows: the hashing trick, several hashes, and hash embeddings with learned importance."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from embcomp.methods.apart import keep_apart
 from embcomp.methods.base import (
     FLOAT_BYTES,
     Chunk,
@@ -172,7 +173,8 @@ class MultiHash(Method):
             embedding_dim / num_hashes wide.
         num_hashes: the number of look-ups per id.
         combine: "sum" to add the rows, "concat" to put them side by side.
-        seed: the seed of the hashes; another seed gives other collisions.
+        seed: the seed of the hashes; another seed gives other collisions. `for_budget` takes the first one from this on
+            that gives ids of small tables different rows.
         balanced: True to permute the ids of a table instead of hashing them, so that the rows are shared as evenly as
             possible (docs/hashing.md); needs `num_embeddings`.
 
@@ -211,6 +213,17 @@ class MultiHash(Method):
             encoder = hash_encoder(self.balanced)(table, config, self.seed, [rows] * len(lookups), lookups)
             plans.append(TablePlan(table, encoder, tuple(Chunk(table.name, n) for n in lookups), Concat()))
         return Plan(stores, plans)
+
+    @classmethod
+    def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
+        """Return the usual ladder; permutations come with a seed that keeps the ids of small tables apart."""
+        usual = super().ladder(tables, nbytes, **fixed)
+
+        def make(size: int) -> Self:
+            method = usual.make(size)
+            return keep_apart(method, tables, in_order=method.combine == "concat") if method.balanced else method
+
+        return replace(usual, make=make)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -74,6 +74,22 @@ def test_ids_of_small_tables_stay_apart() -> None:
                 assert copy_of[name].weight.unique(dim=0).shape[0] == model[name].num_embeddings
 
 
+@pytest.mark.parametrize("fixed", [{}, {"num_hashes": 3}, {"combine": "concat"}, {"seed": 7}])
+def test_summed_rows_of_small_tables_stay_apart(fixed: dict) -> None:
+    """Frappe at 50 %: two permutations of two rows are the same sum for both values of isweekend."""
+    ids = {"user": 957, "item": 4082, "isweekend": 2, "cost": 2, "homework": 3, "daytime": 7, "weather": 9, "age": 18}
+    model = nn.ModuleDict({name: nn.Embedding(number, 12) for name, number in ids.items()})
+    classes = (MultiHash, DoubleHash) if fixed in ({}, {"seed": 7}) else (MultiHash,)
+    for method in classes:
+        for share in ("50%", "10%"):
+            found = method.for_budget(model, share, **fixed)
+            assert found.seed >= fixed.get("seed", 0)
+            copy_of = copy.deepcopy(model)
+            compress_(copy_of, found)
+            for name in ("isweekend", "cost", "homework", "daytime", "weather", "age"):
+                assert copy_of[name].weight.unique(dim=0).shape[0] == ids[name]
+
+
 @pytest.mark.parametrize("cls", [HashingTrick, MultiHash, DoubleHash, HashEmbedding, FrequencyHash])
 def test_within_two_percent_of_the_bytes(cls) -> None:
     """For 26 tables from 2 to 10^6 ids at 10 %: the gap of whole rows is far below the promise."""
