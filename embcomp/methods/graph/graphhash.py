@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
@@ -68,6 +68,11 @@ class GraphHash(Method):
     clusters: ClusterMap | Mapping[str, ClusterMap] = field(repr=False, kw_only=False)
     hot: Ids | Mapping[str, Ids] | None = field(default=None, repr=False)
     seed: int = 0
+
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        maps = {table.name: self._map(table) for table in tables}
+        stores = {table.name: Store(maps[table.name].rows, table.embedding_dim) for table in tables}
+        return Sizes(stores, _nbytes(maps.values(), keys=1))
 
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
@@ -184,16 +189,29 @@ class DoubleGraphHash(GraphHash):
         if (self.second == "own") != (self.rows is not None):
             raise ValueError(f"DoubleGraphHash: second={self.second!r} with rows={self.rows}; rows are those of 'own'")
 
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        maps = {table.name: self._map(table) for table in tables}
+        stores = {}
+        for table in tables:
+            for name, rows in self._rows(table, tables, maps[table.name]).items():
+                stores[name] = Store(rows, table.embedding_dim, summands=2)
+        return Sizes(stores, _nbytes(maps.values(), keys=2))
+
+    def _rows(self, table: Table, tables: Sequence[Table], found: ClusterMap) -> dict[str, int]:
+        """The rows of the stores of a table by name; its hashed rows are in the last one."""
+        rows = {table.name: found.rows}
+        if self.second == "own":
+            own = side_store(table, "second", tables)
+            rows[own] = check_rows(per_table(self.rows, table, "rows"), table.name)
+        return rows
+
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
         for table in tables:
             cluster_map = self._map(table)
-            second, rows = table.name, cluster_map.rows
-            if self.second == "own":
-                second = side_store(table, "second", tables)
-                rows = check_rows(per_table(self.rows, table, "rows"), table.name)
-            for name, size in ((table.name, cluster_map.rows), (second, rows)):
-                stores[name] = Store(size, table.embedding_dim, summands=2)
+            sizes = self._rows(table, tables, cluster_map)
+            stores |= {name: Store(size, table.embedding_dim, summands=2) for name, size in sizes.items()}
+            second, rows = list(sizes.items())[-1]
             config = {**self._config(), "rows": rows}
             encoder = ClusterEncoder(table, config, self.seed, cluster_map, hashes=[rows])
             plans.append(TablePlan(table, encoder, (Chunk(table.name), Chunk(second)), Sum()))
@@ -223,6 +241,12 @@ class DoubleGraphHash(GraphHash):
         if fixed.get("second") == "own" and fixed.get("rows") is None:
             fixed["rows"] = {name: getattr(found, side).rows for name, side in sides.items()}
         return super()._of(found, sides, edges, **fixed)
+
+
+def _nbytes(maps: Iterable[ClusterMap], keys: int) -> int:
+    """The bytes of maps, those that tables share once, and of so many keys for each table."""
+    words = [found.words for found in maps]
+    return sum({id(each): each.nbytes for each in words}.values()) + keys * KEY_BYTES * len(words)
 
 
 _FOUND: WeakKeyDictionary[Edges, dict[Hashable, Clusters]] = WeakKeyDictionary()

@@ -149,6 +149,9 @@ class SoftGraphHash(GraphHash):
                 "SoftGraphHash: hot ids are part of the mixture: compute it from clusters.with_own_rows(ids)"
             )
 
+    def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
+        return self.plan(tables, group).sizes
+
     def plan(self, tables: Sequence[Table], group: str = "shared") -> Plan:
         stores, plans = {}, []
         for table in tables:
