@@ -161,7 +161,8 @@ def _refusal(table: Held, method: Method) -> str:
 def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: bool) -> Iterator[Method]:
     """Yield the usual methods: fewer bits, narrower rows, codes, shared rows.
 
-    Small tables only get fewer bits, or one row for all ids, which is for those that say nothing.
+    Small tables only get fewer bits, or fewer values that keep their ids apart, or one row for all ids, which is for
+    those that say nothing.
     """
     ids, width = held.table.num_embeddings, held.table.embedding_dim
     if ids is None:
@@ -171,6 +172,8 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
     served = count == "served"
     if ids <= SMALL:
         yield from (LowBit(bits=bits) for bits in (8, 4)) if served else (HashingTrick(rows=1, seed=seed),)
+        if not served and width % 2 == 0:
+            yield QuotientRemainder(combine="concat")
         return
     if served:
         yield from (LowBit(bits=bits) for bits in (8, 6, 4, 3, 2, 1))
