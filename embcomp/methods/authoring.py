@@ -3,7 +3,7 @@
 Names are only ever added here. The methods of embcomp itself import the modules behind it.
 """
 
-from embcomp.codecs.base import Codec, Coding
+from embcomp.codecs.base import CODINGS, Codec, Coded, Coding, weighed
 from embcomp.initial_rows import Moments
 from embcomp.methods.around import Around, settings_around
 from embcomp.methods.base import (
@@ -41,6 +41,7 @@ from embcomp.ops.hashing import hash_key, hash_rows
 from embcomp.settings import Bytes, IdCount, ReadCount, RowCount, Share, Width, Within
 
 __all__ = [
+    "CODINGS",
     "FLOAT_BYTES",
     "KEY_BYTES",
     "METHODS",
@@ -50,6 +51,7 @@ __all__ = [
     "Bytes",
     "Chunk",
     "Codec",
+    "Coded",
     "Coding",
     "Combiner",
     "Concat",
@@ -86,4 +88,5 @@ __all__ = [
     "settings_around",
     "share_rows",
     "side_store",
+    "weighed",
 ]

@@ -1,4 +1,4 @@
-"""The three parts of every method: an encoder (id -> rows), stores (row -> vector), a combiner (vectors -> vector).
+"""The parts of every method: an encoder (id -> rows), stores and their codecs (row -> vector), a combiner (-> vector).
 
 A method is one frozen dataclass. Its `plan(tables)` describes the stores for these tables, and how the ids of each
 table reach them. `embcomp.nn`, `embcomp.torchrec` and `embcomp.compress_` work from the plan alone, so adding a method

@@ -171,7 +171,7 @@ def _scale_and_bias(bits: int) -> Tensor:
 
 @functools.cache
 def _last_word(bits: int, nbytes: int) -> Any:
-    """Zeros, then the scale and the bias of values, as a number whose memory is `nbytes` long."""
+    """The number of `nbytes` whose memory is zeros, then the scale and the bias of values."""
     return F.pad(_scale_and_bias(bits), (nbytes - 4, 0)).view(_CARRIERS[nbytes]).item()
 
 
