@@ -208,7 +208,7 @@ class ByProbes:
 
     @functools.cached_property
     def frailty(self) -> dict[int, float]:
-        """How much of its worth each table loses if ids share rows, divided by the mean of the tables.
+        """The share of its worth that each table loses if ids share rows, divided by the mean of the tables.
 
         Training regains most of it, but less where more was lost: on Frappe users lose 1.15 to 1.7 times as much as
         items, and a plan by worth alone gave them too few rows.
