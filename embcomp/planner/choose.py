@@ -135,7 +135,12 @@ def choose(
     listed = offers(held, count, edges=edges, sides=sides, content=codes, counts=known, seed=seed)
     offered = options_of(held, count, options, counts=known, extra=listed, seed=seed)
     of_graph = edges is not None and only_sides(held, edges, sides)
-    usual = functools.partial(linked.loss, fresh=init == "fresh") if of_graph else rules.loss
+    lookups = {name: float(each.sum()) / max(1, each.numel()) for name, each in known.items() if bool((each > 0).any())}
+    usual = (
+        functools.partial(linked.loss, fresh=init == "fresh")
+        if of_graph
+        else functools.partial(rules.loss, lookups=lookups if init == "fresh" else {})
+    )
     rule = rules.for_new_ids(usual, set(codes)) if codes else usual
     alike = {table.name: 1.0 for table in held if of_graph and not table.kept}  # the two sides of a product
     judge: Estimates = ByRules(held, known, _worth(held, worth) or alike, rule)

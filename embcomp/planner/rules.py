@@ -64,6 +64,16 @@ there. On ML-1M, where side by side loses more than the product, ranks are bette
 ALONE = 1.4
 """The factor by which `UnifiedEmbedding` costs more for a single table, because of collisions inside a feature."""
 
+TRAINED = 5.0
+"""The look-ups of a value in training, from which on sharing costs what `SPREAD` says, and less with their square.
+
+With fewer, own rows overfit: on Globo users have 31 look-ups for 16 values, and a tenth of the rows loses nothing."""
+
+UNLEARNED = 0.45
+"""The loss of a rank that is trained from scratch, as a share of the worth, where an id has nine look-ups.
+
+It falls with their power 2.9: LightGCN on Beauty, with 9, lost .4; Globo, with 31, .013; MovieLens-1M, with 120, 0."""
+
 OPEN = 2**20
 """The assumed number of ids of an open id space."""
 
@@ -157,7 +167,13 @@ def projection(rank: int | None, width: int) -> float:
     return 0.0 if rank is None or rank >= width else PROJECTED * max(1.0, 16 / width) ** 2 * (width / rank - 1)
 
 
-def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | None = None) -> float:
+def loss(
+    method: Method,
+    tables: Sequence[Table],
+    worth: float,
+    probed: float | None = None,
+    lookups: Mapping[str, float] | None = None,
+) -> float:
     """Return the rise of the loss that a method causes for some tables after training.
 
     Args:
@@ -165,18 +181,27 @@ def loss(method: Method, tables: Sequence[Table], worth: float, probed: float | 
         tables: the tables that it stores.
         worth: the worth of the tables.
         probed: the rise just after `anatomy(method).bare` replaced the trained tables; None to guess.
+        lookups: the mean number of look-ups of an id in training, by table name, where it is known.
     """
     parts = anatomy(method, tables)
     if isinstance(parts.bare, HashingTrick) and parts.bare.rows == 1:
         return worth
+    few = min((lookups or {}).get(table.name, math.inf) for table in tables)
     share = rounding(parts.bits, ROUNDING if parts.rank is None else NARROW)
-    share += parts.spread * (parts.sharing**-0.5 - 1)
+    share += parts.spread * (parts.sharing**-0.5 - 1) * min(1.0, few / tables[0].embedding_dim / TRAINED) ** 2
+    if parts.rank is not None:
+        share += unlearned(few)
     if probed is None:
         share += projection(parts.rank, min(table.embedding_dim for table in tables)) + 1.2 * rounding(parts.codes)
         return worth * -math.expm1(-share)
     least = UNSEEN * projection(parts.rank, min(table.embedding_dim for table in tables)) + rounding(parts.codes)
     lasting = probed if parts.codes is not None else RECOVERED * probed
     return worth * -math.expm1(-share - max(least, lasting / worth))
+
+
+def unlearned(lookups: float) -> float:
+    """Return the loss of a rank from scratch, as a share of the worth, where ids have few look-ups; see `UNLEARNED`."""
+    return min(UNLEARNED, UNLEARNED * (9 / max(lookups, 1e-9)) ** 2.9)
 
 
 def for_new_ids(rule: Rule, names: Collection[str]) -> Rule:
