@@ -108,6 +108,25 @@ def test_a_plan_from_sizes_is_good_whatever_the_tables_are_worth(data, share):
         assert loss < 1.12 * best
 
 
+@pytest.mark.parametrize(("bits", "shares"), [("-4-bit", (0.1, 0.03)), ("", (0.25, 0.1))], ids=["served", "training"])
+def test_shared_rows_come_before_ranks_where_ids_have_few_lookups(bits, shares):
+    """As they do on Globo, where users have 31 look-ups; the rules without look-ups say the opposite."""
+    tables = [embcomp.Table("user", 31_936, 16), embcomp.Table("item", 4097, 16)]
+    lookups = {"user": 31.0, "item": 260.0}
+    for share in shares:
+        ways = [result("globo-random-split", f"{name}{bits}-share{share}") for name in ("Unified-balanced", "low-rank")]
+        assert ways[0]["metrics"]["test/auc"] > ways[1]["metrics"]["test/auc"]
+        values, width = share * (8 if bits else 1), 16
+        shared = embcomp.UnifiedEmbedding(rows=int(values * 36_033 * 2), chunk_dim=8)
+        narrow = embcomp.LowRank(rank=max(1, round(values * width)))
+        around = (lambda method: embcomp.LowBit(bits=4, of=method)) if bits else (lambda method: method)
+        known, unknown = (
+            [rules.loss(around(m), tables, 1.0, None, n) for m in (shared, narrow)] for n in (lookups, {})
+        )
+        assert known[0] < known[1]
+        assert unknown[0] > unknown[1]
+
+
 @pytest.mark.parametrize(
     ("data", "share", "shares"), [("frappe", 0.03, True), ("frappe", 0.1, False), ("ml-1m", 0.03, False)]
 )
