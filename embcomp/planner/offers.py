@@ -129,11 +129,14 @@ def _of_graph(edges: "Edges", sides: "Mapping[str, Side]", seed: int) -> Iterato
     from embcomp.graph.soft import mixture
 
     ids = sum(int((edges.degrees(side) > 0).sum()) for side in ("users", "items"))
-    for share in CLUSTERED:  # the graph says how many rows each side gets: clusters of both sides stay whole
+    for number, share in enumerate(CLUSTERED):  # the graph says how many rows each side gets: clusters stay whole
         clusters = cluster(edges, max(2, int(ids * share)), seed=seed, progress=False)
         for name, side in sides.items():
             own = getattr(clusters, side)
-            yield name, GraphHash(own, seed=seed)
+            # With one cluster for each id, two sides of one clustering rank all items of a cluster alike: on Beauty at
+            # 1 % R@10 is .070 so, and .083 if users and items have different ones.
+            if len(set(sides.values())) == 1 or (number % 2 == 0) == (side == "users"):
+                yield name, GraphHash(own, seed=seed)
             mixed = mixture(edges, clusters, side, max(MIXED))
             for k in MIXED:
                 yield name, SoftGraphHash(own, weights=mixed, k=k, seed=seed)

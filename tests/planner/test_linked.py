@@ -12,6 +12,8 @@ from embcomp.graph import cluster, interactions
 from embcomp.graph.soft import mixture
 from embcomp.planner import linked, rules
 from embcomp.planner.choice import kind
+from embcomp.planner.offers import offers
+from embcomp.planner.tables import held_tables
 from experiments.runs.results import RESULTS
 
 USERS, ITEMS, WIDTH = 600, 400, 64
@@ -125,6 +127,18 @@ def test_other_tables_of_any_kind_have_the_usual_rules(edges):
     item = embcomp.choose(TABLES[1:], int(0.08 * 4 * WIDTH * ITEMS), edges=edges, sides={"item_id": "items"})
     plain = embcomp.choose(TABLES[1:], int(0.08 * 4 * WIDTH * ITEMS))
     assert item.loss <= plain.loss * 1.001
+
+
+def test_sides_that_have_one_cluster_an_id_have_it_from_different_clusterings(edges):
+    held = held_tables(TABLES, None)
+    both = offers(held, "training", edges=edges, sides=SIDES)
+    rows = [{m.clusters.rows for m in both[t.name] if type(m) is embcomp.GraphHash} for t in TABLES]
+    assert all(rows)
+    found = [{id(m.clusters) for m in both[t.name] if isinstance(m, embcomp.SoftGraphHash)} for t in TABLES]
+    alone = [{id(m.clusters) for m in both[t.name] if type(m) is embcomp.GraphHash} for t in TABLES]
+    assert len(found[0]) == len(found[1]) == len(alone[0]) + len(alone[1])
+    item = offers(held[1:], "training", edges=edges, sides={"item_id": "items"})["item_id"]
+    assert sum(type(m) is embcomp.GraphHash for m in item) == len(found[1])
 
 
 def test_a_probe_that_shows_nothing_does_not_make_an_option_free():
