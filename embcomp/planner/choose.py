@@ -21,7 +21,7 @@ from embcomp.methods.request import Budget
 from embcomp.methods.table import Table
 from embcomp.planner import linked, rules
 from embcomp.planner.choice import Choice
-from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates
+from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates, guessed
 from embcomp.planner.losses import calibrated_log_loss, check_labels, log_loss
 from embcomp.planner.offers import offers, only_sides
 from embcomp.planner.options import Option, Options, options_of
@@ -154,7 +154,7 @@ def choose(
         raise TypeError("data is for a trained model: give the model instead of its tables")
     with _progress(progress) as heard:
         probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, heard)
-        judge = ByProbes(held, probes, init, rule)
+        judge = ByProbes(held, probes, init, rule, None if of_graph else guessed(held, known))
         search = Search(held, offered, judge, count, budget)
         search.check()
         plan, level, notes = search.best(), 2, []

@@ -23,6 +23,12 @@ After = Literal["fresh", "warm", "fit"]
 UNTRAINED = 10.0
 """The approximate factor by which an option costs more without training, for options that were not measured."""
 
+DRAWN = 1 / 3
+"""How far the measured worth of a table is drawn towards the guess from its size, on a scale of logarithms.
+
+It is measured beside full tables. Where these are compressed, too, a table is worth more of which they say the same: on
+Frappe the city says little beside the user, but much beside users that share rows."""
+
 SHARED = 0.2
 """The share of the rows, in quotient and remainder, at which frailty is measured."""
 
@@ -91,7 +97,7 @@ class ByRules:
         rule: rules.Rule = rules.loss,
     ) -> None:
         self.held, self.rule = held, rule
-        information = [_entropy(table, counts.get(table.name)) ** 0.25 * _values(table) ** 0.75 for table in held]
+        information = guessed(held, counts)
         if given:
             middle = sorted(max(0.0, value) for value in given.values())[len(given) // 2]
             information = [max(0.0, given.get(table.name, middle)) for table in held]
@@ -134,13 +140,21 @@ class ByProbes:
         probes: the measurements.
         after: the training that follows.
         rule: the rules for the loss of a method.
+        guess: a guess of the worth of each table in any unit, towards which that of tables that say something is drawn.
 
     Attributes:
         worth: the worth of each table.
         silent: the tables whose worth is not above two standard errors.
     """
 
-    def __init__(self, held: Sequence[Held], probes: Probes, after: After, rule: rules.Rule = rules.loss) -> None:
+    def __init__(
+        self,
+        held: Sequence[Held],
+        probes: Probes,
+        after: After,
+        rule: rules.Rule = rules.loss,
+        guess: Sequence[float] | None = None,
+    ) -> None:
         self.held, self.probes, self.after, self.rule = held, probes, after, rule
         order = sorted(range(len(held)), key=lambda i: -held[i].nbytes)
         measured = {i: probes.worth([i]) for i in order if held[i].weight is not None}
@@ -149,8 +163,18 @@ class ByProbes:
         middle = max(1e-9, sorted(known)[len(known) // 2]) if known else 1.0
         floor = 1e-9 * max([1.0, *known])
         self.worth = [middle if (worth := measured.get(i)) is None else max(floor, worth[0]) for i in range(len(held))]
+        self._alone = list(self.worth)
+        if guess is not None and after != "fit":
+            self._draw(guess)
         self._losses: dict[tuple[tuple[int, ...], int], float] = {}
         self._kept: list[Option] = []  # so that no id of a method is given twice
+
+    def _draw(self, guess: Sequence[float]) -> None:
+        """Draw the worth of tables that say something towards a guess, on a scale of logarithms; see `DRAWN`."""
+        said = [i for i in range(len(self.held)) if i not in self.silent and guess[i] > 0]
+        whole, guessed = sum(self.worth[i] for i in said), sum(guess[i] for i in said)
+        for i in said:
+            self.worth[i] = self.worth[i] ** (1 - DRAWN) * (whole * guess[i] / guessed) ** DRAWN
 
     def loss(self, option: Option) -> float:
         key = option.tables, id(option.method)
@@ -220,11 +244,16 @@ class ByProbes:
             rows = largest_remainder(held.table, max(1, int(held.table.num_embeddings * SHARED)))  # pyright: ignore
             rise = self.probes.rise((i,), QuotientRemainder(rows=rows))
             if rise is not None:
-                lost[i] = max(0.0, rise) / self.worth[i]
-        whole = sum(self.worth[i] for i in lost)
-        mean = sum(self.worth[i] * share for i, share in lost.items()) / whole if whole else 0.0
+                lost[i] = max(0.0, rise) / self._alone[i]
+        whole = sum(self._alone[i] for i in lost)
+        mean = sum(self._alone[i] * share for i, share in lost.items()) / whole if whole else 0.0
         low, high = FRAIL
         return {i: min(high, max(low, share / mean)) for i, share in lost.items()} if mean > 0 else {}
+
+
+def guessed(held: Sequence[Held], counts: Mapping[str, Tensor]) -> list[float]:
+    """Return a guess of the worth of tables from their sizes and the entropy of their counts, in an unknown unit."""
+    return [_entropy(table, counts.get(table.name)) ** 0.25 * _values(table) ** 0.75 for table in held]
 
 
 def _values(held: Held) -> int:

@@ -1,6 +1,7 @@
 """The options to choose from: ways to store one table, or several tables that share a store."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,7 +187,8 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
         for parts in {width // 2, width // 4} - {0}:
             if width % parts == 0:
                 yield from (ProductCodes(parts=parts, codes=codes) for codes in (16, 256) if ids >= 4 * codes)
-    for share in SHARES[2:18:4] + SHARES[18::2] if coarse else SHARES:
+    shares = SHARES[2:18:4] + SHARES[18::2] if coarse else SHARES
+    for share in shares if served or coarse else _finer(shares):
         rows = int(ids * share)
         if rows < 1:
             break
@@ -201,6 +203,11 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
             yield from (
                 (LowBit(bits=bits, of=method) for bits in ((4, 2) if coarse else (4, 3, 2))) if served else (method,)
             )
+
+
+def _finer(shares: Sequence[float]) -> list[float]:
+    """The shares, and one between each two: without bits to trade, a step of a large table would take all of another."""
+    return sorted({*shares, *((a * b) ** 0.5 for a, b in itertools.pairwise(shares))}, reverse=True)
 
 
 def _ranks(width: int) -> list[int]:
