@@ -206,7 +206,7 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
 
 
 def _finer(shares: Sequence[float]) -> list[float]:
-    """The shares, and one between each two: without bits to trade, steps of a large table are as large as small tables."""
+    """The shares, and one between each two: without bits to trade, one step of a large table equals a small table."""
     return sorted({*shares, *((a * b) ** 0.5 for a, b in itertools.pairwise(shares))}, reverse=True)
 
 
