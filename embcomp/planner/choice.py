@@ -31,7 +31,7 @@ class TableChoice:
         served: the bytes of the served form, with its share of a shared store.
         training: the bytes of the training form.
         full: the bytes of the full table in float32.
-        worth: the worth of the table: the rise of the loss if all its ids had one vector.
+        worth: the worth of the table: about the rise of the loss if all its ids had one vector (docs/choose.md).
         loss: the expected rise of the loss that the method causes.
         more: the method that a tenth more budget would choose; "" for the same.
         note: a further remark, or "".
@@ -113,14 +113,15 @@ class Choice:
     def __str__(self) -> str:
         header = ("table", "method", "rows", "bits", "bytes served", "bytes training", "loss", "with 10 % more")
         lines = [
-            (t.name, kind(t.method), _rows(t.method), _bits(t.method), *_sizes(t), _number(t.loss), t.more or t.note)
+            (t.name, kind(t.method), _rows(t.method), _bits(t.method), *_sizes(t), _number(t.loss), t.more)
             for t in self.tables
         ]
         last = f"-{self.gain:.2g}" if self.gain > 0 else ""
         lines.append(("total", "", "", "", *_sizes(self), _number(self.loss), last))
         text = text_table(header, lines)
         said = f"{grouped(self.nbytes)} of {grouped(self.budget)} bytes ({self.count}); loss {UNITS[self.level]}"
-        return "\n".join([text, said, *self.notes, *(f"failed: {line}" for line in self.failed)])
+        notes = [f"{t.name}: {t.note}" for t in self.tables if t.note]
+        return "\n".join([text, said, *notes, *self.notes, *(f"failed: {line}" for line in self.failed)])
 
     def save(self, path: StrPath) -> None:
         """Write the choice as JSON, and the tensors that its methods hold beside it, as `<path>.safetensors`.

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import math
 import sys
 import time
@@ -94,7 +95,8 @@ def choose(
             not seen: it adds `SemanticIds`, which serves them, as options, and rows by id are expected to lose more.
         seed: the seed of hashes and clusterings.
         worth: the worth of tables in any unit, by table name, if it is known without a trained model:
-            `embcomp.rank_features(clicks, ...).scores`, say.
+            `embcomp.rank_features(clicks, ...).scores`, say. With a trained model it is the order of the probes, and
+            what the measured worth is drawn to.
         sides: "users" or "items" by table name, if the numbers of ids do not determine the tables of `edges`.
         init: the start of the tables. With "fit" no training follows, and options cost what a probe measures; with
             "fresh" and "warm" training follows, which recovers much of the initial loss of bits and ranks.
@@ -126,6 +128,8 @@ def choose(
     started = time.monotonic()
     checked(count, Count, "count")
     checked(init, After, "init")
+    if seconds is not None and not (isinstance(seconds, int | float) and seconds >= 0):
+        raise ValueError(f"seconds must be a number of at least 0, or None, got {seconds!r}")
     if isinstance(model_or_tables, Tensor):
         raise TypeError("choose takes a model or its tables, got a tensor; for item vectors: embcomp.retrieval.choose")
     held = held_tables(model_or_tables, keep, widths)
@@ -154,14 +158,18 @@ def choose(
         raise TypeError("data is for a trained model: give the model instead of its tables")
     with _progress(progress) as heard:
         probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, heard)
-        judge = ByProbes(held, probes, init, rule, None if of_graph else guessed(held, known))
+        told = _worth(held, worth)
+        prior = [told.get(table.name, 0.0) for table in held] if told else guessed(held, known)
+        judge = ByProbes(held, probes, init, rule, None if of_graph else prior)
         search = Search(held, offered, judge, count, budget)
         search.check()
         plan, level, notes = search.best(), 2, []
         if train is not None:
             (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
         choice = search.choice(plan, level)
-    failed = [f"{', '.join(f.tables)}: {f.why}" for f in probes.failed]
+    failed = [f"{', '.join(f.tables)}: {_what(f.method)}: {f.why}" for f in probes.failed]
+    if probes.late:
+        notes = [*notes, f"the time of {seconds} s ended after {probes.made} probes: the rest is by rules"]
     return replace(choice, failed=failed, seconds=time.monotonic() - started, notes=notes)
 
 
@@ -184,6 +192,21 @@ def _raced(
     winner, losses = halved(model, names, train, loss, effort=effort, heard=judge.probes.heard)
     said = [f"short trainings: {len(plans)} plans, losses {', '.join(f'{x:.4f}' for x in losses)}"]
     return plans[winner], said
+
+
+def _what(probe: str) -> str:
+    """The method of a probe, as short as it can be said."""
+    if probe == "mean":
+        return "one vector for all ids"
+    methods = [method for _, method in json.loads(probe)]
+    return " and ".join(dict.fromkeys(_short(method) for method in methods))
+
+
+def _short(method: Mapping[str, Any]) -> str:
+    inner = method.get("of")
+    rank = f" {method['rank']}" if "rank" in method else ""
+    inside = f"({_short(inner)})" if isinstance(inner, Mapping) and inner["method"] != "Full" else ""
+    return f"{method['method']}{rank}{inside}"
 
 
 def _probes(

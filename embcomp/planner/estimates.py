@@ -156,7 +156,8 @@ class ByProbes:
         guess: Sequence[float] | None = None,
     ) -> None:
         self.held, self.probes, self.after, self.rule = held, probes, after, rule
-        order = sorted(range(len(held)), key=lambda i: -held[i].nbytes)
+        first = [table.nbytes for table in held] if guess is None else guess
+        order = sorted(range(len(held)), key=lambda i: -first[i])
         measured = {i: probes.worth([i]) for i in order if held[i].weight is not None}
         known = [worth[0] for worth in measured.values() if worth is not None]
         self.silent = {i for i, worth in measured.items() if worth is not None and worth[0] <= 2 * worth[1]}

@@ -16,7 +16,7 @@ from embcomp.methods.full import Full
 from embcomp.methods.hashing import HashingTrick
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.low_rank import LowRank
-from embcomp.methods.plan import Count
+from embcomp.methods.plan import Count, Sizes
 from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.quotient_remainder import QuotientRemainder, largest_remainder
 from embcomp.methods.unified import UnifiedEmbedding, best_chunk_dim
@@ -101,13 +101,15 @@ def options_of(
         alone = [method for method in methods if not method.shares_store]
         fitting = _priced([i], [table], alone)
         if alone and not fitting:
-            raise ValueError(f"table {table.name!r}: {_refusal(table, alone[-1])}; no option given to it fits")
+            raise ValueError(f"table {table.name!r}: {_refusal([table], alone[-1])}; no option given to it fits")
         options += fitting
     options += _shared(held, asked, count, seed)
     stored = {i for option in options for i in option.tables}
     for i, table in enumerate(held):
         if i not in stored:
-            raise ValueError(f"table {table.name!r}: no option fits it; add embcomp.Full() to its options, or keep it")
+            why = [f": {_refusal([table], method)}" for method in asked.get(i, ())][-1:]
+            remedy = "add embcomp.Full() to its options, or keep it"
+            raise ValueError(f"table {table.name!r}: no option fits it{''.join(why)}; {remedy}")
     return options
 
 
@@ -145,17 +147,25 @@ def _priced(
             sizes = method.sizes(tables, "shared")
         except ValueError:
             continue
-        if any(table.widths == "fbgemm" for table in held) and any(s.width % 4 for s in sizes.stores.values()):
+        narrow = any(table.widths == "fbgemm" for table in held) and any(s.width % 4 for s in sizes.stores.values())
+        if narrow and not isinstance(method, Full):  # which leaves the table as it is
             continue
-        priced.append(Option(tuple(numbers), method, sizes.nbytes("served"), sizes.nbytes("training"), grows))
+        priced.append(option_of(numbers, held, method, sizes, grows))
     return priced
 
 
-def _refusal(table: Held, method: Method) -> str:
+def option_of(numbers: Sequence[int], held: Sequence[Held], method: Method, sizes: Sizes, grows: bool) -> Option:
+    """Return the option of a method for some tables, with all bytes that it takes."""
+    apart = 0 if isinstance(method, Full) else sum(table.apart for table in held)
+    return Option(tuple(numbers), method, sizes.nbytes("served") + apart, sizes.nbytes("training") + apart, grows)
+
+
+def _refusal(tables: Sequence[Held], method: Method) -> str:
+    """The reason why a method does not fit tables."""
     try:
-        method.sizes([table.table])
+        method.sizes([table.table for table in tables])
     except ValueError as error:
-        return str(error)
+        return str(error).removeprefix(f"table {tables[0].name!r}: ")
     return f"{type(method).__name__} has rows whose width FBGEMM cannot hold (it must be a multiple of 4)"
 
 

@@ -85,7 +85,7 @@ class Probes:
         self._losses = self._measured()
         self.base = sum(self._losses) / len(self._losses)
         self._known: dict[str, tuple[float, float]] = {}
-        self._digests = [_digest(table.weight) for table in self.held]
+        self._digests = [_digest(table.weight) + _digest(self.counts.get(table.name)) for table in self.held]
         self._data = f"{len(self.batches)} {self.base!r}"
         if self.cache is not None and Path(self.cache).exists():
             self._known = _read(Path(self.cache))
@@ -171,11 +171,25 @@ class Probes:
                 value = self.loss(self.model, batch)
                 if isinstance(value, Tensor) and value.numel() != 1:
                     raise ValueError(f"loss must give one number a batch, got shape {list(value.shape)}")
+                if value is None:
+                    raise TypeError("loss must return the mean loss of a batch, and returns None")
                 losses.append(float(value))
         if not hasattr(self, "base") and not all(map(math.isfinite, losses)):
             worst = next(i for i, value in enumerate(losses) if not math.isfinite(value))
-            raise ValueError(f"the loss of batch {worst} is {losses[worst]}: the model or its input holds NaN")
+            raise ValueError(f"the loss of batch {worst} is {losses[worst]}: {self._not_finite()}")
         return losses
+
+    def _not_finite(self) -> str:
+        """The tables, or else the parameters, that hold NaN or infinite values, and what to do."""
+        bad = [
+            table.name for table in self.held if table.weight is not None and not bool(table.weight.isfinite().all())
+        ]
+        bad = [f"table {name!r}" for name in bad] or [
+            f"parameter {name!r}" for name, weight in self.model.named_parameters() if not bool(weight.isfinite().all())
+        ]
+        if bad:
+            return f"{', '.join(bad[:3])} of the model holds NaN or infinite values; look for the cause in its training"
+        return "no parameter of the model holds NaN, so look at the batch and at the function of the loss"
 
     def _weights(self, i: int) -> Tensor | None:
         counts = self.counts.get(self.held[i].name)

@@ -10,11 +10,10 @@ from embcomp.methods.full import Full
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.plan import Count
 from embcomp.methods.quotient_remainder import QuotientRemainder
-from embcomp.methods.table import Table
 from embcomp.planner.choice import Choice, Point, TableChoice, kind
 from embcomp.planner.estimates import ByRules, Estimates
 from embcomp.planner.knapsack import Item, Solution, best, least_nbytes, ranked
-from embcomp.planner.options import MANY, Option, rows_of, with_rows
+from embcomp.planner.options import MANY, Option, option_of, rows_of, with_rows
 from embcomp.planner.tables import Held
 
 Allowed = Callable[[Option], bool]
@@ -159,15 +158,17 @@ class Search:
             option, rows = plan[place], rows_of(plan[place].method)
             if rows is None or left <= 0 or not option.grows:
                 continue
-            tables = [self.held[i].table for i in option.tables]
+            held = [self.held[i] for i in option.tables]
 
-            def made(rows: int, option: Option = option, tables: list[Table] = tables) -> Option | None:
+            def made(rows: int, option: Option = option, held: list[Held] = held) -> Option | None:
                 method = with_rows(option.method, rows)
+                if method is None:
+                    return None
                 try:
-                    sizes = method.sizes(tables, "shared") if method is not None else None
+                    sizes = method.sizes([table.table for table in held], "shared")
                 except ValueError:
                     return None
-                return sizes and Option(option.tables, method, sizes.nbytes("served"), sizes.nbytes("training"))  # pyright: ignore
+                return option_of(option.tables, held, method, sizes, grows=False)
 
             low, high = rows, 2 * rows
             while high - low > 1:

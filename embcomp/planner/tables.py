@@ -14,7 +14,7 @@ from embcomp.methods.request import tables_of
 from embcomp.methods.table import Table
 from embcomp.nn.holders import TorchHolder
 from embcomp.references import check_not_held
-from embcomp.settings import shown
+from embcomp.settings import checked, shown
 from embcomp.swaps import Plain, plain_holders
 
 Widths = Literal["any", "fbgemm"]
@@ -47,6 +47,13 @@ class Held:
         return self.table.name
 
     @property
+    def apart(self) -> int:
+        """The bytes that a method takes beside its own: the vector of the padding id in float32, unless it is zero."""
+        if self.padding is None or self.weight is None or self.weight.is_meta:
+            return 0
+        return FLOAT_BYTES * self.table.embedding_dim * bool(self.weight[self.padding].any())
+
+    @property
     def nbytes(self) -> int:
         """The bytes of the full table in float32; 0 for an open id space."""
         return (self.table.num_embeddings or 0) * self.table.embedding_dim * FLOAT_BYTES
@@ -64,8 +71,9 @@ def held_tables(
 
     Raises:
         TypeError: `asked` is neither a model nor tables, or a pattern is not a text.
-        ValueError: there is no table, two have one name, or a pattern matches none.
+        ValueError: `widths` is unknown, there is no table, two have one name, or a pattern matches none.
     """
+    checked(widths, Widths | None, "widths")
     if isinstance(asked, nn.Module):
         held = [table for holder in plain_holders(asked) for table in _of(asked, holder, widths)]
     else:

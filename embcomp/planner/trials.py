@@ -1,6 +1,7 @@
 """Short trainings of a few plans, by successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943)."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,7 +39,11 @@ def halved(
 
     Returns:
         The index of the remaining plan, and the last loss of each plan. Plans that were dropped early were judged after
-        a shorter training, so the winner's loss need not be the lowest.
+        a shorter training, so the winner's loss need not be the lowest. A plan whose training fails, or whose loss is
+        not finite, has an infinite loss.
+
+    Raises:
+        ValueError: no plan could be trained; the text has the error of the first.
     """
     rounds = max(1, (len(plans) - 1).bit_length())
     racing: dict[int, nn.Module] = {}
@@ -47,13 +52,18 @@ def halved(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CompressionWarning)
             compress_(racing[i], plan, init="warm")
-    losses = [float("inf")] * len(plans)
+    losses, why = [math.inf] * len(plans), ""
     for _ in range(rounds):
         share = effort / rounds / len(racing)
         for i, candidate in racing.items():
             heard(f"plan {i + 1} for {share:.1%} of a training")
-            train(candidate, share)
-            losses[i] = judge(candidate)
-        best = sorted(racing, key=losses.__getitem__)
-        racing = {i: racing[i] for i in best[: max(1, len(best) // 2)]}
+            try:
+                train(candidate, share)
+                losses[i] = judge(candidate)
+            except Exception as error:  # of one plan; the others may still be good
+                losses[i], why = math.inf, why or f"{type(error).__name__}: {error}"
+        best = [i for i in sorted(racing, key=losses.__getitem__) if losses[i] < math.inf]
+        if not best:
+            raise ValueError(f"no plan could be trained by `train`: {why or 'every loss after it is not finite'}")
+        racing = {i: racing[i] for i in best[: max(1, len(racing) // 2)]}
     return next(iter(racing)), losses

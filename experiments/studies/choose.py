@@ -22,6 +22,7 @@ from rich.console import Console
 from torch import nn
 
 import embcomp
+from embcomp.formats import parse_nbytes
 from embcomp.planner.choice import TableChoice, kind
 from experiments.config import MethodConfig, RunConfig
 from experiments.config.inputs import edges_of
@@ -103,7 +104,11 @@ def chosen_run(full: RunConfig, budget: str, count: str, level: int) -> RunConfi
         method="choose", options={"level": level, "count": count}, label=f"choose, level {level}, {count}"
     )
     share = budget.strip().removesuffix("%")
-    given = ("share", float(share) / 100) if share != budget.strip() else ("nbytes", int(budget))
+    try:
+        parse_nbytes(budget, 1 << 60)  # says what is wrong with a text
+        given = ("share", float(share) / 100) if share != budget.strip() else ("nbytes", parse_nbytes(budget, None))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--nbytes {budget}: {error}") from error
     return dataclasses.replace(full, method=method, budget=given)
 
 

@@ -280,6 +280,73 @@ def test_a_table_whose_shared_rows_lose_more_of_its_worth_gets_more(trained, hel
     assert all(0.5 <= frailty <= 2 for frailty in judge.frailty.values())
 
 
+@pytest.mark.parametrize("count", ["served", "training"])
+@pytest.mark.parametrize("cls", [nn.Embedding, nn.EmbeddingBag])
+def test_a_padding_vector_counts(cls, count):
+    """It is kept beside the rows of any method, unless it is zero."""
+    for std in (0.0, 0.1):
+        model = nn.ModuleDict({"item": cls(2000, 16, padding_idx=0), "user": nn.Embedding(500, 16)})
+        with torch.no_grad():
+            model["item"].weight[0] = std
+        choice = embcomp.choose(model, "2%", count=count)
+        report = embcomp.compress_(model, choice.methods)
+        assert choice.nbytes == (report.served_nbytes if count == "served" else report.training_nbytes)
+        assert choice.nbytes <= choice.budget
+
+
+def test_other_counts_are_other_probes(trained, held_out, tmp_path):
+    """The mean vector and the fit weigh ids by their counts: figures of other counts were taken from the file."""
+    counts = {"tables.user": torch.arange(IDS["user"]) ** 3, "tables.item": torch.arange(IDS["item"]) ** 3}
+    cache = tmp_path / "probes.jsonl"
+    embcomp.choose(trained, "5%", data=held_out, cache=cache)
+    worths = [
+        [table.worth for table in embcomp.choose(trained, "5%", data=held_out, counts=counts, cache=file).tables]
+        for file in (None, cache)
+    ]
+    assert worths[0] == worths[1]
+
+
+def test_full_tables_of_any_width_may_stay():
+    """FBGEMM's limit is for the rows of methods; a table that stays is as it was."""
+    tables = [EmbeddingBagConfig(name=n, num_embeddings=i, embedding_dim=6, feature_names=[n]) for n, i in IDS.items()]
+    model = nn.ModuleDict({"tables": EmbeddingBagCollection(tables=tables)})
+    choice = embcomp.choose(model, "90%", widths="fbgemm", keep="day")
+    assert kind(chosen(choice, "day").method) == "Full"
+    embcomp.compress_(model, choice.methods)
+    with pytest.raises(ValueError, match="widths must be"):
+        embcomp.choose(model, "90%", widths="FBGEMM")
+
+
+def test_what_is_known_of_features_orders_the_probes(trained, held_out, monkeypatch):
+    order, worth = [], Probes.worth
+
+    def noted(self, tables):
+        order.extend([self.held[i].name for i in tables] if len(tables) == 1 else [])
+        return worth(self, tables)
+
+    monkeypatch.setattr(Probes, "worth", noted)
+    told = {f"tables.{name}": float(number) for number, name in enumerate(("user", "day", "item", "noise"), 1)}
+    embcomp.choose(trained, "10%", data=held_out, worth=told)
+    assert order == ["tables.noise", "tables.item", "tables.day", "tables.user"]
+
+
+def test_a_choice_says_when_its_time_ended(trained, held_out):
+    ended = embcomp.choose(trained, "10%", data=held_out, seconds=0)
+    assert "the time of 0 s ended after 0 probes: the rest is by rules" in str(ended)
+
+
+def test_nan_is_named_by_its_table(trained, held_out):
+    with torch.no_grad():
+        trained.tables["item"].weight[:] = math.nan
+    with pytest.raises(ValueError, match=r"the loss of batch 0 is nan: table 'tables.item' .* NaN .* its training"):
+        embcomp.choose(trained, "10%", data=held_out)
+    with pytest.raises(TypeError, match="loss must return the mean loss"):
+        embcomp.choose(trained, "10%", data=held_out, loss=lambda model, batch: None)
+    for seconds in (-1, "5"):
+        with pytest.raises(ValueError, match="seconds must be a number of at least 0"):
+            embcomp.choose(trained, "10%", data=held_out, seconds=seconds)
+
+
 def test_open_id_spaces_get_hashed_rows():
     choice = embcomp.choose([embcomp.Table("any", None, 16), embcomp.Table("day", 7, 16)], 100_000)
     assert chosen(choice, "any").method.rows * 64 > 50_000
@@ -378,7 +445,7 @@ def test_a_probe_that_fails_is_named_and_the_rest_goes_on(trained, held_out):
     choice = embcomp.choose(trained, "14%", data=held_out, options=options)
     assert {kind(t.method) for t in choice.tables} <= {"Full", "LowBit"}
     assert any("no such luck" in line for line in choice.failed)
-    assert "failed: tables.item: RuntimeError: no such luck" in str(choice)
+    assert "failed: tables.item: Broken 4: RuntimeError: no such luck" in str(choice)
 
 
 def test_a_loss_of_ones_own_is_asked_for(trained, held_out):
