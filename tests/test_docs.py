@@ -38,6 +38,14 @@ def test_code_of_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
             example.evaluate()
 
 
+def test_the_readme_shows_what_its_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text()
+    code = next(part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "embcomp.choose(" in part)
+    shown = next(part for part in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if part.startswith("table "))
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == shown.strip()
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(name)
