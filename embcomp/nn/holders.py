@@ -154,7 +154,7 @@ class CompressedHolder(Holder):
         read = {
             name: HeldStore(store.store, store.weight, store.codec) for name, store in zip(stores, held, strict=True)
         }
-        yield Held(plan.table, self.paths, read, plan, held[0].weight.dtype)
+        yield Held(plan.table, self.paths, read, plan, held[0].weight.dtype, module.padding_vector)
 
     def exchanged(self, table: str | None) -> tuple[Held, Callable[[], None]]:
         if table is not None:
