@@ -50,6 +50,7 @@ class Held:
         stores: the rows that the table reads, by store, in the order of its chunks.
         plan: the plan by which its ids become vectors; None for a table that was never compressed.
         dtype: the dtype of the vectors that the model receives.
+        padding_vector: the vector of a padding id that reads no rows; None if it is zero or there is none.
     """
 
     table: Table
@@ -57,6 +58,7 @@ class Held:
     stores: Mapping[str, HeldStore]
     plan: TablePlan | None = None
     dtype: torch.dtype = torch.float32
+    padding_vector: Tensor | None = None
 
     @property
     def method(self) -> str:

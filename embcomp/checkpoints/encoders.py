@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from embcomp.methods.base import plain
+from embcomp.methods.encoder import completed
 
 Encoders = dict[str, dict[str, Any]]
 
@@ -34,6 +35,8 @@ def encoders_of(state: Mapping[str, Any]) -> Encoders:
 def difference(one: Encoders, other: Encoders, whose: str, others: str, names_count: bool = False) -> list[str]:
     """List the differences, a line for each table; `whose` and `others` name the two sides.
 
+    `one` may be of an older version: settings that it lacks have their defaults.
+
     Names of tables do not count in a checkpoint, because they are part of the state, as are the hash keys that depend
     on them.
     """
@@ -44,7 +47,8 @@ def difference(one: Encoders, other: Encoders, whose: str, others: str, names_co
                 continue  # its tensors, too, are in one of the two alone, or the checkpoint is an older one
             lines.append(f"{path} is {whose if path in one else others} alone")
             continue
-        mine, theirs = ({**encoder["config"], **encoder["maps"]} for encoder in (one[path], other[path]))
+        theirs = {**other[path]["config"], **other[path]["maps"]}
+        mine = {**completed(one[path]["config"], other[path]["config"]), **one[path]["maps"]}
         said = [
             f"{name}: {whose} {_short(mine.get(name))}, {others} {_short(theirs.get(name))}"
             for name in dict.fromkeys([*mine, *theirs])

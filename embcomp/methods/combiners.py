@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embcomp import configs
 from embcomp.constants import KeptBuffers
@@ -80,6 +80,13 @@ class Combiner(KeptBuffers, abc.ABC):
             nothing was fitted; the warm start then goes on from the current parameters.
         """
         return None
+
+
+def as_module(combiner: Combiner) -> Combiner:
+    """Make a combiner that was pickled before combiners were modules a module, in place, and return it."""
+    if "_modules" not in vars(combiner):
+        nn.Module.__init__(combiner)
+    return combiner
 
 
 def start_like(combiner: Combiner, like: Moments) -> None:

@@ -89,7 +89,7 @@ class Encoder(Maps, abc.ABC):
 
     def _check_config(self, saved: dict[str, Any]) -> None:
         mine = json.loads(json.dumps(self.config))
-        saved = _completed(saved, mine)
+        saved = completed(saved, mine)
         keys = sorted({*saved, *mine} - {"table"})
         said = "; ".join(
             f"{key}: saved {saved.get(key)!r}, here {mine.get(key)!r}"
@@ -146,11 +146,16 @@ class _Handed(nn.Module):
         return self.encoder.handed(ids)
 
 
-def _completed(saved: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
-    """The saved configuration, where a setting that came after it was saved has its default, inside a wrapper, too."""
+def completed(saved: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved configuration with the defaults of settings that came after it was saved, inside a wrapper, too.
+
+    Args:
+        saved: the configuration, perhaps of an older version.
+        mine: the configuration of this version to compare it with.
+    """
     later = {key: value for key, value in _defaults(saved.get("method")).items() if key in mine}
     inside, mine_inside = saved.get("of"), mine.get("of")
-    of = {"of": _completed(inside, mine_inside)} if isinstance(inside, dict) and isinstance(mine_inside, dict) else {}
+    of = {"of": completed(inside, mine_inside)} if isinstance(inside, dict) and isinstance(mine_inside, dict) else {}
     return {**later, **saved, **of}
 
 

@@ -1,5 +1,7 @@
 """The stores as torch modules, which hold the parameters of compressed tables."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,6 +74,11 @@ class PlainStore(nn.Embedding, metaclass=_EqualsEmbedding):
         self.codec: Codec | None = None
         if store.coding is not None:
             self.codec = store.coding.module(store.rows, store.dim, self.weight.device, self.weight.dtype)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "codec"):  # a pickle of before there were codecs
+            self.codec = None
 
     def reset_parameters(self) -> None:
         """Draw the rows anew, so that the vectors have the mean and the deviation of `like`."""

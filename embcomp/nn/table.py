@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embcomp.methods.base import Method, Plan, Table, TablePlan, check_size
+from embcomp.methods.combiners import as_module
 from embcomp.nn.arguments import check_flag, check_home, check_method
 from embcomp.nn.stores import PlainStore, check_floats
 from embcomp.nn.weight import ComputedWeight
@@ -104,6 +105,11 @@ class CompressedTable(NotScripted, nn.Module):
         move_combiner(self.combiner, home, self._store(0).dtype)
         if home.type != "meta":  # maps and keys stay real: only rows wait for their memory
             self.encoder.to(home)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if (combiner := vars(self).pop("combiner", None)) is not None:  # a pickle of before combiners were modules
+            self.combiner = as_module(combiner)
 
     def reset_parameters(self) -> None:
         """Draw the rows anew, with the moments they had, and recompute the hash keys (after `to_empty`, say).

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from embcomp.codecs.base import Codec, Coded
 from embcomp.ops.packed_rows import pack_rows
+from embcomp.serving.finite import check_finite
 from embcomp.serving.stores import ServedStore
 
 
@@ -53,7 +54,7 @@ def serve_coded(rows: Tensor, codec: Codec, out: torch.dtype, table: str) -> Cod
         table: the name of a table that reads the rows, for errors.
 
     Raises:
-        ValueError: rows or constants are not finite.
+        ValueError: rows or constants are not finite, or a step is 0.
     """
     if not bool(rows.isfinite().all()):
         raise ValueError(
@@ -61,9 +62,5 @@ def serve_coded(rows: Tensor, codec: Codec, out: torch.dtype, table: str) -> Cod
         )
     coded = codec.code(rows)
     for name, value in coded.constants.items():
-        if not bool(value.isfinite().all()):
-            raise ValueError(
-                f"table {table!r}: its {name} is not finite ({float(value[~value.isfinite()][0])}); find out where "
-                "training went wrong"
-            )
+        check_finite(table, name, value)
     return CodedStore(codec, coded, out)

@@ -47,8 +47,9 @@ def export(
 
     Raises:
         ValueError: the dtype is unknown; a pattern matches no table; tables on one store have different dtypes; the
-            dtype cannot hold the values; the model is sharded or wrapped; the folder of the path does not exist; the
-            example is too small; or the model fixes its sizes.
+            dtype cannot hold the values; a number that a table decodes with is not finite, or a step is 0; the model is
+            sharded or wrapped; the folder of the path does not exist; the example is too small; or the model fixes its
+            sizes.
         TypeError: inputs or outputs are not tensors.
         OSError: the file cannot be written (a full disk, say); the text names it.
 

@@ -16,6 +16,7 @@ from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.holders import CompressedHolder, TorchHolder, own_behavior
 from embcomp.serving.coded import serve_coded
+from embcomp.serving.finite import check_finite, learned
 from embcomp.serving.stores import DTYPES, Dtype, ServedStore, serve
 
 
@@ -117,8 +118,8 @@ def swap(model: nn.Module, dtype: Dtype | Mapping[str, Dtype]) -> Served:
     Everything but the tables is copied; of the rows only the served form is made.
 
     Raises:
-        ValueError: there is no table; `find_tables`, `choose` or `embcomp.serving.stores.serve` refuse one; or the
-            module of a table does more than look up.
+        ValueError: there is no table; `find_tables`, `choose` or `embcomp.serving.stores.serve` refuse one; a number
+            that a table decodes with is not finite; or the module of a table does more than look up.
     """
     table_holders = find_tables(model)
     tables = [table for holder in table_holders for table in holder.tables.values()]
@@ -133,6 +134,8 @@ def swap(model: nn.Module, dtype: Dtype | Mapping[str, Dtype]) -> Served:
                 stores[id(rows)] = serve_coded(rows.detach(), store.codec, table.dtype, name)
             if id(rows) in wanted and id(rows) not in stores:
                 stores[id(rows)] = serve(rows.detach(), wanted[id(rows)], table.dtype, name)
+        for parameter, value in learned(table):
+            check_finite(names_of(table)[0], parameter, value.detach())
     memo: dict[int, Any] = {}
     for holder in table_holders:
         if any(id(rows) in stores for table in holder.tables.values() for rows in table.rows):  # else it stays

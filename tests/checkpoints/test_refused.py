@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import embcomp
 from embcomp.checkpoints import Checkpoints
 from embcomp.checkpoints.folder import write_manifest
+from embcomp.graph import ClusterMap, Mixture
 from embcomp.sdim import SDIM
 from tests.checkpoints.trainings import COUNTS, Model, Training
 
@@ -52,6 +54,27 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_changes(tmp_path, 
     assert all(torch.equal(value, before[name]) for name, value in other.model.state_dict().items())
     assert not other.optimizer.state
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def mixed(**settings) -> nn.ModuleDict:
+    rows = torch.arange(12) % 4
+    found = ClusterMap.of(rows, 4)
+    weights = torch.tensor([0.75, 0.25]).expand(12, 2)
+    mixture = Mixture.of(torch.stack([rows, (rows + 1) % 4], 1), weights, found)
+    model = nn.ModuleDict({"item": nn.Embedding(12, 8)})
+    embcomp.compress_(model, embcomp.SoftGraphHash({"item": found}, weights={"item": mixture}, k=2, **settings))
+    return model
+
+
+def test_a_setting_that_an_older_version_did_not_save_has_its_default(tmp_path):
+    older = mixed()
+    del older["item"].encoder.config["weight_bits"]
+    Checkpoints(tmp_path, older).save(1)
+    model = mixed()
+    Checkpoints(tmp_path, model).load()
+    assert torch.equal(model["item"].weight, older["item"].weight)
+    with pytest.raises(ValueError, match=r"another map or configuration .*weight_bits: saved 8, here 4"):
+        Checkpoints(tmp_path, mixed(weight_bits=4)).load()
 
 
 def behaviors(seed: int, **settings) -> nn.ModuleDict:

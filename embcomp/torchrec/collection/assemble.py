@@ -1,12 +1,14 @@
 """The assembly of the results of inner collections into the keys and widths of the replaced collection."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from embcomp.methods.base import Concat
+from embcomp.methods.combiners import as_module
 from embcomp.torchrec.collection.combine import combined, divided, pool, summed
 from embcomp.torchrec.collection.layout import Output, Read
 from embcomp.tracing import NotScripted, one_node
@@ -44,7 +46,20 @@ def _combiners(outputs: Sequence[Output]) -> nn.ModuleList:
     return nn.ModuleList({output.plan.table.name: output.plan.combiner for output in outputs}.values())
 
 
-class AssembleBags(NotScripted, nn.Module):
+class _Assemble(NotScripted, nn.Module):
+    """The base of both modules."""
+
+    outputs: tuple[Output, ...]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "combiners"):  # a pickle of before combiners were modules
+            for output in self.outputs:
+                as_module(output.plan.combiner)
+            self.combiners = _combiners(self.outputs)
+
+
+class AssembleBags(_Assemble):
     """A module from pooled features to one KeyedTensor with the keys, order and widths of the replaced collection."""
 
     def __init__(self, outputs: Sequence[Output], weighted: bool) -> None:
@@ -92,7 +107,7 @@ class AssembleBags(NotScripted, nn.Module):
         return dict(zip([output.key for output in outputs], pool(vectors, ids, self.weighted), strict=True))
 
 
-class AssembleSequences(NotScripted, nn.Module):
+class AssembleSequences(_Assemble):
     """A module from features per id to a dictionary of JaggedTensors, as the replaced collection returns it."""
 
     def __init__(self, outputs: Sequence[Output], need_indices: bool) -> None:

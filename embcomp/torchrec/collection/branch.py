@@ -50,6 +50,11 @@ class Branch(nn.Module):
         stores = {key: (config.name, dims[config.name]) for config in configs for key in config.feature_names}
         self.decode = Decode(self, codecs, stores, pooled) if codecs else None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "decode"):  # a pickle of before there were codecs
+            self.decode, self.pooled = None, not self.sequences
+
     def forward(self, features: KeyedJaggedTensor) -> Any:
         rows = self.encoder(features)
         if isinstance(self.collection, IntegerTables):

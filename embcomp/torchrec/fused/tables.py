@@ -94,7 +94,7 @@ class FusedTables(NotScripted, nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         (weights, states), frozen = state.pop("_saved"), state.pop("_frozen", [])  # earlier versions had no `_frozen`
-        super().__setstate__({**state, "_modules": {}})
+        super().__setstate__({"loss_scale": LossScale(), **state, "_modules": {}})
         self._attach(weights)
         for name in frozen:
             self._rows[name].requires_grad_(False)
