@@ -1,6 +1,10 @@
 """The choice of one option for each table within a budget: a multiple-choice knapsack, solved exactly."""
 
+import contextlib
+import ctypes
 import dataclasses
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -207,16 +211,17 @@ class _Problem:
                 row[0, [column[n] for n in plan]] = 1
                 limits.append(sparse.csr_array(row))
                 most.append(len(plan) - 1)
-        result = optimize.milp(
-            self.losses[of],
-            constraints=[
-                optimize.LinearConstraint(self.once[:, of], 1, 1),
-                optimize.LinearConstraint(sparse.vstack(limits), -np.inf, most),
-            ],
-            integrality=np.ones(len(of)),
-            bounds=optimize.Bounds(0, 1),
-            options={"time_limit": seconds, "mip_rel_gap": max(near, 1e-9)},
-        )
+        with _silently():
+            result = optimize.milp(
+                self.losses[of],
+                constraints=[
+                    optimize.LinearConstraint(self.once[:, of], 1, 1),
+                    optimize.LinearConstraint(sparse.vstack(limits), -np.inf, most),
+                ],
+                integrality=np.ones(len(of)),
+                bounds=optimize.Bounds(0, 1),
+                options={"time_limit": seconds, "mip_rel_gap": max(near, 1e-9)},
+            )
         if result.x is None:
             return None
         chosen = tuple(n for n, x in zip(of, result.x, strict=True) if x > 0.5)
@@ -224,6 +229,27 @@ class _Problem:
         bound = loss if result.mip_dual_bound is None else float(result.mip_dual_bound) * self.unit
         gap = max(0.0, loss - bound) if result.status == 1 or near else 0.0
         return Solution(chosen, sum(self.items[n].nbytes for n in chosen), loss, gap)
+
+
+@contextlib.contextmanager
+def _silently() -> Iterator[None]:
+    """Drop what compiled code writes to standard output: some versions of HiGHS print names of their functions."""
+    try:
+        stdio, kept = ctypes.CDLL(None), os.dup(1)
+    except (OSError, TypeError):  # no such library by this name, or no standard output
+        yield
+        return
+    sys.stdout.flush()
+    stdio.fflush(None)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        stdio.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _scipy() -> tuple[Any, Any, Any]:
