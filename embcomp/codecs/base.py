@@ -35,6 +35,8 @@ class Coding(abc.ABC):
 
     bound: ClassVar[bool] = False
     """True if `served_nbytes` is a bound, because the served form of some rows takes less."""
+    rounds: ClassVar[bool] = True
+    """False if the values that are served are floats, and the coding only says which of them are kept."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Columns(Coding):
         search: the share of the epochs that search.
         seed: the seed of the random numbers of the search.
     """
+
+    rounds: ClassVar[bool] = False
 
     width: int
     candidates: tuple[int, ...]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ class NarrowRows(Coding):
         mask: the mask of the kept rows.
         first: the number of their columns.
     """
+
+    rounds: ClassVar[bool] = False
 
     mask: Sparse
     first: Columns

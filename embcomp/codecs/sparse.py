@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Sparse(Coding):
         decay: the factor of half the square of the rows in the loss, while the mask is searched.
         search: the share of the epochs that search.
     """
+
+    rounds: ClassVar[bool] = False
 
     kept: int
     block: int = 1

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from embcomp.methods.base import METHODS, Method
+from embcomp.methods.base import METHODS, Method, Store
 from embcomp.methods.full import Full
 from embcomp.settings import shown
 
@@ -18,6 +18,22 @@ class Around(Method, registered=False):
     def shares_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """True if the method inside shares its store."""
         return self.of.shares_store
+
+
+def check_not_coded(wrapper: str, table: str, store: Store) -> None:
+    """Raise ValueError if a store inside a wrapper has a coding, since rows have one at most."""
+    coding = store.coding
+    if coding is None:
+        return
+    if coding.rounds:
+        raise ValueError(
+            f"table {table!r}: its rows are coded already ({coding}); put {wrapper} around a method that is not"
+        )
+    raise ValueError(
+        f"table {table!r}: {wrapper} cannot code rows that learn which of their values are kept (LearnedMask, "
+        f"LearnedWidths): leave one of the two methods out, or put {wrapper} around Pruned or MixedDimensions, which "
+        "fix them"
+    )
 
 
 def settings_around(cls: type[Method], fixed: Mapping[str, Any]) -> tuple[type[Method], dict[str, Any], dict[str, Any]]:

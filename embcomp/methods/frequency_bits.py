@@ -11,7 +11,7 @@ from torch import Tensor
 
 from embcomp.codecs.mixed_grid import MixedGrid
 from embcomp.codecs.shared_bits import sizes_of
-from embcomp.methods.around import settings_around
+from embcomp.methods.around import check_not_coded, settings_around
 from embcomp.methods.base import (
     FLOAT_BYTES,
     Ladder,
@@ -107,11 +107,7 @@ class FrequencyBits(Method):
 
     def _coded(self, name: str, store: Store, reads: Tensor | None = None) -> Store:
         """Return the coded store; for its sizes alone, without the reads of its rows."""
-        if store.coding is not None:
-            raise ValueError(
-                f"table {name!r}: its rows are coded already ({store.coding}); put FrequencyBits around a method that "
-                "is not"
-            )
+        check_not_coded("FrequencyBits", name, store)
         group, rarity = (None, None) if reads is None else _grouped(reads.cpu(), self.groups)
         most = self.bits if self.mean_bits is None else self.mean_bits
         bits = _by_rank(store.rows, self.groups, self.bits, most)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from embcomp.codecs.grid import Grid
 from embcomp.codecs.integers import Integers
-from embcomp.methods.around import Around, settings_around
+from embcomp.methods.around import Around, check_not_coded, settings_around
 from embcomp.methods.base import FLOAT_BYTES, Ladder, Method, Plan, Sizes, Store, Table, config_around
 from embcomp.methods.full import Full
 from embcomp.ops.integer_tables import BITS
@@ -67,10 +67,7 @@ class LowBit(Around):
         return Plan({name: self._coded(name, store) for name, store in plan.stores.items()}, plan.tables)
 
     def _coded(self, name: str, store: Store) -> Store:
-        if store.coding is not None:
-            raise ValueError(
-                f"table {name!r}: its rows are coded already ({store.coding}); put LowBit around a method that is not"
-            )
+        check_not_coded("LowBit", name, store)
         coding = Grid(self.bits, self.step, self.rounding) if self.copy == "float" else Integers(self.bits)
         return dataclasses.replace(store, coding=coding)
 

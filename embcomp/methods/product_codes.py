@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embcomp.codecs.product import Product, bits_of
-from embcomp.methods.around import Around, settings_around
+from embcomp.methods.around import Around, check_not_coded, settings_around
 from embcomp.methods.base import (
     FLOAT_BYTES,
     Ladder,
@@ -30,7 +30,6 @@ from embcomp.settings import Share, Within
 
 MOST_CODES = 256
 Codes = Annotated[int, Within(1, MOST_CODES, text="from 1 to 256")]
-_REMEDY = "choose fewer codes, leave the table out, share the books (share_books='all'), or take small='cap'"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,21 +111,17 @@ class ProductCodes(Around):
             self._check(name, store)
         plain = {name: (store, [name]) for name, store in stores.items() if name not in vectors}
         if self.share_books == "table":
-            return plain | {name: (self._store(name, [store]), [name]) for name, store in vectors.items()}
+            return plain | {name: (self._store([name], [store]), [name]) for name, store in vectors.items()}
         alike: dict[Store, list[str]] = {}
         for name, store in vectors.items():
             alike.setdefault(dataclasses.replace(store, rows=1), []).append(name)
         return plain | {
-            f"{group}_{number}" if number else group: (self._store(names[0], [stores[n] for n in names]), names)
+            f"{group}_{number}" if number else group: (self._store(names, [stores[n] for n in names]), names)
             for number, names in enumerate(alike.values())
         }
 
     def _check(self, name: str, store: Store) -> None:
-        if store.coding is not None:
-            raise ValueError(
-                f"table {name!r}: its rows are coded already ({store.coding}); put ProductCodes around a method that "
-                "is not"
-            )
+        check_not_coded("ProductCodes", name, store)
         if store.dim % self.parts:
             raise ValueError(
                 f"table {name!r}: parts={self.parts} does not divide its rows of {store.dim} values; choose a divisor "
@@ -138,14 +133,20 @@ class ProductCodes(Around):
                 f"{type(self.of).__name__} share theirs; leave hot, cold_codes and counts out"
             )
 
-    def _store(self, name: str, members: Sequence[Store]) -> Store:
+    def _store(self, names: Sequence[str], members: Sequence[Store]) -> Store:
         """Merge the rows of all members into one store with a coding."""
         rows, hot = sum(store.rows for store in members), sum(self._hot(store) for store in members)
         cold = min(self.cold_codes or self.codes, rows - hot)
         codes = min(self.codes, cold + hot)
         if self.small == "refuse" and codes < self.codes:
-            few = f"its {rows} rows" if self.hot is None else f"its {hot} hot and {rows - hot} cold rows"
-            raise ValueError(f"table {name!r}: {self.codes} codes for {few} are more codes than rows; {_REMEDY}")
+            alone = len(names) == 1
+            whose, out = (f"table {names[0]!r}", "it") if alone else (f"tables {list(names)}", "them")
+            few = f"{rows} rows" if self.hot is None else f"{hot} hot and {rows - hot} cold rows"
+            share = "" if self.shares_store else "share the books (share_books='all'), "
+            raise ValueError(
+                f"{whose}: {self.codes} codes for {'its' if alone else 'their'} {few} are more codes than rows; choose "
+                f"fewer codes, leave {out} out, {share}or take small='cap'"
+            )
         hot_and_cold = () if self.hot is None else (hot, cold)
         coding = Product(self.parts, codes, *hot_and_cold, balanced=self.balanced)
         return dataclasses.replace(members[0], rows=rows, coding=coding)

@@ -223,6 +223,21 @@ def test_settings_that_cannot_be(settings: dict, text: str) -> None:
         ProductCodes(**{"parts": 2, "codes": 4, **settings}).plan([Table("a", 20, 8)])
 
 
+def test_few_rows_are_refused_with_a_remedy_that_is_left() -> None:
+    tables = [Table("a", 3, 8), Table("b", 4, 8)]
+    settings: dict = {"parts": 2, "codes": 8}
+    with pytest.raises(ValueError, match=r"table 'a': 8 codes for its 3 rows .*, leave it out, share the books"):
+        ProductCodes(**settings).plan(tables)
+    with pytest.raises(ValueError, match=r"tables \['a', 'b'\]: 8 codes for their 7 rows .*leave them out, or take sm"):
+        ProductCodes(**settings, share_books="all").plan(tables)
+    with pytest.raises(ValueError, match=r"table 'a': 8 codes for its 3 rows .*leave it out, or take small='cap'"):
+        ProductCodes(**settings, share_books="all").plan(tables[:1])
+    unified = embcomp.UnifiedEmbedding(rows=7, chunk_dim=4)
+    with pytest.raises(ValueError, match=r"8 codes for its 7 rows .*leave it out, or take small='cap'"):
+        ProductCodes(**settings, of=unified).plan(tables)
+    assert ProductCodes(**settings, share_books="all", small="cap").plan(tables).stores
+
+
 def test_hot_rows_around_shared_ones_are_refused() -> None:
     unified = embcomp.UnifiedEmbedding(rows=30, chunk_dim=4)
     method = ProductCodes(parts=2, codes=4, of=unified, hot=0.5, cold_codes=2, counts=torch.ones(20))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import embcomp
-from embcomp import HashingTrick, LowBit, LowRank, Method, ProductCodes
+from embcomp import FrequencyBits, HashingTrick, LowBit, LowRank, Method, ProductCodes
 from embcomp.nn import CompressedEmbeddingBag
 from embcomp.testing.drop_ins import randomize
 
@@ -56,3 +56,31 @@ def test_wrappers_start_warm_together(outer: str, inner: str) -> None:
 def test_rows_are_coded_once(outer: str, inner: str) -> None:
     with pytest.raises(ValueError, match=r"table 't': its rows are coded already .*; put \w+ around a method that"):
         made(outer, inner).plan([embcomp.Table("t", 100, 16)])
+
+
+LEARNED = {
+    "mask": embcomp.LearnedMask(keep=0.5),
+    "widths": embcomp.LearnedWidths(width=4),
+    "both": embcomp.LearnedWidths(width=4, of=embcomp.LearnedMask(keep=0.5, rule="rows")),
+}
+CODERS = {**{name: AROUND[name] for name in CODED}, "groups": lambda of: FrequencyBits(counts=IDS, groups=4, of=of)}
+FIXED = {
+    "mask": embcomp.Pruned(keep=0.5, vectors=torch.ones(100, 16), block=4),
+    "widths": embcomp.MixedDimensions(base=60, alpha=1.0, groups=3, counts=IDS, multiple=4),
+}
+
+
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("learned", LEARNED)
+def test_rows_that_learn_what_is_kept_are_refused_with_a_remedy(coder: str, learned: str) -> None:
+    tables = [embcomp.Table("t", 100, 16)]
+    text = r"table 't': (\w+) cannot code rows that learn .*: leave one of the two .* put \1 around Pruned or Mixed"
+    with pytest.raises(ValueError, match=text):
+        CODERS[coder](LEARNED[learned]).sizes(tables)
+
+
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("fixed", FIXED)
+def test_the_remedy_works(coder: str, fixed: str) -> None:
+    method = CODERS[coder](FIXED[fixed])
+    assert CompressedEmbeddingBag(100, 16, method, mode="sum")(IDS.view(20, 5)).shape == (20, 16)
