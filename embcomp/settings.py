@@ -115,7 +115,7 @@ def shown(value: Any) -> str:
     kind = type(value).__name__
     if isinstance(value, Tensor) or (hasattr(value, "__array_interface__") and getattr(value, "ndim", 0)):
         return f"{kind} of {value.dtype} {list(value.shape)}"
-    if value is not None and not isinstance(value, str | bytes | Real | complex | list | tuple | dict):
+    if value is not None and not isinstance(value, str | bytes | Real | complex | list | tuple | dict | torch.dtype):
         return kind
     if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write much longer ones
         return f"an integer of {value.bit_length()} bits"

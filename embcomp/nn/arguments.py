@@ -8,6 +8,9 @@ import torch
 from embcomp.methods.base import Method
 from embcomp.settings import checked, shown
 
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""The dtypes that rows are trained in."""
+
 
 def check_method(method: Any) -> None:
     """Raise TypeError if `method` is not a configuration."""
@@ -27,9 +30,9 @@ def check_methods(methods: Any) -> None:
 
 
 def check_home(device: Any, dtype: Any = None) -> None:
-    """Raise ValueError for a device that does not exist, or a dtype that is not a floating dtype."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype must be a floating dtype, got {shown(dtype)}")
+    """Raise ValueError for a device that does not exist, or a dtype that rows cannot be trained in."""
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, got {shown(dtype)}")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, ValueError, OverflowError, AssertionError) as error:

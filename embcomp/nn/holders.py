@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -12,6 +11,7 @@ from embcomp.additions import check_additions, is_hooked
 from embcomp.holders import Held, HeldStore, Holder, Spread, holder_of
 from embcomp.initial_rows import Moments, pooled
 from embcomp.methods.base import Method, Plan, Store, Table, TablePlan, check_size, start_like
+from embcomp.nn.arguments import FLOATS
 from embcomp.nn.embedding import CompressedEmbedding
 from embcomp.nn.embedding_bag import CompressedEmbeddingBag
 from embcomp.nn.stores import PlainStore, check_floats
@@ -197,7 +197,7 @@ def check_table(module: Module, where: str) -> None:
             "embcomp.Full()"
         )
     weight, shape = module.weight, (module.num_embeddings, module.embedding_dim)
-    if weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    if weight.dtype not in FLOATS:
         raise ValueError(f"{where}: its weight is {weight.dtype}; convert the table with .float(), or exclude it")
     if weight.shape != shape:
         raise ValueError(

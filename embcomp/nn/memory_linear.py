@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embcomp.nn.arguments import check_home
 from embcomp.ops.bags import transformed
 from embcomp.ops.hashing import MAX_ROWS
 from embcomp.settings import MAX_DIM, Within, checked
@@ -56,6 +57,7 @@ class MemoryLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_home(device, dtype)
         width = Annotated[int, Within(1, MAX_DIM)]
         self.in_features = checked(in_features, width, "MemoryLinear: in_features")
         self.out_features = checked(out_features, width, "MemoryLinear: out_features")

@@ -71,4 +71,14 @@ def test_weight_is_computed_and_differentiable() -> None:
 def test_it_is_not_built_without_a_table() -> None:
     with pytest.raises(ValueError, match="num_embeddings must be at least 1, got 0"):
         CompressedEmbedding(0, 4, embcomp.HashingTrick(rows=5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.complex64, "float32"])
+@pytest.mark.parametrize("method", [embcomp.LowBit(bits=4), embcomp.Full()], ids=str)
+def test_dtypes_that_rows_cannot_be_trained_in_are_refused_by_name(dtype, method) -> None:
+    with pytest.raises(ValueError, match=rf"dtype must be one of torch\.float32, .*, got '?{dtype}"):
+        CompressedEmbedding(10, 4, method, dtype=dtype)
+
+
+def test_it_is_an_embedding_table() -> None:
     assert issubclass(CompressedEmbedding, CompressedTable)

@@ -57,3 +57,5 @@ def test_impossible_settings_are_refused_by_name() -> None:
             MemoryLinear(64, 3, **settings)
     with pytest.raises(ValueError, match="out_features"):
         MemoryLinear(64, 0)
+    with pytest.raises(ValueError, match=r"dtype must be one of torch\.float32, .*, got torch\.float8_e4m3fn"):
+        MemoryLinear(64, 3, dtype=torch.float8_e4m3fn)
