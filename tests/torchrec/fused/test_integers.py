@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
@@ -14,6 +15,7 @@ from torchrec.optim import RowWiseAdagrad
 import embcomp
 from embcomp import LowBit, Table
 from embcomp.checkpoints import Checkpoints
+from embcomp.codecs.integers import Integers
 from embcomp.holders import coded_tables
 from embcomp.nn import CompressedEmbedding
 from embcomp.torchrec import (
@@ -23,6 +25,7 @@ from embcomp.torchrec import (
     fused_optimizer,
     shard,
 )
+from embcomp.torchrec.fused.integers import IntegerTable
 from tests.torchrec.batches import RAGGED, bag_tables, batch, sequence_tables
 
 INTEGERS = LowBit(bits=8, copy="none")
@@ -243,6 +246,23 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     assert type(frozen["c"]) is EmbeddingBagCollection
     with pytest.raises(ValueError, match=r"fuse_ found no"):
         fused(fused(Model()))
+
+
+@every_method
+def test_a_gpu_is_refused_with_a_remedy(method: LowBit) -> None:
+    """No GPU is needed: the tensors of a fake mode only have its device."""
+    remedy = r"rows without a float copy \(copy='none'\) are trained on the CPU.*take copy='float'"
+    config = EmbeddingConfig(name="item", num_embeddings=9, embedding_dim=8)
+    table = IntegerTable(config, Integers(8), torch.device("cpu"))
+    before = table.weight.detach().clone()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for made in (CompressedEmbeddingBagCollection, CompressedEmbeddingCollection):
+            tables = bag_tables() if made is CompressedEmbeddingBagCollection else sequence_tables()
+            with pytest.raises(ValueError, match=rf"tables \['.*{remedy}"):
+                made(tables, {"*": method}, device="cuda")
+        with pytest.raises(RuntimeError, match=remedy):
+            table._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
+    assert torch.equal(table.weight, before)  # it stays where it was
 
 
 def test_sharding_is_refused_by_name(tmp_path) -> None:
