@@ -142,7 +142,7 @@ class ProductCodes(Around):
             alone = len(names) == 1
             whose, out = (f"table {names[0]!r}", "it") if alone else (f"tables {list(names)}", "them")
             few = f"{rows} rows" if self.hot is None else f"{hot} hot and {rows - hot} cold rows"
-            share = "" if self.share_books == "all" else "share the books (share_books='all'), "
+            share = "" if self.shares_store else "share the books (share_books='all'), "
             raise ValueError(
                 f"{whose}: {self.codes} codes for {'its' if alone else 'their'} {few} are more codes than rows; choose "
                 f"fewer codes, leave {out} out, {share}or take small='cap'"

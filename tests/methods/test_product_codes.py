@@ -232,6 +232,9 @@ def test_few_rows_are_refused_with_a_remedy_that_is_left() -> None:
         ProductCodes(**settings, share_books="all").plan(tables)
     with pytest.raises(ValueError, match=r"table 'a': 8 codes for its 3 rows .*leave it out, or take small='cap'"):
         ProductCodes(**settings, share_books="all").plan(tables[:1])
+    unified = embcomp.UnifiedEmbedding(rows=7, chunk_dim=4)
+    with pytest.raises(ValueError, match=r"8 codes for its 7 rows .*leave it out, or take small='cap'"):
+        ProductCodes(**settings, of=unified).plan(tables)
     assert ProductCodes(**settings, share_books="all", small="cap").plan(tables).stores
 
 
