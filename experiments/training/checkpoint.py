@@ -122,6 +122,8 @@ class Best:
     def save(self, model: nn.Module) -> None:
         state = {"key": self.key, "model": model.state_dict()}
         if distributed.rank() == 0:
+            for left in self.path.parent.glob(f".{self.path.name}.*.part"):  # of a process that was killed meanwhile
+                left.unlink()
             nested.save(self.path, _BEST, state)
         distributed.agreed(None)  # no process reads it before it is written
 

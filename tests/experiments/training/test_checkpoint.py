@@ -1,5 +1,7 @@
 """What is saved comes back; what is not ours, or broken, is not used."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -88,3 +90,10 @@ def test_best_weights_of_an_earlier_version_are_read(parts, tmp_path):
     other = nn.Linear(3, 2)
     Best(tmp_path, "key").load(other)
     assert torch.equal(other.weight, parts[0].weight)
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> None:
+    for name in (".best.safetensors.123-abc.part", ".other.123-abc.part"):
+        (tmp_path / name).write_bytes(b"half")
+    Best(tmp_path, "key").save(nn.Linear(2, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.123-abc.part", "best.safetensors"]
