@@ -1,9 +1,9 @@
 """Seven nights: what a night reads, that growth moves nothing, that runs go on, that wrong answers are counted."""
 
 import json
-import time
 import tomllib
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import polars as pl
@@ -210,7 +210,7 @@ def test_wrong_answers_are_counted(folder, tmp_path, monkeypatch):
                 self.state = readers, program, codes
                 answered = self.answered  # now: while the program was loaded there were answers, too
                 while self.answered < answered + 3:
-                    time.sleep(0.001)
+                    sleep(0.001)
             super().load(folder, readers, articles)
 
         answered = 0
