@@ -63,7 +63,10 @@ LEARNED = {
     "widths": embcomp.LearnedWidths(width=4),
     "both": embcomp.LearnedWidths(width=4, of=embcomp.LearnedMask(keep=0.5, rule="rows")),
 }
-CODERS = {**{name: AROUND[name] for name in sorted(CODED)}, "groups": lambda of: FrequencyBits(counts=IDS, groups=4, of=of)}
+CODERS = {
+    **{name: AROUND[name] for name in sorted(CODED)},
+    "groups": lambda of: FrequencyBits(counts=IDS, groups=4, of=of),
+}
 FIXED = {
     "mask": embcomp.Pruned(keep=0.5, vectors=torch.ones(100, 16), block=4),
     "widths": embcomp.MixedDimensions(base=60, alpha=1.0, groups=3, counts=IDS, multiple=4),
