@@ -60,3 +60,8 @@ def trained(_trained):
 def held_out():
     ids, labels = clicks(8_000, seed=3)
     return list(zip(ids.split(2000), labels.split(2000), strict=True))
+
+
+def chosen(choice, name):
+    """The line of a choice for a table."""
+    return next(table for table in choice.tables if table.name == name)
