@@ -221,6 +221,9 @@ def choose(
     seeds: Seeds = None,
     force: Annotated[bool, typer.Option(help="Choose and train again even if the result is current.")] = False,
     again: Annotated[bool, typer.Option(help="Choose again, and train only where the choice is another.")] = False,
+    ranked: Annotated[
+        bool, typer.Option(help="Give level 1 the ranking of the features of the training split.")
+    ] = False,
     threads: Threads = 1,
     results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("out"),
@@ -241,7 +244,7 @@ def choose(
     if not runs:
         raise InputError(f"no run of full tables in {', '.join(map(str, paths))}: add a method Full")
     settings = Settings(results or files.RESULTS, out, threads=threads, loggers=())
-    if run_all_choices(runs, nbytes, counts, level or [2], settings, console, force, again):
+    if run_all_choices(runs, nbytes, counts, level or [2], settings, console, force, again, ranked):
         raise typer.Exit(1)
 
 

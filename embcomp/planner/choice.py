@@ -16,7 +16,6 @@ from embcomp.formats import grouped, text_table
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
 from embcomp.methods.plan import Count
-from embcomp.planner.options import rows_of
 
 UNITS = {1: "of what the tables are worth", 2: "in the loss given", 3: "in the loss given"}
 
@@ -35,6 +34,7 @@ class TableChoice:
         loss: the expected rise of the loss that the method causes.
         more: the method that a tenth more budget would choose; "" for the same.
         note: a further remark, or "".
+        rows: the rows of the store; those of all its tables if they share it.
     """
 
     name: str
@@ -46,6 +46,7 @@ class TableChoice:
     loss: float
     more: str = ""
     note: str = ""
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Choice:
     def __str__(self) -> str:
         header = ("table", "method", "rows", "bits", "bytes served", "bytes training", "loss", "with 10 % more")
         lines = [
-            (t.name, kind(t.method), _rows(t.method), _bits(t.method), *_sizes(t), _number(t.loss), t.more)
+            (t.name, kind(t.method), _rows(t), _bits(t.method), *_sizes(t), _number(t.loss), t.more)
             for t in self.tables
         ]
         last = f"-{self.gain:.2g}" if self.gain > 0 else ""
@@ -205,9 +206,8 @@ def _numbers(table: TableChoice) -> dict[str, Any]:
     return {f.name: getattr(table, f.name) for f in fields(table) if f.name != "method"}
 
 
-def _rows(method: Method) -> str:
-    rows = rows_of(method)
-    return "" if rows is None else grouped(rows)
+def _rows(table: TableChoice) -> str:
+    return grouped(table.rows) if table.rows else ""
 
 
 def _bits(method: Method) -> str:

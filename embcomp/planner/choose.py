@@ -1,12 +1,10 @@
 """`choose`: from a byte budget and a model to a method and a size for every table."""
 
-import contextlib
 import functools
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from glob import escape
 from typing import TYPE_CHECKING, Any
@@ -23,11 +21,13 @@ from embcomp.methods.table import Table
 from embcomp.planner import linked, rules
 from embcomp.planner.choice import Choice
 from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates, guessed
+from embcomp.planner.features_ranking import FeatureRanking
 from embcomp.planner.losses import calibrated_log_loss, check_labels, log_loss
 from embcomp.planner.offers import offers, only_sides
 from embcomp.planner.options import Option, Options, options_of
 from embcomp.planner.probes import Loss, Probes
-from embcomp.planner.search import Search
+from embcomp.planner.progress import Progress
+from embcomp.planner.search import TOGETHER, Search
 from embcomp.planner.tables import Held, Widths, by_name, held_tables
 from embcomp.planner.trials import Train, halved
 from embcomp.settings import Bytes, checked
@@ -60,7 +60,7 @@ def choose(
     edges: "Edges | None" = None,
     content: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    worth: Mapping[str, float] | None = None,
+    worth: Mapping[str, float] | FeatureRanking | None = None,
     sides: "Mapping[str, Side] | None" = None,
     init: After = "fresh",
     train: Train | None = None,
@@ -94,9 +94,9 @@ def choose(
         content: semantic codes of ids, int64 [num_embeddings, levels], by table name, if ids come that training has
             not seen: it adds `SemanticIds`, which serves them, as options, and rows by id are expected to lose more.
         seed: the seed of hashes and clusterings.
-        worth: the worth of tables in any unit, by table name, if it is known without a trained model:
-            `embcomp.rank_features(clicks, ...).scores`, say. With a trained model it is the order of the probes, and
-            what the measured worth is drawn to.
+        worth: the worth of tables in any unit, by table name, if it is known without a trained model, or what
+            `embcomp.rank_features` says of the clicks, whose useless features are worth nothing. With a trained model
+            it is the order of the probes, and what the measured worth is drawn to.
         sides: "users" or "items" by table name, if the numbers of ids do not determine the tables of `edges`.
         init: the start of the tables. With "fit" no training follows, and options cost what a probe measures; with
             "fresh" and "warm" training follows, which recovers much of the initial loss of bits and ranks.
@@ -137,7 +137,6 @@ def choose(
     known = {name: check_counts(c, _table(held, name)) for name, c in by_name(held, counts, "counts").items()}
     codes = by_name(held, content, "content")
     listed = offers(held, count, edges=edges, sides=sides, content=codes, counts=known, seed=seed)
-    offered = options_of(held, count, options, counts=known, extra=listed, seed=seed)
     of_graph = edges is not None and only_sides(held, edges, sides)
     lookups = {name: float(each.sum()) / max(1, each.numel()) for name, each in known.items() if bool((each > 0).any())}
     usual = (
@@ -147,22 +146,24 @@ def choose(
     )
     rule = rules.for_new_ids(usual, set(codes)) if codes else usual
     alike = {table.name: 1.0 for table in held if of_graph and not table.kept}  # the two sides of a product
+    offered = functools.partial(options_of, held, count, options, counts=known, extra=listed, seed=seed)
     judge: Estimates = ByRules(held, known, _worth(held, worth) or alike, rule)
     if data is None:
         if loss is not None or train is not None:
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
-        search = Search(held, offered, judge, count, budget)
+        search = Search(held, offered(silent=judge.silent), judge, count, budget)
         search.check()
         return replace(search.choice(search.best(), 1), failed=[], notes=[], seconds=time.monotonic() - started)
     if not isinstance(model_or_tables, nn.Module):
         raise TypeError("data is for a trained model: give the model instead of its tables")
-    with _progress(progress) as heard:
+    with Progress(progress, seconds) as heard:
         probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, heard)
         told = _worth(held, worth)
         prior = [told.get(table.name, 0.0) for table in held] if told else guessed(held, known)
         judge = ByProbes(held, probes, init, rule, None if of_graph else prior)
-        search = Search(held, offered, judge, count, budget)
+        search = Search(held, offered(silent=judge.silent), judge, count, budget)
         search.check()
+        heard.most = heard.number + judge.measurable(search.options) + TOGETHER
         plan, level, notes = search.best(), 2, []
         if train is not None:
             (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
@@ -248,34 +249,17 @@ def _budget(held: Sequence[Held], nbytes: Budget) -> int:
     return checked(parse_nbytes(nbytes, full), Bytes, "nbytes")
 
 
-def _worth(held: Sequence[Held], given: Mapping[str, float] | None) -> dict[str, float]:
+def _worth(held: Sequence[Held], given: Mapping[str, float] | FeatureRanking | None) -> dict[str, float]:
     """The given worth by table name; scores of features that are not tables are left out."""
-    given = checked(given, Mapping[str, float] | None, "worth")
-    worth = {table.name: float(value) for name, value in (given or {}).items() for table in held if name in table.names}
-    if given and not worth:
-        raise ValueError(f"worth names no table: {sorted(given)[:5]}; the tables are {[table.name for table in held]}")
+    if isinstance(given, FeatureRanking):
+        useless = set(given.useless)
+        given = {name: 0.0 if name in useless else score for name, score in given.scores.items()}
+    scores = checked(given, Mapping[str, float] | None, "worth") or {}
+    worth = {table.name: float(value) for name, value in scores.items() for table in held if name in table.names}
+    if scores and not worth:
+        raise ValueError(f"worth names no table: {sorted(scores)[:5]}; the tables are {[table.name for table in held]}")
     return worth
 
 
 def _table(held: Sequence[Held], name: str) -> Table:
     return next(t.table for t in held if t.name == name)
-
-
-@contextlib.contextmanager
-def _progress(shown: bool | None) -> Iterator[Callable[[str], None]]:
-    """Give a function that rewrites one line on stderr, which is ended at the end."""
-    number = 0
-
-    def heard(text: str) -> None:
-        nonlocal number
-        number += 1
-        print(f"\r\033[Kprobe {number}: {text[:80]}", end="", file=sys.stderr, flush=True)
-
-    if not (sys.stderr.isatty() if shown is None else shown):
-        yield lambda text: None
-        return
-    try:
-        yield heard
-    finally:
-        if number:
-            print(file=sys.stderr, flush=True)

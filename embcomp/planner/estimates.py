@@ -202,6 +202,11 @@ class ByProbes:
         self._losses[option.tables, id(option.method)] = expected
         return expected != before
 
+    def measurable(self, options: Sequence[Option]) -> int:
+        """Return the number of probes that the losses of all these options can take."""
+        probes = {(option.tables, id(bare)) for option in options if (bare := self._bare(option)) is not None}
+        return len(probes) + (0 if self.after == "fit" else len(self.held))
+
     def joint(self, plan: Sequence[Option]) -> float:
         """Return the sum of the losses, plus what the measured parts cost together beyond their sum."""
         alone = sum(map(self.loss, plan))

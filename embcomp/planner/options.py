@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ def options_of(
     *,
     counts: Mapping[str, Tensor] | None = None,
     extra: Mapping[str, Sequence[Method]] | None = None,
+    silent: Collection[int] = (),
     seed: int = 0,
 ) -> list[Option]:
     """Return all options of the tables: the given ones, or the usual ones.
@@ -80,6 +81,7 @@ def options_of(
             tables share a store is one option for all tables that it is given to.
         counts: the number of times each id occurs, by table name; adds options with own rows for frequent ids.
         extra: further options by table name, in addition to the usual ones.
+        silent: the tables that seem to carry no information, which must not disturb others in a shared store.
         seed: the seed of the hashes.
 
     Raises:
@@ -103,7 +105,7 @@ def options_of(
         if alone and not fitting:
             raise ValueError(f"table {table.name!r}: {_refusal([table], alone[-1])}; no option given to it fits")
         options += fitting
-    options += _shared(held, asked, count, seed)
+    options += _shared(held, asked, count, silent, seed)
     stored = {i for option in options for i in option.tables}
     for i, table in enumerate(held):
         if i not in stored:
@@ -235,12 +237,15 @@ def _unified(held: Sequence[Held], share: float, seed: int) -> UnifiedEmbedding:
     return UnifiedEmbedding(rows=max(1, int(values / chunk)), chunk_dim=chunk, balanced=balanced, seed=seed)
 
 
-def _shared(held: Sequence[Held], asked: Mapping[int, Sequence[Method]], count: Count, seed: int) -> list[Option]:
+def _shared(
+    held: Sequence[Held], asked: Mapping[int, Sequence[Method]], count: Count, silent: Collection[int], seed: int
+) -> list[Option]:
     """The options over several tables of one home: one store for all large ones, and the requested ones."""
     options = []
     for home in dict.fromkeys(table.home for table in held):
         free = [i for i, t in enumerate(held) if t.home == home and not t.kept]
-        large = [i for i in free if i not in asked and (held[i].table.num_embeddings or 0) > SMALL]
+        usual = [i for i in free if i not in asked and i not in silent]
+        large = [i for i in usual if (held[i].table.num_embeddings or 0) > SMALL]
         for members in _groups(held, large):
             for share in SHARES:
                 method = _unified([held[i] for i in members], share, seed)

@@ -208,7 +208,14 @@ class Search:
             self.judge.loss(option) * worth[i] / share,
             more,
             note,
+            self._rows(option),
         )
+
+    def _rows(self, option: Option) -> int:
+        tables = [self.held[i].table for i in option.tables]
+        if isinstance(option.method, Full):
+            return sum(table.num_embeddings or 0 for table in tables)
+        return sum(store.rows for store in option.method.sizes(tables).stores.values())
 
     def curve(self) -> list[Point]:
         """Return the least expected loss from the fewest bytes to the full tables, by what is known so far."""

@@ -1,6 +1,7 @@
 """`python -m experiments choose`: plans for a byte budget, and the results of training with the methods chosen.
 
-For each seed of the full tables the planner gets the inputs of its level (`embcomp.choose`): 1, sizes and counts; 2,
+For each seed of the full tables the planner gets the inputs of its level (`embcomp.choose`): 1, sizes and counts, and
+with `--ranked` what `embcomp.rank_features` says of the clicks; 2,
 also the trained full tables and a part of the valid split; 3, also short trainings. Models are then trained from
 scratch with the chosen methods. Content of ids is given where held-out clicks read ids that are new. Each run writes a
 result file like any other, with the choice and its time.
@@ -24,6 +25,7 @@ from torch import nn
 import embcomp
 from embcomp.formats import parse_nbytes
 from embcomp.planner.choice import TableChoice, kind
+from embcomp.planner.features_ranking import FeatureRanking
 from experiments.config import MethodConfig, RunConfig
 from experiments.config.inputs import edges_of
 from experiments.config.trained import VECTORS
@@ -61,6 +63,7 @@ def run_all_choices(
     console: Console,
     force: bool = False,
     again: bool = False,
+    ranked: bool = False,
 ) -> int:
     """Plan and train the runs that are not current; return how many failed.
 
@@ -73,9 +76,10 @@ def run_all_choices(
         console: the console for messages.
         force: True to do current runs again.
         again: True to plan again for current runs, and to train those whose plan is another.
+        ranked: True to give level 1 the ranking of the features of the training split.
     """
     cells = [(level, count, budget) for level in levels for count in counts for budget in budgets]
-    wanted = [chosen_run(run, budget, count, level) for run in full for level, count, budget in cells]
+    wanted = [chosen_run(run, budget, count, level, ranked) for run in full for level, count, budget in cells]
     pending = [run for run in wanted if force or again or not files.is_current(run, settings.results)]
     if len(pending) < len(wanted):
         console.print(f"{len(wanted) - len(pending)} of {len(wanted)} choices are current")
@@ -98,10 +102,13 @@ def run_all_choices(
     return failed
 
 
-def chosen_run(full: RunConfig, budget: str, count: str, level: int) -> RunConfig:
+def chosen_run(full: RunConfig, budget: str, count: str, level: int, ranked: bool = False) -> RunConfig:
     """Return the run that trains a choice, with a name and a key like any other."""
+    ranked = ranked and level == 1
     method = MethodConfig(
-        method="choose", options={"level": level, "count": count}, label=f"choose, level {level}, {count}"
+        method="choose",
+        options={"level": level, "count": count, **({"ranked": True} if ranked else {})},
+        label=f"choose, level {level}{', ranked' if ranked else ''}, {count}",
     )
     share = budget.strip().removesuffix("%")
     try:
@@ -165,6 +172,8 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
     whole = max(0.05, result["seconds"])  # written in tenths: a training of toys takes 0.0
     started = time.process_time()
     if level == 1:
+        if options.get("ranked"):
+            given["worth"] = _ranking(task)
         choice = embcomp.choose(task.tables, nbytes, **given)
         return choice, (time.process_time() - started) / whole
     built = task.model(torch.device("cpu"))
@@ -193,6 +202,16 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
         **given,
     )
     return choice, (time.process_time() - started) / whole
+
+
+def _ranking(task: Any) -> FeatureRanking:
+    """What the features of the training split say of the label, by table."""
+    if not isinstance(task, ClickTask):
+        raise InputError("--ranked needs clicks with labels, and this experiment has none")
+    schema = task.data.schema
+    ranking = embcomp.rank_features(task.data.split("train"), label=schema.label, features=schema.feature_names)
+    features = [dataclasses.replace(score, feature=table_name(score.feature)) for score in ranking.features]
+    return dataclasses.replace(ranking, features=tuple(features))
 
 
 def _content(task: Any, counts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

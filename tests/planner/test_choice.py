@@ -7,6 +7,7 @@ import torch
 
 import embcomp
 from embcomp.files import Damaged
+from embcomp.formats import grouped
 
 TABLES = [embcomp.Table("user", 3000, 16), embcomp.Table("item", 2000, 16), embcomp.Table("day", 7, 16)]
 
@@ -49,6 +50,11 @@ def test_the_table_says_what_was_chosen_and_what_more_would_buy():
     assert text.splitlines()[0].startswith("table")
     assert text.splitlines()[0].endswith("with 10 % more")
     assert all(table.name in text for table in given.tables)
+    lines = {line.split()[0]: line for line in text.splitlines()[1:]}
+    for table in given.tables:
+        if isinstance(table.method, embcomp.Full):
+            assert table.rows * 4 * 16 == table.full
+        assert f" {grouped(table.rows)} " in lines[table.name]
     assert "(served); loss of what the tables are worth" in text
 
 

@@ -29,6 +29,18 @@ def mean_loss(model, batches):
         return sum(float(log_loss(model.eval(), batch)) for batch in batches) / len(batches)
 
 
+def test_progress_says_how_far_it_is(trained, held_out, capsys):
+    embcomp.choose(trained, "8%", data=held_out, progress=True)
+    drawn = [line for line in capsys.readouterr().err.replace("\n", "\r").split("\r") if "] " in line]
+    said = [line.split("] ")[1].split(",")[0] for line in drawn]
+    assert [line.split()[0] for line in said] == [str(k + 1) for k in range(len(drawn))]
+    number, most = map(int, said[-1].split(" of at most "))
+    assert 0 < number <= most
+    assert drawn[-1].count("#") == int(20 * number / most)
+    embcomp.choose(trained, "8%", data=held_out, progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_probes_measure_what_compress_does(trained, held_out):
     held = held_tables(trained, None)
     probes = Probes(trained, held, held_out, log_loss)

@@ -54,6 +54,22 @@ def test_a_budget_in_bytes_is_a_share(results):
     assert cell.single.label == "A, 10 %"
 
 
+def test_bytes_on_features_without_effect(results, tmp_path):
+    lines = [("MultiHash", "split by vocabulary", 0.70, {}), ("choose", "choose, level 1, ranked, served", 0.75, {})]
+    for method, label, auc, options in lines:
+        result = {
+            "dataset": "planted", "model": "DCNv2", "method": method, "label": label, "budget": {"share": 0.1},
+            "served_nbytes": 1000, "training_nbytes": 1000, "full_nbytes": 10_000, "metrics": {"test/auc": auc},
+            "config": {"training": {}, "method": {"options": {**options, "ranked": True, "count": "served"}}},
+            "choice": {"f25": {"served": 30}, "f24": {"served": 960}, "f04": {"served": 10}},
+        }  # fmt: skip
+        path = results / "choose-planted" / f"{method}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result))
+    text = planned.write(results, tmp_path / "docs").read_text()
+    assert "| 10 % | choose, level 1, ranked, served | 0.7500 (1) | +0.0500 | 4.0% |" in text  # f25, f04 say nothing
+
+
 def test_the_page_counts_budgets(results, tmp_path):
     text = planned.write(results, tmp_path / "docs").read_text()
     assert "| 1 | 1 | 0 | 1 | 0 |" in text
