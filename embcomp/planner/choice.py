@@ -163,6 +163,10 @@ class Choice:
             raise Damaged(f"{path} is damaged or was edited: its checksum does not fit")
         tensors: dict[str, Tensor] = {}
         if values.pop("tensors"):
+            if not _beside(path).exists():
+                raise Damaged(
+                    f"{path}: {_beside(path).name} beside it is missing, which holds the tensors of its methods"
+                )
             header, tensors = artifact.load(_beside(path), "choice")
             if header["json"] != given:
                 raise Damaged(f"{_beside(path)}: belongs to another choice than {path}")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from glob import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,7 @@ from embcomp.planner.progress import Progress
 from embcomp.planner.search import TOGETHER, Search
 from embcomp.planner.tables import Held, Widths, by_name, held_tables
 from embcomp.planner.trials import Train, halved
-from embcomp.settings import Bytes, checked
+from embcomp.settings import Bytes, checked, shown
 
 if TYPE_CHECKING:
     from embcomp.graph.cluster_map import Side
@@ -130,6 +131,12 @@ def choose(
     checked(init, After, "init")
     if seconds is not None and not (isinstance(seconds, int | float) and seconds >= 0):
         raise ValueError(f"seconds must be a number of at least 0, or None, got {seconds!r}")
+    checked(progress, bool | None, "progress")
+    checked(effort, float, "effort")
+    if cache is not None and Path(cache).is_dir():
+        raise ValueError(f"cache must be a file for the probes, and {cache} is a folder")
+    if data is not None and not isinstance(data, Iterable):
+        raise TypeError(f"data must be held-out batches, a list of them or a loader, got {shown(data)}")
     if isinstance(model_or_tables, Tensor):
         raise TypeError("choose takes a model or its tables, got a tensor; for item vectors: embcomp.retrieval.choose")
     held = held_tables(model_or_tables, keep, widths)

@@ -59,6 +59,7 @@ def offers(
     """
     methods: dict[str, list[Method]] = {}
     if edges is not None:
+        check_edges(edges)
         of = _sides(held, edges, sides)
         for name, method in _of_graph(edges, of, seed):
             methods.setdefault(name, []).extend(_around(method, count))
@@ -86,6 +87,14 @@ def offers(
                 )
                 methods.setdefault(name, []).extend(_around(method, count))
     return methods
+
+
+def check_edges(edges: object) -> None:
+    """Raise TypeError for anything that is not a graph of interactions."""
+    from embcomp.graph.edges import Edges
+
+    if not isinstance(edges, Edges):
+        raise TypeError(f"edges must be a graph, which embcomp.graph.interactions makes, got {shown(edges)}")
 
 
 def _around(method: Method, count: Count) -> Iterator[Method]:

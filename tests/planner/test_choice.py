@@ -31,6 +31,13 @@ def test_a_saved_choice_is_the_same_and_shares_what_was_shared(tmp_path):
         ]
 
 
+def test_a_lost_file_of_tensors_is_named(tmp_path):
+    choice(options={"item": [embcomp.FrequencyHash(rows=60, counts=torch.arange(2000))]}).save(tmp_path / "choice.json")
+    (tmp_path / "choice.json.safetensors").unlink()
+    with pytest.raises(Damaged, match=r"choice\.json\.safetensors beside it is missing"):
+        embcomp.Choice.load(tmp_path / "choice.json")
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "other"])
 def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
     path = tmp_path / "choice.json"

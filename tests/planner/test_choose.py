@@ -188,6 +188,11 @@ def test_where_new_ids_come_rows_follow_from_content(count):
         ("5%", {"count": "both"}, "count"),
         ("5%", {"init": "cold"}, "init"),
         ("no", {}, "is not a size"),
+        ("5%", {"edges": torch.zeros(2, 5, dtype=torch.int64)}, "edges must be a graph"),
+        ("5%", {"data": 5}, "data must be held-out batches"),
+        ("5%", {"cache": "."}, "cache must be a file"),
+        ("5%", {"progress": "yes"}, "progress must be True or False"),
+        ("5%", {"effort": "all"}, "effort must be a finite number"),
     ],
 )
 def test_bad_arguments_are_named(budget, arguments, error):
