@@ -145,11 +145,11 @@ def choose(
     codes = by_name(held, content, "content")
     listed = offers(held, count, edges=edges, sides=sides, content=codes, counts=known, seed=seed)
     of_graph = edges is not None and only_sides(held, edges, sides)
-    lookups = {name: float(each.sum()) / max(1, each.numel()) for name, each in known.items() if bool((each > 0).any())}
+    reads = {name: rules.Reads.of(each) for name, each in known.items() if bool((each > 0).any())}
     usual = (
         functools.partial(linked.loss, fresh=init == "fresh")
         if of_graph
-        else functools.partial(rules.loss, lookups=lookups if init == "fresh" else {})
+        else functools.partial(rules.loss, reads=reads if init == "fresh" else {})
     )
     rule = rules.for_new_ids(usual, set(codes)) if codes else usual
     alike = {table.name: 1.0 for table in held if of_graph and not table.kept}  # the two sides of a product
