@@ -28,6 +28,7 @@ from embcomp.planner.offers import offers, only_sides
 from embcomp.planner.options import Option, Options, options_of
 from embcomp.planner.probes import Loss, Probes
 from embcomp.planner.progress import Progress
+from embcomp.planner.reads import Reads
 from embcomp.planner.search import TOGETHER, Search
 from embcomp.planner.tables import Held, Widths, by_name, held_tables
 from embcomp.planner.trials import Train, halved
@@ -145,7 +146,7 @@ def choose(
     codes = by_name(held, content, "content")
     listed = offers(held, count, edges=edges, sides=sides, content=codes, counts=known, seed=seed)
     of_graph = edges is not None and only_sides(held, edges, sides)
-    reads = {name: rules.Reads.of(each) for name, each in known.items() if bool((each > 0).any())}
+    reads = {name: Reads.of(each) for name, each in known.items() if bool((each > 0).any())}
     usual = (
         functools.partial(linked.loss, fresh=init == "fresh")
         if of_graph

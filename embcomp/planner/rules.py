@@ -23,8 +23,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from statistics import mean
 
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
@@ -36,6 +35,7 @@ from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.semantic.method import SemanticIds
 from embcomp.methods.table import Table
 from embcomp.methods.unified import UnifiedEmbedding
+from embcomp.planner.reads import OFTEN, Reads
 from embcomp.semantic_ids.pieces.base import PrefixNgram
 
 ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0.007, 1: 0.033}
@@ -58,20 +58,15 @@ SPREAD = {
     "SoftGraphHash": 0.03,
     "SemanticIds": 0.03,
 }
-"""The loss of sharing, as a share of the worth: this factor times (share^-1/2 - 1), by method; .035 for others.
+"""The loss of sharing, as a share of the worth: this factor times the collisions (`Reads`), by method; .035 for others.
+
+Without counts the collisions are share^-1/2 - 1.
 
 Quotient and remainder are as measured on Frappe at 25 and 10 %: sharing only competes where ranks lose as much as
 there. On ML-1M, where side by side loses more than the product, ranks are better than both."""
 
 ALONE = 1.4
 """The factor by which `UnifiedEmbedding` costs more for a single table, because of collisions inside a feature."""
-
-TRAINED = 3.6
-"""The look-ups of a value in training, from which on sharing costs what `SPREAD` says, and less with their square.
-
-Those of the median id count, which are 3.6 to 4.4 on MovieLens-1M and Frappe. With fewer, own rows overfit: on Globo
-half of the users have 14 look-ups or fewer for 16 values, and a tenth of the rows loses nothing; half of the articles
-have 39 or fewer, and half of the rows lose less than 2 bits, or than a rank of 8."""
 
 UNLEARNED = 0.45
 """The loss of a rank that is trained from scratch, as a share of the worth, where the median id has six look-ups.
@@ -98,7 +93,7 @@ cost no less than rounding to as many bits."""
 
 
 UNREAD = 0.08
-"""The loss of rows in few bits, as a share of the worth, if no training reads them: see `Reads.share`.
+"""The loss of rows in few bits, as a share of the worth, if no training reads them: see `Reads`.
 
 The step of a grid follows the size of all rows of a store, and those that are read are larger. On `choose-planted`, 60
 to 90 % of the ids of large tables are not in the training split, and own rows of 8 bits lost .07."""
@@ -114,28 +109,6 @@ COARSE = 0.02
 
 Rule = Callable[[Method, Sequence[Table], float, float | None], float]
 """The loss of a method for tables of some worth, with the rise that a probe measured, as `loss` computes it."""
-
-
-@dataclass(frozen=True)
-class Reads:
-    """The look-ups of a table in training.
-
-    Attributes:
-        median: the median number of look-ups of an id.
-        share: the share of the ids that are read at least once.
-    """
-
-    median: float
-    share: float
-
-    @classmethod
-    def of(cls, counts: Tensor) -> "Reads":
-        """Return the look-ups that the counts [num_embeddings] of a table tell."""
-        return cls(float(counts.median()), float((counts > 0).double().mean()))
-
-
-OFTEN = Reads(math.inf, 1.0)
-"""The look-ups of a table whose counts are unknown."""
 
 
 @dataclass(frozen=True)
@@ -220,11 +193,10 @@ def loss(
     if isinstance(parts.bare, HashingTrick) and parts.bare.rows == 1:
         return worth
     each = [(reads or {}).get(table.name, OFTEN) for table in tables]
-    few = min(read.median for read in each)
     share = rounding(parts.bits, ROUNDING if parts.rank is None else NARROW)
-    share += parts.spread * (parts.sharing**-0.5 - 1) * min(1.0, few / tables[0].embedding_dim / TRAINED) ** 2
+    share += parts.spread * mean(read.collisions(parts.sharing, tables[0].embedding_dim) for read in each)
     if parts.rank is not None:
-        share += unlearned(few)
+        share += unlearned(min(read.median for read in each))
     if parts.bits is not None:  # fewer rows are read by more ids
         share += UNREAD * max(0.0, 1 - min(read.share for read in each) / parts.sharing)
     if probed is None:

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 import embcomp
 from embcomp.methods.quotient_remainder import largest_remainder
 from embcomp.planner import rules
 from embcomp.planner.choice import kind
+from embcomp.planner.reads import Reads
 from experiments.runs.results import RESULTS
 
 SIZES = {"frappe": (10, (957, 4082, 80, 233)), "ml-1m": (16, (6040, 3668, 3439))}
@@ -112,7 +114,11 @@ def test_a_plan_from_sizes_is_good_whatever_the_tables_are_worth(data, share):
 def test_shared_rows_come_before_ranks_where_ids_have_few_lookups(bits, shares):
     """As they do on Globo, where half of the users have 14 or fewer; the rules without look-ups say the opposite."""
     tables = [embcomp.Table("user", 31_936, 16), embcomp.Table("item", 4097, 16)]
-    lookups = {"user": rules.Reads(14.0, 1.0), "item": rules.Reads(39.0, 1.0)}
+    seen = torch.Generator().manual_seed(0)
+    lookups = {}
+    for name, ids, median, skew in (("user", 31_936, 14, 0.7), ("item", 4097, 39, 2.0)):
+        counts = median * (2 * torch.rand(ids, generator=seen)).clamp(min=1e-4) ** -skew
+        lookups[name] = Reads.of(counts.long())
     for share in shares:
         ways = [result("globo-random-split", f"{name}{bits}-share{share}") for name in ("Unified-balanced", "low-rank")]
         assert ways[0]["metrics"]["test/auc"] > ways[1]["metrics"]["test/auc"]
