@@ -63,6 +63,25 @@ def test_a_warm_start_is_the_best_grid_for_the_trained_rows() -> None:
         assert torch.equal(model["a"].stores[0].weight, trained)
 
 
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.02), (4, 0.2)])
+@pytest.mark.parametrize("read", [1.0, 0.3, 0.05, 0.01])
+def test_the_grid_is_that_of_the_rows_that_are_read(bits: int, most: float, read: float) -> None:
+    """Rows that are never read stay at their start or decay; those that are read must not be cut off for them."""
+    torch.manual_seed(4)
+    rows = torch.randn(20_000, 8) * torch.where(torch.rand(20_000, 1) < read, 0.2, 0.002)
+    module = CompressedEmbedding(20_000, 8, LowBit(bits=bits))
+    ((weight, _),) = coded_tables(module)
+    with torch.no_grad():
+        weight.copy_(rows)
+    large = rows.abs().amax(1) > 0.02
+    error = (module.materialize()[large] - rows[large]).square().mean().sqrt() / rows[large].square().mean().sqrt()
+    assert error < most
+    if read == 1.0:  # the best step for a normal distribution (Max 1960) as before
+        ((weight, codec),) = coded_tables(module)
+        step = {8: 0.0308, 4: 0.3352}[bits] * rows.double().square().mean().sqrt()
+        assert codec.code(weight).constants["step"].item() == pytest.approx(step.item(), rel=1e-3)
+
+
 def test_the_grid_keeps_up_with_rows_whoever_wrote_them() -> None:
     module = CompressedEmbedding(60, 8, LowBit(bits=4))
     before = module.materialize().detach()
