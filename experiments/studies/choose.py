@@ -112,8 +112,9 @@ def chosen_run(full: RunConfig, budget: str, count: str, level: int, ranked: boo
     )
     share = budget.strip().removesuffix("%")
     try:
-        parse_nbytes(budget, 1 << 60)  # says what is wrong with a text
-        given = ("share", float(share) / 100) if share != budget.strip() else ("nbytes", parse_nbytes(budget, None))
+        size = int(budget) if budget.isdecimal() else budget
+        parse_nbytes(size, 1 << 60)  # says what is wrong with a text
+        given = ("share", float(share) / 100) if share != budget.strip() else ("nbytes", parse_nbytes(size, None))
     except (TypeError, ValueError) as error:
         raise InputError(f"--nbytes {budget}: {error}") from error
     return dataclasses.replace(full, method=method, budget=given)

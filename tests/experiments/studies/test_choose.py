@@ -43,6 +43,13 @@ def test_every_level_is_trained_within_its_budget(make_run, tmp_path: Path, monk
     assert run_all_choices([full], ["20%"], ["served"], [1, 2, 3], settings, CONSOLE) == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "budget"), [("10%", ("share", 0.1)), ("50000", ("nbytes", 50_000)), ("50MB", ("nbytes", 50_000_000))]
+)
+def test_budgets_as_they_are_typed(make_run, text: str, budget: tuple[str, float]) -> None:
+    assert chosen_run(make_run(), text, "served", 1).budget == budget
+
+
 @pytest.mark.parametrize(("new_items", "given"), [(0.5, True), (0.0, False)])
 def test_content_is_given_where_new_ids_come(make_run, new_items: float, given: bool) -> None:
     options = {"num_rows": 40_000, "num_items": 600, "item_exponent": 0.0, "focus": 0.0, "new_items": new_items}
