@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 
@@ -27,11 +28,14 @@ def look_up_each(
     """
     sizes = features.length_per_key()
     longest = max(sizes, default=0)
-    counts = torch.tensor(sizes, device=features.values().device).unsqueeze(-1)
-    each = (torch.arange(longest, device=counts.device) < counts).long().reshape(-1)
-    table = look_up(features.values().long(), torch.cat([each.new_zeros(1), each.cumsum(0)]))
-    result = {}
-    lengths, ids = features.lengths().view(len(sizes), -1), features.values().split(sizes)
+    rows, lengths = features.values(), features.lengths().view(len(sizes), -1)
+    if all(size == longest for size in sizes):
+        offsets = torch.arange(rows.numel() + 1, device=rows.device)
+    else:  # from the lengths, because numbers that the host sends would synchronise a GPU
+        each = torch.arange(longest, device=rows.device) < lengths.sum(1, keepdim=True)
+        offsets = F.pad(each.reshape(-1).cumsum(0), (1, 0))
+    table = look_up(rows.long(), offsets)
+    result, ids = {}, rows.split(sizes)
     parts = table.split(list(widths), dim=1)  # at once: the way back of each slice alone would fill a whole table
     for i, (key, size, part) in enumerate(zip(keys, sizes, parts, strict=True)):
         values = part if size == longest else part[:size]

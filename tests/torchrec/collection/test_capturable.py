@@ -4,6 +4,7 @@ Without a GPU, the meta device stands for it (`tests/test_devices.py`): it has n
 tensors of the CPU. What it would let pass, tensors made from numbers of the host, is refused by a mode.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import embcomp
 from embcomp.testing.examples import EXAMPLES
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.checks import check_features
+from embcomp.torchrec.fused.sequences import look_up_each
 from tests.torchrec.batches import FEATURES, RAGGED, as_tables, bag_tables, batch, sequence_tables
 
 every_method = pytest.mark.parametrize("example", EXAMPLES, ids=str)
@@ -62,10 +64,10 @@ def on_meta(kind: type, methods: dict[str, Any]) -> Any:
     return collection
 
 
-def padded() -> KeyedJaggedTensor:
-    """A batch of a fixed size, whose lengths the host does not know."""
+def padded(sizes: Sequence[int] = (2, 2, 2, 2)) -> KeyedJaggedTensor:
+    """A batch of fixed sizes, whose lengths the host does not know."""
     empty = {"dtype": torch.int64, "device": "meta"}
-    known = {"length_per_key": [2] * 4, "offset_per_key": [0, 2, 4, 6, 8]}
+    known = {"length_per_key": list(sizes), "offset_per_key": [sum(sizes[:i]) for i in range(5)]}
     lengths, offsets = torch.empty(8, **empty), torch.empty(9, **empty)
     return KeyedJaggedTensor(FEATURES, torch.empty(8, **empty), lengths=lengths, offsets=offsets, stride=2, **known)
 
@@ -116,6 +118,22 @@ def test_encoding_waits_for_no_value(example, kind, together) -> None:
         with Unread():
             rows = branch.encoder(features)
         assert torch.equal(rows.values(), expected.values())
+
+
+@pytest.mark.parametrize("sizes", [[2, 2, 2, 2], [1, 3, 2, 2]])
+def test_sequences_of_fused_tables_send_nothing_and_read_nothing_back(sizes) -> None:
+    """FBGEMM's engine itself is not here: it is given the rows and offsets, and has columns for each feature."""
+    given: list[torch.Tensor] = []
+
+    def look_up(rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        given.extend((rows, offsets))
+        return torch.empty(max(sizes), 12, device="meta")
+
+    features = padded(sizes)
+    with Away():
+        found = look_up_each(features, FEATURES, [3, 3, 3, 3], look_up)
+    assert [list(found[key].values().shape) for key in FEATURES] == [[size, 3] for size in sizes]
+    assert [each.shape[0] for each in given] == [8, 4 * max(sizes) + 1]
 
 
 def test_batches_are_checked_without_waiting() -> None:

@@ -16,7 +16,7 @@ import embcomp
 from embcomp import Table
 from embcomp.methods.together import Part, alike
 from embcomp.testing.examples import EXAMPLES, KINDS, Example, counts_of
-from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
+from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.collection.encoder import KeyedEncoder
 from tests.ops.together.triton_form import needs_triton, one_launch
 from tests.torchrec.batches import FEATURES, as_tables, bag_tables, bags, batch, batch_lengths, sequences
@@ -230,6 +230,46 @@ def test_operations_of_combining_do_not_grow_with_the_features(example, sequence
         torch.testing.assert_close(values_of(together), alone, rtol=0, atol=0)
     assert counts[0] == counts[1]
     assert counts[0].total() <= 20, counts[0]
+
+
+LAUNCH_NOTHING = VIEWS | {"empty", "detach", "resize_", "set_", "alias"}
+
+
+def launches(profiler: profile) -> Counter:
+    """Outermost operations that a GPU would run a kernel for: no views, nor casts to the type that there is."""
+    found: Counter = Counter()
+    for event in profiler.events():
+        outer = event.cpu_parent is None or event.cpu_parent.name[:6] != "aten::"
+        name = event.name.removeprefix("aten::")
+        copies = any(child.name in ("aten::_to_copy", "aten::clone") for child in event.cpu_children)
+        idle = name in LAUNCH_NOTHING or (name in ("to", "contiguous", "reshape") and not copies)
+        if event.name != name and outer and not idle:
+            found[name] += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    "example", [each for each in COUNTED if each.name not in ("ROBE", "TensorTrain")], ids=str
+)  # the combiners of these two read tensors of their own, feature by feature
+def test_a_whole_forward_takes_as_few_operations_for_many_features(example, monkeypatch):
+    """Encoding, the look-up in fused tables (one call of an engine) and combining, views aside."""
+    counts = []
+    for number in (26, 100):
+        collection, features = many(example, number)
+        model = fuse_(torch.nn.ModuleDict({"c": collection}), optimizer=torch.optim.SGD, optimizer_kwargs={"lr": 0.1})
+        alone = model["c"](features).values()
+        with monkeypatch.context() as patch:
+            patch.setattr("embcomp.torchrec.collection.encoder._pays_together", lambda values: True)
+            patch.setattr("embcomp.torchrec.collection.combine.pays_together", lambda vectors: True)
+            for module in ("collection.encoder", "fused.tables"):  # of a GPU it reads nothing
+                patch.setattr(f"embcomp.torchrec.{module}.check_features", lambda *given: None)
+            model["c"](features)  # what is kept is made
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                together = model["c"](features).values()
+        counts.append(launches(profiler))
+        torch.testing.assert_close(together, alone)
+    assert counts[0] == counts[1]
+    assert 0 < counts[0].total() <= 60, counts[0]
 
 
 def values_of(result) -> torch.Tensor:
