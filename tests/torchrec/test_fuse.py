@@ -82,6 +82,8 @@ def test_bad_input():
     model = bag_model({})
     with pytest.raises(ValueError, match=r"RMSprop.*choose one of"):
         fuse_(model, optimizer=torch.optim.RMSprop)
+    with pytest.raises(ValueError, match="cannot fuse an object of SGD: give the class, and `optimizer_kwargs`"):
+        fuse_(model, optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)]))  # pyright: ignore
     with pytest.raises(ValueError, match=r"cannot fuse SGD with .'dampening'.: it takes lazy, lr, momentum"):
         fuse_(model, optimizer=torch.optim.SGD, optimizer_kwargs={"dampening": 0.9})
     with pytest.raises(ValueError, match="no torchrec collection"):
@@ -108,6 +110,10 @@ def test_settings_that_no_optimizer_takes(optimizer, setting):
         (torch.optim.AdamW, {"weight_decay": float("nan")}, "weight_decay=nan"),
         (torch.optim.SGD, {"nesterov": True}, "nesterov=True and momentum=0"),
         (torch.optim.SGD, {"lr": "fast"}, "lr='fast'"),
+        (torch.optim.SGD, {"lr": torch.tensor(0.1)}, r"lr=tensor\(0.1000\): it must be a number"),
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": "no"}, "nesterov='no': it must be True or False"),
+        (torch.optim.Adam, {"lazy": "no"}, "lazy='no': it must be True or False"),
+        (torch.optim.Adam, [0.1], r"cannot fuse Adam with \[0.1\]: give its settings as a dictionary"),
         (torch.optim.Adam, {"amsgrad": True}, "'amsgrad'.: it takes betas, eps, lazy, lr, weight_decay"),
     ],
 )

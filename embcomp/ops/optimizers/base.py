@@ -45,18 +45,21 @@ class FusedOptimizerSettings:
     clip_grad_norm: float = math.inf
 
     def problem(self) -> str | None:
-        """Return the first impossible setting, "eps=-1: it must be at least 0 and finite"; None if there is none."""
+        """Return the first impossible setting, "eps=-1: it must be a number, at least 0 ..."; None if none is."""
         for key in ("lr", "eps", "weight_decay", "momentum"):
             if not (_is_number(value := getattr(self, key)) and 0 <= value < math.inf):
-                return f"{key}={value!r}: it must be at least 0 and finite"
+                return f"{key}={value!r}: it must be a number, at least 0 and finite"
         two = isinstance(self.betas, Sequence) and len(self.betas) == 2
         if not two or not all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas):
             return f"betas={self.betas!r}: it must be two numbers in [0, 1)"
+        for key in ("nesterov", "decoupled", "lazy"):
+            if not isinstance(value := getattr(self, key), bool):
+                return f"{key}={value!r}: it must be True or False"
         if self.nesterov and not self.momentum:
             return "nesterov=True and momentum=0: it looks ahead along a momentum; set one"
         for key in ("clip_grad_value", "clip_grad_norm"):
             if not (_is_number(value := getattr(self, key)) and value > 0):
-                return f"{key}={value!r}: it must be more than 0"
+                return f"{key}={value!r}: it must be a number, more than 0"
         return None
 
 

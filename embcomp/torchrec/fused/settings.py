@@ -45,8 +45,14 @@ def optimizer_settings(
     Raises:
         ValueError: the optimizer cannot be fused, a setting is unknown, or a value is impossible.
     """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"cannot {verb} an object of {type(optimizer).__name__}: give the class, and `optimizer_kwargs`"
+        )
     if optimizer not in _KINDS:
         raise ValueError(f"cannot {verb} {optimizer!r}: choose one of {[kind.__name__ for kind in _KINDS]}")
+    if not isinstance(kwargs, Mapping | None):
+        raise ValueError(f"cannot {verb} {optimizer.__name__} with {kwargs!r}: give its settings as a dictionary")
     kind, given = _KINDS[optimizer], dict(kwargs or {})
     known = {**kind.defaults, "lazy": True}
     if unknown := sorted(given.keys() - known.keys()):
