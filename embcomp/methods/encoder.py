@@ -13,6 +13,7 @@ from embcomp import configs
 from embcomp.constants import Maps
 from embcomp.extra_state import from_state, to_state
 from embcomp.methods.table import Table
+from embcomp.ops.hashed_features import Hashes
 from embcomp.ops.hashing import check_ids
 
 
@@ -68,6 +69,10 @@ class Encoder(Maps, abc.ABC):
         if out is not None:
             return torch.cat(rows, out=out)
         return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def hashes(self) -> Hashes | None:
+        """Return the hashes that give the rows of `packed`; None for encoders that are no plain hashes."""
+        return None
 
     def get_extra_state(self) -> Tensor:
         return to_state({"table": self.table.name, **self.config})

@@ -29,6 +29,7 @@ from embcomp.methods.base import (
 from embcomp.methods.budget import share_rows
 from embcomp.methods.together import Parts
 from embcomp.ops.balanced import KEY_WORDS, Domain, balanced_key, balanced_rows
+from embcomp.ops.hashed_features import Hashes
 from embcomp.ops.hashing import MAX_ROWS, check_ids, hash_key, hash_rows, hash_rows_by_key
 from embcomp.ops.together.hashing import balanced, hashed
 from embcomp.settings import ReadCount, RowCount
@@ -57,8 +58,7 @@ class HashEncoder(Encoder):
 
     def packed(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
         # A subclass may add to the hashed rows.
-        one_pass = self._one_each or len(self.lookups) == 1
-        if not one_pass or type(self).encode is not HashEncoder.encode or ids.is_meta:
+        if not self._in_one_pass() or ids.is_meta:
             return super().packed(ids, out)
         ids = check_ids(ids, self.table.num_embeddings, self.table.name)
         if not self._one_each:
@@ -66,6 +66,17 @@ class HashEncoder(Encoder):
             return self._by_id(ids, self.keys, self.ranges[0], out_by_id).reshape(-1)
         out_by_key = None if out is None else out.view(len(self.keys), ids.numel())
         return self._by_key(ids, self.keys, self.ranges[0], out_by_key).reshape(-1)
+
+    def hashes(self) -> Hashes | None:
+        """Return how the ids of several features may be hashed by one call; None if `packed` does something else."""
+        own = type(self)
+        alike = (own._by_key, own._by_id, own.packed) == (HashEncoder._by_key, HashEncoder._by_id, HashEncoder.packed)
+        if not alike or not self._in_one_pass():
+            return None
+        return Hashes(self.keys, self.ranges[0], self.table.num_embeddings, self._one_each)
+
+    def _in_one_pass(self) -> bool:
+        return (self._one_each or len(self.lookups) == 1) and type(self).encode is HashEncoder.encode
 
     def encode(self, ids: Tensor) -> list[Rows]:
         if self._one_each:  # chunks of one store: one pass over the ids
@@ -101,6 +112,14 @@ class BalancedHashEncoder(HashEncoder):
     def __init__(self, table: Table, config: Mapping[str, Any], seed: int, rows: Sequence[int], lookups: Sequence[int]):
         self.num_ids = table.ids_or_raise("balanced=True")
         super().__init__(table, config, seed, rows, lookups)
+
+    def hashes(self) -> Hashes | None:
+        own = type(self)
+        alike = (own._by_key, own.packed) == (BalancedHashEncoder._by_key, HashEncoder.packed)
+        if not alike or not self._one_each or not self._in_one_pass():
+            return None
+        domain = Domain.of(self.num_ids, self.ranges[0])
+        return Hashes(self.keys, self.ranges[0], self.table.num_embeddings, domain=domain)
 
     @classmethod
     def encode_together(cls, asked: Parts) -> Rows:

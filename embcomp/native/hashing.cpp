@@ -2,6 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "astray.h"
+
 static inline uint64_t mix(uint64_t z) {  // the splitmix64 finaliser
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
@@ -37,6 +39,24 @@ void hash_rows(const int64_t* ids, size_t n, const int64_t* keys, size_t num_key
   }
 }
 
+}  // extern "C"
+
+namespace {
+
+// How the ids of one feature are hashed, as embcomp.ops.hashed_features lays it out.
+struct Hashes {
+  const int64_t* ids;
+  uint64_t count, limit;
+  const int64_t* keys;
+  uint64_t num_keys;
+  int64_t rows, by_key, balanced, low_bits, high, scale, shift;
+  int64_t* out;
+};
+
+}  // namespace
+
+extern "C" {
+
 // out[j * n + i] = row of ids[i] under the 8 numbers keys[8 * j ..] (embcomp.ops.balanced; `Domain` names the rest).
 void balanced_rows(const int64_t* ids, size_t n, const int64_t* keys, size_t num_keys, int64_t* out, int64_t low_bits,
                    int64_t domain_high, int64_t scale, int64_t shift) {
@@ -54,6 +74,21 @@ void balanced_rows(const int64_t* ids, size_t n, const int64_t* keys, size_t num
       out[j * n + i] = (int64_t)((((high << bits) + low) * (uint64_t)scale) >> shift);
     }
   }
+}
+
+// Writes the rows of features one by one, until one has an id outside of [0, limit). Returns how many were written.
+size_t hash_features(const Hashes* features, size_t number) {
+  for (size_t f = 0; f < number; f++) {
+    const Hashes& own = features[f];
+    if (embcomp::any_outside(own.ids, own.count, own.limit)) return f;
+    if (own.balanced && own.by_key)
+      balanced_rows(own.ids, own.count, own.keys, own.num_keys, own.out, own.low_bits, own.high, own.scale, own.shift);
+    else if (own.by_key)
+      hash_rows_by_key(own.ids, own.count, own.keys, own.num_keys, own.rows, own.out);
+    else
+      hash_rows(own.ids, own.count, own.keys, own.num_keys, own.rows, own.out);
+  }
+  return number;
 }
 
 }  // extern "C"

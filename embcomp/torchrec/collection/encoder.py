@@ -1,6 +1,7 @@
 """The encoder from a KeyedJaggedTensor of ids to one of rows: it has no parameters, so pipelines can run it ahead."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embcomp.methods.base import Encoder, Rows
 from embcomp.ops.bags import transformed
-from embcomp.ops.checks import readable
+from embcomp.ops.checks import INTEGERS, readable
+from embcomp.ops.hashed_features import hash_features
 from embcomp.torchrec.checks import check_features
 from embcomp.torchrec.collection.layout import Read
 from embcomp.torchrec.collection.together import Together, row_weights
@@ -55,7 +57,7 @@ class KeyedEncoder(NotScripted, nn.Module):
         if _pays_together(features.values()):
             values, weights = self.together(features, lengths, ids, given)
         elif self.whole and len(self.runs) > 1 and readable(features.values()):
-            values, weights = [self._in_place(ids)], []
+            values, weights = [self._in_place(features, ids)], []
         else:
             values, weights = self._encode(ids, given)
         order, times = self._order(tuple(features.keys()), lengths)
@@ -74,13 +76,26 @@ class KeyedEncoder(NotScripted, nn.Module):
             length_per_key=sizes,
         )
 
-    def _in_place(self, ids: dict[str, Tensor]) -> Tensor:
+    def _in_place(self, features: KeyedJaggedTensor, ids: dict[str, Tensor]) -> Tensor:
         """The rows of `_encode`, written straight into one tensor; for unweighted collections."""
         sizes = [ids[run[0].feature].numel() * sum(read.lookups for read in run) for run in self.runs]
         out = torch.empty(sum(sizes), dtype=torch.int64, device="cpu")
+        if self._hashed(features, out):
+            return out
         for run, part in zip(self.runs, out.split(sizes), strict=True):
             self.encoders[run[0].table].packed(ids[run[0].feature], part)  # pyright: ignore[reportCallIssue]
         return out
+
+    def _hashed(self, features: KeyedJaggedTensor, out: Tensor) -> bool:
+        """Write the rows in one call if all encoders are plain hashes. Return whether all ids were right and are so."""
+        values = features.values()
+        hashes = [self.encoders[run[0].table].hashes() for run in self.runs]  # pyright: ignore[reportCallIssue]
+        if values.dtype not in INTEGERS or any(each is None for each in hashes):
+            return False
+        ends = list(accumulate(features.length_per_key(), initial=0))
+        spans = dict(zip(features.keys(), pairwise(ends), strict=True))
+        own = [spans[run[0].feature] for run in self.runs]
+        return hash_features(values.long().contiguous(), own, hashes, out) is None
 
     def _encode(self, ids: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The rows, and weights if needed, in the order of the reads."""

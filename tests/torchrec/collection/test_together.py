@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import embcomp
 from embcomp import Table
 from embcomp.methods.together import Part, alike
+from embcomp.ops.hashed_features import hash_features
 from embcomp.testing.examples import EXAMPLES, KINDS, Example, counts_of
 from embcomp.torchrec import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection, fuse_
 from embcomp.torchrec.collection.encoder import KeyedEncoder
@@ -282,8 +283,31 @@ def test_a_subclass_that_encodes_otherwise_is_encoded_alone():
             return [embcomp.methods.base.Rows((rows.rows + 1) % self.ranges[0]) for rows in super().encode(ids)]
 
     table = Table("a", 10, 8)
-    assert alike(Part(Next(table, {}, 0, [5], [1]), 0)) is None
-    assert alike(Part(embcomp.methods.hashing.HashEncoder(table, {}, 0, [5], [1]), 0)) is not None
+    next_, plain = Next(table, {}, 0, [5], [1]), embcomp.methods.hashing.HashEncoder(table, {}, 0, [5], [1])
+    assert alike(Part(next_, 0)) is None
+    assert alike(Part(plain, 0)) is not None
+    assert (next_.hashes() is None, plain.hashes() is None) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [embcomp.HashingTrick(rows=9), embcomp.DoubleHash(rows=9), embcomp.UnifiedEmbedding(rows=99, chunk_dim=4),
+     embcomp.UnifiedEmbedding(rows=99, chunk_dim=4, balanced=True)],
+    ids=str,
+)  # fmt: skip
+def test_plain_hashes_of_all_features_are_one_call_on_cpu(method, monkeypatch):
+    collection = CompressedEmbeddingBagCollection(bag_tables(), {"*": method})
+    (encoder,) = encoders_of(collection)
+    features = batch([[2, 0], [1, 1], [3, 1], [0, 2]])
+    calls: list[int | None] = []
+    with monkeypatch.context() as patch:
+        counted = lambda *given: calls.append(hash_features(*given)) or calls[-1]  # noqa: E731
+        patch.setattr("embcomp.torchrec.collection.encoder.hash_features", counted)
+        found = encoder(features)
+    assert calls == [None]
+    own = features.to_dict()
+    each = [encoder.encoders[run[0].table](own[run[0].feature].values()) for run in encoder.runs]
+    assert torch.equal(found.values(), torch.cat([rows.rows.reshape(-1) for chunks in each for rows in chunks]))
 
 
 def test_a_map_that_is_swapped_is_read_at_once():
