@@ -3,6 +3,7 @@
 Each turn starts a new process. Times are processor seconds, so that other work of the machine changes them little.
 """
 
+import os
 import resource
 import subprocess
 import sys
@@ -39,7 +40,8 @@ def run(console: Console, *, rounds: int = 9) -> list[BenchRow]:
 
 def _seconds(words: list[str]) -> float:
     """Return the processor time of a Python process that is started with these arguments."""
+    keeps = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # what is compiled, as an installation does
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, env=keeps)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
