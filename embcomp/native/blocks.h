@@ -55,18 +55,22 @@ inline void group_bags(const Lane& lane, size_t batch, Block& block, Vector<Slot
   while ((size_t)1 << bits < 2 * batch) bits++;
   slots.assign((size_t)1 << bits, Slot{kNone, kNone});
   block.group.resize(batch);
-  block.leaders.clear();
+  block.leaders.resize(batch);
   const size_t mask = slots.size() - 1;
+  uint32_t groups = 0;
   for (size_t b = 0; b < batch; b++) {
     const uint32_t row = (uint32_t)lane.row(b);
-    size_t slot = row * 0x9E3779B97F4A7C15ull >> (64 - bits);
-    while (slots[slot].row != row && slots[slot].row != kNone) slot = (slot + 1) & mask;
-    if (slots[slot].row == kNone) {
-      slots[slot] = {row, (uint32_t)block.leaders.size()};
-      block.leaders.push_back((uint32_t)b);
-    }
-    block.group[b] = slots[slot].group;
+    size_t place = row * 0x9E3779B97F4A7C15ull >> (64 - bits);
+    while ((slots[place].row != row) & (slots[place].row != kNone)) place = (place + 1) & mask;
+    // Written whether the row is new or not: about half of the bags' are, and no processor can guess which.
+    const bool is_new = slots[place].row == kNone;
+    const uint32_t group = is_new ? groups : slots[place].group;
+    slots[place] = {row, group};
+    block.group[b] = group;
+    block.leaders[groups] = (uint32_t)b;
+    groups += is_new;
   }
+  block.leaders.resize(groups);
 }
 
 // Whether one more lane repeats with the groups. Bags that part get a group of their own; where more than one in sixteen

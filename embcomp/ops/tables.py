@@ -142,7 +142,7 @@ def pool_bags(table: Tensor, bags: Bags, out: Tensor, grid: RowGrid | None = Non
 
 def pool_tables(
     tables: Sequence[Tensor], parts: Sequence[Bags], out: Tensor, grids: Sequence[RowGrid | None] | None = None
-) -> None:
+) -> Any:
     """Write the sum of each bag's rows into `out` [batch, columns], float32, row-major, in one pass over `out`.
 
     Args:
@@ -150,11 +150,16 @@ def pool_tables(
         parts: the bags of each table, of one batch.
         out: the output, of which the columns of other tables are left as they are.
         grids: the grid of each table to which rows are rounded as they are read; None for none.
+
+    Returns:
+        The requests of the compiled form, which were checked; None of the torch form.
     """
     grids = [None] * len(tables) if grids is None else grids
     lib = native.library()
     if lib is not None:
-        return pool_requests(lib, requests_of(tables, parts, out.shape[1], grids), out)
+        requests = requests_of(tables, parts, out.shape[1], grids)
+        pool_requests(lib, requests, out)
+        return requests
     for table, bags, grid in zip(tables, parts, grids, strict=True):
         bags.check(table.shape, out.shape[1])
         pool_bags_reference(table, bags, out, grid)

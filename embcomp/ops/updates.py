@@ -140,6 +140,7 @@ def update_tables(
     grad: Tensor,
     settings: FusedOptimizerSettings,
     grids: Sequence[RowGrid | None] | None = None,
+    requests: Any = None,
 ) -> list[Tensor | None]:
     """Make one optimizer step on the rows that a batch has read; the gradients of equal rows are summed first.
 
@@ -150,6 +151,8 @@ def update_tables(
         grad: the gradient of the bags, float32 [batch, columns], row-major.
         settings: the optimizer and its constants.
         grids: the grid of each table on which its rows were read; None for none.
+        requests: what `requests_of` made of all this for the look-up, if nobody can have changed it since; None to
+            check everything.
 
     Returns:
         The gradient of each grid's steps, [steps], not clipped; None for a table without a grid.
@@ -161,7 +164,8 @@ def update_tables(
         for table, _, bags, _ in asked:
             bags.check(table.shape, grad.shape[1])
         return [update_rows_reference(table, held, bags, grad, settings, grid) for table, held, bags, grid in asked]
-    requests = requests_of(tables, parts, grad.shape[1], grids)
+    if requests is None or any((own.table or 0) != t.data_ptr() for own, t in zip(requests, tables, strict=True)):
+        requests = requests_of(tables, parts, grad.shape[1], grids)  # tables may have moved (`share_memory_`)
     of_steps = [
         None if grid is None else torch.zeros(grid.step.shape, dtype=torch.float64, device="cpu") for grid in grids
     ]

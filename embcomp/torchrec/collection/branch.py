@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -59,6 +59,8 @@ class Branch(nn.Module):
         rows = self.encoder(features)
         if isinstance(self.collection, IntegerTables):
             return self.collection(rows)
+        if isinstance(self.collection, FusedTables) and not self.sequences and not is_traced(rows):
+            return self.collection(rows, private=not _share_memory(rows.values(), features.values()))
         if not self.sequences:
             return look_up_bags(self.collection, rows)
         if self.decode is None:
@@ -102,3 +104,7 @@ class Branch(nn.Module):
                 name: codec for name, (_, codec) in zip(self.collection.names, self.collection.tables(), strict=True)
             }
         return {} if self.decode is None else dict(self.decode.codecs.items())  # pyright: ignore
+
+
+def _share_memory(mine: Tensor, theirs: Tensor) -> bool:
+    return mine.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr()

@@ -152,13 +152,21 @@ class NativeEngine(Engine):
         self.anchor = torch.zeros(1, device="cpu", requires_grad=True)
 
     def forward(
-        self, rows: Tensor, offsets: Tensor, weights: Tensor | None, grids: Sequence[RowGrid | None] | None = None
+        self,
+        rows: Tensor,
+        offsets: Tensor,
+        weights: Tensor | None,
+        grids: Sequence[RowGrid | None] | None = None,
+        private: bool = False,
     ) -> Tensor:
-        """Pool rows as `Engine.forward` does; the rows of a table with a grid are rounded as they are read."""
+        """Pool rows as `Engine.forward` does; the rows of a table with a grid are rounded as they are read.
+
+        Where rows and offsets are `private`, memory that nobody else writes, the backward pass does not check again.
+        """
         grids = grids or [None] * len(self.weights)
         steps = [None if grid is None else grid.step for grid in grids]
         return _PoolAndUpdate.apply(  # pyright: ignore[reportReturnType]
-            self.anchor, rows.contiguous(), offsets.contiguous(), weights, self, grids, *steps
+            self.anchor, rows.contiguous(), offsets.contiguous(), weights, self, grids, private, *steps
         )
 
 
@@ -172,13 +180,15 @@ class _PoolAndUpdate(torch.autograd.Function):
         weights: Tensor | None,
         engine: NativeEngine,
         grids: Sequence[RowGrid | None],
+        private: bool,
         *steps: Tensor | None,  # those of the grids, for their gradients
     ) -> Tensor:
         given = None if weights is None else weights.detach().float().contiguous()
         parts = engine.bags(rows, offsets, given)
         out = engine.outputs.empty(parts[0].batch, engine.width)
         fixed = [None if grid is None else replace(grid, step=grid.step.detach()) for grid in grids]
-        tables.pool_tables(engine.weights, parts, out, fixed)
+        requests = tables.pool_tables(engine.weights, parts, out, fixed)
+        ctx.requests = requests if private and given is None else None
         ctx.engine, ctx.parts, ctx.grids, ctx.given = engine, parts, fixed, (rows, offsets, given)
         ctx.versions = versions(*ctx.given)
         return out
@@ -194,9 +204,11 @@ class _PoolAndUpdate(torch.autograd.Function):
             parts = zip(engine.weights, ctx.parts, ctx.grids, strict=True)
             weight_grad = torch.cat([tables.weight_gradient(table, bags, grad, grid) for table, bags, grid in parts])
         if not finite:  # as a scaler leaves out the step of an optimizer
-            return None, None, None, weight_grad, None, None, *[_not_finite(grid) for grid in ctx.grids]
-        of_steps = update_tables(engine.weights, engine.states, ctx.parts, grad, engine.settings, ctx.grids)
-        return None, None, None, weight_grad, None, None, *of_steps
+            return None, None, None, weight_grad, None, None, None, *[_not_finite(grid) for grid in ctx.grids]
+        of_steps = update_tables(
+            engine.weights, engine.states, ctx.parts, grad, engine.settings, ctx.grids, ctx.requests
+        )
+        return None, None, None, weight_grad, None, None, None, *of_steps
 
 
 def _not_finite(grid: RowGrid | None) -> Tensor | None:

@@ -104,12 +104,14 @@ class FusedTables(NotScripted, nn.Module):
             for name, tensor in mine.items():
                 tensor.copy_(kept[name])
 
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
-        check_features(features, self.features, self.weighted)
+    def forward(self, features: KeyedJaggedTensor, private: bool = False) -> KeyedTensor | dict[str, JaggedTensor]:
+        """Look up rows. `private` ones are those of an encoder, whose memory nobody else can write: checked once."""
+        if not private:
+            check_features(features, self.features, self.weighted)
         if list(features.keys()) != list(self.features):
             features = _in_order(features, self.features)
         with torch.set_grad_enabled(self._updates(features.weights_or_none())):
-            return self._pooled(features) if self.bags else self._sequences(features)
+            return self._pooled(features, private) if self.bags else self._sequences(features)
 
     def _updates(self, *others: Tensor | None) -> bool:
         """Return whether a backward pass is to come that updates the tables."""
@@ -119,11 +121,12 @@ class FusedTables(NotScripted, nn.Module):
     def _rows(self) -> nn.ModuleDict:
         return self.get_submodule("embedding_bags" if self.bags else "embeddings")  # pyright: ignore
 
-    def _pooled(self, features: KeyedJaggedTensor) -> KeyedTensor:
+    def _pooled(self, features: KeyedJaggedTensor, private: bool) -> KeyedTensor:
         weights = self.loss_scale.scaled(features.weights()) if self.weighted else None
         if any(self.means):
             weights = self._mean_weights(features, weights)
-        values = self.engine(features.values().long(), features.offsets().long(), weights)
+        known = {"private": private} if isinstance(self.engine, NativeEngine) else {}
+        values = self.engine(features.values().long(), features.offsets().long(), weights, **known)
         return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
 
     def rounded_bags(self, features: KeyedJaggedTensor, grids: Mapping[str, RowGrid]) -> KeyedTensor:
