@@ -151,8 +151,8 @@ def update_tables(
         grad: the gradient of the bags, float32 [batch, columns], row-major.
         settings: the optimizer and its constants.
         grids: the grid of each table on which its rows were read; None for none.
-        requests: what `requests_of` made of all this for the look-up, if nobody can have changed it since; None to
-            check everything.
+        requests: the requests that `requests_of` made of all this for the look-up, if nobody can have changed it since;
+            None to check everything.
 
     Returns:
         The gradient of each grid's steps, [steps], not clipped; None for a table without a grid.
