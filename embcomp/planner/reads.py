@@ -1,4 +1,4 @@
-"""How often the ids of a table are read in training, which decides what shared rows and ranks lose."""
+"""The look-ups of the ids of a table in training, which decide what shared rows and ranks lose."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Reads:
         share: the share of the ids that are read at least once.
         ids: the number of ids; 0 if the counts are unknown.
         lookups: the number of look-ups.
-        groups: for ids that are read about equally often, their share of the look-ups, and their look-ups each.
+        groups: the share of the look-ups of ids that are read about equally often, and the look-ups of each of these.
     """
 
     median: float

@@ -206,7 +206,7 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
 
 
 def _ranking(task: Any) -> FeatureRanking:
-    """What the features of the training split say of the label, by table."""
+    """Return the ranking of the features of the training split, by table."""
     if not isinstance(task, ClickTask):
         raise InputError("--ranked needs clicks with labels, and this experiment has none")
     schema = task.data.schema
