@@ -236,13 +236,14 @@ class ByProbes:
 
     def _rule(self, option: Option, probed: float | None) -> float:
         tables = [self.held[i].table for i in option.tables]
-        frail = self.after != "fit" and rules.anatomy(option.method, tables).sharing < 1
+        parts = rules.anatomy(option.method, tables)
+        frail = self.after != "fit" and parts.sharing < 1 and not isinstance(parts.bare, rules.ALIKE)
         worth = sum(self.worth[i] * (self.frailty.get(i, 1.0) if frail else 1.0) for i in option.tables)
         return self.rule(option.method, tables, worth, probed)
 
     @functools.cached_property
     def frailty(self) -> dict[int, float]:
-        """The share of its worth that each table loses if ids share rows, divided by what is usual.
+        """The share of its worth that each table loses if ids share rows by hashes, divided by what is usual.
 
         Training regains most of it, but less where more was lost: on Frappe users may lose 1.7 times as much as items,
         and a plan by worth alone gave them too few rows.
