@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional as F
 
 import embcomp
+from embcomp.graph import ClusterMap
 from embcomp.planner.choice import kind
 from embcomp.planner.estimates import ByProbes
 from embcomp.planner.losses import log_loss
-from embcomp.planner.options import options_of
+from embcomp.planner.options import Option, options_of
 from embcomp.planner.probes import Probes
 from embcomp.planner.search import Search
 from embcomp.planner.tables import held_tables
@@ -282,3 +283,19 @@ def test_a_loss_of_ones_own_is_asked_for(trained, held_out):
 
     choice = embcomp.choose(trained, "10%", data=batches, loss=loss)
     assert chosen(choice, "tables.noise").worth < chosen(choice, "tables.user").worth
+
+
+def test_what_hashes_lose_is_not_said_of_rows_for_ids_that_are_alike(trained, held_out):
+    """On Beauty rows shared by hashes lose most of the worth, and those shared by cluster next to nothing."""
+    held = held_tables(trained, None)
+    users = next(i for i, table in enumerate(held) if table.name == "tables.user")
+    clusters = ClusterMap.of(torch.arange(300) // 3, rows=100)
+    lost = {}
+    for frail in (1.0, 2.0):
+        judge = ByProbes(held, Probes(trained, held, held_out, log_loss), "fresh")
+        judge.__dict__["frailty"] = {users: frail}
+        for method in (embcomp.GraphHash(clusters), embcomp.HashingTrick(rows=100)):
+            option = Option((users,), method, 0, 0)
+            lost[kind(method), frail] = judge.loss(option)
+    assert lost["GraphHash", 2.0] == lost["GraphHash", 1.0]
+    assert lost["HashingTrick", 2.0] == pytest.approx(2 * lost["HashingTrick", 1.0])
