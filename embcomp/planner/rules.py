@@ -23,7 +23,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
 
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
@@ -197,7 +196,7 @@ def loss(
         return worth
     each = [(reads or {}).get(table.name, OFTEN) for table in tables]
     share = rounding(parts.bits, ROUNDING if parts.rank is None else NARROW)
-    share += parts.spread * mean(read.collisions(parts.sharing, tables[0].embedding_dim) for read in each)
+    share += parts.spread * max(read.collisions(parts.sharing, tables[0].embedding_dim) for read in each)
     if parts.rank is not None:
         share += unlearned(min(read.median for read in each))
     if parts.bits is not None:  # fewer rows are read by more ids
