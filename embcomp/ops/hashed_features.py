@@ -72,8 +72,10 @@ def hash_features(ids: Tensor, spans: Sequence[tuple[int, int]], hashes: Sequenc
         1
     """
     keys = [each.keys.contiguous() for each in hashes]
+    if not readable(ids, out, *keys):  # as under a transform of torch.func, where tensors have no memory of their own
+        return hash_features_reference(ids, spans, hashes, out)
     jobs = _jobs(ids, spans, hashes, keys, out)
-    lib = native.library() if readable(ids, out, *keys) else None
+    lib = native.library()
     if lib is None:
         return hash_features_reference(ids, spans, hashes, out)
     lib.hash_features.restype = ctypes.c_size_t

@@ -90,7 +90,8 @@ class KeyedEncoder(NotScripted, nn.Module):
         """Write the rows in one call if all encoders are plain hashes. Return whether all ids were right and are so."""
         values = features.values()
         hashes = [self.encoders[run[0].table].hashes() for run in self.runs]  # pyright: ignore[reportCallIssue]
-        if values.dtype not in INTEGERS or any(each is None for each in hashes):
+        keys = [each.keys for each in hashes if each is not None]
+        if values.dtype not in INTEGERS or len(keys) < len(hashes) or not readable(values, out, *keys):
             return False
         ends = list(accumulate(features.length_per_key(), initial=0))
         spans = dict(zip(features.keys(), pairwise(ends), strict=True))
