@@ -2,8 +2,8 @@
 
 For each seed of the full tables the planner gets the inputs of its level (`embcomp.choose`): 1, sizes and counts, and
 with `--ranked` what `embcomp.rank_features` says of the clicks; 2, also the trained full tables and a part of the valid
-split; 3, also short trainings. Models are then trained from scratch with the chosen methods. Content of ids is given where held-out clicks read ids that are new. Each run writes a
-result file like any other, with the choice and its time.
+split; 3, also short trainings. Models are then trained from scratch with the chosen methods. Content of ids is given
+where held-out clicks read ids that are new. Each run writes a result file like any other, with the choice and its time.
 """
 
 from __future__ import annotations
