@@ -30,7 +30,7 @@ from embcomp.planner.probes import Loss, Probes
 from embcomp.planner.progress import Progress
 from embcomp.planner.reads import Reads
 from embcomp.planner.search import TOGETHER, Search
-from embcomp.planner.tables import Held, Widths, by_name, held_tables
+from embcomp.planner.tables import Held, Widths, by_name, held_tables, owners
 from embcomp.planner.trials import Train, halved
 from embcomp.settings import Bytes, checked, shown
 
@@ -188,7 +188,9 @@ def _raced(
     """Train the best plans for a short while and return the best of them."""
     if not 0 < effort <= 10:
         raise ValueError(f"effort must be a share of a full training, such as .2, got {effort!r}")
-    plans = [search.grown(plan) for plan in sorted(search.candidates(), key=search.cost)[:8]]
+    plans = search.rivals()
+    if len(plans) == 1:
+        return plans[0], ["no short trainings: no other plan is expected to lose about as little"]
     names = [{escape(search.held[i].name): o.method for o in plan for i in o.tables} for plan in plans]
 
     def loss(candidate: nn.Module) -> float:
@@ -263,7 +265,7 @@ def _worth(held: Sequence[Held], given: Mapping[str, float] | FeatureRanking | N
         useless = set(given.useless)
         given = {name: 0.0 if name in useless else score for name, score in given.scores.items()}
     scores = checked(given, Mapping[str, float] | None, "worth") or {}
-    worth = {table.name: float(value) for name, value in scores.items() for table in held if name in table.names}
+    worth = {table.name: float(value) for name, value in scores.items() for table in owners(held, name)}
     if scores and not worth:
         raise ValueError(f"worth names no table: {sorted(scores)[:5]}; the tables are {[table.name for table in held]}")
     return worth

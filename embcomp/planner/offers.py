@@ -10,7 +10,7 @@ from embcomp.methods.graph import GraphHash, SoftGraphHash
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.plan import Count
 from embcomp.methods.semantic.method import SemanticIds
-from embcomp.planner.tables import Held
+from embcomp.planner.tables import Held, by_name
 from embcomp.semantic_ids.pieces.base import PrefixNgram
 from embcomp.settings import shown
 
@@ -112,10 +112,7 @@ def only_sides(held: Sequence[Held], edges: "Edges", given: "Mapping[str, Side] 
 
 def _sides(held: Sequence[Held], edges: "Edges", given: "Mapping[str, Side] | None") -> "dict[str, Side]":
     if given is not None:
-        unknown = [name for name in given if not any(name in table.names for table in held)]
-        if unknown:
-            raise ValueError(f"sides names {unknown[0]!r}, which is not a table; these are {[t.name for t in held]}")
-        return {table.name: side for table in held for name, side in given.items() if name in table.names}
+        return by_name(held, given, "sides")
     sides: dict[str, Side] = {}
     for side, ids in (("users", edges.num_users), ("items", edges.num_items)):
         owners = [table.name for table in held if table.table.num_embeddings == ids and not table.kept]

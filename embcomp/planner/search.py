@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from embcomp.formats import grouped
 from embcomp.methods.base import Method
+from embcomp.methods.budget import SMALL
 from embcomp.methods.full import Full
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.plan import Count
@@ -29,6 +30,13 @@ NEAR = 1e-4
 
 TOGETHER = 10
 """The number of plans to measure as a whole, as the losses of tables that meet in a product do not simply add up."""
+
+
+RIVAL = 1.5
+"""The expected loss up to which a plan competes in short trainings, divided by that of the best.
+
+Short trainings start at the trained tables, which flatters ranks and few bits, so that they only decide where the
+expected losses are close."""
 
 
 class Search:
@@ -142,6 +150,19 @@ class Search:
                 add(plan)
         return plans
 
+    def rivals(self) -> list[list[Option]]:
+        """Return the plans that short trainings decide between, those of the least expected loss first.
+
+        They differ in more than small tables, and are not expected to lose much more than the best.
+        """
+        plans: dict[object, list[Option]] = {}
+        for plan in sorted(self.candidates(), key=self.cost):
+            large = [o for o in plan if any((self.held[i].table.num_embeddings or SMALL + 1) > SMALL for i in o.tables)]
+            plans.setdefault(tuple((o.tables, kind(o.method), _bits(o.method)) for o in large), plan)
+        first, *others = plans.values()
+        most = RIVAL * self.cost(first)
+        return [self.grown(plan) for plan in [first, *(plan for plan in others if self.cost(plan) <= most)]]
+
     def best(self) -> list[Option]:
         """Return the plan of least loss; the most promising ones are measured together."""
         if isinstance(self.judge, ByRules):
@@ -151,7 +172,10 @@ class Search:
         return self.grown(min(self.candidates(in_time=True), key=self.cost))
 
     def grown(self, plan: list[Option]) -> list[Option]:
-        """Return the plan with shared rows enlarged by the rest of the budget, those of the largest loss first."""
+        """Return the plan with shared rows enlarged by the rest of the budget, those of the largest loss first.
+
+        Rows are only added as far as the expected loss does not rise.
+        """
         left = self.budget - sum(option.nbytes(self.count) for option in plan)
         grown = list(plan)
         for place in sorted(range(len(plan)), key=lambda place: -self.judge.loss(plan[place])):
@@ -177,6 +201,9 @@ class Search:
                 fits = larger is not None and larger.nbytes(self.count) - option.nbytes(self.count) <= left
                 low, high = (middle, high) if fits else (low, middle)
             larger = made(low)
+            while larger is not None and low > rows and self.judge.loss(larger) > self.judge.loss(option):
+                low = (rows + low) // 2  # more rows that are never read make the grid of few bits coarser
+                larger = made(low)
             if larger is not None and low > rows:
                 left -= larger.nbytes(self.count) - option.nbytes(self.count)
                 grown[place] = larger

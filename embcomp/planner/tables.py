@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from embcomp.settings import checked, shown
 from embcomp.swaps import Plain, plain_holders
 
 Widths = Literal["any", "fbgemm"]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,18 +101,27 @@ def matches(held: Held, pattern: str) -> bool:
     return fits(pattern, held.names)
 
 
-def by_name(held: Sequence[Held], given: Mapping[str, object] | None, what: str) -> dict[str, object]:
+def owners(held: Sequence[Held], name: str) -> list[Held]:
+    """Return the tables of a name: those that have it, or else those whose path in the model ends with it.
+
+    The name may be that of a feature of the log, which knows nothing of the model's paths.
+    """
+    exact = [table for table in held if name in table.names]
+    return exact or [table for table in held if name == table.name.rpartition(".")[2]]
+
+
+def by_name(held: Sequence[Held], given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
     """Return values by the name of their table.
 
     Raises:
         ValueError: no table has a name.
     """
-    result: dict[str, object] = {}
+    result: dict[str, Value] = {}
     for name, value in (given or {}).items():
-        owners = [table for table in held if name in table.names]
-        if not owners:
+        found = owners(held, name)
+        if not found:
             raise ValueError(f"{what} names {name!r}, which is not a table; these are {[table.name for table in held]}")
-        result |= {owner.name: value for owner in owners}
+        result |= {owner.name: value for owner in found}
     return result
 
 
