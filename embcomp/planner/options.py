@@ -38,7 +38,8 @@ MANY = 100
 UNREAD = 0.1
 """The share of rows that no training reads, from which on shared and narrow rows are also offered without bits.
 
-The grid of few bits follows all rows (`embcomp.planner.rules.UNREAD`), so that floats may lose less in as many bytes."""
+The grid of few bits follows all rows (`embcomp.planner.rules.UNREAD`), so that floats may lose less.
+"""
 
 MOST_GROUPS = 6
 """The maximum number of tables in the smaller groups that may share one store."""
