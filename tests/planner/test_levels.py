@@ -173,6 +173,20 @@ def test_short_trainings_choose_among_plans(trained, held_out):
     assert mean_loss(swapped, held_out) == pytest.approx(min(judged), abs=1e-6)
 
 
+def test_plans_that_compete_differ_in_large_tables_and_are_expected_to_lose_about_as_little(trained, held_out):
+    held = held_tables(trained, None)
+    judge = ByProbes(held, Probes(trained, held, held_out, log_loss), "fresh")
+    search = Search(held, options_of(held, "served"), judge, "served", FULL // 12)
+    rivals = search.rivals()
+    ways = [[(o.tables, kind(o.method), getattr(o.method, "bits", None)) for o in plan] for plan in rivals]
+    assert len(rivals) > 1
+    assert all(a != b for i, a in enumerate(ways) for b in ways[:i])
+    least = min(map(search.cost, search.candidates()))
+    assert judge.joint(rivals[0]) <= least
+    assert all(judge.joint(plan) <= 1.5 * least for plan in rivals)  # without the price, and with rows that grew
+    assert all(sum(option.served for option in plan) <= FULL // 12 for plan in rivals)
+
+
 def test_bytes_that_buy_nothing_are_not_spent(trained, held_out):
     """Plans that were measured together differ by noise; the cheaper one is taken."""
     choice = embcomp.choose(trained, "10%", data=held_out)

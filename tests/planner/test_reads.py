@@ -1,10 +1,13 @@
 """Collisions: what ids that share rows do to each other, beside a sum over all ids."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import embcomp
 from embcomp.planner.reads import MEASURED, TRAINED, Reads
 
 
@@ -43,3 +46,17 @@ def test_rows_for_the_ids_that_are_read_are_enough():
 def test_ids_that_are_hardly_read_lose_nothing():
     few, many = (Reads.of(torch.full((5000,), n)).collisions(0.1, 16) for n in (2, 2000))
     assert few < 0.001 * many
+
+
+@pytest.mark.parametrize("count", ["served", "training"])
+def test_more_bytes_are_not_expected_to_lose_more(count):
+    """Most ids are never read, and rows that are never read make the grid of few bits coarser."""
+    often = torch.arange(1, 20_001).double() ** -1.1
+    ids = torch.multinomial(often, 30_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(ids, minlength=20_000)
+    tables = [embcomp.Table("shop", 20_000, 8), embcomp.Table("city", 500, 8)]
+    shares = (2, 5, 10, 20, 30, 50, 80)
+    choices = [embcomp.choose(tables, f"{share}%", count=count, counts={"shop": counts}) for share in shares]
+    losses = [choice.loss for choice in choices]
+    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(losses))
+    assert losses[1] < 0.005 or count == "training"  # about as many rows as ids that are read, in 4 bits

@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import embcomp
 
@@ -28,6 +29,19 @@ def test_useless_features_get_next_to_nothing(ranking):
     assert by_name["shop"].worth / by_name["person"].worth == pytest.approx(
         ranking.scores["shop"] / ranking.scores["person"]
     )
+
+
+def test_a_feature_finds_its_table_by_the_end_of_its_path(ranking):
+    tables = torch.nn.ModuleDict({name: torch.nn.Embedding(ids, 8) for name, ids in IDS.items()})
+    model = torch.nn.ModuleDict({"tables": tables})
+    counts = {"shop": torch.ones(IDS["shop"], dtype=torch.int64)}
+    choice = embcomp.choose(model, "10%", worth=ranking, counts=counts)
+    said = {table.name: table.note for table in choice.tables}
+    assert [name for name, note in said.items() if "drop it" in note] == ["tables.visit"]
+    both = torch.nn.ModuleDict({"visit": torch.nn.Embedding(IDS["visit"], 8), "other": model})
+    choice = embcomp.choose(both, "10%", worth=ranking)  # a table of just this name is meant alone
+    said = {table.name: table.note for table in choice.tables}
+    assert [name for name, note in said.items() if "drop it" in note] == ["visit"]
 
 
 @pytest.mark.parametrize("nbytes", ["1%", "4%", "20%"])
