@@ -23,6 +23,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
@@ -109,6 +110,8 @@ and .67 of the clicks."""
 COARSE = 0.02
 """The loss of each level of codes less than five, as a share of the worth."""
 
+_VALUES: WeakKeyDictionary[Method, dict[tuple[Table, ...], int]] = WeakKeyDictionary()
+
 Rule = Callable[[Method, Sequence[Table], float, float | None], float]
 """The loss of a method for tables of some worth, with the rise that a probe measured, as `loss` computes it."""
 
@@ -149,8 +152,8 @@ def anatomy(method: Method, tables: Sequence[Table]) -> Anatomy:
         tables = [dataclasses.replace(table, embedding_dim=rank) for table in tables]
     sharing = 1.0
     if not isinstance(method, Full):
-        values = sum(store.rows * store.dim for store in method.sizes(tables).stores.values())
-        sharing = min(1.0, values / sum((t.num_embeddings or OPEN) * t.embedding_dim for t in tables))
+        whole = sum((table.num_embeddings or OPEN) * table.embedding_dim for table in tables)
+        sharing = min(1.0, _values(method, tuple(tables)) / whole)
     name = type(method).__name__
     side_by_side = f"{name}, {getattr(method, 'combine', '')}"
     spread = SPREAD.get(side_by_side, SPREAD.get(name, 0.035))
@@ -159,6 +162,17 @@ def anatomy(method: Method, tables: Sequence[Table]) -> Anatomy:
     elif isinstance(method, UnifiedEmbedding) and len(tables) == 1:
         spread *= ALONE
     return Anatomy(bits, rank, codes, sharing, spread, bare)
+
+
+def _values(method: Method, tables: tuple[Table, ...]) -> int:
+    """Return the number of stored values. It is kept, as rules are asked for it often, and some methods plan for it."""
+    try:
+        known = _VALUES.setdefault(method, {})
+    except TypeError:  # a method of a user whose settings cannot be hashed
+        known = {}
+    if tables not in known:
+        known[tables] = sum(store.rows * store.dim for store in method.sizes(tables).stores.values())
+    return known[tables]
 
 
 def rounding(bits: float | None, costs: Mapping[int, float] = ROUNDING) -> float:
