@@ -1,7 +1,7 @@
 """Combiners, the last part of every method: from the vectors of a table's chunks to its embedding."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,9 @@ COMBINERS: dict[str, type["Combiner"]] = {}
 """The combiners by class name, so that a plan can be written and read."""
 
 
+_NOT_MADE = ("training", "like")  # attributes that change after a combiner was made
+
+
 class Combiner(KeptBuffers, abc.ABC):
     """A module from the vectors of a table's chunks to its embedding; its parameters are trained and saved.
 
@@ -23,6 +26,9 @@ class Combiner(KeptBuffers, abc.ABC):
     value. `linear_in_rows` marks a combiner that is linear in the rows but cannot pool inside the look-up, because its
     encoder hands it numbers of each id. A `costly` one takes so many operations for a vector that each id of a batch is
     computed once on a CPU.
+
+    On a GPU the vectors of several features are combined in one pass if their combiners are `alike`. One that holds
+    tensors is alone, unless its class names them in `beside` and defines `combine`, which gets them as chunks.
 
     Attributes:
         like: the moments of the replaced table, for combiners that draw something by themselves (`draws`).
@@ -33,6 +39,8 @@ class Combiner(KeptBuffers, abc.ABC):
     neutral: ClassVar[Mapping[int, float]] = {}
     draws: ClassVar[bool] = False
     costly: ClassVar[bool] = False
+    beside: ClassVar[tuple[str, ...]] = ()
+    """The names of the buffers, [1, ...], that `combine` takes after the chunks, with a row for each vector."""
     like: Moments = Moments()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -48,6 +56,28 @@ class Combiner(KeptBuffers, abc.ABC):
 
         The numbers that the encoder hands over (`Encoder.handed`) follow the chunks.
         """
+
+    def combine(self, chunks: Sequence[Tensor]) -> Tensor:
+        """Combine as `forward` does, with the buffers that `beside` names as further chunks."""
+        return self(chunks)
+
+    def alike(self) -> Hashable | None:
+        """Return a key of the combiners of this class that do the same with `combine`; None for one that is alone.
+
+        The default is what the combiner was made with.
+        """
+        own = vars(type(self))
+        held = {name for name, _ in self.named_buffers()} - {*(self.beside if "beside" in own else ())}
+        if held or any(True for _ in self.parameters()):
+            return None
+        settings = tuple(
+            (name, value) for name, value in vars(self).items() if name[0] != "_" and name not in _NOT_MADE
+        )
+        try:
+            hash(settings)
+        except TypeError:  # a setting that cannot be compared
+            return None
+        return settings
 
     def reset_parameters(self) -> None:
         """Draw the parameters that the combiner learns; by default it has none."""

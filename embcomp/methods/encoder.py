@@ -121,6 +121,10 @@ class Encoder(Maps, abc.ABC):
             return torch.func.functional_call(_Handed(self), on_meta, (ids,))
         return self.handed(ids)
 
+    def hands_with(self) -> Hashable | None:
+        """Return a key of the encoders of this class whose `hand_together` does for all at once what `hand` does."""
+        return None
+
     def lookups_of(self, chunk: int) -> int:
         """Return how many rows a chunk reads for each id."""
         return 1

@@ -1,6 +1,6 @@
 """ROBE: all vectors are blocks of one flat array, which may begin at any place of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -12,6 +12,7 @@ from embcomp.methods.hashing import HashEncoder
 from embcomp.methods.together import Parts
 from embcomp.ops.hashing import MAX_ROWS, hash_rows
 from embcomp.ops.together.blocks import blocks
+from embcomp.ops.together.hashing import hashed
 from embcomp.settings import MAX_READS, Width, Within
 
 _WIDE = 4  # rows are multiples of so many floats, which FBGEMM can read
@@ -30,6 +31,7 @@ class Blocks(Combiner):
     linear = False
     linear_in_rows = True
     draws = True
+    beside = ("centre",)
     centre: Tensor
 
     def __init__(self, blocks: int, block: int) -> None:
@@ -41,12 +43,15 @@ class Blocks(Combiner):
         self.centre.fill_(self.like.mean)
 
     def forward(self, chunks: Sequence[Tensor]) -> Tensor:
-        *rows, starts, signs = chunks
+        return self.combine([*chunks, self.centre])
+
+    def combine(self, chunks: Sequence[Tensor]) -> Tensor:
+        *rows, starts, signs, centre = chunks
         pairs = torch.stack(rows, dim=-2)
         pairs = pairs.reshape(*pairs.shape[:-2], self.blocks, 2 * pairs.shape[-1])
         columns = starts.unsqueeze(-1) + torch.arange(self.block, device=starts.device)
         read = pairs.gather(-1, columns) * signs.unsqueeze(-1).to(pairs.dtype)
-        return read.flatten(-2) + self.centre.to(read)  # the device too: only shapes may be asked for
+        return read.flatten(-2) + centre.to(read)  # the device too: only shapes may be asked for
 
     def dim(self, dims: Sequence[int]) -> int:
         return self.blocks * self.block
@@ -80,6 +85,26 @@ class BlockEncoder(HashEncoder):
         if len(self.ranges) == 1:
             return [starts, torch.ones_like(starts, dtype=torch.float32)]
         return [starts, (2 * hash_rows(ids, self.keys[self.lookups[0] :], 2) - 1).float()]
+
+    @classmethod
+    def hand_together(cls, asked: Parts) -> list[Tensor]:
+        """Return what several encoders hand over (`embcomp.methods.together`)."""
+        encoders, lookups = asked.encoder_of, asked.encoder_of[0].lookups
+        hashes, entries = len(lookups), [encoder.ranges[0] for encoder in encoders]
+        first = [number for number in (0, lookups[0])[:hashes] for _ in encoders]
+        sizes = [*entries, *([2] * len(encoders))][: len(first)]
+        found = hashed(asked.batch.repeated(hashes), hashes * asked.buffers("keys"), first, sizes, lookups[0])
+        places, *signs = found.chunk(hashes)
+        (width,) = asked.each([encoder.width for encoder in encoders])
+        starts = places % width
+        return (
+            [starts, *((2 * sign - 1).float() for sign in signs)]
+            if signs
+            else [starts, torch.ones_like(starts).float()]
+        )
+
+    def hands_with(self) -> Hashable:
+        return self.lookups
 
     def lookups_of(self, chunk: int) -> int:
         return 1

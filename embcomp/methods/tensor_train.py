@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -63,6 +63,9 @@ class Chain(Combiner):
         ids = first.shape[:-1]
         pair = first.reshape(-1, d1, rank) @ middle.reshape(-1, rank, d2 * rank)
         return (pair.reshape(-1, d1 * d2, rank) @ last.reshape(-1, rank, d3)).reshape(*ids, d1 * d2 * d3)
+
+    def alike(self) -> Hashable:
+        return self.shape.widths, self.shape.rank  # the factors of the ids only matter to encoders
 
     def dim(self, dims: Sequence[int]) -> int:
         return math.prod(self.shape.widths)

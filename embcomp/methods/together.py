@@ -2,7 +2,7 @@
 
 Encoding one encoder after the other launches a dozen small kernels for each on a GPU. A class that defines
 `encode_together` gets the ids of all of its features as one batch (`embcomp.ops.together`), and takes as many
-operations as a single encoder.
+operations as a single encoder. `hand_together` is the same for numbers that are handed to the combiner.
 """
 
 from collections.abc import Hashable, Sequence
@@ -91,6 +91,26 @@ def encode_together(parts: Sequence[Part], batch: Batch) -> Rows:
     """
     encoder: Any = type(parts[0].encoder)
     return encoder.encode_together(Parts(parts, batch))
+
+
+def hand_alike(encoder: Any) -> Hashable | None:
+    """Return a key of encoders that hand numbers over together, as `alike` does; None for one that does it alone."""
+    own = encoder.hands_with() if "hand_together" in vars(type(encoder)) else None
+    return None if own is None else (type(encoder), own)
+
+
+def hand_together(parts: Sequence[Part], batch: Batch) -> list[Tensor]:
+    """Return the numbers that the encoder of each part hands to the combiner for each id, [N, ...] each.
+
+    Args:
+        parts: the parts, whose encoders are of one kind (`hand_alike`); their chunks do not matter.
+        batch: the ids that each part encodes.
+
+    Raises:
+        RuntimeError: an id is out of range, raised as an asynchronous assertion.
+    """
+    encoder: Any = type(parts[0].encoder)
+    return encoder.hand_together(Parts(parts, batch))
 
 
 def batch_of(

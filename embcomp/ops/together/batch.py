@@ -74,6 +74,22 @@ class Batch:
         self._number: Tensor | None = None
         self._ids: Tensor | None = None
 
+    def repeated(self, times: int) -> "Batch":
+        """Return a batch in which all parts occur several times, one after the other."""
+        if times == 1:
+            return self
+        order = tuple(range(len(self.ids_of))) if self.order is None else self.order
+        limits = [None if last == LARGEST else last + 1 for last in self.last]
+        return Batch(
+            self.values,
+            self.counts,
+            times * order,
+            times * list(self.ids_of),
+            times * limits,
+            self.names,
+            self.constants,
+        )
+
     @property
     def sizes(self) -> list[int]:
         """The number of ids of each part."""

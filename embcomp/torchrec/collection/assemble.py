@@ -9,14 +9,18 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from embcomp.methods.base import Concat
 from embcomp.methods.combiners import as_module
+from embcomp.ops.together.batch import Constants
 from embcomp.torchrec.collection.combine import combined, divided, pool, summed
+from embcomp.torchrec.collection.hand import handed
 from embcomp.torchrec.collection.layout import Output, Read
 from embcomp.tracing import NotScripted, one_node
 
 Branches = Mapping[str, KeyedTensor | dict[str, JaggedTensor]]
 
 
-def vectors_of_ids(outputs: Sequence[Output], features: KeyedJaggedTensor, branches: Branches) -> list[Tensor]:
+def vectors_of_ids(
+    outputs: Sequence[Output], features: KeyedJaggedTensor, branches: Branches, constants: Constants
+) -> list[Tensor]:
     """Return the vector of each id of each output, [N, dim] each."""
     reads = [(output, read) for output in outputs for read in output.reads]
     found = [branches[read.branch][read.key].values() for _, read in reads]  # pyright: ignore
@@ -35,9 +39,8 @@ def vectors_of_ids(outputs: Sequence[Output], features: KeyedJaggedTensor, branc
         else:
             values = next(sums)
         chunks[output.key].append(values)
-    for output in outputs:
-        if output.plan.encoder.hands:
-            chunks[output.key] += output.plan.encoder.hand(features[output.feature].values())
+    for output, numbers in zip(outputs, handed(outputs, features, constants), strict=True):
+        chunks[output.key] += numbers
     return combined([output.plan.combiner for output in outputs], list(chunks.values()))
 
 
@@ -50,6 +53,7 @@ class _Assemble(NotScripted, nn.Module):
     """The base of both modules."""
 
     outputs: tuple[Output, ...]
+    constants: Constants
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -57,6 +61,8 @@ class _Assemble(NotScripted, nn.Module):
             for output in self.outputs:
                 as_module(output.plan.combiner)
             self.combiners = _combiners(self.outputs)
+        if not hasattr(self, "constants"):
+            self.constants = Constants()
 
 
 class AssembleBags(_Assemble):
@@ -67,6 +73,7 @@ class AssembleBags(_Assemble):
         self.outputs = tuple(outputs)
         self.weighted = weighted
         self.combiners = _combiners(outputs)
+        self.constants = Constants()
         reads: list[Read] = [read for output in outputs for read in output.reads]
         # Chunks that only stand side by side already do so in the inner result: it is taken as it is, without a copy.
         self.as_is = (
@@ -102,7 +109,7 @@ class AssembleBags(_Assemble):
     def _of_ids(self, features: KeyedJaggedTensor, branches: Branches) -> dict[str, Tensor]:
         """The vectors that are pooled after they are combined."""
         outputs = [output for output in self.outputs if not output.pooled]
-        vectors = vectors_of_ids(outputs, features, branches)
+        vectors = vectors_of_ids(outputs, features, branches, self.constants)
         ids = [features[output.feature] for output in outputs]
         return dict(zip([output.key for output in outputs], pool(vectors, ids, self.weighted), strict=True))
 
@@ -115,11 +122,12 @@ class AssembleSequences(_Assemble):
         self.outputs = tuple(outputs)
         self.need_indices = need_indices
         self.combiners = _combiners(outputs)
+        self.constants = Constants()
 
     @one_node
     def forward(self, features: KeyedJaggedTensor, branches: Branches) -> dict[str, JaggedTensor]:
         result = {}
-        vectors = vectors_of_ids(self.outputs, features, branches)
+        vectors = vectors_of_ids(self.outputs, features, branches, self.constants)
         for output, values in zip(self.outputs, vectors, strict=True):
             ids = features[output.feature]
             result[output.key] = JaggedTensor(

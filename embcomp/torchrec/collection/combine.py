@@ -57,14 +57,8 @@ def in_groups(
 
 def kind_of(combiner: Combiner) -> Hashable | None:
     """Return a key of combiners that do the same; None for one that holds tensors of its own."""
-    if combiner.draws or any(True for held in (combiner.parameters(), combiner.buffers()) for _ in held):
-        return None
-    settings = tuple((name, value) for name, value in vars(combiner).items() if name[0] != "_" and name != "training")
-    try:
-        hash(settings)
-    except TypeError:  # a setting that cannot be compared
-        return None
-    return type(combiner), settings
+    own = combiner.alike()
+    return None if own is None else (type(combiner), own)
 
 
 def combined(combiners: Sequence[Combiner], chunks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -74,7 +68,15 @@ def combined(combiners: Sequence[Combiner], chunks: Sequence[Sequence[Tensor]]) 
         kind_of(combiner) if together and not (type(combiner) is Concat and len(own) == 1) else None
         for combiner, own in zip(combiners, chunks, strict=True)
     ]
-    return in_groups(kinds, chunks, lambda number, joined: combiners[number](joined))
+    given = [
+        [*own, *(getattr(combiner, name).expand(len(own[0]), -1) for name in combiner.beside if kind is not None)]
+        for combiner, kind, own in zip(combiners, kinds, chunks, strict=True)
+    ]
+
+    def combine(number: int, joined: list[Tensor]) -> Tensor:
+        return combiners[number](joined) if kinds[number] is None else combiners[number].combine(joined)
+
+    return in_groups(kinds, given, combine)
 
 
 def summed(values: Sequence[Tensor], lookups: Sequence[int]) -> list[Tensor]:
