@@ -35,12 +35,6 @@ They are close together down to 1/27: a table with most of the worth would other
 MANY = 100
 """The number of tables above which each gets fewer options: about 40 instead of 90."""
 
-UNREAD = 0.1
-"""The share of rows that no training reads, from which on shared and narrow rows are also offered without bits.
-
-The grid of few bits follows all rows (`embcomp.planner.rules.UNREAD`), so that floats may lose less.
-"""
-
 MOST_GROUPS = 6
 """The maximum number of tables in the smaller groups that may share one store."""
 
@@ -189,7 +183,6 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
         return
     yield Full()
     served = count == "served"
-    read = ids if counts is None else int((counts > 0).sum())
     if ids <= SMALL:
         yield from (LowBit(bits=bits) for bits in (8, 4)) if served else (HashingTrick(rows=1, seed=seed),)
         if not served and width % 2 == 0:
@@ -202,8 +195,6 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
         yield from (
             (LowBit(bits=bits, of=narrow) for bits in ((8, 4, 2) if coarse else (8, 4, 3, 2))) if served else (narrow,)
         )
-        if served and read < (1 - UNREAD) * ids:
-            yield narrow
     if served:
         for parts in {width // 2, width // 4} - {0}:
             if width % parts == 0:
@@ -224,8 +215,6 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
             yield from (
                 (LowBit(bits=bits, of=method) for bits in ((4, 2) if coarse else (4, 3, 2))) if served else (method,)
             )
-            if served and read < (1 - UNREAD) * rows:
-                yield method
 
 
 def _finer(shares: Sequence[float]) -> list[float]:
