@@ -172,8 +172,9 @@ def choose(
         search = Search(held, offered(silent=judge.silent), judge, count, budget)
         search.check()
         heard.most = heard.number + judge.measurable(search.options) + TOGETHER
-        plan, level, notes = search.best(), 2, []
-        if train is not None:
+        if train is None:
+            plan, level, notes = search.best(), 2, []
+        else:
             (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
         choice = search.choice(plan, level)
     failed = [f"{', '.join(f.tables)}: {_what(f.method)}: {f.why}" for f in probes.failed]

@@ -156,7 +156,7 @@ class Search:
         They differ in more than small tables, and are not expected to lose much more than the best.
         """
         plans: dict[object, list[Option]] = {}
-        for plan in sorted(self.candidates(), key=self.cost):
+        for plan in sorted(self.candidates(in_time=True), key=self.cost):
             large = [o for o in plan if any((self.held[i].table.num_embeddings or SMALL + 1) > SMALL for i in o.tables)]
             plans.setdefault(tuple((o.tables, kind(o.method), _bits(o.method)) for o in large), plan)
         first, *others = plans.values()

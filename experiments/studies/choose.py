@@ -198,7 +198,7 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
         **_data(task),
         seconds=PLANNING / 2 * whole,
         train=train,
-        effort=PLANNING / 4,
+        effort=PLANNING / 8,
         **given,
     )
     return choice, (time.process_time() - started) / whole
