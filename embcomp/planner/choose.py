@@ -20,13 +20,13 @@ from embcomp.methods.plan import Count
 from embcomp.methods.request import Budget
 from embcomp.methods.table import Table
 from embcomp.planner import linked, rules
-from embcomp.planner.choice import Choice
+from embcomp.planner.choice import Choice, kind
 from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates, guessed
 from embcomp.planner.features_ranking import FeatureRanking
 from embcomp.planner.losses import calibrated_log_loss, check_labels, log_loss
 from embcomp.planner.offers import offers, only_sides
 from embcomp.planner.options import Option, Options, options_of
-from embcomp.planner.probes import Loss, Probes
+from embcomp.planner.probes import Loss, Probes, evaluating
 from embcomp.planner.progress import Progress
 from embcomp.planner.reads import Reads
 from embcomp.planner.search import TOGETHER, Search
@@ -44,6 +44,9 @@ LEAST = 0.005
 
 OVERFITS = 1.05
 """The share of the loss without a model above which a model is taken to overfit; untrained ones are close to 1."""
+
+PROBABILITIES = 32
+"""The outputs from which on values in [0, 1] alone are taken for a mistake."""
 
 CALIBRATED = 100
 """The minimum number of rows of a batch (but the last) whose logits are scaled: fewer rows show noise as knowledge."""
@@ -130,7 +133,7 @@ def choose(
     started = time.monotonic()
     checked(count, Count, "count")
     checked(init, After, "init")
-    if seconds is not None and not (isinstance(seconds, int | float) and seconds >= 0):
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0):
         raise ValueError(f"seconds must be a number of at least 0, or None, got {seconds!r}")
     checked(progress, bool | None, "progress")
     checked(effort, float, "effort")
@@ -138,6 +141,8 @@ def choose(
         raise ValueError(f"cache must be a file for the probes, and {cache} is a folder")
     if data is not None and not isinstance(data, Iterable):
         raise TypeError(f"data must be held-out batches, a list of them or a loader, got {shown(data)}")
+    if data is None:
+        _check_needless(init, cache, seconds)
     if isinstance(model_or_tables, Tensor):
         raise TypeError("choose takes a model or its tables, got a tensor; for item vectors: embcomp.retrieval.choose")
     held = held_tables(model_or_tables, keep, widths)
@@ -166,6 +171,12 @@ def choose(
         raise TypeError("data is for a trained model: give the model instead of its tables")
     with Progress(progress, seconds) as heard:
         probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, heard)
+        if probes.worth(range(len(held))) is None:  # the time was over before the first
+            search = Search(held, offered(silent=judge.silent), judge, count, budget)
+            search.check()
+            notes = [f"the time of {seconds} s ended before the first probe: all is by rules, as without a model"]
+            choice = search.choice(search.best(), 1)
+            return replace(choice, failed=[], notes=notes, seconds=time.monotonic() - started)
         told = _worth(held, worth)
         prior = [told.get(table.name, 0.0) for table in held] if told else guessed(held, known)
         judge = ByProbes(held, probes, init, rule, None if of_graph else prior)
@@ -178,6 +189,7 @@ def choose(
             (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
         choice = search.choice(plan, level)
     failed = [f"{', '.join(f.tables)}: {_what(f.method)}: {f.why}" for f in probes.failed]
+    notes = [*notes, *_notes_on(model_or_tables, probes)]
     if probes.late:
         notes = [*notes, f"the time of {seconds} s ended after {probes.made} probes: the rest is by rules"]
     return replace(choice, failed=failed, seconds=time.monotonic() - started, notes=notes)
@@ -195,15 +207,45 @@ def _raced(
     names = [{escape(search.held[i].name): o.method for o in plan for i in o.tables} for plan in plans]
 
     def loss(candidate: nn.Module) -> float:
-        with torch.no_grad():
-            candidate.eval()
+        with torch.no_grad(), evaluating(candidate):
             losses = [float(judge.probes.loss(candidate, batch)) for batch in judge.probes.batches]
-        value = sum(losses) / len(losses)
+        value = judge.probes.mean(losses)
         return value if math.isfinite(value) else float("inf")
 
-    winner, losses = halved(model, names, train, loss, effort=effort, heard=judge.probes.heard)
-    said = [f"short trainings: {len(plans)} plans, losses {', '.join(f'{x:.4f}' for x in losses)}"]
-    return plans[winner], said
+    wrong: list[str] = []
+
+    def failed(plan: int, why: str) -> None:
+        methods = ", ".join(dict.fromkeys(kind(option.method) for option in plans[plan]))
+        wrong.append(f"the short training of plan {plan + 1} ({methods}) failed: {why}")
+
+    winner, losses = halved(model, names, train, loss, effort=effort, heard=judge.probes.heard, failed=failed)
+    said = f"short trainings: {len(plans)} plans, losses {', '.join(f'{x:.4f}' for x in losses)}"
+    return plans[winner], [said, *wrong]
+
+
+def _check_needless(init: After, cache: StrPath | None, seconds: float | None) -> None:
+    """Raise ValueError for settings that say something of probes, where there is no data for them."""
+    if init == "fit":
+        raise ValueError("init='fit' means that no training follows, so that losses are measured: give data")
+    for name, value in (("cache", cache), ("seconds", seconds)):
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is for the probes of a trained model, which need data")
+
+
+def _notes_on(model: nn.Module, probes: Probes) -> list[str]:
+    """Return what a user should know of the loss that was measured."""
+    if probes.loss is calibrated_log_loss:
+        return ["the model overfits: losses are those that are left when its logits are scaled"]
+    if probes.loss is not log_loss:
+        return []
+    *inputs, _ = probes.batches[0]
+    with torch.no_grad(), evaluating(model):
+        outputs = model(*inputs)
+    if outputs.numel() >= PROBABILITIES and bool(((outputs >= 0) & (outputs <= 1)).all()):
+        return [
+            "all outputs of the model lie in [0, 1], and are taken for logits: if they are probabilities, give loss="
+        ]
+    return []
 
 
 def _what(probe: str) -> str:
@@ -238,12 +280,19 @@ def _probes(
     if empty:
         raise ValueError(f"tables {empty} are on the meta device, and hold no values to measure")
     entropy = check_labels(batches) if loss is None else None
-    probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard)
+    sizes = [batch[-1].numel() for batch in batches] if loss is None else []
+    probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard, sizes=sizes)
     overfits = entropy is not None and probes.base > OVERFITS * entropy
-    if overfits and all(batch[-1].numel() >= CALIBRATED for batch in batches[:-1]):  # it may still rank
+    if overfits and all(size >= CALIBRATED for size in sizes[:-1]):  # it may still rank
         left = None if seconds is None else max(0.0, seconds - probes.spent)
-        probes = Probes(model, held, batches, calibrated_log_loss, counts, cache, left, heard)
-    worth, error = probes.worth(range(len(held))) or (math.inf, 0.0)
+        many = [batch for batch, size in zip(batches, sizes, strict=True) if size >= CALIBRATED]
+        if many:  # without a last batch of few rows, to which any scale fits
+            sizes = [batch[-1].numel() for batch in many]
+            probes = Probes(model, held, many, calibrated_log_loss, counts, cache, left, heard, sizes=sizes)
+    measured = probes.worth(range(len(held)))
+    if measured is None and probes.failed:
+        raise ValueError(f"the model cannot be measured with one vector for all ids of a table: {probes.failed[0].why}")
+    worth, error = measured or (math.inf, 0.0)
     least = LEAST * abs(probes.base)
     if worth <= max(3 * error, least) or (entropy is not None and probes.base >= entropy - least):
         without = f"{probes.base + worth:.4f} with one vector for all ids of each table" if worth < math.inf else ""

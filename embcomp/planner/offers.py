@@ -1,7 +1,7 @@
 """The options that need more than sizes: clusters of an interaction graph, and semantic codes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from embcomp.methods.plan import Count
 from embcomp.methods.semantic.method import SemanticIds
 from embcomp.planner.tables import Held, by_name
 from embcomp.semantic_ids.pieces.base import PrefixNgram
-from embcomp.settings import shown
+from embcomp.settings import checked, shown
 
 if TYPE_CHECKING:
     from embcomp.graph.cluster_map import Side
@@ -112,7 +112,14 @@ def only_sides(held: Sequence[Held], edges: "Edges", given: "Mapping[str, Side] 
 
 def _sides(held: Sequence[Held], edges: "Edges", given: "Mapping[str, Side] | None") -> "dict[str, Side]":
     if given is not None:
-        return by_name(held, given, "sides")
+        known = by_name(held, given, "sides")
+        for name, side in known.items():
+            checked(side, Literal["users", "items"], f"sides[{name!r}]")
+            ids = edges.num_users if side == "users" else edges.num_items
+            own = next(table.table.num_embeddings for table in held if table.name == name)
+            if own != ids:
+                raise ValueError(f"sides: table {name!r} has {own} ids, and the graph {ids} {side}")
+        return known
     sides: dict[str, Side] = {}
     for side, ids in (("users", edges.num_users), ("items", edges.num_items)):
         owners = [table.name for table in held if table.table.num_embeddings == ids and not table.kept]

@@ -109,7 +109,7 @@ def options_of(
     stored = {i for option in options for i in option.tables}
     for i, table in enumerate(held):
         if i not in stored:
-            why = [f": {_refusal([table], method)}" for method in asked.get(i, ())][-1:]
+            why = [f": {_refusal(_sharing(held, asked, i, method), method)}" for method in asked.get(i, ())][-1:]
             remedy = "add embcomp.Full() to its options, or keep it"
             raise ValueError(f"table {table.name!r}: no option fits it{''.join(why)}; {remedy}")
     return options
@@ -158,8 +158,18 @@ def _priced(
 
 def option_of(numbers: Sequence[int], held: Sequence[Held], method: Method, sizes: Sizes, grows: bool) -> Option:
     """Return the option of a method for some tables, with all bytes that it takes."""
+    if isinstance(method, Full) and all(table.again for table in held):
+        return Option(tuple(numbers), method, 0, 0)
     apart = 0 if isinstance(method, Full) else sum(table.apart for table in held)
     return Option(tuple(numbers), method, sizes.nbytes("served") + apart, sizes.nbytes("training") + apart, grows)
+
+
+def _sharing(held: Sequence[Held], asked: Mapping[int, Sequence[Method]], i: int, method: Method) -> list[Held]:
+    """The tables that a method was to store together with table i, which comes first."""
+    if not method.shares_store:
+        return [held[i]]
+    others = [j for j, methods in asked.items() if j != i and any(m is method for m in methods)]
+    return [held[i], *(held[j] for j in others if held[j].home == held[i].home and not held[j].kept)]
 
 
 def _refusal(tables: Sequence[Held], method: Method) -> str:
@@ -168,6 +178,8 @@ def _refusal(tables: Sequence[Held], method: Method) -> str:
         method.sizes([table.table for table in tables])
     except ValueError as error:
         return str(error).removeprefix(f"table {tables[0].name!r}: ")
+    if not any(table.widths == "fbgemm" for table in tables):
+        return f"{type(method).__name__} cannot store it"
     return f"{type(method).__name__} has rows whose width FBGEMM cannot hold (it must be a multiple of 4)"
 
 

@@ -58,6 +58,7 @@ class Probes:
         cache: a file for the figures, one per line.
         seconds: the time in seconds after which nothing more is measured.
         heard: a function that is told of each figure.
+        sizes: the number of rows of each batch, by which their losses are weighed; by default all weigh the same.
 
     Attributes:
         base: the loss of the unchanged model.
@@ -75,6 +76,7 @@ class Probes:
     cache: StrPath | None = None
     seconds: float | None = None
     heard: Callable[[str], None] = lambda text: None
+    sizes: Sequence[int] = ()
     failed: list[Failure] = field(default_factory=list)
     made: int = 0
 
@@ -83,12 +85,18 @@ class Probes:
             raise ValueError("data holds no batch: give held-out batches, a list of them or a loader")
         self._started = time.monotonic()
         self._losses = self._measured()
-        self.base = sum(self._losses) / len(self._losses)
+        self.base = self.mean(self._losses)
         self._known: dict[str, tuple[float, float]] = {}
         self._digests = [_digest(table.weight) + _digest(self.counts.get(table.name)) for table in self.held]
         self._data = f"{len(self.batches)} {self.base!r}"
         if self.cache is not None and Path(self.cache).exists():
             self._known = _read(Path(self.cache))
+
+    def mean(self, losses: Sequence[float]) -> float:
+        """Return the mean of the losses of all batches, weighed by their rows."""
+        if len(set(self.sizes)) < 2:
+            return sum(losses) / len(losses)
+        return sum(size * loss for size, loss in zip(self.sizes, losses, strict=True)) / sum(self.sizes)
 
     @property
     def spent(self) -> float:
@@ -130,10 +138,10 @@ class Probes:
             names = tuple(self.held[i].name for i in tables)
             try:
                 rises = [new - old for new, old in zip(self._with(make()), self._losses, strict=True)]
-                rise = sum(rises) / len(rises)
+                rise = self.mean(rises)
                 if not math.isfinite(rise):
                     raise ValueError(f"the loss becomes {rise + self.base}")
-                error = _error(rises)
+                error = _error(rises, rise, self.sizes or [1] * len(rises))
             except Exception as failure:  # of one option: it is recorded, and the others continue
                 self.failed.append(Failure(names, what, f"{type(failure).__name__}: {failure}"))
                 rise = error = math.nan
@@ -160,13 +168,13 @@ class Probes:
                 weight.data.copy_(new)
             return self._measured()
         finally:
-            for weight, old in kept:
+            for weight, old in reversed(kept):  # of a weight that two tables share the first copy is the trained one
                 weight.data.copy_(old)
 
     @torch.no_grad()
     def _measured(self) -> list[float]:
         losses = []
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for batch in self.batches:
                 value = self.loss(self.model, batch)
                 if isinstance(value, Tensor) and value.numel() != 1:
@@ -244,7 +252,7 @@ def _put(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Set evaluation mode, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -263,12 +271,12 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def _error(rises: Sequence[float]) -> float:
-    """The standard error of the mean; 0 for a single value."""
+def _error(rises: Sequence[float], mean: float, sizes: Sequence[int]) -> float:
+    """The standard error of the mean, weighed by sizes; 0 for a single value."""
     if len(rises) < 2:
         return 0.0
-    mean = sum(rises) / len(rises)
-    return math.sqrt(sum((rise - mean) ** 2 for rise in rises) / (len(rises) - 1) / len(rises))
+    spread = sum((size * (rise - mean)) ** 2 for rise, size in zip(rises, sizes, strict=True)) / sum(sizes) ** 2
+    return math.sqrt(spread * len(rises) / (len(rises) - 1))
 
 
 def _append(path: Path, key: str, rise: float, error: float) -> None:
@@ -287,7 +295,10 @@ def _append(path: Path, key: str, rise: float, error: float) -> None:
 def _read(path: Path) -> dict[str, tuple[float, float]]:
     """The figures of a file; incomplete lines are skipped, and measured again."""
     known = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not (first := next((line for line in lines if line.strip()), '{"')).startswith('{"'):
+        raise ValueError(f"cache {path} holds something else than probes ({first[:40]!r}): name another file")
+    for line in lines:
         try:
             values = json.loads(line)
             key, rise, error = values["probe"], float(values["rise"]), float(values["error"])

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from embcomp.formats import grouped
 from embcomp.methods.base import Method
@@ -76,11 +77,13 @@ class Search:
             alone = [o for o in options if len(o.tables) == 1]
             smallest = {o.tables: o for o in sorted(alone, key=lambda o: -o.nbytes(self.count))}
             largest = max(smallest.values(), key=lambda o: o.nbytes(self.count))
-            name = self.held[largest.tables[0]].name
+            held = self.held[largest.tables[0]]
+            why = f"stays as it is: {held.kept}" if held.kept else kind(largest.method)
+            remedy = "let it be compressed" if held.kept else "give options that take less"
             raise ValueError(
                 f"a budget of {grouped(self.budget)} bytes ({self.count}) is too small: the least possible is "
-                f"{grouped(least)}, of which table {name!r} takes {grouped(largest.nbytes(self.count))} "
-                f"({kind(largest.method)}); raise the budget, or give options that take less"
+                f"{grouped(least)}, of which table {held.name!r} takes {grouped(largest.nbytes(self.count))} "
+                f"({why}); raise the budget, or {remedy}"
             )
 
     def _smallest(self, items: Sequence[Item]) -> float:
@@ -131,6 +134,8 @@ class Search:
         cheap = self.solved(_no_codes)  # first, as the probes of codes take most of the time there is
         add(self.solved())
         add(cheap)
+        if not plans:
+            raise ValueError(f"no plan is left: {self._left_out()}")
         for allowed in (_no_rank, _no_sharing, _bits_alone, _shared_alone, _halves_alone):
             if in_time and self.judge.late:
                 return plans
@@ -149,6 +154,12 @@ class Search:
             if not self._learned(plan):
                 add(plan)
         return plans
+
+    def _left_out(self) -> str:
+        """The tables all of whose options failed."""
+        fine = {i for o in self.options if math.isfinite(self.judge.loss(o)) for i in o.tables}
+        names = [held.name for i, held in enumerate(self.held) if i not in fine]
+        return f"every option of {names} failed" if names else "the options that did not fail take too many bytes"
 
     def rivals(self) -> list[list[Option]]:
         """Return the plans that short trainings decide between, those of the least expected loss first.
@@ -171,12 +182,12 @@ class Search:
             return self.grown(plan)
         return self.grown(min(self.candidates(in_time=True), key=self.cost))
 
-    def grown(self, plan: list[Option]) -> list[Option]:
+    def grown(self, plan: list[Option], budget: int | None = None) -> list[Option]:
         """Return the plan with shared rows enlarged by the rest of the budget, those of the largest loss first.
 
         Rows are only added as far as the expected loss does not rise.
         """
-        left = self.budget - sum(option.nbytes(self.count) for option in plan)
+        left = (self.budget if budget is None else budget) - sum(option.nbytes(self.count) for option in plan)
         grown = list(plan)
         for place in sorted(range(len(plan)), key=lambda place: -self.judge.loss(plan[place])):
             option, rows = plan[place], rows_of(plan[place].method)
@@ -200,20 +211,26 @@ class Search:
                 larger = made(middle)
                 fits = larger is not None and larger.nbytes(self.count) - option.nbytes(self.count) <= left
                 low, high = (middle, high) if fits else (low, middle)
-            larger = made(low)
+            larger = self._known(made(low))
             while larger is not None and low > rows and self.judge.loss(larger) > self.judge.loss(option):
                 low = (rows + low) // 2  # more rows that are never read make the grid of few bits coarser
-                larger = made(low)
+                larger = self._known(made(low))
             if larger is not None and low > rows:
                 left -= larger.nbytes(self.count) - option.nbytes(self.count)
                 grown[place] = larger
         return grown
 
+    def _known(self, option: Option | None) -> Option | None:
+        """Examine an option that was made after the others."""
+        if option is not None:
+            self.judge.learn(option)
+        return option
+
     def choice(self, plan: Sequence[Option], level: int) -> Choice:
         """Make the `Choice` of a plan."""
         of_table = {i: option for option in plan for i in option.tables}
         loss = self.judge.joint(plan)
-        richer = self.solved(times=1.1) or list(plan)
+        richer = self.grown(self.solved(times=1.1) or list(plan), int(1.1 * self.budget))
         gain = max(0.0, sum(map(self.judge.loss, plan)) - sum(map(self.judge.loss, richer)))
         richer_of = {i: option for option in richer for i in option.tables}
         lines = [self._line(i, of_table[i], richer_of[i]) for i in range(len(self.held))]
@@ -246,7 +263,8 @@ class Search:
 
     def curve(self) -> list[Point]:
         """Return the least expected loss from the fewest bytes to the full tables, by what is known so far."""
-        _, items = self.items()
+        options, items = self.items()
+        losses = [self.judge.loss(option) for option in options]
         smallest = self._smallest(items)
         low = max(1, int(smallest) if math.isfinite(smallest) else least_nbytes(items, len(self.held)))
         high = max(low + 1, sum(table.nbytes for table in self.held), self.budget)
@@ -254,9 +272,14 @@ class Search:
         curve = []
         for k in range(points):
             size = math.ceil(low * (high / low) ** (k / (points - 1)))
-            solution = best(items, len(self.held), size, near=0.01, seconds=2.0)
-            if solution is not None:
-                curve.append(Point(solution.nbytes, solution.loss))
+            price = PRICE * sum(self.judge.worth) / size
+            priced = [replace(item, loss=loss + price * item.nbytes) for item, loss in zip(items, losses, strict=True)]
+            solution = best(priced, len(self.held), size, near=0.01, seconds=2.0)
+            if solution is None:
+                continue
+            point = Point(solution.nbytes, sum(losses[i] for i in solution.items))
+            if not curve or (point.nbytes > curve[-1].nbytes and point.loss < curve[-1].loss):
+                curve.append(point)
         return curve
 
 

@@ -33,6 +33,7 @@ class Held:
         weight: the trained vectors, [num_embeddings, embedding_dim]; None without a model.
         padding: the id whose vector is stored separately, or None.
         kept: the reason why the table stays unchanged, or "".
+        again: True if an earlier table has the same weight, whose bytes count once.
     """
 
     table: Table
@@ -42,6 +43,7 @@ class Held:
     weight: Tensor | None = None
     padding: int | None = None
     kept: str = ""
+    again: bool = False
 
     @property
     def name(self) -> str:
@@ -56,8 +58,8 @@ class Held:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the full table in float32; 0 for an open id space."""
-        return (self.table.num_embeddings or 0) * self.table.embedding_dim * FLOAT_BYTES
+        """The bytes of the full table in float32; 0 for an open id space, and for a weight that was counted."""
+        return 0 if self.again else (self.table.num_embeddings or 0) * self.table.embedding_dim * FLOAT_BYTES
 
 
 def held_tables(
@@ -76,7 +78,7 @@ def held_tables(
     """
     checked(widths, Widths | None, "widths")
     if isinstance(asked, nn.Module):
-        held = [table for holder in plain_holders(asked) for table in _of(asked, holder, widths)]
+        held = _weights_once([table for holder in plain_holders(asked) for table in _of(asked, holder, widths)])
     else:
         held = [Held(table, [table.name], widths=widths or "any") for table in tables_of(asked)]
     if not held:
@@ -94,6 +96,19 @@ def held_tables(
         dataclasses.replace(t, kept="kept as asked") if any(matches(t, pattern) for pattern in patterns) else t
         for t in held
     ]
+
+
+def _weights_once(held: Sequence[Held]) -> list[Held]:
+    """Mark the tables whose weight is that of an earlier one."""
+    first: dict[int, Held] = {}
+    marked = []
+    for table in held:
+        owner = first.setdefault(id(table.weight), table)
+        if owner is not table:
+            kept = table.kept or f"its weight is that of {owner.name}"
+            table = dataclasses.replace(table, kept=kept, again=True)
+        marked.append(table)
+    return marked
 
 
 def matches(held: Held, pattern: str) -> bool:
@@ -116,6 +131,8 @@ def by_name(held: Sequence[Held], given: Mapping[str, Value] | None, what: str) 
     Raises:
         ValueError: no table has a name.
     """
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"{what} must be a mapping from names of tables, got {shown(given)}")
     result: dict[str, Value] = {}
     for name, value in (given or {}).items():
         found = owners(held, name)

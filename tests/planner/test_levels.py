@@ -248,9 +248,14 @@ def test_what_is_known_of_features_orders_the_probes(trained, held_out, monkeypa
     assert order == ["tables.noise", "tables.item", "tables.day", "tables.user"]
 
 
-def test_a_choice_says_when_its_time_ended(trained, held_out):
+def test_a_choice_says_when_its_time_ended(trained, held_out, monkeypatch):
     ended = embcomp.choose(trained, "10%", data=held_out, seconds=0)
-    assert "the time of 0 s ended after 0 probes: the rest is by rules" in str(ended)
+    assert "the time of 0 s ended before the first probe: all is by rules" in str(ended)
+    assert (ended.level, ended.methods.keys()) == (1, embcomp.choose(trained, "10%").methods.keys())
+    monkeypatch.setattr(Probes, "late", property(lambda self: self.made >= 3))
+    ended = embcomp.choose(trained, "10%", data=held_out, seconds=0)
+    assert "the time of 0 s ended after 3 probes: the rest is by rules" in str(ended)
+    assert ended.level == 2
 
 
 def test_nan_is_named_by_its_table(trained, held_out):
