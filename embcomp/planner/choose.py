@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from embcomp.files import StrPath
 from embcomp.formats import parse_nbytes
 from embcomp.methods.base import check_counts
-from embcomp.methods.plan import Count
+from embcomp.methods.plan import FLOAT_BYTES, Count
 from embcomp.methods.request import Budget
 from embcomp.methods.table import Table
 from embcomp.planner import linked, rules
@@ -166,7 +166,8 @@ def choose(
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
         search = Search(held, offered(silent=judge.silent), judge, count, budget)
         search.check()
-        return replace(search.choice(search.best(), 1), failed=[], notes=[], seconds=time.monotonic() - started)
+        notes = _notes_on_bytes(held)
+        return replace(search.choice(search.best(), 1), failed=[], notes=notes, seconds=time.monotonic() - started)
     if not isinstance(model_or_tables, nn.Module):
         raise TypeError("data is for a trained model: give the model instead of its tables")
     with Progress(progress, seconds) as heard:
@@ -189,7 +190,7 @@ def choose(
             (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
         choice = search.choice(plan, level)
     failed = [f"{', '.join(f.tables)}: {_what(f.method)}: {f.why}" for f in probes.failed]
-    notes = [*notes, *_notes_on(model_or_tables, probes)]
+    notes = [*notes, *_notes_on(model_or_tables, probes), *_notes_on_bytes(held)]
     if probes.late:
         notes = [*notes, f"the time of {seconds} s ended after {probes.made} probes: the rest is by rules"]
     return replace(choice, failed=failed, seconds=time.monotonic() - started, notes=notes)
@@ -230,6 +231,12 @@ def _check_needless(init: After, cache: StrPath | None, seconds: float | None) -
     for name, value in (("cache", cache), ("seconds", seconds)):
         if value is not None:
             raise ValueError(f"{name}={value!r} is for the probes of a trained model, which need data")
+
+
+def _notes_on_bytes(held: Sequence[Held]) -> list[str]:
+    """Return what a user should know of the bytes of tables in half precision."""
+    half = [table.name for table in held if table.weight is not None and table.weight.element_size() < FLOAT_BYTES]
+    return [f"all bytes are counted in float32, and tables {half[:3]} hold less: they will take less"] if half else []
 
 
 def _notes_on(model: nn.Module, probes: Probes) -> list[str]:

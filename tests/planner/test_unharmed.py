@@ -160,3 +160,8 @@ def test_short_trainings_train_and_name_what_fails(trained, held_out):
     choice = embcomp.choose(trained, "8%", data=held_out, train=train, effort=0.25)
     assert all(modes)
     assert "failed: RuntimeError: out of memory" in str(choice)
+
+
+def test_half_precision_is_said():
+    assert "counted in float32, and tables ['tables.user'" in str(embcomp.choose(Clicks().half(), "10%"))
+    assert "float32" not in str(embcomp.choose(Clicks(), "10%"))
