@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
@@ -16,40 +16,27 @@ from torch import Tensor, nn
 from embcomp.files import StrPath
 from embcomp.formats import parse_nbytes
 from embcomp.methods.base import check_counts
-from embcomp.methods.plan import FLOAT_BYTES, Count
+from embcomp.methods.plan import Count
 from embcomp.methods.request import Budget
 from embcomp.methods.table import Table
 from embcomp.planner import linked, rules
 from embcomp.planner.choice import Choice, kind
 from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates, guessed
 from embcomp.planner.features_ranking import FeatureRanking
-from embcomp.planner.losses import calibrated_log_loss, check_labels, log_loss
 from embcomp.planner.offers import offers, only_sides
 from embcomp.planner.options import Option, Options, options_of
-from embcomp.planner.probes import Loss, Probes, evaluating
+from embcomp.planner.probes import Loss, evaluating
 from embcomp.planner.progress import Progress
 from embcomp.planner.reads import Reads
 from embcomp.planner.search import TOGETHER, Search
 from embcomp.planner.tables import Held, Widths, by_name, held_tables, owners
+from embcomp.planner.trained import notes_on_bytes, notes_on_loss, probes_of
 from embcomp.planner.trials import Train, halved
 from embcomp.settings import Bytes, checked, shown
 
 if TYPE_CHECKING:
     from embcomp.graph.cluster_map import Side
     from embcomp.graph.edges import Edges
-
-
-LEAST = 0.005
-"""The minimum share of a trained model's loss that its tables must account for."""
-
-OVERFITS = 1.05
-"""The share of the loss without a model above which a model is taken to overfit; untrained ones are close to 1."""
-
-PROBABILITIES = 32
-"""The outputs from which on values in [0, 1] alone are taken for a mistake."""
-
-CALIBRATED = 100
-"""The minimum number of rows of a batch (but the last) whose logits are scaled: fewer rows show noise as knowledge."""
 
 
 def choose(
@@ -166,12 +153,12 @@ def choose(
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
         search = Search(held, offered(silent=judge.silent), judge, count, budget)
         search.check()
-        notes = _notes_on_bytes(held)
+        notes = notes_on_bytes(held)
         return replace(search.choice(search.best(), 1), failed=[], notes=notes, seconds=time.monotonic() - started)
     if not isinstance(model_or_tables, nn.Module):
         raise TypeError("data is for a trained model: give the model instead of its tables")
     with Progress(progress, seconds) as heard:
-        probes = _probes(model_or_tables, held, list(data), loss, known, cache, seconds, heard)
+        probes = probes_of(model_or_tables, held, list(data), loss, known, cache, seconds, heard)
         if probes.worth(range(len(held))) is None:  # the time was over before the first
             search = Search(held, offered(silent=judge.silent), judge, count, budget)
             search.check()
@@ -190,7 +177,7 @@ def choose(
             (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
         choice = search.choice(plan, level)
     failed = [f"{', '.join(f.tables)}: {_what(f.method)}: {f.why}" for f in probes.failed]
-    notes = [*notes, *_notes_on(model_or_tables, probes), *_notes_on_bytes(held)]
+    notes = [*notes, *notes_on_loss(model_or_tables, probes), *notes_on_bytes(held)]
     if probes.late:
         notes = [*notes, f"the time of {seconds} s ended after {probes.made} probes: the rest is by rules"]
     return replace(choice, failed=failed, seconds=time.monotonic() - started, notes=notes)
@@ -233,28 +220,6 @@ def _check_needless(init: After, cache: StrPath | None, seconds: float | None) -
             raise ValueError(f"{name}={value!r} is for the probes of a trained model, which need data")
 
 
-def _notes_on_bytes(held: Sequence[Held]) -> list[str]:
-    """Return what a user should know of the bytes of tables in half precision."""
-    half = [table.name for table in held if table.weight is not None and table.weight.element_size() < FLOAT_BYTES]
-    return [f"all bytes are counted in float32, and tables {half[:3]} hold less: they will take less"] if half else []
-
-
-def _notes_on(model: nn.Module, probes: Probes) -> list[str]:
-    """Return what a user should know of the loss that was measured."""
-    if probes.loss is calibrated_log_loss:
-        return ["the model overfits: losses are those that are left when its logits are scaled"]
-    if probes.loss is not log_loss:
-        return []
-    *inputs, _ = probes.batches[0]
-    with torch.no_grad(), evaluating(model):
-        outputs = model(*inputs)
-    if outputs.numel() >= PROBABILITIES and bool(((outputs >= 0) & (outputs <= 1)).all()):
-        return [
-            "all outputs of the model lie in [0, 1], and are taken for logits: if they are probabilities, give loss="
-        ]
-    return []
-
-
 def _what(probe: str) -> str:
     """The method of a probe, as short as it can be said."""
     if probe == "mean":
@@ -268,47 +233,6 @@ def _short(method: Mapping[str, Any]) -> str:
     rank = f" {method['rank']}" if "rank" in method else ""
     inside = f"({_short(inner)})" if isinstance(inner, Mapping) and inner["method"] != "Full" else ""
     return f"{method['method']}{rank}{inside}"
-
-
-def _probes(
-    model: nn.Module,
-    held: Sequence[Held],
-    batches: list[Any],
-    loss: Loss | None,
-    counts: Mapping[str, Tensor],
-    cache: StrPath | None,
-    seconds: float | None,
-    heard: Callable[[str], None],
-) -> Probes:
-    """Make the measurements. Raise ValueError if the model does not seem to be trained."""
-    if not batches:
-        raise ValueError("data holds no batch: give held-out batches, a list of them or a loader")
-    empty = [table.name for table in held if table.weight is not None and table.weight.is_meta]
-    if empty:
-        raise ValueError(f"tables {empty} are on the meta device, and hold no values to measure")
-    entropy = check_labels(batches) if loss is None else None
-    sizes = [batch[-1].numel() for batch in batches] if loss is None else []
-    probes = Probes(model, held, batches, loss or log_loss, counts, cache, seconds, heard, sizes=sizes)
-    overfits = entropy is not None and probes.base > OVERFITS * entropy
-    if overfits and all(size >= CALIBRATED for size in sizes[:-1]):  # it may still rank
-        left = None if seconds is None else max(0.0, seconds - probes.spent)
-        many = [batch for batch, size in zip(batches, sizes, strict=True) if size >= CALIBRATED]
-        if many:  # without a last batch of few rows, to which any scale fits
-            sizes = [batch[-1].numel() for batch in many]
-            probes = Probes(model, held, many, calibrated_log_loss, counts, cache, left, heard, sizes=sizes)
-    measured = probes.worth(range(len(held)))
-    if measured is None and probes.failed:
-        raise ValueError(f"the model cannot be measured with one vector for all ids of a table: {probes.failed[0].why}")
-    worth, error = measured or (math.inf, 0.0)
-    least = LEAST * abs(probes.base)
-    if worth <= max(3 * error, least) or (entropy is not None and probes.base >= entropy - least):
-        without = f"{probes.base + worth:.4f} with one vector for all ids of each table" if worth < math.inf else ""
-        alone = f"{entropy:.4f} for the share of clicks alone" if entropy is not None else ""
-        raise ValueError(
-            f"the model is not trained, or overfits: its loss on data is {probes.base:.4f}, and "
-            f"{' and '.join(filter(None, [without, alone]))}; train it first, or leave data out"
-        )
-    return probes
 
 
 def _budget(held: Sequence[Held], nbytes: Budget) -> int:
