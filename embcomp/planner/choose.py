@@ -64,7 +64,7 @@ def choose(
 ) -> Choice:
     """Choose a method and a size for every table, so that all fit a byte budget and the model loses least.
 
-    There are three levels of knowledge, each better than the one before. With sizes and counts alone, fixed rules
+    There are three levels of knowledge, each with more than the one before. With sizes and counts alone, fixed rules
     estimate the cost of bits, ranks and shared rows (`embcomp.planner.rules`). With a trained model and held-out
     batches, the loss shows the worth of each table, and how much of it ranks and codes lose, table by table and then
     together. With `train`, the best plans are trained for a short while, by successive halving. The choice is a
