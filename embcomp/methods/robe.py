@@ -89,19 +89,16 @@ class BlockEncoder(HashEncoder):
     @classmethod
     def hand_together(cls, asked: Parts) -> list[Tensor]:
         """Return what several encoders hand over (`embcomp.methods.together`)."""
-        encoders, lookups = asked.encoder_of, asked.encoder_of[0].lookups
-        hashes, entries = len(lookups), [encoder.ranges[0] for encoder in encoders]
-        first = [number for number in (0, lookups[0])[:hashes] for _ in encoders]
-        sizes = [*entries, *([2] * len(encoders))][: len(first)]
-        found = hashed(asked.batch.repeated(hashes), hashes * asked.buffers("keys"), first, sizes, lookups[0])
-        places, *signs = found.chunk(hashes)
+        encoders, (blocks, *others) = asked.encoder_of, asked.encoder_of[0].lookups
+        hashes = 1 + len(others)  # places, and signs if there are any
+        first = [number * blocks for number in range(hashes) for _ in encoders]
+        sizes = [encoder.ranges[number] for number in range(hashes) for encoder in encoders]
+        places, *signs = hashed(
+            asked.batch.repeated(hashes), hashes * asked.buffers("keys"), first, sizes, blocks
+        ).chunk(hashes)
         (width,) = asked.each([encoder.width for encoder in encoders])
         starts = places % width
-        return (
-            [starts, *((2 * sign - 1).float() for sign in signs)]
-            if signs
-            else [starts, torch.ones_like(starts).float()]
-        )
+        return [starts, (2 * signs[0] - 1).float() if signs else torch.ones_like(starts, dtype=torch.float32)]
 
     def hands_with(self) -> Hashable:
         return self.lookups

@@ -60,8 +60,8 @@ class Search:
         ]
         return options, items
 
-    def _price(self, nbytes: int) -> float:
-        return PRICE * sum(self.judge.worth) / max(1, self.budget) * nbytes
+    def _price(self, nbytes: int, budget: int | None = None) -> float:
+        return PRICE * sum(self.judge.worth) / max(1, self.budget if budget is None else budget) * nbytes
 
     def cost(self, plan: Sequence[Option]) -> float:
         """Return the expected loss of a plan, and the price of its bytes."""
@@ -272,8 +272,10 @@ class Search:
         curve = []
         for k in range(points):
             size = math.ceil(low * (high / low) ** (k / (points - 1)))
-            price = PRICE * sum(self.judge.worth) / size
-            priced = [replace(item, loss=loss + price * item.nbytes) for item, loss in zip(items, losses, strict=True)]
+            priced = [
+                replace(item, loss=loss + self._price(item.nbytes, size))
+                for item, loss in zip(items, losses, strict=True)
+            ]
             solution = best(priced, len(self.held), size, near=0.01, seconds=2.0)
             if solution is None:
                 continue

@@ -103,7 +103,7 @@ def _weights_once(held: Sequence[Held]) -> list[Held]:
     first: dict[int, Held] = {}
     marked = []
     for table in held:
-        owner = first.setdefault(id(table.weight), table)
+        owner = table if table.weight is None else first.setdefault(id(table.weight), table)
         if owner is not table:
             kept = table.kept or f"its weight is that of {owner.name}"
             table = dataclasses.replace(table, kept=kept, again=True)
@@ -129,6 +129,7 @@ def by_name(held: Sequence[Held], given: Mapping[str, Value] | None, what: str) 
     """Return values by the name of their table.
 
     Raises:
+        TypeError: `given` is not a mapping.
         ValueError: no table has a name.
     """
     if given is not None and not isinstance(given, Mapping):
