@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -147,7 +146,7 @@ def choose(
     rule = rules.for_new_ids(usual, set(codes)) if codes else usual
     alike = {table.name: 1.0 for table in held if of_graph and not table.kept}  # the two sides of a product
     offered = functools.partial(options_of, held, count, options, counts=known, extra=listed, seed=seed)
-    judge: Estimates = ByRules(held, known, _worth(held, worth) or alike, rule)
+    judge: Estimates = ByRules(held, _worth(held, worth) or alike, rule)
     if data is None:
         if loss is not None or train is not None:
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
@@ -166,7 +165,7 @@ def choose(
             choice = search.choice(search.best(), 1)
             return replace(choice, failed=[], notes=notes, seconds=time.monotonic() - started)
         told = _worth(held, worth)
-        prior = [told.get(table.name, 0.0) for table in held] if told else guessed(held, known)
+        prior = [told.get(table.name, 0.0) for table in held] if told else guessed(held)
         judge = ByProbes(held, probes, init, rule, None if of_graph else prior)
         search = Search(held, offered(silent=judge.silent), judge, count, budget)
         search.check()
@@ -194,11 +193,11 @@ def _raced(
         return plans[0], ["no short trainings: no other plan is expected to lose about as little"]
     names = [{escape(search.held[i].name): o.method for o in plan for i in o.tables} for plan in plans]
 
-    def loss(candidate: nn.Module) -> float:
+    probes = judge.probes
+
+    def measured(candidate: nn.Module) -> list[float]:
         with torch.no_grad(), evaluating(candidate):
-            losses = [float(judge.probes.loss(candidate, batch)) for batch in judge.probes.batches]
-        value = judge.probes.mean(losses)
-        return value if math.isfinite(value) else float("inf")
+            return [float(probes.loss(candidate, batch)) for batch in probes.batches]
 
     wrong: list[str] = []
 
@@ -206,9 +205,12 @@ def _raced(
         methods = ", ".join(dict.fromkeys(kind(option.method) for option in plans[plan]))
         wrong.append(f"the short training of plan {plan + 1} ({methods}) failed: {why}")
 
-    winner, losses = halved(model, names, train, loss, effort=effort, heard=judge.probes.heard, failed=failed)
-    said = f"short trainings: {len(plans)} plans, losses {', '.join(f'{x:.4f}' for x in losses)}"
-    return plans[winner], [said, *wrong]
+    winner, losses = halved(
+        model, names, train, measured, probes.difference, effort=effort, heard=probes.heard, failed=failed
+    )
+    means = ", ".join(f"{probes.mean(each):.4f}" if each else "failed" for each in losses)
+    how = "by more than chance" if winner else "as none is better by more than chance"
+    return plans[winner], [f"short trainings: {len(plans)} plans, losses {means}; plan {winner + 1}, {how}", *wrong]
 
 
 def _check_needless(init: After, cache: StrPath | None, seconds: float | None) -> None:

@@ -5,9 +5,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
-import torch
-from torch import Tensor
-
 from embcomp.methods.base import Method
 from embcomp.methods.budget import SMALL
 from embcomp.methods.full import Full
@@ -75,17 +72,15 @@ class Estimates(Protocol):
 class ByRules:
     """The estimate of level 1, from sizes and counts.
 
-    The worth of a table is guessed from its size, and a little from the entropy of its ids, as size^.75 entropy^.25. If
-    worth were proportional to size, the same method and share for all tables would be the best plan, so this plan is
-    not far from it where the guess is wrong. The shares of items and users in the worth that is measured with trained
-    models are .83 and .10 on Frappe, .71 and .26 on MovieLens-1M; in the sizes .76 and .18, .28 and .46; in the
-    entropies .29 and .22, .26 and .29.
+    The worth of a table is guessed as its size. Were it so, the same method and share for all tables would be the best
+    plan, so that this plan is not far from it where the guess is wrong. The shares of items and users in the worth that
+    is measured with trained models are .83 and .10 on Frappe, .71 and .26 on MovieLens-1M; in the sizes .76 and .18,
+    .28 and .46; in the entropies of their ids .29 and .22, .26 and .29.
 
     Losses are shares of the worth of all tables together.
 
     Args:
         held: the tables.
-        counts: the number of times each id occurs, by table name.
         given: the worth of tables, in any unit, by table name.
         rule: the rules for the loss of a method.
 
@@ -97,12 +92,11 @@ class ByRules:
     def __init__(
         self,
         held: Sequence[Held],
-        counts: Mapping[str, Tensor],
         given: Mapping[str, float],
         rule: rules.Rule = rules.loss,
     ) -> None:
         self.held, self.rule = held, rule
-        information = guessed(held, counts)
+        information = guessed(held)
         if given:
             middle = sorted(max(0.0, value) for value in given.values())[len(given) // 2]
             information = [max(0.0, given.get(table.name, middle)) for table in held]
@@ -259,19 +253,6 @@ class ByProbes:
         return found
 
 
-def guessed(held: Sequence[Held], counts: Mapping[str, Tensor]) -> list[float]:
-    """Return a guess of the worth of tables from their sizes and the entropy of their counts, in an unknown unit."""
-    return [_entropy(table, counts.get(table.name)) ** 0.25 * _values(table) ** 0.75 for table in held]
-
-
-def _values(held: Held) -> int:
-    """The values of the full table."""
-    return (held.table.num_embeddings or rules.OPEN) * held.table.embedding_dim
-
-
-def _entropy(held: Held, counts: Tensor | None) -> float:
-    """The bits of information of a table's id: the entropy of its counts, or the logarithm of the number of ids."""
-    if counts is not None and bool((counts > 0).any()):
-        shares = counts.double() / counts.double().sum()
-        return float(torch.special.entr(shares).sum()) / math.log(2)
-    return math.log2(held.table.num_embeddings or rules.OPEN)
+def guessed(held: Sequence[Held]) -> list[float]:
+    """Return a guess of the worth of tables, in an unknown unit: the numbers of their values."""
+    return [float((table.table.num_embeddings or rules.OPEN) * table.table.embedding_dim) for table in held]

@@ -81,10 +81,13 @@ def ranked(
     """Yield all solutions of `best`, that of least loss first: each is excluded before the next is searched."""
     _check(items, tables)
     useful = _undominated(items)
+    problem = _Problem([items[i] for i in useful], tables, nbytes)
+    relaxed = problem.relaxed()
     cuts: list[tuple[int, ...]] = []
-    while (solution := _solved(items, useful, tables, nbytes, cuts, seconds, near)) is not None:
-        yield solution
-        cuts.append(solution.items)
+    while relaxed is not None and (found := _solved(problem, *relaxed, cuts, seconds, near)) is not None:
+        cuts.append(found.items)
+        if found.nbytes <= nbytes:  # by rounding; the slack is far below a byte for all but huge budgets
+            yield dataclasses.replace(found, items=tuple(useful[n] for n in found.items))
 
 
 def least_nbytes(items: Sequence[Item], tables: int) -> int:
@@ -120,41 +123,23 @@ def _undominated(items: Sequence[Item]) -> list[int]:
 
 
 def _solved(
-    items: Sequence[Item],
-    useful: Sequence[int],
-    tables: int,
-    nbytes: int,
-    cuts: Sequence[tuple[int, ...]],
-    seconds: float,
-    near: float,
+    problem: "_Problem", bound: float, prices: Any, cuts: Sequence[tuple[int, ...]], seconds: float, near: float
 ) -> Solution | None:
     """Solve over a few promising items, and again over those that may still better the first solution.
 
     The linear relaxation has a price for each item: the loss of the best plan with it is at least that much above the
     bound. So items whose price exceeds the distance of the first solution from the bound are in no better one.
     """
-    problem = _Problem([items[i] for i in useful], tables, nbytes)
-    number = {i: n for n, i in enumerate(useful)}
-    excluded = [tuple(number[i] for i in cut) for cut in cuts]
-    relaxed = problem.relaxed()
-    if relaxed is None:
-        return None
-    bound, prices = relaxed
     core = problem.core(prices)
-    solution = problem.solved(core, excluded, seconds, near)
-    left = list(range(len(useful))) if solution is None else problem.within(prices, solution.loss - bound)
+    solution = problem.solved(core, cuts, seconds, near)
+    left = list(range(len(problem.items))) if solution is None else problem.within(prices, solution.loss - bound)
     if not set(left) <= set(core):
-        again = problem.solved(left, excluded, seconds, near)
+        again = problem.solved(left, cuts, seconds, near)
         if again is not None and (solution is None or again.loss <= solution.loss):
             solution = again
         elif solution is not None:  # the time was too short for a better one, or none is as much better as was asked
             solution = dataclasses.replace(solution, gap=solution.loss - bound)
-    if solution is None:
-        return None
-    chosen = tuple(useful[n] for n in solution.items)
-    if solution.nbytes > nbytes:  # by rounding; the slack is far below a byte for all but huge budgets
-        return _solved(items, useful, tables, nbytes, [*cuts, chosen], seconds, near)
-    return Solution(chosen, solution.nbytes, solution.loss, solution.gap)
+    return solution
 
 
 class _Problem:

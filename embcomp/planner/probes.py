@@ -98,6 +98,12 @@ class Probes:
             return sum(losses) / len(losses)
         return sum(size * loss for size, loss in zip(self.sizes, losses, strict=True)) / sum(self.sizes)
 
+    def difference(self, new: Sequence[float], old: Sequence[float]) -> tuple[float, float]:
+        """Return the mean of `new` - `old`, losses of all batches, and its standard error; 0 for a single batch."""
+        rises = [a - b for a, b in zip(new, old, strict=True)]
+        rise = self.mean(rises)
+        return rise, _error(rises, rise, self.sizes or [1] * len(rises))
+
     @property
     def spent(self) -> float:
         """The seconds since the first batch."""
@@ -137,11 +143,9 @@ class Probes:
                 return None
             names = tuple(self.held[i].name for i in tables)
             try:
-                rises = [new - old for new, old in zip(self._with(make()), self._losses, strict=True)]
-                rise = self.mean(rises)
+                rise, error = self.difference(self._with(make()), self._losses)
                 if not math.isfinite(rise):
                     raise ValueError(f"the loss becomes {rise + self.base}")
-                error = _error(rises, rise, self.sizes or [1] * len(rises))
             except Exception as failure:  # of one option: it is recorded, and the others continue
                 self.failed.append(Failure(names, what, f"{type(failure).__name__}: {failure}"))
                 rise = error = math.nan

@@ -38,7 +38,7 @@ from embcomp.methods.unified import UnifiedEmbedding
 from embcomp.planner.reads import OFTEN, Reads
 from embcomp.semantic_ids.pieces.base import PrefixNgram
 
-ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0.007, 1: 0.033}
+ROUNDING = {8: 0.0003, 7: 0.0005, 6: 0.0008, 5: 0.0013, 4: 0.002, 3: 0.004, 2: 0.0075, 1: 0.033}
 """The loss as a share of the worth, by bits, for rows that are trained on their grid."""
 
 NARROW = {8: 0.0005, 7: 0.0008, 6: 0.0012, 5: 0.002, 4: 0.0025, 3: 0.008, 2: 0.03, 1: 0.1}

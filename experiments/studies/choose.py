@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import scipy.optimize  # noqa: F401  (imported before a plan is timed)
 import torch
 from rich.console import Console
 from torch import nn
@@ -158,7 +159,10 @@ def carry_out(run: RunConfig, full: RunConfig, settings: Settings, again: bool =
 
 
 def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> tuple[embcomp.Choice, float]:
-    """Return the choice, and its time as a share of the full training's: of the processor, whatever else runs."""
+    """Return the choice, and its time as a share of the full training's: of the processor, whatever else runs.
+
+    Imports count in neither.
+    """
     options = run.method.options
     level, count = options["level"], options["count"]
     kind_, value = run.budget or ("share", 1.0)
@@ -196,7 +200,7 @@ def _chosen(task: Any, run: RunConfig, full: RunConfig, settings: Settings) -> t
         plain.model,
         nbytes,
         **_data(task),
-        seconds=PLANNING / 2 * whole,
+        seconds=PLANNING / (3 if train else 2) * whole,
         train=train,
         effort=PLANNING / 8,
         **given,

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -167,10 +168,15 @@ def test_short_trainings_choose_among_plans(trained, held_out):
     assert sum(shares) == pytest.approx(0.25)
     assert choice.level == 3
     assert choice.nbytes <= choice.budget
-    judged = [mean_loss(model, held_out) for model in dict.fromkeys(trained_on)]
+    first, *others = [
+        np.array([mean_loss(model, [batch]) for batch in held_out]) for model in dict.fromkeys(trained_on)
+    ]
+    rises = min(others, key=np.mean) - first  # batch by batch
+    better = rises.mean() < -2 * rises.std(ddof=1) / len(rises) ** 0.5
     swapped = copy.deepcopy(trained)
     embcomp.compress_(swapped, choice.methods, init="warm")
-    assert mean_loss(swapped, held_out) == pytest.approx(min(judged), abs=1e-6)
+    expected = first.mean() + (rises.mean() if better else 0)
+    assert mean_loss(swapped, held_out) == pytest.approx(expected, abs=1e-6)
 
 
 def test_plans_that_compete_differ_in_large_tables_and_are_expected_to_lose_about_as_little(trained, held_out):
