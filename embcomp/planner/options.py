@@ -1,11 +1,9 @@
 """The options to choose from: ways to store one table, or several tables that share a store."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +32,9 @@ They are close together down to 1/27: a table with most of the worth would other
 
 MANY = 100
 """The number of tables above which each gets fewer options: about 40 instead of 90."""
+
+WIDEST = 0.75
+"""The largest rank, as a share of the width; fewer bits are better than wider ones."""
 
 MOST_GROUPS = 6
 """The maximum number of tables in the smaller groups that may share one store."""
@@ -93,15 +94,15 @@ def options_of(
     for i, table in enumerate(held):
         methods = asked.get(i)
         if table.kept:
-            options += _priced([i], [table], [Full()])
+            options += priced([i], [table], [Full()])
             continue
         if methods is None:
             usual = _usual(table, count, (counts or {}).get(table.name), seed, coarse=len(held) > MANY)
-            options += _priced([i], [table], [*usual], grows=True)
-            options += _priced([i], [table], (extra or {}).get(table.name, ()))
+            options += priced([i], [table], [*usual], grows=True)
+            options += priced([i], [table], (extra or {}).get(table.name, ()))
             continue
         alone = [method for method in methods if not method.shares_store]
-        fitting = _priced([i], [table], alone)
+        fitting = priced([i], [table], alone)
         if alone and not fitting:
             raise ValueError(f"table {table.name!r}: {_refusal([table], alone[-1])}; no option given to it fits")
         options += fitting
@@ -137,10 +138,10 @@ def _by_table(held: Sequence[Held], given: Options | None) -> dict[int, list[Met
     return asked
 
 
-def _priced(
+def priced(
     numbers: Sequence[int], held: Sequence[Held], methods: Sequence[Method], grows: bool = False
 ) -> list[Option]:
-    """The options with their bytes; methods that do not fit are left out."""
+    """Return the options with their bytes; methods that do not fit are left out."""
     tables, priced = [table.table for table in held], []
     for method in methods:
         try:
@@ -152,12 +153,12 @@ def _priced(
         narrow = any(table.widths == "fbgemm" for table in held) and any(s.width % 4 for s in sizes.stores.values())
         if narrow and not isinstance(method, Full):  # which leaves the table as it is
             continue
-        priced.append(option_of(numbers, held, method, sizes, grows))
+        priced.append(_option(numbers, held, method, sizes, grows))
     return priced
 
 
-def option_of(numbers: Sequence[int], held: Sequence[Held], method: Method, sizes: Sizes, grows: bool) -> Option:
-    """Return the option of a method for some tables, with all bytes that it takes."""
+def _option(numbers: Sequence[int], held: Sequence[Held], method: Method, sizes: Sizes, grows: bool) -> Option:
+    """The option of a method for some tables, with all bytes that it takes."""
     if isinstance(method, Full) and all(table.again for table in held):
         return Option(tuple(numbers), method, 0, 0)
     apart = 0 if isinstance(method, Full) else sum(table.apart for table in held)
@@ -237,7 +238,7 @@ def _finer(shares: Sequence[float]) -> list[float]:
 def _ranks(width: int) -> list[int]:
     """The ranks to offer: 1, 2, 3, 4, 6, 8, 12, ... up to three quarters of the width."""
     steps = sorted({int(base * 2**k) for base in (1, 1.5) for k in range(width.bit_length())})
-    return [rank for rank in steps if 1 <= rank <= 0.75 * width]
+    return [rank for rank in steps if 1 <= rank <= WIDEST * width]
 
 
 def _unified(held: Sequence[Held], share: float, seed: int) -> UnifiedEmbedding:
@@ -263,14 +264,14 @@ def _shared(
                 method = _unified([held[i] for i in members], share, seed)
                 around: list[Method] = [LowBit(bits=bits, of=method) for bits in (4, 3, 2)]
                 methods = around if count == "served" else [method]
-                options += _priced(members, [held[i] for i in members], methods, grows=True)
+                options += priced(members, [held[i] for i in members], methods, grows=True)
         groups: dict[int, tuple[Method, list[int]]] = {}
         for i in free:
             for method in asked.get(i, ()):
                 if method.shares_store:
                     groups.setdefault(id(method), (method, []))[1].append(i)
         for method, numbers in groups.values():
-            options += _priced(numbers, [held[i] for i in numbers], [method])
+            options += priced(numbers, [held[i] for i in numbers], [method])
     return options
 
 
@@ -283,19 +284,8 @@ def _groups(held: Sequence[Held], large: Sequence[int]) -> Iterator[list[int]]:
             yield members
 
 
-def with_rows(method: Method, rows: int) -> Method | None:
-    """Return the method with another number of rows, also inside of a wrapper; None if it has no number of rows."""
-    fields: dict[str, Any] = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    if isinstance(fields.get("rows"), int):
-        return dataclasses.replace(method, rows=rows)
-    if isinstance(fields.get("of"), Method):
-        inner = with_rows(fields["of"], rows)
-        return None if inner is None else dataclasses.replace(method, of=inner)
-    return None
-
-
 def rows_of(method: Method) -> int | None:
-    """Return the number of rows that `with_rows` changes."""
+    """Return the number of shared rows, of a method or of the one inside it; None if ids do not share rows."""
     rows = getattr(method, "rows", None)
     inner = getattr(method, "of", None)
     return rows if isinstance(rows, int) else rows_of(inner) if isinstance(inner, Method) else None

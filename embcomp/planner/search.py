@@ -14,8 +14,9 @@ from embcomp.methods.plan import Count
 from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.planner.choice import Choice, Point, TableChoice, kind
 from embcomp.planner.estimates import ByRules, Estimates
+from embcomp.planner.growth import enlarged
 from embcomp.planner.knapsack import Item, Solution, best, least_nbytes, ranked
-from embcomp.planner.options import MANY, Option, option_of, rows_of, with_rows
+from embcomp.planner.options import MANY, Option, rows_of
 from embcomp.planner.tables import Held
 
 Allowed = Callable[[Option], bool]
@@ -183,48 +184,15 @@ class Search:
         return self.grown(min(self.candidates(in_time=True), key=self.cost))
 
     def grown(self, plan: list[Option], budget: int | None = None) -> list[Option]:
-        """Return the plan with shared rows enlarged by the rest of the budget, those of the largest loss first.
-
-        Rows are only added as far as the expected loss does not rise.
-        """
+        """Return the plan with shared rows and ranks enlarged by the rest of the budget, the largest loss first."""
         left = (self.budget if budget is None else budget) - sum(option.nbytes(self.count) for option in plan)
         grown = list(plan)
         for place in sorted(range(len(plan)), key=lambda place: -self.judge.loss(plan[place])):
-            option, rows = plan[place], rows_of(plan[place].method)
-            if rows is None or left <= 0 or not option.grows:
-                continue
+            option = plan[place]
             held = [self.held[i] for i in option.tables]
-
-            def made(rows: int, option: Option = option, held: list[Held] = held) -> Option | None:
-                method = with_rows(option.method, rows)
-                if method is None:
-                    return None
-                try:
-                    sizes = method.sizes([table.table for table in held], "shared")
-                except ValueError:
-                    return None
-                return option_of(option.tables, held, method, sizes, grows=False)
-
-            low, high = rows, 2 * rows
-            while high - low > 1:
-                middle = (low + high) // 2
-                larger = made(middle)
-                fits = larger is not None and larger.nbytes(self.count) - option.nbytes(self.count) <= left
-                low, high = (middle, high) if fits else (low, middle)
-            larger = self._known(made(low))
-            while larger is not None and low > rows and self.judge.loss(larger) > self.judge.loss(option):
-                low = (rows + low) // 2  # more rows that are never read make the grid of few bits coarser
-                larger = self._known(made(low))
-            if larger is not None and low > rows:
-                left -= larger.nbytes(self.count) - option.nbytes(self.count)
-                grown[place] = larger
+            grown[place] = enlarged(option, held, self.count, left, self.judge)
+            left -= grown[place].nbytes(self.count) - option.nbytes(self.count)
         return grown
-
-    def _known(self, option: Option | None) -> Option | None:
-        """Examine an option that was made after the others."""
-        if option is not None:
-            self.judge.learn(option)
-        return option
 
     def choice(self, plan: Sequence[Option], level: int) -> Choice:
         """Make the `Choice` of a plan."""
