@@ -22,7 +22,7 @@ from embcomp.planner import linked, rules
 from embcomp.planner.choice import Choice, kind
 from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates, guessed
 from embcomp.planner.features_ranking import FeatureRanking
-from embcomp.planner.offers import offers, only_sides
+from embcomp.planner.offers import notes_on_offers, offers, only_sides
 from embcomp.planner.options import Option, Options, options_of
 from embcomp.planner.probes import Loss, evaluating
 from embcomp.planner.progress import Progress
@@ -152,7 +152,7 @@ def choose(
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
         search = Search(held, offered(silent=judge.silent), judge, count, budget)
         search.check()
-        notes = notes_on_bytes(held)
+        notes = [*notes_on_offers(held, options, listed), *notes_on_bytes(held)]
         return replace(search.choice(search.best(), 1), failed=[], notes=notes, seconds=time.monotonic() - started)
     if not isinstance(model_or_tables, nn.Module):
         raise TypeError("data is for a trained model: give the model instead of its tables")
@@ -176,7 +176,7 @@ def choose(
             (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
         choice = search.choice(plan, level)
     failed = [f"{', '.join(f.tables)}: {_what(f.method)}: {f.why}" for f in probes.failed]
-    notes = [*notes, *notes_on_loss(model_or_tables, probes), *notes_on_bytes(held)]
+    notes += notes_on_loss(model_or_tables, probes) + notes_on_offers(held, options, listed) + notes_on_bytes(held)
     if probes.late:
         notes = [*notes, f"the time of {seconds} s ended after {probes.made} probes: the rest is by rules"]
     return replace(choice, failed=failed, seconds=time.monotonic() - started, notes=notes)

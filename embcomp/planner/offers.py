@@ -10,7 +10,8 @@ from embcomp.methods.graph import GraphHash, SoftGraphHash
 from embcomp.methods.low_bit import LowBit
 from embcomp.methods.plan import Count
 from embcomp.methods.semantic.method import SemanticIds
-from embcomp.planner.tables import Held, by_name
+from embcomp.planner.options import Options
+from embcomp.planner.tables import Held, by_name, matches
 from embcomp.semantic_ids.pieces.base import PrefixNgram
 from embcomp.settings import checked, shown
 
@@ -87,6 +88,15 @@ def offers(
                 )
                 methods.setdefault(name, []).extend(_around(method, count))
     return methods
+
+
+def notes_on_offers(
+    held: Sequence[Held], options: Options | None, offered: Mapping[str, Sequence[Method]]
+) -> list[str]:
+    """Return what a user should know of tables with given options, to which nothing is added."""
+    patterns = ["*"] if isinstance(options, Sequence) else options or {}
+    tables = [t.name for t in held if t.name in offered and any(matches(t, pattern) for pattern in patterns)]
+    return [f"tables {tables[:3]} have the given options alone: edges and content add none"] if tables else []
 
 
 def check_edges(edges: object) -> None:

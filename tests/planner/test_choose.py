@@ -149,6 +149,15 @@ def test_codes_offer_semantic_ids():
         embcomp.choose([embcomp.Table("item", 2000, 16)], "6%", content={"item": codes[:5]}, options=options)
 
 
+def test_content_that_given_options_leave_out_is_named():
+    codes = torch.randint(8, (2000, 3), generator=torch.Generator().manual_seed(0))
+    tables = [embcomp.Table("item", 2000, 16), embcomp.Table("user", 2000, 16)]
+    few, said = [embcomp.LowBit(bits=4)], "tables ['item'] have the given options alone: edges and content add none"
+    for options, notes in [({"user": few}, []), ({"it*": few}, [said]), (few, [said])]:
+        choice = embcomp.choose(tables, "50%", content={"item": codes}, options=options)
+        assert choice.notes == notes
+
+
 @pytest.mark.parametrize("count", ["served", "training"])
 def test_where_new_ids_come_rows_follow_from_content(count):
     """Rows by id would serve them untrained vectors, so content is worth more than the share of the rows it takes."""
