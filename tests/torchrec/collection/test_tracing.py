@@ -1,6 +1,5 @@
 """torch.fx, torch.compile and torch.export on the drop-ins."""
 
-import logging
 import warnings
 from collections.abc import Sequence
 
@@ -92,8 +91,7 @@ def test_compiles_whole(start):
 
 
 @pytest.mark.parametrize("start", range(0, len(KINDS), 3))
-def test_exports_with_any_number_of_ids(start, caplog):
-    caplog.set_level(logging.ERROR)
+def test_exports_with_any_number_of_ids(start):
     module, keys = three(KINDS[start : start + 3], "sequences")
     features = bare(batch(LENGTHS[0][: len(keys)], keys))
     shapes = ShapesCollection()
@@ -120,8 +118,7 @@ class _Wrapped(nn.Module):
         return self.module(KeyedJaggedTensor(["user", "friend", "film", "tag"], ids, lengths=lengths)).values()
 
 
-def test_exports_a_whole_collection_and_loads_it(tmp_path, caplog):
-    caplog.set_level(logging.ERROR)
+def test_exports_a_whole_collection_and_loads_it(tmp_path):
     methods = {
         "users": embcomp.UnifiedEmbedding(rows=9, chunk_dim=4),
         "films": embcomp.QuotientRemainder(),
