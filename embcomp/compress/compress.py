@@ -120,6 +120,7 @@ def compress_(
                     f"cannot compress {frozen[0]!r}: its weight is frozen (requires_grad=False), and rows without a "
                     "float copy are always trained; take copy='float', or unfreeze it"
                 )
+        _freeze(swap)
     for codecs in dict.fromkeys(type(codec) for codec, _ in fitted):
         codecs.fit_together_([each for each in fitted if type(each[0]) is codecs])
     order = {name: position for position, name in enumerate(name for holder in holders for name in holder.tables)}
@@ -142,6 +143,16 @@ def compress_(
     for attribute in penalised:
         put_rows(attribute, rows)
     return CompressionReport(lines)
+
+
+def _freeze(swap: Swap) -> None:
+    """Freeze what the vectors of frozen tables are computed with, beside their rows."""
+    for part in swap.parts:
+        if not part.weight.requires_grad:
+            part.plan.combiner.requires_grad_(False)
+    for name, (_, codec) in swap.codecs().items():
+        if not any(part.weight.requires_grad for part in swap.readers[name]):
+            codec.requires_grad_(False)
 
 
 def _marks(swaps: Sequence[Swap]) -> Marks:

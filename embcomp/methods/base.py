@@ -9,6 +9,7 @@ import abc
 import ctypes
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -281,6 +282,6 @@ def check_counts(counts: Any, table: Table) -> Tensor:
     counts = counts if isinstance(counts, Tensor) else torch.as_tensor(counts, device="cpu")
     if counts.shape != (ids,):
         raise ValueError(f"table {table.name!r}: counts must have shape [{ids}], got {list(counts.shape)}")
-    if not bool((counts >= 0).all()):
-        raise ValueError(f"table {table.name!r}: counts must not be negative or NaN")
+    if not bool(((counts >= 0) & (counts < math.inf)).all()):
+        raise ValueError(f"table {table.name!r}: counts must not be negative, infinite or NaN")
     return counts

@@ -27,7 +27,7 @@ from embcomp.methods.base import (
 )
 from embcomp.methods.full import Full
 from embcomp.methods.narrow import draw_map_, principal_directions
-from embcomp.settings import Share, Width, Within
+from embcomp.settings import Share, Width, Within, checked, shown
 
 
 class SquareMap(Combiner):
@@ -141,8 +141,11 @@ class LearnedWidths(Method):
         for name, rule in {"strength": "mixture", "generations": "evolution", "batches": "evolution"}.items():
             if getattr(self, name) is not None and self.rule != rule:
                 raise ValueError(f"LearnedWidths: {name} is for rule={rule!r}, got rule={self.rule!r}; leave it out")
-        if self.candidates is not None and not all(width >= 1 for width in self.candidates):
-            raise ValueError(f"LearnedWidths: candidates must be at least 1, got {self.candidates}")
+        if self.candidates is not None:
+            if isinstance(self.candidates, str) or not isinstance(self.candidates, Sequence):
+                raise ValueError(f"LearnedWidths: candidates must be a list of widths, got {shown(self.candidates)}")
+            for width in self.candidates:
+                checked(width, Width, "LearnedWidths: candidates")
 
     def sizes(self, tables: Sequence[Table], group: str = "shared") -> Sizes:
         return self._narrowed(tables, self.of.sizes(tables, group), type(self.of))

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from embcomp.codecs.base import Codec
 from embcomp.codecs.mixed_grid import MixedGridCodec
 from embcomp.schedule.stages import Site, TableStages, stages_of
 
@@ -38,10 +39,14 @@ class BitStages(TableStages):
             stages._codec.choose()
         MixedGridCodec.fit_together_([(stages._codec, stages._store.weight.detach()) for stages in tables])
 
+    def codecs(self) -> Sequence[Codec]:
+        return [self._codec]
+
     def state_dict(self) -> dict[str, Any]:
-        return {"searching": self._codec.searching}
+        return {"searching": self._codec.searching, **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self._codec.searching = bool(state["searching"])
 
 

@@ -32,7 +32,7 @@ class HeldOutTurns:
         self._searched: list[nn.Parameter] = []
         known = {id(p) for group in (optimizer.param_groups if optimizer else ()) for p in group["params"]}
         for site, stages in tables if validate is not None else ():
-            if not (searched := stages.held_out()):
+            if not (searched := [parameter for parameter in stages.held_out() if parameter.requires_grad]):
                 continue
             if not {id(parameter) for parameter in searched} <= known:
                 raise ValueError(

@@ -22,6 +22,27 @@ Told = Callable[[Tensor, Tensor], None]
 """A function that is told ids, int64 [N], and the norms of their gradients, [N]."""
 
 
+class ForwardHook:
+    """A forward hook that belongs to one module: copies and files of the module have one that does nothing.
+
+    Args:
+        after: a function of the arguments, the named arguments and the result of a call.
+    """
+
+    def __init__(self, after: Callable[[tuple[Any, ...], dict[str, Any], Any], None] | None = None) -> None:
+        self._after = after
+
+    def __call__(self, module: Any, args: tuple[Any, ...], given: dict[str, Any], result: Any) -> None:
+        if self._after is not None:
+            self._after(args, given, result)
+
+    def __deepcopy__(self, memo: Any) -> "ForwardHook":
+        return ForwardHook()
+
+    def __reduce__(self) -> Any:
+        return ForwardHook, ()
+
+
 class Watched(abc.ABC):
     """A table of `HotRows` inside a module of any kind."""
 
@@ -183,6 +204,9 @@ class HotTracker:
         """Stop tracking; owners keep their rows."""
         self._handle.remove()
 
+    def __deepcopy__(self, memo: Any) -> "HotTracker":
+        raise TypeError("a HotTracker is of one module: make another for the copy, and load this one's state_dict()")
+
 
 def _joined(told: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return the ids and the norms of all calls, concatenated."""
@@ -213,15 +237,20 @@ class _WatchedTable(Watched):
         holder = holder_of(module, [""])
         assert holder is not None
         (self.held,) = holder.tables.values()
+        if getattr(module, "mode", None) == "max":
+            raise ValueError(
+                f"table {self.held.table.name!r}: mode='max' trains single columns of the ids of a bag, which no "
+                "tracker of gradients of bags can tell apart; take mode='sum' or 'mean'"
+            )
         self.encoder = owners_encoder(module.encoder, coded=any(s.codec is not None for s in self.held.stores.values()))
 
     def attach(self, told: Told) -> Any:
-        def after(module: Any, args: tuple[Any, ...], given: dict[str, Any], output: Tensor) -> None:
+        def after(args: tuple[Any, ...], given: dict[str, Any], output: Tensor) -> None:
             if output.requires_grad and torch.is_grad_enabled():
                 named = dict(zip(("input", "offsets", "per_sample_weights"), args, strict=False)) | given
                 output.register_hook(lambda grad: self._tell(told, named, grad))
 
-        return self.module.register_forward_hook(after, with_kwargs=True)
+        return self.module.register_forward_hook(ForwardHook(after), with_kwargs=True)
 
     def _tell(self, told: Told, call: Mapping[str, Any], grad: Tensor) -> None:
         ids, norms = call["input"].reshape(-1), grad.reshape(-1, grad.shape[-1]).norm(dim=1)
@@ -230,9 +259,12 @@ class _WatchedTable(Watched):
             arguments = call["input"], call.get("offsets"), call.get("per_sample_weights")
             bags = bag_call(*arguments, **settings, device=grad.device)
             lengths = bags.bounds.diff()
-            if self.module.mode == "mean":
-                norms = norms / lengths.clamp(min=1)
-            ids, norms = bags.ids, norms.repeat_interleave(lengths)
+            bag = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+            if self.module.mode == "mean":  # of the ids without the padding
+                padding = -1 if self.module.padding_idx is None else self.module.padding_idx
+                counted = torch.zeros_like(lengths).index_add_(0, bag, (bags.ids != padding).to(lengths.dtype))
+                norms = norms / counted.clamp(min=1)
+            ids, norms = bags.ids, norms[bag]
             if bags.weights is not None:
                 norms = norms * bags.weights.abs()
         if self.module.padding_idx is not None:

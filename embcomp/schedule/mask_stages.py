@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from embcomp.codecs.base import Codec
 from embcomp.codecs.sparse import SparseCodec
 from embcomp.schedule.stages import Site, TableStages, stages_of
 
@@ -33,6 +34,11 @@ class MaskStages(TableStages):
         self.begins_again = coding.rule != "magnitude"
         self._warm = site.steps if self.search > 1 else 0
         pruning = self.search * site.steps - self._warm
+        if coding.rule == "magnitude" and pruning < EVERY:
+            raise ValueError(
+                f"table {site.name!r}: the {pruning} steps of its search after the first epoch are fewer than the "
+                f"{EVERY} from one pruning to the next; raise search, or train for more steps"
+            )
         self._damping = 0.01 ** (100 / pruning) if coding.damping is None else coding.damping
         reached = 1 - self._damping ** (pruning / 100)
         if reached < REACHED:
@@ -78,6 +84,9 @@ class MaskStages(TableStages):
         codec = self._codec
         learned = codec.sparse.rule in ("threshold", "rows")
         return learned and codec.density(self._store.weight) <= codec.sparse.kept / codec.blocks
+
+    def codecs(self) -> Sequence[Codec]:
+        return [self._codec]
 
     def choose(self) -> None:
         self._codec.choose(self._store.weight.detach())

@@ -39,16 +39,24 @@ class _MovingRows(TableStages):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._tracker.load_state_dict(state)
 
+    def close(self) -> None:
+        self._tracker.close()
+
 
 class _Clusters(TableStages):
     """The stages of a table of `ClusteredHash`: it is clustered after the epochs of the first part of the training."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        if any(store.codec is not None for store in site.held.stores.values()):
+            raise ValueError(
+                f"table {site.name!r}: ClusteredHash is clustered again in training, for which its rows must be "
+                "floats; take it without the method around it"
+            )
 
     def epoch_ended(self, done: int) -> None:
         site = self._site
-        if done <= UNTIL * site.epochs:
+        if done <= UNTIL * site.epochs and not site.frozen:
             recluster_(site.module, table=site.table, optimizer=site.optimizer)
 
 
@@ -130,22 +138,25 @@ class Schedule:
         parts = {id(part): (part, site) for site in sites for part in _parts(site.held)}  # which tables may share
         made = [(site, stages_of(part, site)) for part, site in parts.values()]
         changing = [(site, stages) for site, stages in made if stages is not None]
-        self._stages = [stages for _, stages in changing]
+        for site, stages in changing:
+            _check(site, stages)
+        self._stages, self._names = [stages for _, stages in changing], [site.name for site, _ in changing]
+        for kind in dict.fromkeys(map(type, self._stages)):
+            kind.check_together([stages for stages in self._stages if type(stages) is kind])
         self.stage = "search" if any(stages.search for stages in self._stages) else "train"
         self._rates = [group["lr"] for group in optimizer.param_groups] if optimizer is not None else []
         self._initial: dict[str, Tensor] | None = None
-        for site, stages in changing:
-            if stages.begins_again and any(s.states for s in site.held.stores.values()):
-                raise ValueError(
-                    f"table {site.name!r} begins again after its search, but a fused optimizer trains it: train it by "
-                    "an optimizer of its own"
-                )
         if any(stages.begins_again for stages in self._stages):
             self._initial = {name: tensor.detach().clone() for name, tensor in self._rewound()}
         for stages in self._stages:
             stages.begin()
         self._turns = HeldOutTurns(changing, optimizer, validate)
         self._turns.hold(self.stage == "search")
+
+    def close(self) -> None:
+        """Stop following the model, which stays as it is."""
+        for stages in self._stages:
+            stages.close()
 
     def __bool__(self) -> bool:
         """Return whether any table changes."""
@@ -195,7 +206,7 @@ class Schedule:
         self._initial = None
         if self._optimizer is not None:
             self._optimizer.state.clear()
-            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=False):  # not of added groups
                 group["lr"] = rate
         return True
 
@@ -219,24 +230,56 @@ class Schedule:
             "epochs": self._epochs_done,
             "initial": self._initial,
             "tables": [stages.state_dict() for stages in self._stages],
+            "of": self._of(),
         }
+
+    def _of(self) -> dict[str, Any]:
+        """What a state must be of to be loaded."""
+        kinds = [f"{type(s).__name__} of {name!r}" for s, name in zip(self._stages, self._names, strict=True)]
+        return {"epochs": self.epochs, "steps": self.steps, "tables": kinds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state.
 
         Raises:
-            ValueError: the state is of a model with other tables.
+            ValueError: the state is of a model with other tables or methods, or of a training of another length.
         """
         if len(state["tables"]) != len(self._stages):
             raise ValueError(
                 f"the state has the stages of {len(state['tables'])} tables, the model those of {len(self._stages)}"
             )
+        for name, own in self._of().items():
+            if (saved := state.get("of", {}).get(name, own)) != own:  # earlier versions did not say
+                raise ValueError(f"the state is of a Schedule with {name}={saved}, and this one has {name}={own}")
         self.stage = state["stage"]
         self._steps_done, self._epochs_done = int(state["steps"]), int(state["epochs"])
         self._initial = state["initial"]
         self._turns.hold(self.stage == "search")
         for stages, own in zip(self._stages, state["tables"], strict=True):
             stages.load_state_dict(own)
+
+
+def _check(site: Site, stages: TableStages) -> None:
+    """Raise ValueError if a table is trained in a way that its stages cannot change."""
+    by_engine = any(store.states for store in site.held.stores.values())
+    if stages.begins_again and by_engine:
+        raise ValueError(
+            f"table {site.name!r} begins again after its search, but a fused optimizer trains it: train it by an "
+            "optimizer of its own"
+        )
+    if stages.search and site.frozen:
+        raise ValueError(
+            f"table {site.name!r} is frozen, but its method searches what to store while it is trained: unfreeze it, "
+            "or take a method that does not"
+        )
+    if site.optimizer is None or by_engine or site.frozen:
+        return
+    known = {id(parameter) for group in site.optimizer.param_groups for parameter in group["params"]}
+    if not any(id(rows) in known for rows in site.held.rows):
+        raise ValueError(
+            f"table {site.name!r}: the optimizer of the Schedule does not hold its rows (was it made before the model "
+            "was compressed?); give the one that trains them"
+        )
 
 
 def changes_in_training(model: nn.Module) -> bool:

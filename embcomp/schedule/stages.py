@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from embcomp.holders import Held
+from embcomp.codecs.base import Codec
+from embcomp.holders import Held, HeldStore
 
 
 class Site(NamedTuple):
@@ -36,6 +37,11 @@ class Site(NamedTuple):
         """The name of the table, for errors."""
         return self.held.names[0] or self.held.table.name
 
+    @property
+    def frozen(self) -> bool:
+        """True if no rows of the table are trained."""
+        return all(_is_frozen(store) for store in self.held.stores.values())
+
     def search_epochs(self, share: float, what: str) -> int:
         """Return the epochs of a search. Raise ValueError if none is left to train `what` it found."""
         epochs = max(1, round(share * self.epochs))
@@ -45,6 +51,11 @@ class Site(NamedTuple):
                 "train what it keeps; train for more epochs, or lower search"
             )
         return epochs
+
+
+def _is_frozen(store: HeldStore) -> bool:
+    by_engine = getattr(store.weight, "frozen", None)  # of a fused optimizer, whose weights need no gradient
+    return (not store.weight.requires_grad and not store.states) if by_engine is None else by_engine
 
 
 class TableStages:
@@ -88,12 +99,28 @@ class TableStages:
         for stages in tables:
             stages.choose()
 
+    @classmethod
+    def check_together(cls, tables: Sequence[Any]) -> None:
+        """Raise ValueError if the searches of all tables of this kind do not go together."""
+
+    def codecs(self) -> Sequence[Codec]:
+        """Return the codecs that the search changes, whose state is kept in that of the stages, too."""
+        return ()
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint, beside the module's."""
-        return {}
+        """Return the state for a checkpoint, beside the module's.
+
+        It holds that of the codecs: a `Schedule` that is made for a model with loaded weights begins them anew.
+        """
+        return {"codecs": [{name: t.clone() for name, t in codec.state_dict().items()} for codec in self.codecs()]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state."""
+        for codec, own in zip(self.codecs(), state.get("codecs", ()), strict=False):  # earlier versions kept none
+            codec.load_state_dict(own)
+
+    def close(self) -> None:
+        """Take off what was put on the module."""
 
 
 @singledispatch

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embcomp.codecs.base import Codec
 from embcomp.codecs.columns import ColumnsCodec, MixtureCodec
 from embcomp.codecs.narrow_rows import NarrowRowsCodec
 from embcomp.ops.hashing import hash_key
@@ -27,7 +28,7 @@ class _WidthStages(TableStages, abc.ABC):
     begins_again = True
 
     def __init__(self, codec: Any, site: Site, rows: TableStages | None = None) -> None:
-        self.codec, self.rows = codec, rows or TableStages()
+        self.codec, self.rows, self.name = codec, rows or TableStages(), site.name
         self.search = site.search_epochs(codec.columns.search, "its width")
         self._key = hash_key(codec.columns.seed, site.held.table.name, 0) & (2**61 - 1)
 
@@ -43,6 +44,9 @@ class _WidthStages(TableStages, abc.ABC):
 
     def penalty(self) -> Tensor | None:
         return self.rows.penalty()
+
+    def codecs(self) -> Sequence[Codec]:
+        return [self.codec, *self.rows.codecs()]
 
     @classmethod
     def choose_together(cls, tables: Sequence[Any]) -> None:
@@ -119,6 +123,18 @@ class RandomStages(_WidthStages):
     def draw(self, done: int, generator: torch.Generator) -> None:
         candidates = self.codec.columns.candidates
         self.codec.width.fill_(candidates[int(torch.randint(len(candidates), (), generator=generator))])
+
+    @classmethod
+    def check_together(cls, tables: Sequence[Any]) -> None:
+        first, *others = tables
+        for stages in others:
+            for name in ("generations", "batches", "seed"):
+                mine, theirs = getattr(stages.codec.columns, name), getattr(first.codec.columns, name)
+                if mine != theirs:
+                    raise ValueError(
+                        f"table {stages.name!r}: {name}={mine}, but {theirs} for table {first.name!r}: widths of all "
+                        "tables are searched together; give them the same"
+                    )
 
     @classmethod
     def choose_widths(cls, tables: Sequence[Any]) -> None:

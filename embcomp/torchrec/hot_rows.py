@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embcomp.holders import holder_of
 from embcomp.optimizers import row_states
-from embcomp.schedule.hot_tracker import Told, Watched, copy_all, owners_encoder, watched
+from embcomp.schedule.hot_tracker import ForwardHook, Told, Watched, copy_all, owners_encoder, watched
 from embcomp.torchrec.collection.modules import CompressedEmbeddingBagCollection, CompressedEmbeddingCollection
 from embcomp.torchrec.holders import CompressedCollectionHolder
 
@@ -39,11 +39,11 @@ class _WatchedCollection(Watched):
         return self.module.branches[self.outputs[0].reads[0].branch].collection
 
     def attach(self, told: Told) -> Any:
-        def after(module: Any, args: tuple[Any, ...], given: dict[str, Any], result: Any) -> None:
+        def after(args: tuple[Any, ...], given: dict[str, Any], result: Any) -> None:
             if not torch.is_grad_enabled():
                 return
             features: KeyedJaggedTensor = args[0] if args else given["features"]
-            if isinstance(module, CompressedEmbeddingBagCollection):
+            if isinstance(self.module, CompressedEmbeddingBagCollection):
                 values = result.values()
                 if values.requires_grad:
                     values.register_hook(lambda grad: self._tell_bags(told, features, result, grad))
@@ -53,7 +53,7 @@ class _WatchedCollection(Watched):
                 if jagged.values().requires_grad:
                     jagged.values().register_hook(lambda grad, ids=ids: told(ids, grad.norm(dim=1)))
 
-        return self.module.register_forward_hook(after, with_kwargs=True)
+        return self.module.register_forward_hook(ForwardHook(after), with_kwargs=True)
 
     def _tell_bags(self, told: Told, features: KeyedJaggedTensor, result: Any, grad: Tensor) -> None:
         columns = dict(zip(result.keys(), grad.split(result.length_per_key(), dim=1), strict=True))

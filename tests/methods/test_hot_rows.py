@@ -207,3 +207,29 @@ def test_bytes_and_refusals() -> None:
     for wrong in ({"every": 0}, {"decay": 1.5}, {"hysteresis": 0.5}, {"room": 0}, {"table": "a"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             HotTracker(made(), **wrong)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_scores_of_bags_with_padding_are_the_norms_of_the_gradients_of_rows(mode):
+    """As torch has them for a table of its own rows."""
+    full = nn.EmbeddingBag(50, 4, mode=mode, padding_idx=0)
+    ids = torch.tensor([[5, 9, 0, 0], [7, 0, 3, 9]])
+    weight = torch.tensor([[1.0, 2.0, 0.5, 1.0], [0.3, 1.0, -2.0, 1.0]])
+    (full(ids) * weight).sum().backward()
+    bags = embcomp.nn.CompressedEmbeddingBag(50, 4, HotRows(rows=20), mode=mode, padding_idx=0)
+    tracker = HotTracker(bags)
+    (bags(ids) * weight).sum().backward()
+    told = tracker.state_dict()
+    for id, norm in zip(told["ids"].tolist(), told["sums"].tolist(), strict=True):
+        bags_of = [(bag, w) for bag, w in zip(ids, weight, strict=True) if id in bag]
+        rows = [w.norm() / (int((bag != 0).sum()) if mode == "mean" else 1) for bag, w in bags_of]
+        assert norm == pytest.approx(float(sum(rows)))
+        if len(rows) == 1:
+            assert norm == pytest.approx(float(full.weight.grad[id].norm()))
+    assert told["ids"].tolist() == [3, 5, 7, 9]
+
+
+def test_bags_of_largest_values_are_refused():
+    bags = embcomp.nn.CompressedEmbeddingBag(50, 4, HotRows(rows=20), mode="max")
+    with pytest.raises(ValueError, match="mode='max' trains single columns"):
+        HotTracker(bags)
