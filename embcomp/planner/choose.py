@@ -29,7 +29,7 @@ from embcomp.planner.progress import Progress
 from embcomp.planner.reads import Reads
 from embcomp.planner.search import TOGETHER, Search
 from embcomp.planner.tables import Held, Widths, by_name, held_tables, owners
-from embcomp.planner.trained import notes_on_bytes, notes_on_loss, probes_of
+from embcomp.planner.trained import notes_on_bytes, notes_on_compressed, notes_on_loss, probes_of
 from embcomp.planner.trials import Train, halved
 from embcomp.settings import Bytes, checked, shown
 
@@ -91,7 +91,8 @@ def choose(
         sides: "users" or "items" by table name, if the numbers of ids do not determine the tables of `edges`.
         init: the start of the tables. With "fit" no training follows, and options cost what a probe measures; with
             "fresh" and "warm" training follows, which recovers much of the initial loss of bits and ranks.
-        train: a function that trains a model for a share of a full training.
+        train: a function that trains a model for a share of a full training. The copies of all plans, which are in
+            training mode, are held at the same time.
         effort: the share of a full training that all short trainings together may take.
         seconds: the time limit of the probes, in seconds; options that are not measured by then are estimated by rules.
         cache: a file that keeps the probes, so that a second call, or a call after an interruption, continues.
@@ -123,16 +124,23 @@ def choose(
         raise ValueError(f"seconds must be a number of at least 0, or None, got {seconds!r}")
     checked(progress, bool | None, "progress")
     checked(effort, float, "effort")
+    if not 0 < effort <= 10:
+        raise ValueError(f"effort must be a share of a full training, at most 10, such as .2, got {effort!r}")
+    for name, function in (("loss", loss), ("train", train)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, got {shown(function)}")
     if cache is not None and Path(cache).is_dir():
         raise ValueError(f"cache must be a file for the probes, and {cache} is a folder")
-    if data is not None and not isinstance(data, Iterable):
+    if data is not None and (isinstance(data, str | Mapping) or not isinstance(data, Iterable)):
         raise TypeError(f"data must be held-out batches, a list of them or a loader, got {shown(data)}")
     if data is None:
         _check_needless(init, cache, seconds)
     if isinstance(model_or_tables, Tensor):
         raise TypeError("choose takes a model or its tables, got a tensor; for item vectors: embcomp.retrieval.choose")
     held = held_tables(model_or_tables, keep, widths)
-    budget = _budget(held, nbytes)
+    budget, said = _budget(held, nbytes), notes_on_bytes(held) + notes_on_compressed(model_or_tables)
+    if isinstance(worth, Mapping) and (unknown := _unknown(held, worth)):
+        said.append(f"worth names {unknown[:5]}, which no table is called: left out")
     known = {name: check_counts(c, _table(held, name)) for name, c in by_name(held, counts, "counts").items()}
     codes = by_name(held, content, "content")
     listed = offers(held, count, edges=edges, sides=sides, content=codes, counts=known, seed=seed)
@@ -152,7 +160,7 @@ def choose(
             raise ValueError(f"{'loss' if loss else 'train'} needs held-out batches: give data")
         search = Search(held, offered(silent=judge.silent), judge, count, budget)
         search.check()
-        notes = [*notes_on_offers(held, options, listed), *notes_on_bytes(held)]
+        notes = [*notes_on_offers(held, options, listed), *said]
         return replace(search.choice(search.best(), 1), failed=[], notes=notes, seconds=time.monotonic() - started)
     if not isinstance(model_or_tables, nn.Module):
         raise TypeError("data is for a trained model: give the model instead of its tables")
@@ -176,7 +184,7 @@ def choose(
             (plan, notes), level = _raced(model_or_tables, search, judge, train, effort), 3
         choice = search.choice(plan, level)
     failed = [f"{', '.join(f.tables)}: {_what(f.method)}: {f.why}" for f in probes.failed]
-    notes += notes_on_loss(model_or_tables, probes) + notes_on_offers(held, options, listed) + notes_on_bytes(held)
+    notes += notes_on_loss(model_or_tables, probes) + notes_on_offers(held, options, listed) + said
     if probes.late:
         notes = [*notes, f"the time of {seconds} s ended after {probes.made} probes: the rest is by rules"]
     return replace(choice, failed=failed, seconds=time.monotonic() - started, notes=notes)
@@ -186,8 +194,6 @@ def _raced(
     model: nn.Module, search: Search, judge: ByProbes, train: Train, effort: float
 ) -> tuple[list[Option], list[str]]:
     """Train the best plans for a short while and return the best of them."""
-    if not 0 < effort <= 10:
-        raise ValueError(f"effort must be a share of a full training, such as .2, got {effort!r}")
     plans = search.rivals()
     if len(plans) == 1:
         return plans[0], ["no short trainings: no other plan is expected to lose about as little"]
@@ -210,6 +216,7 @@ def _raced(
     )
     means = ", ".join(f"{probes.mean(each):.4f}" if each else "failed" for each in losses)
     how = "by more than chance" if winner else "as none is better by more than chance"
+    how = how if losses[0] else "the best of the others"
     return plans[winner], [f"short trainings: {len(plans)} plans, losses {means}; plan {winner + 1}, {how}", *wrong]
 
 
@@ -248,10 +255,15 @@ def _worth(held: Sequence[Held], given: Mapping[str, float] | FeatureRanking | N
         useless = set(given.useless)
         given = {name: 0.0 if name in useless else score for name, score in given.scores.items()}
     scores = checked(given, Mapping[str, float] | None, "worth") or {}
-    worth = {table.name: float(value) for name, value in scores.items() for table in owners(held, name)}
-    if scores and not worth:
-        raise ValueError(f"worth names no table: {sorted(scores)[:5]}; the tables are {[table.name for table in held]}")
-    return worth
+    unknown = _unknown(held, scores)
+    if unknown and len(unknown) == len(scores):
+        raise ValueError(f"worth names no table: {unknown[:5]}; the tables are {[t.name for t in held]}")
+    return {table.name: float(value) for name, value in scores.items() for table in owners(held, name)}
+
+
+def _unknown(held: Sequence[Held], names: Iterable[str]) -> list[str]:
+    """The names that no table has."""
+    return sorted(name for name in names if not owners(held, name))
 
 
 def _table(held: Sequence[Held], name: str) -> Table:

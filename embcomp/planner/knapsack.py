@@ -90,16 +90,21 @@ def ranked(
             yield dataclasses.replace(found, items=tuple(useful[n] for n in found.items))
 
 
-def least_nbytes(items: Sequence[Item], tables: int) -> int:
-    """Return the fewest bytes in which every table can be stored."""
+def smallest(items: Sequence[Item], tables: int) -> list[int]:
+    """Return the indices of the items that store every table in the fewest bytes."""
     _check(items, tables)
-    alone = [min((i.nbytes for i in items if i.tables == (t,)), default=None) for t in range(tables)]
     if all(len(item.tables) == 1 for item in items):
-        return sum(size for size in alone if size is not None)
+        order = sorted(range(len(items)), key=lambda i: items[i].nbytes, reverse=True)
+        return sorted({items[i].tables: i for i in order}.values())
     sized = [Item(item.tables, 0, float(item.nbytes)) for item in items]
     solution = best(sized, tables, 0)
     assert solution is not None  # each table has an item, and there is no limit
-    return sum(items[i].nbytes for i in solution.items)
+    return list(solution.items)
+
+
+def least_nbytes(items: Sequence[Item], tables: int) -> int:
+    """Return the fewest bytes in which every table can be stored."""
+    return sum(items[i].nbytes for i in smallest(items, tables))
 
 
 def _check(items: Sequence[Item], tables: int) -> None:

@@ -13,6 +13,7 @@ from embcomp.methods.semantic.method import SemanticIds
 from embcomp.planner.options import Options
 from embcomp.planner.tables import Held, by_name, matches
 from embcomp.semantic_ids.pieces.base import PrefixNgram
+from embcomp.semantic_ids.pieces.vocabulary import checked_codes
 from embcomp.settings import checked, shown
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def offers(
                 f"content[{name!r}] must be semantic codes, integers [{ids}, levels] (a tokenizer of "
                 f"embcomp.semantic_ids makes them from vectors), got {shown(codes)}"
             )
+        codes = checked_codes(codes, None, f"content[{name!r}]: codes")
         support, known = max(1, int(ids * SUPPORT)), (counts or {}).get(name)
         for levels in sorted({min(levels, codes.shape[1]) for levels in LEVELS}):
             for share in CLUSTERED:

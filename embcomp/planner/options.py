@@ -18,6 +18,7 @@ from embcomp.methods.plan import Count, Sizes
 from embcomp.methods.product_codes import ProductCodes
 from embcomp.methods.quotient_remainder import QuotientRemainder, largest_remainder
 from embcomp.methods.unified import UnifiedEmbedding, best_chunk_dim
+from embcomp.ops.hashing import MAX_ROWS
 from embcomp.planner.tables import Held, matches
 from embcomp.settings import shown
 
@@ -217,7 +218,10 @@ def _usual(held: Held, count: Count, counts: Tensor | None, seed: int, coarse: b
         rows = int(ids * share)
         if rows < 1:
             break
-        hashed: list[Method] = [_unified([held], share, seed)]
+        if rows > MAX_ROWS:
+            continue
+        unified = _unified([held], share, seed)
+        hashed: list[Method] = [] if unified is None else [unified]
         if not served and 2 * ids**0.5 < rows:
             hashed.append(QuotientRemainder(rows=largest_remainder(held.table, rows)))
             if width % 2 == 0:
@@ -241,13 +245,14 @@ def _ranks(width: int) -> list[int]:
     return [rank for rank in steps if 1 <= rank <= WIDEST * width]
 
 
-def _unified(held: Sequence[Held], share: float, seed: int) -> UnifiedEmbedding:
-    """One store with a share of the values of the tables."""
+def _unified(held: Sequence[Held], share: float, seed: int) -> UnifiedEmbedding | None:
+    """One store with a share of the values of the tables; None if it would have too many rows."""
     tables = [table.table for table in held]
     values = sum(table.nbytes for table in held) * share / 4
     balanced = can_balance(tables)
     chunk = best_chunk_dim(tables, int(values * 4), balanced=balanced)
-    return UnifiedEmbedding(rows=max(1, int(values / chunk)), chunk_dim=chunk, balanced=balanced, seed=seed)
+    rows = max(1, int(values / chunk))
+    return UnifiedEmbedding(rows=rows, chunk_dim=chunk, balanced=balanced, seed=seed) if rows <= MAX_ROWS else None
 
 
 def _shared(
@@ -262,6 +267,8 @@ def _shared(
         for members in _groups(held, large):
             for share in SHARES:
                 method = _unified([held[i] for i in members], share, seed)
+                if method is None:
+                    continue
                 around: list[Method] = [LowBit(bits=bits, of=method) for bits in (4, 3, 2)]
                 methods = around if count == "served" else [method]
                 options += priced(members, [held[i] for i in members], methods, grows=True)

@@ -1,6 +1,7 @@
 """Probes: the loss of each option for a trained model on held-out batches, kept on disk, within a time limit."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from embcomp.methods.base import Method, plain
 from embcomp.nn.table import CompressedTable
 from embcomp.notes import CompressionWarning
 from embcomp.planner.tables import Held
+from embcomp.settings import shown
 
 Loss = Callable[[nn.Module, Any], Any]
 """A function from a model and a batch to the mean loss of the batch."""
@@ -88,7 +90,7 @@ class Probes:
         self.base = self.mean(self._losses)
         self._known: dict[str, tuple[float, float]] = {}
         self._digests = [_digest(table.weight) + _digest(self.counts.get(table.name)) for table in self.held]
-        self._data = f"{len(self.batches)} {self.base!r}"
+        self._data = _hash(repr(self._losses), *map(_digest_of_batch, self.batches))
         if self.cache is not None and Path(self.cache).exists():
             self._known = _read(Path(self.cache))
 
@@ -185,6 +187,8 @@ class Probes:
                     raise ValueError(f"loss must give one number a batch, got shape {list(value.shape)}")
                 if value is None:
                     raise TypeError("loss must return the mean loss of a batch, and returns None")
+                if not hasattr(value, "__float__"):
+                    raise TypeError(f"loss must return the mean loss of a batch, one number, got {shown(value)}")
                 losses.append(float(value))
         if not hasattr(self, "base") and not all(map(math.isfinite, losses)):
             worst = next(i for i, value in enumerate(losses) if not math.isfinite(value))
@@ -216,7 +220,7 @@ class Probes:
             table = nn.Embedding.from_pretrained(held.weight.detach().clone(), freeze=False)
             _put(root, held.name, table)
         counts = {self.held[i].name: c for i in tables if (c := self._weights(i)) is not None and bool((c > 0).any())}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the rows that are drawn are replaced
             warnings.simplefilter("ignore", CompressionWarning)
             compress_(root, {_escaped(self.held[i].name): method for i in tables}, init="warm", counts=counts or None)
         made = []
@@ -269,6 +273,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _digest(weight: Tensor | None) -> str:
     return "" if weight is None or weight.is_meta else str(plain(weight))
+
+
+def _digest_of_batch(batch: Any) -> str:
+    """A checksum of a batch; empty for one that cannot be saved, which its loss has to tell from others."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(batch, buffer)
+    except Exception:  # of whatever a user's batches hold
+        return ""
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def _hash(*parts: str) -> str:

@@ -15,7 +15,7 @@ from embcomp.methods.quotient_remainder import QuotientRemainder
 from embcomp.planner.choice import Choice, Point, TableChoice, kind
 from embcomp.planner.estimates import ByRules, Estimates
 from embcomp.planner.growth import enlarged
-from embcomp.planner.knapsack import Item, Solution, best, least_nbytes, ranked
+from embcomp.planner.knapsack import Item, Solution, best, least_nbytes, ranked, smallest
 from embcomp.planner.options import MANY, Option, rows_of
 from embcomp.planner.tables import Held
 
@@ -74,17 +74,20 @@ class Search:
     def check(self) -> None:
         """Raise ValueError if even the smallest options exceed the budget."""
         options, items = self.items()
-        if self._smallest(items) > self.budget and (least := least_nbytes(items, len(self.held))) > self.budget:
-            alone = [o for o in options if len(o.tables) == 1]
-            smallest = {o.tables: o for o in sorted(alone, key=lambda o: -o.nbytes(self.count))}
-            largest = max(smallest.values(), key=lambda o: o.nbytes(self.count))
-            held = self.held[largest.tables[0]]
-            why = f"stays as it is: {held.kept}" if held.kept else kind(largest.method)
-            remedy = "let it be compressed" if held.kept else "give options that take less"
+        if self._smallest(items) <= self.budget:
+            return
+        fewest = [options[i] for i in smallest(items, len(self.held))]
+        least = sum(option.nbytes(self.count) for option in fewest)
+        if least > self.budget:
+            largest = max(fewest, key=lambda option: option.nbytes(self.count))
+            names, kept = [self.held[i].name for i in largest.tables], self.held[largest.tables[0]].kept
+            which = f"table {names[0]!r} takes" if len(names) == 1 else f"tables {names} together take"
+            why = f"stays as it is: {kept}" if kept else kind(largest.method)
+            remedy = "let it be compressed" if kept else "give options that take less"
             raise ValueError(
                 f"a budget of {grouped(self.budget)} bytes ({self.count}) is too small: the least possible is "
-                f"{grouped(least)}, of which table {held.name!r} takes {grouped(largest.nbytes(self.count))} "
-                f"({why}); raise the budget, or {remedy}"
+                f"{grouped(least)}, of which {which} {grouped(largest.nbytes(self.count))} ({why}); raise the budget, "
+                f"or {remedy}"
             )
 
     def _smallest(self, items: Sequence[Item]) -> float:
@@ -189,6 +192,8 @@ class Search:
         grown = list(plan)
         for place in sorted(range(len(plan)), key=lambda place: -self.judge.loss(plan[place])):
             option = plan[place]
+            if all(i in self.judge.silent for i in option.tables):
+                continue
             held = [self.held[i] for i in option.tables]
             grown[place] = enlarged(option, held, self.count, left, self.judge)
             left -= grown[place].nbytes(self.count) - option.nbytes(self.count)

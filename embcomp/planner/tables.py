@@ -86,6 +86,8 @@ def held_tables(
     names = [table.name for table in held]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"tables must have different names, got {twice!r} twice")
+    if not isinstance(keep, str | Collection | None):
+        raise TypeError(f"keep must be patterns over table names, got {shown(keep)}")
     patterns = [keep] if isinstance(keep, str) else list(keep or ())
     for pattern in patterns:
         if not isinstance(pattern, str):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.files import StrPath
+from embcomp.holders import holders
 from embcomp.methods.plan import FLOAT_BYTES
 from embcomp.planner.losses import calibrated_log_loss, check_labels, log_loss
 from embcomp.planner.probes import Loss, Probes, evaluating
@@ -84,6 +85,25 @@ def notes_on_loss(model: nn.Module, probes: Probes) -> list[str]:
 
 
 def notes_on_bytes(held: Sequence[Held]) -> list[str]:
-    """Return what a user should know of the bytes of tables in half precision."""
-    half = [table.name for table in held if table.weight is not None and table.weight.element_size() < FLOAT_BYTES]
-    return [f"all bytes are counted in float32, and tables {half[:3]} hold less: they will take less"] if half else []
+    """Return what a user should know of the bytes of tables in other precisions than float32."""
+    sizes = {table.name: table.weight.element_size() for table in held if table.weight is not None}
+    notes = []
+    if half := [name for name, size in sizes.items() if size < FLOAT_BYTES]:
+        notes.append(f"all bytes are counted in float32, and tables {half[:3]} hold less: they will take less")
+    if double := [name for name, size in sizes.items() if size > FLOAT_BYTES]:
+        notes.append(
+            f"all bytes are counted in float32, and tables {double[:3]} hold more: they will take up to twice the "
+            "budget; convert the model with .float() first"
+        )
+    return notes
+
+
+def notes_on_compressed(model: object) -> list[str]:
+    """Return what a user should know of tables that are compressed already, which a choice leaves out."""
+    if not isinstance(model, nn.Module):
+        return []
+    there = [table for holder in holders(model) if holder.form != "plain" for table in holder.tables.values()]
+    if not there:
+        return []
+    names = [table.names[0] or table.table.name for table in there]
+    return [f"tables {names[:3]} are compressed or fused already: they stay as they are, and their bytes do not count"]

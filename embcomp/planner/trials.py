@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from embcomp.compress import compress_
@@ -68,9 +69,12 @@ def halved(
         failed(i, errors[-1])
 
     for i, plan in enumerate(plans):
-        racing[i] = copy.deepcopy(model)
+        racing[i] = model
         try:
-            with warnings.catch_warnings():
+            racing[i] = copy.deepcopy(model)
+            if not model.training:
+                racing[i].train()
+            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore", CompressionWarning)
                 compress_(racing[i], plan, init="warm")
         except Exception as error:  # of one plan; the others may still be good

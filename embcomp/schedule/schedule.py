@@ -234,7 +234,7 @@ class Schedule:
         }
 
     def _of(self) -> dict[str, Any]:
-        """What a state must be of to be loaded."""
+        """The training and the tables that a state must be of to be loaded."""
         kinds = [f"{type(s).__name__} of {name!r}" for s, name in zip(self._stages, self._names, strict=True)]
         return {"epochs": self.epochs, "steps": self.steps, "tables": kinds}
 

@@ -78,6 +78,7 @@ def test_what_features_say_alone_moves_bytes_without_a_model():
     tables = [embcomp.Table(name, 5000, 16) for name in ("a", "b", "noise")]
     even = embcomp.choose(tables, "5%")
     told = embcomp.choose(tables, "5%", worth={"a": 0.05, "b": 0.04, "noise": -0.001, "not a table": 1.0})
+    assert told.notes == ["worth names ['not a table'], which no table is called: left out"]
     assert chosen(even, "noise").served > chosen(told, "noise").served
     assert chosen(told, "noise").served < 0.1 * chosen(told, "a").served
     assert chosen(told, "noise").note == "says nothing of the label: drop it"
@@ -202,8 +203,51 @@ def test_where_new_ids_come_rows_follow_from_content(count):
         ("5%", {"cache": "."}, "cache must be a file"),
         ("5%", {"progress": "yes"}, "progress must be True or False"),
         ("5%", {"effort": "all"}, "effort must be a finite number"),
+        ("5%", {"effort": 20.0}, "effort must be a share of a full training, at most 10"),
+        ("5%", {"loss": "ce"}, "loss must be a function"),
+        ("5%", {"train": "fit"}, "train must be a function"),
+        ("5%", {"keep": 3}, "keep must be patterns over table names"),
+        ("5%", {"data": {"x": 1}}, "data must be held-out batches"),
+        ("5%", {"data": "abc"}, "data must be held-out batches"),
+        ("5%", {"worth": {"usr": 1.0, "itm": 0.0}}, r"worth names no table: \['itm', 'usr'\]"),
+        (
+            100,
+            {"options": {"tables.[ui]*": [embcomp.UnifiedEmbedding(rows=2000, chunk_dim=4)]}},
+            r"of which tables \['tables.user', 'tables.item'\] together take 32 0",
+        ),
     ],
 )
 def test_bad_arguments_are_named(budget, arguments, error):
     with pytest.raises((ValueError, TypeError), match=error):
         embcomp.choose(Clicks(), budget, **arguments)
+
+
+@pytest.mark.parametrize("count", ["served", "training"])
+def test_large_tables_of_different_widths(count):
+    """A store of chunks of 8 for both would have more than 2^31 rows."""
+    tables = [embcomp.Table("user", 200_000_000, 128), embcomp.Table("item", 1_000_000, 8)]
+    choice = embcomp.choose(tables, "5%", count=count)
+    assert 0.5 * choice.budget < choice.nbytes <= choice.budget
+
+
+def test_codes_that_cannot_be_are_named():
+    codes = torch.randint(16, (600, 4), generator=torch.Generator().manual_seed(0))
+    codes[5, 0] = -1
+    with pytest.raises(ValueError, match=r"content\['item'\]: codes of item 5 are \[-1"):
+        embcomp.choose([embcomp.Table("item", 600, 16)], "20%", content={"item": codes})
+
+
+def test_bytes_that_are_not_counted_are_said():
+    model = nn.ModuleDict({"a": nn.Embedding(500, 16), "b": nn.Embedding(300, 16, dtype=torch.float64)})
+    embcomp.compress_(model, {"a": embcomp.LowBit(bits=4)})
+    first, second = embcomp.choose(model, 5000).notes
+    assert "tables ['b'] hold more: they will take up to twice the budget" in first
+    assert second == "tables ['a'] are compressed or fused already: they stay as they are, and their bytes do not count"
+
+
+def test_tables_that_say_nothing_get_no_spare_bytes():
+    tables = [embcomp.Table("user", 2000, 16), embcomp.Table("req", 60_000, 16)]
+    (little, more) = (
+        embcomp.choose(tables, f"{share}%", worth={"user": 1.0, "req": 0.0}).tables[1].served for share in (5, 20)
+    )
+    assert little == more < 0.001 * 4 * 60_000 * 16

@@ -324,3 +324,46 @@ def test_what_hashes_lose_is_not_said_of_rows_for_ids_that_are_alike(trained, he
             lost[kind(method), frail] = judge.loss(option)
     assert lost["GraphHash", 2.0] == lost["GraphHash", 1.0]
     assert lost["HashingTrick", 2.0] == pytest.approx(2 * lost["HashingTrick", 1.0])
+
+
+def test_the_random_state_stays(trained, held_out):
+    before = torch.get_rng_state()
+    embcomp.choose(trained, "5%", data=held_out, train=lambda model, share: None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_probes_of_other_batches_with_the_same_losses_are_not_taken(trained, held_out, tmp_path):
+    """A loss of whole numbers, such as an error rate, is the same for many batches."""
+    halves = [[tuple(part[half] for part in batch) for batch in held_out] for half in (slice(0, 50), slice(50, 100))]
+    seen: list[int] = []
+
+    def loss(model, batch):
+        seen.append(1)
+        return (
+            0.0 if all(torch.equal(t.weight, w) for t, w in zip(model.tables.values(), weights, strict=True)) else 1.0
+        )
+
+    weights = [table.weight.detach().clone() for table in trained.tables.values()]
+    made = []
+    for data in (halves[0], halves[0], halves[1]):
+        seen.clear()
+        embcomp.choose(trained, "5%", data=data, loss=loss, init="fit", cache=tmp_path / "probes")
+        made.append(len(seen))
+    assert made[1] == len(held_out)  # the losses of the whole model alone
+    assert made[2] == made[0] > made[1]
+
+
+def test_the_copies_are_in_training_mode_and_a_first_plan_that_fails_is_said(trained, held_out):
+    modes = []
+
+    def train(model, share):
+        modes.append(model.training)
+        if len(modes) == 1:
+            raise RuntimeError("no memory")
+
+    choice = embcomp.choose(copy.deepcopy(trained).eval(), "8%", data=held_out, train=train)
+    assert all(modes)
+    (said, wrong) = choice.notes[:2]
+    assert "losses failed, " in said
+    assert said.endswith("the best of the others")
+    assert "the short training of plan 1" in wrong
