@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from embcomp.compress import CompressionReport, compress_
 from embcomp.holders import Holder, holders
+from embcomp.match import match
 from embcomp.methods.base import Method
 from embcomp.methods.full import Full
 from embcomp.methods.nested import Nested
@@ -116,16 +117,20 @@ def truncate_(model: nn.Module, width: int | Mapping[str, int], *, of: Method | 
         (True, True, 1600)
     """
     method = Full() if of is None else of
-    if isinstance(width, Mapping):
-        return compress_(model, {name: Nested(width=w, of=method) for name, w in width.items()}, init="warm")
     table_holders, most = _tables(model)
-    _check(width, most)
     held = [table for holder in table_holders for table in holder.tables.values()]
-    methods = {
-        escape(table.names[0]) or "*": Nested(width=width, of=method)
-        for table in held
-        if table.table.embedding_dim > width
-    }
+    if not isinstance(width, Mapping):
+        _check(width, most)
+        width = {"*": width}
+    pattern_of = match({pattern: pattern for pattern in width}, [table.names for table in held])
+    methods = {}
+    for pattern, own in width.items():
+        mine = [table for table, its in zip(held, pattern_of, strict=True) if its == pattern]
+        widest = max((table.table.embedding_dim for table in mine), default=0)
+        method_of_all = Nested(width=own, of=method)
+        for table in mine:
+            if table.table.embedding_dim > own or own > widest:  # the last is an error, which compress_ names
+                methods[escape(table.names[0]) or "*"] = method_of_all
     return compress_(model, methods, init="warm")
 
 

@@ -92,6 +92,11 @@ def test_narrow_tables_stay_and_patterns_choose():
     model = Products()
     embcomp.truncate_(model, {"user": 2, "item": 3})
     assert [int((table(torch.tensor(0)) != 0).sum()) for table in (model.user, model.item)] == [2, 3]
+    model = torch.nn.ModuleDict({"a": torch.nn.Embedding(9, 16), "b": torch.nn.Embedding(9, 4)})
+    narrow = model["b"]
+    embcomp.truncate_(model, {"*": 8})  # a table that is not wider stays, as for a single width
+    assert model["b"] is narrow
+    assert int((model["a"](torch.tensor(0)) != 0).sum()) == 8
     with pytest.raises(ValueError, match=r"'user'.*width 17 is above its embedding_dim 16"):
         embcomp.truncate_(Products(), {"user": 17})
 

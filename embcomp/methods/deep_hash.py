@@ -81,6 +81,10 @@ class Network(Combiner):
         return self.matrices[-1].shape[1]
 
 
+HASHES_A_UNIT = 8
+"""The hashes for each unit of a hidden layer, where a budget decides both."""
+
+
 class NumbersEncoder(HashEncoder):
     """An encoder that hands over the hashes of an id, scaled to [-1, 1]; all ids read the one row of the last bias."""
 
@@ -111,7 +115,8 @@ class DeepHash(Method):
 
     Args:
         width: the number of units of a hidden layer.
-        hashes: the number of hashes of an id; with few of them ids are hard to tell apart.
+        hashes: the number of hashes of an id; with few of them ids are hard to tell apart. For a budget the default is
+            eight for each unit, at most 1,024.
         layers: the number of hidden layers.
         seed: the seed of the hashes.
 
@@ -152,9 +157,13 @@ class DeepHash(Method):
 
     @classmethod
     def ladder(cls, tables: Sequence[Table], nbytes: int, **fixed: Any) -> Ladder[Self]:
-        """Return the usual ladder, with the width, the same for all tables, as the size."""
-        return Ladder(
-            lambda width: cls(width=width, **fixed),
-            lambda width: cls(width=width, **fixed).sizes(tables),
-            most=1 << 14,
-        )
+        """Return the usual ladder, with the width, the same for all tables, as the size.
+
+        Unless `hashes` is given, there are eight for each unit, at most 1,024: with few bytes a thousand inputs, and
+        the keys of their hashes, would leave a hidden layer of one unit.
+        """
+
+        def make(width: int) -> Self:
+            return cls(width=width, **{"hashes": min(cls.hashes, HASHES_A_UNIT * width), **fixed})
+
+        return Ladder(make, lambda width: make(width).sizes(tables), most=1 << 14)

@@ -88,7 +88,13 @@ class MemoryLinear(nn.Module):
                 self.bias.uniform_(-(self.in_features**-0.5), self.in_features**-0.5)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map [*, in_features] to [*, out_features]."""
+        """Map [*, in_features] to [*, out_features].
+
+        Raises:
+            ValueError: the input has another width.
+        """
+        if input.shape[-1:] != (self.in_features,):
+            raise ValueError(f"MemoryLinear: input must be [*, {self.in_features}], got {list(input.shape)}")
         parts = input.reshape(-1, self.parts, self.bits)
         powers = 1 << torch.arange(self.bits, device=input.device)
         starts = torch.arange(self.parts, device=input.device) << self.bits

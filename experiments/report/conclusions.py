@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.files import write_text
 from experiments.load import CONFIGS, load
+from experiments.report.anchor import section
 from experiments.report.claims import CLAIMS, FULL, FULL_LOOK_UP, LOOK_UPS, Claim, Side
 from experiments.report.leaderboard import Entry, entries_of, setup_of, setups
 from experiments.report.look_ups import STEP, times
@@ -63,7 +64,7 @@ def write(results: Path, folder: Path) -> Path:
     lines = ["# conclusions", "", *_INTRODUCTION.split("\n"), "", *_summary(found, list(frames)), ""]
     for claim in CLAIMS:
         lines += [*_section(claim, found[claim.title]), ""]
-    lines += [*_costs(results, frames), ""]
+    lines += [*_costs(results, frames), "", *section(results), ""]
     path = folder / "conclusions.md"
     write_text(path, "\n".join(lines).rstrip() + "\n")
     return path

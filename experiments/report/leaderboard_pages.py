@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.filesize import decimal
 
 from experiments.files import write_text
-from experiments.report.leaderboard import SHARES, Entry, frame, leaderboard
+from experiments.report.leaderboard import SHARES, TOLERANCE, Entry, frame, leaderboard
 from experiments.runs.flat import save
 
 _MOST = 12  # lines of a budget in Markdown; all are in the table
@@ -20,7 +20,8 @@ _INTRODUCTION = f"""\
 # leaderboard
 
 Methods are ranked at equal bytes: runs that only differ in the method and the seed, at the smallest budget of
-{", ".join(f"{100 * share:g} %" for share in SHARES)} of the full tables that they keep. Served bytes and training bytes
+{", ".join(f"{100 * share:g} %" for share in SHARES)} of the full tables that they keep, or exceed by at most
+{TOLERANCE - 1:.0%} (the constants of a method). Served bytes and training bytes
 are different budgets with separate lists. Figures are mean ± standard deviation over seeds, on the test split; the best
 ones are bold, with all that are at most one standard deviation of the best below it. Seconds of training and memory of
 the process are those of the machine that trained, which often did other work too. The last column is the time of a

@@ -84,3 +84,18 @@ def test_bytes_and_budgets() -> None:
         DeepHash(width=0)
     with pytest.raises(ValueError, match="layers"):
         DeepHash(width=3, layers=0)
+
+
+@pytest.mark.parametrize("share", ["10%", "1%"])
+def test_few_bytes_make_a_small_network_that_tells_ids_apart(share):
+    """With a thousand hashes of each id they were a network of one unit, which may give all ids one vector."""
+    tables = [Table(name, ids, 16) for name, ids in {"user": 6040, "item": 3668, "age": 7, "zip": 3439}.items()]
+    method = DeepHash.for_budget(tables, share)
+    assert method.width >= 4
+    assert method.hashes == 8 * method.width
+    for seed in range(10):
+        torch.manual_seed(seed)
+        vectors = CompressedEmbedding(1000, 16, method).materialize()
+        assert len(vectors.unique(dim=0)) > 800
+    assert DeepHash.for_budget(tables, share, hashes=16).hashes == 16
+    assert DeepHash.for_budget([Table("user", 10**6, 64)], "10%").hashes == 1024

@@ -59,3 +59,8 @@ def test_impossible_settings_are_refused_by_name() -> None:
         MemoryLinear(64, 0)
     with pytest.raises(ValueError, match=r"dtype must be one of torch\.float32, .*, got torch\.float8_e4m3fn"):
         MemoryLinear(64, 3, dtype=torch.float8_e4m3fn)
+
+
+def test_an_input_of_another_width_is_named():
+    with pytest.raises(ValueError, match=r"MemoryLinear: input must be \[\*, 64\], got \[8, 32\]"):
+        MemoryLinear(64, 32, bits=4)(torch.randn(8, 32))

@@ -69,6 +69,14 @@ def test_the_page_says_what_has_not_run(tmp_path):
     assert "Not run: " in text
 
 
+def test_the_anchor_is_compared_with_what_was_published(tmp_path):
+    results(tmp_path, {"Full": 0.865, "hash": 0.71}, "frame-gmf")  # .874 and .724 were published
+    text = write(tmp_path, tmp_path).read_text()
+    assert "| Full | 0.874 | 0.8651 ± 0.0001 (3) | -0.0089 | 1,000,000 | yes |" in text
+    assert "| hash | 0.724 | 0.7101 ± 0.0001 (3) | -0.0139 | 250,000 | **no** |" in text
+    assert "| cce | 0.826 | not run |" in text
+
+
 def test_the_committed_results_give_a_page(tmp_path):
     text = write(RESULTS, tmp_path).read_text()
     assert all(f"## {each.title}" in text for each in CLAIMS)
