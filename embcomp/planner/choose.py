@@ -22,6 +22,7 @@ from embcomp.planner import linked, rules
 from embcomp.planner.choice import Choice, kind
 from embcomp.planner.estimates import After, ByProbes, ByRules, Estimates, guessed
 from embcomp.planner.features_ranking import FeatureRanking
+from embcomp.planner.kept_trials import KeptTrials
 from embcomp.planner.offers import notes_on_offers, offers, only_sides
 from embcomp.planner.options import Option, Options, options_of
 from embcomp.planner.probes import Loss, evaluating
@@ -95,7 +96,8 @@ def choose(
             training mode, are held at the same time.
         effort: the share of a full training that all short trainings together may take.
         seconds: the time limit of the probes, in seconds; options that are not measured by then are estimated by rules.
-        cache: a file that keeps the probes, so that a second call, or a call after an interruption, continues.
+        cache: a file that keeps the probes, so that a second call, or a call after an interruption, continues; finished
+            short trainings are kept in a folder beside it until all are done.
         widths: "fbgemm" for rows whose width is a multiple of 4, which `shard` needs; by default for torchrec
             collections that are not on the CPU.
         progress: True to show progress on stderr; by default if stderr is a terminal.
@@ -211,9 +213,11 @@ def _raced(
         methods = ", ".join(dict.fromkeys(kind(option.method) for option in plans[plan]))
         wrong.append(f"the short training of plan {plan + 1} ({methods}) failed: {why}")
 
+    kept = KeptTrials(None if probes.cache is None else Path(f"{probes.cache}.trials"), probes.what)
     winner, losses = halved(
-        model, names, train, measured, probes.difference, effort=effort, heard=probes.heard, failed=failed
+        model, names, train, measured, probes.difference, effort=effort, kept=kept, heard=probes.heard, failed=failed
     )
+    kept.clear()
     means = ", ".join(f"{probes.mean(each):.4f}" if each else "failed" for each in losses)
     how = "by more than chance" if winner else "as none is better by more than chance"
     how = how if losses[0] else "the best of the others"

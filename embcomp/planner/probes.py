@@ -107,6 +107,11 @@ class Probes:
         return rise, _error(rises, rise, self.sizes or [1] * len(rises))
 
     @property
+    def what(self) -> str:
+        """A text of all that is measured: the batches, the losses of the model on them, and its tables."""
+        return _hash(self._data, *self._digests)
+
+    @property
     def spent(self) -> float:
         """The seconds since the first batch."""
         return time.monotonic() - self._started

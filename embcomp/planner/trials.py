@@ -12,6 +12,7 @@ from torch import nn
 from embcomp.compress import compress_
 from embcomp.methods.base import Method
 from embcomp.notes import CompressionWarning
+from embcomp.planner.kept_trials import KeptTrials
 
 Train = Callable[[nn.Module, float], Any]
 """A function that trains a model for a share of a full training."""
@@ -32,6 +33,7 @@ def halved(
     difference: Difference,
     *,
     effort: float,
+    kept: KeptTrials | None = None,
     heard: Callable[[str], None] = lambda text: None,
     failed: Callable[[int, str], None] = lambda plan, why: None,
 ) -> tuple[int, list[list[float]]]:
@@ -48,6 +50,7 @@ def halved(
         judge: a function that returns the losses of a model on held-out batches.
         difference: a function that compares two such lists.
         effort: the share of one full training that all plans together may take.
+        kept: the trainings that an earlier call finished, which are not done again.
         heard: a function that is told of each training.
         failed: a function that is told the index of a plan that failed, and the error.
 
@@ -79,22 +82,25 @@ def halved(
                 compress_(racing[i], plan, init="warm")
         except Exception as error:  # of one plan; the others may still be good
             fails(i, error)
-    before = list(racing)
-    for _ in range(rounds if racing else 0):
+    before, kept = list(racing), kept or KeptTrials(None, "")
+    for number in range(rounds if racing else 0):
         before, share = list(racing), effort / rounds / len(racing)
         for i in before:
             heard(f"plan {i + 1} for {share:.1%} of a training")
             try:
-                train(racing[i], share)
-                found = [*judge(racing[i])]
-                if not all(map(math.isfinite, found)):
-                    raise ValueError("a loss after it is not finite")
+                found = kept.load(plans[i], number, share, racing[i])
+                if found is None:
+                    train(racing[i], share)
+                    found = [*judge(racing[i])]
+                    if not all(map(math.isfinite, found)):
+                        raise ValueError("a loss after it is not finite")
+                    kept.save(plans[i], number, share, racing[i], found)
                 losses[i] = found
             except Exception as error:
                 fails(i, error)
         others = _ordered([i for i in racing if i], losses, difference)
-        kept = {0, *others[: max(1, len(others) // 2)]}
-        racing = {i: candidate for i, candidate in racing.items() if i in kept}
+        staying = {0, *others[: max(1, len(others) // 2)]}
+        racing = {i: candidate for i, candidate in racing.items() if i in staying}
         if not racing:
             break
     left = [i for i in racing or before if losses[i]]  # if the last round failed, what was before it

@@ -12,6 +12,7 @@ import embcomp
 from embcomp.graph import ClusterMap
 from embcomp.planner.choice import kind
 from embcomp.planner.estimates import ByProbes
+from embcomp.planner.kept_trials import KeptTrials
 from embcomp.planner.losses import log_loss
 from embcomp.planner.options import Option, options_of
 from embcomp.planner.probes import Probes
@@ -367,3 +368,45 @@ def test_the_copies_are_in_training_mode_and_a_first_plan_that_fails_is_said(tra
     assert "losses failed, " in said
     assert said.endswith("the best of the others")
     assert "the short training of plan 1" in wrong
+
+
+def test_short_trainings_that_were_stopped_go_on(trained, held_out, tmp_path):
+    def run(stop: int, cache) -> tuple[list[float], embcomp.Choice | None]:
+        """Train by a step that the number of calls does not change; return the shares of the trainings."""
+        shares: list[float] = []
+
+        def train(model, share):
+            if len(shares) == stop:
+                raise KeyboardInterrupt
+            shares.append(share)
+            model.train()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            log_loss(model, held_out[0]).backward()
+            optimizer.step()
+
+        try:
+            return shares, embcomp.choose(trained, "8%", data=held_out, train=train, cache=cache)
+        except KeyboardInterrupt:
+            return shares, None
+
+    whole, expected = run(-1, tmp_path / "whole")
+    for stop in (1, len(whole) - 1):
+        cache = tmp_path / f"stopped-{stop}"
+        first, none = run(stop, cache)
+        second, choice = run(-1, cache)
+        assert none is None
+        assert first + second == whole
+        assert choice.notes == expected.notes
+        assert choice.methods == expected.methods
+        assert [path.name for path in tmp_path.glob(f"{cache.name}*")] == [cache.name]
+
+
+def test_a_damaged_file_of_a_training_is_not_taken(trained, held_out, tmp_path):
+    kept = KeptTrials(tmp_path / "trials", "")
+    plan = {"tables.user": embcomp.LowBit(bits=4)}
+    kept.save(plan, 0, 0.1, trained, [0.5])
+    assert kept.load(plan, 0, 0.1, copy.deepcopy(trained)) == [0.5]
+    assert kept.load(plan, 1, 0.1, trained) is None
+    (path,) = (tmp_path / "trials").iterdir()
+    path.write_bytes(path.read_bytes()[:500])
+    assert kept.load(plan, 0, 0.1, trained) is None
