@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 import embcomp
 from embcomp import ClusteredHash, HotRows, HotTracker, Schedule, recluster_
 from embcomp.schedule import UNTIL, changes_in_training
+from embcomp.torchrec import fuse_
 
 EPOCHS, STEPS, IDS = 4, 60, 200
 
@@ -209,3 +212,16 @@ def test_searches_that_do_not_go_together_or_prune_nothing_are_refused():
         Schedule(made(SEARCHING["magnitude"]), epochs=4, steps=9)
     with pytest.raises(ValueError, match=r"table 'item': ClusteredHash is clustered again in training"):
         Schedule(made(embcomp.LowBit(bits=4, of=ClusteredHash(rows=16, chunks=2))), epochs=4, steps=9)
+
+
+@pytest.mark.parametrize("fused", [torch.optim.SGD, torch.optim.Adagrad])
+def test_rows_that_a_fused_optimizer_trains_need_no_other(fused):
+    tables = [EmbeddingBagConfig(name="item", num_embeddings=IDS, embedding_dim=8, feature_names=["item"])]
+    model = nn.ModuleDict({"c": EmbeddingBagCollection(tables=tables), "tower": nn.Linear(8, 1)})
+    embcomp.compress_(model, ClusteredHash(rows=12, chunks=2))
+    model = fuse_(model, optimizer=fused, optimizer_kwargs={"lr": 0.1})
+    schedule = Schedule(model, epochs=4, steps=1, optimizer=torch.optim.Adam(model["tower"].parameters()))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    schedule.step()
+    schedule.epoch_ended()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -261,8 +261,7 @@ class Schedule:
 
 def _check(site: Site, stages: TableStages) -> None:
     """Raise ValueError if a table is trained in a way that its stages cannot change."""
-    by_engine = any(store.states for store in site.held.stores.values())
-    if stages.begins_again and by_engine:
+    if stages.begins_again and any(store.states for store in site.held.stores.values()):
         raise ValueError(
             f"table {site.name!r} begins again after its search, but a fused optimizer trains it: train it by an "
             "optimizer of its own"
@@ -272,7 +271,7 @@ def _check(site: Site, stages: TableStages) -> None:
             f"table {site.name!r} is frozen, but its method searches what to store while it is trained: unfreeze it, "
             "or take a method that does not"
         )
-    if site.optimizer is None or by_engine or site.frozen:
+    if site.optimizer is None or site.by_engine or site.frozen:
         return
     known = {id(parameter) for group in site.optimizer.param_groups for parameter in group["params"]}
     if not any(id(rows) in known for rows in site.held.rows):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from embcomp.codecs.base import Codec
-from embcomp.holders import Held, HeldStore
+from embcomp.holders import Held
 
 
 class Site(NamedTuple):
@@ -38,9 +38,16 @@ class Site(NamedTuple):
         return self.held.names[0] or self.held.table.name
 
     @property
+    def by_engine(self) -> bool:
+        """True if a fused optimizer trains the rows, which need no gradient then."""
+        return any(store.states or hasattr(store.weight, "frozen") for store in self.held.stores.values())
+
+    @property
     def frozen(self) -> bool:
         """True if no rows of the table are trained."""
-        return all(_is_frozen(store) for store in self.held.stores.values())
+        if self.by_engine:
+            return all(getattr(rows, "frozen", False) for rows in self.held.rows)
+        return not any(rows.requires_grad for rows in self.held.rows)
 
     def search_epochs(self, share: float, what: str) -> int:
         """Return the epochs of a search. Raise ValueError if none is left to train `what` it found."""
@@ -51,11 +58,6 @@ class Site(NamedTuple):
                 "train what it keeps; train for more epochs, or lower search"
             )
         return epochs
-
-
-def _is_frozen(store: HeldStore) -> bool:
-    by_engine = getattr(store.weight, "frozen", None)  # of a fused optimizer, whose weights need no gradient
-    return (not store.weight.requires_grad and not store.states) if by_engine is None else by_engine
 
 
 class TableStages:
