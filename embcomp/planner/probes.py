@@ -186,8 +186,12 @@ class Probes:
     def _measured(self) -> list[float]:
         losses = []
         with evaluating(self.model):
-            for batch in self.batches:
-                value = self.loss(self.model, batch)
+            for number, batch in enumerate(self.batches):
+                try:
+                    value = self.loss(self.model, batch)
+                except Exception as error:
+                    error.add_note(f"choose: this is of batch {number} of data")
+                    raise
                 if isinstance(value, Tensor) and value.numel() != 1:
                     raise ValueError(f"loss must give one number a batch, got shape {list(value.shape)}")
                 if value is None:

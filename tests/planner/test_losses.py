@@ -81,3 +81,10 @@ def test_a_model_that_is_not_trained_is_refused_on_small_batches_too(rows, seed)
     assert sum(log_loss(Untrained(), batch).item() for batch in noise) / 30 > 1
     with pytest.raises(ValueError, match="the model is not trained, or overfits"):
         embcomp.choose(Untrained(), "20%", data=noise)
+
+
+def test_a_batch_that_cannot_be_read_is_named(trained, held_out):
+    ids, labels = held_out[1]
+    with pytest.raises(IndexError) as raised:
+        embcomp.choose(trained, "5%", data=[held_out[0], (ids + 1000, labels)])
+    assert raised.value.__notes__ == ["choose: this is of batch 1 of data"]
