@@ -107,8 +107,9 @@ def test_what_does_not_fit_is_refused() -> None:
     for counts, message in [
         (torch.ones(9), r"table 't': counts must have shape \[10\], got \[9\]"),
         (torch.ones(10, 1), r"shape \[10\], got \[10, 1\]"),
-        (-torch.ones(10), "table 't': counts must not be negative or NaN"),
-        (torch.full((10,), float("nan")), "negative or NaN"),
+        (-torch.ones(10), "table 't': counts must not be negative, infinite or NaN"),
+        (torch.full((10,), float("nan")), "infinite or NaN"),
+        (torch.tensor([1.0] * 9 + [float("inf")]), "infinite or NaN"),
         ({"u": COUNTS}, r"counts names no table 't'; it has \['u'\]"),
     ]:
         with pytest.raises(ValueError, match=message):
