@@ -127,10 +127,10 @@ def truncate_(model: nn.Module, width: int | Mapping[str, int], *, of: Method | 
     for pattern, own in width.items():
         mine = [table for table, its in zip(held, pattern_of, strict=True) if its == pattern]
         widest = max((table.table.embedding_dim for table in mine), default=0)
-        method_of_all = Nested(width=own, of=method)
+        narrow = Nested(width=own, of=method)
         for table in mine:
             if table.table.embedding_dim > own or own > widest:  # the last is an error, which compress_ names
-                methods[escape(table.names[0]) or "*"] = method_of_all
+                methods[escape(table.names[0]) or "*"] = narrow
     return compress_(model, methods, init="warm")
 
 

@@ -200,7 +200,6 @@ def _raced(
     if len(plans) == 1:
         return plans[0], ["no short trainings: no other plan is expected to lose about as little"]
     names = [{escape(search.held[i].name): o.method for o in plan for i in o.tables} for plan in plans]
-
     probes = judge.probes
 
     def measured(candidate: nn.Module) -> list[float]:
@@ -220,7 +219,8 @@ def _raced(
     kept.clear()
     means = ", ".join(f"{probes.mean(each):.4f}" if each else "failed" for each in losses)
     how = "by more than chance" if winner else "as none is better by more than chance"
-    how = how if losses[0] else "the best of the others"
+    if not losses[0]:
+        how = "the best of the others"
     return plans[winner], [f"short trainings: {len(plans)} plans, losses {means}; plan {winner + 1}, {how}", *wrong]
 
 

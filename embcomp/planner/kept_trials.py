@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +23,7 @@ class KeptTrials:
 
     def __init__(self, folder: Path | None, what: str) -> None:
         self._folder, self._what = folder, what
+        self._paths: set[Path] = set()
 
     def load(self, plan: Mapping[str, Method], number: int, share: float, model: nn.Module) -> list[float] | None:
         """Return the losses after a training, and give the model the state that it left; None if it is not there.
@@ -53,13 +53,17 @@ class KeptTrials:
             write(path, lambda file: torch.save({"state": model.state_dict(), "losses": losses}, file))
 
     def clear(self) -> None:
-        """Remove all that is kept, when the plans are chosen."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove what this object has kept or read, when the plans are chosen; files of other choices stay."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        if self._folder is not None and self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
 
     def _path(self, plan: Mapping[str, Method], number: int, share: float) -> Path | None:
         if self._folder is None:
             return None
         named = json.dumps({name: plain(method) for name, method in plan.items()}, sort_keys=True)
         key = hashlib.sha256(f"{self._what}\n{named}\n{number}\n{share!r}".encode()).hexdigest()[:24]
-        return self._folder / f"{key}.pt"
+        path = self._folder / f"{key}.pt"
+        self._paths.add(path)
+        return path

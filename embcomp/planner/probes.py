@@ -90,7 +90,8 @@ class Probes:
         self.base = self.mean(self._losses)
         self._known: dict[str, tuple[float, float]] = {}
         self._digests = [_digest(table.weight) + _digest(self.counts.get(table.name)) for table in self.held]
-        self._data = _hash(repr(self._losses), *map(_digest_of_batch, self.batches))
+        kept = self.cache is not None  # else nothing tells these batches from others
+        self._data = _hash(repr(self._losses), *map(_digest_of_batch, self.batches)) if kept else ""
         if self.cache is not None and Path(self.cache).exists():
             self._known = _read(Path(self.cache))
 

@@ -170,13 +170,18 @@ class Search:
 
         They differ in more than small tables, and are not expected to lose much more than the best.
         """
-        plans: dict[object, list[Option]] = {}
-        for plan in sorted(self.candidates(in_time=True), key=self.cost):
-            large = [o for o in plan if any((self.held[i].table.num_embeddings or SMALL + 1) > SMALL for i in o.tables)]
-            plans.setdefault(tuple((o.tables, kind(o.method), _bits(o.method)) for o in large), plan)
-        first, *others = plans.values()
+        first, *others = sorted(self.candidates(in_time=True), key=self.cost)
         most = RIVAL * self.cost(first)
-        return [self.grown(plan) for plan in [first, *(plan for plan in others if self.cost(plan) <= most)]]
+        plans: dict[object, list[Option]] = {}
+        for plan in [first, *(plan for plan in others if self.cost(plan) <= most)]:
+            grown = self.grown(plan)  # before they are compared: two ranks may grow into one
+            plans.setdefault(self._way(grown), grown)
+        return list(plans.values())
+
+    def _way(self, plan: Sequence[Option]) -> object:
+        """The kind and the bits of each large table's method in a plan."""
+        large = [o for o in plan if any((self.held[i].table.num_embeddings or SMALL + 1) > SMALL for i in o.tables)]
+        return tuple((o.tables, kind(o.method), _bits(o.method)) for o in large)
 
     def best(self) -> list[Option]:
         """Return the plan of least loss; the most promising ones are measured together."""

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from embcomp.planner.losses import log_loss
+
 IDS = {"user": 300, "item": 400, "noise": 200, "day": 5}
 WIDTH = 8
 
@@ -35,6 +37,11 @@ def clicks(number, seed):
     ids = torch.stack([torch.randint(count, (number,), generator=random) for count in IDS.values()], 1)
     logits = (taste["user"][ids[:, 0]] * taste["item"][ids[:, 1]]).sum(1) + day[ids[:, 3]]
     return ids, (torch.rand(number, generator=random) < logits.sigmoid()).float()
+
+
+def mean_loss(model, batches):
+    with torch.no_grad():
+        return sum(float(log_loss(model.eval(), batch)) for batch in batches) / len(batches)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import embcomp
+from embcomp.planner.choice import kind
+from embcomp.planner.estimates import ByRules
 from embcomp.planner.growth import resized, size_of
+from embcomp.planner.options import options_of
+from embcomp.planner.search import Search
+from embcomp.planner.tables import held_tables
 
 TABLE = embcomp.Table("item", 30_000, 64)
 
@@ -40,3 +45,14 @@ def test_the_size_of_a_method_is_that_of_its_rows_or_else_its_rank():
     assert size_of(embcomp.LowBit(bits=4, of=embcomp.LowRank(rank=3))) == 3
     assert resized(embcomp.LowBit(bits=4, of=embcomp.LowRank(rank=3)), 5).of.rank == 5
     assert size_of(embcomp.LowBit(bits=4)) is None
+
+
+def test_ranks_that_grow_into_one_compete_once(monkeypatch):
+    held = held_tables([TABLE], None)
+    options = options_of(held, "training")
+    plans = [[option] for option in options if kind(option.method) in ("LowRank 3", "LowRank 4")]
+    budget = embcomp.LowRank(rank=5).sizes([TABLE]).nbytes("training")
+    search = Search(held, options, ByRules(held, {}), "training", budget)
+    monkeypatch.setattr(search, "candidates", lambda in_time: plans)
+    assert len(plans) == 2
+    assert [[size_of(option.method) for option in plan] for plan in search.rivals()] == [[5]]

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,24 +11,18 @@ import embcomp
 from embcomp.graph import ClusterMap
 from embcomp.planner.choice import kind
 from embcomp.planner.estimates import ByProbes
-from embcomp.planner.kept_trials import KeptTrials
 from embcomp.planner.losses import log_loss
 from embcomp.planner.options import Option, options_of
 from embcomp.planner.probes import Probes
 from embcomp.planner.search import Search
 from embcomp.planner.tables import held_tables
-from tests.planner.conftest import IDS, WIDTH, Clicks, chosen
+from tests.planner.conftest import IDS, WIDTH, Clicks, chosen, mean_loss
 
 FULL = 4 * WIDTH * sum(IDS.values())
 
 
 def bytes_of(plan):
     return sum(option.served for option in plan)
-
-
-def mean_loss(model, batches):
-    with torch.no_grad():
-        return sum(float(log_loss(model.eval(), batch)) for batch in batches) / len(batches)
 
 
 def test_progress_says_how_far_it_is(trained, held_out, capsys):
@@ -156,42 +149,6 @@ def test_no_time_leaves_rules(trained, held_out):
     plans = search.candidates(in_time=True)
     assert len(plans) <= 2 < len(search.candidates())
     assert judge.joint(plans[0]) == min(map(judge.joint, search.candidates()))  # more plans are of no use
-
-
-def test_short_trainings_choose_among_plans(trained, held_out):
-    shares, trained_on = [], []
-
-    def train(model, share):
-        shares.append(share)
-        trained_on.append(model)  # and trains nothing
-
-    choice = embcomp.choose(trained, "8%", data=held_out, train=train, effort=0.25)
-    assert sum(shares) == pytest.approx(0.25)
-    assert choice.level == 3
-    assert choice.nbytes <= choice.budget
-    first, *others = [
-        np.array([mean_loss(model, [batch]) for batch in held_out]) for model in dict.fromkeys(trained_on)
-    ]
-    rises = min(others, key=np.mean) - first  # batch by batch
-    better = rises.mean() < -2 * rises.std(ddof=1) / len(rises) ** 0.5
-    swapped = copy.deepcopy(trained)
-    embcomp.compress_(swapped, choice.methods, init="warm")
-    expected = first.mean() + (rises.mean() if better else 0)
-    assert mean_loss(swapped, held_out) == pytest.approx(expected, abs=1e-6)
-
-
-def test_plans_that_compete_differ_in_large_tables_and_are_expected_to_lose_about_as_little(trained, held_out):
-    held = held_tables(trained, None)
-    judge = ByProbes(held, Probes(trained, held, held_out, log_loss), "fresh")
-    search = Search(held, options_of(held, "served"), judge, "served", FULL // 12)
-    rivals = search.rivals()
-    ways = [[(o.tables, kind(o.method), getattr(o.method, "bits", None)) for o in plan] for plan in rivals]
-    assert len(rivals) > 1
-    assert all(a != b for i, a in enumerate(ways) for b in ways[:i])
-    least = min(map(search.cost, search.candidates()))
-    assert judge.joint(rivals[0]) <= least
-    assert all(judge.joint(plan) <= 1.5 * least for plan in rivals)  # without the price, and with rows that grew
-    assert all(sum(option.served for option in plan) <= FULL // 12 for plan in rivals)
 
 
 def test_bytes_that_buy_nothing_are_not_spent(trained, held_out):
@@ -352,61 +309,3 @@ def test_probes_of_other_batches_with_the_same_losses_are_not_taken(trained, hel
         made.append(len(seen))
     assert made[1] == len(held_out)  # the losses of the whole model alone
     assert made[2] == made[0] > made[1]
-
-
-def test_the_copies_are_in_training_mode_and_a_first_plan_that_fails_is_said(trained, held_out):
-    modes = []
-
-    def train(model, share):
-        modes.append(model.training)
-        if len(modes) == 1:
-            raise RuntimeError("no memory")
-
-    choice = embcomp.choose(copy.deepcopy(trained).eval(), "8%", data=held_out, train=train)
-    assert all(modes)
-    (said, wrong) = choice.notes[:2]
-    assert "losses failed, " in said
-    assert said.endswith("the best of the others")
-    assert "the short training of plan 1" in wrong
-
-
-def test_short_trainings_that_were_stopped_go_on(trained, held_out, tmp_path):
-    def run(stop: int, cache) -> tuple[list[float], embcomp.Choice | None]:
-        """Train by a step that the number of calls does not change; return the shares of the trainings."""
-        shares: list[float] = []
-
-        def train(model, share):
-            if len(shares) == stop:
-                raise KeyboardInterrupt
-            shares.append(share)
-            model.train()
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            log_loss(model, held_out[0]).backward()
-            optimizer.step()
-
-        try:
-            return shares, embcomp.choose(trained, "8%", data=held_out, train=train, cache=cache)
-        except KeyboardInterrupt:
-            return shares, None
-
-    whole, expected = run(-1, tmp_path / "whole")
-    for stop in (1, len(whole) - 1):
-        cache = tmp_path / f"stopped-{stop}"
-        first, none = run(stop, cache)
-        second, choice = run(-1, cache)
-        assert none is None
-        assert first + second == whole
-        assert choice.notes == expected.notes
-        assert choice.methods == expected.methods
-        assert [path.name for path in tmp_path.glob(f"{cache.name}*")] == [cache.name]
-
-
-def test_a_damaged_file_of_a_training_is_not_taken(trained, held_out, tmp_path):
-    kept = KeptTrials(tmp_path / "trials", "")
-    plan = {"tables.user": embcomp.LowBit(bits=4)}
-    kept.save(plan, 0, 0.1, trained, [0.5])
-    assert kept.load(plan, 0, 0.1, copy.deepcopy(trained)) == [0.5]
-    assert kept.load(plan, 1, 0.1, trained) is None
-    (path,) = (tmp_path / "trials").iterdir()
-    path.write_bytes(path.read_bytes()[:500])
-    assert kept.load(plan, 0, 0.1, trained) is None
